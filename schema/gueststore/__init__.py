@@ -1,0 +1,1 @@
+"""The store: its contract with the daemon, its migrations and its seed."""
