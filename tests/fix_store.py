@@ -1,0 +1,96 @@
+"""A real TimescaleDB for tests: one server a session, one database a test.
+
+The server is a private one in a temporary directory, or the one that GUESTD_DATABASE_DSN names.
+"""
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import psycopg
+import pytest
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+from tools.cluster import Cluster, create_database, prefix
+
+from gueststore.migrations import migrate
+
+
+class Server(Protocol):
+    """A server on which we may create databases."""
+
+    def dsn(self, database: str) -> str:
+        """Return the address of `database` on it."""
+
+
+@dataclass(frozen=True)
+class GivenServer:
+    """The server of GUESTD_DATABASE_DSN."""
+
+    address: str
+
+    def dsn(self, database: str) -> str:
+        """Return the address of `database` on it."""
+        return make_conninfo(self.address, dbname=database)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Server]:
+    """The server of this session."""
+    given = os.environ.get("GUESTD_DATABASE_DSN")
+    if given:
+        yield GivenServer(given)
+        return
+    # Not pytest's tmp_path: too long for a socket, and closed to the user that root's server runs as.
+    directory = Path(tempfile.mkdtemp(prefix="guestd-"))
+    cluster = Cluster(directory, prefix=prefix(), settings={"fsync": "off"})
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(directory)
+
+
+@pytest.fixture(scope="session")
+def template(cluster: Server) -> Iterator[str]:
+    """The name of a database that has seen every migration, to copy."""
+    with _database(cluster, "template1") as name:
+        create_database(cluster.dsn("postgres"), name)
+        migrate(cluster.dsn(name))
+        yield name
+
+
+@pytest.fixture
+def dsn(cluster: Server, template: str) -> Iterator[str]:
+    """The DSN of a migrated database of this test's own."""
+    with _database(cluster, template) as name:
+        yield cluster.dsn(name)
+
+
+@pytest.fixture
+def empty_dsn(cluster: Server) -> Iterator[str]:
+    """The DSN of an empty database of this test's own: the extension can be created, and is not."""
+    with _database(cluster, "template1") as name:
+        yield cluster.dsn(name)
+
+
+@contextmanager
+def _database(cluster: Server, template: str) -> Iterator[str]:
+    name = f"guestd_test_{uuid.uuid4().hex}"
+    create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
+    # FORCE ends the sessions that a failed test left behind.
+    drop = sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name))
+    with psycopg.connect(cluster.dsn("postgres"), autocommit=True) as connection:
+        connection.execute(create)
+    try:
+        yield name
+    finally:
+        with psycopg.connect(cluster.dsn("postgres"), autocommit=True) as connection:
+            connection.execute(drop)
