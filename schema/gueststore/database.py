@@ -1,0 +1,60 @@
+"""One connection for the store's tools, and errors that an operator can act on."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
+
+from gueststore.errors import ConfigurationError, StoreError
+
+CONNECT_TIMEOUT_SECONDS = 10
+
+Connection = psycopg.Connection[tuple[object, ...]]
+
+
+@contextmanager
+def connect(dsn: str) -> Iterator[Connection]:
+    """Open a connection in autocommit mode on the schema `public`, and close it at the end.
+
+    ConfigurationError for a DSN that cannot be read or a refused login, StoreError for a server that does not
+    answer; both name host and database.
+    """
+    with _open(dsn) as connection:
+        # Ours are the only names that matter; a role's own search_path must not put the tables elsewhere.
+        connection.execute("SELECT set_config('search_path', 'public', FALSE)")
+        yield connection
+
+
+def _open(dsn: str) -> Connection:
+    place = describe(dsn)
+    try:
+        return psycopg.connect(
+            dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT_SECONDS, application_name="gueststore"
+        )
+    except psycopg.OperationalError as why:
+        reason = str(why).strip().splitlines()[-1]
+        if "FATAL:" in reason:
+            raise ConfigurationError(
+                f"{place} refused the login: {reason.partition('FATAL:')[2].strip()}"
+            ) from why
+        raise StoreError(f"cannot reach {place}: {reason}") from why
+
+
+def describe(dsn: str) -> str:
+    """Name the database and host of a DSN, never its password. ConfigurationError when it is malformed."""
+    try:
+        parts = conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError as why:
+        raise ConfigurationError(f"the DSN cannot be read: {str(why).strip()}") from why
+    database = parts.get("dbname") or parts.get("user") or "the default database"
+    host = parts.get("host") or parts.get("hostaddr") or "the local socket"
+    port = parts.get("port") or "5432"
+    return f"database {database} on {host} port {port}"
+
+
+def message(error: psycopg.Error) -> str:
+    """One sentence out of a server's error: its primary message, and detail and hint where there are any."""
+    diagnostic = error.diag
+    parts = (diagnostic.message_primary, diagnostic.message_detail, diagnostic.message_hint)
+    return "; ".join(part.rstrip(".") for part in parts if part) or str(error).strip()

@@ -1,0 +1,226 @@
+"""Brings a database to the schema of this package.
+
+    lock -> refuse what is not ours -> bootstrap -> each new migration -> each changed repeatable -> unlock
+
+A session advisory lock makes concurrent runs take turns. A migration runs in one transaction whose first act
+is to insert its own row into SchemaMigration, so a half-done one leaves nothing behind, its row included.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import psycopg
+from psycopg.rows import class_row, tuple_row
+
+from gueststore.database import Connection, connect, describe, message
+from gueststore.errors import ConfigurationError, StoreError
+from gueststore.queries import query
+from gueststore.scripts import Migration, Repeatable, Scripts, packaged
+
+# "guestd" in ASCII: any fixed number that no other program picks.
+ADVISORY_LOCK_KEY = 0x677565737464
+
+# Whoever queues for a lock stops everybody behind it: a migration gives up after this time and can run again.
+LOCK_TIMEOUT = "10s"
+
+# The slowest migration that another run may be in the middle of.
+WAIT_FOR_OTHER_RUN_SECONDS = 600.0
+
+_WAIT_STEP_SECONDS = 0.2
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """One script that a run applied, and how long it took."""
+
+    script: Migration | Repeatable
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"applied {self.script} in {self.seconds:.2f} s"
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row of SchemaMigration."""
+
+    number: int
+    name: str
+    checksum: str
+    compat: int
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """What a database has run of the scripts given. `version` is 0 before the first migration."""
+
+    version: int
+    compat: int
+    applied: tuple[Migration, ...]
+    pending: tuple[Migration | Repeatable, ...]
+    problems: tuple[str, ...]
+
+
+def _silent(_line: str) -> None:
+    pass
+
+
+def migrate(dsn: str, *, scripts: Scripts | None = None, report: Report = _silent) -> list[Applied]:
+    """Apply what the database lacks and return it, in order; an empty list when there was nothing to do.
+
+    StoreError when a migration fails (nothing of it stays), was edited after it ran, or is unknown here;
+    ConfigurationError when the database is not one of ours or has no TimescaleDB.
+    """
+    scripts = scripts or packaged()
+    with connect(dsn) as connection, _one_run_at_a_time(connection, report):
+        _refuse_foreign(connection, dsn)
+        _require_timescaledb(connection, dsn)
+        _run(connection, scripts.bootstrap, "bootstrap")
+        state = _compare(connection, scripts)
+        if state.problems:
+            raise StoreError("; ".join(state.problems))
+        applied = []
+        for script in state.pending:
+            report(f"applying {script} ...")
+            applied.append(_apply(connection, script))
+            report(str(applied[-1]))
+        return applied
+
+
+def status(dsn: str, *, scripts: Scripts | None = None) -> Status:
+    """Compare a database with the scripts, changing nothing. Errors as for `connect` and foreign databases."""
+    with connect(dsn) as connection:
+        _refuse_foreign(connection, dsn)
+        return _compare(connection, scripts or packaged())
+
+
+@contextmanager
+def _one_run_at_a_time(connection: Connection, report: Report) -> Iterator[None]:
+    """Hold the advisory lock.
+
+    Polls instead of waiting inside the server: a waiting statement holds a snapshot, for which a CREATE INDEX
+    CONCURRENTLY of the run that holds the lock would wait in turn.
+    """
+    give_up_at = time.monotonic() + WAIT_FOR_OTHER_RUN_SECONDS
+    waited = False
+    while not _scalar(connection, "SELECT pg_try_advisory_lock(%s)", ADVISORY_LOCK_KEY):
+        if not waited:
+            report("another run is migrating this database; waiting for it ...")
+            waited = True
+        if time.monotonic() > give_up_at:
+            raise StoreError(f"another run has been migrating for over {WAIT_FOR_OTHER_RUN_SECONDS:.0f} s")
+        time.sleep(_WAIT_STEP_SECONDS)
+    try:
+        yield
+    finally:
+        if not connection.closed:
+            connection.execute("SELECT pg_advisory_unlock(%s)", (ADVISORY_LOCK_KEY,))
+
+
+def _refuse_foreign(connection: Connection, dsn: str) -> None:
+    if _scalar(connection, "SELECT to_regclass('public._prisma_migrations') IS NOT NULL"):
+        raise ConfigurationError(
+            f"{describe(dsn)} is managed by Prisma (it holds _prisma_migrations), and two tools must not "
+            "migrate one database: give gueststore a database of its own"
+        )
+
+
+def _require_timescaledb(connection: Connection, dsn: str) -> None:
+    if _scalar(connection, "SELECT count(*) FROM pg_extension WHERE extname = 'timescaledb'"):
+        return
+    if not _scalar(connection, "SELECT count(*) FROM pg_available_extensions WHERE name = 'timescaledb'"):
+        raise ConfigurationError(
+            f"the server of {describe(dsn)} has no TimescaleDB: install the package "
+            "postgresql-17-timescaledb (or timescaledb-2-postgresql-17), set "
+            "shared_preload_libraries = 'timescaledb' and restart the server"
+        )
+    try:
+        connection.execute("CREATE EXTENSION IF NOT EXISTS timescaledb")
+    except psycopg.Error as why:
+        raise ConfigurationError(
+            f"TimescaleDB is installed but cannot be enabled in {describe(dsn)}: {message(why)}"
+        ) from why
+
+
+def _compare(connection: Connection, scripts: Scripts) -> Status:
+    ran, repeated = _read_books(connection)
+    known = {migration.number for migration in scripts.migrations}
+    problems = [
+        f"migration {migration} was edited after it ran here: "
+        "restore its text and put the change into a new migration"
+        for migration in scripts.migrations
+        if migration.number in ran and ran[migration.number].checksum != migration.checksum
+    ]
+    problems += [
+        f"the database has run migration {row.number:04} {row.name}, which this program does not know: "
+        "install a newer one"
+        for row in ran.values()
+        if row.number not in known
+    ]
+    return Status(
+        version=max(ran, default=0),
+        compat=max((row.compat for row in ran.values()), default=0),
+        applied=tuple(migration for migration in scripts.migrations if migration.number in ran),
+        pending=(
+            *(migration for migration in scripts.migrations if migration.number not in ran),
+            *(script for script in scripts.repeatables if repeated.get(script.name) != script.checksum),
+        ),
+        problems=tuple(problems),
+    )
+
+
+def _read_books(connection: Connection) -> tuple[dict[int, _Row], dict[str, str]]:
+    """Return the migrations that ran, by number, and the checksums of the repeatables, by name."""
+    if _scalar(connection, "SELECT to_regclass('public.\"SchemaMigration\"') IS NULL"):
+        return {}, {}
+    with connection.cursor(row_factory=class_row(_Row)) as cursor:
+        ran = {row.number: row for row in cursor.execute(query("read_migrations"))}
+    with connection.cursor(row_factory=tuple_row) as cursor:
+        repeated = dict(cursor.execute('SELECT "name", "checksum" FROM "SchemaRepeatable"').fetchall())
+    return ran, repeated
+
+
+def _apply(connection: Connection, script: Migration | Repeatable) -> Applied:
+    started = time.monotonic()
+    if isinstance(script, Migration) and not script.transactional:
+        # One idempotent statement: recorded after it, so that a run that dies in between simply repeats it.
+        _run(connection, script.body, str(script))
+        _record(connection, script)
+    else:
+        with connection.transaction():
+            _record(connection, script)
+            _run(connection, script.body, str(script))
+    return Applied(script, time.monotonic() - started)
+
+
+def _record(connection: Connection, script: Migration | Repeatable) -> None:
+    row: dict[str, object] = {"name": script.name, "checksum": script.checksum}
+    if isinstance(script, Migration):
+        row |= {"number": script.number, "body": script.body, "compat": script.compat}
+        connection.execute(query("record_migration"), row)
+    else:
+        connection.execute(query("record_repeatable"), row)
+
+
+def _run(connection: Connection, body: str, what: str) -> None:
+    """Run a script of many statements; StoreError names the script and what the server said."""
+    connection.execute("SELECT set_config('lock_timeout', %s, FALSE)", (LOCK_TIMEOUT,))
+    connection.execute("SELECT set_config('statement_timeout', '0', FALSE)")
+    connection.execute("SELECT set_config('client_min_messages', 'warning', FALSE)")
+    try:
+        connection.execute(body.encode())
+    except psycopg.errors.LockNotAvailable as why:
+        raise StoreError(
+            f"{what} could not get its locks within {LOCK_TIMEOUT}; nothing changed, run again"
+        ) from why
+    except psycopg.Error as why:
+        raise StoreError(f"{what} failed and nothing of it stays: {message(why)}") from why
+
+
+def _scalar(connection: Connection, select: str, *parameters: object) -> object:
+    row = connection.execute(select.encode(), parameters or None).fetchone()
+    return row[0] if row else None

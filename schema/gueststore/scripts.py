@@ -1,0 +1,117 @@
+"""The SQL of this package as values: what to run, in which order, with which checksum. No database here."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+
+from gueststore.errors import StoreError
+
+_FILE_NAME = re.compile(r"(?P<number>\d{4})_(?P<name>[a-z0-9_]+)\.sql")
+_HEADER = re.compile(r"^-- (?P<key>compat|no-transaction): (?P<value>.+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One file of sql/migrations: runs once, in the order of its number, and is never edited."""
+
+    number: int
+    name: str
+    body: str
+    compat: int
+    transactional: bool
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the body, hex."""
+        return checksum(self.body)
+
+    def __str__(self) -> str:
+        return f"{self.number:04} {self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Repeatable:
+    """One file of sql/repeatable: holds the whole current truth and runs again whenever it changes."""
+
+    name: str
+    body: str
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the body, hex."""
+        return checksum(self.body)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Scripts:
+    """Everything that makes a schema: the bootstrap, the migrations by number, the repeatables by name."""
+
+    bootstrap: str
+    migrations: tuple[Migration, ...]
+    repeatables: tuple[Repeatable, ...]
+
+
+@cache
+def packaged() -> Scripts:
+    """Return the scripts that this package ships."""
+    sql = files("gueststore") / "sql"
+    return Scripts(
+        bootstrap=(sql / "bootstrap.sql").read_text("utf-8"),
+        migrations=in_order(
+            parse_migration(f.name, f.read_text("utf-8")) for f in _sql_files(sql / "migrations")
+        ),
+        repeatables=tuple(
+            Repeatable(f.name.removesuffix(".sql"), f.read_text("utf-8"))
+            for f in _sql_files(sql / "repeatable")
+        ),
+    )
+
+
+def parse_migration(file_name: str, body: str) -> Migration:
+    """Read a migration's number and name off its file name and the rest off its header comments.
+
+    `-- compat: N` is required: the oldest schema version whose programs still work afterwards.
+    `-- no-transaction: <reason>` marks one idempotent statement that cannot run in a transaction.
+    StoreError names what is missing.
+    """
+    match = _FILE_NAME.fullmatch(file_name)
+    if match is None:
+        raise StoreError(f"{file_name}: a migration is named like 0007_add_something.sql")
+    header = {found["key"]: found["value"].strip() for found in _HEADER.finditer(body)}
+    if not header.get("compat", "").isdecimal():
+        raise StoreError(f"{file_name}: the header `-- compat: <number>` is missing")
+    return Migration(
+        number=int(match["number"]),
+        name=match["name"],
+        body=body,
+        compat=int(header["compat"]),
+        transactional="no-transaction" not in header,
+    )
+
+
+def in_order(migrations: Iterable[Migration]) -> tuple[Migration, ...]:
+    """Sort by number; StoreError when the numbers are not 1, 2, 3 ... without a gap or a double."""
+    ordered = tuple(sorted(migrations, key=lambda migration: migration.number))
+    for expected, migration in enumerate(ordered, start=1):
+        if migration.number != expected:
+            raise StoreError(
+                f"migration {migration} should have number {expected:04}: numbers have no gap or double"
+            )
+    return ordered
+
+
+def checksum(body: str) -> str:
+    """SHA-256 of a script, hex."""
+    return sha256(body.encode()).hexdigest()
+
+
+def _sql_files(folder: Traversable) -> list[Traversable]:
+    found = [f for f in folder.iterdir() if f.name.endswith(".sql")]
+    return sorted(found, key=lambda f: f.name)

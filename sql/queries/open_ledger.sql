@@ -1,0 +1,5 @@
+-- Begins the books of a spool's lane; leaves existing books alone.
+-- %(spool_id)s: uuid, %(lane)s: integer, %(committed_seq)s: bigint.
+INSERT INTO "IngestLedger" ("spoolId", "lane", "committedSeq")
+VALUES (%(spool_id)s, %(lane)s, %(committed_seq)s)
+ON CONFLICT ("spoolId", "lane") DO NOTHING;

@@ -1,0 +1,5 @@
+-- How far a spool's lane is stored: one row, committedSeq, or none when its books are not open.
+-- %(spool_id)s: uuid, %(lane)s: integer.
+SELECT "committedSeq"
+FROM "IngestLedger"
+WHERE "spoolId" = %(spool_id)s AND "lane" = %(lane)s;
