@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # The one directory where ./dev keeps what it fetched or made. Sourced by dev and tools/get-packages.
 cache_directory() {
   if [ -n "${GUESTD_CACHE:-}" ]; then

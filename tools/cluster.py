@@ -40,7 +40,6 @@ PASSING = ("Address already in use", "is still in use")
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "shared_preload_libraries": "timescaledb",
-    "timescaledb.telemetry_level": "off",
     "jit": "off",
     "timezone": "UTC",
     "log_timezone": "UTC",
@@ -223,12 +222,16 @@ def prefix() -> Path:
 
 
 def create_database(server: str, name: str) -> None:
-    """Create database `name` and its timescaledb extension, where missing, on the server that `server` names."""
+    """Create database `name` and its timescaledb extension, where missing, on the server of the DSN `server`.
+
+    Safe when several do it at once.
+    """
     with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute("SELECT pg_advisory_lock(hashtext('guestd create_database'))")
         if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone() is None:
             connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
-    with psycopg.connect(server, dbname=name, autocommit=True) as connection:
-        connection.execute("CREATE EXTENSION IF NOT EXISTS timescaledb")
+        with psycopg.connect(server, dbname=name, autocommit=True) as inside:
+            inside.execute("CREATE EXTENSION IF NOT EXISTS timescaledb")
 
 
 def _free_port(wanted: int | None) -> int:
