@@ -1,0 +1,196 @@
+"""The only page that knows everyone: opens resources, wires the pipeline, names the tasks.
+
+    sources/virtio -> intake -> spool -> writer -> store
+                        |                  |
+                        +---- telemetry ---+
+
+Starting: spool, writer, telemetry, sources, READY. Stopping: sources end, the writer drains within the
+grace, the rest stays in the spool for the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import signal
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import structlog
+
+from guestd import __version__, intake, systemd, writer
+from guestd.batch import Limits
+from guestd.errors import StoreUnavailable
+from guestd.intake import Intake
+from guestd.lifecycle import Backoff, retrying, run_until
+from guestd.roster import Roster
+from guestd.settings import Settings
+from guestd.sources import virtio
+from guestd.spool import Spool, open_spool
+from guestd.store import Outcome, server_name, watch_machines
+from guestd.telemetry import Telemetry, served
+from guestd.writer import Writer
+
+log = structlog.get_logger()
+
+STATUS_SECONDS = 5.0
+
+
+async def run(settings: Settings) -> None:
+    """guestd, from start to SIGTERM. Raises ConfigError for what the operator must change."""
+    stop = asyncio.Event()
+    _stop_on_signals(stop)
+    telemetry = Telemetry()
+    roster = Roster()
+    async with AsyncExitStack() as resources:
+        spool = open_spool(
+            Path(settings.spool.directory), max_bytes=settings.spool.max_bytes, share=settings.spool.machine_share
+        )
+        resources.callback(spool.close)
+        _show_spool(telemetry, spool)
+        gate = Intake(spool, _intake_counters(telemetry), lambda: time.time_ns() // 1_000_000)
+        consumer = Writer(
+            spool,
+            dsn=settings.store.dsn,
+            limits=Limits(settings.store.batch_frames, settings.store.batch_bytes, settings.store.flush_seconds),
+            counters=_writer_counters(telemetry),
+        )
+        channels = virtio.Virtio(
+            Path(settings.virtio.directory),
+            intake=gate,
+            roster=roster,
+            gauges=_channel_gauges(telemetry),
+            max_frame_bytes=settings.virtio.max_frame_bytes,
+        )
+        port = await resources.enter_async_context(
+            served(
+                telemetry,
+                host=settings.telemetry.listen_host,
+                port=settings.telemetry.listen_port,
+                problems=lambda: _problems(consumer, spool),
+            )
+        )
+        _tune_collector()
+        log.info(
+            "guestd is up", version=__version__, store=server_name(settings.store.dsn), spool_frames=spool.frames,
+            channels=settings.virtio.directory, metrics=f"http://{settings.telemetry.listen_host}:{port}/metrics",
+        )  # fmt: skip
+        systemd.notify("READY=1")
+        await run_until(
+            stop,
+            inputs={"virtio": channels.run()},
+            drains={"spool": spool.run(), "writer": consumer.run()},
+            background={"roster": _roster(settings.store.dsn, roster), "status": _status(consumer, spool, telemetry)},
+            seal=lambda: _seal(spool),
+            grace_seconds=settings.stop_grace_seconds,
+        )
+        log.info("guestd has stopped", spool_frames=spool.frames)
+
+
+def _stop_on_signals(stop: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+
+        def stopping(number: signal.Signals = number) -> None:
+            # A second signal ends the wait for the drain.
+            loop.remove_signal_handler(number)
+            stop.set()
+
+        loop.add_signal_handler(number, stopping)
+
+
+def _seal(spool: Spool) -> None:
+    systemd.notify("STOPPING=1")
+    log.info("stopping: draining the spool", spool_frames=spool.frames)
+    spool.seal()
+
+
+def _tune_collector() -> None:
+    """Rows are tuples in their millions and hold no cycles: the default thresholds cost a quarter of the throughput."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
+
+
+async def _roster(dsn: str, roster: Roster) -> None:
+    def lost(why: Exception, _: float) -> None:
+        log.debug("the roster of machines is not being updated", error=str(why))
+
+    await retrying(
+        lambda: watch_machines(dsn, roster), expected=StoreUnavailable, backoff=Backoff(cap_seconds=5), lost=lost
+    )
+
+
+async def _status(consumer: Writer, spool: Spool, telemetry: Telemetry) -> None:
+    """Tell systemd in words how things stand."""
+    while True:
+        problems = _problems(consumer, spool)
+        connected = int(telemetry.channels_connected._value.get())
+        systemd.notify(
+            f"STATUS={connected} channels, {spool.frames} frames in the spool; {'; '.join(problems) or 'well'}"
+        )
+        await asyncio.sleep(STATUS_SECONDS)
+
+
+def _problems(consumer: Writer, spool: Spool) -> list[str]:
+    problems = []
+    if consumer.store_error is not None:
+        problems.append(f"store: {consumer.store_error}")
+    if spool.bytes > 0.95 * spool.max_bytes:
+        problems.append(f"spool: {spool.bytes} of {spool.max_bytes} bytes are used; when it is full nothing is read")
+    return problems
+
+
+def _show_spool(telemetry: Telemetry, spool: Spool) -> None:
+    telemetry.spool_limit.set(spool.max_bytes)
+    telemetry.spool_bytes.set_function(lambda: spool.bytes)
+    telemetry.spool_frames.set_function(lambda: spool.frames)
+    spool.commit_seconds = telemetry.spool_commit.observe
+
+
+def _intake_counters(telemetry: Telemetry) -> intake.Counters:
+    def accepted(frames: int, size_bytes: int) -> None:
+        telemetry.frames_accepted.inc(frames)
+        telemetry.bytes_accepted.inc(size_bytes)
+
+    return intake.Counters(
+        accepted=accepted,
+        refused=lambda reason: telemetry.frames_refused.labels(reason).inc(),
+        duplicate=telemetry.frames_resent.inc,
+        dropped_by_agent=telemetry.agent_dropped.inc,
+        other=lambda name: telemetry.other_messages.labels(name).inc(),
+    )
+
+
+def _channel_gauges(telemetry: Telemetry) -> virtio.Gauges:
+    return virtio.Gauges(
+        connected=telemetry.channels_connected.inc,
+        channels=telemetry.channels.set,
+        unknown_machines=telemetry.unknown_machines.set,
+        lost=telemetry.channels_lost.inc,
+    )
+
+
+def _writer_counters(telemetry: Telemetry) -> writer.Counters:
+    def outcome(became: Outcome) -> None:
+        telemetry.frames_done.labels("stored").inc(became.stored)
+        telemetry.frames_done.labels("stored_in_part").inc(became.stored_in_part)
+        telemetry.frames_done.labels("quarantined").inc(became.quarantined.total())
+        for reason, frames in became.quarantined.items():
+            telemetry.quarantined.labels(reason).inc(frames)
+        for table, rows in became.rows.items():
+            telemetry.rows_written.labels(table).inc(rows)
+
+    def committed(write_seconds: float, lag_seconds: float) -> None:
+        telemetry.write_seconds.observe(write_seconds)
+        telemetry.lag_seconds.observe(lag_seconds)
+
+    return writer.Counters(
+        outcome=outcome,
+        committed=committed,
+        adjusted=lambda reason: telemetry.adjusted.labels(reason).inc(),
+        bug=telemetry.bugs.inc,
+        store_lost=telemetry.store_lost.inc,
+        skew_seconds=lambda seconds: telemetry.skew.observe(abs(seconds)),
+    )

@@ -1,0 +1,43 @@
+"""The store's ledger and the spool, brought together: what is stored already, what is missing, what must be renamed.
+
+The ledger says up to which sequence number this spool's frames are in the store; the spool says which it still holds.
+They disagree after a crash between COMMIT and trim (harmless), after the store was restored from a backup, and
+after an older copy of the spool came back. Pure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Go on behind `committed_seq`; what the spool holds up to there is stored already."""
+
+    committed_seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Adopt:
+    """The store lacks frames that it once confirmed and that were trimmed: set the ledger and say what is missing."""
+
+    committed_seq: int
+    missing_from: int
+    missing_to: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rename:
+    """The spool is older than the ledger: what it held when it was opened is stored; number on under a new spool id."""
+
+    committed_seq: int
+
+
+def resumption(ledger_seq: int | None, *, oldest_seq: int, last_seq_at_open: int) -> Resume | Adopt | Rename:
+    """What to do with a ledger that says `ledger_seq` (None: it does not know this spool)."""
+    trimmed_to = oldest_seq - 1
+    if ledger_seq is not None and ledger_seq > last_seq_at_open:
+        return Rename(last_seq_at_open)
+    if trimmed_to > (ledger_seq or 0):
+        return Adopt(trimmed_to, (ledger_seq or 0) + 1, trimmed_to)
+    return Resume(ledger_seq or 0)

@@ -1,0 +1,104 @@
+"""argv -> settings -> verb."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from guestd import __version__, settings
+from guestd.errors import ConfigError
+
+EXIT_FAILURE = 1
+EXIT_CONFIG = 78
+
+DESCRIPTION = """\
+guestd reads what guest agents report, and writes it exactly once to TimescaleDB.
+
+  guestd run --config /etc/guestd.toml     the daemon of a hypervisor host
+  guestd agent --listen /run/my.socket     a guest agent that watches this machine
+  guestd simulate --directory DIR ...      a fleet of believable guests, for demos and load
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except ConfigError as why:
+        print(f"guestd: {why}", file=sys.stderr)
+        return EXIT_CONFIG
+
+
+def _parser() -> argparse.ArgumentParser:
+    # Imported here: the agent runs in guests that have no use for the daemon's libraries, and the other way round.
+    from guestd import agent, simulate
+
+    parser = argparse.ArgumentParser(
+        prog="guestd", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"guestd {__version__}")
+    verbs = parser.add_subparsers(required=True, metavar="VERB")
+    run = verbs.add_parser("run", help="the daemon", description="Run the daemon in the foreground until SIGTERM.")
+    run.add_argument("--config", type=Path, metavar="FILE", help="TOML; deploy/guestd.toml lists every key")
+    run.set_defaults(run=_run)
+    for name, verb, text in (
+        ("agent", agent, "a guest agent for this machine"),
+        ("simulate", simulate, "a fleet of simulated guests"),
+    ):
+        sub = verbs.add_parser(name, help=text)
+        verb.add_arguments(sub)
+        sub.set_defaults(run=verb.run)
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    import uvloop
+
+    from guestd import app
+
+    _configure_log()
+    chosen = settings.load(arguments.config) if arguments.config else settings.Settings()
+    dsn = os.environ.get("GUESTD_DATABASE_DSN")
+    if dsn:
+        chosen = msgspec.structs.replace(chosen, store=msgspec.structs.replace(chosen.store, dsn=dsn))
+    try:
+        uvloop.run(app.run(chosen))
+    except ExceptionGroup as group:
+        failures = list(_leaves(group))
+        for why in failures:
+            if isinstance(why, ConfigError):
+                raise why from None
+        for why in failures:
+            structlog.get_logger().error("guestd ends because a task failed", exc_info=why)
+        return EXIT_FAILURE
+    return 0
+
+
+def _leaves(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
+    for why in group.exceptions:
+        if isinstance(why, ExceptionGroup):
+            yield from _leaves(why)
+        else:
+            yield why
+
+
+def _configure_log() -> None:
+    """Readable in a terminal, JSON lines anywhere else; on stderr."""
+    renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(20),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )

@@ -1,0 +1,61 @@
+"""Bytes in, frames out: lines ended by a newline, bounded in size, resynchronising at the next newline.
+
+Pure: no socket, no clock. A line over the limit is never held in memory; its size and its first bytes are reported
+so that it can be counted and, when its sender numbers its lines, acknowledged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Long enough for the header of a numbered line (docs/wire.md), short enough to keep for every channel.
+HEAD_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Oversize:
+    """A line that was longer than the limit and was not kept."""
+
+    head: bytes
+    size_bytes: int
+
+
+class Framer:
+    """Cuts one channel's byte stream into lines."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._partial = bytearray()
+        self._size_bytes = 0
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of a line that has begun and not ended."""
+        return self._size_bytes
+
+    def feed(self, chunk: bytes) -> list[bytes | Oversize]:
+        """Take the next bytes; return the lines that they complete, without newline, blank ones left out."""
+        *ended, rest = chunk.split(b"\n")
+        lines: list[bytes | Oversize] = []
+        for part in ended:
+            self._extend(part)
+            line = self._take()
+            if isinstance(line, Oversize) or (line and not line.isspace()):
+                lines.append(line)
+        self._extend(rest)
+        return lines
+
+    def _extend(self, part: bytes) -> None:
+        self._size_bytes += len(part)
+        if self._size_bytes <= self._limit_bytes:
+            self._partial += part
+        elif len(self._partial) > HEAD_BYTES:
+            del self._partial[HEAD_BYTES:]
+        else:
+            self._partial += part[: HEAD_BYTES - len(self._partial)]
+
+    def _take(self) -> bytes | Oversize:
+        line, size_bytes = bytes(self._partial), self._size_bytes
+        self._partial.clear()
+        self._size_bytes = 0
+        return Oversize(line[:HEAD_BYTES], size_bytes) if size_bytes > self._limit_bytes else line

@@ -1,0 +1,126 @@
+"""Lines become frames on disk: size, channel and sequence are judged here, before anything is accepted.
+
+Accepted means fsynced in the spool. What is not accepted is counted by its reason and, where its sender
+can send it again, not acknowledged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from guestd import messages
+from guestd.framing import Oversize
+from guestd.spool import Entry, Sender, Spool
+
+# An agent needs this long to hear of a gap and write again; what it wrote meanwhile is no reason to ask once more.
+ASK_AGAIN_MS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What intake counts; telemetry gives the functions."""
+
+    accepted: Callable[[int, int], None]  # frames, bytes
+    refused: Callable[[str], None]  # reason
+    duplicate: Callable[[], None]
+    dropped_by_agent: Callable[[int], None]  # lines
+    other: Callable[[str], None]  # type
+
+
+@dataclass(slots=True)
+class _Judged:
+    """What came of some lines of one machine: entries to append, and where its sender stands after them."""
+
+    machine_id: UUID
+    sender: Sender | None
+    entries: list[Entry] = field(default_factory=list)
+    answer_to: str | None = None  # the boot_id of numbered lines
+    has_gap: bool = False
+
+    def last_seq(self, boot_id: str) -> int:
+        sender = self.sender
+        return sender.seq or 0 if sender is not None and sender.boot_id == boot_id else 0
+
+    def take(self, payload: bytes | None, header: messages.Header | None, now_ms: int) -> None:
+        sender = self.sender
+        # Strictly increasing for a machine, whatever the clock does: the order of its frames.
+        received_at_ms = max(now_ms, sender.received_at_ms + 1) if sender is not None else now_ms
+        boot_id = header.boot_id if header else sender.boot_id if sender else None
+        seq = header.seq if header else sender.seq if sender else None
+        self.sender = Sender(received_at_ms, boot_id, seq)
+        self.entries.append(Entry(self.machine_id, received_at_ms, payload, boot_id, seq))
+
+
+class Intake:
+    """The gate to the spool, one for all sources. A machine's lines come from one caller at a time."""
+
+    def __init__(self, spool: Spool, counters: Counters, now_ms: Callable[[], int]) -> None:
+        self._spool = spool
+        self._counters = counters
+        self._now_ms = now_ms
+        self._senders: dict[UUID, Sender] = dict(spool.senders_at_open)
+        self._asked: dict[UUID, tuple[str, int, int]] = {}
+
+    async def accept(self, machine_id: UUID, lines: Sequence[bytes | Oversize]) -> bytes:
+        """Put lines of one machine on disk, in order; returns what is to be answered to its agent (or nothing).
+
+        Waits while the spool, or the machine's share of it, is full: the caller then does not read on.
+        """
+        judged = _Judged(machine_id, self._senders.get(machine_id))
+        for line in lines:
+            self._judge(line, judged)
+        if judged.entries and judged.sender is not None:
+            await self._spool.room(machine_id, sum(entry.size_bytes for entry in judged.entries))
+            # From here on these lines are taken, even if the caller is cancelled: the spool will commit them.
+            self._senders[machine_id] = judged.sender
+            await self._spool.append(judged.entries)
+            payloads = [entry.payload for entry in judged.entries if entry.payload is not None]
+            self._counters.accepted(len(payloads), sum(map(len, payloads)))
+        return self._answer(judged)
+
+    def refuse(self, reason: str) -> None:
+        """Count what a source could not even make a line of."""
+        self._counters.refused(reason)
+
+    def _judge(self, line: bytes | Oversize, judged: _Judged) -> None:
+        head, payload = (line.head, None) if isinstance(line, Oversize) else (line, line)
+        if (name := messages.other_type(head)) is not None:
+            self._counters.other(name)
+            return
+        header = messages.header(head)
+        if header is not None and not self._is_next(header, judged):
+            return
+        if payload is None:
+            self._counters.refused("oversize")
+        # An oversize line is not kept, but a numbered one has had its turn: else its agent would send it for ever.
+        if payload is not None or header is not None:
+            judged.take(payload, header, self._now_ms())
+
+    def _is_next(self, header: messages.Header, judged: _Judged) -> bool:
+        """Whether a numbered line follows what is on disk (docs/wire.md); counts it if it does not."""
+        judged.answer_to = header.boot_id
+        last_seq = judged.last_seq(header.boot_id)
+        if header.seq <= last_seq:
+            self._counters.duplicate()
+            return False
+        if header.seq not in (last_seq + 1, header.oldest):
+            judged.has_gap = True
+            self._counters.refused("out_of_order")
+            return False
+        self._counters.dropped_by_agent(header.seq - last_seq - 1)
+        return True
+
+    def _answer(self, judged: _Judged) -> bytes:
+        boot_id = judged.answer_to
+        if boot_id is None:
+            return b""
+        last_seq, now_ms = judged.last_seq(boot_id), self._now_ms()
+        if not judged.has_gap:
+            return messages.ack(boot_id, last_seq)
+        asked_boot_id, asked_seq, asked_at_ms = self._asked.get(judged.machine_id, ("", 0, 0))
+        if (asked_boot_id, asked_seq) == (boot_id, last_seq) and 0 <= now_ms - asked_at_ms < ASK_AGAIN_MS:
+            return b""
+        self._asked[judged.machine_id] = (boot_id, last_seq, now_ms)
+        return messages.resend(boot_id, last_seq)

@@ -1,0 +1,101 @@
+"""The only place where tasks, retries and backoff are made.
+
+Stopping is ordered: inputs first, then what drains, then the rest. A task that is meant to run for
+ever and returns is an error; an exception in any task ends all of them and reaches `__main__`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+
+log = structlog.get_logger()
+
+Life = Coroutine[Any, Any, None]
+
+
+class UnexpectedExit(Exception):
+    """A task that runs for ever came to an end: a bug."""
+
+
+@dataclass(slots=True)
+class Backoff:
+    """Exponential, jittered, capped; begins anew after a healthy minute."""
+
+    first_seconds: float = 0.25
+    cap_seconds: float = 30.0
+    healthy_seconds: float = 60.0
+    failures: int = 0
+
+    def after(self, lived_seconds: float) -> float:
+        """Seconds to wait after an attempt that lived for so long."""
+        if lived_seconds >= self.healthy_seconds:
+            self.failures = 0
+        delay_seconds = min(self.cap_seconds, self.first_seconds * float(2**self.failures))
+        self.failures = min(self.failures + 1, 32)
+        return delay_seconds * random.uniform(0.7, 1.3)  # noqa: S311 -- jitter, not a secret
+
+
+async def retrying(
+    attempt: Callable[[], Awaitable[None]],
+    *,
+    expected: type[Exception],
+    backoff: Backoff,
+    lost: Callable[[Exception, float], None],
+) -> None:
+    """Run `attempt` until it returns; after an `expected` error tell `lost` (with the seconds until the next) and wait.
+
+    One attempt is one connection's life, so that reconnecting needs no state. Any other exception passes through.
+    """
+    while True:
+        started = time.monotonic()
+        try:
+            return await attempt()
+        except expected as why:
+            delay_seconds = backoff.after(time.monotonic() - started)
+            lost(why, delay_seconds)
+        await asyncio.sleep(delay_seconds)
+
+
+async def run_until(
+    stop: asyncio.Event,
+    *,
+    inputs: Mapping[str, Life],
+    drains: Mapping[str, Life],
+    background: Mapping[str, Life],
+    seal: Callable[[], None],
+    grace_seconds: float,
+) -> None:
+    """Run all until `stop`: then inputs are cancelled, `seal` is called, drains end by themselves within the grace.
+
+    Inputs and background tasks never return by themselves; drains return after `seal`.
+    """
+    async with asyncio.TaskGroup() as group:
+        running_background = [group.create_task(_forever(life, name), name=name) for name, life in background.items()]
+        running_drains = [group.create_task(life, name=name) for name, life in drains.items()]
+        running_inputs = [group.create_task(_forever(life, name), name=name) for name, life in inputs.items()]
+        await stop.wait()
+        await _cancelled(running_inputs)
+        seal()
+        _, late = await asyncio.wait(running_drains, timeout=grace_seconds)
+        if late:
+            log.warning("the grace period is over, the rest stays in the spool", tasks=[t.get_name() for t in late])
+        await _cancelled([*late, *running_background])
+
+
+async def _forever(life: Life, name: str) -> None:
+    await life
+    raise UnexpectedExit(name)
+
+
+async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)

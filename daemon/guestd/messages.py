@@ -1,0 +1,434 @@
+"""The wire structs of every dialect, and how a line becomes one of them.
+
+Pure. Dialects D1 (real agents) and D2 (the platform's interface) share one tree: where they differ in place or name,
+both are optional here and `normalise` takes the one that is set. Unknown fields are ignored, so that old daemons
+survive new agents. What a guest may get wrong without losing the frame:
+
+* half a line directly followed by the whole line (the agent's resend after a short write): the whole line is taken;
+* `\\u0000` in a text and lone surrogates: removed;
+* one list entry of the wrong shape: refused by itself, the rest is kept.
+
+Anything else is a `BadFrame`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from guestd.errors import BadFrame
+
+Int4 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+ProcessId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+Amount = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+PortNumber = Annotated[int, Meta(ge=0, le=65535)]
+Number = float | None  # agents turn NaN and infinities into null
+
+
+class Cpu(Struct, frozen=True, gc=False):
+    """Percent, 0-100; temperature in degrees Celsius."""
+
+    usage_percent: Number = None
+    cores_usage: list[Number] | None = None
+    temperature: Number = None
+
+
+class Memory(Struct, frozen=True, gc=False):
+    """KiB; agents before 2025-08-25 sent bytes under these names."""
+
+    total_kb: Amount
+    used_kb: Amount
+    available_kb: Amount
+    swap_total_kb: Amount | None = None
+    swap_used_kb: Amount | None = None
+
+
+class DiskUsage(Struct, frozen=True, gc=False):
+    """GiB."""
+
+    mount_point: str
+    total_gb: Number = None
+    used_gb: Number = None
+    available_gb: Number = None
+    filesystem: str | None = None
+
+
+class DiskIo(Struct, frozen=True, gc=False):
+    """Per second."""
+
+    read_bytes_per_sec: Number = None
+    write_bytes_per_sec: Number = None
+    read_ops_per_sec: Number = None
+    write_ops_per_sec: Number = None
+
+
+class Disk(Struct, frozen=True, gc=False):
+    """File systems and block device rates."""
+
+    usage_stats: list[DiskUsage] = []
+    io_stats: DiskIo | None = None
+
+
+class Interface(Struct, frozen=True, gc=False):
+    """Rates per second; in an agent's first message cumulative counters under the same names."""
+
+    name: str
+    bytes_received: Number = None
+    bytes_sent: Number = None
+    packets_received: Number = None
+    packets_sent: Number = None
+    errors_in: Number = None
+    errors_out: Number = None
+    ip_addresses: list[str] | None = None
+    is_up: bool | None = None
+
+
+class Network(Struct, frozen=True, gc=False):
+    """Network interfaces, lo left out."""
+
+    interfaces: list[Interface] = []
+
+
+class LoadAverage(Struct, frozen=True, gc=False):
+    """Runnable processes, averaged over 1, 5 and 15 minutes."""
+
+    load_1min: Number = None
+    load_5min: Number = None
+    load_15min: Number = None
+
+
+class SystemInfo(Struct, frozen=True, gc=False):
+    """D1's place of uptime and load."""
+
+    uptime_seconds: Amount | None = None
+    load_average: LoadAverage | None = None
+
+
+class ProcessD1(Struct, frozen=True, gc=False):
+    """One process as real agents name its fields; KiB, bytes, unix seconds."""
+
+    id: ProcessId
+    name: str
+    memory_usage_kb: Amount
+    cpu_usage_percent: Number = None
+    parent_id: ProcessId | None = None
+    executable_path: str | None = None
+    command_line: str | None = None
+    disk_read_bytes: Amount | None = None
+    disk_write_bytes: Amount | None = None
+    status: str = "Unknown"
+    start_time: str | float | None = None
+
+
+class ProcessD2(Struct, frozen=True, gc=False):
+    """One process as the platform's interface names its fields."""
+
+    pid: ProcessId
+    name: str
+    memory_kb: Amount
+    cpu_percent: Number = None
+    ppid: ProcessId | None = None
+    exe_path: str | None = None
+    cmd_line: str | None = None
+    disk_read_bytes: Amount | None = None
+    disk_write_bytes: Amount | None = None
+    status: str = "Unknown"
+    start_time: str | float | None = None
+
+
+class Port(Struct, frozen=True, gc=False):
+    """One socket (D1) or one port with a count (D2)."""
+
+    port: PortNumber
+    protocol: str
+    state: str
+    process_id: ProcessId | None = None
+    pid: ProcessId | None = None
+    process_name: str | None = None
+    exe_path: str | None = None
+    is_listening: bool = False
+    connection_count: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
+
+
+class Service(Struct, frozen=True, gc=False):
+    """One service; D1 names first, D2's beside them."""
+
+    name: str
+    display_name: str | None = None
+    state: str | None = None
+    start_mode: str | None = None
+    start_type: str | None = None
+    service_type: str | None = None
+    process_id: ProcessId | None = None
+    pid: ProcessId | None = None
+    path: str | None = None
+    exe_path: str | None = None
+    description: str | None = None
+    dependencies: list[str] | None = None
+    is_default: bool = False
+
+
+class Application(Struct, frozen=True, gc=False):
+    """One application (D2 and our agent)."""
+
+    exe_path: str
+    name: str
+    version: str | None = None
+    description: str | None = None
+    publisher: str | None = None
+    last_access: str | float | None = None
+    last_modified: str | float | None = None
+    access_count: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    usage_minutes: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0
+    file_size: Amount | None = None
+    is_active: bool = True
+    icon_base64: str | None = None
+    icon_format: str | None = None
+
+
+class System(Struct, frozen=True, gc=False):
+    """What D1 and D2 put under data.system."""
+
+    cpu: Cpu
+    memory: Memory
+    disk: Disk = Disk()
+    network: Network = Network()
+    system: SystemInfo | None = None
+    uptime_seconds: Amount | None = None
+    load_average: LoadAverage | None = None
+    processes: list[ProcessD1] | None = None
+    ports: list[Port] | None = None
+    windows_services: list[Service] | None = None
+
+
+class Content(Struct, frozen=True, gc=False):
+    """What stands under data."""
+
+    system: System
+    processes: list[ProcessD2] | None = None
+    applications: list[Application] | None = None
+    ports: list[Port] | None = None
+    windows_services: list[Service] | None = None
+
+
+class Metrics(Struct, frozen=True, gc=False):
+    """One metrics message."""
+
+    data: Content
+    type: str = ""
+    timestamp: str | float | None = None
+    boot_id: str | None = None
+    vm_id: str | None = None
+    camel_vm_id: str | None = msgspec.field(default=None, name="vmId")
+
+    def claims(self) -> str | None:
+        """The machine that the payload says it is of, if it says so."""
+        return self.vm_id or self.camel_vm_id
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One list entry that could not become a row."""
+
+    table: str
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A metrics message, the entries refused on the way, and the repairs that were needed."""
+
+    metrics: Metrics
+    refusals: list[Refusal] = field(default_factory=list)
+    repairs: list[str] = field(default_factory=list)
+
+
+_decoder = msgspec.json.Decoder(Metrics)
+_untyped = msgspec.json.Decoder()
+
+
+def decode(payload: bytes) -> Decoded:
+    """One line to a metrics message; raises `BadFrame` with reason json, shape or type."""
+    repairs: list[str] = []
+    if rb"\u0000" in payload:
+        payload = _without_bad_escapes(payload)
+        repairs.append("bad_escape")
+    try:
+        metrics, refusals = _decode_once(payload)
+    except _SYNTAX as why:
+        metrics, refusals, repair = _repaired(payload, why)
+        repairs.append(repair)
+    if metrics.type != "metrics":
+        raise BadFrame("type", f"not a metrics message: type {metrics.type[:40]!r}")
+    return Decoded(metrics, refusals, repairs)
+
+
+# ValidationError is a DecodeError too, and is dealt with before any of these is looked at.
+_SYNTAX = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def _decode_once(payload: bytes) -> tuple[Metrics, list[Refusal]]:
+    try:
+        return _decoder.decode(payload), []
+    except msgspec.ValidationError:
+        return _entry_by_entry(payload)
+
+
+def _repaired(payload: bytes, why: Exception) -> tuple[Metrics, list[Refusal], str]:
+    """Try what is known to go wrong on the way; raise `BadFrame` for the first error if none of it helps."""
+    for repair, candidate in _candidates(payload):
+        try:
+            return *_decode_once(candidate), repair
+        except _SYNTAX:
+            continue
+    raise BadFrame("json", f"{type(why).__name__}: {why}"[:300]) from why
+
+
+# One escape in a JSON text; the group holds it when PostgreSQL cannot store it (NUL, half a pair).
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u0000|u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+# A guest cannot make the search for a whole message in a line long.
+_MAX_RESTARTS = 8
+
+
+def _candidates(payload: bytes) -> Iterator[tuple[str, bytes]]:
+    end = len(payload)
+    for _ in range(_MAX_RESTARTS):
+        # A quote inside a JSON text is escaped, so these bytes can only begin an object.
+        end = payload.rfind(b'{"type":', 1, end)
+        if end <= 0:
+            break
+        yield "restarted_line", payload[end:]
+    if rb"\ud" in payload or rb"\uD" in payload:
+        yield "bad_escape", _without_bad_escapes(payload)
+
+
+def _without_bad_escapes(payload: bytes) -> bytes:
+    return _ESCAPE.sub(lambda escape: b"" if escape.group(1) else escape.group(), payload)
+
+
+_LISTS: dict[tuple[str, ...], tuple[str, type[Struct], str]] = {
+    ("system", "processes"): ("ProcessSnapshot", ProcessD1, "id"),
+    ("processes",): ("ProcessSnapshot", ProcessD2, "pid"),
+    ("system", "ports"): ("PortUsage", Port, "port"),
+    ("ports",): ("PortUsage", Port, "port"),
+    ("system", "windows_services"): ("WindowsService", Service, "name"),
+    ("windows_services",): ("WindowsService", Service, "name"),
+    ("applications",): ("ApplicationUsage", Application, "exe_path"),
+}
+
+
+def _entry_by_entry(payload: bytes) -> tuple[Metrics, list[Refusal]]:
+    """The slow way for a frame with a wrong value in it: list entries are judged one by one."""
+    message = _untyped.decode(payload)
+    refusals: list[Refusal] = []
+    if isinstance(message, dict) and isinstance(message.get("data"), dict):
+        for path, (table, entry_type, key) in _LISTS.items():
+            _refuse_bad_entries(message["data"], path, table, entry_type, key, refusals)
+    try:
+        return msgspec.convert(message, Metrics), refusals
+    except msgspec.ValidationError as why:
+        if isinstance(message, dict) and message.get("type", "metrics") != "metrics":
+            raise BadFrame("type", f"not a metrics message: type {str(message['type'])[:40]!r}") from why
+        raise BadFrame("shape", str(why)[:300]) from why
+
+
+def _refuse_bad_entries(
+    content: dict[str, Any],
+    path: tuple[str, ...],
+    table: str,
+    entry_type: type[Struct],
+    key: str,
+    refusals: list[Refusal],
+) -> None:
+    *parents, last = path
+    for parent in parents:
+        inner = content.get(parent)
+        if not isinstance(inner, dict):
+            return
+        content = inner
+    entries = content.get(last)
+    if not isinstance(entries, list):
+        return
+    kept = []
+    for entry in entries:
+        try:
+            msgspec.convert(entry, entry_type)
+        except msgspec.ValidationError as why:
+            name = entry.get(key) if isinstance(entry, dict) else entry
+            refusals.append(Refusal(table, str(name)[:100], str(why)[:200]))
+        else:
+            kept.append(entry)
+    content[last] = kept
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The place of a line in its sender's sequence (docs/wire.md)."""
+
+    boot_id: str
+    seq: int
+    oldest: int
+
+
+_HEADER = re.compile(
+    rb'\{"type":"metrics","boot_id":"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})","seq":([0-9]{1,18}),"oldest":([0-9]{1,18})[,}]'
+)
+_TYPE = re.compile(rb'\s*\{\s*"type"\s*:\s*"([A-Za-z_]{1,40})"')
+
+
+def header(line: bytes) -> Header | None:
+    """The sequence header that our own agent begins a line with; None for every other sender."""
+    match = _HEADER.match(line)
+    if match is None:
+        return None
+    boot_id, seq, oldest = match.groups()
+    found = Header(boot_id.decode(), int(seq), int(oldest))
+    return found if 1 <= found.oldest <= found.seq else None
+
+
+# The other guest messages of the wire; their names are safe as metric labels.
+OTHER_TYPES = frozenset(
+    {
+        "agent_event", "circuit_breaker_state", "connection_status", "error_report", "firewall_event", "keep_alive",
+        "ping", "pong", "request_pending_scripts", "response", "script_completion",
+    }
+)  # fmt: skip
+
+
+def other_type(line: bytes) -> str | None:
+    """The type of a line that is known not to carry metrics, else None (metrics, or not known before decoding)."""
+    match = _TYPE.match(line)
+    name = match.group(1).decode() if match else ""
+    return name if name in OTHER_TYPES else None
+
+
+def is_whole(line: bytes) -> bool:
+    """Whether a line is one JSON value or ends with one: the first line of a connection may be the rest of one."""
+    return _is_json(line) or any(_is_json(candidate) for _, candidate in _candidates(line))
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        msgspec.json.decode(line, type=msgspec.Raw)
+    except _SYNTAX:
+        return False
+    return True
+
+
+def ack(boot_id: str, seq: int) -> bytes:
+    """The line that tells our agent that everything up to `seq` is safe."""
+    return b'{"type":"ack","boot_id":"%s","seq":%d}\n' % (boot_id.encode(), seq)
+
+
+def resend(boot_id: str, seq: int) -> bytes:
+    """The line that asks our agent for everything after `seq` again."""
+    return b'{"type":"ack","boot_id":"%s","seq":%d,"resend":true}\n' % (boot_id.encode(), seq)

@@ -1,0 +1,412 @@
+"""One decoded message and its receive time become the rows of every table; units, bounds and names are put right here.
+
+Pure: the sample's time, the row id and what is remembered of the guest are arguments. Rows are tuples in the column
+order of `gueststore.contract`. What a guest got wrong is either mended (and named in `Rows.adjustments`, for counting)
+or costs that entry alone (`Rows.refusals`).
+
+Known quirks of real agents that are dealt with here (docs/wire.md lists them all):
+
+* memory in bytes under KiB names: told apart because no guest here has a TiB that is a whole number of KiB thrice over;
+* the first message of an agent carries cumulative network counters under the names of rates;
+* pseudo file systems among the disks; one entry per socket among the ports; duplicate pids;
+* null for every number that the guest could not compute.
+"""
+
+from __future__ import annotations
+
+import binascii
+from base64 import b64decode
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from guestd.messages import (
+    Application,
+    DiskIo,
+    DiskUsage,
+    Interface,
+    LoadAverage,
+    Memory,
+    Metrics,
+    Number,
+    Port,
+    ProcessD1,
+    ProcessD2,
+    Refusal,
+    Service,
+    System,
+)
+from guestd.redact import redacted
+
+Row = tuple[Any, ...]
+
+NAME_CHARS = 255
+PATH_CHARS = 4096
+ICON_BYTES = 64 * 1024
+# A guest's own time is kept when it is this near to the time of receipt (design section 3.7).
+CLOCK_TOLERANCE = timedelta(minutes=5)
+
+
+@dataclass(slots=True)
+class Stream:
+    """What is remembered between the messages of one guest, to tell its network rates from its counters."""
+
+    uptime_seconds: int | None = None
+    interfaces: frozenset[str] = frozenset()
+
+
+@dataclass(slots=True)
+class Rows:
+    """The rows of one frame, by table, each in its contract's column order."""
+
+    system_metrics: Row
+    processes: list[Row]
+    ports: list[Row]
+    application_history: list[Row]
+    applications: list[Row]
+    services: list[Row]
+    refusals: list[Refusal] = field(default_factory=list)
+    adjustments: list[str] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """Rows for the hypertables."""
+        return 1 + len(self.processes) + len(self.ports) + len(self.application_history)
+
+
+def guest_time(claimed: str | float | None) -> datetime | None:
+    """A time as agents write it (RFC 3339 with up to 9 digits, or unix seconds or milliseconds); None if it is none."""
+    try:
+        if isinstance(claimed, str):
+            read = datetime.fromisoformat(claimed)
+            return read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC)
+        if claimed is not None:
+            return datetime.fromtimestamp(claimed / 1000 if claimed > 1e11 else claimed, UTC)
+    except (ValueError, OverflowError, OSError):
+        pass
+    return None
+
+
+def sample_time(claimed: datetime | None, received_at: datetime) -> datetime:
+    """The time that a sample is stored under: the guest's when it is plausible, else the time of receipt; whole ms."""
+    if claimed is None or abs(claimed - received_at) > CLOCK_TOLERANCE:
+        claimed = received_at
+    return whole_milliseconds(claimed)
+
+
+def whole_milliseconds(moment: datetime) -> datetime:
+    """The store keeps milliseconds; cutting here keeps the key that we compare the key that is stored."""
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+def uuid7(moment: datetime, random: bytes) -> UUID:
+    """A time-ordered UUID (RFC 9562, version 7) of 10 random bytes."""
+    milliseconds = int(moment.timestamp() * 1000)
+    tail = int.from_bytes(random)
+    return UUID(int=milliseconds << 80 | 7 << 76 | (tail >> 68 & 0xFFF) << 64 | 0b10 << 62 | tail & (1 << 62) - 1)
+
+
+def normalise(
+    metrics: Metrics, *, row_id: UUID, machine_id: UUID, timestamp: datetime, received_at: datetime, stream: Stream
+) -> Rows:
+    """All rows of one message; every one carries `timestamp`. Remembers in `stream` what the next message needs."""
+    content = metrics.data
+    system = content.system
+    adjustments: list[str] = []
+    processes = _processes(system.processes, content.processes, machine_id, timestamp)
+    ports = _ports([*(system.ports or ()), *(content.ports or ())], machine_id, timestamp)
+    services = [*(system.windows_services or ()), *(content.windows_services or ())]
+    applications = {application.exe_path: application for application in content.applications or ()}
+    return Rows(
+        system_metrics=_system_metrics(
+            metrics, row_id, machine_id, timestamp, received_at, stream=stream, adjustments=adjustments
+        ),
+        processes=processes,
+        ports=ports,
+        application_history=[
+            (machine_id, timestamp, app.exe_path[:PATH_CHARS], app.access_count, app.usage_minutes, app.is_active)
+            for app in applications.values()
+        ],
+        applications=[_application(app, machine_id, received_at) for app in applications.values()],
+        services=[_service(service, machine_id, received_at) for service in {s.name: s for s in services}.values()],
+        adjustments=adjustments,
+    )
+
+
+def _system_metrics(
+    metrics: Metrics,
+    row_id: UUID,
+    machine_id: UUID,
+    timestamp: datetime,
+    received_at: datetime,
+    *,
+    stream: Stream,
+    adjustments: list[str],
+) -> Row:
+    system = metrics.data.system
+    cores = [_percent(core, adjustments) for core in system.cpu.cores_usage or ()]
+    total_kb, used_kb, available_kb, swap_total_kb, swap_used_kb = _memory_kb(system.memory, adjustments)
+    uptime_seconds, load = _uptime_and_load(system)
+    if uptime_seconds is None:
+        adjustments.append("missing_uptime")
+    disk_io = system.disk.io_stats or DiskIo()
+    interfaces_are_new = _interfaces_first_seen(metrics, disk_io, uptime_seconds, stream)
+    if interfaces_are_new:
+        adjustments.append("network_counters")
+    return (
+        row_id,
+        machine_id,
+        timestamp,
+        received_at,
+        _cpu_percent(system.cpu.usage_percent, cores, adjustments),
+        msgspec.json.encode(cores),
+        system.cpu.temperature,
+        total_kb,
+        used_kb,
+        available_kb,
+        swap_total_kb,
+        swap_used_kb,
+        msgspec.json.encode([_disk_usage(disk) for disk in system.disk.usage_stats if _holds_files(disk)]),
+        msgspec.json.encode(_disk_io(disk_io)),
+        msgspec.json.encode([_interface(each, each.name in interfaces_are_new) for each in system.network.interfaces]),
+        uptime_seconds or 0,
+        msgspec.json.encode(_load(load)) if load is not None else None,
+    )
+
+
+def _percent(value: Number, adjustments: list[str]) -> Number:
+    if value is None or 0 <= value <= 100:
+        return value
+    adjustments.append("percent_clamped")
+    return min(max(value, 0.0), 100.0)
+
+
+def _cpu_percent(value: Number, cores: Sequence[Number], adjustments: list[str]) -> float:
+    """The column takes no null: without a figure the mean of the cores stands in, without those 0, counted."""
+    percent = _percent(value, adjustments)
+    if percent is not None:
+        return percent
+    adjustments.append("missing_cpu")
+    known = [core for core in cores if core is not None]
+    return sum(known) / len(known) if known else 0.0
+
+
+# A TiB in KiB. A guest of 1 GiB that reports bytes is past it, and hardly any guest is that reports KiB.
+_IMPLAUSIBLE_KB = 2**30
+
+
+def _memory_kb(memory: Memory, adjustments: list[str]) -> tuple[int, int, int, int | None, int | None]:
+    figures = (memory.total_kb, memory.used_kb, memory.available_kb, memory.swap_total_kb, memory.swap_used_kb)
+    if memory.total_kb < _IMPLAUSIBLE_KB or any(figure % 1024 for figure in figures if figure is not None):
+        return figures
+    adjustments.append("memory_in_bytes")
+    total_kb, used_kb, available_kb, swap_total_kb, swap_used_kb = (
+        None if figure is None else figure // 1024 for figure in figures
+    )
+    return total_kb or 0, used_kb or 0, available_kb or 0, swap_total_kb, swap_used_kb
+
+
+def _uptime_and_load(system: System) -> tuple[int | None, LoadAverage | None]:
+    """D1 has them in data.system.system, D2 in data.system."""
+    inner = system.system
+    if inner is not None and inner.uptime_seconds is not None:
+        return inner.uptime_seconds, inner.load_average or system.load_average
+    return system.uptime_seconds, system.load_average or (inner.load_average if inner else None)
+
+
+def _interfaces_first_seen(
+    metrics: Metrics, disk_io: DiskIo, uptime_seconds: int | None, stream: Stream
+) -> frozenset[str]:
+    """Names of the interfaces whose figures are counters since boot and not rates; remembers for the next message.
+
+    Agents give counters when they see an interface for the first time. Our own agent (it has a boot_id) never does.
+    When nothing is remembered, the agent's first message is known by its disk rates, which are all 0 in it. An agent
+    that was restarted alone, without its guest, cannot be told apart.
+    """
+    names = frozenset(interface.name for interface in metrics.data.system.network.interfaces)
+    rebooted = (
+        stream.uptime_seconds is not None and uptime_seconds is not None and uptime_seconds < stream.uptime_seconds
+    )
+    remembered = stream.uptime_seconds is not None and not rebooted
+    if metrics.boot_id is not None:
+        new: frozenset[str] = frozenset()
+    elif remembered:
+        new = names - stream.interfaces
+    else:
+        rates = (
+            disk_io.read_bytes_per_sec,
+            disk_io.write_bytes_per_sec,
+            disk_io.read_ops_per_sec,
+            disk_io.write_ops_per_sec,
+        )
+        new = frozenset() if any(rates) else names
+    stream.uptime_seconds = uptime_seconds if uptime_seconds is not None else stream.uptime_seconds or 0
+    stream.interfaces = names
+    return new
+
+
+_PSEUDO_FILE_SYSTEMS = frozenset(
+    {
+        "autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs",
+        "fusectl", "hugetlbfs", "mqueue", "nsfs", "proc", "pstore", "ramfs", "rpc_pipefs", "securityfs", "selinuxfs",
+        "sysfs", "tracefs",
+    }
+)  # fmt: skip
+
+
+def _holds_files(disk: DiskUsage) -> bool:
+    return bool(disk.total_gb) and disk.filesystem not in _PSEUDO_FILE_SYSTEMS
+
+
+def _disk_usage(disk: DiskUsage) -> dict[str, object]:
+    return {
+        "mountPoint": disk.mount_point,
+        "totalGB": disk.total_gb,
+        "usedGB": disk.used_gb,
+        "availableGB": disk.available_gb,
+        "filesystem": disk.filesystem,
+    }
+
+
+def _disk_io(rates: DiskIo) -> dict[str, Number]:
+    return {
+        "readBytesPerSec": rates.read_bytes_per_sec,
+        "writeBytesPerSec": rates.write_bytes_per_sec,
+        "readOpsPerSec": rates.read_ops_per_sec,
+        "writeOpsPerSec": rates.write_ops_per_sec,
+    }
+
+
+def _interface(interface: Interface, figures_are_counters: bool) -> dict[str, object]:
+    figures = {
+        "bytesReceived": interface.bytes_received,
+        "bytesSent": interface.bytes_sent,
+        "packetsReceived": interface.packets_received,
+        "packetsSent": interface.packets_sent,
+        "errorsIn": interface.errors_in,
+        "errorsOut": interface.errors_out,
+    }
+    entry: dict[str, object] = {"interface": interface.name}
+    # A counter under a rate's name would be a spike of gigabytes in every graph: kept, but under a name of its own.
+    entry |= {**dict.fromkeys(figures), "countersSinceBoot": figures} if figures_are_counters else figures
+    return entry | {"ipAddresses": interface.ip_addresses, "isUp": interface.is_up}
+
+
+def _load(load: LoadAverage) -> dict[str, Number]:
+    return {"load1min": load.load_1min, "load5min": load.load_5min, "load15min": load.load_15min}
+
+
+def _processes(
+    d1: Iterable[ProcessD1] | None, d2: Iterable[ProcessD2] | None, machine_id: UUID, timestamp: datetime
+) -> list[Row]:
+    """One row a pid, the last entry wins. The hot path: most rows of the store are made here."""
+    rows: dict[int, Row] = {
+        p.id: (
+            machine_id, timestamp, p.id, p.parent_id, p.name[:NAME_CHARS],
+            p.executable_path[:PATH_CHARS] if p.executable_path else p.executable_path,
+            redacted(p.command_line) if p.command_line else p.command_line,
+            p.cpu_usage_percent if p.cpu_usage_percent is not None and p.cpu_usage_percent > 0 else 0.0,
+            p.memory_usage_kb, p.disk_read_bytes, p.disk_write_bytes, _process_status(p.status), _moment(p.start_time),
+        )
+        for p in d1 or ()
+    }  # fmt: skip
+    for q in d2 or ():
+        rows[q.pid] = (
+            machine_id, timestamp, q.pid, q.ppid, q.name[:NAME_CHARS],
+            q.exe_path[:PATH_CHARS] if q.exe_path else q.exe_path,
+            redacted(q.cmd_line) if q.cmd_line else q.cmd_line,
+            q.cpu_percent if q.cpu_percent is not None and q.cpu_percent > 0 else 0.0,
+            q.memory_kb, q.disk_read_bytes, q.disk_write_bytes, _process_status(q.status), _moment(q.start_time),
+        )  # fmt: skip
+    return list(rows.values())
+
+
+_STATUS_NAMES = {"run": "running", "sleep": "sleeping", "stop": "stopped"}
+
+
+@lru_cache(maxsize=256)
+def _process_status(status: str) -> str:
+    name = status.strip().lower().replace(" ", "-")[:40]
+    return _STATUS_NAMES.get(name, name)
+
+
+_OLDEST_MOMENT = datetime(1970, 1, 1, tzinfo=UTC)
+_LATEST_MOMENT = datetime(2200, 1, 1, tzinfo=UTC)
+
+
+# Start times come back with every sample of the same process.
+@lru_cache(maxsize=65536)
+def _moment(claimed: str | float | None) -> datetime | None:
+    moment = guest_time(claimed)
+    return moment if moment is not None and _OLDEST_MOMENT < moment < _LATEST_MOMENT else None
+
+
+_PORT_STATES = {
+    "closed": "CLOSED", "close": "CLOSED", "listen": "LISTEN", "synsent": "SYN_SENT", "synreceived": "SYN_RECEIVED",
+    "synrecv": "SYN_RECEIVED", "established": "ESTABLISHED", "finwait1": "FIN_WAIT1", "finwait2": "FIN_WAIT2",
+    "closewait": "CLOSE_WAIT", "closing": "CLOSING", "lastack": "LAST_ACK", "timewait": "TIME_WAIT",
+    "deletetcb": "DELETE_TCB", "unknown": "UNKNOWN", "udp": "UDP",
+}  # fmt: skip
+
+
+@lru_cache(maxsize=256)
+def _port_state(state: str) -> str:
+    return _PORT_STATES.get(state.replace("_", "").replace("-", "").lower(), state.upper()[:40])
+
+
+def _ports(entries: Iterable[Port], machine_id: UUID, timestamp: datetime) -> list[Row]:
+    """One row per (port, protocol, state, process), with its number of sockets; ordinal is its place when sorted."""
+    sockets: dict[tuple[int, str, str, int, str, str, bool], int] = {}
+    for entry in entries:
+        process_id = entry.process_id if entry.process_id is not None else entry.pid
+        key = (
+            entry.port, entry.protocol.upper()[:16], _port_state(entry.state), -1 if process_id is None else process_id,
+            (entry.process_name or "")[:NAME_CHARS], (entry.exe_path or "")[:PATH_CHARS], entry.is_listening,
+        )  # fmt: skip
+        sockets[key] = sockets.get(key, 0) + (1 if entry.connection_count is None else entry.connection_count)
+    return [
+        (
+            machine_id, timestamp, ordinal, port, protocol, state, None if process_id < 0 else process_id,
+            process_name or None, executable_path or None, is_listening, min(sockets[key], 2**31 - 1), timestamp,
+        )
+        for ordinal, key in enumerate(sorted(sockets))
+        for port, protocol, state, process_id, process_name, executable_path, is_listening in (key,)
+    ]  # fmt: skip
+
+
+def _application(app: Application, machine_id: UUID, received_at: datetime) -> Row:
+    icon = _icon(app.icon_base64)
+    return (
+        machine_id, received_at, app.exe_path[:PATH_CHARS], app.name[:NAME_CHARS], app.version, app.description,
+        app.publisher, _moment(app.last_access), _moment(app.last_modified), app.access_count, app.usage_minutes,
+        icon, (app.icon_format or "png")[:16] if icon else None, app.file_size, app.is_active,
+    )  # fmt: skip
+
+
+def _icon(encoded: str | None) -> bytes | None:
+    if not encoded or len(encoded) > ICON_BYTES * 4 // 3 + 4:
+        return None
+    try:
+        return b64decode(encoded, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+
+
+_START_TYPES = {"auto": "automatic", "delayed": "delayed-auto", "auto delayed": "delayed-auto"}
+
+
+def _service(service: Service, machine_id: UUID, received_at: datetime) -> Row:
+    start = (service.start_type or service.start_mode or "unknown").lower()
+    process_id = service.process_id if service.process_id is not None else service.pid
+    return (
+        machine_id, received_at, service.name[:NAME_CHARS], (service.display_name or service.name)[:NAME_CHARS],
+        service.description, _START_TYPES.get(start, start)[:40], (service.service_type or "win32")[:40],
+        service.path or service.exe_path,
+        None if service.dependencies is None else msgspec.json.encode(service.dependencies),
+        (service.state or "unknown").lower().replace(" ", "-")[:40], process_id, service.is_default,
+    )  # fmt: skip

@@ -1,0 +1,79 @@
+"""One frozen struct from one TOML file. Unknown keys are refused with their path; names carry their units."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from guestd.errors import ConfigError
+
+Positive = Annotated[int, Meta(gt=0)]
+PositiveSeconds = Annotated[float, Meta(gt=0)]
+
+
+class Store(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where rows go."""
+
+    dsn: str = "host=/var/run/postgresql dbname=guestd"
+    """Of PostgreSQL; several hosts may be given, the writable one is used. Environment: GUESTD_DATABASE_DSN."""
+    batch_bytes: Positive = 4 * 1024 * 1024
+    """A batch is written when so many bytes of frames wait,"""
+    batch_frames: Positive = 2000
+    """or at most so many frames,"""
+    flush_seconds: PositiveSeconds = 0.2
+    """or when the first of them has waited so long."""
+
+
+class Spool(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The durable queue on local disk."""
+
+    directory: str = "/var/lib/guestd/spool"
+    """One guestd per directory."""
+    max_bytes: Positive = 4 * 1024**3
+    """When so much waits for the store, nothing more is read or acknowledged until there is room."""
+    machine_share: Annotated[float, Meta(gt=0, le=1)] = 0.1
+    """The part of it that one machine may fill."""
+
+
+class Virtio(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Virtio-serial channels, as unix sockets that QEMU serves."""
+
+    directory: str = "/opt/infinibay/sockets"
+    """Holds `<Machine.id>.socket`."""
+    max_frame_bytes: Positive = 4 * 1024 * 1024
+    """A longer line is refused."""
+
+
+class Telemetry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What guestd tells about itself."""
+
+    listen_host: str = "127.0.0.1"
+    """For /metrics, /healthz and /readyz."""
+    listen_port: Annotated[int, Meta(ge=0, le=65535)] = 9478
+    """0 takes a free port and logs it."""
+
+
+class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """guestd's configuration file."""
+
+    store: Store = Store()
+    spool: Spool = Spool()
+    virtio: Virtio = Virtio()
+    telemetry: Telemetry = Telemetry()
+    stop_grace_seconds: PositiveSeconds = 10.0
+    """How long stopping may take; what is not stored by then stays in the spool."""
+
+
+def load(path: Path) -> Settings:
+    """Read a file; ConfigError names the file, the key and what is wrong."""
+    try:
+        return msgspec.toml.decode(path.read_bytes(), type=Settings)
+    except OSError as why:
+        raise ConfigError(f"{path}: {why.strerror}") from why
+    except msgspec.DecodeError as why:
+        raise ConfigError(f"{path}: {why}") from why
+    except UnicodeDecodeError as why:
+        raise ConfigError(f"{path}: not UTF-8") from why

@@ -1,0 +1,1 @@
+"""Where frames come from; each source is one module and knows no sibling."""

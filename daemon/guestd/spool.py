@@ -1,0 +1,353 @@
+"""The durable queue between sources and the store: a SQLite file in WAL mode with synchronous=FULL.
+
+A frame that `append` has returned for is on disk. Appends are committed in groups by one thread: while a commit is
+on its way to the disk the next group gathers. Sequence numbers are never used again (AUTOINCREMENT), and `spool_id`
+names this very file, so that the store's ledger can tell which frames of which spool it already has.
+
+With each frame the place of its sender is kept (docs/wire.md), in the same transaction: a line that was fsynced but not
+acknowledged before a crash is known as a duplicate when it is sent again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import sqlite3
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO
+from uuid import UUID, uuid4
+
+import structlog
+
+from guestd.errors import ConfigError
+
+log = structlog.get_logger()
+
+_FILE = "spool.db"
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS frame (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    machine_id BLOB NOT NULL,
+    received_at_ms INTEGER NOT NULL,
+    payload BLOB NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS sender (
+    machine_id BLOB PRIMARY KEY,
+    received_at_ms INTEGER NOT NULL,
+    boot_id TEXT,
+    seq INTEGER
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS identity (spool_id TEXT NOT NULL) STRICT;
+"""
+# A frame's share of the file beside its payload: keys, page headers, the sender row.
+_OVERHEAD_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """How far one machine's stream is on disk: the last receive time, and the last line if its lines are numbered."""
+
+    received_at_ms: int
+    boot_id: str | None
+    seq: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One frame to append; without a payload only its sender's place is kept (a numbered line that was refused)."""
+
+    machine_id: UUID
+    received_at_ms: int
+    payload: bytes | None
+    boot_id: str | None = None
+    seq: int | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """What it will occupy."""
+        return len(self.payload) + _OVERHEAD_BYTES if self.payload is not None else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One frame as the spool gives it back."""
+
+    seq: int
+    machine_id: UUID
+    received_at: datetime
+    payload: bytes
+
+
+class Spool:
+    """One directory, one daemon. Create it with `open_spool`; `run` must run for `append` to return."""
+
+    def __init__(
+        self, directory: Path, lock: IO[bytes], writing: sqlite3.Connection, *, max_bytes: int, share_bytes: int
+    ) -> None:
+        self._lock = lock
+        self._writing = writing
+        self._reading = _connect(directory / _FILE)
+        self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="spool-write")
+        self._read_thread = ThreadPoolExecutor(1, thread_name_prefix="spool-read")
+        self.max_bytes = max_bytes
+        self._share_bytes = share_bytes
+        self.spool_id = _identity(writing)
+        self.last_seq = _last_issued(writing)
+        self.senders_at_open = _senders(writing)
+        self._sizes: deque[tuple[int, UUID, int]] = deque(_sizes(writing))
+        self._bytes_by_machine: Counter[UUID] = Counter()
+        for _, machine_id, size_bytes in self._sizes:
+            self._bytes_by_machine[machine_id] += size_bytes
+        self.bytes = sum(self._bytes_by_machine.values())
+        self._pending: list[tuple[Sequence[Entry], asyncio.Future[None]]] = []
+        self._work = asyncio.Event()
+        self._trimmed = asyncio.Event()
+        self._sealed = False
+        self.appended = asyncio.Event()
+        self.commit_seconds: Callable[[float], None] = lambda _: None
+
+    @property
+    def frames(self) -> int:
+        """Frames that wait for the store."""
+        return len(self._sizes)
+
+    @property
+    def oldest_seq(self) -> int:
+        """The lowest sequence number still held; one past the last issued when the spool is empty."""
+        return self._sizes[0][0] if self._sizes else self.last_seq + 1
+
+    def has_room(self, machine_id: UUID, size_bytes: int) -> bool:
+        """Whether a frame fits, and its machine's share; a machine with nothing spooled may always have one."""
+        mine = self._bytes_by_machine[machine_id]
+        return self.bytes + size_bytes <= self.max_bytes and (not mine or mine + size_bytes <= self._share_bytes)
+
+    async def room(self, machine_id: UUID, size_bytes: int) -> None:
+        """Wait until `has_room`."""
+        while not self.has_room(machine_id, size_bytes):
+            self._trimmed.clear()
+            await self._trimmed.wait()
+
+    async def append(self, entries: Sequence[Entry]) -> None:
+        """Put frames on disk; returns after the fsync. Nothing of it is lost if the caller is cancelled meanwhile."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._pending.append((entries, done))
+        self._work.set()
+        await asyncio.shield(done)
+
+    async def run(self) -> None:
+        """Commit what is pending, group after group, until `seal`. A failing disk is retried."""
+        while self._pending or not self._sealed:
+            await self._work.wait()
+            self._work.clear()
+            await self._flush()
+        # Whoever waits for frames learns that there will be no more.
+        self.appended.set()
+
+    def seal(self) -> None:
+        """Nothing more will be appended: `run` ends when what is pending is on disk."""
+        self._sealed = True
+        self._work.set()
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether the last frame has been appended."""
+        return self._sealed and not self._pending
+
+    async def _flush(self) -> None:
+        group, self._pending = self._pending, []
+        if not group:
+            return
+        entries = [entry for some, _ in group for entry in some]
+        await self._commit_until_done(entries)
+        for _, done in group:
+            if not done.done():
+                done.set_result(None)
+        self.appended.set()
+
+    async def _commit_until_done(self, entries: list[Entry]) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            started = time.perf_counter()
+            try:
+                first_seq = await loop.run_in_executor(self._write_thread, self._commit, entries)
+            except sqlite3.OperationalError as why:
+                log.error("the spool cannot be written, nothing more is acknowledged", error=str(why))
+                await asyncio.sleep(1)
+                continue
+            self.commit_seconds(time.perf_counter() - started)
+            self._account(entries, first_seq)
+            return
+
+    def _account(self, entries: list[Entry], first_seq: int) -> None:
+        seq = first_seq
+        for entry in entries:
+            if entry.payload is None:
+                continue
+            self._sizes.append((seq, entry.machine_id, entry.size_bytes))
+            self._bytes_by_machine[entry.machine_id] += entry.size_bytes
+            self.bytes += entry.size_bytes
+            self.last_seq = seq
+            seq += 1
+
+    def _commit(self, entries: list[Entry]) -> int:
+        """One transaction; returns the first sequence number it gave out (they follow each other)."""
+        first_seq = self.last_seq + 1
+        frames = [entry for entry in entries if entry.payload is not None]
+        senders = {entry.machine_id: entry for entry in entries}
+        with self._writing:
+            self._writing.execute("BEGIN IMMEDIATE")
+            self._writing.executemany(
+                "INSERT INTO frame (seq, machine_id, received_at_ms, payload) VALUES (?, ?, ?, ?)",
+                (
+                    (seq, entry.machine_id.bytes, entry.received_at_ms, entry.payload)
+                    for seq, entry in enumerate(frames, first_seq)
+                ),
+            )
+            self._writing.executemany(
+                "REPLACE INTO sender (machine_id, received_at_ms, boot_id, seq) VALUES (?, ?, ?, ?)",
+                ((key.bytes, entry.received_at_ms, entry.boot_id, entry.seq) for key, entry in senders.items()),
+            )
+        return first_seq
+
+    async def read(self, after_seq: int, *, max_frames: int, max_bytes: int) -> list[Frame]:
+        """The next frames behind `after_seq`, in order, at least one if there is any."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._read_thread, self._read, after_seq, max_frames, max_bytes)
+
+    def _read(self, after_seq: int, max_frames: int, max_bytes: int) -> list[Frame]:
+        rows = self._reading.execute(
+            "SELECT seq, machine_id, received_at_ms, payload FROM frame WHERE seq > ? ORDER BY seq LIMIT ?",
+            (after_seq, max_frames),
+        )
+        frames: list[Frame] = []
+        total_bytes = 0
+        for seq, machine_id, received_at_ms, payload in rows:
+            total_bytes += len(payload)
+            if frames and total_bytes > max_bytes:
+                break
+            frames.append(Frame(seq, UUID(bytes=machine_id), from_milliseconds(received_at_ms), payload))
+        rows.close()
+        return frames
+
+    async def trim(self, up_to_seq: int) -> None:
+        """Forget frames that the store has committed."""
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._write_thread, self._delete, up_to_seq)
+        while self._sizes and self._sizes[0][0] <= up_to_seq:
+            _, machine_id, size_bytes = self._sizes.popleft()
+            self._bytes_by_machine[machine_id] -= size_bytes
+            if not self._bytes_by_machine[machine_id]:
+                del self._bytes_by_machine[machine_id]
+            self.bytes -= size_bytes
+        self._trimmed.set()
+
+    def _delete(self, up_to_seq: int) -> None:
+        with self._writing:
+            self._writing.execute("DELETE FROM frame WHERE seq <= ?", (up_to_seq,))
+
+    async def rename(self) -> None:
+        """Take a new identity: the store's ledger knows frames of the old one that this file never issued."""
+        loop = asyncio.get_running_loop()
+        self.spool_id = await loop.run_in_executor(self._write_thread, _new_identity, self._writing)
+
+    def close(self) -> None:
+        """Give the directory free."""
+        self._write_thread.shutdown()
+        self._read_thread.shutdown()
+        self._reading.close()
+        self._writing.close()
+        self._lock.close()
+
+
+def open_spool(directory: Path, *, max_bytes: int, share: float) -> Spool:
+    """Open the spool of a directory, or begin one; a damaged file is set aside. `share` is a machine's part, 0-1.
+
+    Raises ConfigError when another daemon has it or it cannot be written.
+    """
+    lock = _lock(directory)
+    try:
+        writing = _opened(directory / _FILE)
+    except sqlite3.DatabaseError as why:
+        aside = directory / f"{_FILE}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+        log.error("the spool file is damaged and was set aside", file=str(aside), error=str(why))
+        for suffix in ("", "-wal", "-shm"):
+            part = directory / (_FILE + suffix)
+            if part.exists():
+                part.rename(aside.with_name(aside.name + suffix))
+        writing = _opened(directory / _FILE)
+    return Spool(directory, lock, writing, max_bytes=max_bytes, share_bytes=int(max_bytes * share))
+
+
+def from_milliseconds(milliseconds: int) -> datetime:
+    """Unix milliseconds as a time, exactly."""
+    return datetime.fromtimestamp(milliseconds // 1000, UTC).replace(microsecond=milliseconds % 1000 * 1000)
+
+
+def _lock(directory: Path) -> IO[bytes]:
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o750)
+        lock = (directory / "lock").open("ab")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ConfigError(f"spool.directory {directory}: another guestd is running on it") from None
+    except OSError as why:
+        raise ConfigError(f"spool.directory {directory}: {why.strerror}") from why
+    return lock
+
+
+def _connect(file: Path) -> sqlite3.Connection:
+    # Used by one thread at a time; transactions are begun by hand.
+    return sqlite3.connect(file, check_same_thread=False, isolation_level=None)
+
+
+def _opened(file: Path) -> sqlite3.Connection:
+    connection = _connect(file)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.executescript(_SCHEMA)
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            raise sqlite3.DatabaseError(verdict)  # noqa: TRY301 -- one way out for every kind of damage
+        if connection.execute("SELECT count(*) FROM identity").fetchone() == (0,):
+            _new_identity(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _new_identity(connection: sqlite3.Connection) -> UUID:
+    spool_id = uuid4()
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("DELETE FROM identity")
+        connection.execute("INSERT INTO identity VALUES (?)", (str(spool_id),))
+    return spool_id
+
+
+def _identity(connection: sqlite3.Connection) -> UUID:
+    (spool_id,) = connection.execute("SELECT spool_id FROM identity").fetchone()
+    return UUID(spool_id)
+
+
+def _last_issued(connection: sqlite3.Connection) -> int:
+    row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'frame'").fetchone()
+    return row[0] if row else 0
+
+
+def _senders(connection: sqlite3.Connection) -> dict[UUID, Sender]:
+    rows = connection.execute("SELECT machine_id, received_at_ms, boot_id, seq FROM sender")
+    return {UUID(bytes=machine_id): Sender(*rest) for machine_id, *rest in rows}
+
+
+def _sizes(connection: sqlite3.Connection) -> Iterable[tuple[int, UUID, int]]:
+    rows = connection.execute("SELECT seq, machine_id, length(payload) FROM frame ORDER BY seq")
+    return [(seq, UUID(bytes=machine_id), length + _OVERHEAD_BYTES) for seq, machine_id, length in rows]

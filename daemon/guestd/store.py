@@ -1,0 +1,287 @@
+"""The store's driver: one connection that writes batches, and one that listens for machines.
+
+A batch is one transaction: the ledger is advanced by compare-and-set, the batch's machines are locked as a foreign key
+would, rows are COPY'd in binary, inventories are merged, and what could not be stored is set aside. Whatever goes wrong
+leaves here as StoreUnavailable (keep the rows), RowsRejected (never these rows) or SchemaMismatch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg.adapt import Dumper
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import Format
+from psycopg.types.json import Jsonb
+
+from guestd.batch import Prepared
+from guestd.errors import BadFrame, ConfigError, RowsRejected, SchemaMismatch, StoreUnavailable
+from guestd.normalise import Row, Rows
+from guestd.roster import Roster
+from gueststore import contract
+from gueststore.queries import query
+
+CONNECT_SECONDS = 5
+# A statement that takes longer than this will not come back; the connection is given up and the rows are kept.
+WRITE_SECONDS = 60
+# Notices only wake; this bounds how long a lost one can matter.
+ROSTER_SECONDS = 30
+LANE = 0
+
+_TRANSIENT_CLASSES = ("08", "40", "53", "55", "57", "25", "58", "XX")
+_SCHEMA_STATES = ("42P01", "42703", "3F000", "42883")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a batch's frames, and the rows written by table."""
+
+    stored: int = 0
+    stored_in_part: int = 0
+    quarantined: Counter[str] = field(default_factory=Counter)
+    rows: Counter[str] = field(default_factory=Counter)
+
+
+class LedgerMoved(StoreUnavailable):
+    """The ledger is not where we left it: a commit whose answer was lost, or another writer. Look again."""
+
+
+class _RawJsonb(Dumper):
+    """JSON that is bytes already, for jsonb columns in binary COPY: a version byte and the text."""
+
+    oid = psycopg.adapters.types["jsonb"].oid
+    format = Format.BINARY
+
+    def dump(self, obj: bytes) -> bytes:
+        return b"\x01" + obj
+
+
+class Store:
+    """A connection for one spool; not for concurrent use. Open with `connected`."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        self._connection = connection
+
+    async def ledger(self, spool_id: UUID) -> int | None:
+        """Up to which sequence number the frames of a spool are stored; None when the store does not know it."""
+        async with _sorted_errors():
+            cursor = await self._connection.execute(query("read_ledger"), {"spool_id": spool_id, "lane": LANE})
+            row = await cursor.fetchone()
+        return None if row is None else row[0]
+
+    async def set_ledger(self, spool_id: UUID, expected_seq: int | None, committed_seq: int) -> None:
+        """Begin the books of a spool (expected None), or move them without rows."""
+        books = {"spool_id": spool_id, "lane": LANE, "expected_seq": expected_seq, "committed_seq": committed_seq}
+        async with _sorted_errors():
+            await self._connection.execute(query("open_ledger" if expected_seq is None else "advance_ledger"), books)
+
+    async def taken(self, moments: Sequence[tuple[UUID, datetime]]) -> set[tuple[UUID, datetime]]:
+        """Which of these (machine, timestamp) already have a sample."""
+        machine_ids, timestamps = zip(*moments, strict=True)
+        async with _sorted_errors():
+            cursor = await self._connection.execute(
+                query("taken_timestamps"), {"machine_ids": list(machine_ids), "timestamps": list(timestamps)}
+            )
+            return {(machine_id, timestamp) for machine_id, timestamp in await cursor.fetchall()}
+
+    async def write(self, spool_id: UUID, expected_seq: int, frames: Sequence[Prepared]) -> Outcome:
+        """Store a batch and advance the ledger from `expected_seq` to its last frame, or change nothing at all."""
+        async with _sorted_errors(), asyncio.timeout(WRITE_SECONDS), self._connection.transaction():
+            return await self._write(spool_id, expected_seq, frames)
+
+    async def _write(self, spool_id: UUID, expected_seq: int, frames: Sequence[Prepared]) -> Outcome:
+        outcome = Outcome()
+        await self._advance(spool_id, expected_seq, frames[-1].seq)
+        known = await self._lock_machines({frame.machine_id for frame in frames})
+        contents: list[Rows] = []
+        for frame in frames:
+            content = frame.content
+            if isinstance(content, Rows) and frame.machine_id in known:
+                contents.append(content)
+                if content.refusals:
+                    outcome.stored_in_part += 1
+                    await self._quarantine(spool_id, frame, "row_refused", f"{len(content.refusals)} rows refused")
+                else:
+                    outcome.stored += 1
+            elif isinstance(content, BadFrame):
+                outcome.quarantined[content.reason] += 1
+                await self._quarantine(spool_id, frame, content.reason, str(content))
+            else:
+                outcome.quarantined["unknown_machine"] += 1
+                await self._quarantine(spool_id, frame, "unknown_machine", "the store has no such Machine")
+        await self._copy_series(contents, outcome)
+        await self._merge_inventories(contents, outcome)
+        return outcome
+
+    async def _advance(self, spool_id: UUID, expected_seq: int, committed_seq: int) -> None:
+        books = {"spool_id": spool_id, "lane": LANE, "expected_seq": expected_seq, "committed_seq": committed_seq}
+        cursor = await self._connection.execute(query("advance_ledger"), books)
+        if cursor.rowcount != 1:
+            raise LedgerMoved(f"the ledger of spool {spool_id} is not at {expected_seq}")
+
+    async def _lock_machines(self, machine_ids: set[UUID]) -> set[UUID]:
+        cursor = await self._connection.execute(query("lock_machines"), {"ids": list(machine_ids)})
+        return {machine_id for (machine_id,) in await cursor.fetchall()}
+
+    async def _copy_series(self, contents: Sequence[Rows], outcome: Outcome) -> None:
+        series: dict[contract.Table, list[Row]] = {
+            contract.SYSTEM_METRICS: [rows.system_metrics for rows in contents],
+            contract.PROCESS_SNAPSHOT: [row for rows in contents for row in rows.processes],
+            contract.PORT_USAGE: [row for rows in contents for row in rows.ports],
+            contract.APPLICATION_USAGE_HISTORY: [row for rows in contents for row in rows.application_history],
+        }
+        for table, rows in series.items():
+            await self._copy(table, rows)
+            outcome.rows[table.name] += len(rows)
+
+    async def _merge_inventories(self, contents: Sequence[Rows], outcome: Outcome) -> None:
+        applications = [row for rows in contents for row in rows.applications]
+        services = [row for rows in contents for row in rows.services]
+        if applications:
+            await self._copy(contract.INCOMING_APPLICATION, applications)
+            await self._connection.execute(query("merge_applications"))
+        if services:
+            await self._copy(contract.INCOMING_SERVICE, services)
+            await self._connection.execute(query("merge_services"))
+        outcome.rows["ApplicationUsage"] += len(applications)
+        outcome.rows["WindowsService"] += len(services)
+
+    async def _copy(self, table: contract.Table, rows: Sequence[Row]) -> None:
+        if not rows:
+            return
+        names = ", ".join(f'"{name}"' for name, _ in table.columns)
+        statement = f'COPY "{table.name}" ({names}) FROM STDIN (FORMAT BINARY)'
+        async with self._connection.cursor() as cursor, cursor.copy(statement.encode()) as copy:
+            copy.set_types([type_name for _, type_name in table.columns])
+            try:
+                for row in rows:
+                    await copy.write_row(row)
+            except (OverflowError, TypeError, UnicodeError) as why:
+                # What psycopg raises for a value that does not fit its column's type.
+                raise RowsRejected(f"{table.name}: {type(why).__name__}: {why}") from why
+
+    async def _quarantine(self, spool_id: UUID, frame: Prepared, reason: str, detail: str) -> None:
+        refusals = frame.content.refusals if isinstance(frame.content, Rows) else []
+        await self._connection.execute(
+            query("quarantine_frame"),
+            {
+                "machine_id": frame.machine_id,
+                "received_at": frame.received_at,
+                "spool_id": spool_id,
+                "seq": frame.seq,
+                "reason": reason,
+                "detail": printable(detail),
+                "refusals": Jsonb(
+                    [{"table": r.table, "key": printable(r.key), "reason": printable(r.reason)} for r in refusals]
+                ),
+                "stored": isinstance(frame.content, Rows) and reason == "row_refused",
+                "payload": frame.payload,
+            },
+        )
+
+
+def printable(text: str) -> str:
+    """Text that may hold a guest's bytes, with control characters, and all that is not ASCII, as escapes."""
+    return text.encode("unicode_escape").decode("ascii")
+
+
+def server_name(dsn: str) -> str:
+    """Host, port and database of a DSN, without its password, for messages."""
+    parts = conninfo_to_dict(dsn)
+    parts = {key: parts[key] for key in ("host", "port", "dbname") if parts.get(key)}
+    return " ".join(f"{key}={value}" for key, value in parts.items()) or "the default server"
+
+
+@asynccontextmanager
+async def connected(dsn: str) -> AsyncIterator[Store]:
+    """A store that is reachable, of the schema that this daemon knows, ready for `write`."""
+    async with _connection(dsn) as connection:
+        await _check_schema(connection)
+        async with _sorted_errors():
+            connection.adapters.register_dumper(None, _RawJsonb)
+            await connection.execute(query("create_incoming"))
+        yield Store(connection)
+
+
+async def watch_machines(dsn: str, roster: Roster) -> None:
+    """Keep the roster true for as long as the connection lives; a new machine is seen when its row is committed."""
+    async with _connection(dsn) as connection, _sorted_errors():
+        await connection.execute("LISTEN guestd_machine")
+        while True:
+            cursor = await connection.execute(query("list_machines"))
+            roster.replace(frozenset(machine_id for machine_id, *_ in await cursor.fetchall()))
+            async for _ in connection.notifies(timeout=ROSTER_SECONDS, stop_after=1):
+                pass
+
+
+@asynccontextmanager
+async def _connection(dsn: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    try:
+        conninfo = make_conninfo(dsn, **_defaults(dsn))
+    except psycopg.ProgrammingError as why:
+        raise ConfigError(f"store.dsn: {why}") from why
+    try:
+        connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
+    except psycopg.Error as why:
+        raise StoreUnavailable(f"{server_name(dsn)}: {str(why).strip()}") from why
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+def _defaults(dsn: str) -> dict[str, Any]:
+    given = conninfo_to_dict(dsn)
+    wanted = {
+        "application_name": "guestd",
+        "connect_timeout": CONNECT_SECONDS,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "target_session_attrs": "read-write",
+    }
+    return {key: value for key, value in wanted.items() if key not in given}
+
+
+async def _check_schema(connection: psycopg.AsyncConnection[Any]) -> None:
+    async with _sorted_errors():
+        try:
+            cursor = await connection.execute(query("read_schema_version"))
+        except psycopg.errors.UndefinedTable:
+            version, compat = 0, 0
+        else:
+            version, compat = await cursor.fetchone() or (0, 0)
+    mismatch = contract.mismatch(version, compat)
+    if mismatch is not None:
+        raise SchemaMismatch(mismatch)
+
+
+@asynccontextmanager
+async def _sorted_errors() -> AsyncIterator[None]:
+    """Every error of the driver or the server, as what the writer is to do about it."""
+    try:
+        yield
+    except psycopg.Error as why:
+        raise _sorted(why) from why
+    except TimeoutError as why:
+        raise StoreUnavailable(f"no answer within {WRITE_SECONDS} s") from why
+
+
+def _sorted(why: psycopg.Error) -> Exception:
+    state = why.sqlstate
+    message = f"{state or type(why).__name__}: {str(why).strip()}"
+    if state in _SCHEMA_STATES:
+        return SchemaMismatch(f"the database lacks what this program needs ({message}): run `gueststore migrate`")
+    if state == "42501":
+        return StoreUnavailable(f"{message}; the role lacks a privilege")
+    if state is None:
+        return RowsRejected(message) if isinstance(why, psycopg.DataError) else StoreUnavailable(message)
+    return StoreUnavailable(message) if state.startswith(_TRANSIENT_CLASSES) else RowsRejected(message)

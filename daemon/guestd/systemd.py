@@ -1,0 +1,20 @@
+"""sd_notify: a datagram to the socket that systemd names; nothing at all when it names none. Source: sd_notify(3)."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+
+def notify(*states: str) -> None:
+    """Tell systemd `READY=1`, `STATUS=...`, `STOPPING=1`; a supervisor that is gone is no reason to fail."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address.startswith("@"):
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+        try:
+            channel.sendto("\n".join(states).encode(), address)
+        except OSError:
+            return

@@ -1,0 +1,263 @@
+"""From the spool to the store: decode, normalise, batch, write; trim when it is committed.
+
+Accept, Reject, Keep: rows are stored; or refused for good, and then the batch is halved until the frame is found and
+set aside; or the store cannot take them now, and then the same rows are tried again on a new connection. After a lost
+answer to COMMIT the ledger tells whether they are there.
+
+Here stands the only `except Exception` of the code base: guests are not trusted, and a bug that one of them can reach
+costs that frame and is counted, and the others go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import TypeVar
+from uuid import UUID
+
+import structlog
+
+from guestd import books, messages
+from guestd.batch import Limits, Moment, Prepared, halves, is_due, placed
+from guestd.errors import BadFrame, RowsRejected, StoreUnavailable
+from guestd.lifecycle import Backoff, retrying
+from guestd.normalise import Rows, Stream, guest_time, normalise, sample_time, uuid7
+from guestd.spool import Frame, Spool
+from guestd.store import LedgerMoved, Outcome, Store, connected
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What the writer counts; telemetry gives the functions."""
+
+    outcome: Callable[[Outcome], None]
+    committed: Callable[[float, float], None]  # seconds the write took, seconds since the oldest frame was received
+    adjusted: Callable[[str], None]  # reason
+    bug: Callable[[], None]
+    store_lost: Callable[[], None]
+    skew_seconds: Callable[[float], None]
+
+
+class Writer:
+    """The one consumer of a spool."""
+
+    def __init__(self, spool: Spool, *, dsn: str, limits: Limits, counters: Counters) -> None:
+        self._spool = spool
+        self._dsn = dsn
+        self._limits = limits
+        self._counters = counters
+        self._last_seq_at_open = spool.last_seq
+        self._prepared: Sequence[Prepared] = ()
+        self._committed_seq = 0
+        self._streams: dict[UUID, Stream] = {}
+        self._latest: dict[UUID, datetime] = {}
+        self.store_error: str | None = "not connected yet"
+        self.steps = 0  # rises whenever the writer gets on; health looks at it
+
+    async def run(self) -> None:
+        """Write until the spool is sealed and empty. Raises SchemaMismatch; an unreachable store is waited for."""
+
+        def lost(why: Exception, delay_seconds: float) -> None:
+            self.store_error = str(why)
+            self._counters.store_lost()
+            if isinstance(why, LedgerMoved):
+                return
+            log.warning(
+                "the store is not available, the spool keeps what comes", error=str(why), retry=round(delay_seconds, 1)
+            )
+
+        await retrying(self._connection, expected=StoreUnavailable, backoff=Backoff(cap_seconds=10), lost=lost)
+
+    @property
+    def has_nothing_to_do(self) -> bool:
+        """Whether all that was accepted is committed."""
+        return self._spool.last_seq <= self._committed_seq
+
+    async def _connection(self) -> None:
+        """One connection's life."""
+        async with connected(self._dsn) as store:
+            await self._open_books(store)
+            self.store_error = None
+            while frames := await self._next(store):
+                await self._write(store, frames)
+                self._prepared = ()
+
+    async def _open_books(self, store: Store) -> None:
+        """Find where to go on; after this the ledger stands at `_committed_seq`."""
+        spool = self._spool
+        ledger_seq = await store.ledger(spool.spool_id)
+        # What this daemon has written itself may be in the ledger without our knowing: an answer to COMMIT was lost.
+        own_seq = max(self._committed_seq, self._prepared[-1].seq if self._prepared else 0)
+        resumption = books.resumption(
+            ledger_seq, oldest_seq=spool.oldest_seq, last_seq_at_open=max(self._last_seq_at_open, own_seq)
+        )
+        committed_seq = resumption.committed_seq
+        # First, so that a crash in here can only leave less to do.
+        await spool.trim(committed_seq)
+        match resumption:
+            case books.Resume() if ledger_seq is None:
+                await store.set_ledger(spool.spool_id, None, committed_seq)
+            case books.Resume():
+                pass
+            case books.Adopt(_, missing_from, missing_to):
+                log.error(
+                    "the store lacks frames that it had confirmed; was it restored from a backup?",
+                    spool=str(spool.spool_id), missing_from=missing_from, missing_to=missing_to,
+                )  # fmt: skip
+                await store.set_ledger(spool.spool_id, ledger_seq, committed_seq)
+            case books.Rename():
+                log.error(
+                    "the spool is older than the ledger of it; it goes on under a new id", old=str(spool.spool_id)
+                )
+                await spool.rename()
+                await store.set_ledger(spool.spool_id, None, committed_seq)
+        self._committed_seq = committed_seq
+        self._prepared = [frame for frame in self._prepared if frame.seq > committed_seq]
+
+    async def _next(self, store: Store) -> Sequence[Prepared]:
+        """The frames of the next batch: those that are still owed, or what has gathered; empty when all is done."""
+        if self._prepared:
+            return self._prepared
+        if not await self._gathered():
+            return ()
+        frames = await self._spool.read(
+            self._committed_seq, max_frames=self._limits.max_frames, max_bytes=self._limits.max_bytes
+        )
+        self._prepared = await self._prepare(store, frames)
+        return self._prepared
+
+    async def _gathered(self) -> bool:
+        """Wait until a batch is due; False when the spool is sealed and nothing is left."""
+        spool = self._spool
+        while self.has_nothing_to_do:
+            if spool.is_sealed:
+                return False
+            spool.appended.clear()
+            await spool.appended.wait()
+        began = time.monotonic()
+        while not spool.is_sealed and not is_due(spool.bytes, time.monotonic() - began, self._limits):
+            spool.appended.clear()
+            try:
+                async with asyncio.timeout(began + self._limits.max_age_seconds - time.monotonic()):
+                    await spool.appended.wait()
+            except TimeoutError:
+                pass
+        return True
+
+    async def _prepare(self, store: Store, frames: Sequence[Frame]) -> list[Prepared]:
+        read = [
+            (frame, self._guarded(frame, lambda frame: _decoded(frame.machine_id, frame.payload))) for frame in frames
+        ]
+        good = [(frame, message) for frame, message in read if not isinstance(message, BadFrame)]
+        moments = await self._placed(
+            store, [(frame.machine_id, self._moment(frame, message)) for frame, message in good]
+        )
+        timestamps = {frame.seq: timestamp for (frame, _), (_, timestamp) in zip(good, moments, strict=True)}
+        prepared = []
+        for frame, message in read:
+            content: Rows | BadFrame
+            if isinstance(message, BadFrame):
+                content = message
+            else:
+                step = functools.partial(self._normalised, message=message, timestamp=timestamps[frame.seq])
+                content = self._guarded(frame, step)
+            prepared.append(Prepared(frame.seq, frame.machine_id, frame.received_at, frame.payload, content))
+        return prepared
+
+    def _guarded(self, frame: Frame, step: Callable[[Frame], T]) -> T | BadFrame:
+        try:
+            return step(frame)
+        except BadFrame as why:
+            return why
+        except Exception as why:
+            self._counters.bug()
+            log.exception("a guest's frame has reached a bug", machine=str(frame.machine_id), seq=frame.seq)
+            return BadFrame("bug", f"{type(why).__name__}: {why}")
+
+    def _moment(self, frame: Frame, message: messages.Decoded) -> datetime:
+        claimed = guest_time(message.metrics.timestamp)
+        if claimed is not None:
+            self._counters.skew_seconds((claimed - frame.received_at).total_seconds())
+        moment = sample_time(claimed, frame.received_at)
+        if claimed is None or abs(claimed - moment) >= _MILLISECOND:
+            self._counters.adjusted("guest_time")
+        return moment
+
+    async def _placed(self, store: Store, wanted: Sequence[Moment]) -> list[Moment]:
+        """Free times for the frames of a batch. The store is asked only where a machine's time does not go forward."""
+        asked: set[Moment] = set()
+        taken: set[Moment] = set()
+        while True:
+            moments = placed(wanted, taken)
+            doubtful = {
+                (machine_id, moment)
+                for machine_id, moment in moments
+                if moment <= self._latest.get(machine_id, moment)
+            } - asked  # fmt: skip
+            found = await store.taken(sorted(doubtful)) if doubtful else set()
+            if not found:
+                break
+            asked |= doubtful
+            taken |= found
+        for machine_id, moment in moments:
+            self._latest[machine_id] = max(moment, self._latest.get(machine_id, moment))
+        return moments
+
+    def _normalised(self, frame: Frame, *, message: messages.Decoded, timestamp: datetime) -> Rows:
+        rows = normalise(
+            message.metrics,
+            row_id=uuid7(frame.received_at, os.urandom(10)),
+            machine_id=frame.machine_id,
+            timestamp=timestamp,
+            received_at=frame.received_at,
+            stream=self._streams.setdefault(frame.machine_id, Stream()),
+        )
+        rows.refusals += message.refusals
+        for reason in (*message.repairs, *rows.adjustments):
+            self._counters.adjusted(reason)
+        return rows
+
+    async def _write(self, store: Store, frames: Sequence[Prepared]) -> None:
+        """Commit frames; what the store refuses for good is found by halving and set aside."""
+        started = time.monotonic()
+        try:
+            outcome = await store.write(self._spool.spool_id, self._committed_seq, frames)
+        except RowsRejected as why:
+            await self._write_parts(store, frames, why)
+            return
+        self._committed_seq = frames[-1].seq
+        self.steps += 1
+        self._counters.outcome(outcome)
+        oldest_age_seconds = (datetime.now(UTC) - frames[0].received_at).total_seconds()
+        self._counters.committed(time.monotonic() - started, oldest_age_seconds)
+        await self._spool.trim(self._committed_seq)
+
+    async def _write_parts(self, store: Store, frames: Sequence[Prepared], why: RowsRejected) -> None:
+        if len(frames) > 1:
+            for part in halves(frames):
+                await self._write(store, part)
+            return
+        (frame,) = frames
+        if isinstance(frame.content, BadFrame):
+            # Setting it aside writes nothing of the guest's but bytes: refused, it is our bug and not the guest's.
+            raise why
+        log.warning("a frame was refused by the store and is set aside", machine=str(frame.machine_id), error=str(why))
+        await self._write(store, [replace(frame, content=BadFrame("rejected_by_store", str(why)))])
+
+
+def _decoded(machine_id: UUID, payload: bytes) -> messages.Decoded:
+    message = messages.decode(payload)
+    claims = message.metrics.claims()
+    if claims is not None and claims.lower() != str(machine_id):
+        raise BadFrame("identity", f"the channel belongs to {machine_id}, the payload claims {claims[:40]!r}")
+    return message
