@@ -5,12 +5,13 @@ from contextlib import contextmanager
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.rows import TupleRow
 
 from gueststore.errors import ConfigurationError, StoreError
 
 CONNECT_TIMEOUT_SECONDS = 10
 
-Connection = psycopg.Connection[tuple[object, ...]]
+Connection = psycopg.Connection[TupleRow]
 
 
 @contextmanager
@@ -35,9 +36,7 @@ def _open(dsn: str) -> Connection:
     except psycopg.OperationalError as why:
         reason = str(why).strip().splitlines()[-1]
         if "FATAL:" in reason:
-            raise ConfigurationError(
-                f"{place} refused the login: {reason.partition('FATAL:')[2].strip()}"
-            ) from why
+            raise ConfigurationError(f"{place} refused the login: {reason.partition('FATAL:')[2].strip()}") from why
         raise StoreError(f"cannot reach {place}: {reason}") from why
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import psycopg
-from psycopg.rows import class_row, tuple_row
+from psycopg.rows import class_row
 
 from gueststore.database import Connection, connect, describe, message
 from gueststore.errors import ConfigurationError, StoreError
@@ -92,7 +92,7 @@ def migrate(dsn: str, *, scripts: Scripts | None = None, report: Report = _silen
 
 
 def status(dsn: str, *, scripts: Scripts | None = None) -> Status:
-    """Compare a database with the scripts, changing nothing. Errors as for `connect` and foreign databases."""
+    """Compare a database with the scripts, changing nothing. ConfigurationError for a foreign database."""
     with connect(dsn) as connection:
         _refuse_foreign(connection, dsn)
         return _compare(connection, scripts or packaged())
@@ -150,8 +150,7 @@ def _compare(connection: Connection, scripts: Scripts) -> Status:
     ran, repeated = _read_books(connection)
     known = {migration.number for migration in scripts.migrations}
     problems = [
-        f"migration {migration} was edited after it ran here: "
-        "restore its text and put the change into a new migration"
+        f"migration {migration} was edited after it ran here: restore its text and put the change into a new migration"
         for migration in scripts.migrations
         if migration.number in ran and ran[migration.number].checksum != migration.checksum
     ]
@@ -179,8 +178,7 @@ def _read_books(connection: Connection) -> tuple[dict[int, _Row], dict[str, str]
         return {}, {}
     with connection.cursor(row_factory=class_row(_Row)) as cursor:
         ran = {row.number: row for row in cursor.execute(query("read_migrations"))}
-    with connection.cursor(row_factory=tuple_row) as cursor:
-        repeated = dict(cursor.execute('SELECT "name", "checksum" FROM "SchemaRepeatable"').fetchall())
+    repeated: dict[str, str] = dict(connection.execute(b'SELECT "name", "checksum" FROM "SchemaRepeatable"').fetchall())
     return ran, repeated
 
 
@@ -214,9 +212,7 @@ def _run(connection: Connection, body: str, what: str) -> None:
     try:
         connection.execute(body.encode())
     except psycopg.errors.LockNotAvailable as why:
-        raise StoreError(
-            f"{what} could not get its locks within {LOCK_TIMEOUT}; nothing changed, run again"
-        ) from why
+        raise StoreError(f"{what} could not get its locks within {LOCK_TIMEOUT}; nothing changed, run again") from why
     except psycopg.Error as why:
         raise StoreError(f"{what} failed and nothing of it stays: {message(why)}") from why
 

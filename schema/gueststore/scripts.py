@@ -64,12 +64,9 @@ def packaged() -> Scripts:
     sql = files("gueststore") / "sql"
     return Scripts(
         bootstrap=(sql / "bootstrap.sql").read_text("utf-8"),
-        migrations=in_order(
-            parse_migration(f.name, f.read_text("utf-8")) for f in _sql_files(sql / "migrations")
-        ),
+        migrations=in_order(parse_migration(f.name, f.read_text("utf-8")) for f in _sql_files(sql / "migrations")),
         repeatables=tuple(
-            Repeatable(f.name.removesuffix(".sql"), f.read_text("utf-8"))
-            for f in _sql_files(sql / "repeatable")
+            Repeatable(f.name.removesuffix(".sql"), f.read_text("utf-8")) for f in _sql_files(sql / "repeatable")
         ),
     )
 
@@ -101,9 +98,7 @@ def in_order(migrations: Iterable[Migration]) -> tuple[Migration, ...]:
     ordered = tuple(sorted(migrations, key=lambda migration: migration.number))
     for expected, migration in enumerate(ordered, start=1):
         if migration.number != expected:
-            raise StoreError(
-                f"migration {migration} should have number {expected:04}: numbers have no gap or double"
-            )
+            raise StoreError(f"migration {migration} should have number {expected:04}: numbers have no gap or double")
     return ordered
 
 

@@ -1,0 +1,5 @@
+"""What every test of the schema uses."""
+
+from fix_schema import connection
+
+__all__ = ["connection"]
