@@ -81,7 +81,7 @@ async def run(settings: Settings) -> None:
             stop,
             inputs={"virtio": channels.run()},
             drains={"spool": spool.run(), "writer": consumer.run()},
-            background={"roster": _roster(settings.store.dsn, roster), "status": _status(consumer, spool, telemetry)},
+            background={"roster": _roster(settings.store.dsn, roster), "status": _status(consumer, spool, channels)},
             seal=lambda: _seal(spool),
             grace_seconds=settings.stop_grace_seconds,
         )
@@ -122,13 +122,12 @@ async def _roster(dsn: str, roster: Roster) -> None:
     )
 
 
-async def _status(consumer: Writer, spool: Spool, telemetry: Telemetry) -> None:
+async def _status(consumer: Writer, spool: Spool, channels: virtio.Virtio) -> None:
     """Tell systemd in words how things stand."""
     while True:
         problems = _problems(consumer, spool)
-        connected = int(telemetry.channels_connected._value.get())
         systemd.notify(
-            f"STATUS={connected} channels, {spool.frames} frames in the spool; {'; '.join(problems) or 'well'}"
+            f"STATUS={channels.connected} channels, {spool.frames} frames in the spool; {'; '.join(problems) or 'well'}"
         )
         await asyncio.sleep(STATUS_SECONDS)
 
@@ -165,7 +164,7 @@ def _intake_counters(telemetry: Telemetry) -> intake.Counters:
 
 def _channel_gauges(telemetry: Telemetry) -> virtio.Gauges:
     return virtio.Gauges(
-        connected=telemetry.channels_connected.inc,
+        connected=telemetry.channels_connected.set,
         channels=telemetry.channels.set,
         unknown_machines=telemetry.unknown_machines.set,
         lost=telemetry.channels_lost.inc,

@@ -49,7 +49,7 @@ _MILLISECOND = timedelta(milliseconds=1)
 def placed(wanted: Sequence[Moment], taken: Set[Moment]) -> list[Moment]:
     """The (machine, time) that each frame's rows get: as wanted, or moved by whole ms past others."""
     used = set(taken)
-    # Where the search for a free moment goes on, so that a guest that sends one time for ever costs no more than others.
+    # Where the search for a free moment goes on, so that a guest that repeats one time for ever costs no more.
     resume_at: dict[Moment, datetime] = {}
     moments = []
     for machine_id, wish in wanted:

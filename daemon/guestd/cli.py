@@ -29,6 +29,7 @@ guestd reads what guest agents report, and writes it exactly once to TimescaleDB
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     arguments = _parser().parse_args(argv)
+    _configure_log()
     try:
         return int(arguments.run(arguments))
     except ConfigError as why:
@@ -63,7 +64,6 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from guestd import app
 
-    _configure_log()
     chosen = settings.load(arguments.config) if arguments.config else settings.Settings()
     dsn = os.environ.get("GUESTD_DATABASE_DSN")
     if dsn:

@@ -74,7 +74,7 @@ def plan(wanted: Mapping[UUID, Channel], running: Mapping[UUID, Channel]) -> tup
 class Gauges:
     """What the source shows; telemetry gives the functions."""
 
-    connected: Callable[[int], None]  # change, +1 or -1
+    connected: Callable[[int], None]
     channels: Callable[[int], None]
     unknown_machines: Callable[[int], None]
     lost: Callable[[], None]
@@ -94,6 +94,7 @@ class Virtio:
         self._running: dict[UUID, tuple[Channel, asyncio.Task[None]]] = {}
         self._unknown: frozenset[UUID] = frozenset()
         self._look = asyncio.Event()
+        self.connected = 0
 
     async def run(self) -> None:
         """Read all channels, for ever."""
@@ -169,7 +170,7 @@ class Virtio:
     async def _connection(self, channel: Channel) -> None:
         """One connection's life."""
         connection = await _connected(channel.path)
-        self._gauges.connected(1)
+        self._count_connected(1)
         reader = _Reader(channel.machine_id, connection, self._intake, Framer(self._max_frame_bytes))
         try:
             await reader.run()
@@ -177,8 +178,12 @@ class Virtio:
             await reader.take_what_has_arrived()
             raise
         finally:
-            self._gauges.connected(-1)
+            self._count_connected(-1)
             reader.close()
+
+    def _count_connected(self, change: int) -> None:
+        self.connected += change
+        self._gauges.connected(self.connected)
 
 
 class _Reader:
