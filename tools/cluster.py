@@ -169,18 +169,13 @@ class Cluster:
         options = " ".join(f"-c {shlex.quote(f'{name}={value}')}" for name, value in settings.items())
         log_start_bytes = self._log.stat().st_size if self._log.exists() else 0
         wait = ["-w", "-t", f"{START_SECONDS:.0f}"]
-        if (
-            self._run("pg_ctl", "start", "-D", self._data, "-l", self._log, *wait, "-o", options).returncode
-            == 0
-        ):
+        if self._run("pg_ctl", "start", "-D", self._data, "-l", self._log, *wait, "-o", options).returncode == 0:
             return True
         with self._log.open(errors="replace") as log:
             log.seek(log_start_bytes)
             said = log.read()
         if not any(reason in said for reason in PASSING):
-            raise ClusterError(
-                f"PostgreSQL did not start in {self._directory}: {said.strip() or 'it said nothing'}"
-            )
+            raise ClusterError(f"PostgreSQL did not start in {self._directory}: {said.strip() or 'it said nothing'}")
         return False
 
     def _stop(self) -> None:
@@ -229,7 +224,8 @@ def create_database(server: str, name: str) -> None:
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute("SELECT pg_advisory_lock(hashtext('guestd create_database'))")
         if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone() is None:
-            connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
+            # not template1, into which TimescaleDB's workers look: a template in use cannot be copied
+            connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
         with psycopg.connect(server, dbname=name, autocommit=True) as inside:
             inside.execute("CREATE EXTENSION IF NOT EXISTS timescaledb")
 
