@@ -1,0 +1,166 @@
+"""Merging what guests say of their applications: newest wins, knowledge stays, absence is noticed, replay is silent."""
+
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from psycopg import sql
+
+from fix_schema import make_machine, rows
+from gueststore.contract import INCOMING_APPLICATION
+from gueststore.database import Connection
+from gueststore.queries import query
+
+START = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+FIREFOX, VIM = "/usr/bin/firefox", "/usr/bin/vim"
+
+COPY = sql.SQL("COPY incoming_application ({}) FROM STDIN").format(
+    sql.SQL(", ").join(sql.Identifier(name) for name, _type in INCOMING_APPLICATION.columns)
+)
+
+
+@pytest.fixture
+def machine(connection: Connection) -> uuid.UUID:
+    return make_machine(connection)
+
+
+def app(machine: uuid.UUID, second: float, path: str = FIREFOX, **values: object) -> dict[str, object]:
+    """One application in the message that `machine` sent `second` seconds after START."""
+    row = dict.fromkeys((name for name, _type in INCOMING_APPLICATION.columns), None)
+    row |= {"machineId": machine, "receivedAt": START + timedelta(seconds=second), "executablePath": path}
+    return row | {
+        "applicationName": "app",
+        "accessCount": 1,
+        "totalUsageMinutes": 5,
+        "isActive": True,
+        **values,
+    }
+
+
+def merge(connection: Connection, *batch: dict[str, object]) -> None:
+    """Store a batch as the daemon does: COPY, merge, commit."""
+    with connection.transaction(), connection.cursor() as cursor:
+        cursor.execute(query("create_incoming"))
+        with cursor.copy(COPY) as copy:
+            for row in batch:
+                copy.write_row(tuple(row.values()))
+        cursor.execute(query("merge_applications"))
+
+
+def stored(connection: Connection, column: str, path: str = FIREFOX) -> Any:
+    select = f'SELECT "{column}" FROM "ApplicationUsage" WHERE "executablePath" = %s'
+    ((value,),) = rows(connection, select, path)
+    return value
+
+
+def everything(connection: Connection) -> list[tuple[Any, ...]]:
+    """Every row with its physical version, so that a write that changes nothing shows too."""
+    return rows(connection, 'SELECT xmin::text, * FROM "ApplicationUsage" ORDER BY "machineId", "executablePath"')
+
+
+def test_a_new_application_is_stored_as_sent(connection: Connection, machine: uuid.UUID) -> None:
+    merge(connection, app(machine, 0, version="1.0", iconData=b"png", iconFormat="png", fileSize=7))
+    assert stored(connection, "version") == "1.0"
+    assert bytes(stored(connection, "iconData")) == b"png"
+    assert stored(connection, "firstSeen") == stored(connection, "lastSeen") == START
+    assert stored(connection, "isActive") is True
+
+
+def test_the_newest_of_several_messages_in_a_batch_wins(connection: Connection, machine: uuid.UUID) -> None:
+    batch = [app(machine, second, accessCount=count) for second, count in ((20, 3), (0, 1), (10, 2))]
+    merge(connection, *batch)
+    assert stored(connection, "accessCount") == 3
+    assert stored(connection, "firstSeen") == START
+    assert stored(connection, "lastSeen") == START + timedelta(seconds=20)
+
+
+def test_an_older_message_changes_nothing(connection: Connection, machine: uuid.UUID) -> None:
+    merge(connection, app(machine, 100, accessCount=9))
+    before = everything(connection)
+    merge(connection, app(machine, 50, accessCount=1, isActive=False))
+    assert everything(connection) == before
+
+
+def test_what_a_later_message_does_not_say_stays_known(connection: Connection, machine: uuid.UUID) -> None:
+    known: dict[str, Any] = {
+        "version": "1.0",
+        "description": "a browser",
+        "publisher": "Mozilla",
+        "iconData": b"png",
+        "iconFormat": "png",
+        "fileSize": 7,
+    }
+    merge(connection, app(machine, 0, **known), app(machine, 10))
+    merge(connection, app(machine, 20, accessCount=2))
+    for column, value in known.items():
+        assert stored(connection, column) == value
+
+
+def test_a_new_icon_brings_its_own_format(connection: Connection, machine: uuid.UUID) -> None:
+    merge(connection, app(machine, 0, iconData=b"png", iconFormat="png"))
+    merge(connection, app(machine, 10, iconData=b"svg", iconFormat=None))
+    assert (bytes(stored(connection, "iconData")), stored(connection, "iconFormat")) == (b"svg", None)
+
+
+def test_a_repeated_message_is_written_at_most_once_a_minute(connection: Connection, machine: uuid.UUID) -> None:
+    merge(connection, app(machine, 0))
+    before = everything(connection)
+    merge(connection, app(machine, 60))
+    assert everything(connection) == before
+    merge(connection, app(machine, 61))
+    assert stored(connection, "lastSeen") == START + timedelta(seconds=61)
+
+
+def test_an_application_the_newest_message_leaves_out_becomes_inactive(
+    connection: Connection, machine: uuid.UUID
+) -> None:
+    merge(connection, app(machine, 0), app(machine, 0, VIM))
+    merge(connection, app(machine, 30, accessCount=2))
+    assert stored(connection, "isActive") is True
+    assert stored(connection, "isActive", VIM) is False
+    assert stored(connection, "lastSeen", VIM) == START
+
+
+def test_an_application_left_out_later_in_the_same_batch_becomes_inactive(
+    connection: Connection, machine: uuid.UUID
+) -> None:
+    merge(connection, app(machine, 0), app(machine, 0, VIM), app(machine, 30))
+    assert stored(connection, "isActive", VIM) is False
+    merge(connection, app(machine, 40), app(machine, 40, VIM))
+    assert stored(connection, "isActive", VIM) is True
+
+
+def test_a_machine_that_says_nothing_keeps_its_applications_active(connection: Connection, machine: uuid.UUID) -> None:
+    other = make_machine(connection)
+    merge(connection, app(machine, 0, VIM), app(other, 0))
+    merge(connection, app(other, 30))
+    assert stored(connection, "isActive", VIM) is True
+
+
+@pytest.mark.parametrize("unchanged_before", [0, 5], ids=["from nothing", "on an unmoved row"])
+def test_a_replayed_batch_changes_nothing(connection: Connection, machine: uuid.UUID, unchanged_before: int) -> None:
+    merge(connection, *(app(machine, second, VIM) for second in range(unchanged_before)))
+    batch = [
+        app(machine, 10, VIM),
+        app(machine, 10),
+        app(machine, 20, accessCount=4),
+        app(machine, 30, lastAccessTime=START),
+    ]
+    merge(connection, *batch)
+    before = everything(connection)
+    merge(connection, *batch)
+    assert everything(connection) == before
+
+
+def test_an_incoming_row_without_a_required_value_is_refused_before_the_merge(
+    connection: Connection, machine: uuid.UUID
+) -> None:
+    with pytest.raises(Exception, match='null value in column "applicationName"'):
+        merge(connection, app(machine, 0, applicationName=None))
+    assert everything(connection) == []
+
+
+def test_the_waiting_rows_are_gone_after_the_commit(connection: Connection, machine: uuid.UUID) -> None:
+    merge(connection, app(machine, 0))
+    assert rows(connection, "SELECT count(*) FROM incoming_application") == [(0,)]
