@@ -1,0 +1,1 @@
+"""The guest agent: watches the machine it runs on and tells guestd, losing nothing on the way."""
