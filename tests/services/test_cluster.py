@@ -122,10 +122,10 @@ def test_a_port_that_somebody_took_meanwhile_is_replaced(server: Cluster) -> Non
 
 def test_a_pid_file_that_names_another_program_is_ignored_and_the_program_unharmed(server: Cluster, home: Path) -> None:
     server.stop()
-    owner = (home / "data").stat()
-    asleep = subprocess.Popen(["sleep", "60"], user=owner.st_uid, group=owner.st_gid, extra_groups=[])
+    # as after a reboot: the number belongs to a program that the server's user may signal
+    owner = (home / "data").stat().st_uid
+    asleep = subprocess.Popen(["setpriv", f"--reuid={owner}", "sleep", "60"])
     try:
-        # as after a reboot: the number belongs to somebody whom the server's user may signal
         (home / "data/postmaster.pid").write_text(f"{asleep.pid}\n{home / 'data'}\n1\n5432\n\n*\n\n")
         server.stop()
         assert server.pid() is None
