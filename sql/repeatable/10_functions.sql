@@ -31,3 +31,166 @@ $$;
 
 COMMENT ON FUNCTION public.guestd_announce_machines() IS
 'Wakes daemons that listen on guestd_machine; the notice carries no truth, they look again.';
+
+CREATE OR REPLACE FUNCTION public.guestd_keep_machine_id() RETURNS trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    RAISE EXCEPTION 'The id of a machine never changes: its samples and its socket go by it.'
+        USING ERRCODE = 'check_violation', CONSTRAINT = 'Machine_id_never_changes', TABLE = 'Machine';
+END;
+$$;
+
+COMMENT ON FUNCTION public.guestd_keep_machine_id() IS
+'Refuses a change of Machine.id, which no foreign key would carry on into the hypertables.';
+
+CREATE OR REPLACE FUNCTION public.guestd_end_session() RETURNS trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    NEW."token" := 'null';
+    RETURN NEW;
+END;
+$$;
+
+COMMENT ON FUNCTION public.guestd_end_session() IS 'Takes the session token from a user who is deleted.';
+
+CREATE OR REPLACE FUNCTION public.guestd_delete_samples() RETURNS trigger
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    DELETE FROM public."SystemMetrics" AS sample USING deleted WHERE sample."machineId" = deleted."id";
+    DELETE FROM public."ProcessSnapshot" AS sample USING deleted WHERE sample."machineId" = deleted."id";
+    DELETE FROM public."PortUsage" AS sample USING deleted WHERE sample."machineId" = deleted."id";
+    DELETE FROM public."ApplicationUsageHistory" AS sample USING deleted WHERE sample."machineId" = deleted."id";
+    -- At READ COMMITTED each statement above saw all that was committed before this delete got the Machine's lock,
+    -- and that is all there is. Above it they saw an older snapshot and may have missed rows: somebody must look again.
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        INSERT INTO public."DeletedMachine" ("id") SELECT deleted."id" FROM deleted ON CONFLICT ("id") DO NOTHING;
+    END IF;
+    RETURN NULL;
+END;
+$$;
+
+COMMENT ON FUNCTION public.guestd_delete_samples() IS
+'Deletes the samples of deleted machines, as the cascade of a foreign key would.';
+
+CREATE OR REPLACE FUNCTION public.guestd_truncate_samples() RETURNS trigger
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    TRUNCATE public."SystemMetrics";
+    TRUNCATE public."ProcessSnapshot";
+    TRUNCATE public."PortUsage";
+    TRUNCATE public."ApplicationUsageHistory";
+    RETURN NULL;
+END;
+$$;
+
+COMMENT ON FUNCTION public.guestd_truncate_samples() IS 'Empties the hypertables when Machine is truncated.';
+
+CREATE OR REPLACE FUNCTION public.guestd_sweep_deleted_machines() RETURNS bigint
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    swept uuid[];
+    total bigint := 0;
+    found_rows bigint;
+BEGIN
+    -- A tombstone that can be seen was committed, and every writer that knew the machine had committed before it.
+    WITH tombstone AS (DELETE FROM public."DeletedMachine" RETURNING "id")
+    SELECT array_agg(tombstone."id") INTO swept FROM tombstone;
+    DELETE FROM public."SystemMetrics" AS sample USING unnest(swept) AS gone WHERE sample."machineId" = gone;
+    GET DIAGNOSTICS found_rows = ROW_COUNT; total := total + found_rows;
+    DELETE FROM public."ProcessSnapshot" AS sample USING unnest(swept) AS gone WHERE sample."machineId" = gone;
+    GET DIAGNOSTICS found_rows = ROW_COUNT; total := total + found_rows;
+    DELETE FROM public."PortUsage" AS sample USING unnest(swept) AS gone WHERE sample."machineId" = gone;
+    GET DIAGNOSTICS found_rows = ROW_COUNT; total := total + found_rows;
+    DELETE FROM public."ApplicationUsageHistory" AS sample USING unnest(swept) AS gone WHERE sample."machineId" = gone;
+    GET DIAGNOSTICS found_rows = ROW_COUNT; total := total + found_rows;
+    RETURN total;
+END;
+$$;
+
+COMMENT ON FUNCTION public.guestd_sweep_deleted_machines() IS
+'Deletes what is left of machines with a tombstone and the tombstones; returns the number of samples deleted.';
+
+CREATE OR REPLACE FUNCTION public.guestd_create_chunk(relation text, at timestamptz) RETURNS void
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    nobody CONSTANT uuid := '00000000-0000-0000-0000-000000000000';
+BEGIN
+    -- Every chunk costs every query; nobody needs one far from now.
+    IF at IS NULL OR at NOT BETWEEN now() - INTERVAL '1 day' AND now() + INTERVAL '30 days' THEN
+        RAISE EXCEPTION 'A chunk is created from a day ago to 30 days ahead, not for %.', at
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    -- A row that is written and deleted makes its chunk, also on the Apache edition, which has no create_chunk.
+    CASE relation
+    WHEN 'SystemMetrics' THEN
+        INSERT INTO public."SystemMetrics" (
+            "machineId", "timestamp", "cpuUsagePercent", "cpuCoresUsage", "totalMemoryKB", "usedMemoryKB",
+            "availableMemoryKB", "diskUsageStats", "diskIOStats", "networkStats", "uptime"
+        ) VALUES (nobody, at, 0, '[]', 0, 0, 0, '[]', '{}', '[]', 0);
+        DELETE FROM public."SystemMetrics" WHERE "machineId" = nobody AND "timestamp" = at::timestamptz(3);
+    WHEN 'ProcessSnapshot' THEN
+        INSERT INTO public."ProcessSnapshot" (
+            "machineId", "timestamp", "processId", "name", "cpuUsagePercent", "memoryUsageKB", "status"
+        ) VALUES (nobody, at, -1, '', 0, 0, '');
+        DELETE FROM public."ProcessSnapshot" WHERE "machineId" = nobody AND "timestamp" = at::timestamptz(3);
+    WHEN 'PortUsage' THEN
+        INSERT INTO public."PortUsage" ("machineId", "timestamp", "ordinal", "port", "protocol", "state")
+        VALUES (nobody, at, -1, 0, '', '');
+        DELETE FROM public."PortUsage" WHERE "machineId" = nobody AND "timestamp" = at::timestamptz(3);
+    WHEN 'ApplicationUsageHistory' THEN
+        INSERT INTO public."ApplicationUsageHistory" (
+            "machineId", "timestamp", "executablePath", "accessCount", "totalUsageMinutes", "isActive"
+        ) VALUES (nobody, at, '', 0, 0, FALSE);
+        DELETE FROM public."ApplicationUsageHistory" WHERE "machineId" = nobody AND "timestamp" = at::timestamptz(3);
+    ELSE
+        RAISE EXCEPTION '% is not a series of guestd.', quote_nullable(relation)
+            USING ERRCODE = 'invalid_parameter_value';
+    END CASE;
+END;
+$$;
+
+COMMENT ON FUNCTION public.guestd_create_chunk(text, timestamptz) IS
+'Makes sure that the chunk of a series for a time exists, so that ingest does not have to create it.';
+
+CREATE OR REPLACE FUNCTION public.guestd_drop_chunks(relation text, older_than timestamptz) RETURNS integer
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    dropped integer;
+BEGIN
+    IF relation IS NULL
+        OR relation NOT IN ('SystemMetrics', 'ProcessSnapshot', 'PortUsage', 'ApplicationUsageHistory') THEN
+        RAISE EXCEPTION '% is not a series of guestd.', quote_nullable(relation)
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    -- A wrong argument must not empty a table: the last day stays whatever the caller says.
+    IF older_than IS NULL OR older_than > now() - INTERVAL '1 day' THEN
+        RAISE EXCEPTION 'Samples are kept for at least a day; chunks cannot be dropped up to %.', older_than
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    SELECT count(*) INTO dropped
+    FROM public.drop_chunks(format('public.%I', relation)::regclass, older_than => older_than);
+    RETURN dropped;
+END;
+$$;
+
+COMMENT ON FUNCTION public.guestd_drop_chunks(text, timestamptz) IS
+'Drops the chunks of a series that end before a time at least a day ago; returns how many.';

@@ -4,6 +4,59 @@ CREATE OR REPLACE TRIGGER "Machine_updatedAt"
 BEFORE UPDATE ON "Machine"
 FOR EACH ROW EXECUTE FUNCTION public.guestd_touch_updated_at();
 
+CREATE OR REPLACE TRIGGER "DepartmentConfiguration_updatedAt"
+BEFORE UPDATE ON "DepartmentConfiguration"
+FOR EACH ROW EXECUTE FUNCTION public.guestd_touch_updated_at();
+
+CREATE OR REPLACE TRIGGER "NWFilter_updatedAt"
+BEFORE UPDATE ON "NWFilter"
+FOR EACH ROW EXECUTE FUNCTION public.guestd_touch_updated_at();
+
+CREATE OR REPLACE TRIGGER "FWRule_updatedAt"
+BEFORE UPDATE ON "FWRule"
+FOR EACH ROW EXECUTE FUNCTION public.guestd_touch_updated_at();
+
+CREATE OR REPLACE TRIGGER "DepartmentNWFilter_updatedAt"
+BEFORE UPDATE ON "DepartmentNWFilter"
+FOR EACH ROW EXECUTE FUNCTION public.guestd_touch_updated_at();
+
+CREATE OR REPLACE TRIGGER "VMNWFilter_updatedAt"
+BEFORE UPDATE ON "VMNWFilter"
+FOR EACH ROW EXECUTE FUNCTION public.guestd_touch_updated_at();
+
+CREATE OR REPLACE TRIGGER "VmPort_updatedAt"
+BEFORE UPDATE ON "VmPort"
+FOR EACH ROW EXECUTE FUNCTION public.guestd_touch_updated_at();
+
+CREATE OR REPLACE TRIGGER "DepartmentServiceConfig_updatedAt"
+BEFORE UPDATE ON "DepartmentServiceConfig"
+FOR EACH ROW EXECUTE FUNCTION public.guestd_touch_updated_at();
+
+CREATE OR REPLACE TRIGGER "VMServiceConfig_updatedAt"
+BEFORE UPDATE ON "VMServiceConfig"
+FOR EACH ROW EXECUTE FUNCTION public.guestd_touch_updated_at();
+
+CREATE OR REPLACE TRIGGER "GlobalServiceConfig_updatedAt"
+BEFORE UPDATE ON "GlobalServiceConfig"
+FOR EACH ROW EXECUTE FUNCTION public.guestd_touch_updated_at();
+
 CREATE OR REPLACE TRIGGER "Machine_announce"
 AFTER INSERT OR DELETE ON "Machine"
 FOR EACH STATEMENT EXECUTE FUNCTION public.guestd_announce_machines();
+
+CREATE OR REPLACE TRIGGER "Machine_keep_id"
+BEFORE UPDATE OF "id" ON "Machine"
+FOR EACH ROW WHEN (old."id" <> new."id") EXECUTE FUNCTION public.guestd_keep_machine_id();
+
+CREATE OR REPLACE TRIGGER "Machine_delete_samples"
+AFTER DELETE ON "Machine"
+REFERENCING OLD TABLE AS deleted
+FOR EACH STATEMENT EXECUTE FUNCTION public.guestd_delete_samples();
+
+CREATE OR REPLACE TRIGGER "Machine_truncate_samples"
+AFTER TRUNCATE ON "Machine"
+FOR EACH STATEMENT EXECUTE FUNCTION public.guestd_truncate_samples();
+
+CREATE OR REPLACE TRIGGER "User_end_session"
+BEFORE INSERT OR UPDATE ON "User"
+FOR EACH ROW WHEN (new."deleted" AND new."token" <> 'null') EXECUTE FUNCTION public.guestd_end_session();

@@ -1,0 +1,97 @@
+-- What the roles may do: as little as their work needs. Nobody logs in as these; grant them to the daemon's and to
+-- Grafana's own login roles. A privilege that is taken back is taken back by a migration.
+
+-- The daemon. UPDATE of one column of Machine is what FOR KEY SHARE asks for; the trigger keeps the column's value.
+GRANT SELECT, INSERT ON "SystemMetrics", "ProcessSnapshot", "PortUsage", "ApplicationUsageHistory" TO guestd_writer;
+GRANT SELECT, INSERT, UPDATE ON "ApplicationUsage", "WindowsService", "IngestLedger" TO guestd_writer;
+GRANT SELECT, INSERT ON "ServiceStateHistory" TO guestd_writer;
+GRANT SELECT, INSERT, UPDATE, DELETE ON "QuarantinedFrame" TO guestd_writer;
+GRANT SELECT ON "Machine", "SchemaMigration", "SchemaRepeatable", "DeletedMachine" TO guestd_writer;
+GRANT UPDATE ("updatedAt") ON "Machine" TO guestd_writer;
+
+-- Readers: everything but passwords, tokens and the raw frames of guests, which may hold any secret of a guest.
+GRANT SELECT ON
+"Node",
+"Disk",
+"Department",
+"DepartmentConfiguration",
+"MachineTemplateCategory",
+"MachineTemplate",
+"Machine",
+"Application",
+"MachineApplication",
+"PendingCommand",
+"Notification",
+"NWFilter",
+"FilterReference",
+"FWRule",
+"DepartmentNWFilter",
+"VMNWFilter",
+"VmPort",
+"DepartmentServiceConfig",
+"VMServiceConfig",
+"GlobalServiceConfig",
+"SystemMetrics",
+"ProcessSnapshot",
+"PortUsage",
+"ApplicationUsageHistory",
+"ApplicationUsage",
+"WindowsService",
+"ServiceStateHistory",
+"IngestLedger",
+"SchemaMigration",
+"SchemaRepeatable",
+"DeletedMachine",
+"ActiveUser"
+TO guestd_reader;
+
+GRANT SELECT (
+    "id",
+    "email",
+    "deleted",
+    "firstName",
+    "lastName",
+    "avatar",
+    "role",
+    "createdAt"
+) ON "User" TO guestd_reader;
+
+GRANT SELECT (
+    "id",
+    "graphicProtocol",
+    "graphicPort",
+    "graphicHost",
+    "assignedGpuBus",
+    "machineId"
+) ON "MachineConfiguration" TO guestd_reader;
+
+GRANT SELECT (
+    "id",
+    "machineId",
+    "receivedAt",
+    "spoolId",
+    "seq",
+    "reason",
+    "detail",
+    "refusals",
+    "stored",
+    "createdAt"
+) ON "QuarantinedFrame" TO guestd_reader;
+
+-- Functions that act with the owner's rights are for the daemon alone; trigger functions are for nobody to call.
+REVOKE ALL ON FUNCTION
+public.guestd_touch_updated_at(),
+public.guestd_announce_machines(),
+public.guestd_keep_machine_id(),
+public.guestd_end_session(),
+public.guestd_delete_samples(),
+public.guestd_truncate_samples(),
+public.guestd_sweep_deleted_machines(),
+public.guestd_create_chunk(text, timestamptz),
+public.guestd_drop_chunks(text, timestamptz)
+FROM public;
+GRANT EXECUTE ON FUNCTION
+public.guestd_sweep_deleted_machines(),
+public.guestd_create_chunk(text, timestamptz),
+public.guestd_drop_chunks(text, timestamptz)
+TO guestd_writer;
