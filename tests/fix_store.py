@@ -64,6 +64,7 @@ def template(cluster: Server) -> Iterator[str]:
     with _database(cluster, "template0") as name:
         create_database(cluster.dsn("postgres"), name)
         migrate(cluster.dsn(name))
+        _close(cluster, name)
         yield name
 
 
@@ -83,6 +84,13 @@ def empty_dsn(cluster: Server) -> Iterator[str]:
 
 # Empty ones come from template0: into template1 TimescaleDB's own workers look now and then, and a template in use
 # cannot be copied.
+def _close(cluster: Server, name: str) -> None:
+    """Nobody is let into a template, TimescaleDB's scheduler least of all: one session makes copying it fail."""
+    with psycopg.connect(cluster.dsn("postgres"), autocommit=True) as connection:
+        connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
+        connection.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", (name,))
+
+
 @contextmanager
 def _database(cluster: Server, template: str) -> Iterator[str]:
     name = f"guestd_test_{uuid.uuid4().hex}"

@@ -35,6 +35,8 @@ from guestd.writer import Writer
 log = structlog.get_logger()
 
 STATUS_SECONDS = 5.0
+# Without a store only the spool's last commit is worth waiting for.
+NO_STORE_GRACE_SECONDS = 1.0
 
 
 async def run(settings: Settings) -> None:
@@ -83,7 +85,7 @@ async def run(settings: Settings) -> None:
             drains={"spool": spool.run(), "writer": consumer.run()},
             background={"roster": _roster(settings.store.dsn, roster), "status": _status(consumer, spool, channels)},
             seal=lambda: _seal(spool),
-            grace_seconds=settings.stop_grace_seconds,
+            grace_seconds=lambda: NO_STORE_GRACE_SECONDS if consumer.store_error else settings.stop_grace_seconds,
         )
         log.info("guestd has stopped", spool_frames=spool.frames)
 
@@ -115,6 +117,7 @@ def _tune_collector() -> None:
 
 async def _roster(dsn: str, roster: Roster) -> None:
     def lost(why: Exception, _: float) -> None:
+        roster.tried.set()
         log.debug("the roster of machines is not being updated", error=str(why))
 
     await retrying(

@@ -70,9 +70,11 @@ async def run_until(
     drains: Mapping[str, Life],
     background: Mapping[str, Life],
     seal: Callable[[], None],
-    grace_seconds: float,
+    grace_seconds: Callable[[], float],
 ) -> None:
     """Run all until `stop`: then inputs are cancelled, `seal` is called, drains end by themselves within the grace.
+
+    The grace is asked for when it begins.
 
     Inputs and background tasks never return by themselves; drains return after `seal`.
     """
@@ -83,7 +85,7 @@ async def run_until(
         await stop.wait()
         await _cancelled(running_inputs)
         seal()
-        _, late = await asyncio.wait(running_drains, timeout=grace_seconds)
+        _, late = await asyncio.wait(running_drains, timeout=grace_seconds())
         if late:
             log.warning("the grace period is over, the rest stays in the spool", tasks=[t.get_name() for t in late])
         await _cancelled([*late, *running_background])

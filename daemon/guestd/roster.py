@@ -12,9 +12,12 @@ class Roster:
     def __init__(self) -> None:
         self.machines: frozenset[UUID] | None = None
         self.changed = asyncio.Event()
+        # The store has answered, or could not be reached: nothing is gained by waiting for it any longer.
+        self.tried = asyncio.Event()
 
     def replace(self, machines: frozenset[UUID]) -> None:
         """The store's answer; wakes whoever waits for `changed` when it differs."""
+        self.tried.set()
         if machines != self.machines:
             self.machines = machines
             self.changed.set()

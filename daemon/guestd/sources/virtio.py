@@ -36,6 +36,8 @@ log = structlog.get_logger()
 READ_BYTES = 64 * 1024
 CONNECT_SECONDS = 5.0
 RESCAN_SECONDS = 5.0
+# Not to connect to machines that the store will not know; not longer, for what a guest writes unread may be lost.
+FIRST_ROSTER_SECONDS = 1.0
 _SOCKET_NAME = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.socket")
 
 
@@ -101,20 +103,14 @@ class Virtio:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._watch_directory(), name="virtio-watch")
             tasks.create_task(self._watch_roster(), name="virtio-roster")
+            await _woken(self._roster.tried, FIRST_ROSTER_SECONDS)
             while True:
                 self._look.clear()
                 wanted = await asyncio.to_thread(_found, self._directory)
                 for action in plan(self._known(wanted), {key: channel for key, (channel, _) in self._running.items()}):
                     await self._apply(action, tasks)
                 self._gauges.channels(len(self._running))
-                await self._woken()
-
-    async def _woken(self) -> None:
-        try:
-            async with asyncio.timeout(RESCAN_SECONDS):
-                await self._look.wait()
-        except TimeoutError:
-            pass
+                await _woken(self._look, RESCAN_SECONDS)
 
     def _known(self, wanted: dict[UUID, Channel]) -> dict[UUID, Channel]:
         unknown = frozenset(machine_id for machine_id in wanted if not self._roster.knows(machine_id))
@@ -242,6 +238,14 @@ class _Reader:
         except OSError:
             return
         del self._unsent[:sent]
+
+
+async def _woken(event: asyncio.Event, seconds: float) -> None:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass
 
 
 async def _connected(path: Path) -> socket.socket:

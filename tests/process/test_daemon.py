@@ -1,0 +1,202 @@
+"""The daemon as a process: what an operator sees of starting, working, failing and stopping."""
+
+import socket
+import subprocess
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from fix_daemon import Daemon, add_machine, command, environment, eventually, metrics_line, rows
+
+
+def _samples(daemon: Daemon) -> int:
+    return int(rows(daemon.dsn, 'SELECT count(*) FROM "SystemMetrics"')[0][0])
+
+
+def _quarantined(daemon: Daemon) -> list[str]:
+    return [reason for (reason,) in rows(daemon.dsn, 'SELECT "reason" FROM "QuarantinedFrame" ORDER BY "seq"')]
+
+
+def test_a_line_on_a_channel_becomes_rows(daemon: Daemon) -> None:
+    machine_id = add_machine(daemon.dsn)
+    guest = daemon.guest(machine_id)
+    daemon.start()
+    guest.write(metrics_line())
+    eventually(lambda: _samples(daemon) == 1, "one sample")
+    assert rows(daemon.dsn, 'SELECT "machineId", "name" FROM "ProcessSnapshot"') == [(machine_id, "sshd")]
+    assert rows(daemon.dsn, 'SELECT "port", "state", "connectionCount" FROM "PortUsage"') == [(22, "LISTEN", 1)]
+    assert daemon.metric("guestd_frames_done_total", outcome="stored") == 1
+    assert daemon.metric("guestd_rows_written_total", table="ProcessSnapshot") == 1
+    assert daemon.page("/healthz") == (200, "alive\n")
+    assert daemon.page("/readyz") == (200, "ready\n")
+    assert daemon.stop() == 0
+
+
+def test_a_bad_line_costs_itself_and_the_next_good_line_is_stored(daemon: Daemon) -> None:
+    machine_id = add_machine(daemon.dsn)
+    guest = daemon.guest(machine_id)
+    daemon.start()
+    good = metrics_line()
+    guest.write(good)  # the first line of a connection may be a fragment: that one has a test of its own
+    guest.write(b'{"type":"metrics","data":\n' + good)
+    guest.write(good[:100] + good)
+    guest.write(b"x" * (4 * 1024 * 1024 + 1) + b"\n" + good)
+    guest.write(bytes(range(256)).replace(b"\n", b"") * 20 + b"\n" + good)
+    guest.write(b'{"type":"metrics","data":{"system":{}}}\n' + good)
+    eventually(lambda: _samples(daemon) == 6, "the six good lines")
+    assert _quarantined(daemon) == ["json", "json", "shape"]
+    assert daemon.metric("guestd_frames_refused_total", reason="oversize") == 1
+    assert daemon.metric("guestd_values_adjusted_total", reason="restarted_line") == 1
+    assert daemon.metric("guestd_frames_accepted_total") == 9
+    assert daemon.stop() == 0
+
+
+def test_the_rest_of_a_line_at_the_start_of_a_connection_is_dropped(daemon: Daemon) -> None:
+    guest = daemon.guest()
+    daemon.start()
+    guest.write(metrics_line()[50:] + metrics_line())
+    eventually(lambda: _samples(daemon) == 1, "the whole line")
+    assert daemon.metric("guestd_frames_refused_total", reason="fragment") == 1
+    assert _quarantined(daemon) == []
+    daemon.stop()
+
+
+def test_one_bad_entry_is_refused_and_the_rest_of_its_frame_is_stored(daemon: Daemon) -> None:
+    guest = daemon.guest()
+    daemon.start()
+    processes = [
+        {"id": 1, "name": "init", "memory_usage_kb": 1},
+        {"id": 2**40, "name": "far", "memory_usage_kb": 1},
+    ]
+    guest.write(metrics_line(processes=processes))
+    eventually(lambda: _quarantined(daemon) == ["row_refused"], "the frame kept beside its rows")
+    assert rows(daemon.dsn, 'SELECT "name" FROM "ProcessSnapshot"') == [("init",)]
+    ((refusals, stored),) = rows(daemon.dsn, 'SELECT "refusals", "stored" FROM "QuarantinedFrame"')
+    assert stored
+    assert [(r["table"], r["key"]) for r in refusals] == [("ProcessSnapshot", str(2**40))]
+    assert daemon.metric("guestd_frames_done_total", outcome="stored_in_part") == 1
+    daemon.stop()
+
+
+def test_an_unknown_machine_is_reported_and_read_as_soon_as_its_row_appears(daemon: Daemon) -> None:
+    known = daemon.guest()
+    machine_id = add_machine(daemon.dsn)
+    rows(daemon.dsn, 'DELETE FROM "Machine" WHERE "id" = %s RETURNING 1', machine_id)
+    guest = daemon.guest(machine_id)
+    daemon.start()
+    # The roster is known once the other channel's line is stored.
+    known.write(metrics_line())
+    eventually(lambda: _samples(daemon) == 1, "the known machine's sample")
+    eventually(lambda: daemon.metric("guestd_channels_unknown_machine") == 1, "the unknown machine counted")
+    assert any(line.get("machine") == str(machine_id) for line in daemon.logged())
+    add_machine(daemon.dsn, machine_id)
+    guest.write(metrics_line())
+    eventually(lambda: _samples(daemon) == 2, "the new machine's sample", seconds=5)
+    assert daemon.metric("guestd_channels_unknown_machine") == 0
+    daemon.stop()
+
+
+def test_a_new_socket_is_noticed_and_a_gone_one_dropped(daemon: Daemon) -> None:
+    machine_id = add_machine(daemon.dsn)
+    daemon.start()
+    eventually(lambda: daemon.page("/readyz")[0] == 200, "ready")
+    guest = daemon.guest(machine_id)
+    guest.write(metrics_line())
+    eventually(lambda: _samples(daemon) == 1, "a sample from the new socket", seconds=4)
+    guest.leave()
+    eventually(lambda: daemon.metric("guestd_channels") == 0, "the gone socket dropped", seconds=4)
+    again = daemon.guest(machine_id)
+    again.write(metrics_line())
+    eventually(lambda: _samples(daemon) == 2, "a sample after the guest came back", seconds=4)
+    daemon.stop()
+
+
+def test_a_store_that_cannot_be_reached_is_named_and_the_spool_keeps_filling(daemon: Daemon) -> None:
+    guest = daemon.guest()
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    store_dsn = daemon.dsn
+    daemon.dsn = f"host=127.0.0.1 port={port} dbname=guestd"
+    daemon.start()
+    guest.write(metrics_line() * 3)
+    eventually(lambda: daemon.metric("guestd_spool_frames") == 3, "three frames in the spool")
+    status, text = daemon.page("/readyz")
+    assert status == 503
+    assert "host=127.0.0.1" in text
+    assert str(port) in text
+    assert daemon.page("/healthz")[0] == 200
+    assert daemon.stop() == 0
+    daemon.dsn = store_dsn
+    daemon.start()
+    eventually(lambda: _samples(daemon) == 3, "the spooled frames stored after a restart")
+    daemon.stop()
+
+
+def test_sigterm_stores_what_has_arrived(daemon: Daemon) -> None:
+    guest = daemon.guest()
+    daemon.start()
+    guest.write(metrics_line())
+    eventually(lambda: _samples(daemon) == 1, "the channel is being read")
+    guest.write(metrics_line() * 500)
+    assert daemon.stop() == 0
+    assert _samples(daemon) == 501
+
+
+def test_a_database_that_was_never_migrated_ends_it_with_the_command_to_run(directory: Path, empty_dsn: str) -> None:
+    daemon = Daemon(directory, empty_dsn)
+    daemon.start()
+    assert daemon.process is not None
+    assert daemon.process.wait(30) == 78
+    assert "gueststore migrate" in daemon.log.read_text()
+
+
+def test_a_newer_database_ends_it_with_what_to_install(daemon: Daemon) -> None:
+    with psycopg.connect(daemon.dsn) as connection:
+        connection.execute('UPDATE "SchemaMigration" SET "compat" = 9999')
+    daemon.start()
+    assert daemon.process is not None
+    assert daemon.process.wait(30) == 78
+    assert "install a newer guestd" in daemon.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("[spool]\nmax_byte = 1", "unknown field `max_byte` - at `$.spool`"),
+        ("[spool]\nmax_bytes = 'much'", "Expected `int`, got `str` - at `$.spool.max_bytes`"),
+        ("[store", "guestd.toml"),
+    ],
+)
+def test_a_bad_configuration_is_refused_with_its_path(directory: Path, line: str, complaint: str) -> None:
+    file = directory / "guestd.toml"
+    file.write_text(line)
+    run = command("guestd", "run", "--config", str(file))
+    done = subprocess.run(run, capture_output=True, text=True, check=False, env=environment())
+    assert done.returncode == 78
+    assert complaint in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_second_guestd_on_the_same_spool_refuses(daemon: Daemon) -> None:
+    daemon.start()
+    daemon.url()
+    second = Daemon(daemon.directory, daemon.dsn, log_name="second.log")
+    second.start()
+    assert second.process is not None
+    assert second.process.wait(30) == 78
+    assert "another guestd" in second.log.read_text()
+    daemon.stop()
+
+
+def test_a_port_that_is_taken_is_named(daemon: Daemon) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        daemon.port = port
+        daemon.start()
+        assert daemon.process is not None
+        assert daemon.process.wait(30) == 78
+        assert str(port) in daemon.log.read_text()
