@@ -1,1 +1,148 @@
-"""The guest agent: watches the machine it runs on and tells guestd, losing nothing on the way."""
+"""`guestd agent`: watches the Linux machine it runs on and tells guestd, losing nothing on the way."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import uuid
+from contextlib import ExitStack
+from pathlib import Path
+
+import structlog
+
+from guestd.agent.applications import ApplicationWatch, Books, read_books, write_books
+from guestd.agent.channel import Sender, attend, listen, serve
+from guestd.agent.collect import Collector
+from guestd.agent.ending import until_signal
+from guestd.agent.outbox import LINE_LIMIT_BYTES, Outbox
+
+__all__ = ["add_arguments", "run"]
+
+DEVICE = Path("/dev/virtio-ports/org.infinibay.agent")
+BUFFER_BYTES = 8 * 1024 * 1024
+# Time for CPU and disks to have a rate in the first message.
+FIRST_SAMPLE_SECONDS = 1.0
+# The host may ask for a sample at any time, and gets no more than this.
+SHORTEST_INTERVAL_SECONDS = 1.0
+# So much of the applications' time is lost at most when the machine crashes.
+SAVE_SECONDS = 60.0
+
+DESCRIPTION = """\
+Reports this machine to guestd every INTERVAL seconds: CPU, memory, disks, network, processes, ports, applications and
+services. Each line is kept until guestd has it on disk, and is sent again when a connection or guestd itself fails.
+
+In a guest it writes to the virtio-serial port that the host reads. With --listen it serves a unix socket in QEMU's
+place, so that a host can watch itself.
+"""
+EPILOG = """\
+examples:
+  guestd agent --state /var/lib/guestd-agent/minutes.json
+  guestd agent --listen run/channels/<machine id>.socket --interval 5
+"""
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger("guestd.agent")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `guestd agent` takes."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.description, parser.epilog = DESCRIPTION, EPILOG
+    channel = parser.add_mutually_exclusive_group()
+    device_help = f"virtio-serial port (default: {DEVICE})"
+    channel.add_argument("--device", type=Path, metavar="PATH", default=DEVICE, help=device_help)
+    listen_help = "serve this unix socket instead; one client at a time"
+    channel.add_argument("--listen", type=Path, metavar="SOCKET", help=listen_help)
+    add = parser.add_argument
+    add("--interval", type=_interval, default=30.0, metavar="SECONDS", help="between samples (default: 30)")
+    processes_help = "how many processes to report, the busiest first (default: all)"
+    add("--processes", type=_process_count, default=None, metavar="N|all", help=processes_help)
+    add("--state", type=Path, metavar="FILE", help="keeps application minutes over restarts (default: not kept)")
+    buffer_help = f"for lines that guestd has not got yet (default: {BUFFER_BYTES}, 8 MiB)"
+    add("--buffer-bytes", type=_buffer_bytes, default=BUFFER_BYTES, metavar="BYTES", help=buffer_help)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Report until SIGTERM or SIGINT; 0, or 1 when the socket cannot be served or the state not be written."""
+    try:
+        with ExitStack() as open_:
+            asyncio.run(_run(arguments, open_))
+    except OSError as why:
+        _log.error("cannot go on", why=str(why))
+        return 1
+    return 0
+
+
+async def _run(arguments: argparse.Namespace, open_: ExitStack) -> None:
+    asked = asyncio.Event()
+    sender = Sender(Outbox(str(uuid.uuid4()), arguments.buffer_bytes), on_request=asked.set)
+    books = read_books(arguments.state)
+    if arguments.listen is None:
+        speaking = attend(arguments.device, sender)
+    else:
+        listener = open_.enter_context(listen(arguments.listen))
+        open_.callback(arguments.listen.unlink, missing_ok=True)
+        speaking = serve(listener, sender)
+    _log.info("reporting", to=str(arguments.listen or arguments.device), boot_id=sender.outbox.boot_id)
+    collector = Collector(ApplicationWatch(books), arguments.processes)
+
+    async def work() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(speaking, name="speak")
+            tasks.create_task(_sample(collector, sender, asked, arguments.interval), name="sample")
+            if arguments.state is not None:
+                tasks.create_task(_save(arguments.state, books), name="save")
+
+    await until_signal(work())
+    if arguments.state is not None:
+        write_books(arguments.state, books)
+    _log.info("ended", sent=sender.outbox.last, unacknowledged=sender.outbox.held_lines)
+
+
+async def _save(state: Path, books: Books) -> None:
+    """Write the books every so often; a disk that is full for a while costs no more than that."""
+    while True:
+        await asyncio.sleep(SAVE_SECONDS)
+        try:
+            write_books(state, books)
+        except OSError as why:
+            _log.warning("state not saved", file=str(state), why=str(why))
+
+
+async def _sample(collector: Collector, sender: Sender, asked: asyncio.Event, interval_seconds: float) -> None:
+    """Post a sample every so often, and when asked."""
+    loop = asyncio.get_running_loop()
+    await asyncio.sleep(FIRST_SAMPLE_SECONDS)
+    while True:
+        due = loop.time() + interval_seconds
+        sender.post(collector.body())
+        await asyncio.sleep(SHORTEST_INTERVAL_SECONDS)
+        try:
+            async with asyncio.timeout_at(due):
+                await asked.wait()
+        except TimeoutError:
+            continue
+        finally:
+            asked.clear()
+
+
+def _interval(text: str) -> float:
+    seconds = float(text)
+    if not SHORTEST_INTERVAL_SECONDS <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be at least {SHORTEST_INTERVAL_SECONDS:g}")
+    return seconds
+
+
+def _process_count(text: str) -> int | None:
+    if text == "all":
+        return None
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("must not be negative")
+    return number
+
+
+def _buffer_bytes(text: str) -> int:
+    size = int(text)
+    if size < LINE_LIMIT_BYTES:
+        raise argparse.ArgumentTypeError(f"must be at least one line, {LINE_LIMIT_BYTES}")
+    return size

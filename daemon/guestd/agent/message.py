@@ -1,0 +1,192 @@
+"""What our agent says: dialect D1 with the additions of docs/wire.md, and how a message is made to fit a line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from guestd.agent.outbox import BODY_LIMIT_BYTES
+
+
+class Cpu(Struct):
+    """Percent, 0-100; degrees Celsius."""
+
+    usage_percent: float | None
+    cores_usage: list[float]
+    temperature: float | None
+
+
+class Memory(Struct):
+    """KiB. `used_kb` is total less available, as `free` counts since procps 4; swap is null where there is none."""
+
+    total_kb: int
+    used_kb: int
+    available_kb: int
+    swap_total_kb: int | None
+    swap_used_kb: int | None
+
+
+class DiskUsage(Struct):
+    """GiB, as `df` counts: used and available leave out what is reserved."""
+
+    mount_point: str
+    total_gb: float
+    used_gb: float
+    available_gb: float
+    filesystem: str
+
+
+class DiskIo(Struct):
+    """Per second, over whole disks."""
+
+    read_bytes_per_sec: int
+    write_bytes_per_sec: int
+    read_ops_per_sec: int
+    write_ops_per_sec: int
+
+
+class Disk(Struct):
+    """File systems and disk rates; no rates on a machine that has no disk of its own."""
+
+    usage_stats: list[DiskUsage]
+    io_stats: DiskIo | None
+
+
+class Interface(Struct):
+    """Rates per second, null while none is known: in the first message and for a new interface."""
+
+    name: str
+    bytes_received: int | None
+    bytes_sent: int | None
+    packets_received: int | None
+    packets_sent: int | None
+    errors_in: int | None
+    errors_out: int | None
+    ip_addresses: list[str]
+    is_up: bool
+
+
+class Network(Struct):
+    """All interfaces but the loopback."""
+
+    interfaces: list[Interface]
+
+
+class LoadAverage(Struct):
+    """Over 1, 5 and 15 minutes."""
+
+    load_1min: float
+    load_5min: float
+    load_15min: float
+
+
+class Machine(Struct):
+    """D1's `data.system.system`; no load average on Windows."""
+
+    uptime_seconds: int
+    name: str
+    os_version: str
+    kernel_version: str
+    hostname: str
+    load_average: LoadAverage | None
+
+
+class Process(Struct):
+    """KiB, bytes since the process started, unix seconds; CPU in percent of one core since the last sample."""
+
+    id: int
+    parent_id: int | None
+    name: str
+    executable_path: str | None
+    command_line: str | None
+    cpu_usage_percent: float | None
+    memory_usage_kb: int
+    status: str
+    start_time: int | None
+    disk_read_bytes: int | None
+    disk_write_bytes: int | None
+
+
+class Port(Struct):
+    """One socket."""
+
+    port: int
+    protocol: str
+    state: str
+    process_id: int | None
+    process_name: str | None
+    exe_path: str | None
+    is_listening: bool
+
+
+class Service(Struct):
+    """`state` and `start_mode` in the words of Windows: Running, Stopped; Auto, Manual, Disabled."""
+
+    name: str
+    display_name: str
+    state: str
+    start_mode: str | None
+    status: str
+    process_id: int | None
+    path: str | None
+    description: str | None = None
+
+
+class Application(Struct, omit_defaults=True):
+    """Times are RFC 3339; the icon comes once per run of the agent."""
+
+    exe_path: str
+    name: str
+    access_count: int
+    usage_minutes: int
+    last_access: str
+    is_active: bool
+    description: str | None = None
+    last_modified: str | None = None
+    file_size: int | None = None
+    icon_base64: str | None = None
+    icon_format: str | None = None
+
+
+class System(Struct):
+    """What D1 has under data.system."""
+
+    cpu: Cpu
+    memory: Memory
+    disk: Disk
+    network: Network
+    system: Machine
+    processes: list[Process]
+    ports: list[Port]
+    windows_services: list[Service]
+
+
+class Content(Struct):
+    """What stands under data."""
+
+    system: System
+    applications: list[Application]
+
+
+class Body(Struct):
+    """A message without its sequence header."""
+
+    timestamp: str
+    data: Content
+
+
+def fit(body: Body, limit_bytes: int = BODY_LIMIT_BYTES) -> bytes:
+    """The message as JSON of at most so many bytes: the longest list loses its tail until it fits.
+
+    The lists are expected to have what matters most in front.
+    """
+    encoded = msgspec.json.encode(body)
+    system = body.data.system
+    lists: list[list[Any]] = [system.processes, system.ports, system.windows_services, body.data.applications]
+    while len(encoded) > limit_bytes and any(lists):
+        longest = max(lists, key=lambda entries: len(msgspec.json.encode(entries)))
+        del longest[len(longest) * 3 // 4 :]
+        encoded = msgspec.json.encode(body)
+    return encoded

@@ -1,0 +1,107 @@
+"""The services of this machine: units of systemd on Linux, services on Windows, otherwise none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from guestd.agent.message import Service
+from guestd.agent.processes import clean
+
+# An answer that takes longer is of no use: the sample waits for it.
+SYSTEMCTL_SECONDS = 5.0
+_SYSTEMCTL = ("systemctl", "list-units", "--type=service", "--all", "--output=json", "--no-pager")
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger("guestd.agent")
+
+
+class Unit(msgspec.Struct, frozen=True):
+    """One entry of systemctl's list."""
+
+    unit: str
+    load: str
+    active: str
+    sub: str
+    description: str = ""
+
+
+def look_at_services() -> list[Service]:
+    """All services; on Linux those that systemd knows, when it runs."""
+    if sys.platform == "win32":
+        return _windows_services()
+    # What systemd's own sd_booted looks at.
+    if not Path("/run/systemd/system").is_dir():
+        return []
+    try:
+        listing = subprocess.run(_SYSTEMCTL, capture_output=True, timeout=SYSTEMCTL_SECONDS, check=True).stdout
+        return services_of(listing)
+    except (OSError, subprocess.SubprocessError, msgspec.DecodeError) as why:
+        _log.warning("no list of services", why=str(why))
+        return []
+
+
+def services_of(listing: bytes) -> list[Service]:
+    """The JSON of `systemctl list-units` as services, by name; units that exist only by being mentioned are left out.
+
+    Raises msgspec.DecodeError when it is not such a list.
+    """
+    units = msgspec.json.decode(listing, type=list[Unit])
+    loaded = [unit for unit in units if unit.load == "loaded"]
+    return [_service(unit) for unit in sorted(loaded, key=lambda unit: unit.unit)]
+
+
+def _service(unit: Unit) -> Service:
+    return Service(
+        name=unit.unit.removesuffix(".service"),
+        display_name=unit.description or unit.unit,
+        state=_state(unit),
+        start_mode=None,
+        status="Degraded" if unit.active == "failed" else "OK",
+        process_id=None,
+        path=None,
+        description=unit.description or None,
+    )
+
+
+def _state(unit: Unit) -> str:
+    match unit.active:
+        case "active" | "reloading":
+            # A one-shot that has done its work counts as active in systemd and has no process.
+            return "Stopped" if unit.sub == "exited" else "Running"
+        case "activating":
+            return "Start Pending"
+        case "deactivating":
+            return "Stop Pending"
+        case _:
+            return "Stopped"
+
+
+if sys.platform == "win32":
+    import psutil
+
+    _START_MODE = {"automatic": "Auto", "manual": "Manual", "disabled": "Disabled"}
+
+    def _windows_services() -> list[Service]:
+        services = []
+        for service in psutil.win_service_iter():
+            try:
+                known = service.as_dict()
+            except psutil.NoSuchProcess:
+                continue
+            services.append(
+                Service(
+                    name=clean(known["name"]),
+                    display_name=clean(known["display_name"]),
+                    state=known["status"].replace("_", " ").title(),
+                    start_mode=_START_MODE.get(known["start_type"]),
+                    status="OK",
+                    process_id=known["pid"],
+                    path=clean(known["binpath"]),
+                    description=clean(known["description"]) or None,
+                )
+            )
+        return services
