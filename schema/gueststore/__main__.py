@@ -5,8 +5,12 @@ import os
 import sys
 from collections.abc import Sequence
 
+from gueststore.catalogue import check
+from gueststore.database import describe
 from gueststore.errors import ConfigurationError, StoreError
 from gueststore.migrations import migrate, status
+from gueststore.reset import reset
+from gueststore.seed import admin_from, seed
 
 DSN_VARIABLE = "GUESTD_DATABASE_DSN"
 
@@ -23,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        return int(options.run(_dsn(options.dsn)))
+        return int(options.run(_dsn(options.dsn), options))
     except ConfigurationError as why:
         print(f"gueststore: {why}", file=sys.stderr)
         return 78
@@ -40,14 +44,23 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    added = {}
     for name, run, help_line in (
         ("migrate", _migrate, "apply what the database lacks; safe to run at any time, also twice at once"),
         ("status", _status, "say what has run and what has not; exit code 1 when something has not"),
+        ("check", _check, "compare the live schema with what the migrations make; exit code 1 names every drift"),
+        ("seed", _seed, "add what a new platform starts with and lacks; changes nothing that is there"),
+        ("reset", _reset, "delete everything, rows included, and build the schema anew"),
     ):
         command = commands.add_parser(name, help=help_line, description=help_line, epilog=_EPILOG)
         command.formatter_class = argparse.RawDescriptionHelpFormatter
         command.add_argument("--dsn", help=f"the database; without it, {DSN_VARIABLE}")
         command.set_defaults(run=run)
+        added[name] = command
+    added["seed"].add_argument(
+        "--allow-default-password", action="store_true", help="let the first user have the well-known password"
+    )
+    added["reset"].add_argument("--yes", action="store_true", help="really do it")
     return parser
 
 
@@ -58,22 +71,49 @@ def _dsn(given: str | None) -> str:
     return dsn
 
 
-def _migrate(dsn: str) -> int:
-    applied = migrate(dsn, report=lambda line: print(line, flush=True))
-    print(f"{len(applied)} applied" if applied else "nothing to do: the schema is current")
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+def _migrate(dsn: str, _options: argparse.Namespace) -> int:
+    applied = migrate(dsn, report=_say)
+    _say(f"{len(applied)} applied" if applied else "nothing to do: the schema is current")
     return 0
 
 
-def _status(dsn: str) -> int:
+def _status(dsn: str, _options: argparse.Namespace) -> int:
     state = status(dsn)
-    print(f"schema version {state.version}; works with programs of version {state.compat} or newer")
+    _say(f"schema version {state.version}; works with programs of version {state.compat} or newer")
     for migration in state.applied:
-        print(f"  applied  {migration}")
+        _say(f"  applied  {migration}")
     for script in state.pending:
-        print(f"  pending  {script}")
+        _say(f"  pending  {script}")
     for problem in state.problems:
-        print(f"  problem  {problem}")
+        _say(f"  problem  {problem}")
     return 1 if state.pending or state.problems else 0
+
+
+def _check(dsn: str, _options: argparse.Namespace) -> int:
+    drift = check(dsn)
+    for difference in drift:
+        _say(difference)
+    _say(f"{len(drift)} differences" if drift else "the schema is as the migrations make it")
+    return 1 if drift else 0
+
+
+def _seed(dsn: str, options: argparse.Namespace) -> int:
+    admin = admin_from(os.environ, allow_well_known=options.allow_default_password)
+    _say(f"{seed(dsn, admin, report=_say)} rows added")
+    return 0
+
+
+def _reset(dsn: str, options: argparse.Namespace) -> int:
+    if not options.yes:
+        print(f"gueststore: this deletes everything in {describe(dsn)}; to do it, add --yes", file=sys.stderr)
+        return 2
+    _say(f"deleting everything in {describe(dsn)} ...")
+    reset(dsn, report=_say)
+    return 0
 
 
 if __name__ == "__main__":

@@ -65,19 +65,19 @@ class Status:
     problems: tuple[str, ...]
 
 
-def _silent(_line: str) -> None:
-    pass
+def silent(_line: str) -> None:
+    """Report nothing."""
 
 
-def migrate(dsn: str, *, scripts: Scripts | None = None, report: Report = _silent) -> list[Applied]:
+def migrate(dsn: str, *, scripts: Scripts | None = None, report: Report = silent) -> list[Applied]:
     """Apply what the database lacks and return it, in order; an empty list when there was nothing to do.
 
     StoreError when a migration fails (nothing of it stays), was edited after it ran, or is unknown here;
     ConfigurationError when the database is not one of ours or has no TimescaleDB.
     """
     scripts = scripts or packaged()
-    with connect(dsn) as connection, _one_run_at_a_time(connection, report):
-        _refuse_foreign(connection, dsn)
+    with connect(dsn) as connection, one_run_at_a_time(connection, report):
+        refuse_foreign(connection, dsn)
         _require_timescaledb(connection, dsn)
         _run(connection, scripts.bootstrap, "bootstrap")
         state = _compare(connection, scripts)
@@ -94,13 +94,13 @@ def migrate(dsn: str, *, scripts: Scripts | None = None, report: Report = _silen
 def status(dsn: str, *, scripts: Scripts | None = None) -> Status:
     """Compare a database with the scripts, changing nothing. ConfigurationError for a foreign database."""
     with connect(dsn) as connection:
-        _refuse_foreign(connection, dsn)
+        refuse_foreign(connection, dsn)
         return _compare(connection, scripts or packaged())
 
 
 @contextmanager
-def _one_run_at_a_time(connection: Connection, report: Report) -> Iterator[None]:
-    """Hold the advisory lock.
+def one_run_at_a_time(connection: Connection, report: Report) -> Iterator[None]:
+    """Hold the advisory lock of this database's schema; StoreError when another run keeps it too long.
 
     Polls instead of waiting inside the server: a waiting statement holds a snapshot, for which a CREATE INDEX
     CONCURRENTLY of the run that holds the lock would wait in turn.
@@ -121,7 +121,8 @@ def _one_run_at_a_time(connection: Connection, report: Report) -> Iterator[None]
             connection.execute("SELECT pg_advisory_unlock(%s)", (ADVISORY_LOCK_KEY,))
 
 
-def _refuse_foreign(connection: Connection, dsn: str) -> None:
+def refuse_foreign(connection: Connection, dsn: str) -> None:
+    """Raise ConfigurationError for a database that another tool migrates."""
     if _scalar(connection, "SELECT to_regclass('public._prisma_migrations') IS NOT NULL"):
         raise ConfigurationError(
             f"{describe(dsn)} is managed by Prisma (it holds _prisma_migrations), and two tools must not "

@@ -1,0 +1,78 @@
+"""The schema as a value, read off a live database or off this package, and what differs between two of them.
+
+catalogue.json holds what the migrations make, as `tools/schema_pictures.py` found it in a fresh database; a test
+keeps it true. So a database can be checked without a second one to compare it with.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib.resources import files
+
+from gueststore.database import Connection, connect
+from gueststore.queries import query
+
+# (kind, name) to definition, such as ("column", "Machine.name") to "text NOT NULL".
+Catalogue = Mapping[tuple[str, str], str]
+
+# What is only looked at when it is ours: other people may keep tables and views of their own beside ours.
+_STANDS_ALONE = frozenset({"table", "view", "hypertable"})
+
+
+def read(connection: Connection) -> Catalogue:
+    """Return the catalogue of a live database, in reading order."""
+    found = connection.execute(query("read_catalogue")).fetchall()
+    return {(str(kind), str(name)): str(definition) for kind, name, definition in found}
+
+
+@cache
+def packaged() -> Catalogue:
+    """Return the catalogue that the packaged migrations make, in reading order."""
+    return loads((files("gueststore") / "catalogue.json").read_text("utf-8"))
+
+
+def dumps(catalogue: Catalogue) -> str:
+    """Write a catalogue as JSON: kind, then name, then definition."""
+    by_kind: dict[str, dict[str, str]] = {}
+    for (kind, name), definition in catalogue.items():
+        by_kind.setdefault(kind, {})[name] = definition
+    return json.dumps(by_kind, indent=1, ensure_ascii=False) + "\n"
+
+
+def loads(text: str) -> Catalogue:
+    """Read what `dumps` wrote."""
+    by_kind: dict[str, dict[str, str]] = json.loads(text)
+    return {(kind, name): definition for kind, named in by_kind.items() for name, definition in named.items()}
+
+
+def differences(expected: Catalogue, live: Catalogue) -> list[str]:
+    """Name every drift of a live database, one sentence each; an empty list when there is none.
+
+    Objects that live on none of the expected tables are somebody else's and not drift.
+    """
+    missing = [f"{kind} {name} is missing" for kind, name in expected.keys() - live.keys()]
+    changed = [
+        f"{kind} {name} is `{live[kind, name]}` and should be `{definition}`"
+        for (kind, name), definition in expected.items()
+        if live.get((kind, name), definition) != definition
+    ]
+    ours = {name for kind, name in expected if kind in _STANDS_ALONE}
+    added = [
+        f"{kind} {name} should not be there: `{live[kind, name]}`"
+        for kind, name in live.keys() - expected.keys()
+        if kind not in _STANDS_ALONE and _table(kind, name) in ours
+    ]
+    return sorted(missing) + changed + sorted(added)
+
+
+def check(dsn: str) -> list[str]:
+    """Compare a live database with the packaged catalogue; returns what `differences` says."""
+    with connect(dsn) as connection:
+        return differences(packaged(), read(connection))
+
+
+def _table(kind: str, name: str) -> str:
+    """The table or view that an object lives on."""
+    if kind == "privilege":
+        name = name.partition(" on ")[2]
+    return name.partition(".")[0]

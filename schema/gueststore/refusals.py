@@ -1,0 +1,69 @@
+"""What the store refused and why, in words for people.
+
+The sentence of a CHECK is its comment in the migrations, found in the packaged catalogue; the other kinds name the
+columns that clash.
+"""
+
+import re
+
+import psycopg
+from psycopg import errors
+
+from gueststore import catalogue
+from gueststore.database import message
+
+# A chunk's own copy of a constraint, such as 1_1_SystemMetrics_pkey.
+_CHUNK_PREFIX = re.compile(r"^\d+_\d+_")
+_KEY = re.compile(r"\((?P<columns>[^=]+)\)=\((?P<values>.*)\)")
+
+
+def explain(error: psycopg.Error) -> str:
+    """Return one or two sentences: what was refused, in which table and column, and why."""
+    diagnostic = error.diag
+    table = diagnostic.table_name or "the table"
+    name = _CHUNK_PREFIX.sub("", diagnostic.constraint_name or "")
+    if isinstance(error, errors.CheckViolation):
+        return _check(name) or message(error)
+    if isinstance(error, errors.NotNullViolation):
+        return f"{_owner(table)}.{diagnostic.column_name} needs a value."
+    key = _KEY.search(diagnostic.message_detail or "")
+    if key is None:
+        return message(error)
+    columns, values = key["columns"].replace('"', ""), key["values"]
+    if isinstance(error, errors.UniqueViolation):
+        return f"{_owner_of(name) or table} already has a row with {columns} {values}."
+    if isinstance(error, errors.ForeignKeyViolation | errors.RestrictViolation):
+        return _foreign_key(error, name, columns, values)
+    return message(error)
+
+
+def _check(name: str) -> str | None:
+    """The comment of a CHECK, behind the table it belongs to."""
+    for (kind, full), text in catalogue.packaged().items():
+        table, _, constraint = full.partition(".")
+        if kind == "constraint comment" and constraint == name:
+            return f"{table}: {text}"
+    return None
+
+
+def _foreign_key(error: psycopg.Error, name: str, columns: str, values: str) -> str:
+    definition = catalogue.packaged().get(("constraint", f"{_owner_of(name)}.{name}"), "")
+    source = re.search(r'FOREIGN KEY \("?(\w+)"?\) REFERENCES "(\w+)"', definition)
+    if source is None:
+        return message(error)
+    if "still referenced" in (error.diag.message_detail or ""):
+        return f"{source[2]} {values} is still in use: {_owner_of(name)}.{source[1]} refers to it."
+    return f"{_owner_of(name)}.{columns} refers to a {source[2]} {values} that does not exist."
+
+
+def _owner_of(constraint: str) -> str | None:
+    """The table that a constraint of the schema belongs to."""
+    for kind, full in catalogue.packaged():
+        if kind == "constraint" and full.partition(".")[2] == constraint:
+            return full.partition(".")[0]
+    return None
+
+
+def _owner(relation: str) -> str:
+    """A chunk's table has no name of its own for people."""
+    return "the sample" if relation.startswith("_hyper_") else relation

@@ -1,0 +1,29 @@
+"""Empties a database of everything that is ours and builds it anew. For development."""
+
+from psycopg import sql
+
+from gueststore import catalogue
+from gueststore.database import connect
+from gueststore.migrations import Applied, Report, migrate, one_run_at_a_time, refuse_foreign, silent
+
+
+def reset(dsn: str, *, report: Report = silent) -> list[Applied]:
+    """Drop every table, view and function of this schema, rows included, and migrate. Errors as for `migrate`.
+
+    Tables of other people in the same database stay, less what depends on ours. A run that was cut short can be
+    repeated.
+    """
+    expected = catalogue.packaged()
+    hypertables = [name for kind, name in expected if kind == "hypertable"]
+    tables = [name for kind, name in expected if kind == "table" and name not in hypertables]
+    functions = [name for kind, name in expected if kind == "function"]
+    with connect(dsn) as connection, one_run_at_a_time(connection, report):
+        refuse_foreign(connection, dsn)
+        # One at a time: TimescaleDB drops a hypertable only alone, and each takes a lock per chunk.
+        for group in [*([name] for name in hypertables), tables]:
+            names = sql.SQL(", ").join(map(sql.Identifier, group))
+            connection.execute(sql.SQL("DROP TABLE IF EXISTS {} CASCADE").format(names))
+            report(f"dropped {', '.join(group)}")
+        for function in functions:
+            connection.execute(f"DROP FUNCTION IF EXISTS public.{function} CASCADE".encode())
+    return migrate(dsn, report=report)
