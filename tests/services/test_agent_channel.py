@@ -173,6 +173,24 @@ def test_a_second_host_gets_nothing_until_the_first_has_left(tmp_path: Path) -> 
     asyncio.run(scenario())
 
 
+def test_what_a_host_said_before_it_left_is_heard(tmp_path: Path) -> None:
+    """It closes with lines unread: writing fails at once, and its acknowledgement is still to be read."""
+
+    async def scenario() -> None:
+        host, agent = Host(), sender()
+        for number in (1, 2, 3):
+            agent.post(body(number, 500_000))
+        with listen(tmp_path / "a.socket") as listener:
+            async with running(serve(listener, agent)):
+                reader, writer = await asyncio.open_unix_connection(os.fspath(tmp_path / "a.socket"), limit=1 << 20)
+                while host.last < 1:
+                    writer.write(host.answer(await asyncio.wait_for(reader.readline(), DEADLINE_SECONDS)))
+                writer.close()
+                await asyncio.wait_for(agent.at_most(2), DEADLINE_SECONDS)
+
+    asyncio.run(scenario())
+
+
 def test_a_request_for_metrics_reaches_the_collector(tmp_path: Path) -> None:
     async def scenario() -> None:
         asked = asyncio.Event()
@@ -201,6 +219,11 @@ def test_a_file_that_is_no_socket_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "a.socket").write_text("precious")
     with pytest.raises(FileExistsError, match="not a socket"):
         listen(tmp_path / "a.socket")
+
+
+def test_a_path_too_long_for_a_socket_is_refused_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"107 bytes of a socket's path.*xxx"):
+        listen(tmp_path / ("x" * 100))
 
 
 class Terminal:

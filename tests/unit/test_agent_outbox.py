@@ -36,10 +36,7 @@ def filled(lines: int, limit_bytes: int = PLENTY_BYTES) -> Outbox:
 
 def test_a_line_begins_with_the_header_of_the_contract_in_its_order() -> None:
     box = filled(1)
-    assert (
-        box.next_line(0.0)
-        == b'{"type":"metrics","boot_id":"%s","seq":1,"oldest":1,"n":1}\n' % BOOT_ID.encode()
-    )
+    assert box.next_line(0.0) == b'{"type":"metrics","boot_id":"%s","seq":1,"oldest":1,"n":1}\n' % BOOT_ID.encode()
 
 
 def test_lines_are_written_once_and_in_order() -> None:
@@ -249,7 +246,7 @@ MOVES = (
 STEPS = st.lists(st.tuples(st.sampled_from(MOVES), st.integers(1, 6)), max_size=120)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(STEPS)
 def test_with_room_enough_every_line_arrives_exactly_once_and_in_order(steps: list[tuple[str, int]]) -> None:
     world = World(PLENTY_BYTES)
@@ -260,7 +257,7 @@ def test_with_room_enough_every_line_arrives_exactly_once_and_in_order(steps: li
     assert (world.box.held_lines, world.box.given_up, world.receiver.dropped_by_agent) == (0, 0, 0)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(STEPS, st.integers(20, 80))
 def test_with_a_small_buffer_only_given_up_lines_are_missing_and_the_rest_is_in_order(
     steps: list[tuple[str, int]], limit_bytes: int

@@ -76,6 +76,9 @@ async def _run(arguments: argparse.Namespace, open_: ExitStack) -> None:
     asked = asyncio.Event()
     sender = Sender(Outbox(str(uuid.uuid4()), arguments.buffer_bytes), on_request=asked.set)
     books = read_books(arguments.state)
+    if arguments.state is not None:
+        # A place that cannot be written is better found now than at the end.
+        write_books(arguments.state, books)
     if arguments.listen is None:
         speaking = attend(arguments.device, sender)
     else:

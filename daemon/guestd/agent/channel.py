@@ -30,6 +30,8 @@ from guestd.agent.outbox import Outbox
 READ_BYTES = 65536
 # The host's lines are short; a longer one is not for us and is not kept.
 HOST_LINE_LIMIT_BYTES = 64 * 1024
+# What Linux leaves of sockaddr_un for the path, without the final zero.
+SOCKET_PATH_BYTES = 107
 # A host that comes back is noticed within a second; a port that nobody opens costs nothing to speak of.
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 1.0
@@ -131,19 +133,18 @@ def _seconds_until(moment: float | None) -> float | None:
 async def converse(fd: int, sender: Sender) -> None:
     """Speak docs/wire.md on a non-blocking descriptor until the other side is gone."""
     sender.outbox.restart()
-    halves = [
-        asyncio.create_task(_hear(fd, sender), name=f"hear {fd}"),
-        asyncio.create_task(_say(fd, sender), name=f"say {fd}"),
-    ]
+    hearing = asyncio.create_task(_hear(fd, sender), name=f"hear {fd}")
+    saying = asyncio.create_task(_say(fd, sender), name=f"say {fd}")
     try:
-        await asyncio.wait(halves, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for half in halves:
-            half.cancel()
-        await asyncio.wait(halves)
-    for half in halves:
-        if not half.cancelled():
+        done, _ = await asyncio.wait((hearing, saying), return_when=asyncio.FIRST_COMPLETED)
+        for half in done:
             half.result()
+        # A host that takes nothing any more may have said something before it left.
+        await hearing
+    finally:
+        hearing.cancel()
+        saying.cancel()
+        await asyncio.wait((hearing, saying))
 
 
 async def _hear(fd: int, sender: Sender) -> None:
@@ -208,33 +209,39 @@ def _wake(ready: asyncio.Future[None]) -> None:
 
 
 def listen(path: Path) -> socket.socket:
-    """A unix socket to be served at `path`, in the place of one that a killed agent left behind.
+    """A unix socket that listens at `path`, in the place of one that a killed agent left behind.
 
     Raises OSError when somebody serves it already, when something else is there, or when it cannot be made.
     """
-    _remove_stale(path)
+    if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
+        raise OSError(
+            errno.ENAMETOOLONG, f"longer than the {SOCKET_PATH_BYTES} bytes of a socket's path", os.fspath(path)
+        )
+    _refuse_if_taken(path)
+    # Under its own name it appears listening, so that nobody who watches the directory finds it refusing.
+    unnamed = path.with_name(path.name[:-1] + "~")
+    unnamed.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.setblocking(False)
-        listener.bind(os.fspath(path))
+        listener.bind(os.fspath(unnamed))
         # As QEMU's: one client is served, the next one waits.
         listener.listen(1)
+        unnamed.replace(path)
     except OSError:
         listener.close()
         raise
     return listener
 
 
-def _remove_stale(path: Path) -> None:
+def _refuse_if_taken(path: Path) -> None:
     if not path.exists():
         return
     if not path.is_socket():
         raise FileExistsError(errno.EEXIST, "exists and is not a socket", os.fspath(path))
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
-        if probe.connect_ex(os.fspath(path)) == errno.ECONNREFUSED:
-            path.unlink()
-        else:
+        if probe.connect_ex(os.fspath(path)) != errno.ECONNREFUSED:
             raise OSError(errno.EADDRINUSE, "another program serves it", os.fspath(path))
 
 

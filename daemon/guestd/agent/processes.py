@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import psutil
@@ -16,9 +17,14 @@ from guestd.agent.message import Port, Process
 # A command line longer than this tells nothing more, and one process must not push the others out of the line.
 LONGEST_TEXT = 8192
 
-_FIELDS = (
-    *("pid", "ppid", "name", "exe", "cmdline", "cpu_times", "memory_info"),
-    *("io_counters", "status", "create_time"),
+# Which of them psutil can read depends on the system: not every kernel counts I/O.
+_FIELDS = tuple(
+    name
+    for name in (
+        *("create_time", "ppid", "name", "exe", "cmdline", "cpu_times", "memory_info"),
+        *("io_counters", "status"),
+    )
+    if hasattr(psutil.Process, name)
 )
 
 _STATUS = {
@@ -71,7 +77,7 @@ class ProcessWatch:
         processes = []
         for process in psutil.process_iter():
             try:
-                known = process.as_dict(_FIELDS)
+                known = _read(process)
             except psutil.NoSuchProcess:
                 continue
             processes.append(self._process(known, before, elapsed))
@@ -79,7 +85,7 @@ class ProcessWatch:
         return processes
 
     def _process(self, known: dict[str, Any], before: dict[tuple[int, float], float], elapsed: float | None) -> Process:
-        memory, counters = known["memory_info"], known["io_counters"]
+        memory, counters = known["memory_info"], known.get("io_counters")
         return Process(
             id=known["pid"],
             parent_id=known["ppid"],
@@ -104,6 +110,25 @@ class ProcessWatch:
         seconds = self._cpu_seconds[key] = times.user + times.system
         # A process that was not there at the last look has used all its time since then.
         return None if elapsed is None else round(100 * (seconds - before.get(key, 0.0)) / elapsed, 1)
+
+
+def _read(process: psutil.Process) -> dict[str, Any]:
+    """Every field of a process, None for what cannot be read. Raises psutil.NoSuchProcess when it is gone."""
+    with process.oneshot():
+        return {"pid": process.pid, **{name: _value(getattr(process, name)) for name in _FIELDS}}
+
+
+def _value(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except psutil.ZombieProcess:
+        # To psutil a kind of process that is gone, but it is there and can be named.
+        return None
+    except psutil.NoSuchProcess:
+        raise
+    except (psutil.Error, OSError, RuntimeError):
+        # Denied; or a file of /proc that is missing or empty, which psutil passes on as it comes.
+        return None
 
 
 def look_at_ports(processes: list[Process]) -> list[Port]:

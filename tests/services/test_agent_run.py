@@ -1,0 +1,150 @@
+"""`guestd agent` as a program: its socket, its samples, its state, its end."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, Any
+
+import psutil
+import pytest
+
+from guestd import agent
+
+DEADLINE_SECONDS = 30
+PROGRAM = """
+import argparse, sys
+from guestd import agent
+parser = argparse.ArgumentParser()
+agent.add_arguments(parser)
+sys.exit(agent.run(parser.parse_args()))
+"""
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A directory with a name that leaves room for a socket's."""
+    with TemporaryDirectory() as name:
+        yield Path(name)
+
+
+@contextmanager
+def reporting(*words: str) -> Iterator[subprocess.Popen[bytes]]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", PROGRAM, *words]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextmanager
+def connected(path: Path) -> Iterator[tuple[socket.socket, IO[bytes]]]:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while not path.exists():
+        assert time.monotonic() < deadline, "no socket"
+        time.sleep(0.01)
+    with socket.socket(socket.AF_UNIX) as channel:
+        channel.settimeout(DEADLINE_SECONDS)
+        channel.connect(os.fspath(path))
+        with channel.makefile("rb") as stream:
+            assert stream.readline() == b"\n"
+            yield channel, stream
+
+
+def acknowledge(channel: socket.socket, message: dict[str, Any]) -> None:
+    ack = {"type": "ack", "boot_id": message["boot_id"], "seq": message["seq"]}
+    channel.sendall(json.dumps(ack).encode() + b"\n")
+
+
+def test_samples_come_at_the_interval_and_an_early_one_when_the_host_asks(directory: Path) -> None:
+    path = directory / "a.socket"
+    with reporting("--listen", os.fspath(path), "--interval", "3600") as process, connected(path) as (channel, stream):
+        first = json.loads(stream.readline())
+        assert (first["type"], first["seq"], first["oldest"]) == ("metrics", 1, 1)
+        acknowledge(channel, first)
+        channel.sendall(b'{"type":"Metrics"}\n')
+        second = json.loads(stream.readline())
+        assert (second["boot_id"], second["seq"], second["oldest"]) == (first["boot_id"], 2, 2)
+        assert process.pid in [known["id"] for known in second["data"]["system"]["processes"]]
+
+
+def test_a_line_that_was_not_acknowledged_is_written_again_to_the_next_host(directory: Path) -> None:
+    path = directory / "a.socket"
+    with reporting("--listen", os.fspath(path), "--interval", "3600"):
+        with connected(path) as (_, stream):
+            first = stream.readline()
+        with connected(path) as (_, stream):
+            assert stream.readline() == first
+
+
+def test_the_end_is_clean_and_minutes_survive_it(directory: Path) -> None:
+    path, state = directory / "a.socket", directory / "state.json"
+    words = ("--listen", os.fspath(path), "--interval", "1", "--state", os.fspath(state))
+    executable = psutil.Process().exe()
+    seconds = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with reporting(*words) as process, connected(path) as (channel, stream):
+            for _ in range(3):
+                acknowledge(channel, json.loads(stream.readline()))
+            process.send_signal(number)
+            assert process.wait(DEADLINE_SECONDS) == 0
+        assert sorted(known.name for known in directory.iterdir()) == ["state.json"]
+        seconds.append(json.loads(state.read_bytes())["records"][executable]["seconds"])
+    assert 1.5 < seconds[0] < seconds[1] - 1.5
+
+
+def test_a_socket_in_use_is_refused_with_its_name(directory: Path) -> None:
+    path = directory / "a.socket"
+    with reporting("--listen", os.fspath(path)), connected(path), reporting("--listen", os.fspath(path)) as second:
+        output, _ = second.communicate(timeout=DEADLINE_SECONDS)
+        assert second.returncode == 1
+        assert b"another program serves it" in output
+        assert os.fsencode(path) in output
+
+
+def test_a_state_file_that_cannot_be_written_is_an_error_at_once(directory: Path) -> None:
+    with reporting("--state", os.fspath(directory / "none" / "state.json")) as process:
+        assert process.wait(DEADLINE_SECONDS) == 1
+
+
+def parsed(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    agent.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+def test_arguments_have_the_documented_defaults() -> None:
+    arguments = parsed()
+    assert os.fspath(arguments.device) == "/dev/virtio-ports/org.infinibay.agent"
+    assert (arguments.listen, arguments.interval, arguments.processes) == (None, 30.0, None)
+    assert (arguments.state, arguments.buffer_bytes) == (None, 8 * 1024 * 1024)
+    assert parsed("--processes", "20").processes == 20
+    assert parsed("--processes", "all").processes is None
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--interval", "0.5"),
+        ("--processes", "-1"),
+        ("--buffer-bytes", "1000"),
+        ("--device", "/dev/null", "--listen", "x"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parsed(*words)
+    assert words[0] in capsys.readouterr().err
