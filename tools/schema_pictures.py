@@ -11,11 +11,12 @@ import uuid
 from pathlib import Path
 
 import psycopg
+from psycopg import sql
+from psycopg.conninfo import make_conninfo
+
 from gueststore.catalogue import dumps, read
 from gueststore.migrations import migrate
 from gueststore.picture import draw
-from psycopg import sql
-from psycopg.conninfo import make_conninfo
 
 HERE = Path(__file__).parent.parent
 

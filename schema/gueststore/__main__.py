@@ -10,7 +10,6 @@ from gueststore.database import describe
 from gueststore.errors import ConfigurationError, StoreError
 from gueststore.migrations import migrate, status
 from gueststore.reset import reset
-from gueststore.seed import admin_from, seed
 
 DSN_VARIABLE = "GUESTD_DATABASE_DSN"
 
@@ -102,6 +101,8 @@ def _check(dsn: str, _options: argparse.Namespace) -> int:
 
 
 def _seed(dsn: str, options: argparse.Namespace) -> int:
+    from gueststore.seed import admin_from, seed  # noqa: PLC0415  only this verb needs bcrypt
+
     admin = admin_from(os.environ, allow_well_known=options.allow_default_password)
     _say(f"{seed(dsn, admin, report=_say)} rows added")
     return 0

@@ -1,0 +1,141 @@
+"""The values that a row of each table needs and has no default for."""
+
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from psycopg.types.json import Jsonb
+
+from fix_schema import BCRYPT, insert, make_machine, make_template
+from gueststore.database import Connection
+
+Row = dict[str, Any]
+
+
+def department(connection: Connection) -> uuid.UUID:
+    return uuid.UUID(str(insert(connection, "Department", name="Sales")["id"]))
+
+
+def nw_filter(connection: Connection) -> uuid.UUID:
+    name = str(uuid.uuid4())
+    row = insert(connection, "NWFilter", name=name, internalName=f"ibay-{name[:8]}", uuid=uuid.uuid4())
+    return uuid.UUID(str(row["id"]))
+
+
+def service(connection: Connection, machine: uuid.UUID) -> uuid.UUID:
+    row = insert(connection, "WindowsService", **REQUIRED["WindowsService"](connection) | {"machineId": machine})
+    return uuid.UUID(str(row["id"]))
+
+
+SAMPLE = {"cpuUsagePercent": 1.0, "cpuCoresUsage": Jsonb([1.0]), "totalMemoryKB": 1, "usedMemoryKB": 1}
+JSON_STATS = {"diskUsageStats": Jsonb([]), "diskIOStats": Jsonb({}), "networkStats": Jsonb([])}
+
+# The values that a row of each table needs and has no default for.
+REQUIRED: dict[str, Callable[[Connection], Row]] = {
+    "Application": lambda c: {"name": "vim", "installCommand": Jsonb({}), "parameters": Jsonb({})},
+    "ApplicationUsage": lambda c: {"machineId": make_machine(c), "executablePath": "/a", "applicationName": "a"},
+    "ApplicationUsageHistory": lambda c: {
+        "machineId": make_machine(c),
+        "executablePath": "/a",
+        "accessCount": 1,
+        "totalUsageMinutes": 1,
+        "isActive": True,
+    },
+    "DeletedMachine": lambda c: {"id": uuid.uuid4()},
+    "Department": lambda c: {"name": "Sales"},
+    "DepartmentConfiguration": lambda c: {"departmentId": department(c)},
+    "DepartmentNWFilter": lambda c: {"departmentId": department(c), "nwFilterId": nw_filter(c)},
+    "DepartmentServiceConfig": lambda c: {"departmentId": department(c), "serviceId": "ssh"},
+    "Disk": lambda c: {
+        "path": "/dev/sda",
+        "nodeId": insert(c, "Node", **REQUIRED["Node"](c))["id"],
+        "status": "ok",
+    },
+    "FWRule": lambda c: {"nwFilterId": nw_filter(c), "priority": 1},
+    "FilterReference": lambda c: {"sourceFilterId": nw_filter(c), "targetFilterId": nw_filter(c)},
+    "GlobalServiceConfig": lambda c: {"serviceId": str(uuid.uuid4())},
+    "IngestLedger": lambda c: {"spoolId": uuid.uuid4(), "lane": 0, "committedSeq": 0},
+    "Machine": lambda c: {
+        "name": "vm",
+        "internalName": str(uuid.uuid4()),
+        "status": "running",
+        "os": "ubuntu",
+        "templateId": make_template(c),
+    },
+    "MachineApplication": lambda c: {
+        "machineId": make_machine(c),
+        "applicationId": insert(c, "Application", **REQUIRED["Application"](c))["id"],
+        "parameters": Jsonb({}),
+    },
+    "MachineConfiguration": lambda c: {"machineId": make_machine(c)},
+    "MachineTemplate": lambda c: {
+        "name": "small",
+        "cores": 1,
+        "ram": 1,
+        "storage": 1,
+        "categoryId": insert(c, "MachineTemplateCategory", name="all")["id"],
+    },
+    "MachineTemplateCategory": lambda c: {"name": "all"},
+    "NWFilter": lambda c: {"name": str(uuid.uuid4()), "internalName": str(uuid.uuid4()), "uuid": uuid.uuid4()},
+    "Node": lambda c: {"name": "host", "currentRaid": "1", "cpuFlags": Jsonb([]), "ram": 64, "cores": 8},
+    "Notification": lambda c: {"message": "hello"},
+    "PendingCommand": lambda c: {"machineId": make_machine(c), "command": "Metrics", "parameters": Jsonb({})},
+    "PortUsage": lambda c: {
+        "machineId": make_machine(c),
+        "ordinal": 0,
+        "port": 22,
+        "protocol": "TCP",
+        "state": "LISTEN",
+    },
+    "ProcessSnapshot": lambda c: {
+        "machineId": make_machine(c),
+        "processId": 1,
+        "name": "init",
+        "cpuUsagePercent": 0.0,
+        "memoryUsageKB": 1,
+        "status": "running",
+    },
+    "QuarantinedFrame": lambda c: {
+        "receivedAt": "2026-11-22T12:00:00Z",
+        "spoolId": uuid.uuid4(),
+        "seq": 1,
+        "reason": "json",
+        "detail": "not JSON",
+        "payload": b"{",
+    },
+    "ServiceStateHistory": lambda c: {"serviceId": service(c, make_machine(c)), "toState": "running"},
+    "SystemMetrics": lambda c: {
+        "machineId": make_machine(c),
+        **SAMPLE,
+        **JSON_STATS,
+        "availableMemoryKB": 1,
+        "uptime": 1,
+    },
+    "User": lambda c: {
+        "email": f"{uuid.uuid4()}@example.com",
+        "password": BCRYPT,
+        "deleted": False,
+        "firstName": "Ada",
+        "lastName": "Lovelace",
+        "role": "USER",
+    },
+    "VMNWFilter": lambda c: {"vmId": make_machine(c), "nwFilterId": nw_filter(c)},
+    "VMServiceConfig": lambda c: {"vmId": make_machine(c), "serviceId": "ssh"},
+    "VmPort": lambda c: {
+        "vmId": make_machine(c),
+        "portStart": 22,
+        "portEnd": 22,
+        "protocol": "tcp",
+        "running": True,
+        "enabled": False,
+        "toEnable": False,
+    },
+    "WindowsService": lambda c: {
+        "machineId": make_machine(c),
+        "serviceName": "spooler",
+        "displayName": "Print Spooler",
+        "startType": "automatic",
+        "serviceType": "win32",
+        "currentState": "running",
+    },
+}
