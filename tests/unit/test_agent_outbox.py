@@ -62,8 +62,9 @@ def test_a_late_acknowledgement_is_ignored() -> None:
 def test_an_acknowledgement_of_another_run_is_ignored() -> None:
     box = filled(2)
     box.acknowledge("another", 2, 1.0)
+    assert (box.held_lines, seqs(box)) == (2, [1, 2])
     box.resend_after("another", 1, 1.0)
-    assert box.held_lines == 2
+    assert (box.held_lines, seqs(box)) == (2, [])
 
 
 def test_an_acknowledgement_of_a_line_that_never_was_is_ignored() -> None:

@@ -22,14 +22,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-import msgspec
 import structlog
 
+from guestd.agent.hostlines import HostLine, HostLines
 from guestd.agent.outbox import Outbox
 
 READ_BYTES = 65536
-# The host's lines are short; a longer one is not for us and is not kept.
-HOST_LINE_LIMIT_BYTES = 64 * 1024
 # What Linux leaves of sockaddr_un for the path, without the final zero.
 SOCKET_PATH_BYTES = 107
 # A host that comes back is noticed within a second; a port that nobody opens costs nothing to speak of.
@@ -37,48 +35,6 @@ FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 1.0
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("guestd.agent")
-
-
-class HostLine(msgspec.Struct, frozen=True):
-    """One line from the host; what other lines carry beside `type` is not looked at."""
-
-    type: str
-    boot_id: str = ""
-    seq: int = 0
-    resend: bool = False
-
-
-_host_line = msgspec.json.Decoder(HostLine)
-
-
-class HostLines:
-    """Cuts what the host writes into lines; a line over the limit is dropped up to its newline."""
-
-    def __init__(self, limit_bytes: int = HOST_LINE_LIMIT_BYTES) -> None:
-        self._limit_bytes = limit_bytes
-        self._partial = b""
-        self._dropping = False
-
-    def feed(self, chunk: bytes) -> list[HostLine]:
-        """Take the next bytes; return the lines completed by them that are objects with a type."""
-        *ended, rest = chunk.split(b"\n")
-        lines = []
-        for part in ended:
-            line = self._partial + part
-            if not self._dropping and len(line) <= self._limit_bytes:
-                lines.append(line)
-            self._partial, self._dropping = b"", False
-        self._partial += rest
-        if len(self._partial) > self._limit_bytes:
-            self._partial, self._dropping = b"", True
-        return [parsed for line in lines if (parsed := _parsed(line)) is not None]
-
-
-def _parsed(line: bytes) -> HostLine | None:
-    try:
-        return _host_line.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
 
 
 class Sender:
