@@ -255,21 +255,19 @@ _untyped = msgspec.json.Decoder()
 
 def decode(payload: bytes) -> Decoded:
     """One line to a metrics message; raises `BadFrame` with reason json, shape or type."""
-    repairs: list[str] = []
-    if rb"\u0000" in payload:
-        payload = _without_bad_escapes(payload)
-        repairs.append("bad_escape")
+    text = _storable(payload)
+    repairs = ["bad_escape"] if text != payload else []
     try:
-        metrics, refusals = _decode_once(payload)
+        metrics, refusals = _decode_once(text)
     except _SYNTAX as why:
-        metrics, refusals, repair = _repaired(payload, why)
-        repairs.append(repair)
+        metrics, refusals = _restarted(text, why)
+        repairs.append("restarted_line")
     if metrics.type != "metrics":
         raise BadFrame("type", f"not a metrics message: type {metrics.type[:40]!r}")
     return Decoded(metrics, refusals, repairs)
 
 
-# ValidationError is a DecodeError too, and is dealt with before any of these is looked at.
+# A ValidationError is a DecodeError too: of these it can only be a number that no type holds.
 _SYNTAX = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -280,39 +278,46 @@ def _decode_once(payload: bytes) -> tuple[Metrics, list[Refusal]]:
         return _entry_by_entry(payload)
 
 
-def _repaired(payload: bytes, why: Exception) -> tuple[Metrics, list[Refusal], str]:
-    """Try what is known to go wrong on the way; raise `BadFrame` for the first error if none of it helps."""
-    for repair, candidate in _candidates(payload):
+def _restarted(payload: bytes, why: Exception) -> tuple[Metrics, list[Refusal]]:
+    """The whole message behind the half of one; raise `BadFrame` for the first error if there is none."""
+    for candidate in _restarts(payload):
         try:
-            return *_decode_once(candidate), repair
+            return _decode_once(candidate)
         except _SYNTAX:
             continue
-    raise BadFrame("json", f"{type(why).__name__}: {why}"[:300]) from why
+    reason = "shape" if isinstance(why, msgspec.ValidationError) else "json"
+    raise BadFrame(reason, f"{type(why).__name__}: {why}"[:300]) from why
 
 
-# One escape in a JSON text; the group holds it when PostgreSQL cannot store it (NUL, half a pair).
+# The escapes of a JSON text. Passed over: those without a number (a second backslash begins nothing) and whole pairs.
+# First group: what PostgreSQL cannot store, NUL and half a pair. Second group: an escape that is cut short.
 _ESCAPE = re.compile(
-    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(u0000|u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
-    re.DOTALL,
+    rb"(?:\\[^u])+|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|(\\u0000|\\u[dD][89a-fA-F][0-9a-fA-F]{2})|(\\u(?![0-9a-fA-F]{4}))",
 )
+
+
+def _storable(payload: bytes) -> bytes:
+    """Without the escapes that PostgreSQL cannot store."""
+    # Most encoders write text as it is: one look is all that most frames cost.
+    if rb"\u" not in payload:
+        return payload
+    # A short escape stays an error: closing a gap behind it must not make a new one of it.
+    return _ESCAPE.sub(lambda found: b"" if found[1] else b"%s!" % found[2] if found[2] else found[0], payload)
+
+
 # A guest cannot make the search for a whole message in a line long.
 _MAX_RESTARTS = 8
 
 
-def _candidates(payload: bytes) -> Iterator[tuple[str, bytes]]:
+def _restarts(payload: bytes) -> Iterator[bytes]:
     end = len(payload)
     for _ in range(_MAX_RESTARTS):
         # A quote inside a JSON text is escaped, so these bytes can only begin an object.
         end = payload.rfind(b'{"type":', 1, end)
         if end <= 0:
             break
-        yield "restarted_line", payload[end:]
-    if rb"\ud" in payload or rb"\uD" in payload:
-        yield "bad_escape", _without_bad_escapes(payload)
-
-
-def _without_bad_escapes(payload: bytes) -> bytes:
-    return _ESCAPE.sub(lambda escape: b"" if escape.group(1) else escape.group(), payload)
+        yield payload[end:]
 
 
 _LISTS: dict[tuple[str, ...], tuple[str, type[Struct], str]] = {
@@ -336,8 +341,8 @@ def _entry_by_entry(payload: bytes) -> tuple[Metrics, list[Refusal]]:
     try:
         return msgspec.convert(message, Metrics), refusals
     except msgspec.ValidationError as why:
-        if isinstance(message, dict) and message.get("type", "metrics") != "metrics":
-            raise BadFrame("type", f"not a metrics message: type {str(message['type'])[:40]!r}") from why
+        if isinstance(message, dict) and message.get("type") != "metrics":
+            raise BadFrame("type", f"not a metrics message: type {str(message.get('type'))[:40]!r}") from why
         raise BadFrame("shape", str(why)[:300]) from why
 
 
@@ -380,9 +385,11 @@ class Header:
 
 
 _HEADER = re.compile(
-    rb'\{"type":"metrics","boot_id":"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})","seq":([0-9]{1,18}),"oldest":([0-9]{1,18})[,}]'
+    rb'\{"type":"metrics","boot_id":"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})","seq":([1-9][0-9]{0,17}),"oldest":([1-9][0-9]{0,17})[,}]'
 )
 _TYPE = re.compile(rb'\s*\{\s*"type"\s*:\s*"([A-Za-z_]{1,40})"')
+# The answer to a command bears no type.
+_RESPONSE = re.compile(rb'\s*\{\s*"id"\s*:\s*"[^"\\]{0,100}"\s*,\s*"success"\s*:')
 
 
 def header(line: bytes) -> Header | None:
@@ -392,7 +399,7 @@ def header(line: bytes) -> Header | None:
         return None
     boot_id, seq, oldest = match.groups()
     found = Header(boot_id.decode(), int(seq), int(oldest))
-    return found if 1 <= found.oldest <= found.seq else None
+    return found if found.oldest <= found.seq else None
 
 
 # The other guest messages of the wire; their names are safe as metric labels.
@@ -406,14 +413,18 @@ OTHER_TYPES = frozenset(
 
 def other_type(line: bytes) -> str | None:
     """The type of a line that is known not to carry metrics, else None (metrics, or not known before decoding)."""
+    if _RESPONSE.match(line):
+        return "response"
     match = _TYPE.match(line)
     name = match.group(1).decode() if match else ""
-    return name if name in OTHER_TYPES else None
+    # Such a line may have been cut short, and a metrics line written behind it.
+    return name if name in OTHER_TYPES and b'{"type":"metrics"' not in line else None
 
 
 def is_whole(line: bytes) -> bool:
     """Whether a line is one JSON value or ends with one: the first line of a connection may be the rest of one."""
-    return _is_json(line) or any(_is_json(candidate) for _, candidate in _candidates(line))
+    text = _storable(line)
+    return _is_json(text) or any(map(_is_json, _restarts(text)))
 
 
 def _is_json(line: bytes) -> bool:

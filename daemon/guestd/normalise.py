@@ -45,8 +45,11 @@ from guestd.redact import redacted
 
 Row = tuple[Any, ...]
 
+STATE_CHARS = 40
 NAME_CHARS = 255
 PATH_CHARS = 4096
+# A path that is a key: an index row has room for 2,704 bytes, and a character may take 4.
+KEY_PATH_CHARS = 640
 ICON_BYTES = 64 * 1024
 # A guest's own time is kept when it is this near to the time of receipt (design section 3.7).
 CLOCK_TOLERANCE = timedelta(minutes=5)
@@ -120,8 +123,11 @@ def normalise(
     adjustments: list[str] = []
     processes = _processes(system.processes, content.processes, machine_id, timestamp)
     ports = _ports([*(system.ports or ()), *(content.ports or ())], machine_id, timestamp)
-    services = [*(system.windows_services or ()), *(content.windows_services or ())]
-    applications = {application.exe_path: application for application in content.applications or ()}
+    services = {
+        service.name[:NAME_CHARS]: service
+        for service in (*(system.windows_services or ()), *(content.windows_services or ()))
+    }
+    applications = {app.exe_path[:KEY_PATH_CHARS]: app for app in content.applications or ()}
     return Rows(
         system_metrics=_system_metrics(
             metrics, row_id, machine_id, timestamp, received_at, stream=stream, adjustments=adjustments
@@ -129,11 +135,11 @@ def normalise(
         processes=processes,
         ports=ports,
         application_history=[
-            (machine_id, timestamp, app.exe_path[:PATH_CHARS], app.access_count, app.usage_minutes, app.is_active)
-            for app in applications.values()
+            (machine_id, timestamp, path, app.access_count, app.usage_minutes, app.is_active)
+            for path, app in applications.items()
         ],
         applications=[_application(app, machine_id, received_at) for app in applications.values()],
-        services=[_service(service, machine_id, received_at) for service in {s.name: s for s in services}.values()],
+        services=[_service(service, machine_id, received_at) for service in services.values()],
         adjustments=adjustments,
     )
 
@@ -311,7 +317,8 @@ def _processes(
             p.executable_path[:PATH_CHARS] if p.executable_path else p.executable_path,
             redacted(p.command_line) if p.command_line else p.command_line,
             p.cpu_usage_percent if p.cpu_usage_percent is not None and p.cpu_usage_percent > 0 else 0.0,
-            p.memory_usage_kb, p.disk_read_bytes, p.disk_write_bytes, _process_status(p.status), _moment(p.start_time),
+            p.memory_usage_kb, p.disk_read_bytes, p.disk_write_bytes, _process_status(p.status[:STATE_CHARS]),
+            _moment(p.start_time),
         )
         for p in d1 or ()
     }  # fmt: skip
@@ -321,7 +328,8 @@ def _processes(
             q.exe_path[:PATH_CHARS] if q.exe_path else q.exe_path,
             redacted(q.cmd_line) if q.cmd_line else q.cmd_line,
             q.cpu_percent if q.cpu_percent is not None and q.cpu_percent > 0 else 0.0,
-            q.memory_kb, q.disk_read_bytes, q.disk_write_bytes, _process_status(q.status), _moment(q.start_time),
+            q.memory_kb, q.disk_read_bytes, q.disk_write_bytes, _process_status(q.status[:STATE_CHARS]),
+            _moment(q.start_time),
         )  # fmt: skip
     return list(rows.values())
 
@@ -331,7 +339,7 @@ _STATUS_NAMES = {"run": "running", "sleep": "sleeping", "stop": "stopped"}
 
 @lru_cache(maxsize=256)
 def _process_status(status: str) -> str:
-    name = status.strip().lower().replace(" ", "-")[:40]
+    name = status.strip().lower().replace(" ", "-")[:STATE_CHARS]
     return _STATUS_NAMES.get(name, name)
 
 
@@ -339,9 +347,14 @@ _OLDEST_MOMENT = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST_MOMENT = datetime(2200, 1, 1, tzinfo=UTC)
 
 
+def _moment(claimed: str | float | None) -> datetime | None:
+    # No time is longer, and nothing longer is to stay in the cache.
+    return None if isinstance(claimed, str) and len(claimed) > 64 else _cached_moment(claimed)
+
+
 # Start times come back with every sample of the same process.
 @lru_cache(maxsize=65536)
-def _moment(claimed: str | float | None) -> datetime | None:
+def _cached_moment(claimed: str | float | None) -> datetime | None:
     moment = guest_time(claimed)
     return moment if moment is not None and _OLDEST_MOMENT < moment < _LATEST_MOMENT else None
 
@@ -356,7 +369,7 @@ _PORT_STATES = {
 
 @lru_cache(maxsize=256)
 def _port_state(state: str) -> str:
-    return _PORT_STATES.get(state.replace("_", "").replace("-", "").lower(), state.upper()[:40])
+    return _PORT_STATES.get(state.replace("_", "").replace("-", "").lower(), state.upper()[:STATE_CHARS])
 
 
 def _ports(entries: Iterable[Port], machine_id: UUID, timestamp: datetime) -> list[Row]:
@@ -365,8 +378,9 @@ def _ports(entries: Iterable[Port], machine_id: UUID, timestamp: datetime) -> li
     for entry in entries:
         process_id = entry.process_id if entry.process_id is not None else entry.pid
         key = (
-            entry.port, entry.protocol.upper()[:16], _port_state(entry.state), -1 if process_id is None else process_id,
-            (entry.process_name or "")[:NAME_CHARS], (entry.exe_path or "")[:PATH_CHARS], entry.is_listening,
+            entry.port, entry.protocol.upper()[:16], _port_state(entry.state[:STATE_CHARS]),
+            -1 if process_id is None else process_id, (entry.process_name or "")[:NAME_CHARS],
+            (entry.exe_path or "")[:PATH_CHARS], entry.is_listening,
         )  # fmt: skip
         sockets[key] = sockets.get(key, 0) + (1 if entry.connection_count is None else entry.connection_count)
     return [
@@ -382,9 +396,10 @@ def _ports(entries: Iterable[Port], machine_id: UUID, timestamp: datetime) -> li
 def _application(app: Application, machine_id: UUID, received_at: datetime) -> Row:
     icon = _icon(app.icon_base64)
     return (
-        machine_id, received_at, app.exe_path[:PATH_CHARS], app.name[:NAME_CHARS], app.version, app.description,
-        app.publisher, _moment(app.last_access), _moment(app.last_modified), app.access_count, app.usage_minutes,
-        icon, (app.icon_format or "png")[:16] if icon else None, app.file_size, app.is_active,
+        machine_id, received_at, app.exe_path[:KEY_PATH_CHARS], app.name[:NAME_CHARS], _cut(app.version, NAME_CHARS),
+        _cut(app.description, PATH_CHARS), _cut(app.publisher, NAME_CHARS), _moment(app.last_access),
+        _moment(app.last_modified), app.access_count, app.usage_minutes, icon,
+        (app.icon_format or "png")[:16] if icon else None, app.file_size, app.is_active,
     )  # fmt: skip
 
 
@@ -397,6 +412,10 @@ def _icon(encoded: str | None) -> bytes | None:
         return None
 
 
+def _cut(text: str | None, chars: int) -> str | None:
+    return None if text is None else text[:chars]
+
+
 _START_TYPES = {"auto": "automatic", "delayed": "delayed-auto", "auto delayed": "delayed-auto"}
 
 
@@ -405,8 +424,9 @@ def _service(service: Service, machine_id: UUID, received_at: datetime) -> Row:
     process_id = service.process_id if service.process_id is not None else service.pid
     return (
         machine_id, received_at, service.name[:NAME_CHARS], (service.display_name or service.name)[:NAME_CHARS],
-        service.description, _START_TYPES.get(start, start)[:40], (service.service_type or "win32")[:40],
-        service.path or service.exe_path,
+        _cut(service.description, PATH_CHARS), _START_TYPES.get(start, start)[:STATE_CHARS],
+        (service.service_type or "win32")[:STATE_CHARS], _cut(service.path or service.exe_path, PATH_CHARS),
         None if service.dependencies is None else msgspec.json.encode(service.dependencies),
-        (service.state or "unknown").lower().replace(" ", "-")[:40], process_id, service.is_default,
+        (service.state or "unknown").lower().replace(" ", "-")[:STATE_CHARS], process_id,
+        service.is_default,
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Command lines carry secrets; this takes them out before anything is stored. Pure.
 
-Kept: the programme, its options, its plain arguments. Replaced by `***`: the value of an option or variable whose name
-speaks of a secret, the password in a URL, and the password arguments of mysql, sshpass and curl.
+Kept: the programme, its options, its plain arguments. Replaced by `***`: the value of an option, variable, header or
+member whose name speaks of a secret, the password in a URL, and the password arguments of mysql, sshpass and curl.
 """
 
 from __future__ import annotations
@@ -13,19 +13,30 @@ COMMAND_LINE_CHARS = 4096
 # Longer lines are rare; not caching them bounds the cache to about 8 MB whatever guests send.
 _CACHED_CHARS = 512
 
+# Possessive repetition (`*+`, `++`) and look-ahead keep every pattern from looking at the same text again and again.
 _NAME = (
-    r"[\w.-]*(?:passw(?:or)?d|passphrase|pwd|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credential)[\w.-]*"
+    r"(?=[\w.-]*?(?:passw(?:or)?d|passphrase|pwd|secret|token|api[-_]?key|access[-_]?key|private[-_]?key|credential))"
+    r"[\w.-]++"
 )
-_VALUE = r"(?:\"[^\"]*\"|'[^']*'|\S+)"
+# A closing quote may be missing: long lines are cut. What is replaced already stays, whatever stands behind it.
+_VALUE = r"(?!\*{3})(?:\"[^\"]*\"?|'[^']*'?|\S+)"
 _SECRETS = (
-    re.compile(rf"((?:^|[\s\"';])-{{0,2}}{_NAME}[=:]){_VALUE}", re.IGNORECASE),
-    re.compile(rf"(\s--?{_NAME}\s+)(?!-){_VALUE}", re.IGNORECASE),
-    re.compile(r"(\b[a-z][a-z0-9+.-]{0,20}://[^\s:/@]{0,100}:)[^\s@]+(?=@)", re.IGNORECASE),
-    re.compile(r"(\b(?:mysql\w*|mariadb\w*|sshpass)\s(?:.*\s)?-p\s?)[^\s-]\S*"),
-    re.compile(r"(\bcurl\s(?:.*\s)?(?:-u|--user)[\s=]*[^\s:]+:)\S+"),
+    re.compile(rf"((?:^|[\s\"';?&,{{(])(?:--?|/)?{_NAME}[\"']?[=:]\s*+){_VALUE}", re.IGNORECASE),
+    re.compile(rf"(\s--?{_NAME}\s++)(?!-){_VALUE}", re.IGNORECASE),
+    re.compile(r"(\bauthorization[\"']?[=:]\s*+(?:(?:basic|bearer|token)\s++)?)[^\s\"']+", re.IGNORECASE),
+    re.compile(
+        r"(\b[a-z][a-z0-9+.-]{0,20}://[^\s:/@]{0,100}:)(?:[^\s/]{1,200}(?=@)|[^\s@]{1,200}+(?=@))", re.IGNORECASE
+    ),
 )
-# None of the patterns can match without one of these; most command lines have none, and looking costs a fiftieth.
-_SUSPICIOUS = re.compile(r"passw|passphrase|pwd|secret|token|key|credential|://|mysql|mariadb|curl", re.IGNORECASE)
+# Programmes whose password arguments bear no name, and those arguments.
+_ARGUMENTS = (
+    (re.compile(r"\b(?:mysql|mariadb|sshpass)", re.IGNORECASE), re.compile(r"(\s-p\s?)[^\s-]\S*")),
+    (re.compile(r"\bcurl\b", re.IGNORECASE), re.compile(r"(\s(?:-u|--user)[\s=]*+[^\s:]+:)\S+")),
+)
+# Nothing is found without one of these; most command lines have none, and looking costs a fiftieth.
+_SUSPICIOUS = re.compile(
+    r"passw|passphrase|pwd|secret|token|key|credential|authorization|://|mysql|mariadb|sshpass|curl", re.IGNORECASE
+)
 
 
 def redacted(command_line: str) -> str:
@@ -40,6 +51,9 @@ def _without_secrets(command_line: str) -> str:
         return command_line
     for secret in _SECRETS:
         command_line = secret.sub(r"\1***", command_line)
+    for programme, argument in _ARGUMENTS:
+        if found := programme.search(command_line):
+            command_line = command_line[: found.end()] + argument.sub(r"\1***", command_line[found.end() :])
     return command_line
 
 
