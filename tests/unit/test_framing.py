@@ -1,0 +1,95 @@
+"""Framing: lines out of any stream of bytes, however it is cut, within bounded memory."""
+
+import itertools
+import tracemalloc
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guestd.framing import HEAD_BYTES, Framer, Oversize
+
+LIMIT_BYTES = 300
+STREAMS = st.lists(
+    st.one_of(
+        st.binary(max_size=40),
+        st.sampled_from([b"\n", b"\r\n", b" \n", b"{}\n", "é\n".encode()]),
+        st.integers(0, 700).map(lambda size: b"x" * size),
+    ),
+    max_size=12,
+).map(b"".join)
+
+
+def lines_of(*chunks: bytes, limit_bytes: int = LIMIT_BYTES) -> list[bytes | Oversize]:
+    framer = Framer(limit_bytes)
+    return [line for chunk in chunks for line in framer.feed(chunk)]
+
+
+def cut(stream: bytes, places: list[int]) -> list[bytes]:
+    edges = [0, *sorted(place % (len(stream) + 1) for place in places), len(stream)]
+    return [stream[begin:end] for begin, end in itertools.pairwise(edges)]
+
+
+@given(STREAMS, st.lists(st.integers(0, 10_000), max_size=8))
+def test_lines_do_not_depend_on_how_the_stream_is_cut(stream: bytes, places: list[int]) -> None:
+    assert lines_of(*cut(stream, places)) == lines_of(stream)
+
+
+@given(STREAMS)
+def test_one_byte_at_a_time_gives_the_lines_of_the_whole(stream: bytes) -> None:
+    assert lines_of(*(stream[place : place + 1] for place in range(len(stream)))) == lines_of(stream)
+
+
+@given(STREAMS)
+def test_lines_are_what_stands_between_newlines(stream: bytes) -> None:
+    expected = [
+        line if len(line) <= LIMIT_BYTES else Oversize(line[:HEAD_BYTES], len(line))
+        for line in stream.split(b"\n")[:-1]
+        if len(line) > LIMIT_BYTES or line.strip()
+    ]
+    assert lines_of(stream) == expected
+
+
+@given(STREAMS)
+def test_the_bytes_of_a_begun_line_are_pending(stream: bytes) -> None:
+    framer = Framer(LIMIT_BYTES)
+    framer.feed(stream)
+    assert framer.pending_bytes == len(stream.rpartition(b"\n")[2])
+
+
+def test_a_line_of_exactly_the_limit_is_kept_and_one_byte_more_is_not() -> None:
+    assert lines_of(b"x" * 10 + b"\n", limit_bytes=10) == [b"x" * 10]
+    assert lines_of(b"x" * 11 + b"\n", limit_bytes=10) == [Oversize(b"x" * 11, 11)]
+
+
+def test_an_oversize_line_is_reported_with_its_size_and_head_and_the_next_line_is_intact() -> None:
+    head = b'{"type":"metrics","boot_id":"b","seq":1,'
+    line = head + b"x" * 5000
+    assert lines_of(line, b"y" * 70, b"\n{}\n") == [Oversize((line + b"y" * 70)[:HEAD_BYTES], len(line) + 70), b"{}"]
+
+
+def test_a_line_that_never_ends_is_not_held_in_memory() -> None:
+    framer, chunk = Framer(LIMIT_BYTES), b"x" * 65_536
+    tracemalloc.start()
+    try:
+        for _ in range(200):
+            assert framer.feed(chunk) == []
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # A feed holds the chunk that it was given once more, never the sum of them (13 MB).
+    assert peak_bytes < 3 * len(chunk)
+    assert framer.pending_bytes == 200 * len(chunk)
+
+
+def test_blank_lines_are_left_out_and_a_carriage_return_is_kept_for_the_decoder() -> None:
+    assert lines_of(b"\n\r\n \t\n{}\r\n\n") == [b"{}\r"]
+
+
+def test_a_line_without_a_newline_is_not_given_out() -> None:
+    assert lines_of(b'{"type":"metrics"}') == []
+
+
+def test_a_character_cut_in_two_by_the_channel_is_whole_again() -> None:
+    text = '{"name":"naïve"}'.encode()
+    middle = text.index("ï".encode()) + 1
+    assert lines_of(text[:middle], text[middle:] + b"\n") == [text]

@@ -1,0 +1,336 @@
+"""Decoding: what is mended, what is refused by itself, what costs the frame, and what never happens."""
+
+import json
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from guestd import messages
+from guestd.errors import BadFrame
+from guestd.messages import Header, decode, header, is_whole, other_type
+
+VECTORS = Path(__file__).with_name("vectors")
+D1 = (VECTORS / "d1.wire").read_bytes().rstrip(b"\n")
+D2 = (VECTORS / "d2.wire").read_bytes().rstrip(b"\n")
+BOOT_ID = "0d3f3a5e-8d0b-4a55-9c0b-5d5e4a2f7c11"
+NUMBERED = b'{"type":"metrics","boot_id":"%s","seq":12,"oldest":9,' % BOOT_ID.encode()
+
+
+def reason_of(payload: bytes) -> str:
+    with pytest.raises(BadFrame) as caught:
+        decode(payload)
+    return caught.value.reason
+
+
+def outcome_of(payload: bytes) -> str:
+    try:
+        decode(payload)
+    except BadFrame as why:
+        return why.reason
+    return "decoded"
+
+
+def changed(**system: Any) -> bytes:
+    message = json.loads(D1)
+    message["data"]["system"] |= system
+    return json.dumps(message, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def command_line_of(payload: bytes) -> str | None:
+    processes = decode(payload).metrics.data.system.processes
+    assert processes is not None
+    return processes[0].command_line
+
+
+def test_a_message_of_either_dialect_needs_no_repair() -> None:
+    for dialect in (D1, D2):
+        decoded = decode(dialect)
+        assert (decoded.refusals, decoded.repairs) == ([], [])
+        assert decoded.metrics.data.system.memory.total_kb == 2097152
+
+
+def test_a_message_says_which_machine_it_claims_to_be_of() -> None:
+    assert decode(D1).metrics.claims() is None
+    for name in (b"vm_id", b"vmId"):
+        claiming = D1.replace(b'"type":"metrics"', b'"type":"metrics","%s":"b0a1"' % name)
+        assert decode(claiming).metrics.claims() == "b0a1"
+
+
+@pytest.mark.parametrize("digits", ["", ".1", ".123", ".123456", ".123456789"])
+def test_the_claimed_time_is_passed_on_as_it_came(digits: str) -> None:
+    claimed = f"2025-10-01T12:00:30{digits}+02:00"
+    message = json.loads(D1) | {"timestamp": claimed}
+    assert decode(json.dumps(message).encode()).metrics.timestamp == claimed
+
+
+@given(st.integers(1, len(D1) - 1), st.integers(1, len(D1) - 1))
+def test_the_whole_message_behind_its_own_halves_is_taken(first: int, second: int) -> None:
+    for line in (D1[:first] + D1, D1[:first] + D1[:second] + D1):
+        decoded = decode(line)
+        assert decoded.metrics == decode(D1).metrics
+        assert decoded.repairs == ["restarted_line"]
+
+
+def test_of_two_whole_messages_in_one_line_the_later_is_taken() -> None:
+    earlier = D1.replace(b"2097152", b"1048576")
+    assert decode(earlier + D1).metrics.data.system.memory.total_kb == 2097152
+
+
+def test_the_search_for_a_whole_message_is_bounded() -> None:
+    start = b'{"type":"metrics",'
+    assert decode(start * 100 + D1).repairs == ["restarted_line"]
+    assert reason_of(D1 + start * 100) == "json"
+
+
+def test_a_half_without_its_whole_is_no_json() -> None:
+    assert reason_of(D1[:-1]) == "json"
+    assert reason_of(D1[300:]) == "json"
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":', b'{"type":"metrics","data":{"x":['])
+def test_deep_nesting_costs_the_frame_and_nothing_else(opening: bytes) -> None:
+    assert reason_of(opening * 100_000) == "json"
+
+
+@pytest.mark.parametrize("depth", [1, 100, 400, 600, 800, 900, 950, 990, 995, 1000, 1100, 5000])
+def test_deep_nesting_in_a_wrong_entry_costs_at_most_the_frame(depth: int) -> None:
+    payload = D1.replace(b'"processes":[', b'"processes":[' + b"[" * depth + b"]" * depth + b",")
+    assert outcome_of(payload) in ("decoded", "json")
+
+
+@pytest.mark.parametrize("digits", [20, 300, 5000])
+def test_numbers_that_no_type_holds_are_of_the_wrong_shape(digits: int) -> None:
+    number = b"9" * digits
+    assert reason_of(D1.replace(b"2097152", number)) == "shape"
+    assert reason_of(b'{"type":%s,"data":{}}' % number) in ("type", "shape")
+    assert reason_of(D1.replace(b'"2025-10-01T12:00:30.125000000+00:00"', b"1e" + number[:3])) == "shape"
+
+
+def test_a_number_that_no_column_holds_costs_its_entry_alone() -> None:
+    decoded = decode(D1.replace(b'"id":633', b'"id":' + b"9" * 400))
+    ((table, key, _),) = [(refusal.table, refusal.key, refusal.reason) for refusal in decoded.refusals]
+    assert (table, key) == ("ProcessSnapshot", "9" * 100)
+    assert decoded.metrics.data.system.processes == []
+    assert decoded.metrics.data.system.ports
+
+
+def test_what_is_kept_of_a_refused_entry_is_bounded() -> None:
+    decoded = decode(changed(processes=["x" * 5000, {"id": "y" * 5000}, {"id": -1, "z" * 5000: None}]))
+    assert len(decoded.refusals) == 3
+    assert all(len(refusal.key) <= 100 and len(refusal.reason) <= 200 for refusal in decoded.refusals)
+
+
+@given(st.text(st.characters(), max_size=60))
+@example("\x00")
+@example("\\u0000")
+@example("\\\\ud800")
+@example("\ud83d")
+@example("\ud83d\ude00")
+@example("\ude00\ud83d")
+@example("\ud83d\ud83d\ude00")
+@example('"{\\"type\\":\\"metrics\\",')
+def test_any_text_survives_but_for_what_the_store_cannot_hold(text: str) -> None:
+    expected = text.encode("utf-16", "surrogatepass").decode("utf-16", "ignore").replace("\x00", "")
+    message = json.loads(D1)
+    message["data"]["system"]["processes"] = [{"id": 1, "name": "a", "memory_usage_kb": 1, "command_line": text}]
+    assert command_line_of(json.dumps(message).encode()) == expected
+
+
+def test_an_escaped_backslash_before_u0000_is_text_and_no_repair() -> None:
+    payload = D1.replace(b"cron -f", rb"a\\u0000")
+    assert command_line_of(payload) == "a\\u0000"
+    assert decode(payload).repairs == []
+
+
+@pytest.mark.parametrize(
+    "escape", [rb"\u00\u000000", rb"\u00\ud80000", rb"\ud8\u000000", rb"\u0\ude00000", rb"\u\u00000000"]
+)
+def test_removing_an_escape_never_makes_another(escape: bytes) -> None:
+    assert reason_of(D1.replace(b"cron -f", escape)) == "json"
+
+
+def test_a_restarted_line_may_have_bad_escapes_too() -> None:
+    whole = D1.replace(b"cron -f", rb"a\ud83db\u0000c")
+    decoded = decode(D1[:400] + whole)
+    assert decoded.repairs == ["bad_escape", "restarted_line"]
+    assert command_line_of(D1[:400] + whole) == "abc"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"\x00", b"\xff" * 100, b"{", D1.replace(b"cron -f", b"\xed\xa0\x80"), D1.replace(b"cron -f", b"a\x00b")],
+)
+def test_what_is_no_utf8_json_is_no_frame(payload: bytes) -> None:
+    assert reason_of(payload) == "json"
+
+
+def test_of_a_key_that_comes_twice_the_later_counts() -> None:
+    assert decode(D1.replace(b'"used_kb":', b'"used_kb":1,"used_kb":')).metrics.data.system.memory.used_kb == 524288
+
+
+LISTS = [
+    ("processes", "ProcessSnapshot", {"id": 1, "name": "a", "memory_usage_kb": 1}, {"id": 2, "name": "a"}, "2"),
+    ("ports", "PortUsage", {"port": 1, "protocol": "tcp", "state": "LISTEN"}, {"port": 65536}, "65536"),
+    ("windows_services", "WindowsService", {"name": "a"}, {"name": "b", "pid": "x"}, "b"),
+]
+
+
+@pytest.mark.parametrize(("name", "table", "good", "bad", "key"), LISTS)
+def test_one_bad_entry_of_a_list_is_refused_alone(
+    name: str, table: str, good: dict[str, Any], bad: dict[str, Any], key: str
+) -> None:
+    decoded = decode(changed(**{name: [good, bad, good]}))
+    assert [(refusal.table, refusal.key) for refusal in decoded.refusals] == [(table, key)]
+    assert len(getattr(decoded.metrics.data.system, name)) == 2
+
+
+def test_a_list_that_is_none_costs_the_frame() -> None:
+    assert reason_of(changed(processes={"id": 1})) == "shape"
+
+
+def test_other_messages_are_named_by_their_type() -> None:
+    assert reason_of(b'{"type":"keep_alive","sequence_number":1}') == "type"
+    assert reason_of(b'{"type":"keep_alive","data":{"system":{"cpu":{},"memory":{}}}}') == "type"
+    assert reason_of(D1.replace(b'"type":"metrics",', b"")) == "type"
+    assert reason_of(b'{"type":"metrics"}') == "shape"
+
+
+def test_a_known_type_is_seen_without_decoding() -> None:
+    for name in messages.OTHER_TYPES:
+        assert other_type(b'{"type":"%s","timestamp":1}' % name.encode()) == name
+        assert other_type(b' { "type" : "%s"' % name.encode()) == name
+
+
+@pytest.mark.parametrize("name", ["metrics", "handshake", "keep_alive2", "keep_alive\\u0000", "KEEP_ALIVE", ""])
+def test_a_type_that_is_not_known_is_left_to_the_decoder(name: str) -> None:
+    assert other_type(b'{"type":"%s"}' % name.encode()) is None
+
+
+def test_the_answer_to_a_command_is_known_though_it_has_no_type() -> None:
+    assert other_type(b'{"id":"c-9","success":false,"exit_code":1}') == "response"
+    assert other_type(b'{"id":"c-9","name":"x"}') is None
+
+
+def test_a_metrics_line_behind_the_half_of_another_message_is_not_taken_for_that() -> None:
+    line = b'{"type":"keep_alive","sequ' + D1
+    assert other_type(line) is None
+    assert decode(line).metrics == decode(D1).metrics
+
+
+def test_the_header_of_a_numbered_line_is_read() -> None:
+    assert header(NUMBERED + b'"timestamp"') == Header(BOOT_ID, 12, 9)
+    assert header(NUMBERED[:-1] + b"}") == Header(BOOT_ID, 12, 9)
+
+
+@pytest.mark.parametrize(
+    ("part", "other"),
+    [
+        (b'{"type"', b' {"type"'),
+        (b'"type":', b'"type": '),
+        (b"metrics", b"Metrics"),
+        (b'"boot_id"', b'"bootId"'),
+        (BOOT_ID.encode(), BOOT_ID.upper().encode()),
+        (BOOT_ID.encode(), BOOT_ID.encode()[:-1]),
+        (BOOT_ID.encode(), BOOT_ID.replace("-", "").encode()),
+        (b'"seq":12', b'"seq":"12"'),
+        (b'"seq":12', b'"seq":8'),
+        (b'"seq":12', b'"seq":-12'),
+        (b'"seq":12', b'"seq":012'),
+        (b'"seq":12', b'"seq":12.0'),
+        (b'"seq":12', b'"seq":1000000000000000000'),
+        (b'"seq":12,"oldest":9', b'"seq":0,"oldest":0'),
+        (b'"oldest":9', b'"oldest":0'),
+        (b'"oldest":9', b'"oldest":13'),
+        (b'"seq":12,"oldest":9', b'"oldest":9,"seq":12'),
+        (b'"seq":12', b'"x":1,"seq":12'),
+        (b'"oldest":9,', b'"oldest":9'),
+        (b'"oldest":9,', b""),
+    ],
+)
+def test_a_line_that_begins_otherwise_is_not_numbered(part: bytes, other: bytes) -> None:
+    assert part in NUMBERED
+    assert header(NUMBERED.replace(part, other)) is None
+
+
+@given(st.binary(max_size=200))
+def test_what_begins_otherwise_is_never_numbered(line: bytes) -> None:
+    assert header(line) is None
+    assert header(line + NUMBERED) is None or not line
+
+
+def test_the_agent_and_the_daemon_agree_on_answers() -> None:
+    boot_id = str(uuid4())
+    assert json.loads(messages.ack(boot_id, 12)) == {"type": "ack", "boot_id": boot_id, "seq": 12}
+    assert json.loads(messages.resend(boot_id, 8)) == {"type": "ack", "boot_id": boot_id, "seq": 8, "resend": True}
+    assert messages.ack(boot_id, 1).endswith(b"}\n")
+
+
+@given(st.integers(1, len(D1) - 1))
+def test_a_part_of_a_line_is_not_whole(place: int) -> None:
+    assert not is_whole(D1[place:])
+    assert not is_whole(D1[:place])
+
+
+@given(st.integers(1, len(D1) - 1), st.integers(1, len(D1) - 1))
+def test_a_line_that_ends_with_a_whole_message_is_whole(first: int, second: int) -> None:
+    assert is_whole(D1)
+    assert is_whole(D1[first:] + D1)
+    assert is_whole(D1[:second] + D1)
+
+
+def test_a_line_with_a_lone_surrogate_is_whole() -> None:
+    assert is_whole(D1.replace(b"cron -f", rb"\ud83d"))
+
+
+OUTCOMES = ("decoded", "json", "shape", "type")
+# Bytes that have to do with the format, for a search that gets past the first character.
+PIECES = st.sampled_from(
+    [
+        b"{", b"}", b"[", b"]", b'"', b",", b":", b"\\", b"\\u", b"\\u0000", b"\\ud83d", b"null", b"1e999", b"-1",
+        b"9" * 5000, b'{"type":"metrics",', b'"data":', b'"system":', b'"processes":[', b'"id":', b'"type":',
+        D1[:200], D1,
+    ]
+)  # fmt: skip
+
+
+@given(st.one_of(st.binary(max_size=300), st.lists(PIECES, max_size=20).map(b"".join)))
+def test_no_bytes_make_decoding_fail_otherwise_than_by_a_bad_frame(payload: bytes) -> None:
+    is_whole(payload)
+    other_type(payload)
+    assert outcome_of(payload) in OUTCOMES
+
+
+@given(st.integers(0, len(D2)), st.integers(0, 40), st.one_of(st.binary(max_size=8), PIECES))
+def test_no_edit_of_a_message_makes_decoding_fail_otherwise_than_by_a_bad_frame(
+    place: int, removed: int, inserted: bytes
+) -> None:
+    assert outcome_of(D2[:place] + inserted + D2[place + removed :]) in OUTCOMES
+
+
+JSON = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.text(max_size=5)
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=6,
+)
+PLACES = [
+    "type", "timestamp", "boot_id", "vmId", "data", "data.system", "data.processes", "data.applications", "data.ports",
+    "data.system.cpu", "data.system.memory", "data.system.disk", "data.system.network", "data.system.processes",
+    "data.system.memory.total_kb",
+]  # fmt: skip
+
+
+@given(st.sampled_from(PLACES), JSON)
+def test_any_value_in_any_place_costs_at_most_the_frame(place: str, value: object) -> None:
+    message = json.loads(D1)
+    *parents, last = place.split(".")
+    inner = message
+    for parent in parents:
+        inner = inner[parent]
+    inner[last] = value
+    assert outcome_of(json.dumps(message).encode()) in OUTCOMES

@@ -1,0 +1,302 @@
+"""Normalising: what must hold for the rows of any message, and single facts that need no vector."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guestd.normalise import Stream, guest_time, sample_time, uuid7, whole_milliseconds
+from gueststore import contract
+from unit.rows import RECEIVED, TABLES, by_table, named, rows_of
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+PYTHON_TYPES: dict[str, tuple[type, ...]] = {
+    "uuid": (UUID,),
+    "timestamptz": (datetime,),
+    "float8": (float,),
+    "jsonb": (bytes,),
+    "int8": (int,),
+    "int4": (int,),
+    "text": (str,),
+    "bool": (bool,),
+    "bytea": (bytes,),
+}
+# Of the tables that these rows are COPYd into: what may be NULL there.
+NULLABLE = {
+    "SystemMetrics": {"cpuTemperature", "swapTotalKB", "swapUsedKB", "loadAverage"},
+    "ProcessSnapshot": {
+        "parentPid", "executablePath", "commandLine", "diskReadBytes", "diskWriteBytes", "startTime",
+    },
+    "PortUsage": {"processId", "processName", "executablePath"},
+    "ApplicationUsageHistory": set(),
+    "incoming_application": {
+        "version", "description", "publisher", "lastAccessTime", "lastModifiedTime", "iconData", "iconFormat",
+        "fileSize",
+    },
+    "incoming_service": {"description", "executablePath", "dependencies", "processId"},
+}  # fmt: skip
+
+TEXTS = st.text(max_size=20)
+FLOATS = st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False), st.integers(-5, 200))
+AMOUNTS = st.one_of(st.integers(0, 2**63 - 1), st.sampled_from([0, 2**30, 2**40]))
+PIDS = st.one_of(st.integers(0, 5), st.integers(0, 2**31 - 1))
+COUNTS = st.integers(0, 2**31 - 1)
+TIMES = st.one_of(st.none(), TEXTS, st.floats(allow_nan=False, allow_infinity=False), st.integers(0, 2**63))
+
+
+def sometimes(**optional: st.SearchStrategy[Any]) -> dict[str, st.SearchStrategy[Any]]:
+    return {name: st.one_of(st.none(), values) for name, values in optional.items()}
+
+
+def entries(needed: dict[str, st.SearchStrategy[Any]], **optional: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.lists(st.fixed_dictionaries(needed, optional=optional), max_size=4)
+
+
+SHARED = sometimes(disk_read_bytes=AMOUNTS, disk_write_bytes=AMOUNTS) | {"status": TEXTS, "start_time": TIMES}
+D1_PROCESSES = entries(
+    {"id": PIDS, "name": TEXTS, "memory_usage_kb": AMOUNTS},
+    **sometimes(parent_id=PIDS, executable_path=TEXTS, command_line=TEXTS),
+    **SHARED,
+    cpu_usage_percent=FLOATS,
+)
+D2_PROCESSES = entries(
+    {"pid": PIDS, "name": TEXTS, "memory_kb": AMOUNTS},
+    **sometimes(ppid=PIDS, exe_path=TEXTS, cmd_line=TEXTS),
+    **SHARED,
+    cpu_percent=FLOATS,
+)
+PORTS = entries(
+    {"port": st.integers(0, 65535), "protocol": TEXTS, "state": TEXTS},
+    **sometimes(process_id=PIDS, pid=PIDS, process_name=TEXTS, exe_path=TEXTS, connection_count=COUNTS),
+    is_listening=st.booleans(),
+)
+SERVICES = entries(
+    {"name": TEXTS},
+    **sometimes(display_name=TEXTS, state=TEXTS, start_mode=TEXTS, start_type=TEXTS, service_type=TEXTS),
+    **sometimes(process_id=PIDS, pid=PIDS, path=TEXTS, exe_path=TEXTS, description=TEXTS),
+    **sometimes(dependencies=st.lists(TEXTS, max_size=3)),
+    is_default=st.booleans(),
+)
+APPLICATIONS = entries(
+    {"exe_path": TEXTS, "name": TEXTS},
+    **sometimes(version=TEXTS, description=TEXTS, publisher=TEXTS, file_size=AMOUNTS, icon_base64=TEXTS),
+    **sometimes(icon_format=TEXTS),
+    last_access=TIMES,
+    access_count=COUNTS,
+    usage_minutes=COUNTS,
+    is_active=st.booleans(),
+)
+FIGURES = ("bytes_received", "bytes_sent", "packets_received", "packets_sent", "errors_in", "errors_out")
+SYSTEMS = st.fixed_dictionaries(
+    {
+        "cpu": st.fixed_dictionaries(
+            {}, optional={"usage_percent": FLOATS, "cores_usage": st.lists(FLOATS, max_size=3), "temperature": FLOATS}
+        ),
+        "memory": st.fixed_dictionaries(
+            {"total_kb": AMOUNTS, "used_kb": AMOUNTS, "available_kb": AMOUNTS},
+            optional=sometimes(swap_total_kb=AMOUNTS, swap_used_kb=AMOUNTS),
+        ),
+    },
+    optional={
+        "disk": st.fixed_dictionaries(
+            {"usage_stats": entries({"mount_point": TEXTS}, total_gb=FLOATS, used_gb=FLOATS, filesystem=TEXTS)}
+        ),
+        "network": st.fixed_dictionaries(
+            {"interfaces": entries({"name": TEXTS}, **dict.fromkeys(FIGURES, FLOATS), ip_addresses=st.lists(TEXTS))}
+        ),
+        "system": st.fixed_dictionaries({}, optional=sometimes(uptime_seconds=AMOUNTS)),
+        **sometimes(uptime_seconds=AMOUNTS, processes=D1_PROCESSES, ports=PORTS, windows_services=SERVICES),
+        "load_average": st.fixed_dictionaries({}, optional={"load_1min": FLOATS, "load_15min": FLOATS}),
+    },
+)
+MESSAGES = st.fixed_dictionaries(
+    {
+        "type": st.just("metrics"),
+        "timestamp": TIMES,
+        "data": st.fixed_dictionaries(
+            {"system": SYSTEMS},
+            optional=sometimes(
+                processes=D2_PROCESSES, ports=PORTS, windows_services=SERVICES, applications=APPLICATIONS
+            ),
+        ),
+    }
+)
+
+
+def fits(table: contract.Table, row: tuple[Any, ...]) -> Iterator[str]:
+    """What of a row does not fit its table."""
+    if len(row) != len(table.columns):
+        yield f"{len(row)} values"
+    for (column, type_name), value in zip(table.columns, row, strict=False):
+        if value is None:
+            if column not in NULLABLE[table.name]:
+                yield f"{column} is null"
+        elif not isinstance(value, PYTHON_TYPES[type_name]):
+            yield f"{column} is {type(value).__name__}"
+        elif type_name == "int4" and not -(2**31) <= value < 2**31:
+            yield f"{column} is out of range"
+        elif type_name == "text" and "\0" in value:
+            yield f"{column} has a NUL"
+
+
+@given(MESSAGES)
+def test_rows_of_any_message_fit_the_columns_and_types_of_their_tables(message: dict[str, Any]) -> None:
+    rows = rows_of(json.dumps(message).encode(), Stream())
+    tables = by_table(rows)
+    assert [
+        (name, problem) for name, table in TABLES.items() for row in tables[name] for problem in fits(table, row)
+    ] == []
+    assert rows.count == sum(len(tables[table.name]) for table in contract.SERIES)
+
+
+@given(MESSAGES)
+def test_rows_of_any_message_keep_the_keys_and_checks_of_their_tables(message: dict[str, Any]) -> None:
+    tables = {
+        name: [named(TABLES[name], row) for row in rows]
+        for name, rows in by_table(rows_of(json.dumps(message).encode(), Stream())).items()
+    }
+    keys = {
+        "ProcessSnapshot": "processId",
+        "PortUsage": "ordinal",
+        "ApplicationUsageHistory": "executablePath",
+        "incoming_application": "executablePath",
+        "incoming_service": "serviceName",
+    }
+    for table, key in keys.items():
+        values = [row[key] for row in tables[table]]
+        assert len(values) == len(set(values))
+    (system,) = tables["SystemMetrics"]
+    percents: list[float | None] = [system["cpuUsagePercent"], *system["cpuCoresUsage"]]
+    assert all(0 <= percent <= 100 for percent in percents if percent is not None)
+    assert len({row["timestamp"] for name in ("ProcessSnapshot", "PortUsage") for row in tables[name]}) <= 1
+
+
+def message(**data: Any) -> bytes:
+    system = {"cpu": {}, "memory": {"total_kb": 1, "used_kb": 1, "available_kb": 0}, "uptime_seconds": 1}
+    return json.dumps({"type": "metrics", "data": {"system": system, **data}}).encode()
+
+
+def test_long_texts_are_cut() -> None:
+    long = "x" * 10_000
+    rows = rows_of(
+        message(
+            processes=[{"pid": 1, "name": long, "memory_kb": 1, "exe_path": long, "cmd_line": long, "status": long}],
+            ports=[{"port": 1, "protocol": long, "state": long, "process_name": long, "exe_path": long}],
+            applications=[
+                {"exe_path": long, "name": long, "version": long, "description": long, "publisher": long,
+                 "icon_base64": "AAAA", "icon_format": long}
+            ],
+            windows_services=[
+                {"name": long, "display_name": long, "state": long, "start_type": long, "service_type": long,
+                 "description": long, "exe_path": long}
+            ],
+        ),
+        Stream(),
+    )  # fmt: skip
+    texts = [value for table in by_table(rows).values() for row in table for value in row if isinstance(value, str)]
+    assert len(texts) == 22
+    assert max(map(len, texts)) == 4096
+
+
+def test_paths_that_are_keys_fit_an_index_row_and_stay_distinct_after_cutting() -> None:
+    # 2,704 bytes is what a btree takes; each of these characters has 4 bytes.
+    paths = ["\N{GRINNING FACE}" * 2000 + end for end in "ab"]
+    rows = rows_of(message(applications=[{"exe_path": path, "name": path[-1]} for path in paths]), Stream())
+    ((_, _, stored, *_),) = rows.application_history
+    assert len(stored.encode()) < 2600
+    assert [(row[2], row[3]) for row in rows.applications] == [(stored, "b")]
+
+
+def test_service_names_that_are_equal_after_cutting_are_one_service() -> None:
+    rows = rows_of(message(windows_services=[{"name": "x" * 255 + end} for end in "ab"]), Stream())
+    assert len(rows.services) == 1
+
+
+def test_ten_thousand_sockets_of_one_port_are_one_row() -> None:
+    socket = {"port": 443, "protocol": "TCP", "state": "Established", "process_id": 1}
+    (row,) = rows_of(message(ports=[socket] * 10_000), Stream()).ports
+    assert row[10] == 10_000
+
+
+def test_counts_that_add_up_to_more_than_the_column_holds_stay_at_its_most() -> None:
+    port = {"port": 1, "protocol": "tcp", "state": "LISTEN", "connection_count": 2**31 - 1}
+    (row,) = rows_of(message(ports=[port, port]), Stream()).ports
+    assert row[10] == 2**31 - 1
+
+
+@pytest.mark.parametrize("icon", ["%%%", "AA=", "é", "A" * 90_000, ""])
+def test_an_icon_that_is_none_or_too_large_is_left_out(icon: str) -> None:
+    (row,) = rows_of(
+        message(applications=[{"exe_path": "/a", "name": "a", "icon_base64": icon, "icon_format": "png"}]), Stream()
+    ).applications
+    assert row[11:13] == (None, None)
+
+
+def test_an_icon_without_a_format_is_a_png() -> None:
+    (row,) = rows_of(
+        message(applications=[{"exe_path": "/a", "name": "a", "icon_base64": "AAAA"}]), Stream()
+    ).applications
+    assert row[11:13] == (b"\0\0\0", "png")
+
+
+@pytest.mark.parametrize("start", [0, -1, 1e300, "tomorrow", "9" * 5000, "2500-01-01T00:00:00Z"])
+def test_a_start_time_that_cannot_be_is_null(start: object) -> None:
+    (row,) = rows_of(
+        message(processes=[{"pid": 1, "name": "a", "memory_kb": 1, "start_time": start}]), Stream()
+    ).processes
+    assert row[12] is None
+
+
+def test_start_times_are_read_from_numbers_and_texts_alike() -> None:
+    moment = datetime(2025, 10, 1, 10, 30, 30, tzinfo=UTC)
+    for claimed in (1759314630, 1759314630.0, 1759314630000, "2025-10-01T10:30:30Z", "2025-10-01 12:30:30+02:00"):
+        assert guest_time(claimed) == moment
+    assert guest_time("2025-10-01T10:30:30") == moment
+
+
+def test_command_lines_are_stored_without_their_secrets() -> None:
+    (row,) = rows_of(
+        message(processes=[{"pid": 1, "name": "a", "memory_kb": 1, "cmd_line": "a --password=x"}]), Stream()
+    ).processes
+    assert row[6] == "a --password=***"
+
+
+@given(st.datetimes(timezones=st.just(UTC)))
+def test_a_guests_time_is_kept_within_five_minutes_and_replaced_beyond(claimed: datetime) -> None:
+    kept = sample_time(claimed, RECEIVED)
+    is_near = abs(claimed - RECEIVED) <= timedelta(minutes=5)
+    assert kept == whole_milliseconds(claimed if is_near else RECEIVED)
+
+
+@given(st.timedeltas(timedelta(minutes=-5), timedelta(minutes=5)))
+def test_a_plausible_time_is_cut_to_whole_milliseconds(off: timedelta) -> None:
+    kept = sample_time(RECEIVED + off, RECEIVED)
+    assert kept.microsecond % 1000 == 0
+    assert timedelta(0) <= RECEIVED + off - kept < timedelta(milliseconds=1)
+
+
+@given(
+    st.timedeltas(timedelta(0), timedelta(days=365_000)).map(lambda since: EPOCH + since),
+    st.binary(min_size=10, max_size=10),
+)
+def test_row_ids_are_uuids_of_version_7_that_carry_their_millisecond(moment: datetime, random: bytes) -> None:
+    made = uuid7(whole_milliseconds(moment), random)
+    assert (made.version, made.variant) == (7, "specified in RFC 4122")
+    milliseconds = (whole_milliseconds(moment) - EPOCH) // timedelta(milliseconds=1)
+    assert made.int >> 80 == milliseconds
+
+
+@given(st.binary(min_size=10, max_size=10), st.binary(min_size=10, max_size=10))
+def test_row_ids_are_in_the_order_of_their_milliseconds(first: bytes, second: bytes) -> None:
+    assert uuid7(RECEIVED, first) < uuid7(RECEIVED + timedelta(milliseconds=1), second)
+
+
+def test_all_random_bits_reach_the_row_id() -> None:
+    ids = {uuid7(RECEIVED, (1 << bit).to_bytes(10)) for bit in range(80)}
+    # 12 bits and 62 bits; version and variant take the place of the other six.
+    assert len(ids) == 74 + 1

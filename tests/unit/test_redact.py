@@ -1,0 +1,111 @@
+"""Redaction: secrets go, the rest stays, and no command line costs more than its length."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guestd.redact import COMMAND_LINE_CHARS, redacted
+
+SECRETS = [
+    ("app --password=hunter2 -v", "app --password=*** -v"),
+    ("app --password hunter2 -v", "app --password *** -v"),
+    ("app -passphrase hunter2", "app -passphrase ***"),
+    ("app --db-passwd:hunter2", "app --db-passwd:***"),
+    ('app --password "two words" -v', "app --password *** -v"),
+    ("app --password='two words' -v", "app --password=*** -v"),
+    ('app --password "cut in the mid', "app --password ***"),
+    ("PGPASSWORD=hunter2 psql", "PGPASSWORD=*** psql"),
+    ("env AWS_SECRET_ACCESS_KEY=abc GH_TOKEN=def run", "env AWS_SECRET_ACCESS_KEY=*** GH_TOKEN=*** run"),
+    ('sh -c "PGPASSWORD=hunter2 psql -l"', 'sh -c "PGPASSWORD=*** psql -l"'),
+    ("java -Dspring.datasource.password=hunter2 -jar a.jar", "java -Dspring.datasource.password=*** -jar a.jar"),
+    ("app --api-key abc --apikey=def --private_key=ghi", "app --api-key *** --apikey=*** --private_key=***"),
+    ("app --client-secret abc --credentials=def", "app --client-secret *** --credentials=***"),
+    ("setup.exe /password:hunter2 /quiet", "setup.exe /password:*** /quiet"),
+    ("psql postgresql://bob:hunter2@db/shop", "psql postgresql://bob:***@db/shop"),
+    ("psql postgresql://bob:hun@ter/2@db/shop", "psql postgresql://bob:***@ter/2@db/shop"),
+    ("psql postgresql://bob:hunter@2@db/shop", "psql postgresql://bob:***@db/shop"),
+    ("fetch https://x.test/a?token=abc", "fetch https://x.test/a?token=***"),
+    ("mysql -u root -phunter2 shop", "mysql -u root -p*** shop"),
+    ("mysqldump -p hunter2 shop", "mysqldump -p *** shop"),
+    (r'"C:\My SQL\mysql.exe" -uroot -phunter2', r'"C:\My SQL\mysql.exe" -uroot -p***'),
+    ("sh -c mysql -pone; mysql -ptwo", "sh -c mysql -p*** mysql -p***"),
+    ("sshpass -p hunter2 ssh host", "sshpass -p *** ssh host"),
+    ("sshpass -phunter2 ssh host", "sshpass -p*** ssh host"),
+    ("curl -u bob:hunter2 https://x.test", "curl -u bob:*** https://x.test"),
+    ("curl --user=bob:hunter2 https://x.test", "curl --user=bob:*** https://x.test"),
+    ('curl -H "Authorization: Bearer abc" https://x.test', 'curl -H "Authorization: Bearer ***" https://x.test'),
+    ("curl -H 'X-Api-Key: abc' https://x.test", "curl -H 'X-Api-Key: *** https://x.test"),
+    ("""curl -d {"password":"hunter2"}""", """curl -d {"password":***}"""),
+]
+PLAIN = [
+    "",
+    "/usr/sbin/sshd -D",
+    "nginx: worker process",
+    "python -m http.server --bind 127.0.0.1 8080",
+    "ssh -i ~/.ssh/key -p 2222 bob@host",
+    "docker run -p 80:80 --name web nginx",
+    "rsync https://x.test:8443/a /b",
+    "app --password",
+    "app --token --verbose",
+    "mysql -u root -p",
+    "keyboard-daemon --layout=de",
+    "passwd bob",
+]
+
+
+@pytest.mark.parametrize(("command_line", "expected"), SECRETS)
+def test_a_secret_is_replaced_and_the_rest_stays(command_line: str, expected: str) -> None:
+    assert redacted(command_line) == expected
+
+
+@pytest.mark.parametrize("command_line", PLAIN)
+def test_a_command_line_without_secrets_is_unchanged(command_line: str) -> None:
+    assert redacted(command_line) == command_line
+
+
+@pytest.mark.parametrize(("command_line", "expected"), SECRETS)
+def test_redacting_again_changes_nothing(command_line: str, expected: str) -> None:
+    assert redacted(expected) == expected
+
+
+def test_a_command_line_is_cut_before_it_is_looked_at() -> None:
+    assert redacted("x" * 1_000_000) == "x" * COMMAND_LINE_CHARS
+    assert len(redacted("app " + "--password=a " * 1_000_000)) <= COMMAND_LINE_CHARS * 2
+
+
+def test_a_secret_that_the_cut_leaves_half_of_is_replaced() -> None:
+    start = "app " + "x" * (COMMAND_LINE_CHARS - 30)
+    assert redacted(f'{start} --password "one two three four five six"') == f"{start} --password ***"
+
+
+HOSTILE = [
+    "password", "password ", "mysql ", "mysql -p", "curl -u ", "curl ", "a://", "a://b:", "://a:b@", "--token\t",
+    "token=", 'token="', "authorization: ", "basic ", "-", "--", "a", "a:", ".", '"', "'", " ", "\n", "é", "\U0001f600",
+    "***",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+def test_a_megabyte_of_hostile_text_comes_to_an_end(piece: str) -> None:
+    redacted(piece * (1_000_000 // len(piece)))
+    redacted("password mysql curl x://" + piece * (1_000_000 // len(piece)))
+
+
+@given(
+    st.lists(st.sampled_from([*HOSTILE, "x", "1", "=", ":", "-p", "--user=a:b", "@", "/"]), max_size=30).map("".join)
+)
+def test_any_text_is_redacted_without_growing_beyond_its_marks(command_line: str) -> None:
+    assert len(redacted(command_line)) <= len(command_line) * 4
+
+
+@given(
+    st.text(
+        st.characters(exclude_characters=" \t\n*\"'", exclude_categories=["Zs", "Zl", "Zp", "Cc", "Cs"]),
+        min_size=8,
+        max_size=20,
+    )
+)
+def test_no_password_of_one_word_survives(secret: str) -> None:
+    assert secret not in redacted(f"app --password={secret} -v")
+    assert secret not in redacted(f"app --password /{secret} -v")
+    assert secret not in redacted(f'app --password "{secret}" -v')

@@ -1,0 +1,68 @@
+"""Channels: the difference between what should be read and what is read."""
+
+from pathlib import Path
+from uuid import UUID
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guestd.sources.virtio import Channel, Close, Open, plan
+
+
+def channel(number: int, inode: int = 1, created_ns: int = 1) -> Channel:
+    machine_id = UUID(int=number)
+    return Channel(machine_id, Path(f"{machine_id}.socket"), inode, created_ns)
+
+
+def keyed(*channels: Channel) -> dict[UUID, Channel]:
+    return {each.machine_id: each for each in channels}
+
+
+CHANNELS = st.dictionaries(st.integers(0, 5), st.integers(1, 3), max_size=6).map(
+    lambda inodes: keyed(*(channel(number, inode) for number, inode in inodes.items()))
+)
+
+
+def applied(running: dict[UUID, Channel], actions: tuple[Open | Close, ...]) -> dict[UUID, Channel]:
+    world = dict(running)
+    for action in actions:
+        match action:
+            case Open(opened):
+                # A socket serves one client: the old reader must be gone first.
+                assert opened.machine_id not in world
+                world[opened.machine_id] = opened
+            case Close(closed):
+                assert world.pop(closed.machine_id) == closed
+    return world
+
+
+@given(CHANNELS, CHANNELS)
+def test_a_plan_leads_to_what_is_wanted(wanted: dict[UUID, Channel], running: dict[UUID, Channel]) -> None:
+    assert applied(running, plan(wanted, running)) == wanted
+
+
+@given(CHANNELS, CHANNELS, st.integers(0, 12))
+def test_a_plan_that_was_cut_short_is_planned_again_and_leads_there_too(
+    wanted: dict[UUID, Channel], running: dict[UUID, Channel], done: int
+) -> None:
+    middle = applied(running, plan(wanted, running)[:done])
+    assert applied(middle, plan(wanted, middle)) == wanted
+
+
+@given(CHANNELS)
+def test_nothing_is_done_when_all_is_as_wanted(wanted: dict[UUID, Channel]) -> None:
+    assert plan(wanted, dict(wanted)) == ()
+
+
+def test_a_socket_made_anew_under_its_name_is_closed_and_opened() -> None:
+    old, new = channel(1, inode=1), channel(1, inode=2)
+    assert plan(keyed(new), keyed(old)) == (Close(old), Open(new))
+
+
+def test_a_socket_of_the_same_inode_made_at_another_time_is_another() -> None:
+    old, new = channel(1, created_ns=1), channel(1, created_ns=2)
+    assert plan(keyed(new), keyed(old)) == (Close(old), Open(new))
+
+
+def test_closing_comes_before_opening() -> None:
+    assert plan(keyed(channel(2)), keyed(channel(1))) == (Close(channel(1)), Open(channel(2)))
