@@ -82,6 +82,13 @@ def empty_dsn(cluster: Server) -> Iterator[str]:
         yield cluster.dsn(name)
 
 
+def _close(cluster: Server, name: str) -> None:
+    """Let nobody into the database any more: while one is in it, TimescaleDB's own worker say, it cannot be copied."""
+    with psycopg.connect(cluster.dsn("postgres"), autocommit=True) as connection:
+        connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
+        connection.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+
+
 # Empty ones come from template0: into template1 TimescaleDB's own workers look now and then, and a template in use
 # cannot be copied.
 def _close(cluster: Server, name: str) -> None:
