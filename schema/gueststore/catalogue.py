@@ -15,8 +15,8 @@ from gueststore.queries import query
 # (kind, name) to definition, such as ("column", "Machine.name") to "text NOT NULL".
 Catalogue = Mapping[tuple[str, str], str]
 
-# What is only looked at when it is ours: other people may keep tables and views of their own beside ours.
-_STANDS_ALONE = frozenset({"table", "view", "hypertable"})
+# What is only looked at when it is ours: other people may keep things of their own beside ours.
+_STANDS_ALONE = frozenset({"table", "view", "hypertable", "function"})
 
 
 def read(connection: Connection) -> Catalogue:
@@ -48,7 +48,7 @@ def loads(text: str) -> Catalogue:
 def differences(expected: Catalogue, live: Catalogue) -> list[str]:
     """Name every drift of a live database, one sentence each; an empty list when there is none.
 
-    Objects that live on none of the expected tables are somebody else's and not drift.
+    Objects that belong to none of the expected tables, views and functions are somebody else's and not drift.
     """
     missing = [f"{kind} {name} is missing" for kind, name in expected.keys() - live.keys()]
     changed = [
@@ -60,7 +60,7 @@ def differences(expected: Catalogue, live: Catalogue) -> list[str]:
     added = [
         f"{kind} {name} should not be there: `{live[kind, name]}`"
         for kind, name in live.keys() - expected.keys()
-        if kind not in _STANDS_ALONE and _table(kind, name) in ours
+        if kind not in _STANDS_ALONE and _owner(kind, name) in ours
     ]
     return sorted(missing) + changed + sorted(added)
 
@@ -71,8 +71,8 @@ def check(dsn: str) -> list[str]:
         return differences(packaged(), read(connection))
 
 
-def _table(kind: str, name: str) -> str:
-    """The table or view that an object lives on."""
+def _owner(kind: str, name: str) -> str:
+    """The table, view or function that an object belongs to."""
     if kind == "privilege":
         name = name.partition(" on ")[2]
     return name.partition(".")[0]
