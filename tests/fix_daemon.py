@@ -44,6 +44,12 @@ def eventually(look: Callable[[], T], what: str, seconds: float = 30) -> T:
     return found
 
 
+def let_it_work(seconds: float) -> None:
+    """Wait for the moment of a fault: where that moment is the point of a test there is no condition to wait for."""
+    deadline = time.monotonic() + seconds
+    eventually(lambda: time.monotonic() >= deadline, "the moment of the fault", seconds + 1)
+
+
 def add_machine(dsn: str, machine_id: UUID | None = None) -> UUID:
     """A Machine row, with the template that it must refer to."""
     machine_id = machine_id or uuid4()

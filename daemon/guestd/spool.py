@@ -98,7 +98,7 @@ class Spool:
         self.max_bytes = max_bytes
         self._share_bytes = share_bytes
         self.spool_id = _identity(writing)
-        self.last_seq = _last_issued(writing)
+        self.last_seq = self.last_seq_at_open = _last_issued(writing)
         self.senders_at_open = _senders(writing)
         self._sizes: deque[tuple[int, UUID, int]] = deque(_sizes(writing))
         self._bytes_by_machine: Counter[UUID] = Counter()

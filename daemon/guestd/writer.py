@@ -56,7 +56,6 @@ class Writer:
         self._dsn = dsn
         self._limits = limits
         self._counters = counters
-        self._last_seq_at_open = spool.last_seq
         self._prepared: Sequence[Prepared] = ()
         self._committed_seq = 0
         self._streams: dict[UUID, Stream] = {}
@@ -76,7 +75,7 @@ class Writer:
                 "the store is not available, the spool keeps what comes", error=str(why), retry=round(delay_seconds, 1)
             )
 
-        await retrying(self._connection, expected=StoreUnavailable, backoff=Backoff(cap_seconds=10), lost=lost)
+        await retrying(self._connection, expected=StoreUnavailable, backoff=Backoff(cap_seconds=5), lost=lost)
 
     @property
     def has_nothing_to_do(self) -> bool:
@@ -99,7 +98,7 @@ class Writer:
         # What this daemon has written itself may be in the ledger without our knowing: an answer to COMMIT was lost.
         own_seq = max(self._committed_seq, self._prepared[-1].seq if self._prepared else 0)
         resumption = books.resumption(
-            ledger_seq, oldest_seq=spool.oldest_seq, last_seq_at_open=max(self._last_seq_at_open, own_seq)
+            ledger_seq, oldest_seq=spool.oldest_seq, last_seq_at_open=max(spool.last_seq_at_open, own_seq)
         )
         committed_seq = resumption.committed_seq
         # First, so that a crash in here can only leave less to do.

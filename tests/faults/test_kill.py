@@ -3,9 +3,8 @@
 import json
 import random
 import subprocess
-import time
 
-from fix_daemon import Daemon, add_machine, command, environment, eventually, rows
+from fix_daemon import Daemon, add_machine, command, environment, eventually, let_it_work, rows
 from guestd.simulate import machine_ids
 
 GUESTS = 10
@@ -32,7 +31,7 @@ def test_every_line_survives_kill_9_of_guestd_exactly_once(daemon: Daemon) -> No
         while fleet.poll() is None and kills < KILLS_AT_MOST:
             daemon.start()
             daemon.url()
-            _let_it_work(random.uniform(0, 0.7))
+            let_it_work(random.uniform(0, 0.7))
             daemon.kill()
             kills += 1
         assert kills >= KILLS_AT_LEAST, "the fleet was done too early: this proves little"
@@ -53,9 +52,3 @@ def test_every_line_survives_kill_9_of_guestd_exactly_once(daemon: Daemon) -> No
     processes = dict(rows(daemon.dsn, 'SELECT "machineId"::text, count(*) FROM "ProcessSnapshot" GROUP BY 1'))
     assert processes == dict.fromkeys(sent, LINES_PER_GUEST * PROCESSES)
     assert rows(daemon.dsn, 'SELECT count(*) FROM "QuarantinedFrame"') == [(0,)]
-
-
-def _let_it_work(seconds: float) -> None:
-    """The moment of the kill is the point of the test: there is no condition to wait for."""
-    deadline = time.monotonic() + seconds
-    eventually(lambda: time.monotonic() >= deadline, "the moment of the kill", seconds + 1)

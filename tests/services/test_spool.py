@@ -1,0 +1,162 @@
+"""The spool on a real disk."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from guestd.errors import ConfigError
+from guestd.spool import Entry, Sender, Spool, open_spool
+
+MACHINE = UUID("5b0f4c32-98a5-4d1e-9a0c-0d2a5c1f7e11")
+
+
+@asynccontextmanager
+async def opened(directory: Path, max_bytes: int = 10_000_000, share: float = 1.0) -> AsyncIterator[Spool]:
+    spool = open_spool(directory, max_bytes=max_bytes, share=share)
+    running = asyncio.create_task(spool.run())
+    try:
+        yield spool
+    finally:
+        spool.seal()
+        await running
+        spool.close()
+
+
+def entry(payload: bytes = b"{}", *, machine_id: UUID = MACHINE, seq: int | None = None) -> Entry:
+    return Entry(machine_id, 1_760_000_000_123, payload, None if seq is None else "boot", seq)
+
+
+@pytest.mark.asyncio
+async def test_an_appended_frame_is_in_the_file_when_append_returns(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        await spool.append([entry(b"one"), entry(b"two")])
+        with sqlite3.connect(tmp_path / "spool.db") as other:
+            assert other.execute("SELECT seq, payload FROM frame").fetchall() == [(1, b"one"), (2, b"two")]
+        other.close()
+
+
+@pytest.mark.asyncio
+async def test_frames_come_back_in_order_and_with_the_time_of_receipt(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        await asyncio.gather(*(spool.append([entry(b"%d" % number)]) for number in range(100)))
+        frames = await spool.read(10, max_frames=1000, max_bytes=1_000_000)
+    assert [frame.seq for frame in frames] == list(range(11, 101))
+    assert sorted(int(frame.payload) for frame in frames) == list(range(10, 100))
+    assert frames[0].received_at.isoformat() == "2025-10-09T08:53:20.123000+00:00"
+
+
+@pytest.mark.asyncio
+async def test_a_read_is_bounded_in_frames_and_bytes_and_gives_one_at_least(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        await spool.append([entry(b"x" * 1000) for _ in range(10)])
+        assert len(await spool.read(0, max_frames=3, max_bytes=1_000_000)) == 3
+        assert len(await spool.read(0, max_frames=10, max_bytes=2500)) == 2
+        assert len(await spool.read(0, max_frames=10, max_bytes=1)) == 1
+        assert await spool.read(10, max_frames=10, max_bytes=1000) == []
+
+
+@pytest.mark.asyncio
+async def test_sequence_numbers_are_not_used_again_after_the_spool_was_emptied(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        spool_id = spool.spool_id
+        await spool.append([entry() for _ in range(5)])
+        await spool.trim(5)
+        assert (spool.frames, spool.bytes, spool.oldest_seq) == (0, 0, 6)
+    async with opened(tmp_path) as spool:
+        assert spool.spool_id == spool_id
+        assert spool.oldest_seq == 6
+        await spool.append([entry()])
+        assert [frame.seq for frame in await spool.read(0, max_frames=9, max_bytes=999)] == [6]
+
+
+@pytest.mark.asyncio
+async def test_what_waits_is_counted_again_after_a_restart(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        await spool.append([entry(b"x" * 100) for _ in range(7)])
+        await spool.trim(2)
+        before = (spool.frames, spool.bytes, spool.oldest_seq, spool.last_seq)
+    async with opened(tmp_path) as spool:
+        assert (spool.frames, spool.bytes, spool.oldest_seq, spool.last_seq) == before == (5, 5 * 164, 3, 7)
+
+
+@pytest.mark.asyncio
+async def test_the_place_of_a_sender_is_kept_with_its_frames(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        await spool.append([entry(seq=7)])
+        await spool.append([Entry(MACHINE, 1_760_000_000_200, None, "boot", 8)])
+        assert spool.frames == 1
+    async with opened(tmp_path) as spool:
+        assert spool.senders_at_open == {MACHINE: Sender(1_760_000_000_200, "boot", 8)}
+
+
+@pytest.mark.asyncio
+async def test_a_full_spool_makes_its_callers_wait_until_there_is_room(tmp_path: Path) -> None:
+    async with opened(tmp_path, max_bytes=1000) as spool:
+        await spool.append([entry(b"x" * 800)])
+        other = uuid4()
+        assert not spool.has_room(other, 200)
+        waiting = asyncio.create_task(spool.room(other, 200))
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        await spool.trim(1)
+        await asyncio.wait_for(waiting, 5)
+
+
+@pytest.mark.asyncio
+async def test_one_machine_may_fill_only_its_share(tmp_path: Path) -> None:
+    async with opened(tmp_path, max_bytes=10_000, share=0.1) as spool:
+        assert spool.has_room(MACHINE, 5_000), "a first frame is never refused for its machine's share"
+        await spool.append([entry(b"x" * 900)])
+        assert not spool.has_room(MACHINE, 100)
+        assert spool.has_room(uuid4(), 100)
+
+
+@pytest.fixture
+def taken(tmp_path: Path) -> Iterator[Path]:
+    spool = open_spool(tmp_path, max_bytes=1000, share=1)
+    yield tmp_path
+    spool.close()
+
+
+def test_a_second_daemon_on_the_same_directory_is_refused(taken: Path) -> None:
+    with pytest.raises(ConfigError, match="another guestd is running on it"):
+        open_spool(taken, max_bytes=1000, share=1)
+
+
+def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match=r"file/spool: Not a directory"):
+        open_spool(tmp_path / "file" / "spool", max_bytes=1000, share=1)
+
+
+@pytest.mark.parametrize("damage", ["overwritten", "truncated", "not a database"])
+@pytest.mark.asyncio
+async def test_a_damaged_file_is_set_aside_and_a_new_spool_begins(tmp_path: Path, damage: str) -> None:
+    async with opened(tmp_path) as spool:
+        old_id = spool.spool_id
+        await spool.append([entry(b"x" * 3000) for _ in range(50)])
+    _damage(tmp_path / "spool.db", damage)
+    async with opened(tmp_path) as spool:
+        assert spool.spool_id != old_id
+        assert spool.frames == 0
+        await spool.append([entry()])
+    assert len(_set_aside(tmp_path)) == 1
+
+
+def _damage(file: Path, damage: str) -> None:
+    content = file.read_bytes()
+    if damage == "overwritten":
+        file.write_bytes(content[:8192] + b"\xff" * 8192 + content[16384:])
+    elif damage == "truncated":
+        file.write_bytes(content[: len(content) // 2])
+    else:
+        file.write_bytes(b"\xff" * 5000)
+
+
+def _set_aside(directory: Path) -> list[Path]:
+    return list(directory.glob("spool.db.damaged-*"))

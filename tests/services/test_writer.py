@@ -1,0 +1,195 @@
+"""The writer between a real spool and a real TimescaleDB."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from fix_daemon import add_machine, metrics_line, rows
+from guestd import writer
+from guestd.batch import Limits, Prepared
+from guestd.errors import BadFrame
+from guestd.spool import Entry, Spool, open_spool
+from guestd.store import Outcome, connected
+from guestd.writer import Writer
+
+
+class Tally:
+    """What the writer counted."""
+
+    def __init__(self) -> None:
+        self.frames: Counter[str] = Counter()
+        self.quarantined: Counter[str] = Counter()
+        self.adjusted: Counter[str] = Counter()
+        self.bugs = 0
+        self.store_lost = 0
+
+    def counters(self) -> writer.Counters:
+        def outcome(became: Outcome) -> None:
+            self.frames["stored"] += became.stored
+            self.frames["stored_in_part"] += became.stored_in_part
+            self.quarantined += became.quarantined
+
+        def lost() -> None:
+            self.store_lost += 1
+
+        def bug() -> None:
+            self.bugs += 1
+
+        return writer.Counters(
+            outcome=outcome,
+            committed=lambda *_: None,
+            adjusted=lambda reason: self.adjusted.update([reason]),
+            bug=bug,
+            store_lost=lost,
+            skew_seconds=lambda _: None,
+        )
+
+
+@asynccontextmanager
+async def spooled(directory: Path, machine_id: UUID, payloads: Sequence[bytes]) -> AsyncIterator[Spool]:
+    """A spool that holds these frames and takes no more after the block."""
+    spool = open_spool(directory, max_bytes=2**30, share=1)
+    running = asyncio.create_task(spool.run())
+    now_ms = int(datetime.now(UTC).timestamp() * 1000)
+    try:
+        if payloads:
+            await spool.append([Entry(machine_id, now_ms + place, line) for place, line in enumerate(payloads)])
+        yield spool
+    finally:
+        spool.seal()
+        await running
+        spool.close()
+
+
+async def drain(spool: Spool, dsn: str) -> Tally:
+    """Run a writer until the spool is empty."""
+    tally = Tally()
+    consumer = Writer(spool, dsn=dsn, limits=Limits(100, 1_000_000, 0.01), counters=tally.counters())
+    spool.seal()
+    await asyncio.wait_for(consumer.run(), 30)
+    assert spool.frames == 0
+    return tally
+
+
+def samples(dsn: str) -> list[tuple[datetime, float]]:
+    return [(at, cpu) for at, cpu in rows(dsn, 'SELECT "timestamp", "cpuUsagePercent" FROM "SystemMetrics" ORDER BY 1')]
+
+
+def line(cpu: float, timestamp: str | None = None) -> bytes:
+    return metrics_line(timestamp or "2020-01-01T00:00:00Z", cpu={"usage_percent": cpu, "cores_usage": []}).strip()
+
+
+@pytest.mark.asyncio
+async def test_frames_of_many_batches_are_stored_in_order(tmp_path: Path, dsn: str) -> None:
+    async with spooled(tmp_path, add_machine(dsn), [line(place % 100) for place in range(250)]) as spool:
+        tally = await drain(spool, dsn)
+    assert tally.frames["stored"] == 250
+    assert [cpu for _, cpu in samples(dsn)] == [place % 100 for place in range(250)]
+    ((committed,),) = rows(dsn, 'SELECT "committedSeq" FROM "IngestLedger"')
+    assert committed == 250
+
+
+@pytest.mark.asyncio
+async def test_a_poisoned_row_is_set_aside_and_the_rest_is_written(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    with psycopg.connect(dsn) as connection:
+        connection.execute("""ALTER TABLE "ProcessSnapshot" ADD CONSTRAINT "test_only" CHECK ("name" <> 'poison')""")
+    poison = metrics_line(processes=[{"id": 1, "name": "poison", "memory_usage_kb": 1}]).strip()
+    payloads = [line(1), line(2), poison, line(4), line(5)]
+    async with spooled(tmp_path, machine_id, payloads) as spool:
+        tally = await drain(spool, dsn)
+    assert [cpu for _, cpu in samples(dsn)] == [1, 2, 4, 5]
+    assert tally.quarantined == {"rejected_by_store": 1}
+    ((reason, detail, kept, seq),) = rows(dsn, 'SELECT "reason", "detail", "payload", "seq" FROM "QuarantinedFrame"')
+    assert (reason, kept, seq) == ("rejected_by_store", poison, 3)
+    assert "23514" in detail
+
+
+@pytest.mark.asyncio
+async def test_frames_of_a_machine_that_is_gone_are_set_aside(tmp_path: Path, dsn: str) -> None:
+    async with spooled(tmp_path, uuid4(), [line(1)]) as spool:
+        tally = await drain(spool, dsn)
+    assert tally.quarantined == {"unknown_machine": 1}
+    assert samples(dsn) == []
+
+
+@pytest.mark.asyncio
+async def test_a_payload_that_claims_another_machine_is_set_aside(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    claims = [line(1)[:-1] + b',"vm_id":"%s"}' % str(claimed).encode() for claimed in (uuid4(), machine_id)]
+    async with spooled(tmp_path, machine_id, claims) as spool:
+        tally = await drain(spool, dsn)
+    assert tally.quarantined == {"identity": 1}
+    assert tally.frames["stored"] == 1
+
+
+@pytest.mark.asyncio
+async def test_equal_timestamps_of_one_machine_move_by_a_millisecond(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    now = datetime.now(UTC).replace(microsecond=0)
+    same = now.isoformat()
+    async with spooled(tmp_path, machine_id, [line(1, same), line(2, same)]) as spool:
+        await drain(spool, dsn)
+    # Another writer, which remembers nothing.
+    async with spooled(tmp_path, machine_id, [line(3, same), line(4, same)]) as spool:
+        tally = await drain(spool, dsn)
+    assert [(at - now).total_seconds() * 1000 for at, _ in samples(dsn)] == [0, 1, 2, 3]
+    assert [cpu for _, cpu in samples(dsn)] == [1, 2, 3, 4]
+    assert tally.quarantined == {}
+
+
+@pytest.mark.asyncio
+async def test_frames_that_were_committed_but_not_trimmed_are_not_stored_again(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    async with spooled(tmp_path, machine_id, [b"rubbish"]) as spool, connected(dsn) as store:
+        await store.set_ledger(spool.spool_id, None, 0)
+        received_at = datetime.now(UTC)
+        frame = Prepared(1, machine_id, received_at, b"rubbish", BadFrame("json", "as if by a writer that was killed"))
+        await store.write(spool.spool_id, 0, [frame])
+    async with spooled(tmp_path, machine_id, []) as spool:
+        tally = await drain(spool, dsn)
+    assert tally.quarantined == {}
+    assert rows(dsn, 'SELECT count(*) FROM "QuarantinedFrame"') == [(1,)]
+
+
+@pytest.mark.asyncio
+async def test_a_store_restored_from_a_backup_is_adopted(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    async with spooled(tmp_path, machine_id, [line(1), line(2)]) as spool:
+        await drain(spool, dsn)
+    with psycopg.connect(dsn) as connection:
+        connection.execute('UPDATE "IngestLedger" SET "committedSeq" = 1')
+    async with spooled(tmp_path, machine_id, [line(3)]) as spool:
+        await drain(spool, dsn)
+    assert [cpu for _, cpu in samples(dsn)] == [1, 2, 3]
+    assert rows(dsn, 'SELECT "committedSeq" FROM "IngestLedger"') == [(3,)]
+
+
+@pytest.mark.asyncio
+async def test_an_older_copy_of_the_spool_stores_nothing_twice_and_goes_on_under_a_new_id(
+    tmp_path: Path, dsn: str
+) -> None:
+    machine_id = add_machine(dsn)
+    older = tmp_path / "older"
+    async with spooled(tmp_path / "spool", machine_id, [line(1)]) as spool:
+        old_id = spool.spool_id
+    (tmp_path / "spool").rename(older)
+    current = tmp_path / "spool"
+    current.mkdir()
+    for file in older.iterdir():
+        (current / file.name).write_bytes(file.read_bytes())
+    async with spooled(current, machine_id, [line(2), line(3)]) as spool:
+        await drain(spool, dsn)
+    async with spooled(older, machine_id, [line(4)]) as spool:
+        # What the old copy held is stored; the new frame has a number that the ledger has passed.
+        tally = await drain(spool, dsn)
+        assert spool.spool_id != old_id
+    assert [cpu for _, cpu in samples(dsn)] == [1, 2, 3, 4]
+    assert tally.frames["stored"] == 1
