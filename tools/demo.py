@@ -173,7 +173,7 @@ def _wait_for_own_rows(parts: Parts, connection: Connection, own_id: UUID) -> No
 def _watch(parts: Parts, watched: Watched, until_seconds: float) -> Look:
     """Show how things stand until a moment of the monotonic clock; returns the last look."""
     progress = Progress(sys.stdout)
-    due_seconds = 0.0
+    due_seconds = time.monotonic()
 
     def look_when_due() -> Look | None:
         return look(watched) if time.monotonic() >= due_seconds else None
@@ -183,7 +183,7 @@ def _watch(parts: Parts, watched: Watched, until_seconds: float) -> Look:
         progress.show(now)
         if now.moment_seconds >= until_seconds:
             return now
-        due_seconds = min(now.moment_seconds + LOOK_SECONDS, until_seconds)
+        due_seconds = min(due_seconds + LOOK_SECONDS, until_seconds)
 
 
 def _close_the_books(parts: Parts, watched: Watched) -> None:
@@ -192,12 +192,14 @@ def _close_the_books(parts: Parts, watched: Watched) -> None:
     parts.wait(lambda: is_settled(watched), "guestd has stored what it took", PATIENCE_SECONDS)
     found = books(watched)
     parts.stop("guestd")
+    print()
     note(f"{found.accepted:,} frames were accepted, {found.stored:,} are stored and {found.quarantined} quarantined")
     if found.accepted != found.stored + found.quarantined:
         raise DemoError("that does not add up: frames are lost or stored twice, which is a bug of guestd")
 
 
 def _say_how_to_look(parts: Parts, dsn: str, metrics_url: str) -> None:
+    print()
     note(
         "everything stays up. Look with\n"
         f"    {parts.psql(dsn)}\n    curl {metrics_url}\n    tail -f {parts.log('guestd')}\n"

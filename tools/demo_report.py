@@ -10,6 +10,7 @@ import time
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, TextIO
 from uuid import UUID
 
@@ -21,7 +22,7 @@ SERIES = ("SystemMetrics", "ProcessSnapshot", "PortUsage", "ApplicationUsageHist
 INVENTORIES = ("ApplicationUsage", "WindowsService", "ServiceStateHistory")
 TABLES = (*SERIES, *INVENTORIES)
 BUSIEST_PROCESSES = 8
-MOST_PORTS = 8
+MOST_PORTS = 6
 # Of a log that nobody watches live.
 LINE_SECONDS = 5.0
 KIB_PER_GIB = 1024 * 1024
@@ -58,10 +59,11 @@ class Books:
 
 def look(watched: Watched) -> Look:
     """Count everything once."""
+    moment_seconds = time.monotonic()
     rows = {table: _number(watched, f'SELECT count(*) FROM "{table}"') for table in TABLES}
     age_ms = """SELECT 1000 * extract(epoch FROM now() - max("timestamp")) FROM "SystemMetrics" """
     spool_frames = int(_metrics(watched)["guestd_spool_frames"])
-    return Look(time.monotonic(), rows, spool_frames, _number(watched, age_ms) / 1000)
+    return Look(moment_seconds, rows, spool_frames, _number(watched, age_ms) / 1000)
 
 
 def is_settled(watched: Watched) -> bool:
@@ -114,10 +116,10 @@ class Progress:
 
     def _headline(self, now: Look, first: Look) -> str:
         rows = sum(now.rows.values())
-        per_second = _rate(rows - sum(first.rows.values()), now.moment_seconds - first.moment_seconds)
+        seconds = now.moment_seconds - first.moment_seconds
         return (
-            f"{now.moment_seconds - first.moment_seconds:4.0f} s: {rows:,} rows, {per_second} rows/s, "
-            f"{now.spool_frames} frames in the spool, newest sample {now.newest_age_seconds:.1f} s old"
+            f"{seconds:4.0f} s: {rows:,} rows, {_rate(rows - sum(first.rows.values()), seconds)} rows/s, "
+            f"frames in the spool: {now.spool_frames}, newest sample {now.newest_age_seconds:.1f} s old"
         )
 
     def _block(self, now: Look, first: Look) -> list[str]:
@@ -176,7 +178,8 @@ def _busiest(processes: Sequence[Mapping[str, Any]]) -> list[str]:
     order = sorted(processes, key=lambda process: (-process["cpuUsagePercent"], -process["memoryUsageKB"]))
     for process in order[:BUSIEST_PROCESSES]:
         cpu, memory = f"{process['cpuUsagePercent']:.1f}", f"{process['memoryUsageKB'] / 1024:,.1f} M"
-        command = _shown(process["commandLine"] or process["name"])
+        program, *arguments = (process["commandLine"] or process["name"]).split(" ")
+        command = _shown(" ".join([PurePath(program).name, *arguments]))
         lines.append(f"  {process['processId']:>8}  {cpu:>6}  {memory:>9}  {command}")
     return lines
 
