@@ -15,16 +15,16 @@ from gueststore import contract
 from unit.rows import RECEIVED, TABLES, by_table, named, rows_of
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-PYTHON_TYPES: dict[str, tuple[type, ...]] = {
-    "uuid": (UUID,),
-    "timestamptz": (datetime,),
-    "float8": (float,),
-    "jsonb": (bytes,),
-    "int8": (int,),
-    "int4": (int,),
-    "text": (str,),
-    "bool": (bool,),
-    "bytea": (bytes,),
+PYTHON_TYPES: dict[str, type] = {
+    "uuid": UUID,
+    "timestamptz": datetime,
+    "float8": float,
+    "jsonb": bytes,
+    "int8": int,
+    "int4": int,
+    "text": str,
+    "bool": bool,
+    "bytea": bytes,
 }
 # Of the tables that these rows are COPYd into: what may be NULL there.
 NULLABLE = {
@@ -136,8 +136,8 @@ def fits(table: contract.Table, row: tuple[Any, ...]) -> Iterator[str]:
         if value is None:
             if column not in NULLABLE[table.name]:
                 yield f"{column} is null"
-        elif not isinstance(value, PYTHON_TYPES[type_name]):
-            yield f"{column} is {type(value).__name__}"
+        elif (found := type(value)) is not PYTHON_TYPES[type_name]:
+            yield f"{column} is {found.__name__}"
         elif type_name == "int4" and not -(2**31) <= value < 2**31:
             yield f"{column} is out of range"
         elif type_name == "text" and "\0" in value:

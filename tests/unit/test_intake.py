@@ -1,0 +1,337 @@
+"""Intake: the order rules of docs/wire.md, on a real spool."""
+
+import asyncio
+import json
+import tempfile
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guestd.framing import HEAD_BYTES, Oversize
+from guestd.intake import ASK_AGAIN_MS, Counters, Intake
+from guestd.spool import Frame, Spool, open_spool
+
+DEADLINE_SECONDS = 5
+MACHINE, OTHER = UUID(int=1), UUID(int=2)
+BOOT, NEXT_BOOT = "0d3f3a5e-8d0b-4a55-9c0b-5d5e4a2f7c11", "5d5e4a2f-7c11-4a55-9c0b-0d3f3a5e8d0b"
+PLAIN = b'{"type":"metrics","data":{}}'
+
+
+def numbered(seq: int, *, oldest: int = 1, boot_id: str = BOOT) -> bytes:
+    return b'{"type":"metrics","boot_id":"%s","seq":%d,"oldest":%d,"data":{}}' % (boot_id.encode(), seq, oldest)
+
+
+def ack(seq: int, boot_id: str = BOOT) -> dict[str, object]:
+    return {"type": "ack", "boot_id": boot_id, "seq": seq}
+
+
+def resend(seq: int, boot_id: str = BOOT) -> dict[str, object]:
+    return {**ack(seq, boot_id), "resend": True}
+
+
+class Gate:
+    """An intake on a spool, its counts, and a clock that is set by hand."""
+
+    def __init__(self, spool: Spool) -> None:
+        self.spool = spool
+        self.counts: Counter[str] = Counter()
+        self.now_ms = 1_000_000
+        self.intake = Intake(
+            spool,
+            Counters(
+                accepted=lambda frames, size: self._count(accepted=frames, accepted_bytes=size),
+                refused=lambda reason: self._count(**{reason: 1}),
+                duplicate=lambda: self._count(duplicate=1),
+                dropped_by_agent=lambda lines: self._count(dropped_by_agent=lines),
+                other=lambda name: self._count(**{name: 1}),
+            ),
+            lambda: self.now_ms,
+        )
+
+    def _count(self, **more: int) -> None:
+        self.counts.update(more)
+
+    async def accept(self, *lines: bytes | Oversize, machine_id: UUID = MACHINE) -> dict[str, object] | None:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            answer = await self.intake.accept(machine_id, lines)
+        return json.loads(answer) if answer else None
+
+    async def frames(self) -> Sequence[Frame]:
+        return await self.spool.read(0, max_frames=1000, max_bytes=1_000_000)
+
+    async def payloads(self) -> list[bytes]:
+        return [frame.payload for frame in await self.frames()]
+
+
+@asynccontextmanager
+async def gate_on(directory: Path, *, is_running: bool = True, max_bytes: int = 1_000_000) -> AsyncIterator[Gate]:
+    spool = open_spool(directory, max_bytes=max_bytes, share=0.1)
+    writing = asyncio.create_task(spool.run()) if is_running else None
+    try:
+        yield Gate(spool)
+    finally:
+        spool.seal()
+        if writing is not None:
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                await writing
+        spool.close()
+
+
+@pytest.mark.asyncio
+async def test_the_next_line_is_taken_and_acknowledged_once_it_is_on_disk(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        assert await gate.accept(numbered(1)) == ack(1)
+        assert await gate.payloads() == [numbered(1)]
+        assert await gate.accept(numbered(2), numbered(3)) == ack(3)
+        assert await gate.payloads() == [numbered(1), numbered(2), numbered(3)]
+        assert gate.counts["accepted"] == 3
+        assert gate.counts["accepted_bytes"] == sum(len(numbered(seq)) for seq in (1, 2, 3))
+
+
+@pytest.mark.asyncio
+async def test_a_line_is_not_acknowledged_before_it_is_on_disk(tmp_path: Path) -> None:
+    async with gate_on(tmp_path, is_running=False) as gate:
+        asking = asyncio.create_task(gate.accept(numbered(1)))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not asking.done()
+        writing = asyncio.create_task(gate.spool.run())
+        assert await asking == ack(1)
+        gate.spool.seal()
+        await writing
+
+
+@pytest.mark.asyncio
+async def test_a_duplicate_is_acknowledged_again_and_not_stored_again(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        await gate.accept(numbered(1), numbered(2))
+        assert await gate.accept(numbered(1)) == ack(2)
+        assert await gate.accept(numbered(1), numbered(2), numbered(3)) == ack(3)
+        assert await gate.payloads() == [numbered(1), numbered(2), numbered(3)]
+        assert gate.counts["duplicate"] == 3
+
+
+@pytest.mark.asyncio
+async def test_a_line_behind_a_gap_is_not_taken_and_the_missing_ones_are_asked_for(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        await gate.accept(numbered(1))
+        assert await gate.accept(numbered(3), numbered(4)) == resend(1)
+        assert await gate.payloads() == [numbered(1)]
+        assert gate.counts["out_of_order"] == 2
+        assert await gate.accept(numbered(2), numbered(3), numbered(4)) == ack(4)
+        assert await gate.payloads() == [numbered(seq) for seq in (1, 2, 3, 4)]
+
+
+@pytest.mark.asyncio
+async def test_a_run_of_the_agent_that_is_not_known_begins_at_its_first_line(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        assert await gate.accept(numbered(2)) == resend(0)
+        assert await gate.accept(numbered(1), numbered(2)) == ack(2)
+
+
+@pytest.mark.asyncio
+async def test_lines_are_asked_for_once_a_second(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        assert await gate.accept(numbered(3)) == resend(0)
+        gate.now_ms += ASK_AGAIN_MS - 1
+        assert await gate.accept(numbered(4)) is None
+        gate.now_ms += 1
+        assert await gate.accept(numbered(5)) == resend(0)
+
+
+@pytest.mark.asyncio
+async def test_another_gap_is_asked_for_at_once(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        assert await gate.accept(numbered(2)) == resend(0)
+        assert await gate.accept(numbered(1)) == ack(1)
+        assert await gate.accept(numbered(3)) == resend(1)
+        assert await gate.accept(numbered(3), machine_id=OTHER) == resend(0)
+
+
+@pytest.mark.asyncio
+async def test_a_clock_that_steps_back_does_not_silence_the_asking(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        assert await gate.accept(numbered(3)) == resend(0)
+        gate.now_ms -= 3_600_000
+        assert await gate.accept(numbered(3)) == resend(0)
+
+
+@pytest.mark.asyncio
+async def test_lines_that_the_agent_gave_up_are_counted_and_passed_over(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        await gate.accept(numbered(1), numbered(2))
+        assert await gate.accept(numbered(6, oldest=6)) == ack(6)
+        assert gate.counts["dropped_by_agent"] == 3
+        # Its oldest is held, and what follows it comes in order.
+        assert await gate.accept(numbered(9, oldest=8)) == resend(6)
+        assert await gate.accept(numbered(8, oldest=8), numbered(9, oldest=8)) == ack(9)
+        assert gate.counts["dropped_by_agent"] == 4
+        assert await gate.payloads() == [
+            numbered(1), numbered(2), numbered(6, oldest=6), numbered(8, oldest=8), numbered(9, oldest=8),
+        ]  # fmt: skip
+
+
+@pytest.mark.asyncio
+async def test_a_new_run_of_the_agent_counts_from_one_again(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        await gate.accept(numbered(1), numbered(2))
+        assert await gate.accept(numbered(1, boot_id=NEXT_BOOT)) == ack(1, NEXT_BOOT)
+        assert await gate.accept(numbered(3, boot_id=NEXT_BOOT)) == resend(1, NEXT_BOOT)
+        assert await gate.accept(numbered(2, boot_id=NEXT_BOOT)) == ack(2, NEXT_BOOT)
+        assert len(await gate.frames()) == 4
+
+
+@pytest.mark.asyncio
+async def test_an_oversize_line_that_is_numbered_is_acknowledged_so_that_it_does_not_come_again(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        large = Oversize(numbered(1)[:-1].ljust(HEAD_BYTES, b"x"), 5_000_000)
+        assert await gate.accept(large) == ack(1)
+        assert await gate.accept(large) == ack(1)
+        assert await gate.accept(numbered(2)) == ack(2)
+        assert await gate.payloads() == [numbered(2)]
+        assert (gate.counts["oversize"], gate.counts["duplicate"], gate.counts["accepted"]) == (1, 1, 1)
+
+
+@pytest.mark.asyncio
+async def test_an_oversize_line_is_taken_in_its_turn_only(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        assert await gate.accept(Oversize(numbered(2)[:-1], 5_000_000)) == resend(0)
+        assert gate.counts["oversize"] == 0
+
+
+@pytest.mark.asyncio
+async def test_an_oversize_line_without_a_number_is_counted_and_not_answered(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        assert await gate.accept(Oversize(b"x" * HEAD_BYTES, 5_000_000)) is None
+        assert gate.counts == {"oversize": 1}
+        assert await gate.payloads() == []
+
+
+@pytest.mark.asyncio
+async def test_lines_without_a_number_are_taken_and_change_nothing_for_those_with_one(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        assert await gate.accept(PLAIN) is None
+        assert await gate.accept(numbered(1)) == ack(1)
+        assert await gate.accept(PLAIN) is None
+        assert await gate.accept(PLAIN, numbered(2), PLAIN) == ack(2)
+        assert await gate.accept(numbered(2)) == ack(2)
+        assert await gate.payloads() == [PLAIN, numbered(1), PLAIN, PLAIN, numbered(2), PLAIN]
+
+
+@pytest.mark.asyncio
+async def test_messages_of_other_types_are_counted_by_type_and_not_stored(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        lines = (
+            b'{"type":"keep_alive","sequence_number":1}',
+            b'{"id":"c","success":true}',
+            Oversize(b'{"type":"ping",', 9),
+        )
+        assert await gate.accept(*lines) is None
+        assert gate.counts == {"keep_alive": 1, "response": 1, "ping": 1}
+        assert await gate.payloads() == []
+
+
+@pytest.mark.asyncio
+async def test_machines_do_not_share_their_sequences(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        await gate.accept(numbered(1), numbered(2))
+        assert await gate.accept(numbered(1), machine_id=OTHER) == ack(1)
+        assert [frame.machine_id for frame in await gate.frames()] == [MACHINE, MACHINE, OTHER]
+
+
+@pytest.mark.asyncio
+async def test_what_was_acknowledged_is_known_after_a_restart(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        await gate.accept(numbered(1), numbered(2), Oversize(numbered(3)[:-1], 5_000_000))
+    async with gate_on(tmp_path) as gate:
+        assert await gate.accept(numbered(1), numbered(2), numbered(3), numbered(4)) == ack(4)
+        assert await gate.payloads() == [numbered(1), numbered(2), numbered(4)]
+
+
+@pytest.mark.asyncio
+async def test_a_caller_that_is_cancelled_while_its_lines_are_written_loses_none(tmp_path: Path) -> None:
+    async with gate_on(tmp_path, is_running=False) as gate:
+        asking = asyncio.create_task(gate.accept(numbered(1), numbered(2)))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        writing = asyncio.create_task(gate.spool.run())
+        # Its successor on the channel gets the same lines again.
+        assert await gate.accept(numbered(1), numbered(2), numbered(3)) == ack(3)
+        assert await gate.payloads() == [numbered(1), numbered(2), numbered(3)]
+        gate.spool.seal()
+        await writing
+
+
+@pytest.mark.asyncio
+async def test_a_machine_whose_share_is_full_waits_and_others_do_not(tmp_path: Path) -> None:
+    async with gate_on(tmp_path, max_bytes=10_000) as gate:
+        full = numbered(1)[:-1] + b',"x":"' + b"x" * 900 + b'"}'
+        assert await gate.accept(full) == ack(1)
+        waiting = asyncio.create_task(gate.accept(numbered(2)))
+        assert await gate.accept(numbered(1), machine_id=OTHER) == ack(1)
+        assert not waiting.done()
+        await gate.spool.trim(1)
+        assert await waiting == ack(2)
+
+
+@pytest.mark.asyncio
+async def test_a_caller_that_is_cancelled_while_there_is_no_room_has_taken_nothing(tmp_path: Path) -> None:
+    async with gate_on(tmp_path, max_bytes=10_000) as gate:
+        await gate.accept(numbered(1)[:-1] + b',"x":"' + b"x" * 900 + b'"}')
+        waiting = asyncio.create_task(gate.accept(numbered(2)))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await gate.spool.trim(1)
+        assert await gate.accept(numbered(2)) == ack(2)
+        assert await gate.payloads() == [numbered(2)]
+        assert gate.counts["duplicate"] == 0
+
+
+@pytest.mark.asyncio
+async def test_receive_times_of_a_machine_increase_whatever_the_clock_does(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        for now_ms in (5000, 5000, 4000, 5001, 9000):
+            gate.now_ms = now_ms
+            await gate.accept(PLAIN, PLAIN)
+        gate.now_ms = 4500
+        await gate.accept(PLAIN, machine_id=OTHER)
+    async with gate_on(tmp_path) as gate:
+        gate.now_ms = 100
+        await gate.accept(PLAIN)
+        times_ms = [round(frame.received_at.timestamp() * 1000) for frame in await gate.frames()]
+    assert times_ms == [5000, 5001, 5002, 5003, 5004, 5005, 5006, 5007, 9000, 9001, 4500, 9002]
+
+
+LINES = st.tuples(st.integers(1, 6), st.integers(1, 6)).map(lambda pair: (max(pair), min(pair)))
+
+
+@given(st.lists(st.lists(LINES, max_size=6), max_size=5))
+@settings(max_examples=15)
+def test_whatever_arrives_is_stored_once_in_order_and_without_unexplained_gaps(
+    calls: list[list[tuple[int, int]]],
+) -> None:
+    async def deliver(directory: Path) -> None:
+        async with gate_on(directory) as gate:
+            for lines in calls:
+                answer = await gate.accept(*(numbered(seq, oldest=oldest) for seq, oldest in lines))
+                stored = [json.loads(payload) for payload in await gate.payloads()]
+                assert answer is None or answer["seq"] == (stored[-1]["seq"] if stored else 0)
+                last_seq = 0
+                for line in stored:
+                    assert line["seq"] == last_seq + 1 or line["seq"] == line["oldest"] > last_seq
+                    last_seq = line["seq"]
+
+    with tempfile.TemporaryDirectory() as directory:
+        asyncio.run(deliver(Path(directory)))

@@ -1,0 +1,256 @@
+"""Tasks, their order of ending, and retries."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from guestd.errors import SourceLost
+from guestd.lifecycle import Backoff, Life, UnexpectedExit, retrying, run_until
+
+DEADLINE_SECONDS = 5
+JITTER = (0.7, 1.3)
+
+
+async def for_ever(diary: list[str], name: str) -> None:
+    try:
+        await asyncio.Event().wait()
+    finally:
+        # Ending takes a moment, as closing a connection does.
+        await asyncio.sleep(0)
+        diary.append(f"{name} ended")
+
+
+async def failing() -> None:
+    await asyncio.sleep(0)
+    raise LookupError("a bug")
+
+
+async def returning() -> None:
+    await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def running(life: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(life)
+    try:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+class Daemon:
+    """What `run_until` is given: a drain that ends after the seal, and a diary of what ended when."""
+
+    def __init__(self, grace_seconds: float = DEADLINE_SECONDS) -> None:
+        self.diary: list[str] = []
+        self.stop = asyncio.Event()
+        self.sealed = asyncio.Event()
+        self.grace_seconds = grace_seconds
+
+    async def drain(self) -> None:
+        try:
+            await self.sealed.wait()
+        finally:
+            self.diary.append("drain ended")
+
+    def seal(self) -> None:
+        self.diary.append("sealed")
+        self.sealed.set()
+
+    async def run(self, **more: dict[str, Life]) -> None:
+        await run_until(
+            self.stop,
+            inputs={"input": for_ever(self.diary, "input")} | more.get("inputs", {}),
+            drains={"drain": self.drain()} | more.get("drains", {}),
+            background={"background": for_ever(self.diary, "background")} | more.get("background", {}),
+            seal=self.seal,
+            grace_seconds=lambda: self.grace_seconds,
+        )
+
+
+@pytest.mark.asyncio
+async def test_stopping_ends_inputs_first_then_drains_then_the_rest() -> None:
+    daemon = Daemon()
+    async with running(daemon.run()) as task:
+        await asyncio.sleep(0.001)
+        assert daemon.diary == []
+        daemon.stop.set()
+        await task
+    assert daemon.diary == ["input ended", "sealed", "drain ended", "background ended"]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", ["inputs", "drains", "background"])
+async def test_a_bug_in_any_task_ends_all_and_reaches_the_caller(kind: str) -> None:
+    daemon = Daemon()
+    async with running(daemon.run(**{kind: {"buggy": failing()}})) as task:
+        with pytest.raises(ExceptionGroup) as caught:
+            await task
+    assert [str(why) for why in caught.value.exceptions] == ["a bug"]
+    assert sorted(daemon.diary) == ["background ended", "drain ended", "input ended"]
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("kind", ["inputs", "background"])
+async def test_an_eternal_task_that_returns_is_an_error_with_its_name(kind: str) -> None:
+    daemon = Daemon()
+    async with running(daemon.run(**{kind: {"quitter": returning()}})) as task:
+        with pytest.raises(ExceptionGroup) as caught:
+            await task
+    (why,) = caught.value.exceptions
+    assert isinstance(why, UnexpectedExit)
+    assert str(why) == "quitter"
+
+
+@pytest.mark.asyncio
+async def test_the_grace_is_asked_for_when_it_begins() -> None:
+    daemon = Daemon()
+    async with running(daemon.run(drains={"hung": for_ever(daemon.diary, "hung")})) as task:
+        await asyncio.sleep(0.001)
+        daemon.grace_seconds = 0.01
+        daemon.stop.set()
+        await task
+    assert "hung ended" in daemon.diary
+
+
+@pytest.mark.asyncio
+async def test_a_drain_that_hangs_is_cut_after_the_grace_and_named() -> None:
+    daemon = Daemon(grace_seconds=0.01)
+    with capture_logs() as logs:
+        async with running(daemon.run(drains={"hung": for_ever(daemon.diary, "hung")})) as task:
+            await asyncio.sleep(0.001)
+            daemon.stop.set()
+            await task
+    assert [entry["tasks"] for entry in logs] == [["hung"]]
+    assert daemon.diary.index("drain ended") < daemon.diary.index("hung ended")
+
+
+@pytest.mark.asyncio
+async def test_an_input_that_fails_while_it_is_stopped_is_reported_and_nothing_hangs() -> None:
+    async def clumsy() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            raise LookupError("while closing")
+
+    daemon = Daemon()
+    async with running(daemon.run(inputs={"clumsy": clumsy()})) as task:
+        await asyncio.sleep(0.001)
+        daemon.stop.set()
+        with pytest.raises(ExceptionGroup) as caught:
+            await task
+    assert [str(why) for why in caught.value.exceptions] == ["while closing"]
+    assert "background ended" in daemon.diary
+
+
+@pytest.mark.asyncio
+async def test_cancelling_from_outside_ends_all() -> None:
+    daemon = Daemon()
+    async with running(daemon.run()) as task:
+        await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert sorted(daemon.diary) == ["background ended", "drain ended", "input ended"]
+
+
+def quick() -> Backoff:
+    return Backoff(first_seconds=0.0001, cap_seconds=0.001)
+
+
+def attempts(outcomes: list[Exception | None]) -> Callable[[], Coroutine[Any, Any, None]]:
+    async def attempt() -> None:
+        outcome = outcomes.pop(0)
+        if outcome is not None:
+            raise outcome
+
+    return attempt
+
+
+@pytest.mark.asyncio
+async def test_an_expected_error_is_tried_again_until_the_attempt_returns() -> None:
+    outcomes: list[Exception | None] = [SourceLost("one"), SourceLost("two"), None, SourceLost("never")]
+    told: list[str] = []
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        await retrying(
+            attempts(outcomes), expected=SourceLost, backoff=quick(), lost=lambda why, _: told.append(str(why))
+        )
+    assert told == ["one", "two"]
+    assert len(outcomes) == 1
+
+
+@pytest.mark.asyncio
+async def test_an_error_that_is_not_expected_passes_through_at_once() -> None:
+    told: list[Exception] = []
+    with pytest.raises(LookupError):
+        await retrying(
+            attempts([LookupError()]), expected=SourceLost, backoff=quick(), lost=lambda why, _: told.append(why)
+        )
+    assert told == []
+
+
+@pytest.mark.asyncio
+async def test_the_seconds_until_the_next_attempt_are_told_and_grow() -> None:
+    told: list[float] = []
+    losses: list[Exception | None] = [SourceLost("")] * 4
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        await retrying(
+            attempts([*losses, None]),
+            expected=SourceLost,
+            backoff=Backoff(first_seconds=0.0001, cap_seconds=10),
+            lost=lambda _, seconds: told.append(seconds),
+        )
+    for number, seconds in enumerate(told):
+        assert 0.0001 * 2**number * JITTER[0] <= seconds <= 0.0001 * 2**number * JITTER[1]
+
+
+@pytest.mark.asyncio
+async def test_attempts_that_live_long_enough_are_always_retried_after_the_first_delay() -> None:
+    told: list[float] = []
+    losses: list[Exception | None] = [SourceLost("")] * 6
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        await retrying(
+            attempts([*losses, None]),
+            expected=SourceLost,
+            # Any life is a healthy one.
+            backoff=Backoff(first_seconds=0.0001, cap_seconds=10, healthy_seconds=0),
+            lost=lambda _, seconds: told.append(seconds),
+        )
+    assert max(told) <= 0.0001 * JITTER[1]
+
+
+@pytest.mark.asyncio
+async def test_cancelling_while_waiting_for_the_next_attempt_ends_it() -> None:
+    told = asyncio.Event()
+    backoff = Backoff(first_seconds=1000, cap_seconds=1000)
+    life = retrying(attempts([SourceLost("")]), expected=SourceLost, backoff=backoff, lost=lambda *_: told.set())
+    async with running(life) as task:
+        await told.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+@given(st.lists(st.floats(0, 59.9), min_size=1, max_size=60))
+def test_the_delay_doubles_up_to_its_cap_and_is_spread(lives: list[float]) -> None:
+    backoff = Backoff(first_seconds=0.25, cap_seconds=30)
+    for number, lived_seconds in enumerate(lives):
+        plain = min(30.0, 0.25 * 2.0**number)
+        assert plain * JITTER[0] <= backoff.after(lived_seconds) <= plain * JITTER[1]
+
+
+def test_a_healthy_minute_begins_the_delays_anew() -> None:
+    backoff = Backoff(first_seconds=0.25, cap_seconds=30)
+    for _ in range(100):
+        backoff.after(0)
+    assert backoff.after(59.9) >= 30 * JITTER[0]
+    assert backoff.after(60) <= 0.25 * JITTER[1]
+    assert backoff.after(0) <= 0.5 * JITTER[1]

@@ -1,0 +1,76 @@
+"""Settings: what is wrong with a file is said with the file's name and the key's path."""
+
+from pathlib import Path
+
+import pytest
+
+from guestd.errors import ConfigError
+from guestd.settings import Settings, load
+
+
+def refusal_of(file: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(file)
+    message = str(caught.value)
+    assert message.startswith(f"{file}: ")
+    return message
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "guestd.toml"
+
+
+def test_an_empty_file_means_the_defaults(file: Path) -> None:
+    file.write_text("")
+    assert load(file) == Settings()
+
+
+def test_what_is_given_replaces_the_default_and_nothing_else(file: Path) -> None:
+    file.write_text("[spool]\nmax_bytes = 5\n")
+    settings = load(file)
+    assert settings.spool.max_bytes == 5
+    assert settings.spool.directory == Settings().spool.directory
+    assert settings.store == Settings().store
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("[spool]\nmax_byte = 5\n", ("`max_byte`", "`$.spool`")),
+        ("[spol]\nmax_bytes = 5\n", ("`spol`",)),
+        ("stop_grace = 1.0\n", ("`stop_grace`",)),
+        ("[virtio.more]\nx = 1\n", ("`more`", "`$.virtio`")),
+        ('[store]\nbatch_bytes = "4 MiB"\n', ("`int`", "`str`", "`$.store.batch_bytes`")),
+        ("[store]\nbatch_frames = 0\n", ("`$.store.batch_frames`",)),
+        ("[store]\nbatch_frames = 1.5\n", ("`$.store.batch_frames`",)),
+        ("[store]\nflush_seconds = -0.1\n", ("`$.store.flush_seconds`",)),
+        ("[spool]\nmachine_share = 0.0\n", ("`$.spool.machine_share`",)),
+        ("[spool]\nmachine_share = 1.1\n", ("`$.spool.machine_share`",)),
+        ("[telemetry]\nlisten_port = 65536\n", ("`$.telemetry.listen_port`",)),
+        ("stop_grace_seconds = 0.0\n", ("`$.stop_grace_seconds`",)),
+        ("spool = 5\n", ("`object`", "`$.spool`")),
+    ],
+)
+def test_a_wrong_key_or_value_is_refused_with_its_path(file: Path, text: str, parts: tuple[str, ...]) -> None:
+    file.write_text(text)
+    message = refusal_of(file)
+    assert [part for part in parts if part not in message] == []
+
+
+def test_what_is_no_toml_is_refused_with_its_line(file: Path) -> None:
+    file.write_text("[spool]\nmax_bytes = \n")
+    assert "line 2" in refusal_of(file)
+
+
+def test_what_is_not_utf8_is_refused(file: Path) -> None:
+    file.write_bytes(b'[spool]\ndirectory = "\xff"\n')
+    assert "UTF-8" in refusal_of(file)
+
+
+def test_a_file_that_is_not_there_is_named(file: Path) -> None:
+    assert "No such file" in refusal_of(file)
+
+
+def test_a_directory_in_place_of_the_file_is_named(tmp_path: Path) -> None:
+    assert "directory" in refusal_of(tmp_path)
