@@ -348,13 +348,7 @@ _LATEST_MOMENT = datetime(2200, 1, 1, tzinfo=UTC)
 
 
 def _moment(claimed: str | float | None) -> datetime | None:
-    # No time is longer, and nothing longer is to stay in the cache.
-    return None if isinstance(claimed, str) and len(claimed) > 64 else _cached_moment(claimed)
-
-
-# Start times come back with every sample of the same process.
-@lru_cache(maxsize=65536)
-def _cached_moment(claimed: str | float | None) -> datetime | None:
+    # Not cached: a fleet has more processes than a cache of sensible size has places, and it would never be hit.
     moment = guest_time(claimed)
     return moment if moment is not None and _OLDEST_MOMENT < moment < _LATEST_MOMENT else None
 

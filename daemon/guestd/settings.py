@@ -19,7 +19,7 @@ class Store(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     dsn: str = "host=/var/run/postgresql dbname=guestd"
     """Of PostgreSQL; several hosts may be given, the writable one is used. Environment: GUESTD_DATABASE_DSN."""
-    batch_bytes: Positive = 4 * 1024 * 1024
+    batch_bytes: Positive = 1024 * 1024
     """A batch is written when so many bytes of frames wait,"""
     batch_frames: Positive = 2000
     """or at most so many frames,"""
