@@ -163,6 +163,8 @@ def only_one(cache: Path) -> Iterator[None]:
 
 def begin(cache: Path, server: str | None) -> Parts:
     """A new demo's parts, none of them started. `server`: the DSN of a server to use instead of our own."""
+    if server is None:
+        prefix()  # what this downloads once, nobody should be running and waiting for
     directory = Path(tempfile.mkdtemp(prefix="guestd-demo-"))
     (directory / "channels").mkdir()
     return Parts(cache, State(str(directory), f"guestd_demo_{uuid4().hex[:8]}", server))
@@ -190,7 +192,7 @@ def _end_store(cache: Path, state: State) -> None:
         server = cluster.dsn("postgres")
     if server is not None:
         # whatever kept it from being made or reached keeps it from being dropped
-        with suppress(psycopg.OperationalError), psycopg.connect(server, autocommit=True) as connection:
+        with suppress(psycopg.Error), psycopg.connect(server, autocommit=True) as connection:
             name = sql.Identifier(state.database)
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
     if cluster is not None:

@@ -7,9 +7,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +18,7 @@ import psycopg
 import pytest
 from tools.cluster import prefix
 
+from fix_daemon import eventually
 from fix_store import Server
 
 ROOT = Path(__file__).parents[2]
@@ -93,13 +93,6 @@ def place() -> Iterator[Place]:
     shutil.rmtree(directory)
 
 
-def eventually(look: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not look():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.02)
-
-
 def databases(server: Server) -> list[str]:
     with psycopg.connect(server.dsn("postgres")) as connection:
         return [name for (name,) in connection.execute("SELECT datname FROM pg_database WHERE datname LIKE '%demo%'")]
@@ -146,6 +139,15 @@ def test_on_a_server_of_your_own_its_database_is_gone_afterwards(place: Place, c
     assert done.returncode == 0, done.stderr
     assert databases(cluster) == []
     assert place.running() == []
+
+
+@pytest.mark.parametrize("server", ["host=127.0.0.1 port=9", "rubbish"])
+def test_a_server_that_cannot_be_used_ends_it_with_the_reason(place: Place, server: str) -> None:
+    done = place.run(server=server)
+    assert done.returncode == 1
+    assert re.search(r"^demo: .*(Connection refused|rubbish)", done.stderr, re.M)
+    assert place.running() == []
+    assert place.leftovers() == []
 
 
 def test_a_part_that_dies_ends_it_at_once_with_the_end_of_its_log(place: Place, cluster: Server) -> None:
