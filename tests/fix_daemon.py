@@ -180,7 +180,9 @@ class Daemon:
             assert self.process.poll() is None, self.log.read_text()
             return next((str(line["metrics"]) for line in self.logged() if "metrics" in line), None)
 
-        return eventually(found, "guestd is up").removesuffix("/metrics")
+        url = eventually(found, "guestd is up")
+        assert url is not None
+        return url.removesuffix("/metrics")
 
     def page(self, path: str) -> tuple[int, str]:
         """Status and text of a page."""

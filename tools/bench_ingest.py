@@ -2,8 +2,8 @@
 
 Each round, on one private server (fsync on) and the same rows:
 
-1. end to end: a feeder process writes pre-rendered lines of GUESTS guests as fast as guestd takes them, from the first byte
-   until the ledger says that the last frame is committed;
+1. end to end: a feeder process writes pre-rendered lines of many guests as fast as guestd takes them, from the first
+   byte until the ledger says that the last frame is committed;
 2. server: the very rows that came of it, exported to binary files, COPY'd from those files into the emptied tables.
 
 The ratio of the two is the figure; rows/s alone depend on the machine. Medians over the rounds.

@@ -27,7 +27,7 @@ SEED = 1
 
 @contextmanager
 def own_store(guests: int) -> Iterator[tuple[str, Path]]:
-    """A migrated database with the fleet's machines on a private server, fsync on; its DSN and a directory to work in."""
+    """A migrated database with the fleet's machines on a private server, fsync on; its DSN and a directory."""
     directory = Path(tempfile.mkdtemp(prefix="guestd-bench-"))
     directory.chmod(0o755)
     cluster = Cluster(directory / "store", prefix=prefix(), settings=SERVER_SETTINGS)

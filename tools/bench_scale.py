@@ -1,7 +1,7 @@
 """./dev bench scale: what a steady fleet costs one guestd: memory, CPU, and how long a sample is on its way.
 
-Simulated guests (a process of their own) report at an interval for a while; guestd is watched from outside and asked for
-its own figures.
+Simulated guests (a process of their own) report at an interval for a while; guestd is watched from outside and asked
+for its own figures.
 """
 
 import argparse
