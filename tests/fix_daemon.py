@@ -144,6 +144,7 @@ class Daemon:
         self.channels = directory / "channels"
         self.spool = directory / "spool"
         self.port = 0
+        self.spool_max_bytes = 2**30
         self.log = directory / log_name
         self.process: subprocess.Popen[bytes] | None = None
         self.guests: list[Guest] = []
@@ -159,7 +160,7 @@ class Daemon:
         """Start it; does not wait."""
         configuration = self.directory / "guestd.toml"
         configuration.write_text(
-            f'[store]\ndsn = "{self.dsn}"\n[spool]\ndirectory = "{self.spool}"\n'
+            f'[store]\ndsn = "{self.dsn}"\n[spool]\ndirectory = "{self.spool}"\nmax_bytes = {self.spool_max_bytes}\n'
             f'[virtio]\ndirectory = "{self.channels}"\n[telemetry]\nlisten_port = {self.port}\n'
         )
         with self.log.open("wb") as log:

@@ -134,6 +134,26 @@ def test_a_store_that_cannot_be_reached_is_named_and_the_spool_keeps_filling(dae
     daemon.stop()
 
 
+def test_a_full_spool_stops_reading_says_so_and_does_not_hold_up_the_stop(daemon: Daemon) -> None:
+    guest = daemon.guest()
+    store_dsn = daemon.dsn
+    daemon.dsn, daemon.spool_max_bytes = "host=127.0.0.1 port=1 dbname=guestd", 100_000
+    daemon.start()
+    line = metrics_line()
+    guest.connection().settimeout(1)
+    with pytest.raises(TimeoutError):
+        guest.write(line * 10_000)
+    assert daemon.metric("guestd_spool_bytes") <= 100_000
+    assert daemon.page("/healthz")[0] == 200
+    assert daemon.stop() == 0
+    daemon.dsn = store_dsn
+    daemon.start()
+    guest.hang_up()
+    eventually(lambda: _samples(daemon) > 0, "what was spooled")
+    assert _quarantined(daemon) == []
+    daemon.stop()
+
+
 def test_sigterm_stores_what_has_arrived(daemon: Daemon) -> None:
     guest = daemon.guest()
     daemon.start()

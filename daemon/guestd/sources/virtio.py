@@ -35,6 +35,7 @@ log = structlog.get_logger()
 
 READ_BYTES = 64 * 1024
 CONNECT_SECONDS = 5.0
+LAST_READ_SECONDS = 2.0
 RESCAN_SECONDS = 5.0
 # Not to connect to machines that the store will not know; not longer, for what a guest writes unread may be lost.
 FIRST_ROSTER_SECONDS = 1.0
@@ -206,11 +207,15 @@ class _Reader:
             await self._take(chunk)
 
     async def take_what_has_arrived(self) -> None:
-        """On stopping: what QEMU had handed over would be lost with the connection."""
+        """On stopping: what QEMU had handed over would be lost with the connection.
+
+        Bounded, for the spool may be full and a guest may write for ever.
+        """
         try:
-            while chunk := self._connection.recv(READ_BYTES):
-                await self._take(chunk)
-        except OSError:
+            async with asyncio.timeout(LAST_READ_SECONDS):
+                while chunk := self._connection.recv(READ_BYTES):
+                    await self._take(chunk)
+        except OSError:  # nothing more has arrived; or the time is over
             pass
 
     def close(self) -> None:
