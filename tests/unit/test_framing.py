@@ -57,8 +57,11 @@ def test_the_bytes_of_a_begun_line_are_pending(stream: bytes) -> None:
 
 
 def test_a_line_of_exactly_the_limit_is_kept_and_one_byte_more_is_not() -> None:
-    assert lines_of(b"x" * 10 + b"\n", limit_bytes=10) == [b"x" * 10]
-    assert lines_of(b"x" * 11 + b"\n", limit_bytes=10) == [Oversize(b"x" * 11, 11)]
+    for limit_bytes in (10, HEAD_BYTES, 1000):
+        line = b"x" * limit_bytes
+        assert lines_of(line, b"\n", limit_bytes=limit_bytes) == [line]
+        more = line + b"x"
+        assert lines_of(more, b"\n", limit_bytes=limit_bytes) == [Oversize(more[:HEAD_BYTES], limit_bytes + 1)]
 
 
 def test_an_oversize_line_is_reported_with_its_size_and_head_and_the_next_line_is_intact() -> None:

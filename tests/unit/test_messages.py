@@ -86,6 +86,12 @@ def test_the_search_for_a_whole_message_is_bounded() -> None:
     assert reason_of(D1 + start * 100) == "json"
 
 
+def test_objects_with_a_type_inside_a_message_are_not_taken_for_its_beginning() -> None:
+    inner = ",".join(['{"type":"disk"}'] * 6)
+    whole = D1.replace(b'"data":', b'"future":[%s],"data":' % inner.encode())
+    assert decode(D1[:200] + whole).metrics == decode(D1).metrics
+
+
 def test_a_half_without_its_whole_is_no_json() -> None:
     assert reason_of(D1[:-1]) == "json"
     assert reason_of(D1[300:]) == "json"

@@ -1,6 +1,7 @@
 """Normalising: what must hold for the rows of any message, and single facts that need no vector."""
 
 import json
+import tracemalloc
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -259,11 +260,52 @@ def test_start_times_are_read_from_numbers_and_texts_alike() -> None:
     assert guest_time("2025-10-01T10:30:30") == moment
 
 
-def test_command_lines_are_stored_without_their_secrets() -> None:
-    (row,) = rows_of(
-        message(processes=[{"pid": 1, "name": "a", "memory_kb": 1, "cmd_line": "a --password=x"}]), Stream()
-    ).processes
-    assert row[6] == "a --password=***"
+def d1_message(**system: Any) -> bytes:
+    figures = {"cpu": {}, "memory": {"total_kb": 1, "used_kb": 1, "available_kb": 0}}
+    return json.dumps({"type": "metrics", "data": {"system": figures | system}}).encode()
+
+
+def test_command_lines_are_stored_without_their_secrets_and_cpu_shares_are_never_negative() -> None:
+    d1 = {"id": 1, "name": "a", "memory_usage_kb": 1, "command_line": "a --password=x", "cpu_usage_percent": -1}
+    d2 = {"pid": 1, "name": "a", "memory_kb": 1, "cmd_line": "a --password=x", "cpu_percent": -1}
+    for payload in (d1_message(processes=[d1]), message(processes=[d2])):
+        (row,) = rows_of(payload, Stream()).processes
+        assert row[6:8] == ("a --password=***", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("total", "used", "is_bytes"),
+    [
+        (2**30, 2**29, True),  # a guest of 1 GiB
+        (2**30 - 1024, 2**29, False),  # just below 1 TiB, or too small a guest to tell
+        (2**31, 2**29 + 1, False),  # 2 TiB: bytes are whole KiB
+    ],
+)
+def test_memory_is_taken_for_bytes_from_a_gibibyte_on_and_only_in_whole_kibibytes(
+    total: int, used: int, is_bytes: bool
+) -> None:
+    rows = rows_of(d1_message(memory={"total_kb": total, "used_kb": used, "available_kb": 0}), Stream())
+    factor = 1024 if is_bytes else 1
+    assert rows.system_metrics[7:10] == (total // factor, used // factor, 0)
+    assert ("memory_in_bytes" in rows.adjustments) == is_bytes
+
+
+def test_long_texts_do_not_stay_in_memory() -> None:
+    payloads = [
+        message(
+            processes=[{"pid": 1, "name": "a", "memory_kb": 1, "status": text, "start_time": text, "cmd_line": text}],
+            ports=[{"port": 1, "protocol": "tcp", "state": text}],
+        )
+        for text in (str(number) * 20_000 for number in range(10, 30))
+    ]
+    tracemalloc.start()
+    try:
+        for payload in payloads:
+            rows_of(payload, Stream())
+        held_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held_bytes < 200_000
 
 
 @given(st.datetimes(timezones=st.just(UTC)))
