@@ -60,7 +60,7 @@ class Host:
                 chunk = await asyncio.wait_for(reader.read(min(budget_bytes, 65536)), DEADLINE_SECONDS)
                 budget_bytes -= len(chunk)
                 *lines, partial = (partial + chunk).split(b"\n")
-                writer.writelines([self.answer(line) for line in lines])
+                writer.write(b"".join([self.answer(line) for line in lines]))
                 await writer.drain()
                 if not chunk:
                     return

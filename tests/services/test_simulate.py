@@ -34,8 +34,7 @@ sys.exit(simulate.run(parser.parse_args()))
 
 
 @contextmanager
-def simulating(directory: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-c", PROGRAM, "--directory", os.fspath(directory), *words]
+def started(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
@@ -43,6 +42,12 @@ def simulating(directory: Path, *words: str) -> Iterator[subprocess.Popen[bytes]
     finally:
         process.kill()
         process.communicate()
+
+
+@contextmanager
+def simulating(directory: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    with started([sys.executable, "-c", PROGRAM, "--directory", os.fspath(directory), *words]) as process:
+        yield process
 
 
 @pytest.fixture
@@ -142,3 +147,25 @@ def test_a_directory_that_somebody_serves_already_is_refused(directory: Path) ->
         with simulating(directory, "--guests", "1") as second:
             assert second.wait(DEADLINE_SECONDS) == 1
         assert sockets[0].exists()
+
+
+def under_limits(directory: Path, soft: int, hard: int, guests: int) -> list[str]:
+    limits = ["prlimit", f"--nofile={soft}:{hard}"]
+    words = ["--directory", os.fspath(directory), "--guests", str(guests), "--processes", "1"]
+    return [*limits, sys.executable, "-c", PROGRAM, *words]
+
+
+def test_the_limit_of_open_files_is_raised_as_far_as_the_fleet_needs(directory: Path) -> None:
+    sockets = [directory / f"{machine}.socket" for machine in machine_ids(60, 1)]
+    with started(under_limits(directory, 64, 1024, guests=60)) as process:
+        until_served(sockets)
+        Reader(sockets[0]).read(1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(DEADLINE_SECONDS) == 0
+
+
+def test_a_fleet_that_the_hard_limit_does_not_allow_is_refused_with_the_numbers(directory: Path) -> None:
+    with started(under_limits(directory, 64, 128, guests=60)) as process:
+        output, _ = process.communicate(timeout=DEADLINE_SECONDS)
+        assert process.returncode == 1
+        assert b"60 guests need 184 open files, the hard limit is 128" in output
