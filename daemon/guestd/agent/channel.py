@@ -246,8 +246,7 @@ async def _attend_open(fd: int, sender: Sender) -> None:
 
 
 async def _host_present(fd: int) -> None:
-    """Wait until a host has the port open: without one it takes nothing, not even a newline that it would
-    skip."""
+    """Wait until a host has the port open: without one the port takes nothing, not even a lone newline."""
     pause = FIRST_PAUSE_SECONDS
     while True:
         try:
