@@ -98,19 +98,19 @@ merged AS (
             AND newest_row."executablePath" = last_known."executablePath"
     ORDER BY newest_row."machineId", newest_row."executablePath"
     ON CONFLICT ("machineId", "executablePath") DO UPDATE SET
-    "applicationName" = excluded."applicationName",
-    "version" = COALESCE(excluded."version", stored."version"),
-    "description" = COALESCE(excluded."description", stored."description"),
-    "publisher" = COALESCE(excluded."publisher", stored."publisher"),
-    "lastAccessTime" = excluded."lastAccessTime",
-    "lastModifiedTime" = excluded."lastModifiedTime",
-    "accessCount" = excluded."accessCount",
-    "totalUsageMinutes" = excluded."totalUsageMinutes",
-    "iconData" = COALESCE(excluded."iconData", stored."iconData"),
-    "iconFormat" = CASE WHEN excluded."iconData" IS NULL THEN stored."iconFormat" ELSE excluded."iconFormat" END,
-    "fileSize" = COALESCE(excluded."fileSize", stored."fileSize"),
-    "lastSeen" = excluded."lastSeen",
-    "isActive" = excluded."isActive"
+        "applicationName" = excluded."applicationName",
+        "version" = COALESCE(excluded."version", stored."version"),
+        "description" = COALESCE(excluded."description", stored."description"),
+        "publisher" = COALESCE(excluded."publisher", stored."publisher"),
+        "lastAccessTime" = excluded."lastAccessTime",
+        "lastModifiedTime" = excluded."lastModifiedTime",
+        "accessCount" = excluded."accessCount",
+        "totalUsageMinutes" = excluded."totalUsageMinutes",
+        "iconData" = COALESCE(excluded."iconData", stored."iconData"),
+        "iconFormat" = CASE WHEN excluded."iconData" IS NULL THEN stored."iconFormat" ELSE excluded."iconFormat" END,
+        "fileSize" = COALESCE(excluded."fileSize", stored."fileSize"),
+        "lastSeen" = excluded."lastSeen",
+        "isActive" = excluded."isActive"
     WHERE
     stored."lastSeen" < excluded."lastSeen"
     AND (

@@ -110,44 +110,45 @@ merged AS (
     INNER JOIN last_known
         ON newest."machineId" = last_known."machineId" AND newest."serviceName" = last_known."serviceName"
     ORDER BY newest."machineId", newest."serviceName"
-    ON CONFLICT ("machineId", "serviceName") DO UPDATE SET
-    "displayName" = excluded."displayName",
-    "description" = COALESCE(excluded."description", stored."description"),
-    "startType" = excluded."startType",
-    "serviceType" = excluded."serviceType",
-    "executablePath" = COALESCE(excluded."executablePath", stored."executablePath"),
-    "dependencies" = COALESCE(excluded."dependencies", stored."dependencies"),
-    "currentState" = excluded."currentState",
-    "processId" = excluded."processId",
-    "lastStateChange" = COALESCE(excluded."lastStateChange", stored."lastStateChange"),
-    "stateChangeCount" = stored."stateChangeCount" + excluded."stateChangeCount",
-    "isDefaultService" = excluded."isDefaultService",
-    "lastSeen" = excluded."lastSeen"
-    WHERE
-    stored."lastSeen" < excluded."lastSeen"
-    AND (
-        excluded."stateChangeCount" > 0
-        OR stored."lastSeen" < excluded."lastSeen" - INTERVAL '1 minute'
-        OR (
-            stored."displayName",
-            stored."description",
-            stored."startType",
-            stored."serviceType",
-            stored."executablePath",
-            stored."dependencies",
-            stored."processId",
-            stored."isDefaultService"
-        ) IS DISTINCT FROM (
-            excluded."displayName",
-            COALESCE(excluded."description", stored."description"),
-            excluded."startType",
-            excluded."serviceType",
-            COALESCE(excluded."executablePath", stored."executablePath"),
-            COALESCE(excluded."dependencies", stored."dependencies"),
-            excluded."processId",
-            excluded."isDefaultService"
+    ON CONFLICT ("machineId", "serviceName") DO UPDATE
+        SET
+            "displayName" = excluded."displayName",
+            "description" = COALESCE(excluded."description", stored."description"),
+            "startType" = excluded."startType",
+            "serviceType" = excluded."serviceType",
+            "executablePath" = COALESCE(excluded."executablePath", stored."executablePath"),
+            "dependencies" = COALESCE(excluded."dependencies", stored."dependencies"),
+            "currentState" = excluded."currentState",
+            "processId" = excluded."processId",
+            "lastStateChange" = COALESCE(excluded."lastStateChange", stored."lastStateChange"),
+            "stateChangeCount" = stored."stateChangeCount" + excluded."stateChangeCount",
+            "isDefaultService" = excluded."isDefaultService",
+            "lastSeen" = excluded."lastSeen"
+        WHERE
+        stored."lastSeen" < excluded."lastSeen"
+        AND (
+            excluded."stateChangeCount" > 0
+            OR stored."lastSeen" < excluded."lastSeen" - INTERVAL '1 minute'
+            OR (
+                stored."displayName",
+                stored."description",
+                stored."startType",
+                stored."serviceType",
+                stored."executablePath",
+                stored."dependencies",
+                stored."processId",
+                stored."isDefaultService"
+            ) IS DISTINCT FROM (
+                excluded."displayName",
+                COALESCE(excluded."description", stored."description"),
+                excluded."startType",
+                excluded."serviceType",
+                COALESCE(excluded."executablePath", stored."executablePath"),
+                COALESCE(excluded."dependencies", stored."dependencies"),
+                excluded."processId",
+                excluded."isDefaultService"
+            )
         )
-    )
     RETURNING stored."id", stored."machineId", stored."serviceName"
 )
 

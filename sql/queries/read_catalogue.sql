@@ -104,7 +104,11 @@ fact AS (
     FROM relation
     INNER JOIN pg_catalog.pg_index AS index ON relation.oid = index.indrelid
     INNER JOIN pg_catalog.pg_class AS class ON index.indexrelid = class.oid
-    WHERE NOT EXISTS (SELECT 1 FROM pg_catalog.pg_constraint AS rule WHERE rule.conindid = index.indexrelid)
+    WHERE
+        NOT EXISTS (
+            SELECT 1 FROM pg_catalog.pg_constraint AS rule
+            WHERE rule.conindid = index.indexrelid
+        )
     UNION ALL
     SELECT
         7,
@@ -134,8 +138,9 @@ fact AS (
     INNER JOIN pg_catalog.pg_description AS description
         ON relation.oid = description.objoid AND description.classoid = 'pg_catalog.pg_class'::regclass
     LEFT JOIN pg_catalog.pg_attribute AS attribute
-        ON description.objoid = attribute.attrelid AND description.objsubid = attribute.attnum
-        AND description.objsubid > 0
+        ON
+            description.objoid = attribute.attrelid AND description.objsubid = attribute.attnum
+            AND description.objsubid > 0
     UNION ALL
     SELECT
         10,

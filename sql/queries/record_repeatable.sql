@@ -2,5 +2,5 @@
 INSERT INTO "SchemaRepeatable" AS stored ("name", "checksum")
 VALUES (%(name)s, %(checksum)s)
 ON CONFLICT ("name") DO UPDATE SET
-"checksum" = excluded."checksum",
-"appliedAt" = CLOCK_TIMESTAMP();
+    "checksum" = excluded."checksum",
+    "appliedAt" = CLOCK_TIMESTAMP();
