@@ -69,6 +69,13 @@ def add_machine(dsn: str, machine_id: UUID | None = None) -> UUID:
     return machine_id
 
 
+def execute(dsn: str, *statements: str) -> None:
+    """Run statements that give nothing."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
+
+
 def rows(dsn: str, statement: str, *parameters: object) -> list[tuple[Any, ...]]:
     """What a query gives."""
     with psycopg.connect(dsn, autocommit=True) as connection:

@@ -28,13 +28,15 @@ from guestd.roster import Roster
 from guestd.settings import Settings
 from guestd.sources import virtio
 from guestd.spool import Spool, open_spool
-from guestd.store import Outcome, server_name, watch_machines
+from guestd.store import Outcome, maintain, server_name, watch_machines
 from guestd.telemetry import Telemetry, served
 from guestd.writer import Writer
 
 log = structlog.get_logger()
 
 STATUS_SECONDS = 5.0
+# A chunk is made a whole interval (a day or a week) before it is needed: there is time.
+MAINTENANCE_SECONDS = 600.0
 # Without a store only the spool's last commit is worth waiting for.
 NO_STORE_GRACE_SECONDS = 1.0
 
@@ -83,7 +85,11 @@ async def run(settings: Settings) -> None:
             stop,
             inputs={"virtio": channels.run()},
             drains={"spool": spool.run(), "writer": consumer.run()},
-            background={"roster": _roster(settings.store.dsn, roster), "status": _status(consumer, spool, channels)},
+            background={
+                "maintenance": _maintenance(settings.store.dsn),
+                "roster": _roster(settings.store.dsn, roster),
+                "status": _status(consumer, spool, channels),
+            },
             seal=lambda: _seal(spool),
             grace_seconds=lambda: NO_STORE_GRACE_SECONDS if consumer.store_error else settings.stop_grace_seconds,
         )
@@ -123,6 +129,22 @@ async def _roster(dsn: str, roster: Roster) -> None:
     await retrying(
         lambda: watch_machines(dsn, roster), expected=StoreUnavailable, backoff=Backoff(cap_seconds=5), lost=lost
     )
+
+
+async def _maintenance(dsn: str) -> None:
+    """Keep the store in shape for as long as guestd runs."""
+
+    async def look_after() -> None:
+        while True:
+            swept = await maintain(dsn)
+            if swept:
+                log.info("samples of deleted machines were swept", samples=swept)
+            await asyncio.sleep(MAINTENANCE_SECONDS)
+
+    def lost(why: Exception, _: float) -> None:
+        log.debug("maintenance of the store waits", error=str(why))
+
+    await retrying(look_after, expected=StoreUnavailable, backoff=Backoff(cap_seconds=60), lost=lost)
 
 
 async def _status(consumer: Writer, spool: Spool, channels: virtio.Virtio) -> None:

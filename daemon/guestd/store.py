@@ -222,6 +222,15 @@ async def watch_machines(dsn: str, roster: Roster) -> None:
                 pass
 
 
+async def maintain(dsn: str) -> int:
+    """What a store needs done now and then, whichever host does it; gives the orphaned samples that were swept."""
+    async with _connection(dsn) as connection, _sorted_errors():
+        await connection.execute(query("create_chunks_ahead"))
+        cursor = await connection.execute(query("sweep_deleted_machines"))
+        (swept,) = await cursor.fetchone() or (0,)
+    return int(swept)
+
+
 @asynccontextmanager
 async def _connection(dsn: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
     try:

@@ -1,13 +1,15 @@
 """The daemon as a process: what an operator sees of starting, working, failing and stopping."""
 
+import json
 import socket
 import subprocess
 from pathlib import Path
+from uuid import uuid4
 
-import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
-from fix_daemon import Daemon, add_machine, command, environment, eventually, metrics_line, rows
+from fix_daemon import Daemon, add_machine, command, environment, eventually, execute, metrics_line, rows
 
 
 def _samples(daemon: Daemon) -> int:
@@ -82,7 +84,7 @@ def test_one_bad_entry_is_refused_and_the_rest_of_its_frame_is_stored(daemon: Da
 def test_an_unknown_machine_is_reported_and_read_as_soon_as_its_row_appears(daemon: Daemon) -> None:
     known = daemon.guest()
     machine_id = add_machine(daemon.dsn)
-    rows(daemon.dsn, 'DELETE FROM "Machine" WHERE "id" = %s RETURNING 1', machine_id)
+    execute(daemon.dsn, f'DELETE FROM "Machine" WHERE "id" = \'{machine_id}\'')
     guest = daemon.guest(machine_id)
     daemon.start()
     # The roster is known once the other channel's line is stored.
@@ -173,8 +175,7 @@ def test_a_database_that_was_never_migrated_ends_it_with_the_command_to_run(dire
 
 
 def test_a_newer_database_ends_it_with_what_to_install(daemon: Daemon) -> None:
-    with psycopg.connect(daemon.dsn) as connection:
-        connection.execute('UPDATE "SchemaMigration" SET "compat" = 9999')
+    execute(daemon.dsn, 'UPDATE "SchemaMigration" SET "compat" = 9999')
     daemon.start()
     assert daemon.process is not None
     assert daemon.process.wait(30) == 78
@@ -220,3 +221,35 @@ def test_a_port_that_is_taken_is_named(daemon: Daemon) -> None:
         assert daemon.process is not None
         assert daemon.process.wait(30) == 78
         assert str(port) in daemon.log.read_text()
+
+
+def test_the_daemon_needs_no_more_than_the_writer_role(daemon: Daemon) -> None:
+    user = f"guestd_test_{uuid4().hex}"
+    guest = daemon.guest()
+    owner_dsn = daemon.dsn
+    execute(owner_dsn, f"CREATE ROLE {user} LOGIN IN ROLE guestd_writer")
+    try:
+        daemon.dsn = make_conninfo(owner_dsn, user=user)
+        daemon.start()
+        application = {"exe_path": "/usr/bin/vi", "name": "vi"}
+        service = {"name": "cron", "state": "Running", "start_mode": "Auto"}
+        content = json.loads(metrics_line(windows_services=[service]))
+        content["data"]["applications"] = [application]
+        guest.write(json.dumps(content).encode() + b"\n" + b"rubbish\n")
+        eventually(lambda: rows(owner_dsn, 'SELECT "applicationName" FROM "ApplicationUsage"') == [("vi",)], "the row")
+        eventually(lambda: rows(owner_dsn, 'SELECT "reason" FROM "QuarantinedFrame"') == [("json",)], "the rubbish")
+        assert daemon.stop() == 0
+    finally:
+        execute(owner_dsn, f"DROP OWNED BY {user}", f"DROP ROLE {user}")
+
+
+def test_chunks_are_made_ahead_and_orphans_swept(daemon: Daemon) -> None:
+    execute(daemon.dsn, 'INSERT INTO "DeletedMachine" ("id") VALUES (gen_random_uuid())')
+    daemon.start()
+    ahead = """SELECT hypertable_name::text, count(*) FROM timescaledb_information.chunks
+        WHERE range_end > now() GROUP BY 1"""
+    wanted = dict.fromkeys(["SystemMetrics", "ProcessSnapshot", "PortUsage", "ApplicationUsageHistory"], 2)
+    eventually(lambda: dict(rows(daemon.dsn, ahead)) == wanted, "the current and the next chunk of every series")
+    eventually(lambda: rows(daemon.dsn, 'SELECT count(*) FROM "DeletedMachine"') == [(0,)], "the tombstone swept")
+    assert rows(daemon.dsn, 'SELECT count(*) FROM "SystemMetrics"') == [(0,)]
+    daemon.stop()
