@@ -11,6 +11,9 @@ from gueststore.errors import ConfigurationError, StoreError
 
 CONNECT_TIMEOUT_SECONDS = 10
 
+# What a server says that will take us later.
+_PASSING = ("starting up", "shutting down", "in recovery", "too many", "remaining connection slots")
+
 Connection = psycopg.Connection[TupleRow]
 
 
@@ -35,7 +38,7 @@ def _open(dsn: str) -> Connection:
         )
     except psycopg.OperationalError as why:
         reason = str(why).strip().splitlines()[-1]
-        if "FATAL:" in reason:
+        if "FATAL:" in reason and not any(words in reason for words in _PASSING):
             raise ConfigurationError(f"{place} refused the login: {reason.partition('FATAL:')[2].strip()}") from why
         raise StoreError(f"cannot reach {place}: {reason}") from why
 

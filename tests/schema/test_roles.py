@@ -1,5 +1,6 @@
 """The two roles: what the daemon and readers need works as them, and nothing else does."""
 
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,7 @@ from gueststore.catalogue import check, packaged
 from gueststore.database import Connection
 from gueststore.migrations import migrate
 from gueststore.queries import query
+from gueststore.scripts import packaged as packaged_scripts
 
 SECRETS = {
     "User": {"password", "token"},
@@ -226,20 +228,29 @@ def test_databases_of_one_server_can_be_migrated_at_the_same_moment(cluster: Ser
                 server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-def test_two_transactions_that_make_the_roles_at_once_both_succeed(cluster: Server) -> None:
-    """The second finds a name that is not there yet and, when the first commits, taken."""
-    make = b"""
-        DO $$ BEGIN
-            CREATE ROLE guestd_test_role NOLOGIN;
-        EXCEPTION WHEN duplicate_object OR unique_violation THEN NULL;
-        END $$"""
-    with psycopg.connect(cluster.dsn("postgres")) as first, ThreadPoolExecutor(1) as pool:
-        first.execute(make)
-        with psycopg.connect(cluster.dsn("postgres")) as second:
-            waiting = pool.submit(second.execute, make)
-            first.rollback()
-            waiting.result(timeout=30)
-            second.rollback()
+def test_a_role_that_another_transaction_makes_meanwhile_is_as_good_as_ours(cluster: Server) -> None:
+    """The second transaction does not see the first one's role, waits for it, and finds the name taken."""
+    (roles,) = [script.body for script in packaged_scripts().repeatables if script.name == "05_roles"]
+    role = f"guestd_test_{uuid.uuid4().hex}"
+    make = roles.replace("guestd_writer", role).encode()
+    with psycopg.connect(cluster.dsn("postgres"), autocommit=True) as server:
+        try:
+            with (
+                ThreadPoolExecutor(1) as pool,
+                psycopg.connect(cluster.dsn("postgres"), autocommit=True) as second,
+                psycopg.connect(cluster.dsn("postgres")) as first,
+            ):
+                first.execute(make)
+                waiting = pool.submit(second.execute, make)
+                blocked = "SELECT count(*) FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'"
+                deadline = time.monotonic() + 30
+                while rows(server, blocked, second.info.backend_pid) != [(1,)] and time.monotonic() < deadline:
+                    assert not waiting.done()
+                first.commit()
+                waiting.result(timeout=30)
+            assert rows(server, "SELECT count(*) FROM pg_roles WHERE rolname = %s", role) == [(1,)]
+        finally:
+            server.execute(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(role)))
 
 
 def test_a_migrator_needs_no_superuser(cluster: Server) -> None:
