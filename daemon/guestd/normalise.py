@@ -107,9 +107,13 @@ def whole_milliseconds(moment: datetime) -> datetime:
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+
+
 def uuid7(moment: datetime, random: bytes) -> UUID:
     """A time-ordered UUID (RFC 9562, version 7) of 10 random bytes."""
-    milliseconds = int(moment.timestamp() * 1000)
+    milliseconds = (moment - _EPOCH) // _MILLISECOND
     tail = int.from_bytes(random)
     return UUID(int=milliseconds << 80 | 7 << 76 | (tail >> 68 & 0xFFF) << 64 | 0b10 << 62 | tail & (1 << 62) - 1)
 
@@ -343,14 +347,13 @@ def _process_status(status: str) -> str:
     return _STATUS_NAMES.get(name, name)
 
 
-_OLDEST_MOMENT = datetime(1970, 1, 1, tzinfo=UTC)
 _LATEST_MOMENT = datetime(2200, 1, 1, tzinfo=UTC)
 
 
 def _moment(claimed: str | float | None) -> datetime | None:
     # Not cached: a fleet has more processes than a cache of sensible size has places, and it would never be hit.
     moment = guest_time(claimed)
-    return moment if moment is not None and _OLDEST_MOMENT < moment < _LATEST_MOMENT else None
+    return moment if moment is not None and _EPOCH < moment < _LATEST_MOMENT else None
 
 
 _PORT_STATES = {

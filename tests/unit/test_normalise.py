@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from guestd.normalise import Stream, guest_time, sample_time, uuid7, whole_milliseconds
@@ -326,6 +326,7 @@ def test_a_plausible_time_is_cut_to_whole_milliseconds(off: timedelta) -> None:
     st.timedeltas(timedelta(0), timedelta(days=365_000)).map(lambda since: EPOCH + since),
     st.binary(min_size=10, max_size=10),
 )
+@example(EPOCH + timedelta(days=1554, milliseconds=121), bytes(10))
 def test_row_ids_are_uuids_of_version_7_that_carry_their_millisecond(moment: datetime, random: bytes) -> None:
     made = uuid7(whole_milliseconds(moment), random)
     assert (made.version, made.variant) == (7, "specified in RFC 4122")
