@@ -290,10 +290,10 @@ def _restarted(payload: bytes, why: Exception) -> tuple[Metrics, list[Refusal]]:
 
 
 # The escapes of a JSON text. Passed over: those without a number (a second backslash begins nothing) and whole pairs.
-# First group: what PostgreSQL cannot store, NUL and half a pair. Second group: an escape that is cut short.
+# First group: what PostgreSQL cannot store, NUL and half a pair. Second group: escapes that are cut short.
 _ESCAPE = re.compile(
     rb"(?:\\[^u])+|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-    rb"|(\\u0000|\\u[dD][89a-fA-F][0-9a-fA-F]{2})|(\\u(?![0-9a-fA-F]{4}))",
+    rb"|(\\u0000|\\u[dD][89a-fA-F][0-9a-fA-F]{2})|((?:\\u[0-9a-fA-F]{0,3}(?![0-9a-fA-F]))+)",
 )
 
 
@@ -329,6 +329,10 @@ _LISTS: dict[tuple[str, ...], tuple[str, type[Struct], str]] = {
     ("windows_services",): ("WindowsService", Service, "name"),
     ("applications",): ("ApplicationUsage", Application, "exe_path"),
 }
+
+
+# What is refused is kept for the operator; a guest cannot make that long.
+_MAX_REFUSALS = 1000
 
 
 def _entry_by_entry(payload: bytes) -> tuple[Metrics, list[Refusal]]:
@@ -368,6 +372,8 @@ def _refuse_bad_entries(
         try:
             msgspec.convert(entry, entry_type)
         except msgspec.ValidationError as why:
+            if len(refusals) == _MAX_REFUSALS:
+                raise BadFrame("shape", f"more than {_MAX_REFUSALS} wrong list entries; the last: {why}"[:300]) from why
             name = entry.get(key) if isinstance(entry, dict) else entry
             refusals.append(Refusal(table, str(name)[:100], str(why)[:200]))
         else:

@@ -194,6 +194,11 @@ def test_one_bad_entry_of_a_list_is_refused_alone(
     assert len(getattr(decoded.metrics.data.system, name)) == 2
 
 
+def test_a_frame_of_wrong_entries_and_little_else_is_refused_as_a_whole() -> None:
+    assert len(decode(changed(processes=[None] * 600, ports=[None] * 400)).refusals) == 1000
+    assert reason_of(changed(processes=[None] * 600, ports=[None] * 401)) == "shape"
+
+
 def test_a_list_that_is_none_costs_the_frame() -> None:
     assert reason_of(changed(processes={"id": 1})) == "shape"
 
