@@ -22,7 +22,7 @@ from uuid import UUID, uuid4
 import psutil
 import psycopg
 from tools.cluster import ClusterError
-from tools.demo_parts import DemoError, Parts, begin, end, only_one
+from tools.demo_parts import DemoError, Parts, begin, end, end_of_store_log, only_one
 from tools.demo_report import (
     Connection,
     Look,
@@ -60,8 +60,11 @@ def main() -> int:
                 note("stopped, and nothing of it is left" if end(cache) else "there is nothing to stop")
                 return 0
             return _demo(arguments, cache)
-    except (ClusterError, DemoError, StoreError, psycopg.Error) as why:
-        complain(str(why).strip())
+    except (ClusterError, DemoError, StoreError) as why:
+        complain(str(why))
+        return 1
+    except psycopg.Error as why:
+        complain(f"the store has failed: {str(why).strip()}; {end_of_store_log(cache)}")
         return 1
     except KeyboardInterrupt:
         complain("interrupted; everything is stopped")

@@ -77,6 +77,7 @@ class Parts:
     def start_store(self) -> str:
         """Start the server where it is ours, make the database; return its DSN."""
         server = self._state.server or self._start_own_server()
+        _drop_database(server, self._state.database)  # what a crash may have left
         create_database(server, self._state.database)
         return make_conninfo(server, dbname=self._state.database)
 
@@ -113,9 +114,11 @@ class Parts:
         while not (found := look()):
             for process in self._state.processes:
                 if _living(process) is None:
-                    raise DemoError(f"{process.name} has ended by itself: {self._tail(process.name)}")
+                    raise DemoError(f"{process.name} has ended by itself: {_end_of(self.log(process.name))}")
             if time.monotonic() > deadline:
-                tails = "\n".join(f"{process.name}: {self._tail(process.name)}" for process in self._state.processes)
+                tails = "\n".join(
+                    f"{process.name}: {_end_of(self.log(process.name))}" for process in self._state.processes
+                )
                 raise DemoError(f"not within {seconds:.0f} s: {what}\n{tails}")
             time.sleep(0.05)
         return found
@@ -129,17 +132,13 @@ class Parts:
         for process in stopping:
             status = self._children[process.name].wait()
             if status != 0:
-                raise DemoError(f"{process.name} ended with status {status}: {self._tail(process.name)}")
+                raise DemoError(f"{process.name} ended with status {status}: {_end_of(self.log(process.name))}")
 
     def psql(self, dsn: str) -> str:
         """The command that opens a prompt on the database; a password of somebody's DSN is not shown."""
         if self._state.server is None:
             return f"{prefix()}/usr/lib/postgresql/17/bin/psql {shlex.quote(dsn)}"
         return rf"""psql "$GUESTD_DATABASE_DSN" and there \connect {self._state.database}"""
-
-    def _tail(self, name: str) -> str:
-        lines = self.log(name).read_text(errors="replace").splitlines()[-TAIL_LINES:]
-        return "the end of its log:" + "".join(f"\n    {line[:300]}" for line in lines) if lines else "its log is empty"
 
     def _write(self) -> None:
         file = _state_file(self._cache)
@@ -167,7 +166,9 @@ def begin(cache: Path, server: str | None) -> Parts:
         prefix()  # what this downloads once, nobody should be running and waiting for
     directory = Path(tempfile.mkdtemp(prefix="guestd-demo-"))
     (directory / "channels").mkdir()
-    return Parts(cache, State(str(directory), f"guestd_demo_{uuid4().hex[:8]}", server))
+    # On our own server one name will do; on somebody else's it must be nobody's.
+    database = "guestd_demo" if server is None else f"guestd_demo_{uuid4().hex[:8]}"
+    return Parts(cache, State(str(directory), database, server))
 
 
 def end(cache: Path) -> bool:
@@ -192,11 +193,27 @@ def _end_store(cache: Path, state: State) -> None:
         server = cluster.dsn("postgres")
     if server is not None:
         # whatever kept it from being made or reached keeps it from being dropped
-        with suppress(psycopg.Error), psycopg.connect(server, autocommit=True) as connection:
-            name = sql.Identifier(state.database)
-            connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(name))
+        with suppress(psycopg.Error):
+            _drop_database(server, state.database)
     if cluster is not None:
         cluster.stop()
+
+
+def _drop_database(server: str, name: str) -> None:
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
+
+
+def end_of_store_log(cache: Path) -> str:
+    """The last that our own server said; of somebody else's we see nothing."""
+    return _end_of(cache / "demo" / "log")
+
+
+def _end_of(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()[-TAIL_LINES:] if log.exists() else []
+    return (
+        "the end of its log:" + "".join(f"\n    {line[:300]}" for line in lines) if lines else "there is no log of it"
+    )
 
 
 def _own_cluster(cache: Path) -> Cluster:
