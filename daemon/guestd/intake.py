@@ -6,6 +6,7 @@ can send it again, not acknowledged.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -38,6 +39,7 @@ class _Judged:
     entries: list[Entry] = field(default_factory=list)
     answer_to: str | None = None  # the boot_id of numbered lines
     has_gap: bool = False
+    unnumbered: int = 0
 
     def last_seq(self, boot_id: str) -> int:
         sender = self.sender
@@ -50,6 +52,7 @@ class _Judged:
         boot_id = header.boot_id if header else sender.boot_id if sender else None
         seq = header.seq if header else sender.seq if sender else None
         self.sender = Sender(received_at_ms, boot_id, seq)
+        self.unnumbered += header is None
         self.entries.append(Entry(self.machine_id, received_at_ms, payload, boot_id, seq))
 
 
@@ -72,13 +75,22 @@ class Intake:
         for line in lines:
             self._judge(line, judged)
         if judged.entries and judged.sender is not None:
-            await self._spool.room(machine_id, sum(entry.size_bytes for entry in judged.entries))
+            await self._room(judged)
             # From here on these lines are taken, even if the caller is cancelled: the spool will commit them.
             self._senders[machine_id] = judged.sender
             await self._spool.append(judged.entries)
             payloads = [entry.payload for entry in judged.entries if entry.payload is not None]
             self._counters.accepted(len(payloads), sum(map(len, payloads)))
         return self._answer(judged)
+
+    async def _room(self, judged: _Judged) -> None:
+        try:
+            await self._spool.room(judged.machine_id, sum(entry.size_bytes for entry in judged.entries))
+        except asyncio.CancelledError:
+            # Numbered lines come again; of the others nobody will hear any more.
+            for _ in range(judged.unnumbered):
+                self._counters.refused("cut_off")
+            raise
 
     def refuse(self, reason: str) -> None:
         """Count what a source could not even make a line of."""

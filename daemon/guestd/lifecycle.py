@@ -76,15 +76,21 @@ async def run_until(
 
     The grace is asked for when it begins.
 
-    Inputs and background tasks never return by themselves; drains return after `seal`.
+    Inputs and background tasks never return by themselves, drains not before `seal`: whoever does ends all.
     """
+    sealed = asyncio.Event()
     async with asyncio.TaskGroup() as group:
         running_background = [group.create_task(_forever(life, name), name=name) for name, life in background.items()]
-        running_drains = [group.create_task(life, name=name) for name, life in drains.items()]
+        running_drains = [
+            group.create_task(_until_sealed(life, name, sealed), name=name) for name, life in drains.items()
+        ]
         running_inputs = [group.create_task(_forever(life, name), name=name) for name, life in inputs.items()]
+        # Each has begun before it may be cancelled.
+        await asyncio.sleep(0)
         await stop.wait()
         await _cancelled(running_inputs)
         seal()
+        sealed.set()
         _, late = await asyncio.wait(running_drains, timeout=grace_seconds())
         if late:
             log.warning("the grace period is over, the rest stays in the spool", tasks=[t.get_name() for t in late])
@@ -94,6 +100,12 @@ async def run_until(
 async def _forever(life: Life, name: str) -> None:
     await life
     raise UnexpectedExit(name)
+
+
+async def _until_sealed(life: Life, name: str, sealed: asyncio.Event) -> None:
+    await life
+    if not sealed.is_set():
+        raise UnexpectedExit(name)
 
 
 async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:

@@ -348,10 +348,14 @@ def _process_status(status: str) -> str:
 
 
 _LATEST_MOMENT = datetime(2200, 1, 1, tzinfo=UTC)
+_LATEST_SECONDS = _LATEST_MOMENT.timestamp()
 
 
 def _moment(claimed: str | float | None) -> datetime | None:
-    # Not cached: a fleet has more processes than a cache of sensible size has places, and it would never be hit.
+    # Unix seconds, as every process of a D1 message has them: straight on. Not cached: a fleet has more processes than
+    # a cache of sensible size has places, and it would never be hit.
+    if isinstance(claimed, float) and 0 < claimed < _LATEST_SECONDS:
+        return datetime.fromtimestamp(claimed, UTC)
     moment = guest_time(claimed)
     return moment if moment is not None and _EPOCH < moment < _LATEST_MOMENT else None
 

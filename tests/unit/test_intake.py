@@ -300,6 +300,19 @@ async def test_a_caller_that_is_cancelled_while_there_is_no_room_has_taken_nothi
 
 
 @pytest.mark.asyncio
+async def test_lines_that_a_cancelled_caller_could_not_place_are_counted_unless_they_come_again(tmp_path: Path) -> None:
+    async with gate_on(tmp_path, max_bytes=10_000) as gate:
+        await gate.accept(numbered(1)[:-1] + b',"x":"' + b"x" * 900 + b'"}')
+        waiting = asyncio.create_task(gate.accept(numbered(2), PLAIN, PLAIN))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert gate.counts["cut_off"] == 2
+
+
+@pytest.mark.asyncio
 async def test_receive_times_of_a_machine_increase_whatever_the_clock_does(tmp_path: Path) -> None:
     async with gate_on(tmp_path) as gate:
         for now_ms in (5000, 5000, 4000, 5001, 9000):

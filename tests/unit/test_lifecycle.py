@@ -254,3 +254,21 @@ def test_a_healthy_minute_begins_the_delays_anew() -> None:
     assert backoff.after(59.9) >= 30 * JITTER[0]
     assert backoff.after(60) <= 0.25 * JITTER[1]
     assert backoff.after(0) <= 0.5 * JITTER[1]
+
+
+@pytest.mark.asyncio
+async def test_a_drain_that_returns_before_the_seal_is_an_error() -> None:
+    daemon = Daemon()
+    async with running(daemon.run(drains={"writer": returning()})) as task:
+        with pytest.raises(ExceptionGroup) as failure:
+            await task
+    assert failure.group_contains(UnexpectedExit, match="writer")
+
+
+@pytest.mark.asyncio
+async def test_a_stop_that_came_before_the_start_ends_everything_in_order() -> None:
+    daemon = Daemon()
+    daemon.stop.set()
+    async with running(daemon.run()) as task:
+        await task
+    assert daemon.diary == ["input ended", "sealed", "drain ended", "background ended"]
