@@ -1,5 +1,6 @@
 """Samples live and die with their machine, though no foreign key says so."""
 
+import threading
 import uuid
 from datetime import UTC, datetime, timedelta
 
@@ -146,3 +147,40 @@ def test_a_taken_timestamp_is_found_by_one_probe_in_one_chunk(connection: Connec
     plan = "\n".join(row[0] for row in connection.execute(b"EXPLAIN (ANALYZE) " + query("taken_timestamps"), pairs))
     read = [line for line in plan.splitlines() if "_chunk" in line and "never executed" not in line]
     assert len(read) <= 1, plan
+
+
+def test_chunks_made_ahead_by_two_daemons_while_samples_arrive_do_not_deadlock(
+    dsn: str, connection: Connection
+) -> None:
+    machine = make_machine(connection)
+    failures: list[psycopg.Error] = []
+
+    def make_ahead() -> None:
+        try:
+            with psycopg.connect(dsn, autocommit=True) as own:
+                for day in range(10):
+                    for table in contract.SERIES:
+                        own.execute("SELECT guestd_create_chunk(%s, %s)", (table.name, NOW + timedelta(days=day)))
+        except psycopg.Error as why:
+            failures.append(why)
+
+    daemons = [threading.Thread(target=make_ahead) for _ in range(2)]
+    for daemon in daemons:
+        daemon.start()
+    for day in range(10):
+        with connection.transaction():
+            connection.execute(query("lock_machines"), {"ids": [machine]})
+            for table in contract.SERIES:
+                values = REQUIRED[table.name](connection) | {"machineId": machine}
+                insert(connection, table.name, **values | {"timestamp": NOW + timedelta(days=day)})
+    for daemon in daemons:
+        daemon.join(timeout=60)
+    assert failures == []
+    assert samples(connection, machine) == 10 * len(contract.SERIES)
+    for table in contract.SERIES:
+        ((sentinels,),) = connection.execute(
+            sql.SQL("SELECT count(*) FROM {} WHERE \"machineId\" = '00000000-0000-0000-0000-000000000000'").format(
+                sql.Identifier(table.name)
+            )
+        ).fetchall()
+        assert sentinels == 0

@@ -1,14 +1,18 @@
 """Migrations on a real server: from nothing, twice, at once, half-way, edited, foreign, and by command."""
 
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
+from tools.cluster import Cluster, prefix
 
 from fix_schema import rows
 from gueststore.errors import ConfigurationError, StoreError
@@ -199,3 +203,15 @@ def test_a_malformed_dsn_and_a_refused_login_ask_for_configuration(empty_dsn: st
     refused = run("status", "--dsn", make_conninfo(empty_dsn, dbname="no_such_database"))
     assert refused.returncode == 78
     assert "does not exist" in refused.stderr
+
+
+def test_a_server_that_does_not_load_timescaledb_is_told_what_to_set() -> None:
+    directory = Path(tempfile.mkdtemp(prefix="guestd-"))
+    server = Cluster(directory, prefix=prefix(), settings={"fsync": "off", "shared_preload_libraries": ""})
+    try:
+        server.start()
+        with pytest.raises(ConfigurationError, match=r"cannot be enabled in database postgres.*preload"):
+            migrate(server.dsn("postgres"))
+    finally:
+        server.stop()
+        shutil.rmtree(directory)
