@@ -151,6 +151,7 @@ class Daemon:
         self.channels = directory / "channels"
         self.spool = directory / "spool"
         self.port = 0
+        self.wrapper: list[str] = []
         self.spool_max_bytes = 2**30
         self.log = directory / log_name
         self.process: subprocess.Popen[bytes] | None = None
@@ -172,7 +173,9 @@ class Daemon:
         )
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                command("guestd", "run", "--config", str(configuration)), stderr=log, env=environment()
+                [*self.wrapper, *command("guestd", "run", "--config", str(configuration))],
+                stderr=log,
+                env=environment(),
             )
 
     def logged(self) -> list[dict[str, Any]]:

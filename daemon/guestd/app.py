@@ -161,6 +161,8 @@ def _problems(consumer: Writer, spool: Spool) -> list[str]:
     problems = []
     if consumer.store_error is not None:
         problems.append(f"store: {consumer.store_error}")
+    if spool.error is not None:
+        problems.append(f"spool: it cannot be written: {spool.error}")
     if spool.bytes > 0.95 * spool.max_bytes:
         problems.append(f"spool: {spool.bytes} of {spool.max_bytes} bytes are used; when it is full nothing is read")
     return problems

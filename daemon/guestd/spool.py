@@ -110,6 +110,7 @@ class Spool:
         self._trimmed = asyncio.Event()
         self._sealed = False
         self.appended = asyncio.Event()
+        self.error: str | None = None
         self.commit_seconds: Callable[[float], None] = lambda _: None
 
     @property
@@ -177,9 +178,11 @@ class Spool:
             try:
                 first_seq = await loop.run_in_executor(self._write_thread, self._commit, entries)
             except sqlite3.OperationalError as why:
-                log.error("the spool cannot be written, nothing more is acknowledged", error=str(why))
+                self.error = str(why)
+                log.error("the spool cannot be written, nothing more is acknowledged", error=self.error)
                 await asyncio.sleep(1)
                 continue
+            self.error = None
             self.commit_seconds(time.perf_counter() - started)
             self._account(entries, first_seq)
             return

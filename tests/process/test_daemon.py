@@ -1,6 +1,8 @@
 """The daemon as a process: what an operator sees of starting, working, failing and stopping."""
 
 import json
+import os
+import resource
 import socket
 import subprocess
 from pathlib import Path
@@ -252,4 +254,44 @@ def test_chunks_are_made_ahead_and_orphans_swept(daemon: Daemon) -> None:
     eventually(lambda: dict(rows(daemon.dsn, ahead)) == wanted, "the current and the next chunk of every series")
     eventually(lambda: rows(daemon.dsn, 'SELECT count(*) FROM "DeletedMachine"') == [(0,)], "the tombstone swept")
     assert rows(daemon.dsn, 'SELECT count(*) FROM "SystemMetrics"') == [(0,)]
+    daemon.stop()
+
+
+def test_a_socket_that_may_not_be_opened_is_named_with_the_remedy(daemon: Daemon) -> None:
+    guest = daemon.guest()
+    guest.path.chmod(0)
+    if os.geteuid() == 0:
+        # Root without the capability that opens everything.
+        daemon.wrapper = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+    daemon.start()
+    complaint = "guestd's user must be in the group that owns the socket"
+    eventually(lambda: any(complaint in str(line.get("error")) for line in daemon.logged()), "the complaint")
+    guest.path.chmod(0o777)
+    guest.write(metrics_line())
+    eventually(lambda: _samples(daemon) == 1, "a sample once the socket may be opened")
+    daemon.stop()
+
+
+def test_a_disk_that_takes_no_more_stops_acknowledging_and_it_goes_on_by_itself(daemon: Daemon) -> None:
+    guest = daemon.guest()
+    daemon.start()
+    boot_id = uuid4()
+
+    def numbered(seq: int) -> bytes:
+        header = b'{"type":"metrics","boot_id":"%s","seq":%d,"oldest":1,' % (str(boot_id).encode(), seq)
+        return header + metrics_line().removeprefix(b'{"type": "metrics", ')
+
+    guest.write(numbered(1))
+    assert json.loads(guest.read_line())["seq"] == 1
+    assert daemon.process is not None
+    _, hard = resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE)
+    # Every write past the first bytes of a file fails, as on a disk that is full.
+    resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, (4096, hard))
+    guest.write(numbered(2))
+    eventually(lambda: daemon.page("/readyz") == (503, "spool: it cannot be written: disk I/O error\n"), "not ready")
+    assert daemon.metric("guestd_frames_accepted_total") == 1
+    resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+    assert json.loads(guest.read_line())["seq"] == 2
+    eventually(lambda: _samples(daemon) == 2, "the second sample")
+    assert daemon.page("/readyz")[0] == 200
     daemon.stop()

@@ -193,3 +193,19 @@ async def test_an_older_copy_of_the_spool_stores_nothing_twice_and_goes_on_under
         assert spool.spool_id != old_id
     assert [cpu for _, cpu in samples(dsn)] == [1, 2, 3, 4]
     assert tally.frames["stored"] == 1
+
+
+@pytest.mark.asyncio
+async def test_a_frame_that_reaches_a_bug_of_ours_is_set_aside_and_counted(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    async with spooled(tmp_path, machine_id, [line(1)]) as spool:
+        tally = Tally()
+        consumer = Writer(spool, dsn=dsn, limits=Limits(100, 1_000_000, 0.01), counters=tally.counters())
+        (frame,) = await spool.read(0, max_frames=1, max_bytes=1)
+
+        def buggy(_: object) -> object:
+            raise LookupError("a bug")
+
+        content = consumer._guarded(frame, buggy)
+    assert isinstance(content, BadFrame)
+    assert (content.reason, tally.bugs) == ("bug", 1)
