@@ -48,7 +48,11 @@ def _parser() -> argparse.ArgumentParser:
         ("migrate", _migrate, "apply what the database lacks; safe to run at any time, also twice at once"),
         ("status", _status, "say what has run and what has not; exit code 1 when something has not"),
         ("check", _check, "compare the live schema with what the migrations make; exit code 1 names every drift"),
-        ("seed", _seed, "add what a new platform starts with and lacks; changes nothing that is there"),
+        (
+            "seed",
+            _seed,
+            "add what a new platform lacks, with the first user of GUESTD_ADMIN_EMAIL and GUESTD_ADMIN_PASSWORD",
+        ),
         ("reset", _reset, "delete everything, rows included, and build the schema anew"),
     ):
         command = commands.add_parser(name, help=help_line, description=help_line, epilog=_EPILOG)

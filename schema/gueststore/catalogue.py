@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 
-from gueststore.database import Connection, connect
+from gueststore.database import Connection, connect, describe
+from gueststore.errors import StoreError
 from gueststore.queries import query
 
 # (kind, name) to definition, such as ("column", "Machine.name") to "text NOT NULL".
@@ -66,8 +67,14 @@ def differences(expected: Catalogue, live: Catalogue) -> list[str]:
 
 
 def check(dsn: str) -> list[str]:
-    """Compare a live database with the packaged catalogue; returns what `differences` says."""
+    """Compare a live database with the packaged catalogue; returns what `differences` says.
+
+    StoreError for a database that was never migrated, which would differ in everything.
+    """
     with connect(dsn) as connection:
+        migrated = connection.execute("SELECT to_regclass('public.\"SchemaMigration\"') IS NOT NULL").fetchone()
+        if migrated != (True,):
+            raise StoreError(f"{describe(dsn)} was never migrated: run `gueststore migrate`")
         return differences(packaged(), read(connection))
 
 

@@ -22,12 +22,15 @@ def connect(dsn: str) -> Iterator[Connection]:
     """Open a connection in autocommit mode on the schema `public`, and close it at the end.
 
     ConfigurationError for a DSN that cannot be read or a refused login, StoreError for a server that does not
-    answer; both name host and database.
+    answer, goes away, or refuses a statement for a reason that nobody inside handled; all name host and database.
     """
     with _open(dsn) as connection:
         # Ours are the only names that matter; a role's own search_path must not put the tables elsewhere.
         connection.execute("SELECT set_config('search_path', 'public', FALSE)")
-        yield connection
+        try:
+            yield connection
+        except psycopg.Error as why:
+            raise StoreError(f"{describe(dsn)}: {message(why)}") from why
 
 
 def _open(dsn: str) -> Connection:

@@ -143,7 +143,8 @@ def _require_timescaledb(connection: Connection, dsn: str) -> None:
         connection.execute("CREATE EXTENSION IF NOT EXISTS timescaledb")
     except psycopg.Error as why:
         raise ConfigurationError(
-            f"TimescaleDB is installed but cannot be enabled in {describe(dsn)}: {message(why)}"
+            f"TimescaleDB cannot be enabled in {describe(dsn)} ({why.diag.message_primary}): add timescaledb to the "
+            "server's shared_preload_libraries and restart it, or have a superuser run CREATE EXTENSION timescaledb"
         ) from why
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from fix_schema import rows
 from gueststore.catalogue import check, differences, dumps, loads, packaged
@@ -127,3 +128,18 @@ def test_the_command_names_the_drift_and_fails(dsn: str) -> None:
     assert "table Notification is missing\n" in damaged.stdout
     with psycopg.connect(dsn) as connection:
         assert rows(connection, "SELECT to_regclass('\"Notification\"')") == [(None,)]
+
+
+def test_a_database_that_was_never_migrated_is_one_sentence_and_no_list(empty_dsn: str) -> None:
+    command = [sys.executable, "-m", "gueststore", "check", "--dsn", empty_dsn]
+    empty = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (empty.returncode, empty.stdout, empty.stderr.count("\n")) == (1, "", 1)
+    assert "gueststore migrate" in empty.stderr
+
+
+def test_a_login_that_may_not_look_is_told_so_in_one_sentence(dsn: str) -> None:
+    powerless = make_conninfo(dsn, options="-c role=guestd_reader")
+    command = [sys.executable, "-m", "gueststore", "migrate", "--dsn", powerless]
+    refused = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "bootstrap failed" in refused.stderr
