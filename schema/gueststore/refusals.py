@@ -51,7 +51,7 @@ def _foreign_key(error: psycopg.Error, name: str, columns: str, values: str) -> 
     source = re.search(r'FOREIGN KEY \("?(\w+)"?\) REFERENCES "(\w+)"', definition)
     if source is None:
         return message(error)
-    if "still referenced" in (error.diag.message_detail or ""):
+    if columns != source[1]:  # the key at the other end: somebody deletes what is referred to
         return f"{source[2]} {values} is still in use: {_owner_of(name)}.{source[1]} refers to it."
     return f"{_owner_of(name)}.{columns} refers to a {source[2]} {values} that does not exist."
 

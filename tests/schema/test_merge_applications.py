@@ -1,9 +1,11 @@
 """Merging what guests say of their applications: newest wins, knowledge stays, absence is noticed, replay is silent."""
 
+import threading
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import psycopg
 import pytest
 from psycopg import sql
 
@@ -164,3 +166,30 @@ def test_an_incoming_row_without_a_required_value_is_refused_before_the_merge(
 def test_the_waiting_rows_are_gone_after_the_commit(connection: Connection, machine: uuid.UUID) -> None:
     merge(connection, app(machine, 0))
     assert rows(connection, "SELECT count(*) FROM incoming_application") == [(0,)]
+
+
+def test_two_daemons_with_the_same_applications_do_not_deadlock(dsn: str, connection: Connection) -> None:
+    machines = [make_machine(connection) for _ in range(5)]
+    paths = [f"/usr/bin/{n}" for n in range(20)]
+    merge(connection, *(app(machine, 0, path) for machine in machines for path in paths[:10]))
+    failures: list[Exception] = []
+
+    def daemon(order: int) -> None:
+        try:
+            with psycopg.connect(dsn, autocommit=True) as own:
+                for second in range(1, 21):
+                    listed = paths[second % 3 :: 2]  # some come, some go
+                    batch = [app(machine, second, path, accessCount=second) for machine in machines for path in listed]
+                    merge(own, *batch[::order])
+        except psycopg.Error as why:
+            failures.append(why)
+
+    threads = [threading.Thread(target=daemon, args=(order,)) for order in (1, -1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert failures == []
+    listed_last = set(paths[20 % 3 :: 2])
+    active = {path for (path,) in rows(connection, 'SELECT "executablePath" FROM "ApplicationUsage" WHERE "isActive"')}
+    assert active == listed_last
