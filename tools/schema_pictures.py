@@ -1,8 +1,7 @@
 """Writes the pictures of the schema: schema/gueststore/catalogue.json and docs/schema.md.
 
-    PYTHONPATH=schema python tools/schema_pictures.py
-
-needs GUESTD_DATABASE_DSN: it makes a scratch database on that server, migrates it, looks, and drops it again.
+`./dev pictures` runs it, with GUESTD_DATABASE_DSN: it makes a scratch database on that server, migrates it, looks, and
+drops it again.
 """
 
 import os

@@ -151,7 +151,7 @@ class Virtio:
     async def _directory_events(self) -> None:
         try:
             async for _ in watchfiles.awatch(
-                self._directory, watch_filter=None, recursive=False, debounce=50, step=10, rust_timeout=1000
+                self._directory, watch_filter=None, recursive=False, debounce=100, step=50, rust_timeout=5000
             ):
                 self._look.set()
         except (FileNotFoundError, PermissionError, RuntimeError) as why:
