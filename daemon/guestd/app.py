@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import resource
 import signal
 import time
 from contextlib import AsyncExitStack
@@ -28,7 +29,7 @@ from guestd.roster import Roster
 from guestd.settings import Settings
 from guestd.sources import virtio
 from guestd.spool import Spool, open_spool
-from guestd.store import Outcome, maintain, server_name, watch_machines
+from guestd.store import Outcome, check_dsn, maintain, server_name, watch_machines
 from guestd.telemetry import Telemetry, served
 from guestd.writer import Writer
 
@@ -43,6 +44,8 @@ NO_STORE_GRACE_SECONDS = 1.0
 
 async def run(settings: Settings) -> None:
     """guestd, from start to SIGTERM. Raises ConfigError for what the operator must change."""
+    check_dsn(settings.store.dsn)
+    _allow_many_channels()
     stop = asyncio.Event()
     _stop_on_signals(stop)
     telemetry = Telemetry()
@@ -94,6 +97,12 @@ async def run(settings: Settings) -> None:
             grace_seconds=lambda: NO_STORE_GRACE_SECONDS if consumer.store_error else settings.stop_grace_seconds,
         )
         log.info("guestd has stopped", spool_frames=spool.frames)
+
+
+def _allow_many_channels() -> None:
+    """A descriptor a channel: the usual soft limit of 1,024 is for programs that still use select."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _stop_on_signals(stop: asyncio.Event) -> None:

@@ -33,11 +33,14 @@ class Rename:
     committed_seq: int
 
 
-def resumption(ledger_seq: int | None, *, oldest_seq: int, last_seq_at_open: int) -> Resume | Adopt | Rename:
-    """What to do with a ledger that says `ledger_seq` (None: it does not know this spool)."""
+def resumption(ledger_seq: int | None, *, oldest_seq: int, own_seq: int) -> Resume | Adopt | Rename:
+    """What to do with a ledger that says `ledger_seq` (None: it does not know this spool).
+
+    `own_seq` is the highest number that this spool's daemon can have brought it to.
+    """
     trimmed_to = oldest_seq - 1
-    if ledger_seq is not None and ledger_seq > last_seq_at_open:
-        return Rename(last_seq_at_open)
+    if ledger_seq is not None and ledger_seq > own_seq:
+        return Rename(own_seq)
     if trimmed_to > (ledger_seq or 0):
         return Adopt(trimmed_to, (ledger_seq or 0) + 1, trimmed_to)
     return Resume(ledger_seq or 0)

@@ -35,6 +35,10 @@ def main(argv: list[str] | None = None) -> int:
     except ConfigError as why:
         print(f"guestd: {why}", file=sys.stderr)
         return EXIT_CONFIG
+    except OSError as why:
+        # What the system refused before there was anything to lose: no bug, and perhaps gone at the next start.
+        print(f"guestd: {why}", file=sys.stderr)
+        return EXIT_FAILURE
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -17,6 +17,12 @@ from guestd.spool import Entry, Sender, Spool
 
 # An agent needs this long to hear of a gap and write again; what it wrote meanwhile is no reason to ask once more.
 ASK_AGAIN_MS = 1000
+# A line that is not whole is asked for again so often before it is taken as it is.
+BROKEN_TIMES = 3
+# What a guest may add to the count of given-up lines at once: the number is its word alone.
+MOST_DROPPED = 1_000_000
+# Receive times follow the host's clock when it is put back by more than this; by less they go on in order.
+CLOCK_STEP_MS = 5 * 60 * 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +53,10 @@ class _Judged:
 
     def take(self, payload: bytes | None, header: messages.Header | None, now_ms: int) -> None:
         sender = self.sender
-        # Strictly increasing for a machine, whatever the clock does: the order of its frames.
-        received_at_ms = max(now_ms, sender.received_at_ms + 1) if sender is not None else now_ms
+        # Strictly increasing for a machine, the order of its frames; but not ahead for ever of a clock put right.
+        received_at_ms = now_ms
+        if sender is not None and sender.received_at_ms < now_ms + CLOCK_STEP_MS:
+            received_at_ms = max(now_ms, sender.received_at_ms + 1)
         boot_id = header.boot_id if header else sender.boot_id if sender else None
         seq = header.seq if header else sender.seq if sender else None
         self.sender = Sender(received_at_ms, boot_id, seq)
@@ -65,6 +73,7 @@ class Intake:
         self._now_ms = now_ms
         self._senders: dict[UUID, Sender] = dict(spool.senders_at_open)
         self._asked: dict[UUID, tuple[str, int, int]] = {}
+        self._broken: dict[UUID, tuple[str, int, int]] = {}
 
     async def accept(self, machine_id: UUID, lines: Sequence[bytes | Oversize]) -> bytes:
         """Put lines of one machine on disk, in order; returns what is to be answered to its agent (or nothing).
@@ -81,6 +90,9 @@ class Intake:
             await self._spool.append(judged.entries)
             payloads = [entry.payload for entry in judged.entries if entry.payload is not None]
             self._counters.accepted(len(payloads), sum(map(len, payloads)))
+        elif judged.answer_to is not None:
+            # A duplicate of a line whose commit is still on its way (its first reader was closed) is not safe yet.
+            await self._spool.append(())
         return self._answer(judged)
 
     async def _room(self, judged: _Judged) -> None:
@@ -104,6 +116,8 @@ class Intake:
         header = messages.header(head)
         if header is not None and not self._is_next(header, judged):
             return
+        if header is not None and payload is not None and self._is_cut_off(header, payload, judged):
+            return
         if payload is None:
             self._counters.refused("oversize")
         # An oversize line is not kept, but a numbered one has had its turn: else its agent would send it for ever.
@@ -121,7 +135,24 @@ class Intake:
             judged.has_gap = True
             self._counters.refused("out_of_order")
             return False
-        self._counters.dropped_by_agent(header.seq - last_seq - 1)
+        if last_seq:  # of an unknown run nothing is missing that we were ever to get
+            self._counters.dropped_by_agent(min(header.seq - last_seq - 1, MOST_DROPPED))
+        return True
+
+    def _is_cut_off(self, header: messages.Header, payload: bytes, judged: _Judged) -> bool:
+        """Whether a numbered line is to be sent again because it is not whole: its channel was cut within it.
+
+        One that comes broken time and again is what its sender means: it is taken, and set aside where it is read.
+        """
+        if messages.is_json(payload):
+            return False
+        boot_id, seq, times = self._broken.get(judged.machine_id, ("", 0, 0))
+        times = times + 1 if (boot_id, seq) == (header.boot_id, header.seq) else 1
+        self._broken[judged.machine_id] = (header.boot_id, header.seq, times)
+        if times > BROKEN_TIMES:
+            return False
+        self._counters.refused("cut_off")
+        judged.has_gap = True
         return True
 
     def _answer(self, judged: _Judged) -> bytes:

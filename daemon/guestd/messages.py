@@ -429,13 +429,13 @@ def other_type(line: bytes) -> str | None:
 
 def is_whole(line: bytes) -> bool:
     """Whether a line is one JSON value or ends with one: the first line of a connection may be the rest of one."""
-    text = _storable(line)
-    return _is_json(text) or any(map(_is_json, _restarts(text)))
+    return is_json(line) or any(map(is_json, _restarts(_storable(line))))
 
 
-def _is_json(line: bytes) -> bool:
+def is_json(line: bytes) -> bool:
+    """Whether a line is one whole JSON value."""
     try:
-        msgspec.json.decode(line, type=msgspec.Raw)
+        msgspec.json.decode(_storable(line), type=msgspec.Raw)
     except _SYNTAX:
         return False
     return True

@@ -43,7 +43,7 @@ CREATE TABLE IF NOT EXISTS sender (
     boot_id TEXT,
     seq INTEGER
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS identity (spool_id TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS identity (spool_id TEXT NOT NULL, unsettled_seq INTEGER) STRICT;
 """
 # A frame's share of the file beside its payload: keys, page headers, the sender row.
 _OVERHEAD_BYTES = 64
@@ -98,7 +98,8 @@ class Spool:
         self.max_bytes = max_bytes
         self._share_bytes = share_bytes
         self.spool_id = _identity(writing)
-        self.last_seq = self.last_seq_at_open = _last_issued(writing)
+        self.last_seq = _last_issued(writing)
+        self.unsettled_seq = _unsettled_seq(writing, self.last_seq)
         self.senders_at_open = _senders(writing)
         self._sizes: deque[tuple[int, UUID, int]] = deque(_sizes(writing))
         self._bytes_by_machine: Counter[UUID] = Counter()
@@ -109,6 +110,7 @@ class Spool:
         self._work = asyncio.Event()
         self._trimmed = asyncio.Event()
         self._sealed = False
+        self._has_ended = False
         self.appended = asyncio.Event()
         self.error: str | None = None
         self.commit_seconds: Callable[[float], None] = lambda _: None
@@ -124,9 +126,10 @@ class Spool:
         return self._sizes[0][0] if self._sizes else self.last_seq + 1
 
     def has_room(self, machine_id: UUID, size_bytes: int) -> bool:
-        """Whether a frame fits, and its machine's share; a machine with nothing spooled may always have one."""
-        mine = self._bytes_by_machine[machine_id]
-        return self.bytes + size_bytes <= self.max_bytes and (not mine or mine + size_bytes <= self._share_bytes)
+        """Whether frames fit, and their machine's share; into an empty spool, or share, any one call's frames do."""
+        mine = self._bytes_by_machine.get(machine_id, 0)
+        fits_all = not self.bytes or self.bytes + size_bytes <= self.max_bytes
+        return fits_all and (not mine or mine + size_bytes <= self._share_bytes)
 
     async def room(self, machine_id: UUID, size_bytes: int) -> None:
         """Wait until `has_room`."""
@@ -135,7 +138,10 @@ class Spool:
             await self._trimmed.wait()
 
     async def append(self, entries: Sequence[Entry]) -> None:
-        """Put frames on disk; returns after the fsync. Nothing of it is lost if the caller is cancelled meanwhile."""
+        """Put frames on disk; returns after the fsync of these and of all that was appended before them.
+
+        Nothing of it is lost if the caller is cancelled meanwhile.
+        """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._pending.append((entries, done))
         self._work.set()
@@ -148,6 +154,7 @@ class Spool:
             self._work.clear()
             await self._flush()
         # Whoever waits for frames learns that there will be no more.
+        self._has_ended = True
         self.appended.set()
 
     def seal(self) -> None:
@@ -157,8 +164,8 @@ class Spool:
 
     @property
     def is_sealed(self) -> bool:
-        """Whether the last frame has been appended."""
-        return self._sealed and not self._pending
+        """Whether the last frame has been appended and is on disk."""
+        return self._has_ended
 
     async def _flush(self) -> None:
         group, self._pending = self._pending, []
@@ -172,6 +179,8 @@ class Spool:
         self.appended.set()
 
     async def _commit_until_done(self, entries: list[Entry]) -> None:
+        if not entries:
+            return
         loop = asyncio.get_running_loop()
         while True:
             started = time.perf_counter()
@@ -241,7 +250,13 @@ class Spool:
     async def trim(self, up_to_seq: int) -> None:
         """Forget frames that the store has committed."""
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._write_thread, self._delete, up_to_seq)
+        try:
+            await loop.run_in_executor(self._write_thread, self._delete, up_to_seq)
+        except sqlite3.OperationalError as why:
+            # The ledger has moved on: what is still here is skipped, and the next trim takes it along.
+            self.error = str(why)
+            log.error("the spool cannot be trimmed", error=self.error)
+            return
         while self._sizes and self._sizes[0][0] <= up_to_seq:
             _, machine_id, size_bytes = self._sizes.popleft()
             self._bytes_by_machine[machine_id] -= size_bytes
@@ -253,6 +268,17 @@ class Spool:
     def _delete(self, up_to_seq: int) -> None:
         with self._writing:
             self._writing.execute("DELETE FROM frame WHERE seq <= ?", (up_to_seq,))
+
+    async def settle(self) -> None:
+        """The store's ledger and this file agree: nothing that was issued before is in doubt any more."""
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.run_in_executor(
+                self._write_thread, self._writing.execute, "UPDATE identity SET unsettled_seq = NULL"
+            )
+        except sqlite3.OperationalError as why:
+            # It stays as it was: after a restart the books are compared as they were this time.
+            self.error = str(why)
 
     async def rename(self) -> None:
         """Take a new identity: the store's ledger knows frames of the old one that this file never issued."""
@@ -271,11 +297,24 @@ class Spool:
 def open_spool(directory: Path, *, max_bytes: int, share: float) -> Spool:
     """Open the spool of a directory, or begin one; a damaged file is set aside. `share` is a machine's part, 0-1.
 
-    Raises ConfigError when another daemon has it or it cannot be written.
+    Raises ConfigError when another daemon has it or it cannot be made, OSError when the disk does not let us for now.
     """
     lock = _lock(directory)
     try:
-        writing = _opened(directory / _FILE)
+        return Spool(
+            directory, lock, _opened_or_begun(directory), max_bytes=max_bytes, share_bytes=int(max_bytes * share)
+        )
+    except sqlite3.OperationalError as why:
+        # A full or failing disk, a file that another process holds: the frames are sound, a restart is not in vain.
+        lock.close()
+        raise OSError(f"spool.directory {directory}: {why}") from why
+
+
+def _opened_or_begun(directory: Path) -> sqlite3.Connection:
+    try:
+        return _opened(directory / _FILE)
+    except sqlite3.OperationalError:
+        raise
     except sqlite3.DatabaseError as why:
         aside = directory / f"{_FILE}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}"
         log.error("the spool file is damaged and was set aside", file=str(aside), error=str(why))
@@ -283,8 +322,7 @@ def open_spool(directory: Path, *, max_bytes: int, share: float) -> Spool:
             part = directory / (_FILE + suffix)
             if part.exists():
                 part.rename(aside.with_name(aside.name + suffix))
-        writing = _opened(directory / _FILE)
-    return Spool(directory, lock, writing, max_bytes=max_bytes, share_bytes=int(max_bytes * share))
+        return _opened(directory / _FILE)
 
 
 def from_milliseconds(milliseconds: int) -> datetime:
@@ -332,7 +370,7 @@ def _new_identity(connection: sqlite3.Connection) -> UUID:
     with connection:
         connection.execute("BEGIN IMMEDIATE")
         connection.execute("DELETE FROM identity")
-        connection.execute("INSERT INTO identity VALUES (?)", (str(spool_id),))
+        connection.execute("INSERT INTO identity (spool_id) VALUES (?)", (str(spool_id),))
     return spool_id
 
 
@@ -344,6 +382,17 @@ def _identity(connection: sqlite3.Connection) -> UUID:
 def _last_issued(connection: sqlite3.Connection) -> int:
     row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'frame'").fetchone()
     return row[0] if row else 0
+
+
+def _unsettled_seq(connection: sqlite3.Connection, last_seq: int) -> int:
+    """The last number issued when the store's ledger was last awaited; remembered until `settle`.
+
+    Frames that are appended meanwhile say nothing of how old this file is: it may be a copy that was put back.
+    """
+    with connection:
+        connection.execute("UPDATE identity SET unsettled_seq = ? WHERE unsettled_seq IS NULL", (last_seq,))
+    (seq,) = connection.execute("SELECT unsettled_seq FROM identity").fetchone()
+    return int(seq)
 
 
 def _senders(connection: sqlite3.Connection) -> dict[UUID, Sender]:

@@ -36,8 +36,9 @@ WRITE_SECONDS = 60
 ROSTER_SECONDS = 30
 LANE = 0
 
-_TRANSIENT_CLASSES = ("08", "40", "53", "55", "57", "25", "58", "XX")
-_SCHEMA_STATES = ("42P01", "42703", "3F000", "42883")
+# Data exceptions, integrity violations, program limits: the rows themselves are what is wrong. Whatever else the server
+# says, the rows are kept and tried again, for a fault of the store's must not cost a guest's samples.
+_REFUSED_CLASSES = ("22", "23", "54")
 
 
 @dataclass(slots=True)
@@ -193,6 +194,18 @@ def printable(text: str) -> str:
     return text.encode("unicode_escape").decode("ascii")
 
 
+def check_dsn(dsn: str) -> None:
+    """ConfigError for a connection string that no server could ever answer."""
+    try:
+        parts = conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError as why:
+        raise ConfigError(f"store.dsn: {str(why).strip()}") from why
+    for name in ("port", "connect_timeout"):
+        numbers = str(parts.get(name) or "0").split(",")
+        if not all(number.isdigit() for number in numbers):
+            raise ConfigError(f"store.dsn: {name} must be a number and is {parts[name]!r}")
+
+
 def server_name(dsn: str) -> str:
     """Host, port and database of a DSN, without its password, for messages."""
     parts = conninfo_to_dict(dsn)
@@ -233,10 +246,7 @@ async def maintain(dsn: str) -> int:
 
 @asynccontextmanager
 async def _connection(dsn: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-    try:
-        conninfo = make_conninfo(dsn, **_defaults(dsn))
-    except psycopg.ProgrammingError as why:
-        raise ConfigError(f"store.dsn: {why}") from why
+    conninfo = make_conninfo(dsn, **_defaults(dsn))
     try:
         connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
     except psycopg.Error as why:
@@ -287,10 +297,12 @@ async def _sorted_errors() -> AsyncIterator[None]:
 def _sorted(why: psycopg.Error) -> Exception:
     state = why.sqlstate
     message = f"{state or type(why).__name__}: {str(why).strip()}"
-    if state in _SCHEMA_STATES:
-        return SchemaMismatch(f"the database lacks what this program needs ({message}): run `gueststore migrate`")
-    if state == "42501":
-        return StoreUnavailable(f"{message}; the role lacks a privilege")
     if state is None:
         return RowsRejected(message) if isinstance(why, psycopg.DataError) else StoreUnavailable(message)
-    return StoreUnavailable(message) if state.startswith(_TRANSIENT_CLASSES) else RowsRejected(message)
+    if state.startswith(_REFUSED_CLASSES):
+        return RowsRejected(message)
+    if state.startswith("42"):
+        message += (
+            "; `gueststore check` says what differs from the schema that this program knows, or which right is missing"
+        )
+    return StoreUnavailable(message)

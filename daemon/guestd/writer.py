@@ -58,6 +58,8 @@ class Writer:
         self._counters = counters
         self._prepared: Sequence[Prepared] = ()
         self._committed_seq = 0
+        self._has_written = False
+        self._is_in_doubt = False
         self._streams: dict[UUID, Stream] = {}
         self._latest: dict[UUID, datetime] = {}
         self.store_error: str | None = "not connected yet"
@@ -95,12 +97,11 @@ class Writer:
         """Find where to go on; after this the ledger stands at `_committed_seq`."""
         spool = self._spool
         ledger_seq = await store.ledger(spool.spool_id)
-        # What this daemon has written itself may be in the ledger without our knowing: an answer to COMMIT was lost.
-        own_seq = max(self._committed_seq, self._prepared[-1].seq if self._prepared else 0)
-        resumption = books.resumption(
-            ledger_seq, oldest_seq=spool.oldest_seq, last_seq_at_open=max(spool.last_seq_at_open, own_seq)
-        )
+        resumption = books.resumption(ledger_seq, oldest_seq=spool.oldest_seq, own_seq=self._own_seq())
         committed_seq = resumption.committed_seq
+        if isinstance(resumption, books.Rename) and self._has_written:
+            # Somebody writes under our id (a cloned host): what is stored of ours for certain is what we know of.
+            committed_seq = self._committed_seq
         # First, so that a crash in here can only leave less to do.
         await spool.trim(committed_seq)
         match resumption:
@@ -116,12 +117,23 @@ class Writer:
                 await store.set_ledger(spool.spool_id, ledger_seq, committed_seq)
             case books.Rename():
                 log.error(
-                    "the spool is older than the ledger of it; it goes on under a new id", old=str(spool.spool_id)
+                    "the ledger is ahead of this spool: an older copy of it came back, or another guestd has a copy;"
+                    " it goes on under a new id",
+                    old=str(spool.spool_id),
                 )
                 await spool.rename()
                 await store.set_ledger(spool.spool_id, None, committed_seq)
+        await spool.settle()
+        self._has_written, self._is_in_doubt = True, False
         self._committed_seq = committed_seq
         self._prepared = [frame for frame in self._prepared if frame.seq > committed_seq]
+
+    def _own_seq(self) -> int:
+        """The highest number that the ledger may stand at by our own doing."""
+        if not self._has_written:
+            return self._spool.unsettled_seq
+        # An answer to COMMIT may have been lost; otherwise we know how far we came.
+        return self._prepared[-1].seq if self._is_in_doubt and self._prepared else self._committed_seq
 
     async def _next(self, store: Store) -> Sequence[Prepared]:
         """The frames of the next batch: those that are still owed, or what has gathered; empty when all is done."""
@@ -164,6 +176,8 @@ class Writer:
         timestamps = {frame.seq: timestamp for (frame, _), (_, timestamp) in zip(good, moments, strict=True)}
         prepared = []
         for frame, message in read:
+            # Between two frames the loop reads channels and answers: a batch may take long to prepare.
+            await asyncio.sleep(0)
             content: Rows | BadFrame
             if isinstance(message, BadFrame):
                 content = message
@@ -196,6 +210,8 @@ class Writer:
         """Free times for the frames of a batch. The store is asked only where a machine's time does not go forward."""
         asked: set[Moment] = set()
         taken: set[Moment] = set()
+        # Doubled with every round: a guest whose clock stands still for days has a long run of taken times behind it.
+        step = _MILLISECOND
         while True:
             moments = placed(wanted, taken)
             doubtful = {
@@ -208,6 +224,11 @@ class Writer:
                 break
             asked |= doubtful
             taken |= found
+            wanted = [
+                (machine_id, moment + step if (machine_id, moment) in found else wish)
+                for (machine_id, wish), (_, moment) in zip(wanted, moments, strict=True)
+            ]
+            step *= 2
         for machine_id, moment in moments:
             self._latest[machine_id] = max(moment, self._latest.get(machine_id, moment))
         return moments
@@ -234,6 +255,11 @@ class Writer:
         except RowsRejected as why:
             await self._write_parts(store, frames, why)
             return
+        except LedgerMoved:
+            raise
+        except StoreUnavailable:
+            self._is_in_doubt = True
+            raise
         self._committed_seq = frames[-1].seq
         self.steps += 1
         self._counters.outcome(outcome)

@@ -1,17 +1,19 @@
 """The daemon as a process: what an operator sees of starting, working, failing and stopping."""
 
+import contextlib
 import json
 import os
 import resource
 import socket
 import subprocess
+import threading
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from fix_daemon import Daemon, add_machine, command, environment, eventually, execute, metrics_line, rows
+from fix_daemon import Daemon, Guest, add_machine, command, environment, eventually, execute, metrics_line, rows
 
 
 def _samples(daemon: Daemon) -> int:
@@ -148,12 +150,14 @@ def test_a_full_spool_stops_reading_says_so_and_does_not_hold_up_the_stop(daemon
     with pytest.raises(TimeoutError):
         guest.write(line * 10_000)
     assert daemon.metric("guestd_spool_bytes") <= 100_000
+    spooled = daemon.metric("guestd_frames_accepted_total")
+    assert spooled > 0
     assert daemon.page("/healthz")[0] == 200
     assert daemon.stop() == 0
     daemon.dsn = store_dsn
     daemon.start()
     guest.hang_up()
-    eventually(lambda: _samples(daemon) > 0, "what was spooled")
+    eventually(lambda: _samples(daemon) == spooled, "what was spooled, all of it, once")
     assert _quarantined(daemon) == []
     daemon.stop()
 
@@ -295,3 +299,83 @@ def test_a_disk_that_takes_no_more_stops_acknowledging_and_it_goes_on_by_itself(
     eventually(lambda: _samples(daemon) == 2, "the second sample")
     assert daemon.page("/readyz")[0] == 200
     daemon.stop()
+
+
+def _flood(guest: Guest, line: bytes) -> threading.Thread:
+    """Write a line over and over until guestd closes the channel."""
+
+    def write() -> None:
+        connection = guest.connection()
+        with contextlib.suppress(OSError):
+            while True:
+                connection.sendall(line * 1000)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("line", [b'{"type":"ping"}\n', metrics_line()])
+def test_a_guest_that_floods_does_not_hold_up_the_stop(daemon: Daemon, line: bytes) -> None:
+    daemon.start()
+    flood = _flood(daemon.guest(), line)
+    eventually(lambda: daemon.metric("guestd_channels_connected") == 1, "the channel")
+    assert daemon.stop() == 0
+    flood.join(30)
+    assert not flood.is_alive()
+
+
+def test_a_flooding_machine_that_is_deleted_does_not_hold_up_the_others(daemon: Daemon) -> None:
+    flooding, other = daemon.guest(), daemon.guest()
+    daemon.start()
+    flood = _flood(flooding, b'{"type":"ping"}\n')
+    eventually(lambda: daemon.metric("guestd_channels_connected") == 2, "both channels")
+    execute(daemon.dsn, f'DELETE FROM "Machine" WHERE "id" = \'{flooding.path.stem}\'')
+    other.write(metrics_line())
+    eventually(lambda: _samples(daemon) == 1, "the other machine's sample")
+    flood.join(30)
+    assert not flood.is_alive()
+    daemon.stop()
+
+
+def test_more_channels_than_descriptors_are_waited_for_and_no_reason_to_end(daemon: Daemon) -> None:
+    machines = [add_machine(daemon.dsn) for _ in range(60)]
+    for machine_id in machines:
+        daemon.guest(machine_id)
+    daemon.wrapper = ["prlimit", "--nofile=50:50"]
+    daemon.start()
+    eventually(lambda: any("Too many open files" in str(line.get("error")) for line in daemon.logged()), "the reason")
+    assert daemon.process is not None
+    assert daemon.process.poll() is None
+    daemon.stop()
+
+
+def test_a_disk_that_takes_no_more_while_frames_wait_does_not_end_it(daemon: Daemon) -> None:
+    guest = daemon.guest()
+    store_dsn = daemon.dsn
+    ending = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'guestd'"
+    daemon.start()
+    guest.write(metrics_line())
+    eventually(lambda: _samples(daemon) == 1, "the first sample")
+    assert daemon.process is not None
+    _, hard = resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE)
+    rows(store_dsn, ending)
+    guest.write(metrics_line() * 5)
+    eventually(lambda: daemon.metric("guestd_frames_accepted_total") == 6, "five more frames in the spool")
+    resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, (4096, hard))
+    eventually(lambda: _samples(daemon) == 6, "the samples, although the spool cannot be trimmed")
+    resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+    guest.write(metrics_line())
+    eventually(lambda: _samples(daemon) == 7, "the next sample")
+    eventually(lambda: daemon.metric("guestd_spool_frames") == 0, "the spool trimmed")
+    assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("dsn", ["foo bar", "host=localhost port=abc", "host=localhost connect_timeout=soon"])
+def test_a_dsn_that_nobody_can_answer_is_refused_at_start(directory: Path, dsn: str) -> None:
+    daemon = Daemon(directory, dsn)
+    daemon.start()
+    assert daemon.process is not None
+    assert daemon.process.wait(30) == 78
+    assert "store.dsn: " in daemon.log.read_text()
+    assert "Traceback" not in daemon.log.read_text()

@@ -160,3 +160,67 @@ def _damage(file: Path, damage: str) -> None:
 
 def _set_aside(directory: Path) -> list[Path]:
     return list(directory.glob("spool.db.damaged-*"))
+
+
+@pytest.mark.asyncio
+async def test_a_file_that_another_process_holds_is_left_as_it_is(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        await spool.append([entry()])
+    other = sqlite3.connect(tmp_path / "spool.db", isolation_level=None)
+    other.execute("PRAGMA locking_mode=EXCLUSIVE")
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(OSError, match="database is locked"):
+        open_spool(tmp_path, max_bytes=1000, share=1)
+    other.close()
+    assert _set_aside(tmp_path) == []
+    async with opened(tmp_path) as spool:
+        assert spool.frames == 1
+
+
+@pytest.mark.asyncio
+async def test_a_trim_that_the_disk_refuses_is_made_up_for_by_the_next(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        await spool.append([entry() for _ in range(3)])
+        other = sqlite3.connect(tmp_path / "spool.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        await spool.trim(1)
+        assert (spool.frames, spool.error) == (3, "database is locked")
+        other.close()
+        await spool.trim(2)
+        assert (spool.frames, spool.oldest_seq) == (1, 3)
+
+
+@pytest.mark.asyncio
+async def test_an_empty_append_waits_for_what_was_appended_before(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        other = sqlite3.connect(tmp_path / "spool.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        first, second = (asyncio.create_task(spool.append(each)) for each in ([entry()], []))
+        done, _ = await asyncio.wait([first, second], timeout=0.1)
+        assert not done
+        other.close()
+        await asyncio.wait_for(second, 30)
+        assert first.done()
+
+
+@pytest.mark.asyncio
+async def test_a_frame_that_is_larger_than_the_spool_is_taken_while_it_is_empty(tmp_path: Path) -> None:
+    async with opened(tmp_path, max_bytes=100) as spool:
+        assert spool.has_room(MACHINE, 1000)
+        await spool.append([entry(b"x" * 1000)])
+        assert not spool.has_room(uuid4(), 1)
+
+
+@pytest.mark.asyncio
+async def test_a_spool_is_sealed_only_when_its_last_frame_is_on_disk(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        other = sqlite3.connect(tmp_path / "spool.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        appending = asyncio.create_task(spool.append([entry()]))
+        await asyncio.sleep(0)
+        spool.seal()
+        await asyncio.wait([appending], timeout=0.05)
+        assert not spool.is_sealed
+        other.close()
+        await asyncio.wait_for(appending, 30)
+        assert spool.last_seq == 1

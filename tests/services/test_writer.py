@@ -1,6 +1,7 @@
 """The writer between a real spool and a real TimescaleDB."""
 
 import asyncio
+import shutil
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -29,6 +30,7 @@ class Tally:
         self.adjusted: Counter[str] = Counter()
         self.bugs = 0
         self.store_lost = 0
+        self.store_lost_twice = asyncio.Event()
 
     def counters(self) -> writer.Counters:
         def outcome(became: Outcome) -> None:
@@ -38,6 +40,8 @@ class Tally:
 
         def lost() -> None:
             self.store_lost += 1
+            if self.store_lost == 2:
+                self.store_lost_twice.set()
 
         def bug() -> None:
             self.bugs += 1
@@ -150,6 +154,7 @@ async def test_frames_that_were_committed_but_not_trimmed_are_not_stored_again(t
     machine_id = add_machine(dsn)
     async with spooled(tmp_path, machine_id, [b"rubbish"]) as spool, connected(dsn) as store:
         await store.set_ledger(spool.spool_id, None, 0)
+        await spool.settle()
         received_at = datetime.now(UTC)
         frame = Prepared(1, machine_id, received_at, b"rubbish", BadFrame("json", "as if by a writer that was killed"))
         await store.write(spool.spool_id, 0, [frame])
@@ -180,6 +185,7 @@ async def test_an_older_copy_of_the_spool_stores_nothing_twice_and_goes_on_under
     older = tmp_path / "older"
     async with spooled(tmp_path / "spool", machine_id, [line(1)]) as spool:
         old_id = spool.spool_id
+        await spool.settle()
     (tmp_path / "spool").rename(older)
     current = tmp_path / "spool"
     current.mkdir()
@@ -209,3 +215,88 @@ async def test_a_frame_that_reaches_a_bug_of_ours_is_set_aside_and_counted(tmp_p
         content = consumer._guarded(frame, buggy)
     assert isinstance(content, BadFrame)
     assert (content.reason, tally.bugs) == ("bug", 1)
+
+
+@pytest.mark.asyncio
+async def test_an_older_copy_that_took_frames_before_it_reached_the_store_loses_none_of_them(
+    tmp_path: Path, dsn: str
+) -> None:
+    machine_id = add_machine(dsn)
+    async with spooled(tmp_path / "spool", machine_id, [line(1)]) as spool:
+        await spool.settle()
+    shutil.copytree(tmp_path / "spool", tmp_path / "copy")
+    async with spooled(tmp_path / "spool", machine_id, [line(2), line(3), line(4)]) as spool:
+        await drain(spool, dsn)
+    for cpu in (5, 6):  # two starts without a store
+        async with spooled(tmp_path / "copy", machine_id, [line(cpu)]):
+            pass
+    async with spooled(tmp_path / "copy", machine_id, []) as spool:
+        await drain(spool, dsn)
+    assert sorted(cpu for _, cpu in samples(dsn)) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.asyncio
+async def test_two_hosts_with_a_cloned_spool_lose_nothing_of_what_each_of_them_took(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    async with spooled(tmp_path / "one", machine_id, [line(1)]) as spool:
+        await drain(spool, dsn)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    async with (
+        spooled(tmp_path / "one", machine_id, []) as one,
+        spooled(tmp_path / "two", machine_id, []) as two,
+    ):
+        writers = [asyncio.create_task(_written(spool, dsn)) for spool in (one, two)]
+        now_ms = int(datetime.now(UTC).timestamp() * 1000)
+        for cpu in range(2, 12):
+            for host, spool in enumerate((one, two)):
+                await spool.append([Entry(machine_id, now_ms + cpu * 10 + host, line(cpu + 20 * host))])
+        for spool in (one, two):
+            spool.seal()
+        await asyncio.wait_for(asyncio.gather(*writers), 30)
+        assert one.spool_id != two.spool_id
+    assert sorted(cpu for _, cpu in samples(dsn)) == [1, *range(2, 12), *range(22, 32)]
+
+
+async def _written(spool: Spool, dsn: str) -> None:
+    await Writer(spool, dsn=dsn, limits=Limits(2, 1_000_000, 0.01), counters=Tally().counters()).run()
+
+
+@pytest.mark.asyncio
+async def test_a_guest_whose_clock_stands_still_does_not_hold_up_the_writer(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    stuck = datetime.now(UTC).replace(microsecond=0).isoformat()
+    async with spooled(tmp_path, machine_id, [line(1, stuck)] * 3000) as spool:
+        await drain(spool, dsn)
+    async with spooled(tmp_path, machine_id, [line(2, stuck)]) as spool, connected(dsn) as store:
+        (frame,) = await spool.read(0, max_frames=1, max_bytes=1)
+        consumer = Writer(spool, dsn=dsn, limits=Limits(100, 1_000_000, 0.01), counters=Tally().counters())
+        questions: list[int] = []
+
+        class Asked:
+            async def taken(self, moments: Sequence[tuple[UUID, datetime]]) -> set[tuple[UUID, datetime]]:
+                questions.append(len(moments))
+                return await store.taken(moments)
+
+        (prepared,) = await consumer._prepare(Asked(), [frame])  # type: ignore[arg-type]  # the one method it uses
+    assert prepared.seq == frame.seq
+    assert len(questions) < 20
+
+
+@pytest.mark.asyncio
+async def test_an_error_of_the_store_itself_costs_no_frame(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    with psycopg.connect(dsn) as connection:
+        connection.execute('ALTER TABLE "IngestLedger" RENAME COLUMN "updatedAt" TO "gone"')
+    async with spooled(tmp_path, machine_id, [line(1)]) as spool:
+        tally = Tally()
+        consumer = Writer(spool, dsn=dsn, limits=Limits(100, 1_000_000, 0.01), counters=tally.counters())
+        spool.seal()
+        writing = asyncio.create_task(consumer.run())
+        async with asyncio.timeout(30):
+            await tally.store_lost_twice.wait()
+            assert "gueststore check" in (consumer.store_error or "")
+            with psycopg.connect(dsn) as connection:
+                connection.execute('ALTER TABLE "IngestLedger" RENAME COLUMN "gone" TO "updatedAt"')
+            await writing
+    assert tally.frames["stored"] == 1
+    assert tally.quarantined == {}

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guestd.framing import HEAD_BYTES, Oversize
-from guestd.intake import ASK_AGAIN_MS, Counters, Intake
-from guestd.spool import Frame, Spool, open_spool
+from guestd.intake import ASK_AGAIN_MS, BROKEN_TIMES, MOST_DROPPED, Counters, Intake
+from guestd.spool import Frame, Spool, from_milliseconds, open_spool
 
 DEADLINE_SECONDS = 5
 MACHINE, OTHER = UUID(int=1), UUID(int=2)
@@ -310,6 +310,67 @@ async def test_lines_that_a_cancelled_caller_could_not_place_are_counted_unless_
         with pytest.raises(asyncio.CancelledError):
             await waiting
         assert gate.counts["cut_off"] == 2
+
+
+@pytest.mark.asyncio
+async def test_the_half_of_a_numbered_line_is_not_taken_and_the_whole_one_behind_it_is(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        assert await gate.accept(numbered(1)[:-5]) == resend(0)
+        assert await gate.accept(numbered(1)) == ack(1)
+        assert await gate.payloads() == [numbered(1)]
+        assert (gate.counts["cut_off"], gate.counts["duplicate"]) == (1, 0)
+
+
+@pytest.mark.asyncio
+async def test_a_numbered_line_that_is_broken_every_time_is_taken_in_the_end(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        broken = numbered(1)[:-1] + b",}"
+        answers = [await gate.accept(broken) for _ in range(BROKEN_TIMES + 1)]
+        assert answers == [resend(0), None, None, ack(1)]
+        assert await gate.payloads() == [broken]
+        assert await gate.accept(numbered(2)) == ack(2)
+
+
+@pytest.mark.asyncio
+async def test_a_duplicate_is_not_acknowledged_before_the_first_one_is_on_disk(tmp_path: Path) -> None:
+    async with gate_on(tmp_path, is_running=False) as gate:
+        first, again = (asyncio.create_task(gate.accept(numbered(1))) for _ in range(2))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert gate.counts["duplicate"] == 1
+        assert not again.done()
+        writing = asyncio.create_task(gate.spool.run())
+        assert await first == await again == ack(1)
+        gate.spool.seal()
+        await writing
+
+
+@pytest.mark.asyncio
+async def test_nothing_is_missed_of_a_run_of_which_nothing_was_known(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        assert await gate.accept(numbered(5000, oldest=5000)) == ack(5000)
+        assert gate.counts["dropped_by_agent"] == 0
+
+
+@pytest.mark.asyncio
+async def test_what_an_agent_says_it_gave_up_is_believed_within_bounds(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        await gate.accept(numbered(1))
+        assert await gate.accept(numbered(10**17, oldest=10**17)) == ack(10**17)
+        assert gate.counts["dropped_by_agent"] == MOST_DROPPED
+
+
+@pytest.mark.asyncio
+async def test_a_host_clock_that_was_far_ahead_and_is_put_right_is_followed(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        right_ms = gate.now_ms
+        gate.now_ms += 365 * 86_400_000
+        await gate.accept(PLAIN)
+        gate.now_ms = right_ms
+        await gate.accept(PLAIN)
+        await gate.accept(PLAIN)
+        times = [frame.received_at for frame in await gate.frames()]
+    assert [from_milliseconds(right_ms), from_milliseconds(right_ms + 1)] == times[1:]
 
 
 @pytest.mark.asyncio

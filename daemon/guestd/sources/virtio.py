@@ -108,8 +108,10 @@ class Virtio:
             while True:
                 self._look.clear()
                 wanted = await asyncio.to_thread(_found, self._directory)
-                for action in plan(self._known(wanted), {key: channel for key, (channel, _) in self._running.items()}):
-                    await self._apply(action, tasks)
+                if wanted is not None:
+                    running = {key: channel for key, (channel, _) in self._running.items()}
+                    for action in plan(self._known(wanted), running):
+                        await self._apply(action, tasks)
                 self._gauges.channels(len(self._running))
                 await _woken(self._look, RESCAN_SECONDS)
 
@@ -233,6 +235,8 @@ class _Reader:
                 del lines[0]
         if lines:
             self._answer(await self._intake.accept(self._machine_id, lines))
+        # Lines that become nothing do not wait for the spool: a guest full of them must not keep the loop to itself.
+        await asyncio.sleep(0)
 
     def _answer(self, answer: bytes) -> None:
         """Send without waiting: acknowledgements are cumulative, a later one covers one that found no room."""
@@ -254,8 +258,10 @@ async def _woken(event: asyncio.Event, seconds: float) -> None:
 
 
 async def _connected(path: Path) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.setblocking(False)
+    try:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    except OSError as why:
+        raise SourceLost(f"{path}: {why.strerror}") from why
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
             await asyncio.get_running_loop().sock_connect(connection, str(path))
@@ -271,13 +277,16 @@ async def _connected(path: Path) -> socket.socket:
     return connection
 
 
-def _found(directory: Path) -> dict[UUID, Channel]:
-    """The channels that are in the directory; an absent directory holds none."""
+def _found(directory: Path) -> dict[UUID, Channel] | None:
+    """The channels that are in the directory; an absent directory holds none, one that cannot be read tells nothing."""
     channels: dict[UUID, Channel] = {}
     try:
         entries = list(os.scandir(directory))
-    except OSError:
+    except FileNotFoundError:
         return channels
+    except OSError as why:
+        log.warning("the channel directory cannot be read", directory=str(directory), error=why.strerror)
+        return None
     for entry in entries:
         match = _SOCKET_NAME.fullmatch(entry.name)
         if match is None:
