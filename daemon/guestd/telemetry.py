@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
@@ -15,7 +16,13 @@ from prometheus_client.exposition import choose_encoder
 from guestd.errors import ConfigError
 
 COMMIT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+SKEW_BUCKETS = (0.1, 1, 5, 30, 60, 300, 3600, 86400)
 LAG_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
+
+REFUSED_HELP = "Lines not accepted: oversize, out_of_order and cut_off (asked for again if numbered), fragment."
+DONE_HELP = "Accepted frames by what became of them: stored, stored_in_part, quarantined."
+SKEW_HELP = "How far the clocks of guests are from this host's, either way."
+LAG_HELP = "From the receipt of a batch's oldest frame to its commit."
 
 
 class Telemetry:
@@ -25,79 +32,39 @@ class Telemetry:
         registry = self.registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-        # Intake
-        self.frames_accepted = Counter("guestd_frames_accepted", "Frames fsynced in the spool.", registry=registry)
-        self.bytes_accepted = Counter("guestd_accepted_bytes", "Bytes of those frames.", registry=registry)
-        self.frames_refused = Counter(
-            "guestd_frames_refused",
-            "Lines not accepted: oversize, out_of_order (asked for again), fragment and cut_off (a connection's ends).",
-            ["reason"],
-            registry=registry,
-        )
-        self.frames_resent = Counter(
-            "guestd_frames_duplicate",
-            "Lines that an agent sent again and that were on disk already.",
-            registry=registry,
-        )
-        self.agent_dropped = Counter(
-            "guestd_agent_lines_dropped", "Lines that agents gave up before guestd could take them.", registry=registry
-        )
-        self.other_messages = Counter(
-            "guestd_other_messages", "Guest messages that carry no metrics, by type.", ["type"], registry=registry
-        )
+        gauge, counter = partial(Gauge, registry=registry), partial(Counter, registry=registry)
+        commit_time = partial(Histogram, registry=registry, buckets=COMMIT_BUCKETS)
         # Channels
-        self.channels = Gauge("guestd_channels", "Channels that are to be read.", registry=registry)
-        self.channels_connected = Gauge("guestd_channels_connected", "Channels that are connected.", registry=registry)
-        self.channels_lost = Counter("guestd_channels_lost", "Connections that ended or failed.", registry=registry)
-        self.unknown_machines = Gauge(
-            "guestd_channels_unknown_machine",
-            "Channels that are not read because the store has no such machine.",
-            registry=registry,
+        self.channels = gauge("guestd_channels", "Channels that are to be read.")
+        self.channels_connected = gauge("guestd_channels_connected", "Channels that are connected.")
+        self.channels_lost = counter("guestd_channels_lost", "Connections that ended or failed.")
+        self.unknown_machines = gauge(
+            "guestd_channels_unknown_machine", "Channels not read: no such machine in the store."
         )
+        # Intake
+        self.frames_accepted = counter("guestd_frames_accepted", "Frames fsynced in the spool.")
+        self.bytes_accepted = counter("guestd_accepted_bytes", "Bytes of those frames.")
+        self.frames_refused = counter("guestd_frames_refused", REFUSED_HELP, ["reason"])
+        self.frames_resent = counter("guestd_frames_duplicate", "Lines sent again that were on disk already.")
+        self.agent_dropped = counter("guestd_agent_lines_dropped", "Lines that agents gave up before guestd took them.")
+        self.other_messages = counter("guestd_other_messages", "Guest messages without metrics, by type.", ["type"])
         # Spool
-        self.spool_bytes = Gauge("guestd_spool_bytes", "Bytes that wait for the store.", registry=registry)
-        self.spool_limit = Gauge("guestd_spool_limit_bytes", "At so many guestd stops reading.", registry=registry)
-        self.spool_frames = Gauge("guestd_spool_frames", "Frames that wait for the store.", registry=registry)
-        self.spool_commit = Histogram(
-            "guestd_spool_commit_seconds",
-            "Time of one group commit to the spool.",
-            buckets=COMMIT_BUCKETS,
-            registry=registry,
-        )
+        self.spool_bytes = gauge("guestd_spool_bytes", "Bytes that wait for the store.")
+        self.spool_limit = gauge("guestd_spool_limit_bytes", "At so many guestd stops reading.")
+        self.spool_frames = gauge("guestd_spool_frames", "Frames that wait for the store.")
+        self.spool_commit = commit_time("guestd_spool_commit_seconds", "Time of one group commit to the spool.")
         # Writer and store
-        self.frames_done = Counter(
-            "guestd_frames_done",
-            "Accepted frames by what became of them: stored, stored_in_part, quarantined.",
-            ["outcome"],
-            registry=registry,
-        )
-        self.quarantined = Counter(
-            "guestd_frames_quarantined", "Frames set aside, by reason.", ["reason"], registry=registry
-        )
-        self.rows_written = Counter("guestd_rows_written", "Rows committed, by table.", ["table"], registry=registry)
-        self.adjusted = Counter(
-            "guestd_values_adjusted",
-            "What guests got wrong and guestd put right, by reason.",
-            ["reason"],
-            registry=registry,
-        )
-        self.skew = Histogram(
-            "guestd_guest_clock_skew_seconds",
-            "How far the clocks of guests are from this host's, either way.",
-            buckets=(0.1, 1, 5, 30, 60, 300, 3600, 86400),
-            registry=registry,
-        )
-        self.write_seconds = Histogram(
-            "guestd_write_seconds", "Time of one batch's transaction.", buckets=COMMIT_BUCKETS, registry=registry
-        )
+        self.frames_done = counter("guestd_frames_done", DONE_HELP, ["outcome"])
+        self.quarantined = counter("guestd_frames_quarantined", "Frames set aside, by reason.", ["reason"])
+        self.rows_written = counter("guestd_rows_written", "Rows committed, by table.", ["table"])
+        self.adjusted = counter("guestd_values_adjusted", "What guests got wrong and guestd put right.", ["reason"])
+        self.skew = Histogram("guestd_guest_clock_skew_seconds", SKEW_HELP, registry=registry, buckets=SKEW_BUCKETS)
+        self.write_seconds = commit_time("guestd_write_seconds", "Time of one batch's transaction.")
         self.lag_seconds = Histogram(
-            "guestd_receive_to_commit_seconds",
-            "From the receipt of a batch's oldest frame to its commit.",
-            buckets=LAG_BUCKETS,
-            registry=registry,
+            "guestd_receive_to_commit_seconds", LAG_HELP, registry=registry, buckets=LAG_BUCKETS
         )
-        self.store_lost = Counter("guestd_store_lost", "Failed or ended connections to the store.", registry=registry)
-        self.bugs = Counter("guestd_bugs", "Frames that reached a bug of ours; each is in the log.", registry=registry)
+        self.store_lost = counter("guestd_store_lost", "Failed or ended connections to the store.")
+        self.bugs = counter("guestd_bugs", "Frames that reached a bug of ours; each is in the log.")
 
 
 Problems = Callable[[], list[str]]
