@@ -80,6 +80,14 @@ def test_every_verb_that_a_document_names_is_there(document: Path) -> None:
     assert set(re.findall(r"\./dev ([a-z]+)", document.read_text())) - verbs == set()
 
 
+def test_every_suite_of_the_benchmarks_has_its_section() -> None:
+    suites = {
+        file.stem.removeprefix("bench_") for file in ROOT.glob("tools/bench_*.py") if "def main" in file.read_text()
+    }
+    described = re.findall(r"^## `\./dev bench (\w+)`$", (ROOT / "docs/benchmarks.md").read_text(), re.MULTILINE)
+    assert sorted(described) == sorted(suites)
+
+
 @pytest.mark.parametrize("decision", DECISIONS, ids=lambda path: path.stem)
 def test_a_decision_is_one_page_under_its_number(decision: Path) -> None:
     lines = decision.read_text().splitlines()
