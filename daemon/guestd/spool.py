@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
 import sqlite3
 import time
 from collections import Counter, deque
@@ -30,6 +31,9 @@ from guestd.errors import ConfigError
 log = structlog.get_logger()
 
 _FILE = "spool.db"
+_BALLAST_FILE = "ballast"
+# Enough to move the whole of SQLite's log (4 MB before it is due, and the largest group commit) into the file.
+_BALLAST_BYTES = 16 * 1024 * 1024
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS frame (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -91,6 +95,8 @@ class Spool:
         self, directory: Path, lock: IO[bytes], writing: sqlite3.Connection, *, max_bytes: int, share_bytes: int
     ) -> None:
         self._lock = lock
+        self._ballast = directory / _BALLAST_FILE
+        _put(self._ballast)
         self._writing = writing
         self._reading = _connect(directory / _FILE)
         self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="spool-write")
@@ -185,7 +191,7 @@ class Spool:
         while True:
             started = time.perf_counter()
             try:
-                first_seq = await loop.run_in_executor(self._write_thread, self._commit, entries)
+                first_seq = await loop.run_in_executor(self._write_thread, self._commit_or_make_room, entries)
             except sqlite3.OperationalError as why:
                 self.error = str(why)
                 log.error("the spool cannot be written, nothing more is acknowledged", error=self.error)
@@ -206,6 +212,19 @@ class Spool:
             self.bytes += entry.size_bytes
             self.last_seq = seq
             seq += 1
+
+    def _commit_or_make_room(self, entries: list[Entry]) -> int:
+        if not self._ballast.exists():
+            # What is left of the disk is for trimming. The ballast comes first, then new frames.
+            _put(self._ballast)
+            if not self._ballast.exists():
+                raise sqlite3.OperationalError("the disk is full")
+        try:
+            return self._commit(entries)
+        except sqlite3.OperationalError:
+            # On a full disk the file may have free pages, and only its log no room to grow.
+            self._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            return self._commit(entries)
 
     def _commit(self, entries: list[Entry]) -> int:
         """One transaction; returns the first sequence number it gave out (they follow each other)."""
@@ -263,11 +282,22 @@ class Spool:
             if not self._bytes_by_machine[machine_id]:
                 del self._bytes_by_machine[machine_id]
             self.bytes -= size_bytes
+        self.error = None
         self._trimmed.set()
 
     def _delete(self, up_to_seq: int) -> None:
-        with self._writing:
-            self._writing.execute("DELETE FROM frame WHERE seq <= ?", (up_to_seq,))
+        statement, values = "DELETE FROM frame WHERE seq <= ?", (up_to_seq,)
+        try:
+            self._writing.execute(statement, values)
+        except sqlite3.OperationalError:
+            # On a full disk deleting needs room too, for the log of what is deleted: that is what the ballast is for.
+            if not self._ballast.exists():
+                raise
+            self._ballast.unlink()
+            self._writing.execute(statement, values)
+            self._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            log.warning("the spool's disk is full: its ballast was given up to trim it")
+        _put(self._ballast)
 
     async def settle(self) -> None:
         """The store's ledger and this file agree: nothing that was issued before is in doubt any more."""
@@ -341,6 +371,17 @@ def _lock(directory: Path) -> IO[bytes]:
     except OSError as why:
         raise ConfigError(f"spool.directory {directory}: {why.strerror}") from why
     return lock
+
+
+def _put(ballast: Path) -> None:
+    """Set room aside on the disk; where there is none now, the next trim tries again."""
+    if ballast.exists():
+        return
+    try:
+        with ballast.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, _BALLAST_BYTES)
+    except OSError:
+        ballast.unlink(missing_ok=True)
 
 
 def _connect(file: Path) -> sqlite3.Connection:

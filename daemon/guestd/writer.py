@@ -14,7 +14,8 @@ import asyncio
 import functools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TypeVar
@@ -34,6 +35,7 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 _MILLISECOND = timedelta(milliseconds=1)
+TRIM_AGAIN_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,15 +156,16 @@ class Writer:
             if spool.is_sealed:
                 return False
             spool.appended.clear()
-            await spool.appended.wait()
+            async with _at_most(TRIM_AGAIN_SECONDS if spool.oldest_seq <= self._committed_seq else None):
+                await spool.appended.wait()
+            if spool.oldest_seq <= self._committed_seq:
+                # The disk refused the last trim.
+                await spool.trim(self._committed_seq)
         began = time.monotonic()
         while not spool.is_sealed and not is_due(spool.bytes, time.monotonic() - began, self._limits):
             spool.appended.clear()
-            try:
-                async with asyncio.timeout(began + self._limits.max_age_seconds - time.monotonic()):
-                    await spool.appended.wait()
-            except TimeoutError:
-                pass
+            async with _at_most(began + self._limits.max_age_seconds - time.monotonic()):
+                await spool.appended.wait()
         return True
 
     async def _prepare(self, store: Store, frames: Sequence[Frame]) -> list[Prepared]:
@@ -286,3 +289,13 @@ def _decoded(machine_id: UUID, payload: bytes) -> messages.Decoded:
     if claims is not None and claims.lower() != str(machine_id):
         raise BadFrame("identity", f"the channel belongs to {machine_id}, the payload claims {claims[:40]!r}")
     return message
+
+
+@asynccontextmanager
+async def _at_most(seconds: float | None) -> AsyncIterator[None]:
+    """Give up waiting in the block after so long, without an error."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        pass
