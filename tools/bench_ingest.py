@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import psycopg
-from tools.bench_parts import SEED, cpu_seconds, eventually, guestd, keep, metric, own_store
+from tools.measuring import SEED, cpu_seconds, eventually, guestd, keep, metric, own_store
 
 from guestd.simulate.guest import Guest
 from gueststore import contract

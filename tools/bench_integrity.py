@@ -22,9 +22,9 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
-from tools.bench_parts import keep
 from tools.cluster import Cluster, create_database, prefix
 from tools.integrity_race import INSERT_MACHINE, LEVELS, race
+from tools.measuring import keep
 
 from gueststore.database import Connection
 from gueststore.migrations import migrate

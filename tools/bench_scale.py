@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from tools.bench_parts import SEED, cpu_seconds, eventually, guestd, keep, metric, own_store, samples
+from tools.measuring import SEED, cpu_seconds, eventually, guestd, keep, metric, own_store, samples
 
 
 def main() -> None:
