@@ -96,7 +96,6 @@ class Spool:
     ) -> None:
         self._lock = lock
         self._ballast = directory / _BALLAST_FILE
-        _put(self._ballast)
         self._writing = writing
         self._reading = _connect(directory / _FILE)
         self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="spool-write")
@@ -120,6 +119,8 @@ class Spool:
         self.appended = asyncio.Event()
         self.error: str | None = None
         self.commit_seconds: Callable[[float], None] = lambda _: None
+        # Last, for opening needs room as well.
+        _put(self._ballast)
 
     @property
     def frames(self) -> int:
@@ -329,15 +330,19 @@ def open_spool(directory: Path, *, max_bytes: int, share: float) -> Spool:
 
     Raises ConfigError when another daemon has it or it cannot be made, OSError when the disk does not let us for now.
     """
-    lock = _lock(directory)
-    try:
-        return Spool(
-            directory, lock, _opened_or_begun(directory), max_bytes=max_bytes, share_bytes=int(max_bytes * share)
-        )
-    except sqlite3.OperationalError as why:
-        # A full or failing disk, a file that another process holds: the frames are sound, a restart is not in vain.
-        lock.close()
-        raise OSError(f"spool.directory {directory}: {why}") from why
+    lock, ballast = _lock(directory), directory / _BALLAST_FILE
+    while True:
+        try:
+            writing = _opened_or_begun(directory)
+            return Spool(directory, lock, writing, max_bytes=max_bytes, share_bytes=int(max_bytes * share))
+        except sqlite3.OperationalError as why:
+            # A full or failing disk, a file that another process holds: the frames are sound.
+            if ballast.exists() and "full" in str(why):
+                log.warning("the spool's disk is full: its ballast was given up to open it")
+                ballast.unlink()
+                continue
+            lock.close()
+            raise OSError(f"spool.directory {directory}: {why}") from why
 
 
 def _opened_or_begun(directory: Path) -> sqlite3.Connection:

@@ -60,12 +60,11 @@ class Writer:
         self._counters = counters
         self._prepared: Sequence[Prepared] = ()
         self._committed_seq = 0
-        self._has_written = False
+        self._has_opened_books = False
         self._is_in_doubt = False
         self._streams: dict[UUID, Stream] = {}
         self._latest: dict[UUID, datetime] = {}
         self.store_error: str | None = "not connected yet"
-        self.steps = 0  # rises whenever the writer gets on; health looks at it
 
     async def run(self) -> None:
         """Write until the spool is sealed and empty. Raises SchemaMismatch; an unreachable store is waited for."""
@@ -101,7 +100,7 @@ class Writer:
         ledger_seq = await store.ledger(spool.spool_id)
         resumption = books.resumption(ledger_seq, oldest_seq=spool.oldest_seq, own_seq=self._own_seq())
         committed_seq = resumption.committed_seq
-        if isinstance(resumption, books.Rename) and self._has_written:
+        if isinstance(resumption, books.Rename) and self._has_opened_books:
             # Somebody writes under our id (a cloned host): what is stored of ours for certain is what we know of.
             committed_seq = self._committed_seq
         # First, so that a crash in here can only leave less to do.
@@ -126,13 +125,13 @@ class Writer:
                 await spool.rename()
                 await store.set_ledger(spool.spool_id, None, committed_seq)
         await spool.settle()
-        self._has_written, self._is_in_doubt = True, False
+        self._has_opened_books, self._is_in_doubt = True, False
         self._committed_seq = committed_seq
         self._prepared = [frame for frame in self._prepared if frame.seq > committed_seq]
 
     def _own_seq(self) -> int:
         """The highest number that the ledger may stand at by our own doing."""
-        if not self._has_written:
+        if not self._has_opened_books:
             return self._spool.unsettled_seq
         # An answer to COMMIT may have been lost; otherwise we know how far we came.
         return self._prepared[-1].seq if self._is_in_doubt and self._prepared else self._committed_seq
@@ -264,7 +263,6 @@ class Writer:
             self._is_in_doubt = True
             raise
         self._committed_seq = frames[-1].seq
-        self.steps += 1
         self._counters.outcome(outcome)
         oldest_age_seconds = (datetime.now(UTC) - frames[0].received_at).total_seconds()
         self._counters.committed(time.monotonic() - started, oldest_age_seconds)

@@ -48,6 +48,10 @@ def test_a_full_disk_loses_nothing_and_empties_by_itself_when_the_store_is_back(
     )  # fmt: skip
     try:
         eventually(lambda: "spool: it cannot be written" in daemon.page("/readyz")[1], "the disk is full", 60)
+        # It must come up again on the full disk, or nothing would ever empty it.
+        daemon.kill()
+        daemon.start()
+        eventually(lambda: daemon.metric("guestd_spool_frames") > 0, "the spool is opened")
         execute(server, f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
         assert fleet.wait(90) == 0
         eventually(lambda: daemon.metric("guestd_spool_frames") == 0, "the spool is empty")
