@@ -85,7 +85,7 @@ def test_alone_it_lists_its_verbs_one_line_each() -> None:
     done = start(ROOT / "dev")
     assert done.returncode == 0
     listed = [line.split()[1] for line in done.stdout.splitlines()]
-    assert listed == ["demo", "test", "check", "fix", "up", "down", "run", "psql", "bench", "lock", "new"]
+    assert listed == ["demo", "test", "check", "fix", "up", "down", "run", "psql", "bench", "lock", "pictures", "new"]
 
 
 def test_an_unknown_verb_is_a_usage_error_with_a_hint() -> None:
@@ -121,7 +121,7 @@ def test_a_new_migration_takes_the_next_number(clone: Path) -> None:
     numbers = sorted(int(path.name[:4]) for path in (clone / "sql/migrations").glob("[0-9]*.sql"))
     done = start(clone / "dev", "new", "migration", "add_disk_latency")
     assert done.stdout == f"sql/migrations/{numbers[-1] + 1:04d}_add_disk_latency.sql\n"
-    assert (clone / done.stdout.strip()).read_text() == "-- add disk latency\n"
+    assert (clone / done.stdout.strip()).read_text() == "-- compat: 1\n-- add disk latency.\n"
 
 
 @pytest.mark.parametrize("name", ["", "Add Things", "../evil"])
