@@ -35,7 +35,7 @@ def own_cluster() -> Iterator[Cluster]:
 
 def test_sessions_that_the_server_ends_cost_nothing(daemon: Daemon) -> None:
     ending = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'guestd'"
-    _load_with_faults(daemon, [lambda: rows(daemon.dsn, ending)] * 12)
+    _load_with_faults(daemon, [lambda: rows(daemon.dsn, ending)] * 16)
 
 
 def test_a_server_that_crashes_and_recovers_costs_nothing(own_cluster: Cluster, directory: Path) -> None:
