@@ -217,7 +217,7 @@ class Spool:
     def _commit_or_make_room(self, entries: list[Entry]) -> int:
         if not self._ballast.exists():
             # What is left of the disk is for trimming. The ballast comes first, then new frames.
-            _put(self._ballast)
+            self._restore_ballast()
             if not self._ballast.exists():
                 raise sqlite3.OperationalError("the disk is full")
         try:
@@ -298,6 +298,15 @@ class Spool:
             self._writing.execute(statement, values)
             self._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             log.warning("the spool's disk is full: its ballast was given up to trim it")
+        self._restore_ballast()
+
+    def _restore_ballast(self) -> None:
+        """Set room aside again; where there is none, and nothing waits any more, the file gives back its own."""
+        _put(self._ballast)
+        if self._ballast.exists() or self._writing.execute("SELECT EXISTS (SELECT 1 FROM frame)").fetchone() != (0,):
+            return
+        self._writing.execute("VACUUM")
+        self._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         _put(self._ballast)
 
     async def settle(self) -> None:
@@ -399,6 +408,9 @@ def _opened(file: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
+        # Debian's SQLite overwrites what it deletes unless told not to: trimming would write as much as it frees, and on
+        # a full disk need room for it.
+        connection.execute("PRAGMA secure_delete=OFF")
         connection.executescript(_SCHEMA)
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":

@@ -1,7 +1,9 @@
 """The spool on a real disk."""
 
 import asyncio
+import os
 import sqlite3
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -224,3 +226,32 @@ async def test_a_spool_is_sealed_only_when_its_last_frame_is_on_disk(tmp_path: P
         other.close()
         await asyncio.wait_for(appending, 30)
         assert spool.last_seq == 1
+
+
+@pytest.mark.asyncio
+async def test_an_emptied_file_gives_its_room_back_when_the_ballast_finds_none(small_disk: Path) -> None:
+    async with opened(small_disk, max_bytes=2**30) as spool:
+        ballast = small_disk / "ballast"
+        for _ in range(20):
+            await spool.append([entry(b"x" * 1_000_000, machine_id=uuid4())])
+        ballast.unlink()
+        # 4 MB less than the ballast wants are left beside the file, whose pages will all be free.
+        (small_disk / "other").write_bytes(b"x" * (_free_bytes(small_disk) - 12_000_000))
+        await spool.trim(spool.last_seq)
+        assert ballast.exists()
+        await asyncio.wait_for(spool.append([entry()]), 10)
+
+
+def _free_bytes(directory: Path) -> int:
+    status = os.statvfs(directory)
+    return status.f_bavail * status.f_frsize
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """64 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a tmpfs")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(tmp_path)], check=True)
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
