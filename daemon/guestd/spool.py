@@ -408,8 +408,8 @@ def _opened(file: Path) -> sqlite3.Connection:
     try:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
-        # Debian's SQLite overwrites what it deletes unless told not to: trimming would write as much as it frees, and on
-        # a full disk need room for it.
+        # Debian's SQLite overwrites what it deletes unless told not to: trimming would write as much as it frees,
+        # and on a full disk need room for it.
         connection.execute("PRAGMA secure_delete=OFF")
         connection.executescript(_SCHEMA)
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
