@@ -3,7 +3,6 @@
 import asyncio
 import os
 import sqlite3
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from fix_disk import small_disk_at
 from guestd.errors import ConfigError
 from guestd.spool import Entry, Sender, Spool, open_spool
 
@@ -250,8 +250,5 @@ def _free_bytes(directory: Path) -> int:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """64 MiB."""
-    if os.geteuid() != 0:
-        pytest.skip("only root may mount a tmpfs")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(tmp_path)], check=True)
-    yield tmp_path
-    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+    with small_disk_at(tmp_path, mebibytes=64):
+        yield tmp_path
