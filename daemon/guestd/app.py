@@ -22,6 +22,7 @@ import structlog
 
 from guestd import __version__, intake, systemd, writer
 from guestd.batch import Limits
+from guestd.budget import Budget, Rate, Rates
 from guestd.errors import StoreUnavailable
 from guestd.intake import Intake
 from guestd.lifecycle import Backoff, retrying, run_until
@@ -56,12 +57,12 @@ async def run(settings: Settings) -> None:
         )
         resources.callback(spool.close)
         _show_spool(telemetry, spool)
-        gate = Intake(spool, _intake_counters(telemetry), lambda: time.time_ns() // 1_000_000)
+        gate = Intake(spool, _intake_counters(telemetry), lambda: time.time_ns() // 1_000_000, Budget(_rates(settings)))
         consumer = Writer(
             spool,
             dsn=settings.store.dsn,
             limits=Limits(settings.store.batch_frames, settings.store.batch_bytes, settings.store.flush_seconds),
-            counters=_writer_counters(telemetry),
+            counters=_writer_counters(telemetry, gate),
         )
         channels = virtio.Virtio(
             Path(settings.virtio.directory),
@@ -195,6 +196,8 @@ def _intake_counters(telemetry: Telemetry) -> intake.Counters:
         duplicate=telemetry.frames_resent.inc,
         dropped_by_agent=telemetry.agent_dropped.inc,
         other=lambda name: telemetry.other_messages.labels(name).inc(),
+        held_back=telemetry.held_back.set,
+        held_back_seconds=telemetry.held_back_seconds.inc,
     )
 
 
@@ -207,7 +210,16 @@ def _channel_gauges(telemetry: Telemetry) -> virtio.Gauges:
     )
 
 
-def _writer_counters(telemetry: Telemetry) -> writer.Counters:
+def _rates(settings: Settings) -> Rates:
+    limits = settings.limits
+    return Rates(
+        size_bytes=Rate(limits.bytes_per_second, limits.burst_bytes),
+        frames=Rate(limits.frames_per_second, limits.burst_frames),
+        rows=Rate(limits.rows_per_second, limits.burst_rows),
+    )
+
+
+def _writer_counters(telemetry: Telemetry, gate: Intake) -> writer.Counters:
     def outcome(became: Outcome) -> None:
         telemetry.frames_done.labels("stored").inc(became.stored)
         telemetry.frames_done.labels("stored_in_part").inc(became.stored_in_part)
@@ -228,4 +240,5 @@ def _writer_counters(telemetry: Telemetry) -> writer.Counters:
         bug=telemetry.bugs.inc,
         store_lost=telemetry.store_lost.inc,
         skew_seconds=lambda seconds: telemetry.skew.observe(abs(seconds)),
+        rows=gate.charge_rows,
     )

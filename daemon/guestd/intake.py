@@ -1,4 +1,4 @@
-"""Lines become frames on disk: size, channel and sequence are judged here, before anything is accepted.
+"""Lines become frames on disk: size, budget, channel and sequence are judged here, before anything is accepted.
 
 Accepted means fsynced in the spool. What is not accepted is counted by its reason and, where its sender
 can send it again, not acknowledged.
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from guestd import messages
+from guestd.budget import Budget
 from guestd.framing import Oversize
 from guestd.spool import Entry, Sender, Spool
 
@@ -23,6 +24,8 @@ BROKEN_TIMES = 3
 MOST_DROPPED = 1_000_000
 # Receive times follow the host's clock when it is put back by more than this; by less they go on in order.
 CLOCK_STEP_MS = 5 * 60 * 1000
+# A machine that is held back is looked at again so often: more rows may have been charged to it meanwhile.
+LOOK_AGAIN_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,8 @@ class Counters:
     duplicate: Callable[[], None]
     dropped_by_agent: Callable[[int], None]  # lines
     other: Callable[[str], None]  # type
+    held_back: Callable[[int], None]  # machines that are over their budget and not read on from now
+    held_back_seconds: Callable[[float], None]
 
 
 @dataclass(slots=True)
@@ -67,10 +72,12 @@ class _Judged:
 class Intake:
     """The gate to the spool, one for all sources. A machine's lines come from one caller at a time."""
 
-    def __init__(self, spool: Spool, counters: Counters, now_ms: Callable[[], int]) -> None:
+    def __init__(self, spool: Spool, counters: Counters, now_ms: Callable[[], int], budget: Budget) -> None:
         self._spool = spool
         self._counters = counters
         self._now_ms = now_ms
+        self._budget = budget
+        self._held_back = 0
         self._senders: dict[UUID, Sender] = dict(spool.senders_at_open)
         self._asked: dict[UUID, tuple[str, int, int]] = {}
         self._broken: dict[UUID, tuple[str, int, int]] = {}
@@ -103,6 +110,43 @@ class Intake:
             for _ in range(judged.unnumbered):
                 self._counters.refused("cut_off")
             raise
+
+    async def pace(self, machine_id: UUID, *, size_bytes: int, frames: int) -> None:
+        """Charge a machine for what was read of it, and wait until it is within its budget again.
+
+        For a source that reads each machine by itself: back-pressure then costs that machine alone, and loses nothing.
+        """
+        loop = asyncio.get_running_loop()
+        self._budget.charge(machine_id, loop.time(), size_bytes=size_bytes, frames=frames)
+        if not self._budget.wait_seconds(machine_id, loop.time()):
+            return
+        self._count_held_back(1)
+        try:
+            while wait_seconds := self._budget.wait_seconds(machine_id, began := loop.time()):
+                await asyncio.sleep(min(wait_seconds, LOOK_AGAIN_SECONDS))
+                self._counters.held_back_seconds(loop.time() - began)
+        finally:
+            self._count_held_back(-1)
+
+    def _count_held_back(self, change: int) -> None:
+        self._held_back += change
+        self._counters.held_back(self._held_back)
+
+    def admits(self, machine_id: UUID, size_bytes: int) -> bool:
+        """Charge a machine for one frame, or refuse it (counted as `rate`) when it is over its budget.
+
+        For a source where one connection carries many machines, and waiting for one would hold up all.
+        """
+        now_seconds = asyncio.get_running_loop().time()
+        if self._budget.wait_seconds(machine_id, now_seconds):
+            self._counters.refused("rate")
+            return False
+        self._budget.charge(machine_id, now_seconds, size_bytes=size_bytes, frames=1)
+        return True
+
+    def charge_rows(self, machine_id: UUID, rows: int) -> None:
+        """What became of a machine's frames: the writer knows only when they are decoded."""
+        self._budget.charge(machine_id, asyncio.get_running_loop().time(), rows=rows)
 
     def refuse(self, reason: str) -> None:
         """Count what a source could not even make a line of."""

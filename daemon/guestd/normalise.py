@@ -78,8 +78,9 @@ class Rows:
 
     @property
     def count(self) -> int:
-        """Rows for the hypertables."""
-        return 1 + len(self.processes) + len(self.ports) + len(self.application_history)
+        """Rows for all tables."""
+        series = 1 + len(self.processes) + len(self.ports) + len(self.application_history)
+        return series + len(self.applications) + len(self.services)
 
 
 def guest_time(claimed: str | float | None) -> datetime | None:

@@ -47,6 +47,23 @@ class Virtio(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A longer line is refused."""
 
 
+class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What one guest may send. Beyond it guestd does not read on from that guest until time has made up for it."""
+
+    bytes_per_second: Positive = 2 * 1024**2
+    """In the long run,"""
+    burst_bytes: Positive = 16 * 1024**2
+    """and at once, after a rest."""
+    frames_per_second: Positive = 500
+    """In the long run,"""
+    burst_frames: Positive = 5000
+    """and at once, after a rest."""
+    rows_per_second: Positive = 10_000
+    """Made of its frames, in the long run,"""
+    burst_rows: Positive = 100_000
+    """and at once, after a rest."""
+
+
 class Telemetry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What guestd tells about itself."""
 
@@ -62,6 +79,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     store: Store = Store()
     spool: Spool = Spool()
     virtio: Virtio = Virtio()
+    limits: Limits = Limits()
     telemetry: Telemetry = Telemetry()
     stop_grace_seconds: PositiveSeconds = 10.0
     """How long stopping may take; what is not stored by then stays in the spool."""

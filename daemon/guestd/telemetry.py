@@ -19,7 +19,7 @@ COMMIT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 
 SKEW_BUCKETS = (0.1, 1, 5, 30, 60, 300, 3600, 86400)
 LAG_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
 
-REFUSED_HELP = "Lines not accepted: oversize, out_of_order and cut_off (asked for again if numbered), fragment."
+REFUSED_HELP = "Lines not accepted: oversize, out_of_order and cut_off (asked for again if numbered), fragment, rate."
 DONE_HELP = "Accepted frames by what became of them: stored, stored_in_part, quarantined."
 SKEW_HELP = "How far the clocks of guests are from this host's, either way."
 LAG_HELP = "From the receipt of a batch's oldest frame to its commit."
@@ -48,6 +48,8 @@ class Telemetry:
         self.frames_resent = counter("guestd_frames_duplicate", "Lines sent again that were on disk already.")
         self.agent_dropped = counter("guestd_agent_lines_dropped", "Lines that agents gave up before guestd took them.")
         self.other_messages = counter("guestd_other_messages", "Guest messages without metrics, by type.", ["type"])
+        self.held_back = gauge("guestd_guests_held_back", "Guests over their budget, not read on from for now.")
+        self.held_back_seconds = counter("guestd_held_back_seconds", "Time that guests were not read on from.")
         # Spool
         self.spool_bytes = gauge("guestd_spool_bytes", "Bytes that wait for the store.")
         self.spool_limit = gauge("guestd_spool_limit_bytes", "At so many guestd stops reading.")

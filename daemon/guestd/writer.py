@@ -48,6 +48,7 @@ class Counters:
     bug: Callable[[], None]
     store_lost: Callable[[], None]
     skew_seconds: Callable[[float], None]
+    rows: Callable[[UUID, int], None]  # machine, rows that were made of a frame of its
 
 
 class Writer:
@@ -245,6 +246,7 @@ class Writer:
             stream=self._streams.setdefault(frame.machine_id, Stream()),
         )
         rows.refusals += message.refusals
+        self._counters.rows(frame.machine_id, rows.count)
         for reason in (*message.repairs, *rows.adjustments):
             self._counters.adjusted(reason)
         return rows

@@ -28,6 +28,7 @@ class Tally:
         self.frames: Counter[str] = Counter()
         self.quarantined: Counter[str] = Counter()
         self.adjusted: Counter[str] = Counter()
+        self.rows: Counter[UUID] = Counter()
         self.bugs = 0
         self.store_lost = 0
         self.store_lost_twice = asyncio.Event()
@@ -53,6 +54,7 @@ class Tally:
             bug=bug,
             store_lost=lost,
             skew_seconds=lambda _: None,
+            rows=lambda machine_id, made: self.rows.update({machine_id: made}),
         )
 
 
@@ -114,6 +116,15 @@ async def test_a_poisoned_row_is_set_aside_and_the_rest_is_written(tmp_path: Pat
     ((reason, detail, kept, seq),) = rows(dsn, 'SELECT "reason", "detail", "payload", "seq" FROM "QuarantinedFrame"')
     assert (reason, kept, seq) == ("rejected_by_store", poison, 3)
     assert "23514" in detail
+
+
+@pytest.mark.asyncio
+async def test_the_rows_of_a_frame_are_charged_to_its_machine(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    async with spooled(tmp_path, machine_id, [line(1), line(2), b"rubbish"]) as spool:
+        tally = await drain(spool, dsn)
+    # A sample, a process and a port of each message.
+    assert tally.rows == {machine_id: 6}
 
 
 @pytest.mark.asyncio

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from guestd.budget import Budget, Rate, Rates
 from guestd.framing import HEAD_BYTES, Oversize
 from guestd.intake import ASK_AGAIN_MS, BROKEN_TIMES, MOST_DROPPED, Counters, Intake
 from guestd.spool import Frame, Spool, from_milliseconds, open_spool
@@ -21,6 +22,8 @@ DEADLINE_SECONDS = 5
 MACHINE, OTHER = UUID(int=1), UUID(int=2)
 BOOT, NEXT_BOOT = "0d3f3a5e-8d0b-4a55-9c0b-5d5e4a2f7c11", "5d5e4a2f-7c11-4a55-9c0b-0d3f3a5e8d0b"
 PLAIN = b'{"type":"metrics","data":{}}'
+# A burst of 1,000 bytes, 10 frames, 50 rows; of each a thousandth more comes back in a second.
+RATES = Rates(size_bytes=Rate(1, 1000), frames=Rate(0.01, 10), rows=Rate(0.05, 50))
 
 
 def numbered(seq: int, *, oldest: int = 1, boot_id: str = BOOT) -> bytes:
@@ -50,8 +53,11 @@ class Gate:
                 duplicate=lambda: self._count(duplicate=1),
                 dropped_by_agent=lambda lines: self._count(dropped_by_agent=lines),
                 other=lambda name: self._count(**{name: 1}),
+                held_back=lambda machines: self.counts.update(held_back=machines - self.counts["held_back"]),
+                held_back_seconds=lambda seconds: None,
             ),
             lambda: self.now_ms,
+            Budget(RATES),
         )
 
     def _count(self, **more: int) -> None:
@@ -409,3 +415,41 @@ def test_whatever_arrives_is_stored_once_in_order_and_without_unexplained_gaps(
 
     with tempfile.TemporaryDirectory() as directory:
         asyncio.run(deliver(Path(directory)))
+
+
+@pytest.mark.asyncio
+async def test_a_machine_within_its_budget_is_read_on_at_once(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate, asyncio.timeout(DEADLINE_SECONDS):
+        await gate.intake.pace(MACHINE, size_bytes=1000, frames=10)
+        assert gate.counts["held_back"] == 0
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("used", [{"size_bytes": 1001, "frames": 0}, {"size_bytes": 1, "frames": 11}])
+async def test_a_machine_over_its_budget_is_held_back_and_no_other(tmp_path: Path, used: dict[str, int]) -> None:
+    async with gate_on(tmp_path) as gate, asyncio.timeout(DEADLINE_SECONDS):
+        pacing = asyncio.create_task(gate.intake.pace(MACHINE, **used))
+        await asyncio.sleep(0)
+        await gate.intake.pace(OTHER, size_bytes=1000, frames=10)
+        assert gate.counts["held_back"] == 1
+        pacing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await pacing
+        assert gate.counts["held_back"] == 0
+
+
+@pytest.mark.asyncio
+async def test_a_machine_is_held_back_for_the_rows_that_its_frames_became(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        assert gate.intake.admits(MACHINE, 10)
+        gate.intake.charge_rows(MACHINE, 51)
+        assert not gate.intake.admits(MACHINE, 10)
+        assert gate.intake.admits(OTHER, 10)
+        assert gate.counts == {"rate": 1}
+
+
+@pytest.mark.asyncio
+async def test_what_is_refused_for_its_rate_is_not_charged(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        assert [gate.intake.admits(MACHINE, 400) for _ in range(100)] == [True] * 3 + [False] * 97
+        assert gate.counts["rate"] == 97

@@ -16,6 +16,7 @@ import os
 import re
 import socket
 import stat
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ from guestd.roster import Roster
 log = structlog.get_logger()
 
 READ_BYTES = 64 * 1024
+# A guest that writes nothing but short lines is accepted, and paced, by so many of them.
+LINES_AT_ONCE = 256
 CONNECT_SECONDS = 5.0
 LAST_READ_SECONDS = 2.0
 RESCAN_SECONDS = 5.0
@@ -193,6 +196,7 @@ class _Reader:
         self._connection = connection
         self._intake = intake
         self._framer = framer
+        self._lines: deque[bytes | Oversize] = deque()
         self._is_first_line = True
         self._unsent = bytearray()
 
@@ -206,7 +210,8 @@ class _Reader:
                 raise SourceLost(why.strerror) from why
             if not chunk:
                 raise SourceLost("closed by the other side")
-            await self._take(chunk)
+            frames = await self._take(chunk)
+            await self._intake.pace(self._machine_id, size_bytes=len(chunk), frames=frames)
 
     async def take_what_has_arrived(self) -> None:
         """On stopping: what QEMU had handed over would be lost with the connection.
@@ -215,28 +220,36 @@ class _Reader:
         """
         try:
             async with asyncio.timeout(LAST_READ_SECONDS):
+                await self._hand_over()
                 while chunk := self._connection.recv(READ_BYTES):
                     await self._take(chunk)
         except OSError:  # nothing more has arrived; or the time is over
             pass
 
     def close(self) -> None:
-        """Close the socket; a line that had begun is counted as lost."""
-        if self._framer.pending_bytes:
+        """Close the socket; lines that are lost with it are counted."""
+        for _ in range(len(self._lines) + bool(self._framer.pending_bytes)):
             self._intake.refuse("cut_off")
         self._connection.close()
 
-    async def _take(self, chunk: bytes) -> None:
+    async def _take(self, chunk: bytes) -> int:
+        """Hand on what a chunk completes; gives the number of its lines."""
         lines = self._framer.feed(chunk)
         if lines and self._is_first_line:
             self._is_first_line = False
             if not isinstance(lines[0], Oversize) and not messages.is_whole(lines[0]):
                 self._intake.refuse("fragment")
                 del lines[0]
-        if lines:
-            self._answer(await self._intake.accept(self._machine_id, lines))
-        # Lines that become nothing do not wait for the spool: a guest full of them must not keep the loop to itself.
-        await asyncio.sleep(0)
+        self._lines.extend(lines)
+        await self._hand_over()
+        return len(lines)
+
+    async def _hand_over(self) -> None:
+        while self._lines:
+            some = [self._lines.popleft() for _ in range(min(LINES_AT_ONCE, len(self._lines)))]
+            self._answer(await self._intake.accept(self._machine_id, some))
+            # Lines that become nothing do not wait for the spool: nobody full of them may keep the loop to itself.
+            await asyncio.sleep(0)
 
     def _answer(self, answer: bytes) -> None:
         """Send without waiting: acknowledgements are cumulative, a later one covers one that found no room."""
