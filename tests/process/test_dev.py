@@ -1,6 +1,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ def clone(tmp_path: Path) -> Path:
     """A clone of this repository, as far as ./dev needs one, with a test of its own."""
     clone = tmp_path / "clone"
     clone.mkdir()
-    for name in ("dev", "pyproject.toml", "requirements.lock"):
+    for name in ("dev", "pyproject.toml", "requirements.lock", "requirements-libvirt.lock"):
         shutil.copy2(ROOT / name, clone)
     for name in ("tools", "daemon", "schema", "sql"):
         shutil.copytree(ROOT / name, clone / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
@@ -199,7 +200,22 @@ def test_a_cache_that_cannot_be_written_is_told_the_alternatives(tmp_path: Path)
     assert "cannot be written" in get_timescaledb(tmp_path, {})
 
 
+@pytest.mark.parametrize(("program", "lack"), [("cc", "this host has no C compiler"), ("apt-get", "libvirt-dev")])
+def test_where_libvirts_bindings_cannot_be_built_one_sentence_says_what_is_lacking(
+    doctored: Path, tmp_path: Path, program: str, lack: str
+) -> None:
+    replace(doctored / "cc", "exit 1")
+    (doctored / program).unlink()
+    environment = {"PATH": str(doctored), "GUESTD_CACHE": str(tmp_path / "cache")}
+    done = start(ROOT / "tools/build-libvirt", sys.prefix, **environment)
+    assert done.returncode == 1
+    said = done.stderr.splitlines()[-1]
+    assert said.startswith("build-libvirt: libvirt-python is not built: ")
+    assert lack in said
+    assert said.endswith("; what needs libvirt is left out.")
+
+
 def test_an_unknown_name_of_packages_is_a_usage_error() -> None:
     done = start(ROOT / "tools/get-packages", "oracle")
     assert done.returncode == 2
-    assert done.stderr == "usage: tools/get-packages timescaledb|pip\n"
+    assert done.stderr == "usage: tools/get-packages timescaledb|pip|libvirt|lab\n"
