@@ -56,6 +56,17 @@ class _Judged:
         sender = self.sender
         return sender.seq or 0 if sender is not None and sender.boot_id == boot_id else 0
 
+    def last_mark(self, boot_id: str) -> str | None:
+        sender = self.sender
+        return sender.mark if sender is not None and sender.boot_id == boot_id else None
+
+    def follows(self, header: messages.Header) -> bool:
+        """Whether a line comes behind the last one that was taken, and not behind another of the same number."""
+        last_mark = self.last_mark(header.boot_id)
+        return header.seq == self.last_seq(header.boot_id) + 1 and (
+            last_mark is None or header.after in (None, last_mark)
+        )
+
     def take(self, payload: bytes | None, header: messages.Header | None, now_ms: int) -> None:
         sender = self.sender
         # Strictly increasing for a machine, the order of its frames; but not ahead for ever of a clock put right.
@@ -64,9 +75,10 @@ class _Judged:
             received_at_ms = max(now_ms, sender.received_at_ms + 1)
         boot_id = header.boot_id if header else sender.boot_id if sender else None
         seq = header.seq if header else sender.seq if sender else None
-        self.sender = Sender(received_at_ms, boot_id, seq)
+        mark = header.mark if header else sender.mark if sender else None
+        self.sender = Sender(received_at_ms, boot_id, seq, mark)
         self.unnumbered += header is None
-        self.entries.append(Entry(self.machine_id, received_at_ms, payload, boot_id, seq))
+        self.entries.append(Entry(self.machine_id, received_at_ms, payload, boot_id, seq, mark))
 
 
 class Intake:
@@ -175,9 +187,10 @@ class Intake:
         if header.seq <= last_seq:
             self._counters.duplicate()
             return False
-        if header.seq not in (last_seq + 1, header.oldest):
+        if header.seq != header.oldest and not judged.follows(header):
             judged.has_gap = True
-            self._counters.refused("out_of_order")
+            # The number is due, the line before is not ours: its machine was put back to a snapshot.
+            self._counters.refused("rewound" if header.seq == last_seq + 1 else "out_of_order")
             return False
         if last_seq:  # of an unknown run nothing is missing that we were ever to get
             self._counters.dropped_by_agent(min(header.seq - last_seq - 1, MOST_DROPPED))
@@ -203,11 +216,11 @@ class Intake:
         boot_id = judged.answer_to
         if boot_id is None:
             return b""
-        last_seq, now_ms = judged.last_seq(boot_id), self._now_ms()
+        last_seq, mark, now_ms = judged.last_seq(boot_id), judged.last_mark(boot_id), self._now_ms()
         if not judged.has_gap:
-            return messages.ack(boot_id, last_seq)
+            return messages.ack(boot_id, last_seq, mark)
         asked_boot_id, asked_seq, asked_at_ms = self._asked.get(judged.machine_id, ("", 0, 0))
         if (asked_boot_id, asked_seq) == (boot_id, last_seq) and 0 <= now_ms - asked_at_ms < ASK_AGAIN_MS:
             return b""
         self._asked[judged.machine_id] = (boot_id, last_seq, now_ms)
-        return messages.resend(boot_id, last_seq)
+        return messages.resend(boot_id, last_seq, mark)

@@ -388,10 +388,12 @@ class Header:
     boot_id: str
     seq: int
     oldest: int
+    after: str | None = None  # the mark of the line before; agents that set no marks are not checked
+    mark: str | None = None
 
 
 _HEADER = re.compile(
-    rb'\{"type":"metrics","boot_id":"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})","seq":([1-9][0-9]{0,17}),"oldest":([1-9][0-9]{0,17})[,}]'
+    rb'\{"type":"metrics","boot_id":"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})","seq":([1-9][0-9]{0,17}),"oldest":([1-9][0-9]{0,17})(?:,"after":"([0-9a-f]{16})","mark":"([0-9a-f]{16})")?[,}]'
 )
 _TYPE = re.compile(rb'\s*\{\s*"type"\s*:\s*"([A-Za-z_]{1,40})"')
 # The answer to a command bears no type.
@@ -403,8 +405,9 @@ def header(line: bytes) -> Header | None:
     match = _HEADER.match(line)
     if match is None:
         return None
-    boot_id, seq, oldest = match.groups()
-    found = Header(boot_id.decode(), int(seq), int(oldest))
+    boot_id, seq, oldest, after, mark = match.groups()
+    marks = (after.decode(), mark.decode()) if mark else (None, None)
+    found = Header(boot_id.decode(), int(seq), int(oldest), *marks)
     return found if found.oldest <= found.seq else None
 
 
@@ -441,11 +444,16 @@ def is_json(line: bytes) -> bool:
     return True
 
 
-def ack(boot_id: str, seq: int) -> bytes:
-    """The line that tells our agent that everything up to `seq` is safe."""
-    return b'{"type":"ack","boot_id":"%s","seq":%d}\n' % (boot_id.encode(), seq)
+def ack(boot_id: str, seq: int, mark: str | None) -> bytes:
+    """The line that tells our agent that everything up to `seq`, whose mark this is, is safe."""
+    return b"%s}\n" % _ack(boot_id, seq, mark)
 
 
-def resend(boot_id: str, seq: int) -> bytes:
+def resend(boot_id: str, seq: int, mark: str | None) -> bytes:
     """The line that asks our agent for everything after `seq` again."""
-    return b'{"type":"ack","boot_id":"%s","seq":%d,"resend":true}\n' % (boot_id.encode(), seq)
+    return b'%s,"resend":true}\n' % _ack(boot_id, seq, mark)
+
+
+def _ack(boot_id: str, seq: int, mark: str | None) -> bytes:
+    told = b'{"type":"ack","boot_id":"%s","seq":%d' % (boot_id.encode(), seq)
+    return b'%s,"mark":"%s"' % (told, mark.encode()) if mark else told

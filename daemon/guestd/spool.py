@@ -45,7 +45,8 @@ CREATE TABLE IF NOT EXISTS sender (
     machine_id BLOB PRIMARY KEY,
     received_at_ms INTEGER NOT NULL,
     boot_id TEXT,
-    seq INTEGER
+    seq INTEGER,
+    mark TEXT
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS identity (spool_id TEXT NOT NULL, unsettled_seq INTEGER) STRICT;
 """
@@ -60,6 +61,7 @@ class Sender:
     received_at_ms: int
     boot_id: str | None
     seq: int | None
+    mark: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,7 @@ class Entry:
     payload: bytes | None
     boot_id: str | None = None
     seq: int | None = None
+    mark: str | None = None
 
     @property
     def size_bytes(self) -> int:
@@ -242,8 +245,11 @@ class Spool:
                 ),
             )
             self._writing.executemany(
-                "REPLACE INTO sender (machine_id, received_at_ms, boot_id, seq) VALUES (?, ?, ?, ?)",
-                ((key.bytes, entry.received_at_ms, entry.boot_id, entry.seq) for key, entry in senders.items()),
+                "REPLACE INTO sender (machine_id, received_at_ms, boot_id, seq, mark) VALUES (?, ?, ?, ?, ?)",
+                (
+                    (key.bytes, entry.received_at_ms, entry.boot_id, entry.seq, entry.mark)
+                    for key, entry in senders.items()
+                ),
             )
         return first_seq
 
@@ -412,6 +418,7 @@ def _opened(file: Path) -> sqlite3.Connection:
         # and on a full disk need room for it.
         connection.execute("PRAGMA secure_delete=OFF")
         connection.executescript(_SCHEMA)
+        _add_column(connection, "sender", "mark", "TEXT")
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)  # noqa: TRY301 -- one way out for every kind of damage
@@ -421,6 +428,12 @@ def _opened(file: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def _add_column(connection: sqlite3.Connection, table: str, name: str, definition: str) -> None:
+    """A column that files of earlier versions do not have."""
+    if name not in {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}:
+        connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {definition}")
 
 
 def _new_identity(connection: sqlite3.Connection) -> UUID:
@@ -454,7 +467,7 @@ def _unsettled_seq(connection: sqlite3.Connection, last_seq: int) -> int:
 
 
 def _senders(connection: sqlite3.Connection) -> dict[UUID, Sender]:
-    rows = connection.execute("SELECT machine_id, received_at_ms, boot_id, seq FROM sender")
+    rows = connection.execute("SELECT machine_id, received_at_ms, boot_id, seq, mark FROM sender")
     return {UUID(bytes=machine_id): Sender(*rest) for machine_id, *rest in rows}
 
 

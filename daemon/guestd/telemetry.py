@@ -19,7 +19,7 @@ COMMIT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 
 SKEW_BUCKETS = (0.1, 1, 5, 30, 60, 300, 3600, 86400)
 LAG_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
 
-REFUSED_HELP = "Lines not accepted: oversize, out_of_order and cut_off (asked for again if numbered), fragment, rate."
+REFUSED_HELP = "Lines not accepted: oversize, rate, fragment; asked for again: out_of_order, rewound, cut_off."
 DONE_HELP = "Accepted frames by what became of them: stored, stored_in_part, quarantined."
 SKEW_HELP = "How far the clocks of guests are from this host's, either way."
 LAG_HELP = "From the receipt of a batch's oldest frame to its commit."

@@ -90,10 +90,23 @@ async def test_what_waits_is_counted_again_after_a_restart(tmp_path: Path) -> No
 async def test_the_place_of_a_sender_is_kept_with_its_frames(tmp_path: Path) -> None:
     async with opened(tmp_path) as spool:
         await spool.append([entry(seq=7)])
-        await spool.append([Entry(MACHINE, 1_760_000_000_200, None, "boot", 8)])
+        await spool.append([Entry(MACHINE, 1_760_000_000_200, None, "boot", 8, "0123456789abcdef")])
         assert spool.frames == 1
     async with opened(tmp_path) as spool:
-        assert spool.senders_at_open == {MACHINE: Sender(1_760_000_000_200, "boot", 8)}
+        assert spool.senders_at_open == {MACHINE: Sender(1_760_000_000_200, "boot", 8, "0123456789abcdef")}
+
+
+@pytest.mark.asyncio
+async def test_the_spool_of_an_earlier_version_goes_on_with_what_it_holds(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        await spool.append([entry(b"kept", seq=7)])
+    older = sqlite3.connect(tmp_path / "spool.db")
+    older.execute("ALTER TABLE sender DROP COLUMN mark")
+    older.close()
+    async with opened(tmp_path) as spool:
+        assert spool.senders_at_open == {MACHINE: Sender(1_760_000_000_123, "boot", 7)}
+        await spool.append([entry(b"new", seq=8)])
+        assert [frame.payload for frame in await spool.read(0, max_frames=9, max_bytes=999)] == [b"kept", b"new"]
 
 
 @pytest.mark.asyncio

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guestd.agent.outbox import NO_PROGRESS_SECONDS, Outbox
+from guestd.agent.outbox import BODY_LIMIT_BYTES, LINE_LIMIT_BYTES, NO_MARK, NO_PROGRESS_SECONDS, Outbox
 
 BOOT_ID = "0d3f3a5e-8d0b-4a55-9c0b-5d5e4a2f7c11"
 PLENTY_BYTES = 1 << 20
@@ -27,6 +28,17 @@ def seqs(box: Outbox, now_seconds: float = 0.0) -> list[int]:
     return written
 
 
+def lines_of(box: Outbox, now_seconds: float = 0.0) -> list[dict[str, Any]]:
+    written = []
+    while (line := box.next_line(now_seconds)) is not None:
+        written.append(json.loads(line))
+    return written
+
+
+def marks(box: Outbox) -> list[str]:
+    return [line["mark"] for line in lines_of(box)]
+
+
 def filled(lines: int, limit_bytes: int = PLENTY_BYTES) -> Outbox:
     box = outbox(limit_bytes)
     for number in range(1, lines + 1):
@@ -35,8 +47,28 @@ def filled(lines: int, limit_bytes: int = PLENTY_BYTES) -> Outbox:
 
 
 def test_a_line_begins_with_the_header_of_the_contract_in_its_order() -> None:
-    box = filled(1)
-    assert box.next_line(0.0) == b'{"type":"metrics","boot_id":"%s","seq":1,"oldest":1,"n":1}\n' % BOOT_ID.encode()
+    line = filled(1).next_line(0.0)
+    assert line is not None
+    head, _, rest = line.partition(b',"after":"%s","mark":"' % NO_MARK.encode())
+    assert head == b'{"type":"metrics","boot_id":"%s","seq":1,"oldest":1' % BOOT_ID.encode()
+    assert re.fullmatch(rb'[0-9a-f]{16}","n":1}\n', rest)
+
+
+def test_a_header_of_the_largest_numbers_leaves_room_for_the_largest_body() -> None:
+    box = outbox()
+    box._oldest = box._cursor = 10**18 - 2
+    box.add(b"{" + b" " * (BODY_LIMIT_BYTES - 2) + b"}")
+    line = box.next_line(0.0)
+    assert line is not None
+    assert len(line) <= LINE_LIMIT_BYTES
+
+
+def test_a_line_names_its_mark_and_the_one_that_it_follows() -> None:
+    first, second = lines_of(filled(2))
+    assert (first["after"], second["after"]) == (NO_MARK, first["mark"])
+    assert first["mark"] != second["mark"]
+    # The mark is the content's: a line that is written again has the one it had.
+    assert marks(filled(2)) == marks(filled(2))
 
 
 def test_lines_are_written_once_and_in_order() -> None:
@@ -67,10 +99,53 @@ def test_an_acknowledgement_of_another_run_is_ignored() -> None:
     assert (box.held_lines, seqs(box)) == (2, [])
 
 
-def test_an_acknowledgement_of_a_line_that_never_was_is_ignored() -> None:
-    box = filled(2)
+def test_an_answer_about_a_line_that_never_was_begins_a_new_run_with_all_that_is_held() -> None:
+    box = filled(3)
+    seqs(box)
+    box.acknowledge(BOOT_ID, 1, 1.0)
     box.acknowledge(BOOT_ID, 7, 1.0)
-    assert box.held_lines == 2
+    assert box.boot_id != BOOT_ID
+    written = lines_of(box, 1.0)
+    assert [(line["boot_id"], line["seq"], line["oldest"], line["n"]) for line in written] == [
+        (box.boot_id, 1, 1, 2),
+        (box.boot_id, 2, 1, 3),
+    ]
+    assert written[0]["after"] == NO_MARK
+    assert (box.rewound, box.held_lines, box.last) == (1, 2, 2)
+
+
+def test_an_answer_about_another_line_of_that_number_begins_a_new_run() -> None:
+    box = filled(3)
+    seqs(box)
+    box.acknowledge(BOOT_ID, 3, 1.0, mark="f" * 16)
+    assert (box.rewound, box.held_lines) == (1, 3)
+    resent = filled(3)
+    seqs(resent)
+    resent.resend_after(BOOT_ID, 2, 1.0, mark="f" * 16)
+    assert (resent.rewound, seqs(resent, 1.0)) == (1, [1, 2, 3])
+
+
+def test_an_answer_about_the_very_line_forgets_it() -> None:
+    box = filled(3)
+    mark = marks(box)[1]
+    box.acknowledge(BOOT_ID, 2, 1.0, mark=mark)
+    assert (box.rewound, box.held_lines) == (0, 1)
+
+
+def test_an_outbox_that_was_rewound_and_holds_nothing_goes_on_from_one() -> None:
+    box = outbox()
+    box.acknowledge(BOOT_ID, 7, 1.0)
+    assert box.add(b'{"n":1}') == 1
+    assert seqs(box) == [1]
+
+
+def test_two_reverts_to_one_state_lead_to_two_names() -> None:
+    one, other = filled(2), filled(2)
+    one.add(b'{"n":3}')
+    other.add(b'{"n":4}')
+    for box in (one, other):
+        box.acknowledge(BOOT_ID, 3, 1.0, mark="f" * 16)
+    assert len({BOOT_ID, one.boot_id, other.boot_id}) == 3
 
 
 def test_an_acknowledged_line_that_was_about_to_be_written_again_is_not() -> None:

@@ -193,6 +193,33 @@ async def test_a_new_run_of_the_agent_counts_from_one_again(tmp_path: Path) -> N
         assert len(await gate.frames()) == 4
 
 
+def marked(seq: int, after: str, mark: str, *, oldest: int = 1) -> bytes:
+    numbers = numbered(seq, oldest=oldest).removesuffix(b'"data":{}}')
+    return numbers + b'"after":"%s","mark":"%s","data":{}}' % (after.encode() * 16, mark.encode() * 16)
+
+
+@pytest.mark.asyncio
+async def test_the_mark_of_the_last_line_is_told_with_every_answer(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        assert await gate.accept(marked(1, "0", "a")) == {**ack(1), "mark": "a" * 16}
+        assert await gate.accept(marked(1, "0", "a")) == {**ack(1), "mark": "a" * 16}
+        assert await gate.accept(marked(3, "b", "c")) == {**resend(1), "mark": "a" * 16}
+    async with gate_on(tmp_path) as gate:
+        assert await gate.accept(marked(2, "a", "b")) == {**ack(2), "mark": "b" * 16}
+
+
+@pytest.mark.asyncio
+async def test_a_line_that_follows_another_than_the_last_one_is_not_taken(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        await gate.accept(marked(1, "0", "a"), marked(2, "a", "b"))
+        # The machine was put back to line 1: its line 2 is another one, and so is what follows it.
+        assert await gate.accept(marked(2, "a", "e"), marked(3, "e", "f")) == {**resend(2), "mark": "b" * 16}
+        assert (gate.counts["duplicate"], gate.counts["rewound"]) == (1, 1)
+        # The agent holds nothing before this one: there is nothing to wait for.
+        assert await gate.accept(marked(3, "e", "f", oldest=3)) == {**ack(3), "mark": "f" * 16}
+        assert len(await gate.payloads()) == 3
+
+
 @pytest.mark.asyncio
 async def test_an_oversize_line_that_is_numbered_is_acknowledged_so_that_it_does_not_come_again(tmp_path: Path) -> None:
     async with gate_on(tmp_path) as gate:

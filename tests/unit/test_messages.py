@@ -10,6 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from guestd import messages
+from guestd.agent.hostlines import HostLine, HostLines
+from guestd.agent.outbox import NO_MARK, Outbox
 from guestd.errors import BadFrame
 from guestd.messages import Header, decode, header, is_whole, other_type
 
@@ -275,9 +277,32 @@ def test_what_begins_otherwise_is_never_numbered(line: bytes) -> None:
 
 def test_the_agent_and_the_daemon_agree_on_answers() -> None:
     boot_id = str(uuid4())
-    assert json.loads(messages.ack(boot_id, 12)) == {"type": "ack", "boot_id": boot_id, "seq": 12}
-    assert json.loads(messages.resend(boot_id, 8)) == {"type": "ack", "boot_id": boot_id, "seq": 8, "resend": True}
-    assert messages.ack(boot_id, 1).endswith(b"}\n")
+    answers = {
+        messages.ack(boot_id, 12, None): HostLine("ack", boot_id, 12),
+        messages.ack(boot_id, 12, "0123456789abcdef"): HostLine("ack", boot_id, 12, "0123456789abcdef"),
+        messages.resend(boot_id, 8, None): HostLine("ack", boot_id, 8, resend=True),
+        messages.resend(boot_id, 8, "0123456789abcdef"): HostLine("ack", boot_id, 8, "0123456789abcdef", resend=True),
+    }
+    for line, heard in answers.items():
+        assert HostLines().feed(line) == [heard]
+
+
+def test_the_agent_and_the_daemon_agree_on_headers() -> None:
+    outbox = Outbox(BOOT_ID, 1000)
+    outbox.add(b'{"timestamp":"t"}')
+    line = outbox.next_line(0.0)
+    assert line is not None
+    found = header(line)
+    assert found is not None
+    assert found == Header(BOOT_ID, 1, 1, NO_MARK, found.mark)
+    assert found.mark == json.loads(line)["mark"]
+
+
+@pytest.mark.parametrize(
+    "part", [b',"after":"0123456789abcdef"', b',"mark":"0123456789abcdef"', b',"after":"","mark":""']
+)
+def test_half_a_pair_of_marks_is_none(part: bytes) -> None:
+    assert header(NUMBERED[:-1] + part + b",") == Header(BOOT_ID, 12, 9)
 
 
 @given(st.integers(1, len(D1) - 1))

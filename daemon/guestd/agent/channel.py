@@ -53,16 +53,21 @@ class Sender:
 
     def hear(self, line: HostLine) -> None:
         """Act on a line of the host."""
-        now = time.monotonic()
+        now, boot_id = time.monotonic(), self.outbox.boot_id
         if line.type == "Metrics":
             self._on_request()
         elif line.type == "ack" and line.resend:
-            self.outbox.resend_after(line.boot_id, line.seq, now)
+            self.outbox.resend_after(line.boot_id, line.seq, now, line.mark)
+        elif line.type == "ack":
+            self.outbox.acknowledge(line.boot_id, line.seq, now, line.mark)
+        if line.type == "ack":
             self._to_write.set()
             self._acknowledged.set()
-        elif line.type == "ack":
-            self.outbox.acknowledge(line.boot_id, line.seq, now)
-            self._acknowledged.set()
+        if self.outbox.boot_id != boot_id:
+            _log.warning(
+                "this machine was put back to an earlier state: what is held is sent under a new boot_id",
+                boot_id=self.outbox.boot_id, lines=self.outbox.held_lines,
+            )  # fmt: skip
 
     async def next_line(self) -> bytes:
         """The line to write next, as soon as there is one."""

@@ -14,6 +14,7 @@ class HostLine(msgspec.Struct, frozen=True):
     type: str
     boot_id: str = ""
     seq: int = 0
+    mark: str = ""
     resend: bool = False
 
 

@@ -4,17 +4,24 @@ Pure: no channel, no clock but as an argument. Lines are numbered as they are ad
 gaps: acknowledgement and giving up both take from the front, so what is held is always `oldest .. last`. The
 cursor walks over it as lines are written and goes back to the front whenever the channel may have lost
 something.
+
+A machine that is put back to a snapshot has an outbox that gives out numbers it has given out before. The marks tell:
+an answer about a line that is not ours means that ours was never taken. What is held then becomes a new run.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from hashlib import blake2b
+from uuid import UUID
 
 # docs/wire.md: so long may lines be outstanding without any acknowledgement before they are written again.
 NO_PROGRESS_SECONDS = 5.0
 LINE_LIMIT_BYTES = 1024 * 1024
-# The longest header: the fixed text, a UUID, two numbers of 19 digits.
-BODY_LIMIT_BYTES = LINE_LIMIT_BYTES - 160
+# The longest header: the fixed text, a UUID, two numbers of 19 digits, two marks.
+BODY_LIMIT_BYTES = LINE_LIMIT_BYTES - 200
+# What the first line of a run follows.
+NO_MARK = "0" * 16
 
 
 class Outbox:
@@ -27,8 +34,10 @@ class Outbox:
         self.boot_id = boot_id
         self.given_up = 0
         self.acknowledged = 0
+        self.rewound = 0
         self._limit_bytes = limit_bytes
         self._held: deque[bytes] = deque()
+        self._marks: deque[str] = deque([NO_MARK])  # of the lines `oldest - 1 .. last`
         self._held_bytes = 0
         self._oldest = 1
         self._cursor = 1
@@ -60,6 +69,7 @@ class Outbox:
         The oldest lines are given up while the buffer is over its bound; the newest is always kept.
         """
         self._held.append(body[1:])
+        self._marks.append(blake2b(body, digest_size=8).hexdigest())
         self._held_bytes += len(body) - 1
         while self._held_bytes > self._limit_bytes and len(self._held) > 1:
             self._drop_oldest()
@@ -82,30 +92,53 @@ class Outbox:
         self._cursor += 1
         return line
 
-    def acknowledge(self, boot_id: str, seq: int, now_seconds: float) -> None:
-        """Forget everything up to `seq`; an answer to another run, or to lines never sent, is ignored."""
-        if boot_id != self.boot_id or not self._oldest <= seq <= self.last:
+    def acknowledge(self, boot_id: str, seq: int, now_seconds: float, mark: str = "") -> None:
+        """Forget everything up to `seq`, whose mark the host gives; an answer to another run is ignored.
+
+        An answer about a line that is not ours under this number, or that was never ours, begins a new run.
+        """
+        if boot_id != self.boot_id:
+            return
+        if seq > self.last or (seq >= self._oldest and mark not in ("", self._mark(seq))):
+            self._begin_again(seq, mark)
+            return
+        if seq < self._oldest:
             return
         while self._oldest <= seq:
             self._drop_oldest()
             self.acknowledged += 1
         self._progress_at = now_seconds
 
-    def resend_after(self, boot_id: str, seq: int, now_seconds: float) -> None:
+    def resend_after(self, boot_id: str, seq: int, now_seconds: float, mark: str = "") -> None:
         """As `acknowledge`, and write again everything that is still held."""
-        self.acknowledge(boot_id, seq, now_seconds)
+        self.acknowledge(boot_id, seq, now_seconds, mark)
         if boot_id == self.boot_id:
             self.restart()
 
+    def _begin_again(self, seq: int, mark: str) -> None:
+        """This machine was put back in time: what is held is a new run from 1 on, whatever the host has of the old one.
+
+        The new name is made of what differs from one revert to the next: after two reverts to one snapshot a machine's
+        random numbers may be the same.
+        """
+        told = f"{self.boot_id} {self._marks[-1]} {seq} {mark}".encode()
+        self.boot_id = str(UUID(bytes=blake2b(told, digest_size=16).digest(), version=4))
+        self._marks[0] = NO_MARK
+        self._oldest = self._cursor = 1
+        self.rewound += 1
+
+    def _mark(self, seq: int) -> str:
+        return self._marks[seq - self._oldest + 1]
+
     def _line(self, seq: int) -> bytes:
         # `oldest` is as of now and not as of `add`: it tells the host what it need not wait for any more.
-        header = b'{"type":"metrics","boot_id":"%s","seq":%d,"oldest":%d,'
-        return b"%s%s\n" % (
-            header % (self.boot_id.encode(), seq, self._oldest),
-            self._held[seq - self._oldest],
-        )
+        header = b'{"type":"metrics","boot_id":"%s","seq":%d,"oldest":%d,"after":"%s","mark":"%s",' % (
+            self.boot_id.encode(), seq, self._oldest, self._mark(seq - 1).encode(), self._mark(seq).encode(),
+        )  # fmt: skip
+        return b"%s%s\n" % (header, self._held[seq - self._oldest])
 
     def _drop_oldest(self) -> None:
         self._held_bytes -= len(self._held.popleft())
+        self._marks.popleft()
         self._oldest += 1
         self._cursor = max(self._cursor, self._oldest)
