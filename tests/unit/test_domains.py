@@ -1,0 +1,116 @@
+"""libvirt's numbers and XML as plain values."""
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from guestd.domains import Channel, Description, Domain, Graphics, describe, status_of, words
+
+LIVE = """
+<domain type='qemu' id='3'>
+  <memory unit='KiB'>2097152</memory><vcpu placement='static' current='2'>4</vcpu>
+  <devices>
+    <channel type='unix'>
+      <source mode='bind' path='/run/channels/one'/>
+      <target type='virtio' name='org.infinibay.agent' state='connected'/>
+    </channel>
+    <channel type='unix'>
+      <source mode='bind' path='/run/channels/two'/>
+      <target type='virtio' name='org.qemu.guest_agent.0' state='disconnected'/>
+    </channel>
+    <channel type='spicevmc'><target type='virtio' name='com.redhat.spice.0'/></channel>
+    <graphics type='egl-headless'/>
+    <graphics type='spice' port='5901' autoport='yes' listen='127.0.0.1'>
+      <listen type='address' address='127.0.0.1'/>
+    </graphics>
+    <graphics type='vnc' port='5902'/>
+  </devices>
+</domain>
+"""
+DEFINED = """
+<domain type='qemu'>
+  <memory unit='KiB'>1048576</memory><vcpu>1</vcpu>
+  <devices>
+    <channel type='unix'><source mode='bind'/><target type='virtio' name='org.infinibay.agent'/></channel>
+    <graphics type='vnc' port='-1' autoport='yes'><listen type='address' address='0.0.0.0'/></graphics>
+  </devices>
+</domain>
+"""
+
+
+def domain(state: str, reason: str = "unknown") -> Domain:
+    description = Description(vcpus=1, memory_kib=1, graphics=None, channels=())
+    return Domain(UUID(int=1), "vm", state, reason, state not in ("shutoff", "nostate"), 0.0, description)
+
+
+def test_a_live_domain_is_described_with_its_first_screen_and_its_unix_channels() -> None:
+    assert describe(LIVE) == Description(
+        vcpus=2,
+        memory_kib=2097152,
+        graphics=Graphics("spice", 5901, "127.0.0.1"),
+        channels=(
+            Channel("org.infinibay.agent", "/run/channels/one", True),
+            Channel("org.qemu.guest_agent.0", "/run/channels/two", False),
+        ),
+    )
+
+
+def test_a_defined_domain_has_neither_a_port_nor_a_path_yet() -> None:
+    described = describe(DEFINED)
+    assert described.graphics == Graphics("vnc", -1, "0.0.0.0")
+    assert described.channels == (Channel("org.infinibay.agent", None, None),)
+
+
+def test_a_domain_without_devices_is_described_as_such() -> None:
+    assert describe("<domain/>") == Description(vcpus=0, memory_kib=0, graphics=None, channels=())
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ((1, 1), ("running", "booted")),
+        ((1, 2), ("running", "migrated")),
+        ((3, 1), ("paused", "user")),
+        ((3, 2), ("paused", "migration")),
+        ((3, 5), ("paused", "io_error")),
+        ((3, 11), ("paused", "starting_up")),
+        ((4, 1), ("shutdown", "unknown")),
+        ((5, 4), ("shutoff", "migrated")),
+        ((6, 1), ("crashed", "panicked")),
+        ((7, 0), ("pmsuspended", "unknown")),
+        ((99, 99), ("nostate", "unknown")),
+        ((3, 99), ("paused", "unknown")),
+        ((-1, 0), ("nostate", "unknown")),
+    ],
+)
+def test_numbers_become_libvirts_own_words(numbers: tuple[int, int], expected: tuple[str, str]) -> None:
+    assert words(*numbers) == expected
+
+
+EXPECTED: list[Any] = [
+    ("running", "booted", "running"),
+    ("blocked", "unknown", "running"),
+    ("paused", "user", "suspended"),
+    ("paused", "api_error", "suspended"),
+    ("pmsuspended", "unknown", "suspended"),
+    ("paused", "io_error", "error"),
+    ("paused", "watchdog", "error"),
+    ("paused", "crashed", "error"),
+    ("paused", "migration", None),
+    ("paused", "starting_up", None),
+    ("paused", "postcopy", None),
+    ("paused", "snapshot", None),
+    ("shutdown", "unknown", None),
+    ("shutoff", "destroyed", "off"),
+    ("shutoff", "crashed", "off"),
+    ("shutoff", "saved", "off"),
+    ("shutoff", "migrated", None),
+    ("crashed", "panicked", "error"),
+    ("nostate", "unknown", None),
+]
+
+
+@pytest.mark.parametrize(("state", "reason", "status"), EXPECTED)
+def test_a_state_becomes_a_status_or_is_left_to_others(state: str, reason: str, status: str | None) -> None:
+    assert status_of(domain(state, reason)) == status

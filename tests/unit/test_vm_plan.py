@@ -1,0 +1,469 @@
+"""The VM plan: any part of it, planned again from where that led, comes to the same end and harms nobody."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guestd.domains import Channel, Description, Domain, Graphics, status_of
+from guestd.plans import vms
+from guestd.plans.vms import (
+    Claim,
+    Destroy,
+    Facts,
+    KeepFacts,
+    KeepGraphics,
+    Machine,
+    Plan,
+    Power,
+    Resume,
+    Rules,
+    SetStatus,
+    Shutdown,
+    Start,
+    Suspend,
+    Tries,
+    Write,
+)
+
+HERE, THERE = UUID(int=1), UUID(int=2)
+SETTLED = ("running", "off", "suspended", "error", "stopped", "paused")
+OF_OTHERS = ("building", "updating_hardware", "powering_off_update", "failed", "")
+SAME = {"stopped": "off", "paused": "suspended"}
+AGENT = "org.infinibay.agent"
+BORN = 1000.0
+
+
+def rules(**changes: Any) -> Rules:
+    before = Rules(
+        host_id=HERE, is_converging=True, may_destroy=False, shutdown_seconds=60.0, channel_names=(AGENT,)
+    )  # fmt: skip
+    return replace(before, **changes)
+
+
+def description(**changes: Any) -> Description:
+    return replace(Description(vcpus=2, memory_kib=1048576, graphics=None, channels=()), **changes)
+
+
+def domain(number: int = 1, state: str = "running", reason: str = "unknown", **changes: Any) -> Domain:
+    is_active = state not in ("shutoff", "nostate")
+    before = Domain(UUID(int=100 + number), f"vm{number}", state, reason, is_active, 0.0, description())
+    return replace(before, **changes)
+
+
+def facts_of(seen: Domain, **changes: Any) -> Facts:
+    described = seen.description
+    before = Facts(
+        seen.uuid, seen.state, seen.reason, described.vcpus, described.memory_kib, "absent", None
+    )  # fmt: skip
+    return replace(before, **changes)
+
+
+def machine(number: int = 1, status: str = "running", **changes: Any) -> Machine:
+    before = Machine(
+        id=UUID(int=number), name=f"vm{number}", status=status, desired=None, host_id=HERE, is_holder_live=True,
+        cpu_cores=0, ram_gb=0, graphics=None, facts=None,
+    )  # fmt: skip
+    return replace(before, **changes)
+
+
+@dataclass
+class World:
+    """One host's domains, the store's rows, and time; refuses what the real ones would refuse."""
+
+    machines: dict[UUID, Machine]
+    domains: dict[UUID, Domain]
+    is_stubborn: bool = False
+    may_destroy: bool = False
+    is_converging: bool = True
+    now: float = BORN
+    tries: dict[UUID, Tries] = field(default_factory=dict)
+
+    def plan(self) -> Plan:
+        names = {each.name for each in self.domains.values()}
+        mine = [each for each in self.machines.values() if each.host_id == HERE or each.name in names]
+        domains = list(self.domains.values())
+        self.tries = vms.remembered(self.tries, mine, domains, self.now)
+        chosen = rules(may_destroy=self.may_destroy, is_converging=self.is_converging)
+        return vms.plan(mine, domains, tries=self.tries, now=self.now, rules=chosen)
+
+    def apply(self, steps: Iterable[Write | Power]) -> None:
+        for step in steps:
+            match step:
+                case Power():
+                    self._power(step)
+                case _:
+                    self._write(step)
+
+    def _write(self, step: Write) -> None:
+        row = self.machines[step.machine_id]
+        if isinstance(step, Claim):
+            assert row.host_id == step.holder
+            seen = next(each for each in self.domains.values() if each.name == row.name)
+            assert seen.is_active or row.host_id is None
+            self.machines[row.id] = replace(row, host_id=HERE, is_holder_live=True)
+            return
+        assert row.host_id == HERE, f"{step}: the machine is not held here"
+        match step:
+            case SetStatus():
+                assert row.status == step.before
+                assert row.status in SETTLED, f"{step}: somebody is in the middle of it"
+                self.machines[row.id] = replace(row, status=step.after)
+            case KeepGraphics():
+                self.machines[row.id] = replace(row, graphics=step.graphics)
+            case KeepFacts():
+                self.machines[row.id] = replace(row, facts=step.facts)
+
+    def _power(self, step: Power) -> None:
+        row, seen = self.machines[step.machine_id], self.domains[step.domain_uuid]
+        assert row.host_id == HERE
+        assert row.desired == step.desired
+        assert row.status in SETTLED, f"{step}: somebody is in the middle of it"
+        assert seen.name == row.name
+        self.tries[row.id] = vms.tried(self.tries.get(row.id), step, self.now)
+        match step:
+            case Start():
+                assert not seen.is_active
+                self._becomes(seen, "running", "booted")
+            case Resume():
+                assert seen.state == "paused"
+                self._becomes(seen, "running", "unpaused")
+            case Suspend():
+                assert seen.state in ("running", "blocked")
+                self._becomes(seen, "paused", "user")
+            case Shutdown():
+                assert seen.state in ("running", "blocked")
+                if not self.is_stubborn:
+                    self._becomes(seen, "shutoff", "shutdown")
+            case Destroy():
+                assert self.may_destroy
+                assert seen.is_active
+                self._becomes(seen, "shutoff", "destroyed")
+
+    def _becomes(self, seen: Domain, state: str, reason: str) -> None:
+        is_active = state != "shutoff"
+        self.domains[seen.uuid] = replace(seen, state=state, reason=reason, is_active=is_active, since=self.now)
+
+    def settle(self) -> None:
+        """Plan and apply, as the loop does, until there is nothing left to wait for."""
+        for _ in range(60):
+            found = self.plan()
+            self.apply([*found.writes, *found.actions])
+            if not found.writes and not found.actions:
+                if found.look_again_seconds is None or self.now > BORN + 2000:
+                    return
+                self.now += found.look_again_seconds + 0.001
+        raise AssertionError("it does not come to rest")
+
+
+STATES = st.sampled_from(
+    [
+        ("running", "booted"), ("running", "migrated"), ("blocked", "unknown"), ("paused", "user"),
+        ("paused", "migration"), ("paused", "starting_up"), ("paused", "io_error"), ("shutdown", "unknown"),
+        ("shutoff", "destroyed"), ("shutoff", "migrated"), ("crashed", "panicked"), ("pmsuspended", "unknown"),
+        ("nostate", "unknown"),
+    ]
+)  # fmt: skip
+GRAPHICS = st.sampled_from([None, Graphics("spice", 5900, "127.0.0.1"), Graphics("vnc", -1, None)])
+CHANNELS = st.sampled_from([(), (Channel(AGENT, "/a", True),), (Channel("other", "/b", True),)])
+
+
+@st.composite
+def domains(draw: st.DrawFn, number: int) -> Domain:
+    state, reason = draw(STATES)
+    since = draw(st.sampled_from([0.0, BORN - 1, BORN]))
+    described = description(graphics=draw(GRAPHICS), channels=draw(CHANNELS))
+    return domain(number, state, reason, since=since, description=described)
+
+
+@st.composite
+def machines(draw: st.DrawFn, number: int) -> Machine:
+    uuid = draw(st.sampled_from([100 + number, 7]))
+    seen = draw(st.sampled_from(["running", "shutoff", "missing"]))
+    return machine(
+        number,
+        draw(st.sampled_from(SETTLED + OF_OTHERS)),
+        desired=draw(st.sampled_from([None, "running", "off", "suspended"])),
+        host_id=draw(st.sampled_from([None, HERE, HERE, THERE])),
+        is_holder_live=draw(st.booleans()),
+        cpu_cores=draw(st.integers(0, 2)),
+        graphics=draw(GRAPHICS),
+        facts=draw(st.sampled_from([None, Facts(UUID(int=uuid), seen, "unknown", 1, 1, "absent", None)])),
+    )
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    rows = [draw(machines(number)) for number in draw(st.sets(st.integers(1, 4)))]
+    seen = [draw(domains(number)) for number in draw(st.sets(st.integers(1, 4)))]
+    return World(
+        {row.id: row for row in rows},
+        {each.uuid: each for each in seen},
+        is_stubborn=draw(st.booleans()),
+        may_destroy=draw(st.booleans()),
+        is_converging=draw(st.booleans()),
+    )
+
+
+def copied(world: World) -> World:
+    return replace(world, machines=dict(world.machines), domains=dict(world.domains), tries=dict(world.tries))
+
+
+def ended(world: World) -> tuple[Any, ...]:
+    """Where it came to: rows and power, without the times."""
+    return (
+        {key: replace(row, facts=None) for key, row in world.machines.items()},
+        {key: (each.state, each.is_active) for key, each in world.domains.items()},
+    )
+
+
+def unreachable(world: World, row: Machine, seen: Domain) -> bool:
+    """Whether what is wanted needs a person, or a patience that this world does not have."""
+    is_plain = seen.state in ("running", "blocked", "shutoff") or (seen.state, seen.reason) == ("paused", "user")
+    is_stuck = row.desired == "off" and world.is_stubborn and not world.may_destroy
+    return not is_plain or is_stuck or (row.desired == "suspended" and seen.state == "shutoff")
+
+
+@given(worlds(), st.integers(0, 12))
+def test_a_plan_that_was_cut_short_is_planned_again_and_leads_to_the_same_end(world: World, done: int) -> None:
+    whole, cut = copied(world), copied(world)
+    whole.settle()
+    first = cut.plan()
+    cut.apply([*first.writes, *first.actions][:done])
+    cut.settle()
+    assert ended(cut) == ended(whole)
+
+
+@given(worlds())
+def test_when_it_has_come_to_rest_the_rows_say_what_is_so(world: World) -> None:
+    world.settle()
+    by_name = {row.name: row for row in world.machines.values()}
+    for seen in world.domains.values():
+        row = by_name.get(seen.name)
+        if row is None or row.host_id != HERE or row.status not in SETTLED:
+            continue
+        assert row.facts is not None
+        assert (row.facts.domain_uuid, row.facts.state) == (seen.uuid, seen.state)
+        if status_of(seen) is not None:
+            assert SAME.get(row.status, row.status) == status_of(seen)
+            reached = row.desired in (None, status_of(seen))
+            assert reached or not world.is_converging or unreachable(world, row, seen)
+
+
+@given(worlds())
+def test_a_second_plan_is_empty(world: World) -> None:
+    world.settle()
+    again = world.plan()
+    assert (again.writes, again.actions) == ((), ())
+
+
+@given(worlds())
+def test_nothing_is_touched_that_is_not_ours(world: World) -> None:
+    before = copied(world)
+    world.settle()
+    names = {row.name for row in before.machines.values()}
+    for uuid, seen in before.domains.items():
+        if seen.name not in names or not world.is_converging:
+            assert world.domains[uuid] == seen
+    for key, row in before.machines.items():
+        if world.machines[key].host_id != HERE:
+            assert world.machines[key] == row
+
+
+@given(worlds())
+def test_what_is_not_seen_is_not_taken_for_stopped(world: World) -> None:
+    world.domains.clear()
+    before = {key: row.status for key, row in world.machines.items()}
+    world.settle()
+    assert {key: row.status for key, row in world.machines.items()} == before
+
+
+@given(worlds())
+def test_a_status_of_somebody_elses_is_left_alone_and_so_is_its_domain(world: World) -> None:
+    before = copied(world)
+    world.settle()
+    by_name = {row.name: row for row in before.machines.values()}
+    for row in before.machines.values():
+        if row.status in OF_OTHERS:
+            assert world.machines[row.id].status == row.status
+    for uuid, seen in before.domains.items():
+        if seen.name in by_name and by_name[seen.name].status in OF_OTHERS:
+            assert world.domains[uuid] == seen
+
+
+# ---- one rule each
+
+
+def steps(row: Machine | None, seen: Domain | None, **changes: Any) -> list[str]:
+    """What is planned for one machine and one domain, in words."""
+    tries = changes.pop("tries", {})
+    now = changes.pop("now", BORN)
+    found = vms.plan(
+        [row] if row else [], [seen] if seen else [], tries=tries, now=now, rules=rules(**changes)
+    )  # fmt: skip
+    return [str(step) for step in (*found.writes, *found.actions, *found.reports) if not isinstance(step, KeepFacts)]
+
+
+def test_a_row_follows_its_domain() -> None:
+    assert steps(machine(status="off"), domain()) == [
+        "status of vm1: off -> running: its domain is running (unknown)"
+    ]  # fmt: skip
+
+
+def test_a_domain_that_stopped_a_moment_ago_may_be_rebooting() -> None:
+    stopped = domain(state="shutoff", since=BORN - vms.OFF_SECONDS + 1)
+    assert steps(machine(), stopped) == []
+    assert vms.plan([machine()], [stopped], tries={}, now=BORN, rules=rules()).look_again_seconds == 1
+    assert steps(machine(), domain()) == []
+
+
+@pytest.mark.parametrize(("status", "state"), [("stopped", "shutoff"), ("paused", "paused")])
+def test_the_platforms_words_for_the_same_are_not_fought_over(status: str, state: str) -> None:
+    assert steps(machine(status=status), domain(state=state)) == []
+
+
+def test_only_an_active_domain_takes_a_machine_from_another_host() -> None:
+    held = machine(host_id=THERE, is_holder_live=False)
+    assert steps(held, domain(state="shutoff")) == []
+    assert steps(held, domain()) == [f"claim vm1: it is active here and host {THERE} is not heard of"]
+
+
+def test_a_machine_that_nobody_has_is_claimed_by_its_definition() -> None:
+    assert steps(machine(status="off", host_id=None), domain(state="shutoff")) == ["claim vm1: nobody held it"]
+
+
+def test_a_migrated_machine_changes_hands_once_and_is_never_seen_as_off() -> None:
+    seen = domain(state="running", reason="migrated")
+    held = machine(host_id=THERE, facts=facts_of(domain()))
+    assert steps(held, domain(state="paused", reason="migration")) == []
+    assert steps(held, seen) == [f"claim vm1: it was migrated here from host {THERE}"]
+    # The old host, before and after.
+    left_behind = domain(state="shutoff", reason="migrated")
+    assert steps(machine(facts=facts_of(domain())), left_behind) == []
+    assert steps(machine(host_id=THERE, facts=facts_of(seen)), left_behind) == []
+
+
+def test_a_second_domain_of_one_name_that_runs_elsewhere_is_reported_and_the_row_left() -> None:
+    held = machine(host_id=THERE, facts=facts_of(domain(), domain_uuid=UUID(int=9)))
+    expected = [f"duplicate: vm1: it also runs on host {THERE}, which holds it"]
+    assert steps(held, domain()) == expected
+    assert steps(held, domain(reason="migrated")) == expected
+
+
+def test_a_domain_without_a_row_and_a_row_without_a_domain_are_reported() -> None:
+    assert steps(None, domain()) == ["unmatched: vm1: a domain without a Machine of that internalName"]
+    assert steps(machine(), None) == ["missing: vm1: held by this host, which has no domain of that name"]
+    assert steps(machine(status="building"), None) == []
+
+
+def test_drift_is_reported_and_nothing_is_changed() -> None:
+    assert steps(machine(cpu_cores=4, ram_gb=2), domain()) == [
+        "drift: vm1: cpuCores is 4, the domain has 2 vCPUs",
+        "drift: vm1: ramGB is 2, the domain has 1048576 KiB",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("desired", "seen", "expected"),
+    [
+        ("running", domain(state="shutoff"), "start vm1: it is off and wanted running"),
+        ("running", domain(state="paused"), "resume vm1: it is suspended and wanted running"),
+        ("suspended", domain(), "suspend vm1: it is running and wanted suspended"),
+        ("off", domain(), "shutdown vm1: it is running and wanted off"),
+        ("off", domain(state="paused"), "resume vm1: it is suspended, wanted off, and can only shut down when it runs"),
+        (
+            "suspended",
+            domain(state="shutoff"),
+            "cannot: vm1: it is shutoff (unknown) and wanted suspended: that needs a person",
+        ),
+        (
+            "running",
+            domain(state="paused", reason="io_error"),
+            "cannot: vm1: it is paused (io_error) and wanted running: that needs a person",
+        ),
+    ],
+)
+def test_what_is_wanted_is_brought_about(desired: str, seen: Domain, expected: str) -> None:
+    row = machine(status=status_of(seen) or "", desired=desired)
+    assert steps(row, seen) == [expected]
+    assert steps(row, seen, is_converging=False) == []
+
+
+def test_a_guest_that_does_not_shut_down_is_destroyed_only_when_that_is_allowed() -> None:
+    row, asked = machine(desired="off"), {UUID(int=1): Tries("off", "Shutdown", 1, BORN)}
+    assert steps(row, domain(), tries=asked, now=BORN + 59, may_destroy=True) == []
+    assert steps(row, domain(), tries=asked, now=BORN + 61, may_destroy=True) == [
+        "destroy vm1: it did not shut down in time"
+    ]  # fmt: skip
+    assert steps(row, domain(), tries=asked, now=BORN + 61) == ["shutdown vm1: it is running and wanted off"]
+
+
+def test_what_fails_is_tried_ever_more_rarely() -> None:
+    row = machine(status="suspended", desired="running")
+    for count, delay in ((1, 2), (2, 4), (5, 32), (20, 300)):
+        tries = {row.id: Tries("running", "Resume", count, BORN)}
+        assert steps(row, domain(state="paused"), tries=tries, now=BORN + delay - 0.1) == []
+        assert len(steps(row, domain(state="paused"), tries=tries, now=BORN + delay)) == 1
+
+
+def test_a_machine_that_keeps_crashing_is_left_with_a_reason_until_it_is_wanted_anew() -> None:
+    row, crashed = machine(status="off", desired="running"), domain(state="shutoff", reason="crashed")
+    tries = {row.id: Tries("running", "Start", vms.STARTS_BEFORE_LEFT, BORN - 900)}
+    assert steps(row, crashed, tries=tries) == [
+        "left: vm1: started 5 times and it did not stay; set desiredStatus again"
+    ]  # fmt: skip
+    assert vms.remembered(tries, [replace(row, desired=None)], [crashed], BORN) == {}
+
+
+def test_starts_are_forgotten_when_the_machine_has_run_for_long() -> None:
+    row, tries = machine(desired="running"), {UUID(int=1): Tries("running", "Start", 3, BORN)}
+    later = BORN + vms.HEALTHY_SECONDS
+    assert vms.remembered(tries, [row], [domain(since=BORN + 1)], later) == tries
+    assert vms.remembered(tries, [row], [domain(since=BORN + 1)], later + 1) == {}
+    assert vms.remembered(tries, [row], [domain(state="shutoff")], later + 9) == tries
+
+
+def kept(seen: Domain, row: Machine) -> list[Write]:
+    found = vms.plan([row], [seen], tries={}, now=BORN, rules=rules())
+    return [step for step in found.writes if isinstance(step, KeepGraphics)]
+
+
+def test_the_screen_is_kept_and_a_machine_that_is_off_has_none() -> None:
+    spice = Graphics("spice", 5900, "127.0.0.1")
+    on = domain(description=description(graphics=spice))
+    off = domain(state="shutoff", description=description(graphics=Graphics("spice", -1, "127.0.0.1")))
+    assert kept(on, machine()) == [KeepGraphics(UUID(int=1), "vm1", spice)]
+    assert kept(on, machine(graphics=spice)) == []
+    assert kept(off, machine(graphics=spice)) == [KeepGraphics(UUID(int=1), "vm1", Graphics("spice", -1, None))]
+    assert kept(domain(), machine(graphics=spice)) == [KeepGraphics(UUID(int=1), "vm1", Graphics("spice", -1, None))]
+    assert kept(domain(), machine()) == []
+
+
+@pytest.mark.parametrize(
+    ("channels", "expected"),
+    [
+        ((), "absent"),
+        ((Channel("org.qemu.guest_agent.0", "/x", True),), "absent"),
+        ((Channel(AGENT, "/x", None),), "disconnected"),
+        ((Channel(AGENT, "/x", False),), "disconnected"),
+        ((Channel(AGENT, "/x", True),), "connected"),
+    ],
+)
+def test_whether_the_agent_has_its_channel_open_is_kept(channels: tuple[Channel, ...], expected: str) -> None:
+    seen = domain(description=description(channels=channels))
+    (facts,) = vms.plan([machine()], [seen], tries={}, now=BORN, rules=rules()).writes
+    assert isinstance(facts, KeepFacts)
+    assert facts.facts.channel == expected
+
+
+def test_a_row_that_is_missing_its_domain_keeps_what_was_known_of_it() -> None:
+    row = machine(facts=facts_of(domain(), channel="connected"))
+    (kept_facts,) = vms.plan([row], [], tries={}, now=BORN, rules=rules()).writes
+    assert isinstance(kept_facts, KeepFacts)
+    assert (kept_facts.facts.state, kept_facts.facts.channel) == ("missing", "absent")
+    assert kept_facts.facts.vcpus == 2
+    assert kept_facts.facts.problem
