@@ -54,6 +54,7 @@ REQUIRED: dict[str, Callable[[Connection], Row]] = {
     "FWRule": lambda c: {"nwFilterId": nw_filter(c), "priority": 1},
     "FilterReference": lambda c: {"sourceFilterId": nw_filter(c), "targetFilterId": nw_filter(c)},
     "GlobalServiceConfig": lambda c: {"serviceId": str(uuid.uuid4())},
+    "GuestEvent": lambda c: {"machineId": make_machine(c), "type": "error_report"},
     "IngestLedger": lambda c: {"spoolId": uuid.uuid4(), "lane": 0, "committedSeq": 0},
     "Machine": lambda c: {
         "name": "vm",
@@ -98,7 +99,9 @@ REQUIRED: dict[str, Callable[[Connection], Row]] = {
     "QuarantinedFrame": lambda c: {
         "receivedAt": "2026-11-22T12:00:00Z",
         "spoolId": uuid.uuid4(),
+        "machineId": uuid.uuid4(),
         "seq": 1,
+        "frameDigest": 1,
         "reason": "json",
         "detail": "not JSON",
         "payload": b"{",

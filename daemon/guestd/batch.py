@@ -1,13 +1,15 @@
-"""What is written in one transaction: when it is due, and how it is halved when the store refuses it. Pure."""
+"""What is written in one transaction: when it is due, by what a frame is known again, how a batch is halved. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from hashlib import blake2b
 from uuid import UUID
 
 from guestd.errors import BadFrame
+from guestd.messages import Decoded, Header
 from guestd.normalise import Rows
 
 
@@ -20,6 +22,25 @@ class Prepared:
     received_at: datetime
     payload: bytes
     content: Rows | BadFrame
+    digest: int | None = None
+
+
+_DIGEST_BITS = 63
+
+
+def digest(payload: bytes, header: Header | None, message: Decoded | BadFrame) -> int | None:
+    """By what a frame is known when it comes again, 63 bits; None when an equal frame may well be another one.
+
+    A numbered line is its number. A line with a time of its own is its bytes, and so is one that cannot be read:
+    kept once, it tells all that it ever will.
+    """
+    if header is not None:
+        named = blake2b(b"%s %d" % (header.boot_id.encode(), header.seq), digest_size=8, person=b"boot_id seq")
+    elif isinstance(message, BadFrame) or message.metrics.timestamp is not None:
+        named = blake2b(payload, digest_size=8, person=b"payload")
+    else:
+        return None
+    return int.from_bytes(named.digest()) >> (64 - _DIGEST_BITS)
 
 
 @dataclass(frozen=True, slots=True)

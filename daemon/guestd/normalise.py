@@ -120,7 +120,14 @@ def uuid7(moment: datetime, random: bytes) -> UUID:
 
 
 def normalise(
-    metrics: Metrics, *, row_id: UUID, machine_id: UUID, timestamp: datetime, received_at: datetime, stream: Stream
+    metrics: Metrics,
+    *,
+    row_id: UUID,
+    machine_id: UUID,
+    timestamp: datetime,
+    received_at: datetime,
+    digest: int | None,
+    stream: Stream,
 ) -> Rows:
     """All rows of one message; every one carries `timestamp`. Remembers in `stream` what the next message needs."""
     content = metrics.data
@@ -135,7 +142,14 @@ def normalise(
     applications = {app.exe_path[:KEY_PATH_CHARS]: app for app in content.applications or ()}
     return Rows(
         system_metrics=_system_metrics(
-            metrics, row_id, machine_id, timestamp, received_at, stream=stream, adjustments=adjustments
+            metrics,
+            row_id,
+            machine_id,
+            timestamp,
+            received_at,
+            digest=digest,
+            stream=stream,
+            adjustments=adjustments,
         ),
         processes=processes,
         ports=ports,
@@ -156,6 +170,7 @@ def _system_metrics(
     timestamp: datetime,
     received_at: datetime,
     *,
+    digest: int | None,
     stream: Stream,
     adjustments: list[str],
 ) -> Row:
@@ -187,6 +202,7 @@ def _system_metrics(
         msgspec.json.encode([_interface(each, each.name in interfaces_are_new) for each in system.network.interfaces]),
         uptime_seconds or 0,
         msgspec.json.encode(_load(load)) if load is not None else None,
+        digest,
     )
 
 

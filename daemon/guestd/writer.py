@@ -24,7 +24,7 @@ from uuid import UUID
 import structlog
 
 from guestd import books, messages
-from guestd.batch import Limits, Moment, Prepared, halves, is_due, placed
+from guestd.batch import Limits, Moment, Prepared, digest, halves, is_due, placed
 from guestd.errors import BadFrame, RowsRejected, StoreUnavailable
 from guestd.lifecycle import Backoff, retrying
 from guestd.normalise import Rows, Stream, guest_time, normalise, sample_time, uuid7
@@ -181,13 +181,16 @@ class Writer:
         for frame, message in read:
             # Between two frames the loop reads channels and answers: a batch may take long to prepare.
             await asyncio.sleep(0)
+            known_by = digest(frame.payload, messages.header(frame.payload), message)
             content: Rows | BadFrame
             if isinstance(message, BadFrame):
                 content = message
             else:
-                step = functools.partial(self._normalised, message=message, timestamp=timestamps[frame.seq])
+                step = functools.partial(
+                    self._normalised, message=message, timestamp=timestamps[frame.seq], digest=known_by
+                )
                 content = self._guarded(frame, step)
-            prepared.append(Prepared(frame.seq, frame.machine_id, frame.received_at, frame.payload, content))
+            prepared.append(Prepared(frame.seq, frame.machine_id, frame.received_at, frame.payload, content, known_by))
         return prepared
 
     def _guarded(self, frame: Frame, step: Callable[[Frame], T]) -> T | BadFrame:
@@ -236,13 +239,14 @@ class Writer:
             self._latest[machine_id] = max(moment, self._latest.get(machine_id, moment))
         return moments
 
-    def _normalised(self, frame: Frame, *, message: messages.Decoded, timestamp: datetime) -> Rows:
+    def _normalised(self, frame: Frame, *, message: messages.Decoded, timestamp: datetime, digest: int | None) -> Rows:
         rows = normalise(
             message.metrics,
             row_id=uuid7(frame.received_at, os.urandom(10)),
             machine_id=frame.machine_id,
             timestamp=timestamp,
             received_at=frame.received_at,
+            digest=digest,
             stream=self._streams.setdefault(frame.machine_id, Stream()),
         )
         rows.refusals += message.refusals

@@ -7,7 +7,7 @@ live catalogue.
 from dataclasses import dataclass
 
 # The newest migration that this code was written for.
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,7 @@ SYSTEM_METRICS = Table(
         ("networkStats", "jsonb"),
         ("uptime", "int8"),
         ("loadAverage", "jsonb"),
+        ("frameDigest", "int8"),
     ),
 )
 

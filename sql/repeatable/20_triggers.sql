@@ -41,7 +41,7 @@ BEFORE UPDATE ON "GlobalServiceConfig"
 FOR EACH ROW EXECUTE FUNCTION public.guestd_touch_updated_at();
 
 CREATE OR REPLACE TRIGGER "Machine_announce"
-AFTER INSERT OR DELETE ON "Machine"
+AFTER INSERT OR DELETE OR UPDATE OF "commandLines", "isCollected" ON "Machine"
 FOR EACH STATEMENT EXECUTE FUNCTION public.guestd_announce_machines();
 
 CREATE OR REPLACE TRIGGER "Machine_keep_id"

@@ -5,6 +5,7 @@
 GRANT SELECT, INSERT ON "SystemMetrics", "ProcessSnapshot", "PortUsage", "ApplicationUsageHistory" TO guestd_writer;
 GRANT SELECT, INSERT, UPDATE ON "ApplicationUsage", "WindowsService", "IngestLedger" TO guestd_writer;
 GRANT SELECT, INSERT ON "ServiceStateHistory" TO guestd_writer;
+GRANT SELECT, INSERT, DELETE ON "GuestEvent" TO guestd_writer;
 GRANT SELECT, INSERT, UPDATE, DELETE ON "QuarantinedFrame" TO guestd_writer;
 GRANT SELECT ON "Machine", "SchemaMigration", "SchemaRepeatable", "DeletedMachine" TO guestd_writer;
 GRANT UPDATE ("updatedAt") ON "Machine" TO guestd_writer;
@@ -38,6 +39,7 @@ GRANT SELECT ON
 "ApplicationUsage",
 "WindowsService",
 "ServiceStateHistory",
+"GuestEvent",
 "IngestLedger",
 "SchemaMigration",
 "SchemaRepeatable",
@@ -75,7 +77,9 @@ GRANT SELECT (
     "detail",
     "refusals",
     "stored",
-    "createdAt"
+    "createdAt",
+    "frameDigest",
+    "attempts"
 ) ON "QuarantinedFrame" TO guestd_reader;
 
 -- Functions that act with the owner's rights are for the daemon alone; trigger functions are for nobody to call.

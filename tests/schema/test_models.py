@@ -198,6 +198,7 @@ def test_the_defaults_are_those_of_the_document(connection: Connection) -> None:
     assert (user["token"], user["avatar"]) == ("null", None)
     machine = insert(connection, "Machine", **REQUIRED["Machine"](connection))
     assert (machine["cpuCores"], machine["ramGB"], machine["diskSizeGB"]) == (0, 0, 0)
+    assert (machine["commandLines"], machine["isCollected"]) == (None, True)
     rule = insert(connection, "FWRule", **REQUIRED["FWRule"](connection))
     assert (rule["action"], rule["direction"], rule["protocol"]) == ("accept", "inout", "all")
     made = insert(connection, "NWFilter", **REQUIRED["NWFilter"](connection))
@@ -218,10 +219,14 @@ def test_a_machine_keeps_its_id(connection: Connection) -> None:
         connection.execute('UPDATE "Machine" SET "id" = gen_random_uuid() WHERE "id" = %s', (machine,))
 
 
-def test_a_new_or_deleted_machine_is_announced(dsn: str, connection: Connection) -> None:
+def test_a_new_or_deleted_machine_and_what_is_set_for_its_guest_are_announced(dsn: str, connection: Connection) -> None:
     with psycopg.connect(dsn, autocommit=True) as listener:
         listener.execute("LISTEN guestd_machine")
         machine = make_machine(connection)
+        connection.execute('UPDATE "Machine" SET "status" = \'off\'')
+        connection.execute('UPDATE "Machine" SET "commandLines" = \'off\'')
+        connection.execute('UPDATE "Machine" SET "isCollected" = FALSE')
         connection.execute('DELETE FROM "Machine" WHERE "id" = %s', (machine,))
-        heard = list(listener.notifies(timeout=10, stop_after=2))
-    assert [(notice.channel, notice.payload) for notice in heard] == [("guestd_machine", "")] * 2
+        connection.execute("SELECT pg_notify('guestd_machine', 'the last')")
+        heard = list(listener.notifies(timeout=10, stop_after=5))
+    assert [notice.payload for notice in heard] == ["", "", "", "", "the last"]

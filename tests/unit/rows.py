@@ -6,7 +6,8 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from guestd.messages import decode
+from guestd.batch import digest
+from guestd.messages import decode, header
 from guestd.normalise import Rows, Stream, guest_time, normalise, sample_time
 from gueststore import contract
 
@@ -17,13 +18,15 @@ TABLES = {table.name: table for table in (*contract.SERIES, contract.INCOMING_AP
 
 
 def rows_of(payload: bytes, stream: Stream) -> Rows:
-    metrics = decode(payload).metrics
+    message = decode(payload)
+    metrics = message.metrics
     return normalise(
         metrics,
         row_id=ROW,
         machine_id=MACHINE,
         timestamp=sample_time(guest_time(metrics.timestamp), RECEIVED),
         received_at=RECEIVED,
+        digest=digest(payload, header(payload), message),
         stream=stream,
     )
 

@@ -29,7 +29,7 @@ PYTHON_TYPES: dict[str, type] = {
 }
 # Of the tables that these rows are COPYd into: what may be NULL there.
 NULLABLE = {
-    "SystemMetrics": {"cpuTemperature", "swapTotalKB", "swapUsedKB", "loadAverage"},
+    "SystemMetrics": {"cpuTemperature", "swapTotalKB", "swapUsedKB", "loadAverage", "frameDigest"},
     "ProcessSnapshot": {
         "parentPid", "executablePath", "commandLine", "diskReadBytes", "diskWriteBytes", "startTime",
     },
