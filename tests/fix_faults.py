@@ -1,0 +1,165 @@
+"""The books of a fault: what senders sent compared with what the tables hold, sample by sample.
+
+A sample is known by its number, which `sample_line` puts where it survives (`uptime`); a sample of `guestd simulate` by
+its time, which is unique within its machine. `./dev faults` collects what `reliability.record` was told into
+docs/reliability.md.
+"""
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from fix_daemon import metrics_line, rows
+
+_NUMBER = re.compile(rb'"uptime_seconds":(\d+)')
+_TIME = re.compile(rb'"timestamp":"([^"]+)"')
+
+
+@dataclass(frozen=True)
+class Books:
+    """What became of the samples that were sent. Each is counted once, under the first of these that fits."""
+
+    sent: int = 0
+    stored: int = 0
+    stored_in_part: int = 0
+    quarantined: int = 0
+    refused: int = 0
+    # Given up or never handed over by the sender, or by a broker that lost its state: before guestd.
+    sender_gap: int = 0
+    # Held by nothing but a file that the fault itself destroyed.
+    destroyed: int = 0
+    # Rows beyond the first of a sample.
+    duplicated: int = 0
+    lost: int = 0
+
+    def __add__(self, other: "Books") -> "Books":
+        return Books(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Books)))
+
+
+def sample_line(number: int, boot_id: UUID | None = None, *, oldest: int = 1, **changes: object) -> bytes:
+    """A D1 line that carries its sample's number; with a boot_id it is the line of that `seq` in that run."""
+    content: dict[str, Any] = {"system": {"uptime_seconds": number, "load_average": None}} | changes
+    line = metrics_line(**content)
+    body = json.dumps(json.loads(line), separators=(",", ":")).encode()
+    if boot_id is None:
+        return body + b"\n"
+    kind = b'{"type":"metrics",'
+    assert body.startswith(kind)
+    return b'%s"boot_id":"%s","seq":%d,"oldest":%d,%s\n' % (
+        kind, str(boot_id).encode(), number, oldest, body.removeprefix(kind),
+    )  # fmt: skip
+
+
+def counted(
+    dsn: str,
+    sent: Mapping[UUID, Collection[int]],
+    *,
+    refused: int = 0,
+    sender_gap: int = 0,
+    destroyed: Mapping[UUID, Collection[int]] | None = None,
+) -> Books:
+    """Compare the numbers that each machine sent with the tables.
+
+    `refused` is what guestd counted as refused; `destroyed` are the samples that only the destroyed file may have held.
+    """
+    stored = rows(dsn, 'SELECT "machineId", "uptime" FROM "SystemMetrics"')
+    aside = [
+        (machine_id, _number(payload), in_part) for machine_id, payload, in_part in _aside(dsn)
+    ]  # fmt: skip
+    return _compared(sent, stored, aside, Books(refused=refused, sender_gap=sender_gap), destroyed or {})
+
+
+def fleet_counted(
+    dsn: str, manifest: Path, *, refused: int = 0, destroyed: Mapping[UUID, Collection[int]] | None = None
+) -> Books:
+    """The same for a fleet of `guestd simulate --count N --manifest FILE`; samples go by their milliseconds."""
+    members = [json.loads(line) for line in manifest.read_text().splitlines()]
+    sent = {UUID(member["machine"]): member["timestamps_ms"] for member in members}
+    stored = rows(
+        dsn, 'SELECT "machineId", (extract(epoch FROM "timestamp") * 1000)::bigint FROM "SystemMetrics"'
+    )  # fmt: skip
+    aside = [(machine_id, sample_ms(payload), in_part) for machine_id, payload, in_part in _aside(dsn)]
+    sender_gap = sum(member["given_up"] for member in members)
+    return _compared(sent, stored, aside, Books(refused=refused, sender_gap=sender_gap), destroyed or {})
+
+
+def sample_ms(payload: bytes) -> int:
+    """By what a simulated sample is known."""
+    found = _TIME.search(payload)
+    assert found, f"a frame without a time: {payload[:200]!r}"
+    return round(datetime.fromisoformat(found[1].decode()).timestamp() * 1000)
+
+
+def _number(payload: bytes) -> int:
+    found = _NUMBER.search(payload)
+    assert found, f"a frame without a number: {payload[:200]!r}"
+    return int(found[1])
+
+
+def _aside(dsn: str) -> list[tuple[UUID, bytes, bool]]:
+    return [(*row,) for row in rows(dsn, 'SELECT "machineId", "payload", "stored" FROM "QuarantinedFrame"')]
+
+
+def _compared(
+    sent: Mapping[UUID, Collection[int]],
+    stored: Collection[tuple[UUID, int]],
+    aside: Collection[tuple[UUID, int, bool]],
+    outside: Books,
+    destroyed: Mapping[UUID, Collection[int]],
+) -> Books:
+    wanted = {(machine_id, sample) for machine_id, samples in sent.items() for sample in samples}
+    assert len(wanted) == sum(map(len, sent.values())), "a sender gave one number twice"
+    times = Counter(stored)
+    in_part = {(machine_id, sample) for machine_id, sample, is_stored in aside if is_stored}
+    times.update((machine_id, sample) for machine_id, sample, is_stored in aside if not is_stored)
+    missing = wanted - times.keys()
+    gone = {sample for sample in missing if sample[1] in destroyed.get(sample[0], ())}
+    return Books(
+        sent=len(wanted),
+        stored=len((wanted & set(stored)) - in_part),
+        stored_in_part=len(wanted & in_part),
+        quarantined=len((wanted & times.keys()) - set(stored)),
+        refused=outside.refused,
+        sender_gap=outside.sender_gap,
+        destroyed=len(gone),
+        # A row that nobody sent is the second of one whose time or number was changed.
+        duplicated=times.total() - len(wanted & times.keys()),
+        lost=len(missing) - len(gone) - outside.refused - outside.sender_gap,
+    )
+
+
+class Reliability:
+    """How often a fault is made, and where its books go."""
+
+    def __init__(self, test: str) -> None:
+        self._test = test
+
+    def rounds(self, quick: int, full: int) -> int:
+        """How many times: `full` under ./dev faults, `quick` in ./dev test."""
+        return full if os.environ.get("GUESTD_FAULTS") == "full" else quick
+
+    def record(self, fault: str, rounds: int, books: Books, note: str = "") -> None:
+        """Demand that the books balance with nothing lost or doubled; a row of docs/reliability.md."""
+        ends = books.stored + books.stored_in_part + books.quarantined + books.refused
+        assert books.sent == ends + books.sender_gap + books.destroyed + books.lost, books
+        assert (books.duplicated, books.lost) == (0, 0), books
+        assert books.sent, "a fault without a sample proves nothing"
+        if file := os.environ.get("GUESTD_RELIABILITY"):
+            row = {"fault": fault, "test": self._test, "rounds": rounds, "note": note} | asdict(books)
+            with Path(file).open("a") as records:
+                records.write(json.dumps(row) + "\n")
+
+
+@pytest.fixture
+def reliability(request: pytest.FixtureRequest) -> Reliability:
+    """Rounds and records of this test's fault."""
+    return Reliability(str(request.node.nodeid).partition("[")[0])
