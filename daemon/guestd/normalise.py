@@ -19,6 +19,7 @@ from base64 import b64decode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from enum import Enum
 from functools import lru_cache
 from typing import Any
 from uuid import UUID
@@ -51,8 +52,12 @@ PATH_CHARS = 4096
 # A path that is a key: an index row has room for 2,704 bytes, and a character may take 4.
 KEY_PATH_CHARS = 640
 ICON_BYTES = 64 * 1024
-# A guest's own time is kept when it is this near to the time of receipt (design section 3.7).
+# A guest's own time is kept when it is this near to the time of receipt.
 CLOCK_TOLERANCE = timedelta(minutes=5)
+# By MQTT a message may have waited in the broker's queue, but not come before its time. Not as old as raw samples get:
+# it would be dropped with them, and nothing that a guest says may make chunks far and wide.
+BROKER_QUEUE_TIME = timedelta(days=7)
+BROKER_CLOCK_TOLERANCE = timedelta(seconds=60)
 
 
 @dataclass(slots=True)
@@ -96,9 +101,19 @@ def guest_time(claimed: str | float | None) -> datetime | None:
     return None
 
 
-def sample_time(claimed: datetime | None, received_at: datetime) -> datetime:
+class Channel(Enum):
+    """How a frame came: what that tells of the time between its making and its receipt."""
+
+    VIRTIO = "virtio"
+    MQTT = "mqtt"
+
+
+def sample_time(claimed: datetime | None, received_at: datetime, channel: Channel) -> datetime:
     """The time that a sample is stored under: the guest's when it is plausible, else the time of receipt; whole ms."""
-    if claimed is None or abs(claimed - received_at) > CLOCK_TOLERANCE:
+    earliest, latest = received_at - CLOCK_TOLERANCE, received_at + CLOCK_TOLERANCE
+    if channel is Channel.MQTT:
+        earliest, latest = received_at - BROKER_QUEUE_TIME, received_at + BROKER_CLOCK_TOLERANCE
+    if claimed is None or not earliest <= claimed <= latest:
         claimed = received_at
     return whole_milliseconds(claimed)
 

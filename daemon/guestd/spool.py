@@ -27,6 +27,7 @@ from uuid import UUID, uuid4
 import structlog
 
 from guestd.errors import ConfigError
+from guestd.normalise import Channel
 
 log = structlog.get_logger()
 
@@ -39,29 +40,41 @@ CREATE TABLE IF NOT EXISTS frame (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     machine_id BLOB NOT NULL,
     received_at_ms INTEGER NOT NULL,
-    payload BLOB NOT NULL
+    payload BLOB NOT NULL,
+    channel TEXT NOT NULL DEFAULT 'virtio'
 ) STRICT;
 CREATE TABLE IF NOT EXISTS sender (
     machine_id BLOB PRIMARY KEY,
     received_at_ms INTEGER NOT NULL,
     boot_id TEXT,
     seq INTEGER,
-    mark TEXT
+    mark TEXT,
+    below BLOB
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS identity (spool_id TEXT NOT NULL, unsettled_seq INTEGER) STRICT;
 """
+# What files of earlier versions lack. Their frames are from virtio channels, the only ones that there were.
+_ADDED = (
+    ("frame", "channel", "TEXT NOT NULL DEFAULT 'virtio'"),
+    ("sender", "mark", "TEXT"),
+    ("sender", "below", "BLOB"),
+)
 # A frame's share of the file beside its payload: keys, page headers, the sender row.
 _OVERHEAD_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Sender:
-    """How far one machine's stream is on disk: the last receive time, and the last line if its lines are numbered."""
+    """How far one machine's stream is on disk: the last receive time, and the last line if its lines are numbered.
+
+    `below` tells which lines before the last one are settled, as in `sequence`; -1: all of them.
+    """
 
     received_at_ms: int
     boot_id: str | None
     seq: int | None
     mark: str | None = None
+    below: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +87,8 @@ class Entry:
     boot_id: str | None = None
     seq: int | None = None
     mark: str | None = None
+    channel: Channel = Channel.VIRTIO
+    below: int = -1
 
     @property
     def size_bytes(self) -> int:
@@ -89,6 +104,7 @@ class Frame:
     machine_id: UUID
     received_at: datetime
     payload: bytes
+    channel: Channel
 
 
 class Spool:
@@ -138,8 +154,11 @@ class Spool:
     def has_room(self, machine_id: UUID, size_bytes: int) -> bool:
         """Whether frames fit, and their machine's share; into an empty spool, or share, any one call's frames do."""
         mine = self._bytes_by_machine.get(machine_id, 0)
-        fits_all = not self.bytes or self.bytes + size_bytes <= self.max_bytes
-        return fits_all and (not mine or mine + size_bytes <= self._share_bytes)
+        return self.fits(size_bytes) and (not mine or mine + size_bytes <= self._share_bytes)
+
+    def fits(self, size_bytes: int) -> bool:
+        """Whether frames fit, whoever they are of."""
+        return not self.bytes or self.bytes + size_bytes <= self.max_bytes
 
     async def room(self, machine_id: UUID, size_bytes: int) -> None:
         """Wait until `has_room`."""
@@ -238,16 +257,16 @@ class Spool:
         with self._writing:
             self._writing.execute("BEGIN IMMEDIATE")
             self._writing.executemany(
-                "INSERT INTO frame (seq, machine_id, received_at_ms, payload) VALUES (?, ?, ?, ?)",
+                "INSERT INTO frame (seq, machine_id, received_at_ms, payload, channel) VALUES (?, ?, ?, ?, ?)",
                 (
-                    (seq, entry.machine_id.bytes, entry.received_at_ms, entry.payload)
+                    (seq, entry.machine_id.bytes, entry.received_at_ms, entry.payload, entry.channel.value)
                     for seq, entry in enumerate(frames, first_seq)
                 ),
             )
             self._writing.executemany(
-                "REPLACE INTO sender (machine_id, received_at_ms, boot_id, seq, mark) VALUES (?, ?, ?, ?, ?)",
+                "REPLACE INTO sender (machine_id, received_at_ms, boot_id, seq, mark, below) VALUES (?, ?, ?, ?, ?, ?)",
                 (
-                    (key.bytes, entry.received_at_ms, entry.boot_id, entry.seq, entry.mark)
+                    (key.bytes, entry.received_at_ms, entry.boot_id, entry.seq, entry.mark, _as_bytes(entry.below))
                     for key, entry in senders.items()
                 ),
             )
@@ -260,16 +279,17 @@ class Spool:
 
     def _read(self, after_seq: int, max_frames: int, max_bytes: int) -> list[Frame]:
         rows = self._reading.execute(
-            "SELECT seq, machine_id, received_at_ms, payload FROM frame WHERE seq > ? ORDER BY seq LIMIT ?",
+            "SELECT seq, machine_id, received_at_ms, payload, channel FROM frame WHERE seq > ? ORDER BY seq LIMIT ?",
             (after_seq, max_frames),
         )
         frames: list[Frame] = []
         total_bytes = 0
-        for seq, machine_id, received_at_ms, payload in rows:
+        for seq, machine_id, received_at_ms, payload, channel in rows:
             total_bytes += len(payload)
             if frames and total_bytes > max_bytes:
                 break
-            frames.append(Frame(seq, UUID(bytes=machine_id), from_milliseconds(received_at_ms), payload))
+            received_at = from_milliseconds(received_at_ms)
+            frames.append(Frame(seq, UUID(bytes=machine_id), received_at, payload, Channel(channel)))
         rows.close()
         return frames
 
@@ -418,7 +438,8 @@ def _opened(file: Path) -> sqlite3.Connection:
         # and on a full disk need room for it.
         connection.execute("PRAGMA secure_delete=OFF")
         connection.executescript(_SCHEMA)
-        _add_column(connection, "sender", "mark", "TEXT")
+        for table, column, definition in _ADDED:
+            _add_column(connection, table, column, definition)
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)  # noqa: TRY301 -- one way out for every kind of damage
@@ -467,8 +488,16 @@ def _unsettled_seq(connection: sqlite3.Connection, last_seq: int) -> int:
 
 
 def _senders(connection: sqlite3.Connection) -> dict[UUID, Sender]:
-    rows = connection.execute("SELECT machine_id, received_at_ms, boot_id, seq, mark FROM sender")
-    return {UUID(bytes=machine_id): Sender(*rest) for machine_id, *rest in rows}
+    rows = connection.execute("SELECT machine_id, received_at_ms, boot_id, seq, mark, below FROM sender")
+    return {UUID(bytes=machine_id): Sender(*rest, _from_bytes(below)) for machine_id, *rest, below in rows}
+
+
+def _as_bytes(below: int) -> bytes | None:
+    return None if below == -1 else below.to_bytes(below.bit_length() // 8 + 1, signed=True)
+
+
+def _from_bytes(below: bytes | None) -> int:
+    return -1 if below is None else int.from_bytes(below, signed=True)
 
 
 def _sizes(connection: sqlite3.Connection) -> Iterable[tuple[int, UUID, int]]:

@@ -207,7 +207,7 @@ class Writer:
         claimed = guest_time(message.metrics.timestamp)
         if claimed is not None:
             self._counters.skew_seconds((claimed - frame.received_at).total_seconds())
-        moment = sample_time(claimed, frame.received_at)
+        moment = sample_time(claimed, frame.received_at, frame.channel)
         if claimed is None or abs(claimed - moment) >= _MILLISECOND:
             self._counters.adjusted("guest_time")
         return moment

@@ -12,6 +12,7 @@ import pytest
 
 from fix_disk import small_disk_at
 from guestd.errors import ConfigError
+from guestd.normalise import Channel
 from guestd.spool import Entry, Sender, Spool, open_spool
 
 MACHINE = UUID("5b0f4c32-98a5-4d1e-9a0c-0d2a5c1f7e11")
@@ -107,6 +108,52 @@ async def test_the_spool_of_an_earlier_version_goes_on_with_what_it_holds(tmp_pa
         assert spool.senders_at_open == {MACHINE: Sender(1_760_000_000_123, "boot", 7)}
         await spool.append([entry(b"new", seq=8)])
         assert [frame.payload for frame in await spool.read(0, max_frames=9, max_bytes=999)] == [b"kept", b"new"]
+
+
+@pytest.mark.asyncio
+async def test_a_senders_settled_lines_below_its_last_are_kept(tmp_path: Path) -> None:
+    for below in (-1, 0, -2, 0b1011, ~((1 << 4096) - 1), (1 << 4096) - 1):
+        async with opened(tmp_path) as spool:
+            await spool.append([Entry(MACHINE, 1_760_000_000_200, b"{}", "boot", 8, below=below)])
+        async with opened(tmp_path) as spool:
+            assert spool.senders_at_open == {MACHINE: Sender(1_760_000_000_200, "boot", 8, below=below)}
+
+
+@pytest.mark.asyncio
+async def test_how_a_frame_came_is_kept_with_it(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        await spool.append([entry(), Entry(MACHINE, 1_760_000_000_200, b"{}", channel=Channel.MQTT)])
+    async with opened(tmp_path) as spool:
+        frames = await spool.read(0, max_frames=9, max_bytes=999)
+    assert [frame.channel for frame in frames] == [Channel.VIRTIO, Channel.MQTT]
+
+
+@pytest.mark.asyncio
+async def test_a_file_of_an_earlier_version_is_gone_on_with(tmp_path: Path) -> None:
+    old = sqlite3.connect(tmp_path / "spool.db")
+    old.executescript(
+        """
+        CREATE TABLE frame (
+            seq INTEGER PRIMARY KEY AUTOINCREMENT, machine_id BLOB NOT NULL, received_at_ms INTEGER NOT NULL,
+            payload BLOB NOT NULL
+        ) STRICT;
+        CREATE TABLE sender (
+            machine_id BLOB PRIMARY KEY, received_at_ms INTEGER NOT NULL, boot_id TEXT, seq INTEGER
+        ) STRICT, WITHOUT ROWID;
+        CREATE TABLE identity (spool_id TEXT NOT NULL, unsettled_seq INTEGER) STRICT;
+        """
+    )
+    with old:
+        old.execute("INSERT INTO identity VALUES ('00000000-0000-4000-8000-000000000009', NULL)")
+        old.execute("INSERT INTO frame VALUES (41, ?, 1, x'7b7d')", (MACHINE.bytes,))
+        old.execute("INSERT INTO sender VALUES (?, 1, 'boot', 7)", (MACHINE.bytes,))
+    old.close()
+    async with opened(tmp_path) as spool:
+        assert spool.spool_id == UUID("00000000-0000-4000-8000-000000000009")
+        assert spool.senders_at_open == {MACHINE: Sender(1, "boot", 7)}
+        await spool.append([Entry(MACHINE, 2, b"{}", channel=Channel.MQTT)])
+        frames = await spool.read(0, max_frames=9, max_bytes=999)
+    assert [(frame.seq, frame.channel) for frame in frames] == [(41, Channel.VIRTIO), (42, Channel.MQTT)]
 
 
 @pytest.mark.asyncio

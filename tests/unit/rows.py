@@ -8,7 +8,7 @@ from uuid import UUID
 
 from guestd.batch import digest
 from guestd.messages import decode, header
-from guestd.normalise import Rows, Stream, guest_time, normalise, sample_time
+from guestd.normalise import Channel, Rows, Stream, guest_time, normalise, sample_time
 from gueststore import contract
 
 MACHINE = UUID("b0a1f2c4-5d6e-4f70-8a91-0b1c2d3e4f50")
@@ -24,7 +24,7 @@ def rows_of(payload: bytes, stream: Stream) -> Rows:
         metrics,
         row_id=ROW,
         machine_id=MACHINE,
-        timestamp=sample_time(guest_time(metrics.timestamp), RECEIVED),
+        timestamp=sample_time(guest_time(metrics.timestamp), RECEIVED, Channel.VIRTIO),
         received_at=RECEIVED,
         digest=digest(payload, header(payload), message),
         stream=stream,

@@ -1,0 +1,49 @@
+"""Places of runs: which numbers are settled, whatever the order they come in."""
+
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from guestd.sequence import WINDOW_LINES, Place, after, begun
+
+MOST = 10**18
+
+
+def settled(seqs: list[int]) -> list[bool]:
+    """Of each number whether it was new when it came."""
+    place = begun(seqs[0])
+    news = [True]
+    for seq in seqs[1:]:
+        then = after(place, seq)
+        news.append(then is not None)
+        place = then or place
+    return news
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=200))
+def test_each_number_is_new_exactly_once_in_any_order(seqs: list[int]) -> None:
+    first = [seq not in seqs[:place] for place, seq in enumerate(seqs)]
+    # Of what is below the first to come nothing is known, but that a run begins with 1.
+    assert settled(seqs) == first
+
+
+def test_a_run_in_order_takes_no_room() -> None:
+    place = begun(1)
+    for seq in range(2, 3 * WINDOW_LINES):
+        then = after(place, seq)
+        assert then is not None
+        place = then
+    assert place == Place(3 * WINDOW_LINES - 1, -1)
+
+
+def test_behind_the_window_a_whole_run_is_settled_and_another_is_not_known() -> None:
+    assert settled([1, 2, 2 + 2 * WINDOW_LINES, 1, 2]) == [True, True, True, False, False]
+    assert settled([7, 8, 8 + 2 * WINDOW_LINES, 7, 8]) == [True, True, True, True, True]
+
+
+@given(st.lists(st.integers(1, MOST), min_size=1, max_size=50))
+@example([1, MOST, 1, MOST - 1, 2])
+def test_any_numbers_cost_little(seqs: list[int]) -> None:
+    place = begun(seqs[0])
+    for seq in seqs:
+        place = after(place, seq) or place
+        assert place.below.bit_length() <= WINDOW_LINES + 1
