@@ -13,20 +13,24 @@ from __future__ import annotations
 import asyncio
 import gc
 import resource
+import secrets
 import signal
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from uuid import UUID
 
 import structlog
 
-from guestd import __version__, intake, systemd, writer
+from guestd import __version__, intake, signing, systemd, writer
 from guestd.batch import Limits
 from guestd.budget import Budget, Rate, Rates
 from guestd.errors import StoreUnavailable
 from guestd.intake import Intake
 from guestd.lifecycle import Backoff, retrying, run_until
 from guestd.roster import Roster
+from guestd.secretfile import first_line
 from guestd.settings import Settings
 from guestd.sources import virtio
 from guestd.spool import Spool, open_spool
@@ -46,6 +50,7 @@ NO_STORE_GRACE_SECONDS = 1.0
 async def run(settings: Settings) -> None:
     """guestd, from start to SIGTERM. Raises ConfigError for what the operator must change."""
     check_dsn(settings.store.dsn)
+    wrapped = _wrapping(settings.virtio.master_secret_file)
     _allow_many_channels()
     stop = asyncio.Event()
     _stop_on_signals(stop)
@@ -70,6 +75,7 @@ async def run(settings: Settings) -> None:
             roster=roster,
             gauges=_channel_gauges(telemetry),
             max_frame_bytes=settings.virtio.max_frame_bytes,
+            wrapped=wrapped,
         )
         port = await resources.enter_async_context(
             served(
@@ -98,6 +104,19 @@ async def run(settings: Settings) -> None:
             grace_seconds=lambda: NO_STORE_GRACE_SECONDS if consumer.store_error else settings.stop_grace_seconds,
         )
         log.info("guestd has stopped", spool_frames=spool.frames)
+
+
+def _wrapping(master_secret_file: str) -> Callable[[UUID, bytes], bytes]:
+    """What a line to a machine looks like on its channel: as it is, or signed with a secret of the machine's own."""
+    if not master_secret_file:
+        return lambda _, line: line
+    master = first_line(Path(master_secret_file), "virtio.master_secret_file")
+
+    def signed(machine_id: UUID, line: bytes) -> bytes:
+        secret = signing.machine_secret(master, machine_id)
+        return signing.signed(secret, line, ts_ms=time.time_ns() // 1_000_000, nonce=secrets.token_hex(16))
+
+    return signed
 
 
 def _allow_many_channels() -> None:

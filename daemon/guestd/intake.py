@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from guestd import messages
+from guestd import answers, messages
 from guestd.budget import Budget
 from guestd.framing import Oversize
-from guestd.spool import Entry, Sender, Spool
+from guestd.spool import Entry, Sender, Spool, from_milliseconds
 
 # An agent needs this long to hear of a gap and write again; what it wrote meanwhile is no reason to ask once more.
 ASK_AGAIN_MS = 1000
@@ -51,6 +51,8 @@ class _Judged:
     answer_to: str | None = None  # the boot_id of numbered lines
     has_gap: bool = False
     unnumbered: int = 0
+    # By the type they answer, the latest: a guest cannot make us say more than it is read.
+    replies: dict[str, bytes] = field(default_factory=dict)
 
     def last_seq(self, boot_id: str) -> int:
         sender = self.sender
@@ -94,8 +96,8 @@ class Intake:
         self._asked: dict[UUID, tuple[str, int, int]] = {}
         self._broken: dict[UUID, tuple[str, int, int]] = {}
 
-    async def accept(self, machine_id: UUID, lines: Sequence[bytes | Oversize]) -> bytes:
-        """Put lines of one machine on disk, in order; returns what is to be answered to its agent (or nothing).
+    async def accept(self, machine_id: UUID, lines: Sequence[bytes | Oversize]) -> list[bytes]:
+        """Put lines of one machine on disk, in order; returns the lines to answer, without newlines.
 
         Waits while the spool, or the machine's share of it, is full: the caller then does not read on.
         """
@@ -112,7 +114,7 @@ class Intake:
         elif judged.answer_to is not None:
             # A duplicate of a line whose commit is still on its way (its first reader was closed) is not safe yet.
             await self._spool.append(())
-        return self._answer(judged)
+        return self._answers(judged)
 
     async def _room(self, judged: _Judged) -> None:
         try:
@@ -168,6 +170,8 @@ class Intake:
         head, payload = (line.head, None) if isinstance(line, Oversize) else (line, line)
         if (name := messages.other_type(head)) is not None:
             self._counters.other(name)
+            if payload is not None and (reply := answers.reply(name, payload, from_milliseconds(self._now_ms()))):
+                judged.replies[name] = reply
             return
         header = messages.header(head)
         if header is not None and not self._is_next(header, judged):
@@ -212,15 +216,19 @@ class Intake:
         judged.has_gap = True
         return True
 
-    def _answer(self, judged: _Judged) -> bytes:
+    def _answers(self, judged: _Judged) -> list[bytes]:
+        acknowledgement = self._acknowledgement(judged)
+        return [*([acknowledgement] if acknowledgement else []), *judged.replies.values()]
+
+    def _acknowledgement(self, judged: _Judged) -> bytes | None:
         boot_id = judged.answer_to
         if boot_id is None:
-            return b""
+            return None
         last_seq, mark, now_ms = judged.last_seq(boot_id), judged.last_mark(boot_id), self._now_ms()
         if not judged.has_gap:
-            return messages.ack(boot_id, last_seq, mark)
+            return answers.ack(boot_id, last_seq, mark)
         asked_boot_id, asked_seq, asked_at_ms = self._asked.get(judged.machine_id, ("", 0, 0))
         if (asked_boot_id, asked_seq) == (boot_id, last_seq) and 0 <= now_ms - asked_at_ms < ASK_AGAIN_MS:
-            return b""
+            return None
         self._asked[judged.machine_id] = (boot_id, last_seq, now_ms)
-        return messages.resend(boot_id, last_seq, mark)
+        return answers.resend(boot_id, last_seq, mark)

@@ -442,18 +442,3 @@ def is_json(line: bytes) -> bool:
     except _SYNTAX:
         return False
     return True
-
-
-def ack(boot_id: str, seq: int, mark: str | None) -> bytes:
-    """The line that tells our agent that everything up to `seq`, whose mark this is, is safe."""
-    return b"%s}\n" % _ack(boot_id, seq, mark)
-
-
-def resend(boot_id: str, seq: int, mark: str | None) -> bytes:
-    """The line that asks our agent for everything after `seq` again."""
-    return b'%s,"resend":true}\n' % _ack(boot_id, seq, mark)
-
-
-def _ack(boot_id: str, seq: int, mark: str | None) -> bytes:
-    told = b'{"type":"ack","boot_id":"%s","seq":%d' % (boot_id.encode(), seq)
-    return b'%s,"mark":"%s"' % (told, mark.encode()) if mark else told

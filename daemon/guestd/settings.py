@@ -45,6 +45,8 @@ class Virtio(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Holds `<Machine.id>.socket`."""
     max_frame_bytes: Positive = 4 * 1024 * 1024
     """A longer line is refused."""
+    master_secret_file: str = ""
+    """Signs what is said to guests, for agents from 2026-06 on: the file's first line; empty: nothing is signed."""
 
 
 class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

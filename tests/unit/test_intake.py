@@ -65,8 +65,13 @@ class Gate:
 
     async def accept(self, *lines: bytes | Oversize, machine_id: UUID = MACHINE) -> dict[str, object] | None:
         async with asyncio.timeout(DEADLINE_SECONDS):
-            answer = await self.intake.accept(machine_id, lines)
-        return json.loads(answer) if answer else None
+            answers = await self.intake.accept(machine_id, lines)
+        assert len(answers) <= 1
+        return json.loads(answers[0]) if answers else None
+
+    async def replies(self, *lines: bytes | Oversize) -> list[dict[str, object]]:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            return [json.loads(line) for line in await self.intake.accept(MACHINE, lines)]
 
     async def frames(self) -> Sequence[Frame]:
         return await self.spool.read(0, max_frames=1000, max_bytes=1_000_000)
@@ -261,13 +266,54 @@ async def test_lines_without_a_number_are_taken_and_change_nothing_for_those_wit
 async def test_messages_of_other_types_are_counted_by_type_and_not_stored(tmp_path: Path) -> None:
     async with gate_on(tmp_path) as gate:
         lines = (
-            b'{"type":"keep_alive","sequence_number":1}',
+            b'{"type":"pong","timestamp":"t"}',
             b'{"id":"c","success":true}',
             Oversize(b'{"type":"ping",', 9),
         )
         assert await gate.accept(*lines) is None
-        assert gate.counts == {"keep_alive": 1, "response": 1, "ping": 1}
+        assert gate.counts == {"pong": 1, "response": 1, "ping": 1}
         assert await gate.payloads() == []
+
+
+@pytest.mark.asyncio
+async def test_a_ping_and_a_keep_alive_are_answered_beside_the_acknowledgement(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        gate.now_ms = 1_759_320_030_125
+        now = "2025-10-01T12:00:30.125+00:00"
+        ping, keep_alive = b'{"type":"ping","timestamp":"t","sequence":1}', b'{"type":"keep_alive","sequence_number":4}'
+        pong = {"type": "pong", "timestamp": now}
+        response = {"type": "keep_alive_response", "sequence_number": 4, "timestamp": now}
+        assert await gate.replies(ping, numbered(1), keep_alive) == [ack(1), pong, response]
+        assert await gate.payloads() == [numbered(1)]
+
+
+@pytest.mark.asyncio
+async def test_of_many_pings_and_keep_alives_the_latest_are_answered(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        lines = [b'{"type":"keep_alive","sequence_number":%d}' % number for number in range(500)]
+        found = await gate.replies(*lines, *[b'{"type":"ping"}'] * 500)
+        assert [(line["type"], line.get("sequence_number")) for line in found] == [
+            ("keep_alive_response", 499), ("pong", None),
+        ]  # fmt: skip
+        assert (gate.counts["ping"], gate.counts["keep_alive"]) == (500, 500)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"type":"keep_alive","sequence_number":-1}',
+        b'{"type":"keep_alive","sequence_number":4294967296}',
+        b'{"type":"keep_alive"}',
+        b'{"type":"keep_alive","sequence_number":4',
+        b'{"type":"keep_alive","sequence_number":"4"}',
+        b'{"type":"keep_alive","sequence_number":' + b"9" * 5000 + b"}",
+    ],
+)
+@pytest.mark.asyncio
+async def test_a_keep_alive_that_cannot_be_read_is_counted_and_not_answered(tmp_path: Path, line: bytes) -> None:
+    async with gate_on(tmp_path) as gate:
+        assert await gate.replies(line) == []
+        assert gate.counts == {"keep_alive": 1}
 
 
 @pytest.mark.asyncio

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from guestd import messages
+from guestd import answers, messages
 from guestd.agent.hostlines import HostLine, HostLines
 from guestd.agent.outbox import NO_MARK, Outbox
 from guestd.errors import BadFrame
@@ -277,14 +277,14 @@ def test_what_begins_otherwise_is_never_numbered(line: bytes) -> None:
 
 def test_the_agent_and_the_daemon_agree_on_answers() -> None:
     boot_id = str(uuid4())
-    answers = {
-        messages.ack(boot_id, 12, None): HostLine("ack", boot_id, 12),
-        messages.ack(boot_id, 12, "0123456789abcdef"): HostLine("ack", boot_id, 12, "0123456789abcdef"),
-        messages.resend(boot_id, 8, None): HostLine("ack", boot_id, 8, resend=True),
-        messages.resend(boot_id, 8, "0123456789abcdef"): HostLine("ack", boot_id, 8, "0123456789abcdef", resend=True),
+    said = {
+        answers.ack(boot_id, 12, None): HostLine("ack", boot_id, 12),
+        answers.ack(boot_id, 12, "0123456789abcdef"): HostLine("ack", boot_id, 12, "0123456789abcdef"),
+        answers.resend(boot_id, 8, None): HostLine("ack", boot_id, 8, resend=True),
+        answers.resend(boot_id, 8, "0123456789abcdef"): HostLine("ack", boot_id, 8, "0123456789abcdef", resend=True),
     }
-    for line, heard in answers.items():
-        assert HostLines().feed(line) == [heard]
+    for line, heard in said.items():
+        assert HostLines().feed(line + b"\n") == [heard]
 
 
 def test_the_agent_and_the_daemon_agree_on_headers() -> None:

@@ -53,13 +53,12 @@ class World:
     async def read(self, amount: int) -> None:
         chunk = b"".join(self.up.popleft() for _ in range(min(amount, len(self.up))))
         self.gate.now_ms += 2000
-        if answer := await self.gate.intake.accept(MACHINE, Framer(10_000).feed(chunk)):
-            self.down.append(answer)
+        self.down.extend(await self.gate.intake.accept(MACHINE, Framer(10_000).feed(chunk)))
 
     async def hear(self, amount: int) -> None:
         for _ in range(min(amount, len(self.down))):
             before = self.held()
-            for heard in HostLines().feed(self.down.popleft()):
+            for heard in HostLines().feed(self.down.popleft() + b"\n"):
                 answer = self.box.resend_after if heard.resend else self.box.acknowledge
                 answer(heard.boot_id, heard.seq, self.now_seconds, heard.mark)
             # What the agent forgets is safe, whatever became of its numbers.

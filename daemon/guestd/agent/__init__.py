@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import time
 import uuid
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,7 +16,10 @@ from guestd.agent.applications import ApplicationWatch, Books, read_books, write
 from guestd.agent.channel import Sender, attend, listen, serve
 from guestd.agent.collect import Collector
 from guestd.agent.ending import until_signal
+from guestd.agent.hostlines import as_it_is
 from guestd.agent.outbox import LINE_LIMIT_BYTES, Outbox
+from guestd.secretfile import first_line
+from guestd.signing import Opener
 
 __all__ = ["add_arguments", "run"]
 
@@ -58,6 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--processes", type=_process_count, default=None, metavar="N|all", help=processes_help)
     add("--state", type=Path, metavar="FILE", help="keeps application minutes over restarts (default: not kept)")
     buffer_help = f"for lines that guestd has not got yet (default: {BUFFER_BYTES}, 8 MiB)"
+    signed_help = "this machine's secret: only lines of the host that are signed with it are taken"
+    add("--secret-file", type=Path, metavar="FILE", help=signed_help)
     add("--buffer-bytes", type=_buffer_bytes, default=BUFFER_BYTES, metavar="BYTES", help=buffer_help)
 
 
@@ -74,7 +81,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _run(arguments: argparse.Namespace, open_: ExitStack) -> None:
     asked = asyncio.Event()
-    sender = Sender(Outbox(str(uuid.uuid4()), arguments.buffer_bytes), on_request=asked.set)
+    outbox = Outbox(str(uuid.uuid4()), arguments.buffer_bytes)
+    sender = Sender(outbox, on_request=asked.set, opened=_opening(arguments.secret_file))
     books = read_books(arguments.state)
     if arguments.state is not None:
         # A place that cannot be written is better found now than at the end.
@@ -99,6 +107,25 @@ async def _run(arguments: argparse.Namespace, open_: ExitStack) -> None:
     if arguments.state is not None:
         write_books(arguments.state, books)
     _log.info("ended", sent=sender.outbox.last, unacknowledged=sender.outbox.held_lines)
+
+
+def _opening(secret_file: Path | None) -> Callable[[bytes], bytes | None]:
+    """How a line of the host is read; with a secret only what is signed with it, and what is not is logged once."""
+    if secret_file is None:
+        return as_it_is
+    opener = Opener(first_line(secret_file, "--secret-file"))
+    reported: set[str] = set()
+
+    def opened(line: bytes) -> bytes | None:
+        try:
+            return opener.payload(line, time.time_ns() // 1_000_000)
+        except ValueError as why:
+            if str(why) not in reported:
+                reported.add(str(why))
+                _log.warning("a line of the host was not taken", why=str(why))
+            return None
+
+    return opened
 
 
 async def _save(state: Path, books: Books) -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import structlog
 
-from guestd.agent.hostlines import HostLine, HostLines
+from guestd.agent.hostlines import HostLine, HostLines, as_it_is
 from guestd.agent.outbox import Outbox
 
 READ_BYTES = 65536
@@ -40,8 +40,14 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger("guestd.agent")
 class Sender:
     """An outbox that wakes whoever waits for it: the writer for lines, their producer for answers."""
 
-    def __init__(self, outbox: Outbox, on_request: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        on_request: Callable[[], None],
+        opened: Callable[[bytes], bytes | None] = as_it_is,
+    ) -> None:
         self.outbox = outbox
+        self.opened = opened
         self._on_request = on_request
         self._to_write = asyncio.Event()
         self._acknowledged = asyncio.Event()
@@ -110,7 +116,7 @@ async def converse(fd: int, sender: Sender) -> None:
 
 async def _hear(fd: int, sender: Sender) -> None:
     """Take what the host says until it is gone."""
-    lines = HostLines()
+    lines = HostLines(sender.opened)
     with suppress(OSError):
         while chunk := await _read(fd):
             for line in lines.feed(chunk):

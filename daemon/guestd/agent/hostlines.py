@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import msgspec
 
 # The host's lines are short; a longer one is not for us and is not kept.
@@ -21,10 +23,21 @@ class HostLine(msgspec.Struct, frozen=True):
 _host_line = msgspec.json.Decoder(HostLine)
 
 
-class HostLines:
-    """Cuts what the host writes into lines; a line over the limit is dropped up to its newline."""
+def as_it_is(line: bytes) -> bytes:
+    """A line that is in no wrapping."""
+    return line
 
-    def __init__(self, limit_bytes: int = HOST_LINE_LIMIT_BYTES) -> None:
+
+class HostLines:
+    """Cuts what the host writes into lines; a line over the limit is dropped up to its newline.
+
+    `opened` gives what a line is to be read as (a signed one is in a wrapping), None when it is not to be heard.
+    """
+
+    def __init__(
+        self, opened: Callable[[bytes], bytes | None] = as_it_is, limit_bytes: int = HOST_LINE_LIMIT_BYTES
+    ) -> None:
+        self._opened = opened
         self._limit_bytes = limit_bytes
         self._partial = b""
         self._dropping = False
@@ -41,7 +54,8 @@ class HostLines:
         self._partial += rest
         if len(self._partial) > self._limit_bytes:
             self._partial, self._dropping = b"", True
-        return [parsed for line in lines if (parsed := _parsed(line)) is not None]
+        read = [self._opened(line) for line in lines if line]
+        return [parsed for line in read if line is not None and (parsed := _parsed(line)) is not None]
 
 
 def _parsed(line: bytes) -> HostLine | None:

@@ -12,12 +12,13 @@ connection closes is gone, so on stopping what has arrived is still read.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import re
 import socket
 import stat
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
@@ -25,7 +26,7 @@ from uuid import UUID
 import structlog
 import watchfiles
 
-from guestd import messages
+from guestd import answers, messages
 from guestd.errors import SourceLost
 from guestd.framing import Framer, Oversize
 from guestd.intake import Intake
@@ -90,9 +91,17 @@ class Virtio:
     """All channels of one directory."""
 
     def __init__(
-        self, directory: Path, *, intake: Intake, roster: Roster, gauges: Gauges, max_frame_bytes: int
+        self,
+        directory: Path,
+        *,
+        intake: Intake,
+        roster: Roster,
+        gauges: Gauges,
+        max_frame_bytes: int,
+        wrapped: Callable[[UUID, bytes], bytes],
     ) -> None:
         self._directory = directory
+        self._wrapped = wrapped
         self._intake = intake
         self._roster = roster
         self._gauges = gauges
@@ -173,7 +182,10 @@ class Virtio:
         """One connection's life."""
         connection = await _connected(channel.path)
         self._count_connected(1)
-        reader = _Reader(channel.machine_id, connection, self._intake, Framer(self._max_frame_bytes))
+        machine_id = channel.machine_id
+        wrapped = functools.partial(self._wrapped, machine_id)
+        reader = _Reader(machine_id, connection, self._intake, Framer(self._max_frame_bytes), wrapped)
+        reader.say([answers.COLLECT])
         try:
             await reader.run()
         except asyncio.CancelledError:
@@ -189,9 +201,17 @@ class Virtio:
 
 
 class _Reader:
-    """One connection: bytes to lines to intake, and the answers back."""
+    """One connection: bytes to lines to intake, and the answers back in their wrapping."""
 
-    def __init__(self, machine_id: UUID, connection: socket.socket, intake: Intake, framer: Framer) -> None:
+    def __init__(
+        self,
+        machine_id: UUID,
+        connection: socket.socket,
+        intake: Intake,
+        framer: Framer,
+        wrapped: Callable[[bytes], bytes],
+    ) -> None:
+        self._wrapped = wrapped
         self._machine_id = machine_id
         self._connection = connection
         self._intake = intake
@@ -232,6 +252,17 @@ class _Reader:
             self._intake.refuse("cut_off")
         self._connection.close()
 
+    def say(self, lines: Sequence[bytes]) -> None:
+        """Send without waiting: acknowledgements are cumulative, a later one covers one that found no room."""
+        for line in lines:
+            if len(self._unsent) < READ_BYTES:
+                self._unsent += self._wrapped(line) + b"\n"
+        try:
+            sent = self._connection.send(self._unsent) if self._unsent else 0
+        except OSError:
+            return
+        del self._unsent[:sent]
+
     async def _take(self, chunk: bytes) -> int:
         """Hand on what a chunk completes; gives the number of its lines."""
         lines = self._framer.feed(chunk)
@@ -247,19 +278,9 @@ class _Reader:
     async def _hand_over(self) -> None:
         while self._lines:
             some = [self._lines.popleft() for _ in range(min(LINES_AT_ONCE, len(self._lines)))]
-            self._answer(await self._intake.accept(self._machine_id, some))
+            self.say(await self._intake.accept(self._machine_id, some))
             # Lines that become nothing do not wait for the spool: nobody full of them may keep the loop to itself.
             await asyncio.sleep(0)
-
-    def _answer(self, answer: bytes) -> None:
-        """Send without waiting: acknowledgements are cumulative, a later one covers one that found no room."""
-        if len(self._unsent) < READ_BYTES:
-            self._unsent += answer
-        try:
-            sent = self._connection.send(self._unsent) if self._unsent else 0
-        except OSError:
-            return
-        del self._unsent[:sent]
 
 
 async def _woken(event: asyncio.Event, seconds: float) -> None:

@@ -1,0 +1,38 @@
+"""Secrets by file."""
+
+from pathlib import Path
+
+import pytest
+
+from guestd.errors import ConfigError
+from guestd.secretfile import first_line
+
+
+def secret_in(directory: Path, content: bytes, mode: int = 0o600) -> Path:
+    path = directory / "secret"
+    path.write_bytes(content)
+    path.chmod(mode)
+    return path
+
+
+@pytest.mark.parametrize("content", [b"s3cret", b"s3cret\n", b" s3cret \r\nnext line\n"])
+def test_the_secret_is_the_first_line(tmp_path: Path, content: bytes) -> None:
+    assert first_line(secret_in(tmp_path, content, 0o640), "x") == b"s3cret"
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "what"),
+    [(b"s3cret", 0o604, "everybody may read it"), (b"\ns3cret", 0o600, "its first line is empty")],
+)
+def test_a_secret_that_will_not_do_is_refused_with_its_setting_and_path(
+    tmp_path: Path, content: bytes, mode: int, what: str
+) -> None:
+    path = secret_in(tmp_path, content, mode)
+    with pytest.raises(ConfigError, match=what) as caught:
+        first_line(path, "virtio.master_secret_file")
+    assert str(caught.value).startswith(f"virtio.master_secret_file {path}: ")
+
+
+def test_a_secret_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--secret-file .*/none: No such file"):
+        first_line(tmp_path / "none", "--secret-file")
