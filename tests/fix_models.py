@@ -55,6 +55,7 @@ REQUIRED: dict[str, Callable[[Connection], Row]] = {
     "FilterReference": lambda c: {"sourceFilterId": nw_filter(c), "targetFilterId": nw_filter(c)},
     "GlobalServiceConfig": lambda c: {"serviceId": str(uuid.uuid4())},
     "GuestEvent": lambda c: {"machineId": make_machine(c), "type": "error_report"},
+    "Host": lambda c: {"name": str(uuid.uuid4()), "uri": "test:///default", "version": "libvirt 9.0.0"},
     "IngestLedger": lambda c: {"spoolId": uuid.uuid4(), "lane": 0, "committedSeq": 0},
     "Machine": lambda c: {
         "name": "vm",
@@ -67,6 +68,14 @@ REQUIRED: dict[str, Callable[[Connection], Row]] = {
         "machineId": make_machine(c),
         "applicationId": insert(c, "Application", **REQUIRED["Application"](c))["id"],
         "parameters": Jsonb({}),
+    },
+    "MachineDomain": lambda c: {
+        "machineId": make_machine(c),
+        "state": "running",
+        "reason": "booted",
+        "vcpus": 1,
+        "memoryKB": 1,
+        "channel": "absent",
     },
     "MachineConfiguration": lambda c: {"machineId": make_machine(c)},
     "MachineTemplate": lambda c: {
@@ -107,6 +116,7 @@ REQUIRED: dict[str, Callable[[Connection], Row]] = {
         "payload": b"{",
     },
     "ServiceStateHistory": lambda c: {"serviceId": service(c, make_machine(c)), "toState": "running"},
+    "ReconcileEvent": lambda c: {"name": "vm", "action": "start", "reason": "wanted", "outcome": "done"},
     "SystemMetrics": lambda c: {
         "machineId": make_machine(c),
         **SAMPLE,

@@ -7,7 +7,7 @@ live catalogue.
 from dataclasses import dataclass
 
 # The newest migration that this code was written for.
-SCHEMA_VERSION = 8
+SCHEMA_VERSION = 9
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,19 @@ $$;
 COMMENT ON FUNCTION public.guestd_announce_machines() IS
 'Wakes daemons that listen on guestd_machine; the notice carries no truth, they look again.';
 
+CREATE OR REPLACE FUNCTION public.guestd_announce_wishes() RETURNS trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pg_notify('guestd_wish', '');
+    RETURN NULL;
+END;
+$$;
+
+COMMENT ON FUNCTION public.guestd_announce_wishes() IS
+'Wakes daemons that listen on guestd_wish: what is wanted of machines has changed; they look again.';
+
 CREATE OR REPLACE FUNCTION public.guestd_keep_machine_id() RETURNS trigger
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp

@@ -44,6 +44,10 @@ CREATE OR REPLACE TRIGGER "Machine_announce"
 AFTER INSERT OR DELETE OR UPDATE OF "commandLines", "isCollected" ON "Machine"
 FOR EACH STATEMENT EXECUTE FUNCTION public.guestd_announce_machines();
 
+CREATE OR REPLACE TRIGGER "Machine_announce_wish"
+AFTER INSERT OR DELETE OR UPDATE OF "desiredStatus", "internalName" ON "Machine"
+FOR EACH STATEMENT EXECUTE FUNCTION public.guestd_announce_wishes();
+
 CREATE OR REPLACE TRIGGER "Machine_keep_id"
 BEFORE UPDATE OF "id" ON "Machine"
 FOR EACH ROW WHEN (old."id" <> new."id") EXECUTE FUNCTION public.guestd_keep_machine_id();

@@ -20,3 +20,91 @@ COMMENT ON COLUMN "ActiveUser"."lastName" IS 'Family name.';
 COMMENT ON COLUMN "ActiveUser"."avatar" IS 'Path or address of the profile picture.';
 COMMENT ON COLUMN "ActiveUser"."role" IS 'Free text; the platform writes ADMIN, USER and, later, SUPER_ADMIN.';
 COMMENT ON COLUMN "ActiveUser"."createdAt" IS 'When the row was made, server time.';
+
+CREATE OR REPLACE VIEW "MachineState" AS
+SELECT
+    machine."id",
+    machine."name",
+    machine."internalName",
+    machine."status",
+    machine."desiredStatus",
+    CASE
+        WHEN machine."hostId" IS NULL OR host."lastSeen" > now() - INTERVAL '60 seconds' THEN machine."status"
+        ELSE 'unknown'
+    END AS "state",
+    machine."hostId",
+    host."name" AS "hostName",
+    host."lastSeen" AS "hostLastSeen",
+    seen."state" AS "domainState",
+    seen."reason" AS "domainReason",
+    seen."channel",
+    machine."cpuCores",
+    seen."vcpus",
+    machine."ramGB",
+    seen."memoryKB",
+    coalesce(machine."cpuCores" > 0 AND seen."vcpus" > 0 AND machine."cpuCores" <> seen."vcpus", FALSE)
+    OR coalesce(
+        machine."ramGB" > 0 AND seen."memoryKB" > 0 AND machine."ramGB"::bigint * 1048576 <> seen."memoryKB", FALSE
+    ) AS "isDrifted",
+    seen."problem",
+    seen."changedAt"
+FROM "Machine" AS machine
+LEFT JOIN "Host" AS host ON machine."hostId" = host."id"
+LEFT JOIN "MachineDomain" AS seen ON machine."id" = seen."machineId";
+
+COMMENT ON VIEW "MachineState" IS 'How each machine is, as far as its host was heard of in the last minute.';
+COMMENT ON COLUMN "MachineState"."id" IS 'Machine.id.';
+COMMENT ON COLUMN "MachineState"."name" IS 'Name for people.';
+COMMENT ON COLUMN "MachineState"."internalName" IS 'Name of the libvirt domain.';
+COMMENT ON COLUMN "MachineState"."status" IS 'Machine.status: the last that was known.';
+COMMENT ON COLUMN "MachineState"."desiredStatus" IS 'What is wanted; NULL means nothing in particular.';
+COMMENT ON COLUMN "MachineState"."state" IS
+'Machine.status, or unknown when libvirt on its host has not answered for 60 seconds.';
+COMMENT ON COLUMN "MachineState"."hostId" IS 'The host that has it; NULL means that none has been seen with it.';
+COMMENT ON COLUMN "MachineState"."hostName" IS 'Name of that host.';
+COMMENT ON COLUMN "MachineState"."hostLastSeen" IS 'When libvirt there last answered.';
+COMMENT ON COLUMN "MachineState"."domainState" IS 'libvirt''s word for its state; missing when there is no domain.';
+COMMENT ON COLUMN "MachineState"."domainReason" IS 'libvirt''s word for why.';
+COMMENT ON COLUMN "MachineState"."channel" IS 'The agent''s port: absent, disconnected or connected.';
+COMMENT ON COLUMN "MachineState"."cpuCores" IS 'Virtual CPUs that the row says, count.';
+COMMENT ON COLUMN "MachineState"."vcpus" IS 'Virtual CPUs of the domain, count.';
+COMMENT ON COLUMN "MachineState"."ramGB" IS 'Memory that the row says, GB.';
+COMMENT ON COLUMN "MachineState"."memoryKB" IS 'Memory of the domain, KiB.';
+COMMENT ON COLUMN "MachineState"."isDrifted" IS 'True where row and domain differ in CPUs or memory.';
+COMMENT ON COLUMN "MachineState"."problem" IS 'What needs a person, and why; NULL for nothing.';
+COMMENT ON COLUMN "MachineState"."changedAt" IS 'When what the host sees of it last changed.';
+
+CREATE OR REPLACE VIEW "MachineWithoutData" AS
+SELECT
+    machine."id",
+    machine."name",
+    machine."internalName",
+    machine."state",
+    machine."hostId",
+    machine."channel",
+    latest."timestamp" AS "lastSampleAt",
+    coalesce(latest."timestamp", made."createdAt") AS "since"
+FROM "MachineState" AS machine
+INNER JOIN "Machine" AS made ON machine."id" = made."id"
+LEFT JOIN LATERAL (
+    SELECT sample."timestamp"
+    FROM "SystemMetrics" AS sample
+    WHERE sample."machineId" = machine."id"
+    ORDER BY sample."timestamp" DESC
+    LIMIT 1
+) AS latest ON TRUE
+WHERE
+    machine."state" IN ('running', 'unknown')
+    AND made."isCollected"
+    AND coalesce(latest."timestamp", made."createdAt") < now() - INTERVAL '5 minutes';
+
+COMMENT ON VIEW "MachineWithoutData" IS
+'Machines that run, as far as is known, and whose guests have not reported for 5 minutes.';
+COMMENT ON COLUMN "MachineWithoutData"."id" IS 'Machine.id.';
+COMMENT ON COLUMN "MachineWithoutData"."name" IS 'Name for people.';
+COMMENT ON COLUMN "MachineWithoutData"."internalName" IS 'Name of the libvirt domain.';
+COMMENT ON COLUMN "MachineWithoutData"."state" IS 'running or unknown.';
+COMMENT ON COLUMN "MachineWithoutData"."hostId" IS 'The host that has it.';
+COMMENT ON COLUMN "MachineWithoutData"."channel" IS 'The agent''s port: absent, disconnected or connected.';
+COMMENT ON COLUMN "MachineWithoutData"."lastSampleAt" IS 'When its last sample was taken; NULL means never.';
+COMMENT ON COLUMN "MachineWithoutData"."since" IS 'Since when there is nothing: that time, or when the machine was made.';

@@ -8,7 +8,13 @@ GRANT SELECT, INSERT ON "ServiceStateHistory" TO guestd_writer;
 GRANT SELECT, INSERT, DELETE ON "GuestEvent" TO guestd_writer;
 GRANT SELECT, INSERT, UPDATE, DELETE ON "QuarantinedFrame" TO guestd_writer;
 GRANT SELECT ON "Machine", "SchemaMigration", "SchemaRepeatable", "DeletedMachine" TO guestd_writer;
-GRANT UPDATE ("updatedAt") ON "Machine" TO guestd_writer;
+GRANT UPDATE ("updatedAt", "status", "hostId") ON "Machine" TO guestd_writer;
+GRANT SELECT, INSERT, UPDATE ON "Host", "MachineDomain", "VmPort" TO guestd_writer;
+GRANT SELECT, INSERT, DELETE ON "ReconcileEvent" TO guestd_writer;
+GRANT SELECT ("id", "machineId", "graphicProtocol", "graphicPort", "graphicHost"),
+INSERT ("machineId", "graphicProtocol", "graphicPort", "graphicHost"),
+UPDATE ("graphicProtocol", "graphicPort", "graphicHost") ON "MachineConfiguration" TO guestd_writer;
+GRANT SELECT ON "MachineState", "MachineWithoutData" TO guestd_writer;
 
 -- Readers: everything but passwords, tokens and the raw frames of guests, which may hold any secret of a guest.
 GRANT SELECT ON
@@ -19,6 +25,11 @@ GRANT SELECT ON
 "MachineTemplateCategory",
 "MachineTemplate",
 "Machine",
+"Host",
+"MachineDomain",
+"ReconcileEvent",
+"MachineState",
+"MachineWithoutData",
 "Application",
 "MachineApplication",
 "PendingCommand",
@@ -86,6 +97,7 @@ GRANT SELECT (
 REVOKE ALL ON FUNCTION
 public.guestd_touch_updated_at(),
 public.guestd_announce_machines(),
+public.guestd_announce_wishes(),
 public.guestd_keep_machine_id(),
 public.guestd_end_session(),
 public.guestd_delete_samples(),

@@ -49,6 +49,16 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("FWRule.FWRule_dstPortStart_not_above_end_check", {"dstPortStart": 2, "dstPortEnd": 1}, "not above"),
     ("FWRule.FWRule_state_is_an_object_check", {"state": Jsonb(["NEW"])}, "object of booleans"),
     ("Machine.Machine_commandLines_full_redacted_or_off_check", {"commandLines": "none"}, "full, redacted or off"),
+    (
+        "Machine.Machine_desiredStatus_running_off_or_suspended_check",
+        {"desiredStatus": "paused"},
+        "running, off or suspended",
+    ),
+    (
+        "MachineDomain.MachineDomain_channel_absent_or_connected_or_not_check",
+        {"channel": "open"},
+        "absent, disconnected or connected",
+    ),
     ("GuestEvent.GuestEvent_detail_is_an_object_check", {"detail": Jsonb([])}, "an object"),
     ("VmPort.VmPort_portStart_0_to_65535_check", {"portStart": -1}, "first port"),
     ("VmPort.VmPort_portEnd_0_to_65535_check", {"portEnd": 65536}, "last port"),
