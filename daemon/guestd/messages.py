@@ -1,27 +1,21 @@
-"""The wire structs of every dialect, and how a line becomes one of them.
+"""The wire structs of every dialect, and what is known of a line without decoding it.
 
 Pure. Dialects D1 (real agents) and D2 (the platform's interface) share one tree: where they differ in place or name,
 both are optional here and `normalise` takes the one that is set. Unknown fields are ignored, so that old daemons
-survive new agents. What a guest may get wrong without losing the frame:
-
-* half a line directly followed by the whole line (the agent's resend after a short write): the whole line is taken;
-* `\\u0000` in a text and lone surrogates: removed;
-* one list entry of the wrong shape: refused by itself, the rest is kept.
-
-Anything else is a `BadFrame`.
+survive new agents. How a line becomes these structs, though it has mistakes in it, is `decoding`'s to know.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
 
-from guestd.errors import BadFrame
+from guestd.mending import storable
 
 Int4 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 ProcessId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -232,156 +226,6 @@ class Metrics(Struct, frozen=True, gc=False):
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
-    """One list entry that could not become a row."""
-
-    table: str
-    key: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Decoded:
-    """A metrics message, the entries refused on the way, and the repairs that were needed."""
-
-    metrics: Metrics
-    refusals: list[Refusal] = field(default_factory=list)
-    repairs: list[str] = field(default_factory=list)
-
-
-_decoder = msgspec.json.Decoder(Metrics)
-_untyped = msgspec.json.Decoder()
-
-
-def decode(payload: bytes) -> Decoded:
-    """One line to a metrics message; raises `BadFrame` with reason json, shape or type."""
-    text = _storable(payload)
-    repairs = ["bad_escape"] if text != payload else []
-    try:
-        metrics, refusals = _decode_once(text)
-    except _SYNTAX as why:
-        metrics, refusals = _restarted(text, why)
-        repairs.append("restarted_line")
-    if metrics.type != "metrics":
-        raise BadFrame("type", f"not a metrics message: type {metrics.type[:40]!r}")
-    return Decoded(metrics, refusals, repairs)
-
-
-# A ValidationError is a DecodeError too: of these it can only be a number that no type holds.
-_SYNTAX = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
-
-def _decode_once(payload: bytes) -> tuple[Metrics, list[Refusal]]:
-    try:
-        return _decoder.decode(payload), []
-    except msgspec.ValidationError:
-        return _entry_by_entry(payload)
-
-
-def _restarted(payload: bytes, why: Exception) -> tuple[Metrics, list[Refusal]]:
-    """The whole message behind the half of one; raise `BadFrame` for the first error if there is none."""
-    for candidate in _restarts(payload):
-        try:
-            return _decode_once(candidate)
-        except _SYNTAX:
-            continue
-    reason = "shape" if isinstance(why, msgspec.ValidationError) else "json"
-    raise BadFrame(reason, f"{type(why).__name__}: {why}"[:300]) from why
-
-
-# The escapes of a JSON text. Passed over: those without a number (a second backslash begins nothing) and whole pairs.
-# First group: what PostgreSQL cannot store, NUL and half a pair. Second group: escapes that are cut short.
-_ESCAPE = re.compile(
-    rb"(?:\\[^u])+|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-    rb"|(\\u0000|\\u[dD][89a-fA-F][0-9a-fA-F]{2})|((?:\\u[0-9a-fA-F]{0,3}(?![0-9a-fA-F]))+)",
-)
-
-
-def _storable(payload: bytes) -> bytes:
-    """Without the escapes that PostgreSQL cannot store."""
-    # Most encoders write text as it is: one look is all that most frames cost.
-    if rb"\u" not in payload:
-        return payload
-    # A short escape stays an error: closing a gap behind it must not make a new one of it.
-    return _ESCAPE.sub(lambda found: b"" if found[1] else b"%s!" % found[2] if found[2] else found[0], payload)
-
-
-# A guest cannot make the search for a whole message in a line long.
-_MAX_RESTARTS = 8
-
-
-def _restarts(payload: bytes) -> Iterator[bytes]:
-    end = len(payload)
-    for _ in range(_MAX_RESTARTS):
-        # A quote inside a JSON text is escaped, so these bytes can only begin an object.
-        end = payload.rfind(b'{"type":', 1, end)
-        if end <= 0:
-            break
-        yield payload[end:]
-
-
-_LISTS: dict[tuple[str, ...], tuple[str, type[Struct], str]] = {
-    ("system", "processes"): ("ProcessSnapshot", ProcessD1, "id"),
-    ("processes",): ("ProcessSnapshot", ProcessD2, "pid"),
-    ("system", "ports"): ("PortUsage", Port, "port"),
-    ("ports",): ("PortUsage", Port, "port"),
-    ("system", "windows_services"): ("WindowsService", Service, "name"),
-    ("windows_services",): ("WindowsService", Service, "name"),
-    ("applications",): ("ApplicationUsage", Application, "exe_path"),
-}
-
-
-# What is refused is kept for the operator; a guest cannot make that long.
-_MAX_REFUSALS = 1000
-
-
-def _entry_by_entry(payload: bytes) -> tuple[Metrics, list[Refusal]]:
-    """The slow way for a frame with a wrong value in it: list entries are judged one by one."""
-    message = _untyped.decode(payload)
-    refusals: list[Refusal] = []
-    if isinstance(message, dict) and isinstance(message.get("data"), dict):
-        for path, (table, entry_type, key) in _LISTS.items():
-            _refuse_bad_entries(message["data"], path, table, entry_type, key, refusals)
-    try:
-        return msgspec.convert(message, Metrics), refusals
-    except msgspec.ValidationError as why:
-        if isinstance(message, dict) and message.get("type") != "metrics":
-            raise BadFrame("type", f"not a metrics message: type {str(message.get('type'))[:40]!r}") from why
-        raise BadFrame("shape", str(why)[:300]) from why
-
-
-def _refuse_bad_entries(
-    content: dict[str, Any],
-    path: tuple[str, ...],
-    table: str,
-    entry_type: type[Struct],
-    key: str,
-    refusals: list[Refusal],
-) -> None:
-    *parents, last = path
-    for parent in parents:
-        inner = content.get(parent)
-        if not isinstance(inner, dict):
-            return
-        content = inner
-    entries = content.get(last)
-    if not isinstance(entries, list):
-        return
-    kept = []
-    for entry in entries:
-        try:
-            msgspec.convert(entry, entry_type)
-        except msgspec.ValidationError as why:
-            if len(refusals) == _MAX_REFUSALS:
-                raise BadFrame("shape", f"more than {_MAX_REFUSALS} wrong list entries; the last: {why}"[:300]) from why
-            name = entry.get(key) if isinstance(entry, dict) else entry
-            refusals.append(Refusal(table, str(name)[:100], str(why)[:200]))
-        else:
-            kept.append(entry)
-    content[last] = kept
-
-
-@dataclass(frozen=True, slots=True)
 class Header:
     """The place of a line in its sender's sequence (docs/wire.md)."""
 
@@ -430,15 +274,34 @@ def other_type(line: bytes) -> str | None:
     return name if name in OTHER_TYPES and b'{"type":"metrics"' not in line else None
 
 
+# A guest cannot make the search for a whole message in a line long.
+MAX_RESTARTS = 8
+
+
+def restarts(line: bytes) -> Iterator[bytes]:
+    """What may be the whole message behind the half of one, the last first."""
+    end = len(line)
+    for _ in range(MAX_RESTARTS):
+        # A quote inside a JSON text is escaped, so these bytes can only begin an object.
+        end = line.rfind(b'{"type":', 1, end)
+        if end <= 0:
+            break
+        yield line[end:]
+
+
 def is_whole(line: bytes) -> bool:
     """Whether a line is one JSON value or ends with one: the first line of a connection may be the rest of one."""
-    return is_json(line) or any(map(is_json, _restarts(_storable(line))))
+    return is_json(line) or any(map(is_json, restarts(storable(line))))
+
+
+# What decoders raise for a text that is no JSON. A ValidationError, of a wrong value, is a DecodeError too.
+SYNTAX_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def is_json(line: bytes) -> bool:
     """Whether a line is one whole JSON value."""
     try:
-        msgspec.json.decode(_storable(line), type=msgspec.Raw)
-    except _SYNTAX:
+        msgspec.json.decode(storable(line), type=msgspec.Raw)
+    except SYNTAX_ERRORS:
         return False
     return True

@@ -26,6 +26,7 @@ from uuid import UUID
 
 import msgspec
 
+from guestd.decoding import Refusal
 from guestd.messages import (
     Application,
     DiskIo,
@@ -38,7 +39,6 @@ from guestd.messages import (
     Port,
     ProcessD1,
     ProcessD2,
-    Refusal,
     Service,
     System,
 )

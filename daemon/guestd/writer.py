@@ -23,7 +23,7 @@ from uuid import UUID
 
 import structlog
 
-from guestd import books, messages
+from guestd import books, decoding, messages
 from guestd.batch import Limits, Moment, Prepared, digest, halves, is_due, placed
 from guestd.errors import BadFrame, RowsRejected, StoreUnavailable
 from guestd.lifecycle import Backoff, retrying
@@ -203,7 +203,7 @@ class Writer:
             log.exception("a guest's frame has reached a bug", machine=str(frame.machine_id), seq=frame.seq)
             return BadFrame("bug", f"{type(why).__name__}: {why}")
 
-    def _moment(self, frame: Frame, message: messages.Decoded) -> datetime:
+    def _moment(self, frame: Frame, message: decoding.Decoded) -> datetime:
         claimed = guest_time(message.metrics.timestamp)
         if claimed is not None:
             self._counters.skew_seconds((claimed - frame.received_at).total_seconds())
@@ -239,7 +239,7 @@ class Writer:
             self._latest[machine_id] = max(moment, self._latest.get(machine_id, moment))
         return moments
 
-    def _normalised(self, frame: Frame, *, message: messages.Decoded, timestamp: datetime, digest: int | None) -> Rows:
+    def _normalised(self, frame: Frame, *, message: decoding.Decoded, timestamp: datetime, digest: int | None) -> Rows:
         rows = normalise(
             message.metrics,
             row_id=uuid7(frame.received_at, os.urandom(10)),
@@ -287,8 +287,8 @@ class Writer:
         await self._write(store, [replace(frame, content=BadFrame("rejected_by_store", str(why)))])
 
 
-def _decoded(machine_id: UUID, payload: bytes) -> messages.Decoded:
-    message = messages.decode(payload)
+def _decoded(machine_id: UUID, payload: bytes) -> decoding.Decoded:
+    message = decoding.decode(payload)
     claims = message.metrics.claims()
     if claims is not None and claims.lower() != str(machine_id):
         raise BadFrame("identity", f"the channel belongs to {machine_id}, the payload claims {claims[:40]!r}")

@@ -15,7 +15,7 @@ import pytest
 from guestd.agent.applications import ApplicationWatch, Books
 from guestd.agent.collect import Collector
 from guestd.agent.processes import ProcessWatch, look_at_ports
-from guestd.messages import decode
+from guestd.decoding import decode
 
 KIB_PER_GIB = 1024 * 1024
 

@@ -7,7 +7,8 @@ from typing import Any
 from uuid import UUID
 
 from guestd.batch import digest
-from guestd.messages import decode, header
+from guestd.decoding import decode
+from guestd.messages import header
 from guestd.normalise import Channel, Rows, Stream, guest_time, normalise, sample_time
 from gueststore import contract
 

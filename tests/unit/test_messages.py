@@ -9,11 +9,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from guestd import answers, messages
+from guestd import answers, limits, messages
 from guestd.agent.hostlines import HostLine, HostLines
 from guestd.agent.outbox import NO_MARK, Outbox
+from guestd.decoding import decode
 from guestd.errors import BadFrame
-from guestd.messages import Header, decode, header, is_whole, other_type
+from guestd.messages import Header, header, is_whole, other_type
 
 VECTORS = Path(__file__).with_name("vectors")
 D1 = (VECTORS / "d1.wire").read_bytes().rstrip(b"\n")
@@ -111,11 +112,14 @@ def test_deep_nesting_in_a_wrong_entry_costs_at_most_the_frame(depth: int) -> No
 
 
 @pytest.mark.parametrize("digits", [20, 300, 5000])
-def test_numbers_that_no_type_holds_are_of_the_wrong_shape(digits: int) -> None:
+def test_numbers_that_no_type_holds_are_left_out_or_zero(digits: int) -> None:
     number = b"9" * digits
-    assert reason_of(D1.replace(b"2097152", number)) == "shape"
+    decoded = decode(D1.replace(b"2097152", number))
+    assert decoded.metrics.data.system.memory.total_kb == 0
+    assert "number_zeroed" in decoded.repairs
     assert reason_of(b'{"type":%s,"data":{}}' % number) in ("type", "shape")
-    assert reason_of(D1.replace(b'"2025-10-01T12:00:30.125000000+00:00"', b"1e" + number[:3])) == "shape"
+    timed = decode(D1.replace(b'"2025-10-01T12:00:30.125000000+00:00"', b"1e" + number[:3]))
+    assert (timed.metrics.timestamp, timed.refusals) == (None, [])
 
 
 def test_a_number_that_no_column_holds_costs_its_entry_alone() -> None:
@@ -170,10 +174,79 @@ def test_a_restarted_line_may_have_bad_escapes_too() -> None:
 
 @pytest.mark.parametrize(
     "payload",
-    [b"", b"\x00", b"\xff" * 100, b"{", D1.replace(b"cron -f", b"\xed\xa0\x80"), D1.replace(b"cron -f", b"a\x00b")],
+    [b"", b"\x00", b"\xff" * 100, b"{", D1[:-1] + b"\xff", b"NaN", b'{"type":NaN', D1.replace(b"12.5", b"NaNNaN NaN")],
 )
-def test_what_is_no_utf8_json_is_no_frame(payload: bytes) -> None:
+def test_what_is_no_json_is_no_frame(payload: bytes) -> None:
     assert reason_of(payload) == "json"
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        (b"a\xffb", "a\ufffdb"),
+        (b"caf\xe9", "caf\ufffd"),
+        (b"\xed\xa0\x80", "\ufffd" * 3),
+        (b"a\x00b", "ab"),
+        (b"a\tb\x1bc", "a bc"),
+        (b"x:NaN\xff", "x:NaN\ufffd"),
+    ],
+)
+def test_bytes_that_no_text_may_have_are_replaced_and_the_frame_is_kept(written: bytes, read: str) -> None:
+    payload = D1.replace(b"cron -f", written)
+    assert command_line_of(payload) == read
+    assert decode(payload).repairs == ["unreadable_value"]
+
+
+NO_NUMBERS = [
+    "NaN", "nan", "-nan", "NAN", "+NaN", "nan(ind)", "-nan(ind)", "Infinity", "-Infinity", "+Infinity", "inf", "-inf",
+    "Inf", "INF", "-INFINITY", "1.#INF", "-1.#IND", "1.#QNAN", "1.#INF00",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spelling", NO_NUMBERS)
+def test_nan_and_infinity_are_null_however_they_are_spelled(spelling: str) -> None:
+    for written in (spelling, f" {spelling} ", f'"{spelling}"'):
+        decoded = decode(D1.replace(b"12.5", written.encode()).replace(b"5.0]", written.encode() + b"]"))
+        assert decoded.metrics.data.system.cpu.usage_percent is None
+        assert decoded.metrics.data.system.cpu.cores_usage == [20.0, None]
+        assert decoded.refusals == []
+
+
+def test_a_number_that_is_not_whole_is_cut_and_one_out_of_bounds_is_left_out_or_zero() -> None:
+    process = {"id": 7.0, "name": "a", "memory_usage_kb": -5, "parent_id": 2**40, "disk_read_bytes": 12.9}
+    decoded = decode(changed(processes=[process], memory={"total_kb": 1.5, "used_kb": 2**63, "available_kb": None}))
+    assert decoded.metrics.data.system.processes == [messages.ProcessD1(7, "a", 0, disk_read_bytes=12)]
+    assert decoded.metrics.data.system.memory == messages.Memory(1, 0, 0)
+    assert decoded.refusals == []
+
+
+def test_a_megabyte_of_digits_costs_its_entry_or_the_frame() -> None:
+    digits = b"9" * 1_000_000
+    assert reason_of(D1.replace(b"2097152", digits)) == "shape"
+    assert len(decode(D1.replace(b'"id":633', b'"id":' + digits)).refusals) == 1
+
+
+def test_so_many_values_that_they_can_say_nothing_cost_the_frame() -> None:
+    assert reason_of(D1.replace(b"[20.0,5.0]", b"[" + b"1," * limits.VALUES + b"1]")) == "shape"
+
+
+def test_a_text_of_escapes_costs_the_frame() -> None:
+    assert reason_of(D1.replace(b"cron -f", rb"\u0041" * (limits.ESCAPES + 1))) == "json"
+    assert reason_of(D1.replace(b"cron -f", rb"\u0041" + rb"\\" * (limits.ESCAPES + 1))) == "json"
+
+
+def test_the_first_entries_of_a_list_that_is_too_long_are_kept() -> None:
+    port = {"port": 1, "protocol": "tcp", "state": "LISTEN"}
+    decoded = decode(changed(ports=[{**port, "pid": "x"}] + [port] * limits.SOCKETS))
+    assert len(decoded.metrics.data.system.ports or ()) == limits.SOCKETS
+    assert decoded.repairs == ["list_cut", "field_left_out"]
+
+
+def test_so_many_entries_that_need_mending_are_not_all_mended() -> None:
+    process = {"id": 1, "name": "a", "memory_usage_kb": -1}
+    assert len(decode(changed(processes=[process] * limits.PROCESSES)).refusals) == 0
+    more = decode(changed(processes=[process] * limits.PROCESSES, ports=[{"port": 1.0}] * 10))
+    assert len(more.refusals) == 10
 
 
 def test_of_a_key_that_comes_twice_the_later_counts() -> None:
@@ -183,7 +256,7 @@ def test_of_a_key_that_comes_twice_the_later_counts() -> None:
 LISTS = [
     ("processes", "ProcessSnapshot", {"id": 1, "name": "a", "memory_usage_kb": 1}, {"id": 2, "name": "a"}, "2"),
     ("ports", "PortUsage", {"port": 1, "protocol": "tcp", "state": "LISTEN"}, {"port": 65536}, "65536"),
-    ("windows_services", "WindowsService", {"name": "a"}, {"name": "b", "pid": "x"}, "b"),
+    ("windows_services", "WindowsService", {"name": "a"}, {"name": ["b"]}, "['b']"),
 ]
 
 

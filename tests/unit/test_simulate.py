@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from guestd import simulate
-from guestd.messages import decode
+from guestd.decoding import decode
 from guestd.simulate.guest import Guest, rfc3339
 
 START_S = 1_790_000_000

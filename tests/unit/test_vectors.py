@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from guestd.decoding import decode
 from guestd.errors import BadFrame
 from guestd.framing import Framer, Oversize
-from guestd.messages import decode
 from guestd.normalise import Stream
 from gueststore import contract
 from unit.rows import TABLES, by_table, named, rows_of

@@ -1,0 +1,46 @@
+"""How much of what a guest says is taken: every limit of a message in one place (docs/trust.md says what is beyond).
+
+The size of a line is a setting (`virtio.max_frame_bytes`), and so is what a guest may send in a time (`limits`). Pure.
+"""
+
+from __future__ import annotations
+
+# Of a whole message. A line of 4 MiB full of sockets as real agents report them has 250,000 commas; with more of them a
+# frame says next to nothing and costs time.
+VALUES = 250_000
+# Escapes as \u0041, and doubled backslashes. Encoders of agents write text as it is; paths of Windows have a few each.
+ESCAPES = 100_000
+# What is refused is kept for the operator; a guest cannot make that long.
+REFUSALS = 1_000
+# List entries that are put right, one by one; the next ones are refused.
+MENDED = 5_000
+# What a message says outside its lists of entries, bytes of each part.
+PART_BYTES = 256 * 1024
+
+# List entries, of both dialects' places together. The first are kept.
+PROCESSES = 5_000
+SOCKETS = 20_000
+SERVICES = 2_000
+APPLICATIONS = 2_000
+CORES = 4_096
+DISKS = 1_000
+INTERFACES = 1_000
+ADDRESSES = 64
+DEPENDENCIES = 256
+
+# Characters of a text.
+STATE_CHARS = 40
+PROTOCOL_CHARS = 16
+FORMAT_CHARS = 16
+NAME_CHARS = 255
+PATH_CHARS = 4_096
+COMMAND_LINE_CHARS = 4_096
+# A path that is a key: an index row has room for 2,704 bytes, and a character may take 4.
+KEY_PATH_CHARS = 640
+# Looking for secrets costs up to a quarter of a microsecond a character, whatever a guest writes.
+SEARCHED_CHARS = 256 * 1024
+
+# Bytes.
+ICON_BYTES = 64 * 1024
+# Of one JSON column, as text: past it the list in it is cut.
+JSON_BYTES = 256 * 1024

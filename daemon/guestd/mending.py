@@ -1,0 +1,178 @@
+"""What a guest got wrong is put right where it can be told what it meant, or what is lost by leaving it out is little.
+
+Pure, and only for frames that do not decode as they are. Two steps: of a text that is no JSON (`storable`, `readable`),
+and of values that do not fit their fields (`fitted`). The rules for a value:
+
+* a fraction where a whole number is due is cut off;
+* a field that may be absent and holds what it cannot (a number out of bounds, NaN, a text for a number) is left out;
+* a number that must be there and is out of bounds, or none, becomes 0: the schema has no null for it;
+* keys (process ids, ports) and texts that must be there are never guessed: the entry does not fit.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any, TypeVar
+
+import msgspec
+from msgspec import inspect
+
+from guestd import limits
+from guestd.errors import BadFrame
+
+T = TypeVar("T")
+
+# What PostgreSQL cannot store: NUL and half a pair of surrogates.
+_UNSTORABLE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
+# The escapes of a JSON text that matter. Passed over: doubled backslashes (what follows them is no escape) and whole
+# pairs. First group: what cannot be stored. Second group: escapes that are cut short.
+_ESCAPE = re.compile(
+    rb"(?:\\\\)++|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+    rb"|(\\u0000|\\u[dD][89a-fA-F][0-9a-fA-F]{2})|((?:\\u[0-9a-fA-F]{0,3}(?![0-9a-fA-F]))+)",
+)
+
+
+def storable(payload: bytes) -> bytes:
+    """Without the escapes that PostgreSQL cannot store; raises `BadFrame` for a text of hardly anything but escapes."""
+    # Most encoders write text as it is: one look is all that most frames cost.
+    if rb"\u" not in payload:
+        return payload
+    if payload.count(rb"\u") + payload.count(rb"\\") > limits.ESCAPES:
+        raise BadFrame("json", f"more than {limits.ESCAPES} escapes")
+    if not _UNSTORABLE.search(payload):
+        return payload
+    # A short escape stays an error: closing a gap behind it must not make a new one of it.
+    return _ESCAPE.sub(lambda found: b"" if found[1] else b"%s!" % found[2] if found[2] else found[0], payload)
+
+
+_CONTROLS = bytes(set(range(32)) - set(b"\t\r\n"))
+_SPELLED = rb"(?i:nan|inf)[\w()]{0,20}|1\.\#(?i:inf|qnan|snan|ind)\w{0,10}"
+# Numbers that JSON has no word for, as C, Python and JavaScript write them, where a value may stand.
+_NO_NUMBER = re.compile(rb"([:,\[]\s{0,10})[-+]?(?:" + _SPELLED + rb")(?=\s{0,10}[,}\]])")
+
+
+def readable(payload: bytes) -> bytes:
+    """Of a text that is no JSON what can be told: bytes that are no UTF-8, control characters, NaN and infinities."""
+    text = payload.decode(errors="replace").encode().translate(None, _CONTROLS).replace(b"\t", b" ")
+    return _NO_NUMBER.sub(rb"\1null", text)
+
+
+_NUMBER = re.compile(rb"([:,\[]\s{0,10})(-?\d[\d.]*+(?:[eE][-+]?\d++)?)")
+# No number that a column holds is longer; and reading one takes longer the more digits it has.
+_NUMBER_CHARS = 40
+
+
+def _representable(payload: bytes) -> bytes:
+    """With null for the numbers that no type holds. It may reach into texts, of an entry that would be lost."""
+    return _NUMBER.sub(lambda found: found[0] if _is_representable(found[2]) else found[1] + b"null", payload)
+
+
+def _is_representable(number: bytes) -> bool:
+    try:
+        return len(number) <= _NUMBER_CHARS and math.isfinite(float(number))
+    except ValueError:
+        return True  # no number either: the decoder says so
+
+
+# Without these an entry says nothing: they are never guessed.
+_KEYS = frozenset({"id", "pid", "port"})
+_type_info: Callable[[Any], inspect.Type] = lru_cache(inspect.type_info)
+
+
+class _Unfit(Exception):
+    """A value that its field cannot hold."""
+
+
+def fitted(raw: msgspec.Raw | bytes, wanted: type[T] | Any, notes: list[str]) -> T:
+    """A JSON text as a value of the type `wanted`, mended where that can be; a word in `notes` for each repair.
+
+    Raises msgspec.ValidationError when it does not fit, and other DecodeErrors when it is no JSON.
+    """
+    found: list[str] = []
+    try:
+        value = msgspec.json.decode(raw)
+    except msgspec.ValidationError:  # untyped, it can only be a number that no type holds
+        found.append("number_left_out")
+        value = msgspec.json.decode(_representable(bytes(raw)))
+    with suppress(_Unfit):
+        value = _fit(value, _type_info(wanted), found)
+    converted = msgspec.convert(value, wanted)
+    notes += found
+    return converted
+
+
+def _fit(value: Any, wanted: inspect.Type, notes: list[str]) -> Any:  # noqa: PLR0911 -- one return a kind of value
+    match wanted:
+        case inspect.StructType() if isinstance(value, dict):
+            return {**value, **dict(_fit_fields(value, wanted, notes))}
+        case inspect.ListType() if isinstance(value, list):
+            return list(_fit_items(value, wanted.item_type, notes))
+        case inspect.UnionType():
+            return _fit_one_of(value, wanted.types, notes)
+        case inspect.IntType():
+            return _fit_whole(value, wanted, notes)
+        case inspect.FloatType() if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)  # whatever was too large was left out before
+        case inspect.StrType() if isinstance(value, str):
+            return value
+        case inspect.BoolType() if isinstance(value, bool):
+            return value
+        case inspect.NoneType() if value is None:
+            return None
+    raise _Unfit
+
+
+def _fit_fields(value: dict[str, Any], wanted: inspect.StructType, notes: list[str]) -> Iterator[tuple[str, Any]]:
+    """The fields that the struct knows; one that does not fit gets its default, or 0."""
+    for field in wanted.fields:
+        name = field.encode_name
+        if name not in value:
+            continue
+        try:
+            yield name, _fit(value[name], field.type, notes)
+        except _Unfit:
+            if not field.required:
+                notes.append("field_left_out")
+                yield name, _default(field)
+            elif name not in _KEYS and isinstance(field.type, inspect.IntType):
+                notes.append("number_zeroed")
+                yield name, 0
+
+
+def _default(field: inspect.Field) -> Any:
+    return field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
+
+
+def _fit_items(value: list[Any], wanted: inspect.Type, notes: list[str]) -> Iterator[Any]:
+    for item in value:
+        try:
+            yield _fit(item, wanted, notes)
+        except _Unfit:
+            notes.append("field_left_out")
+            if isinstance(wanted, inspect.UnionType):  # numbers or null: the others keep their places
+                yield None
+
+
+def _fit_one_of(value: Any, types: Iterable[inspect.Type], notes: list[str]) -> Any:
+    for wanted in types:
+        with suppress(_Unfit):
+            return _fit(value, wanted, notes)
+    raise _Unfit
+
+
+def _fit_whole(value: Any, wanted: inspect.IntType, notes: list[str]) -> int:
+    if isinstance(value, float) and math.isfinite(value):
+        notes.append("number_truncated")
+        value = int(value)
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if not is_whole or not _at_least(wanted.ge, value) or not _at_least(value, wanted.le):
+        raise _Unfit
+    return int(value)
+
+
+def _at_least(bound: float | None, value: float | None) -> bool:
+    return bound is None or value is None or bound <= value
