@@ -8,8 +8,9 @@ from datetime import datetime, timedelta
 from hashlib import blake2b
 from uuid import UUID
 
+from guestd.decoding import Decoded
 from guestd.errors import BadFrame
-from guestd.messages import Decoded, Header
+from guestd.messages import Header
 from guestd.normalise import Rows
 
 
