@@ -36,7 +36,7 @@ from guestd.messages import (
     ProcessD2,
     Service,
     System,
-    is_json,
+    is_value,
     restarts,
 )
 
@@ -81,7 +81,7 @@ def _decode_somehow(text: bytes, repairs: list[str]) -> Decoded:
         return _decode_once(text, repairs)
     except SYNTAX_ERRORS as why:
         first_error = why
-    for candidate in filter(is_json, restarts(text)):
+    for candidate in filter(is_value, restarts(text)):
         with suppress(*SYNTAX_ERRORS):
             return _decode_once(candidate, [*repairs, "restarted_line"])
     if (mended := readable(text)) != text:

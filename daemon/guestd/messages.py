@@ -289,19 +289,31 @@ def restarts(line: bytes) -> Iterator[bytes]:
         yield line[end:]
 
 
-def is_whole(line: bytes) -> bool:
-    """Whether a line is one JSON value or ends with one: the first line of a connection may be the rest of one."""
-    return is_json(line) or any(map(is_json, restarts(storable(line))))
-
-
 # What decoders raise for a text that is no JSON. A ValidationError, of a wrong value, is a DecodeError too.
 SYNTAX_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def is_whole(line: bytes) -> bool:
+    """Whether a line is one JSON value or ends with one: the first line of a connection may be the rest of one."""
+    try:
+        text = storable(line)
+    except BadFrame:
+        return False
+    return is_value(text) or any(map(is_value, restarts(text)))
 
 
 def is_json(line: bytes) -> bool:
     """Whether a line is one whole JSON value."""
     try:
-        msgspec.json.decode(storable(line), type=msgspec.Raw)
+        return is_value(storable(line))
+    except BadFrame:
+        return False
+
+
+def is_value(text: bytes) -> bool:
+    """Whether a text without bad escapes is one whole JSON value."""
+    try:
+        msgspec.json.decode(text, type=msgspec.Raw)
     except SYNTAX_ERRORS:
         return False
     return True

@@ -443,3 +443,9 @@ def test_any_value_in_any_place_costs_at_most_the_frame(place: str, value: objec
         inner = inner[parent]
     inner[last] = value
     assert outcome_of(json.dumps(message).encode()) in OUTCOMES
+
+
+def test_a_line_of_hardly_anything_but_escapes_is_looked_at_without_an_error() -> None:
+    line = b'{"type":"metrics","x":"' + rb"\u0041" * (limits.ESCAPES + 1) + b'"}'
+    assert not messages.is_json(line)
+    assert not is_whole(line)
