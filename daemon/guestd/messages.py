@@ -15,6 +15,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from guestd.errors import BadFrame
 from guestd.mending import storable
 
 Int4 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
