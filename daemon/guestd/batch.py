@@ -32,10 +32,13 @@ _DIGEST_BITS = 63
 def digest(payload: bytes, header: Header | None, message: Decoded | BadFrame) -> int | None:
     """By what a frame is known when it comes again, 63 bits; None when an equal frame may well be another one.
 
-    A numbered line is its number. A line with a time of its own is its bytes, and so is one that cannot be read:
-    kept once, it tells all that it ever will.
+    A line that bears a mark is its mark, for a machine that was put back in time sends it again under another number;
+    one that is only numbered is its number. A line with a time of its own is its bytes, and so is one that cannot be
+    read: kept once, it tells all that it ever will.
     """
-    if header is not None:
+    if header is not None and header.mark is not None:
+        named = blake2b(header.mark.encode(), digest_size=8, person=b"mark")
+    elif header is not None:
         named = blake2b(b"%s %d" % (header.boot_id.encode(), header.seq), digest_size=8, person=b"boot_id seq")
     elif isinstance(message, BadFrame) or message.metrics.timestamp is not None:
         named = blake2b(payload, digest_size=8, person=b"payload")

@@ -489,7 +489,10 @@ def _unsettled_seq(connection: sqlite3.Connection, last_seq: int) -> int:
 
 def _senders(connection: sqlite3.Connection) -> dict[UUID, Sender]:
     rows = connection.execute("SELECT machine_id, received_at_ms, boot_id, seq, mark, below FROM sender")
-    return {UUID(bytes=machine_id): Sender(*rest, _from_bytes(below)) for machine_id, *rest, below in rows}
+    return {
+        UUID(bytes=machine_id): Sender(received_at_ms, boot_id, seq, mark, _from_bytes(below))
+        for machine_id, received_at_ms, boot_id, seq, mark, below in rows
+    }
 
 
 def _as_bytes(below: int) -> bytes | None:

@@ -6,8 +6,9 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestd.batch import Limits, Moment, Prepared, halves, is_due, placed
+from guestd.batch import Limits, Moment, Prepared, digest, halves, is_due, placed
 from guestd.errors import BadFrame
+from guestd.messages import Header
 
 START = datetime(2025, 10, 1, tzinfo=UTC)
 MACHINES = [UUID(int=number) for number in range(2)]
@@ -78,3 +79,16 @@ def test_halving_finds_any_one_frame_in_few_steps(count: int, data: st.DataObjec
         steps += 1
     assert part[0].seq == poisoned
     assert steps <= (count - 1).bit_length()
+
+
+def test_a_line_that_comes_under_another_number_is_known_by_its_mark() -> None:
+    bad = BadFrame("json", "")
+    held = digest(b"as it was", Header("b1", 9, 9, "0" * 16, "a" * 16), bad)
+    assert held == digest(b"written again", Header("b2", 1, 1, "f" * 16, "a" * 16), bad)
+    assert held != digest(b"another of that number", Header("b1", 9, 9, "0" * 16, "b" * 16), bad)
+
+
+def test_a_line_without_a_mark_is_known_by_its_number() -> None:
+    bad = BadFrame("json", "")
+    assert digest(b"x", Header("b", 9, 8), bad) == digest(b"y", Header("b", 9, 9), bad)
+    assert digest(b"x", Header("b", 9, 8), bad) != digest(b"x", Header("b", 10, 8), bad)
