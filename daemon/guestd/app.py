@@ -29,12 +29,13 @@ from guestd.budget import Budget, Rate, Rates
 from guestd.errors import StoreUnavailable
 from guestd.intake import Intake
 from guestd.lifecycle import Backoff, retrying, run_until
+from guestd.link import check_dsn, server_name
 from guestd.roster import Roster
 from guestd.secretfile import first_line
 from guestd.settings import Settings
 from guestd.sources import virtio
 from guestd.spool import Spool, open_spool
-from guestd.store import Outcome, check_dsn, maintain, server_name, watch_machines
+from guestd.store import Outcome, maintain, watch_machines
 from guestd.telemetry import Telemetry, served
 from guestd.writer import Writer
 

@@ -18,27 +18,20 @@ from uuid import UUID
 
 import psycopg
 from psycopg.adapt import Dumper
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import Format
 from psycopg.types.json import Jsonb
 
 from guestd.batch import Prepared
-from guestd.errors import BadFrame, ConfigError, RowsRejected, SchemaMismatch, StoreUnavailable
+from guestd.errors import BadFrame, RowsRejected, StoreUnavailable
+from guestd.link import WRITE_SECONDS, check_schema, connection_to, sorted_errors
 from guestd.normalise import Row, Rows
 from guestd.roster import Roster
 from gueststore import contract
 from gueststore.queries import query
 
-CONNECT_SECONDS = 5
-# A statement that takes longer than this will not come back; the connection is given up and the rows are kept.
-WRITE_SECONDS = 60
 # Notices only wake; this bounds how long a lost one can matter.
 ROSTER_SECONDS = 30
 LANE = 0
-
-# Data exceptions, integrity violations, program limits: the rows themselves are what is wrong. Whatever else the server
-# says, the rows are kept and tried again, for a fault of the store's must not cost a guest's samples.
-_REFUSED_CLASSES = ("22", "23", "54")
 
 
 @dataclass(slots=True)
@@ -73,7 +66,7 @@ class Store:
 
     async def ledger(self, spool_id: UUID) -> int | None:
         """Up to which sequence number the frames of a spool are stored; None when the store does not know it."""
-        async with _sorted_errors():
+        async with sorted_errors():
             cursor = await self._connection.execute(query("read_ledger"), {"spool_id": spool_id, "lane": LANE})
             row = await cursor.fetchone()
         return None if row is None else row[0]
@@ -81,13 +74,13 @@ class Store:
     async def set_ledger(self, spool_id: UUID, expected_seq: int | None, committed_seq: int) -> None:
         """Begin the books of a spool (expected None), or move them without rows."""
         books = {"spool_id": spool_id, "lane": LANE, "expected_seq": expected_seq, "committed_seq": committed_seq}
-        async with _sorted_errors():
+        async with sorted_errors():
             await self._connection.execute(query("open_ledger" if expected_seq is None else "advance_ledger"), books)
 
     async def taken(self, moments: Sequence[tuple[UUID, datetime]]) -> set[tuple[UUID, datetime]]:
         """Which of these (machine, timestamp) already have a sample."""
         machine_ids, timestamps = zip(*moments, strict=True)
-        async with _sorted_errors():
+        async with sorted_errors():
             cursor = await self._connection.execute(
                 query("taken_timestamps"), {"machine_ids": list(machine_ids), "timestamps": list(timestamps)}
             )
@@ -95,7 +88,7 @@ class Store:
 
     async def write(self, spool_id: UUID, expected_seq: int, frames: Sequence[Prepared]) -> Outcome:
         """Store a batch and advance the ledger from `expected_seq` to its last frame, or change nothing at all."""
-        async with _sorted_errors(), asyncio.timeout(WRITE_SECONDS), self._connection.transaction():
+        async with sorted_errors(), asyncio.timeout(WRITE_SECONDS), self._connection.transaction():
             return await self._write(spool_id, expected_seq, frames)
 
     async def _write(self, spool_id: UUID, expected_seq: int, frames: Sequence[Prepared]) -> Outcome:
@@ -194,31 +187,12 @@ def printable(text: str) -> str:
     return text.encode("unicode_escape").decode("ascii")
 
 
-def check_dsn(dsn: str) -> None:
-    """ConfigError for a connection string that no server could ever answer."""
-    try:
-        parts = conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError as why:
-        raise ConfigError(f"store.dsn: {str(why).strip()}") from why
-    for name in ("port", "connect_timeout"):
-        numbers = str(parts.get(name) or "0").split(",")
-        if not all(number.isdigit() for number in numbers):
-            raise ConfigError(f"store.dsn: {name} must be a number and is {parts[name]!r}")
-
-
-def server_name(dsn: str) -> str:
-    """Host, port and database of a DSN, without its password, for messages."""
-    parts = conninfo_to_dict(dsn)
-    parts = {key: parts[key] for key in ("host", "port", "dbname") if parts.get(key)}
-    return " ".join(f"{key}={value}" for key, value in parts.items()) or "the default server"
-
-
 @asynccontextmanager
 async def connected(dsn: str) -> AsyncIterator[Store]:
     """A store that is reachable, of the schema that this daemon knows, ready for `write`."""
-    async with _connection(dsn) as connection:
-        await _check_schema(connection)
-        async with _sorted_errors():
+    async with connection_to(dsn) as connection:
+        await check_schema(connection)
+        async with sorted_errors():
             connection.adapters.register_dumper(None, _RawJsonb)
             await connection.execute(query("create_incoming"))
         yield Store(connection)
@@ -226,7 +200,7 @@ async def connected(dsn: str) -> AsyncIterator[Store]:
 
 async def watch_machines(dsn: str, roster: Roster) -> None:
     """Keep the roster true for as long as the connection lives; a new machine is seen when its row is committed."""
-    async with _connection(dsn) as connection, _sorted_errors():
+    async with connection_to(dsn) as connection, sorted_errors():
         await connection.execute("LISTEN guestd_machine")
         while True:
             cursor = await connection.execute(query("list_machines"))
@@ -237,72 +211,8 @@ async def watch_machines(dsn: str, roster: Roster) -> None:
 
 async def maintain(dsn: str) -> int:
     """What a store needs done now and then, whichever host does it; gives the orphaned samples that were swept."""
-    async with _connection(dsn) as connection, _sorted_errors():
+    async with connection_to(dsn) as connection, sorted_errors():
         await connection.execute(query("create_chunks_ahead"))
         cursor = await connection.execute(query("sweep_deleted_machines"))
         (swept,) = await cursor.fetchone() or (0,)
     return int(swept)
-
-
-@asynccontextmanager
-async def _connection(dsn: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-    conninfo = make_conninfo(dsn, **_defaults(dsn))
-    try:
-        connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
-    except psycopg.Error as why:
-        raise StoreUnavailable(f"{server_name(dsn)}: {str(why).strip()}") from why
-    try:
-        yield connection
-    finally:
-        await connection.close()
-
-
-def _defaults(dsn: str) -> dict[str, Any]:
-    given = conninfo_to_dict(dsn)
-    wanted = {
-        "application_name": "guestd",
-        "connect_timeout": CONNECT_SECONDS,
-        "keepalives_idle": 10,
-        "keepalives_interval": 5,
-        "keepalives_count": 3,
-        "target_session_attrs": "read-write",
-    }
-    return {key: value for key, value in wanted.items() if key not in given}
-
-
-async def _check_schema(connection: psycopg.AsyncConnection[Any]) -> None:
-    async with _sorted_errors():
-        try:
-            cursor = await connection.execute(query("read_schema_version"))
-        except psycopg.errors.UndefinedTable:
-            version, compat = 0, 0
-        else:
-            version, compat = await cursor.fetchone() or (0, 0)
-    mismatch = contract.mismatch(version, compat)
-    if mismatch is not None:
-        raise SchemaMismatch(mismatch)
-
-
-@asynccontextmanager
-async def _sorted_errors() -> AsyncIterator[None]:
-    """Every error of the driver or the server, as what the writer is to do about it."""
-    try:
-        yield
-    except psycopg.Error as why:
-        raise _sorted(why) from why
-    except TimeoutError as why:
-        raise StoreUnavailable(f"no answer within {WRITE_SECONDS} s") from why
-
-
-def _sorted(why: psycopg.Error) -> Exception:
-    state = why.sqlstate
-    message = f"{state or type(why).__name__}: {str(why).strip()}"
-    if state is None:
-        return RowsRejected(message) if isinstance(why, psycopg.DataError) else StoreUnavailable(message)
-    if state.startswith(_REFUSED_CLASSES):
-        return RowsRejected(message)
-    if state.startswith("42"):
-        message += (
-            "; `gueststore check` says what differs from the schema that this program knows, or which right is missing"
-        )
-    return StoreUnavailable(message)
