@@ -8,8 +8,10 @@ docs/reliability.md.
 import json
 import os
 import re
+import subprocess
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +20,8 @@ from uuid import UUID
 
 import pytest
 
-from fix_daemon import metrics_line, rows
+from fix_daemon import Daemon, add_machine, command, environment, eventually, execute, metrics_line, rows
+from guestd.simulate import machine_ids
 
 _NUMBER = re.compile(rb'"uptime_seconds":(\d+)')
 _TIME = re.compile(rb'"timestamp":"([^"]+)"')
@@ -135,6 +138,60 @@ def _compared(
         duplicated=times.total() - len(wanted & times.keys()),
         lost=len(missing) - len(gone) - outside.refused - outside.sender_gap,
     )
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A running `guestd simulate`: agents that number their lines and keep them until they are acknowledged."""
+
+    process: subprocess.Popen[bytes]
+    manifest: Path
+    machines: list[UUID]
+
+    def is_writing(self) -> bool:
+        """Whether it has not sent all yet: a fault that comes later proves little."""
+        return self.process.poll() is None
+
+    def finish(self, daemon: Daemon, seconds: float = 180) -> None:
+        """Wait until all is acknowledged and what guestd holds is stored."""
+        assert self.process.wait(seconds) == 0
+        eventually(lambda: daemon.metric("guestd_spool_frames") == 0, "the spool is empty", seconds)
+
+
+@contextmanager
+def fleet(
+    daemon: Daemon, *, count: int, guests: int = 10, interval_seconds: float = 0.05, processes: int = 10, first: int = 0
+) -> Iterator[Fleet]:
+    """A fleet on the daemon's channels, known to its store, that ends when `count` lines of each are acknowledged."""
+    machines = machine_ids(guests, seed=1, first=first)
+    for machine_id in machines:
+        add_machine(daemon.dsn, machine_id)
+    manifest = daemon.directory / f"manifest-{first}.jsonl"
+    arguments = command("guestd", "simulate", "--directory", str(daemon.channels), "--manifest", str(manifest))
+    arguments += ["--guests", str(guests), "--interval", str(interval_seconds), "--count", str(count)]
+    arguments += ["--processes", str(processes), "--first-id", str(first)]
+    process = subprocess.Popen(arguments, env=environment())
+    try:
+        yield Fleet(process, manifest, machines)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def store_closed(dsn: str) -> Iterator[None]:
+    """An outage: the test's database lets nobody in."""
+    database = dsn.rsplit("/", 1)[1]
+    server = dsn.removesuffix(database) + "postgres"
+    execute(
+        server,
+        f"ALTER DATABASE {database} ALLOW_CONNECTIONS false",
+        f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{database}'",
+    )
+    try:
+        yield
+    finally:
+        execute(server, f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
 
 
 class Reliability:

@@ -1,47 +1,81 @@
-"""kill -9 of guestd under load from agents that number their lines: each is in the tables exactly once."""
+"""guestd is ended under load from agents that number their lines: each is in the tables exactly once."""
 
 import random
-import subprocess
+import sqlite3
+from contextlib import closing
 
-from fix_daemon import Daemon, add_machine, command, environment, eventually, let_it_work, rows
-from fix_faults import Reliability, fleet_counted
-from guestd.simulate import machine_ids
+from fix_daemon import Daemon, eventually, let_it_work, rows
+from fix_faults import Reliability, fleet, fleet_counted
 
 GUESTS = 10
-LINES_PER_KILL = 30
+LINES_PER_ROUND = 30
 PROCESSES = 10
 
 
 def test_every_line_survives_kill_9_of_guestd_exactly_once(daemon: Daemon, reliability: Reliability) -> None:
     kills = reliability.rounds(quick=10, full=40)
-    lines_per_guest = kills * LINES_PER_KILL
-    machines = machine_ids(GUESTS, seed=1)
-    for machine_id in machines:
-        add_machine(daemon.dsn, machine_id)
-    manifest = daemon.directory / "manifest.jsonl"
-    fleet = subprocess.Popen(
-        command(
-            "guestd", "simulate", "--directory", str(daemon.channels), "--guests", str(GUESTS), "--interval", "0.05",
-            "--processes", str(PROCESSES), "--count", str(lines_per_guest), "--manifest", str(manifest),
-        ),
-        env=environment(),
-    )  # fmt: skip
-    try:
+    lines = kills * LINES_PER_ROUND
+    with fleet(daemon, count=lines, guests=GUESTS, processes=PROCESSES) as load:
         for _ in range(kills):
             daemon.start()
             daemon.url()
             let_it_work(random.uniform(0, 0.7))
-            assert fleet.poll() is None, "the fleet was done too early: this proves little"
+            assert load.is_writing()
             daemon.kill()
         daemon.start()
-        assert fleet.wait(120) == 0
-        eventually(lambda: daemon.metric("guestd_spool_frames") == 0, "the spool is empty")
-    finally:
-        fleet.kill()
-        fleet.wait()
+        load.finish(daemon)
     assert daemon.stop() == 0
-    books = fleet_counted(daemon.dsn, manifest)
-    assert (books.sent, books.stored) == (GUESTS * lines_per_guest, GUESTS * lines_per_guest)
+    books = fleet_counted(daemon.dsn, load.manifest)
+    assert (books.sent, books.stored) == (GUESTS * lines, GUESTS * lines)
     processes = dict(rows(daemon.dsn, 'SELECT "machineId", count(*) FROM "ProcessSnapshot" GROUP BY 1'))
-    assert processes == dict.fromkeys(machines, lines_per_guest * PROCESSES)
+    assert processes == dict.fromkeys(load.machines, lines * PROCESSES)
     reliability.record("kill -9 of guestd at random moments under load", kills, books)
+
+
+def test_a_kill_between_commit_and_trim_stores_nothing_twice(daemon: Daemon, reliability: Reliability) -> None:
+    kills = reliability.rounds(quick=4, full=30)
+    with fleet(daemon, count=kills * LINES_PER_ROUND, guests=GUESTS, processes=PROCESSES) as load:
+        for _ in range(kills):
+            daemon.start()
+            eventually(lambda: daemon.page("/readyz")[0] == 200, "ready")
+            assert load.is_writing()
+            _kill_between_commit_and_trim(daemon)
+        daemon.start()
+        load.finish(daemon)
+    assert daemon.stop() == 0
+    reliability.record("kill -9 between COMMIT and the spool's trim", kills, fleet_counted(daemon.dsn, load.manifest))
+
+
+def _kill_between_commit_and_trim(daemon: Daemon) -> None:
+    """Take the write lock of the spool's file while frames wait: COMMIT does not need it, the trim behind it does."""
+    with closing(sqlite3.connect(daemon.spool / "spool.db", isolation_level=None, timeout=30)) as spool:
+
+        def waiting() -> int | None:
+            spool.execute("BEGIN IMMEDIATE")
+            (last_seq,) = spool.execute("SELECT max(seq) FROM frame").fetchone()
+            if last_seq is None:
+                spool.execute("ROLLBACK")
+            return last_seq  # type: ignore[no-any-return] # sqlite3 gives Any
+
+        last_seq = eventually(waiting, "frames wait in the spool")
+        (spool_id,) = spool.execute("SELECT spool_id FROM identity").fetchone()
+        ledger = 'SELECT "committedSeq" FROM "IngestLedger" WHERE "spoolId" = %s'
+        eventually(lambda: rows(daemon.dsn, ledger, spool_id) >= [(last_seq,)], "they are committed")
+        daemon.kill()
+        assert spool.execute("SELECT max(seq) FROM frame").fetchone() == (last_seq,)
+        spool.execute("ROLLBACK")
+
+
+def test_sigterm_under_load_loses_nothing(daemon: Daemon, reliability: Reliability) -> None:
+    stops = reliability.rounds(quick=5, full=30)
+    with fleet(daemon, count=stops * LINES_PER_ROUND, guests=GUESTS, processes=PROCESSES) as load:
+        for _ in range(stops):
+            daemon.start()
+            daemon.url()
+            let_it_work(random.uniform(0, 0.7))
+            assert load.is_writing()
+            assert daemon.stop() == 0
+        daemon.start()
+        load.finish(daemon)
+    assert daemon.stop() == 0
+    reliability.record("SIGTERM of guestd under load", stops, fleet_counted(daemon.dsn, load.manifest))
