@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 from uuid import UUID, uuid4
 
 import structlog
@@ -30,6 +30,8 @@ from guestd.errors import ConfigError
 from guestd.normalise import Channel
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 _FILE = "spool.db"
 _BALLAST_FILE = "ballast"
@@ -313,18 +315,21 @@ class Spool:
         self._trimmed.set()
 
     def _delete(self, up_to_seq: int) -> None:
-        statement, values = "DELETE FROM frame WHERE seq <= ?", (up_to_seq,)
+        self._with_ballast(lambda: self._writing.execute("DELETE FROM frame WHERE seq <= ?", (up_to_seq,)))
+        self._restore_ballast()
+
+    def _with_ballast(self, write: Callable[[], T]) -> T:
+        """On a full disk even deleting needs room, for the log of what changes: that is what the ballast is for."""
         try:
-            self._writing.execute(statement, values)
-        except sqlite3.OperationalError:
-            # On a full disk deleting needs room too, for the log of what is deleted: that is what the ballast is for.
-            if not self._ballast.exists():
+            return write()
+        except sqlite3.OperationalError as why:
+            if "locked" in str(why) or not self._ballast.exists():
                 raise
             self._ballast.unlink()
-            self._writing.execute(statement, values)
+            written = write()
             self._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            log.warning("the spool's disk is full: its ballast was given up to trim it")
-        self._restore_ballast()
+            log.warning("the spool's disk is full: its ballast was given up to empty it")
+            return written
 
     def _restore_ballast(self) -> None:
         """Set room aside again; where there is none, and nothing waits any more, the file gives back its own."""
@@ -336,20 +341,32 @@ class Spool:
         _put(self._ballast)
 
     async def settle(self) -> None:
-        """The store's ledger and this file agree: nothing that was issued before is in doubt any more."""
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.run_in_executor(
-                self._write_thread, self._writing.execute, "UPDATE identity SET unsettled_seq = NULL"
-            )
-        except sqlite3.OperationalError as why:
-            # It stays as it was: after a restart the books are compared as they were this time.
-            self.error = str(why)
+        """The store's ledger and this file agree: nothing that was issued before is in doubt any more.
 
-    async def rename(self) -> None:
-        """Take a new identity: the store's ledger knows frames of the old one that this file never issued."""
+        Returns when the file says so. Until then nothing may be stored: after a crash the ledger would be ahead of what
+        the file says of itself, as if an older copy of it had come back.
+        """
+        await self._until_written(lambda: self._writing.execute("UPDATE identity SET unsettled_seq = NULL"))
+
+    async def rename(self, stored_seq: int) -> None:
+        """Take a new identity: the store's ledger knows frames of the old one that this file never issued.
+
+        What is stored goes in the same transaction, for under the new identity nobody would know.
+        """
+        self.spool_id = await self._until_written(lambda: _new_identity(self._writing, stored_seq))
+
+    async def _until_written(self, write: Callable[[], T]) -> T:
         loop = asyncio.get_running_loop()
-        self.spool_id = await loop.run_in_executor(self._write_thread, _new_identity, self._writing)
+        while True:
+            try:
+                written = await loop.run_in_executor(self._write_thread, self._with_ballast, write)
+            except sqlite3.OperationalError as why:
+                self.error = str(why)
+                log.error("the spool cannot be written, nothing is stored", error=self.error)
+                await asyncio.sleep(1)
+                continue
+            self.error = None
+            return written
 
     def close(self) -> None:
         """Give the directory free."""
@@ -444,7 +461,7 @@ def _opened(file: Path) -> sqlite3.Connection:
         if verdict != "ok":
             raise sqlite3.DatabaseError(verdict)  # noqa: TRY301 -- one way out for every kind of damage
         if connection.execute("SELECT count(*) FROM identity").fetchone() == (0,):
-            _new_identity(connection)
+            _new_identity(connection, 0)
     except BaseException:
         connection.close()
         raise
@@ -457,10 +474,11 @@ def _add_column(connection: sqlite3.Connection, table: str, name: str, definitio
         connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {definition}")
 
 
-def _new_identity(connection: sqlite3.Connection) -> UUID:
+def _new_identity(connection: sqlite3.Connection, stored_seq: int) -> UUID:
     spool_id = uuid4()
     with connection:
         connection.execute("BEGIN IMMEDIATE")
+        connection.execute("DELETE FROM frame WHERE seq <= ?", (stored_seq,))
         connection.execute("DELETE FROM identity")
         connection.execute("INSERT INTO identity (spool_id) VALUES (?)", (str(spool_id),))
     return spool_id

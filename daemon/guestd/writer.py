@@ -123,7 +123,7 @@ class Writer:
                     " it goes on under a new id",
                     old=str(spool.spool_id),
                 )
-                await spool.rename()
+                await spool.rename(committed_seq)
                 await store.set_ledger(spool.spool_id, None, committed_seq)
         await spool.settle()
         self._has_opened_books, self._is_in_doubt = True, False

@@ -48,21 +48,21 @@ def test_a_kill_between_commit_and_trim_stores_nothing_twice(daemon: Daemon, rel
 
 def _kill_between_commit_and_trim(daemon: Daemon) -> None:
     """Take the write lock of the spool's file while frames wait: COMMIT does not need it, the trim behind it does."""
+    ledger = 'SELECT "committedSeq" FROM "IngestLedger" WHERE "spoolId" = %s'
     with closing(sqlite3.connect(daemon.spool / "spool.db", isolation_level=None, timeout=30)) as spool:
 
-        def waiting() -> int | None:
+        def first_waiting() -> int:
             spool.execute("BEGIN IMMEDIATE")
-            (last_seq,) = spool.execute("SELECT max(seq) FROM frame").fetchone()
-            if last_seq is None:
+            (seq,) = spool.execute("SELECT min(seq) FROM frame").fetchone()
+            if seq is None:
                 spool.execute("ROLLBACK")
-            return last_seq  # type: ignore[no-any-return] # sqlite3 gives Any
+            return seq or 0
 
-        last_seq = eventually(waiting, "frames wait in the spool")
+        seq = eventually(first_waiting, "frames wait in the spool")
         (spool_id,) = spool.execute("SELECT spool_id FROM identity").fetchone()
-        ledger = 'SELECT "committedSeq" FROM "IngestLedger" WHERE "spoolId" = %s'
-        eventually(lambda: rows(daemon.dsn, ledger, spool_id) >= [(last_seq,)], "they are committed")
+        eventually(lambda: rows(daemon.dsn, ledger, spool_id) >= [(seq,)], "they are committed")
         daemon.kill()
-        assert spool.execute("SELECT max(seq) FROM frame").fetchone() == (last_seq,)
+        assert spool.execute("SELECT min(seq) FROM frame").fetchone() == (seq,)
         spool.execute("ROLLBACK")
 
 

@@ -2,9 +2,10 @@
 
 import asyncio
 import shutil
+import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -226,6 +227,21 @@ async def test_a_frame_that_reaches_a_bug_of_ours_is_set_aside_and_counted(tmp_p
         content = consumer._guarded(frame, buggy)
     assert isinstance(content, BadFrame)
     assert (content.reason, tally.bugs) == ("bug", 1)
+
+
+@pytest.mark.asyncio
+async def test_nothing_is_stored_before_the_spool_knows_that_its_books_are_settled(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    async with spooled(tmp_path / "spool", machine_id, [line(1)]) as spool:
+        spool._writing.execute("PRAGMA busy_timeout = 10")
+        with closing(sqlite3.connect(tmp_path / "spool/spool.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")  # a disk that takes nothing
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(drain(spool, dsn), 2)
+        assert samples(dsn) == []
+        # Else a crash here would leave a ledger that is ahead of what the file says: an older copy, it would seem.
+        await drain(spool, dsn)
+    assert [cpu for _, cpu in samples(dsn)] == [1]
 
 
 @pytest.mark.asyncio
