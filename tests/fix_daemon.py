@@ -160,6 +160,7 @@ class Daemon:
         self.wrapper: list[str] = []
         self.spool_max_bytes = 2**30
         self.virtio_lines = ""
+        self.more_tables = ""
         self.log = directory / log_name
         self.process: subprocess.Popen[bytes] | None = None
         self.guests: list[Guest] = []
@@ -177,6 +178,7 @@ class Daemon:
         configuration.write_text(
             f'[store]\ndsn = "{self.dsn}"\n[spool]\ndirectory = "{self.spool}"\nmax_bytes = {self.spool_max_bytes}\n'
             f'[virtio]\ndirectory = "{self.channels}"\n{self.virtio_lines}[telemetry]\nlisten_port = {self.port}\n'
+            f"{self.more_tables}"
         )
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(

@@ -25,15 +25,17 @@ import structlog
 
 from guestd import __version__, intake, signing, systemd, writer
 from guestd.batch import Limits
+from guestd.broker import login
 from guestd.budget import Budget, Rate, Rates
 from guestd.errors import StoreUnavailable
 from guestd.intake import Intake
 from guestd.lifecycle import Backoff, retrying, run_until
 from guestd.link import check_dsn, server_name
+from guestd.published import Publications
 from guestd.roster import Roster
 from guestd.secretfile import first_line
 from guestd.settings import Settings
-from guestd.sources import virtio
+from guestd.sources import mqtt, virtio
 from guestd.spool import Spool, open_spool
 from guestd.store import Outcome, maintain, watch_machines
 from guestd.telemetry import Telemetry, served
@@ -63,7 +65,7 @@ async def run(settings: Settings) -> None:
         )
         resources.callback(spool.close)
         _show_spool(telemetry, spool)
-        gate = Intake(spool, _intake_counters(telemetry), lambda: time.time_ns() // 1_000_000, Budget(_rates(settings)))
+        gate = Intake(spool, _intake_counters(telemetry), _now_ms, Budget(_rates(settings)))
         consumer = Writer(
             spool,
             dsn=settings.store.dsn,
@@ -78,12 +80,13 @@ async def run(settings: Settings) -> None:
             max_frame_bytes=settings.virtio.max_frame_bytes,
             wrapped=wrapped,
         )
+        from_broker = _from_broker(settings, telemetry, spool=spool, gate=gate, roster=roster)
         port = await resources.enter_async_context(
             served(
                 telemetry,
                 host=settings.telemetry.listen_host,
                 port=settings.telemetry.listen_port,
-                problems=lambda: _problems(consumer, spool),
+                problems=lambda: _problems(consumer, spool, from_broker),
             )
         )
         _tune_collector()
@@ -94,12 +97,12 @@ async def run(settings: Settings) -> None:
         systemd.notify("READY=1")
         await run_until(
             stop,
-            inputs={"virtio": channels.run()},
+            inputs={"virtio": channels.run()} | ({"mqtt": from_broker.run()} if from_broker else {}),
             drains={"spool": spool.run(), "writer": consumer.run()},
             background={
                 "maintenance": _maintenance(settings.store.dsn),
                 "roster": _roster(settings.store.dsn, roster),
-                "status": _status(consumer, spool, channels),
+                "status": _status(consumer, spool, channels, from_broker),
             },
             seal=lambda: _seal(spool),
             grace_seconds=lambda: NO_STORE_GRACE_SECONDS if consumer.store_error else settings.stop_grace_seconds,
@@ -177,18 +180,20 @@ async def _maintenance(dsn: str) -> None:
     await retrying(look_after, expected=StoreUnavailable, backoff=Backoff(cap_seconds=60), lost=lost)
 
 
-async def _status(consumer: Writer, spool: Spool, channels: virtio.Virtio) -> None:
+async def _status(consumer: Writer, spool: Spool, channels: virtio.Virtio, from_broker: mqtt.Mqtt | None) -> None:
     """Tell systemd in words how things stand."""
     while True:
-        problems = _problems(consumer, spool)
+        problems = _problems(consumer, spool, from_broker)
         systemd.notify(
             f"STATUS={channels.connected} channels, {spool.frames} frames in the spool; {'; '.join(problems) or 'well'}"
         )
         await asyncio.sleep(STATUS_SECONDS)
 
 
-def _problems(consumer: Writer, spool: Spool) -> list[str]:
+def _problems(consumer: Writer, spool: Spool, from_broker: mqtt.Mqtt | None) -> list[str]:
     problems = []
+    if from_broker is not None and from_broker.problem is not None:
+        problems.append(f"broker: {from_broker.problem}")
     if consumer.store_error is not None:
         problems.append(f"store: {consumer.store_error}")
     if spool.error is not None:
@@ -196,6 +201,30 @@ def _problems(consumer: Writer, spool: Spool) -> list[str]:
     if spool.bytes > 0.95 * spool.max_bytes:
         problems.append(f"spool: {spool.bytes} of {spool.max_bytes} bytes are used; when it is full nothing is read")
     return problems
+
+
+def _from_broker(
+    settings: Settings, telemetry: Telemetry, *, spool: Spool, gate: Intake, roster: Roster
+) -> mqtt.Mqtt | None:
+    """The source that the settings name a broker for. Raises ConfigError for files that cannot be used."""
+    chosen = settings.mqtt
+    if not chosen.host:
+        return None
+    publications = Publications(
+        spool,
+        gate,
+        counters=_intake_counters(telemetry),
+        # In a shared group what is not here is with the others.
+        missing=telemetry.broker_missing.inc if not chosen.shared_group else lambda _: None,
+        now_ms=_now_ms,
+        max_frame_bytes=chosen.max_frame_bytes,
+    )
+    topics = mqtt.Topics(chosen.prefix, chosen.shared_group)
+    return mqtt.Mqtt(login(chosen), topics, gate=publications, roster=roster, counters=_broker_counters(telemetry))
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _show_spool(telemetry: Telemetry, spool: Spool) -> None:
@@ -227,6 +256,22 @@ def _channel_gauges(telemetry: Telemetry) -> virtio.Gauges:
         channels=telemetry.channels.set,
         unknown_machines=telemetry.unknown_machines.set,
         lost=telemetry.channels_lost.inc,
+    )
+
+
+def _broker_counters(telemetry: Telemetry) -> mqtt.Counters:
+    return mqtt.Counters(
+        connected=telemetry.broker_connected.set,
+        lost=telemetry.broker_lost.inc,
+        sessions_lost=telemetry.broker_sessions_lost.inc,
+        received=telemetry.broker_received.inc,
+        acknowledged=telemetry.broker_acknowledged.inc,
+        late=telemetry.broker_late.inc,
+        retained=telemetry.broker_retained.inc,
+        refused=lambda reason: telemetry.frames_refused.labels(reason).inc(),
+        unacknowledged=telemetry.broker_unacknowledged.set,
+        guests_online=telemetry.broker_guests.set,
+        broker_dropped=telemetry.broker_dropped.set,
     )
 
 

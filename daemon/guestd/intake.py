@@ -71,16 +71,23 @@ class _Judged:
 
     def take(self, payload: bytes | None, header: messages.Header | None, now_ms: int) -> None:
         sender = self.sender
-        # Strictly increasing for a machine, the order of its frames; but not ahead for ever of a clock put right.
-        received_at_ms = now_ms
-        if sender is not None and sender.received_at_ms < now_ms + CLOCK_STEP_MS:
-            received_at_ms = max(now_ms, sender.received_at_ms + 1)
+        received_ms = received_at_ms(sender, now_ms)
         boot_id = header.boot_id if header else sender.boot_id if sender else None
         seq = header.seq if header else sender.seq if sender else None
         mark = header.mark if header else sender.mark if sender else None
-        self.sender = Sender(received_at_ms, boot_id, seq, mark)
+        self.sender = Sender(received_ms, boot_id, seq, mark)
         self.unnumbered += header is None
-        self.entries.append(Entry(self.machine_id, received_at_ms, payload, boot_id, seq, mark))
+        self.entries.append(Entry(self.machine_id, received_ms, payload, boot_id, seq, mark))
+
+
+def received_at_ms(sender: Sender | None, now_ms: int) -> int:
+    """The time of receipt of a sender's next frame, unix milliseconds.
+
+    Strictly increasing, the order of its frames; but not ahead for ever of a clock put right.
+    """
+    if sender is not None and sender.received_at_ms < now_ms + CLOCK_STEP_MS:
+        return max(now_ms, sender.received_at_ms + 1)
+    return now_ms
 
 
 class Intake:
@@ -92,7 +99,7 @@ class Intake:
         self._now_ms = now_ms
         self._budget = budget
         self._held_back = 0
-        self._senders: dict[UUID, Sender] = dict(spool.senders_at_open)
+        self.senders: dict[UUID, Sender] = dict(spool.senders_at_open)
         self._asked: dict[UUID, tuple[str, int, int]] = {}
         self._broken: dict[UUID, tuple[str, int, int]] = {}
 
@@ -101,13 +108,13 @@ class Intake:
 
         Waits while the spool, or the machine's share of it, is full: the caller then does not read on.
         """
-        judged = _Judged(machine_id, self._senders.get(machine_id))
+        judged = _Judged(machine_id, self.senders.get(machine_id))
         for line in lines:
             self._judge(line, judged)
         if judged.entries and judged.sender is not None:
             await self._room(judged)
             # From here on these lines are taken, even if the caller is cancelled: the spool will commit them.
-            self._senders[machine_id] = judged.sender
+            self.senders[machine_id] = judged.sender
             await self._spool.append(judged.entries)
             payloads = [entry.payload for entry in judged.entries if entry.payload is not None]
             self._counters.accepted(len(payloads), sum(map(len, payloads)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -49,6 +49,45 @@ class Virtio(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Signs what is said to guests, for agents from 2026-06 on: the file's first line; empty: nothing is signed."""
 
 
+class Mqtt(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A broker that guests report to."""
+
+    host: str = ""
+    """Its name or address; empty: there is none."""
+    port: Annotated[int, Meta(gt=0, le=65535)] = 1883
+    """8883 is usual with TLS."""
+    version: Literal["5", "3.1.1"] = "5"
+    """Of the protocol. With 3.1.1 the broker's own max_inflight_messages bounds what it sends ahead."""
+    client_id: str = ""
+    """Names the session that the broker keeps for us: one guestd each; empty: guestd-<host name>."""
+    prefix: Annotated[str, Meta(pattern="^[^#+$/][^#+]*[^#+/]$")] = "guestd/v1"
+    """Guests publish to <prefix>/<Machine.id>/metrics."""
+    shared_group: Annotated[str, Meta(pattern="^[^#+/]*$")] = ""
+    """Several guestd with one group divide the messages ($share/<group>/); empty: this one gets all."""
+    username: str = ""
+    """Empty: none."""
+    password_file: str = ""
+    """Its first line."""
+    tls: bool = False
+    """Encrypt, and check the broker's certificate,"""
+    tls_ca_file: str = ""
+    """against these authorities (PEM); empty: the system's."""
+    tls_certificate_file: str = ""
+    """Our own certificate, where the broker asks for one,"""
+    tls_key_file: str = ""
+    """and its key."""
+    keepalive_seconds: Annotated[int, Meta(gt=0, le=65535)] = 30
+    """A broker that says nothing for so long is asked whether it is there."""
+    session_seconds: Annotated[int, Meta(gt=0, le=4_294_967_295)] = 7 * 24 * 3600
+    """MQTT 5: the broker keeps what comes for us while we are away for so long."""
+    receive_maximum: Annotated[int, Meta(gt=0, le=65535)] = 2000
+    """So many messages may be on their way to our disk,"""
+    unacknowledged_bytes: Positive = 64 * 1024**2
+    """and so many bytes, beyond which we do not read on."""
+    max_frame_bytes: Positive = 4 * 1024**2
+    """A longer message is refused."""
+
+
 class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What one guest may send. Beyond it guestd does not read on from that guest until time has made up for it."""
 
@@ -81,6 +120,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     store: Store = Store()
     spool: Spool = Spool()
     virtio: Virtio = Virtio()
+    mqtt: Mqtt = Mqtt()
     limits: Limits = Limits()
     telemetry: Telemetry = Telemetry()
     stop_grace_seconds: PositiveSeconds = 10.0

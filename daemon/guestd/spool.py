@@ -155,8 +155,12 @@ class Spool:
 
     def has_room(self, machine_id: UUID, size_bytes: int) -> bool:
         """Whether frames fit, and their machine's share; into an empty spool, or share, any one call's frames do."""
+        return self.fits(size_bytes) and self.has_share(machine_id, size_bytes)
+
+    def has_share(self, machine_id: UUID, size_bytes: int) -> bool:
+        """Whether frames fit their machine's share."""
         mine = self._bytes_by_machine.get(machine_id, 0)
-        return self.fits(size_bytes) and (not mine or mine + size_bytes <= self._share_bytes)
+        return not mine or mine + size_bytes <= self._share_bytes
 
     def fits(self, size_bytes: int) -> bool:
         """Whether frames fit, whoever they are of."""

@@ -19,7 +19,16 @@ COMMIT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 
 SKEW_BUCKETS = (0.1, 1, 5, 30, 60, 300, 3600, 86400)
 LAG_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
 
-REFUSED_HELP = "Lines not accepted: oversize, rate, fragment; asked for again: out_of_order, rewound, cut_off."
+REFUSED_HELP = (
+    "Lines not accepted: oversize, rate, share, fragment, topic, unknown_machine; "
+    "asked for again: out_of_order, rewound, cut_off."
+)
+SESSIONS_HELP = "Reconnects to a broker that had forgotten our session, and what it had queued."
+LATE_HELP = "Acknowledgements that were not sent, because their connection was gone."
+MISSING_HELP = (
+    "Numbered lines passed over: given up by agents, or dropped by the broker. Not counted in a shared group."
+)
+DROPPED_HELP = "The broker's own count of messages it dropped ($SYS); outside what guestd can answer for."
 DONE_HELP = "Accepted frames by what became of them: stored, stored_in_part, quarantined."
 SKEW_HELP = "How far the clocks of guests are from this host's, either way."
 LAG_HELP = "From the receipt of a batch's oldest frame to its commit."
@@ -50,6 +59,18 @@ class Telemetry:
         self.other_messages = counter("guestd_other_messages", "Guest messages without metrics, by type.", ["type"])
         self.held_back = gauge("guestd_guests_held_back", "Guests over their budget, not read on from for now.")
         self.held_back_seconds = counter("guestd_held_back_seconds", "Time that guests were not read on from.")
+        # Broker
+        self.broker_connected = gauge("guestd_mqtt_connected", "1 while subscribed to the broker.")
+        self.broker_lost = counter("guestd_mqtt_connections_lost", "Connections to the broker that ended or failed.")
+        self.broker_sessions_lost = counter("guestd_mqtt_sessions_lost", SESSIONS_HELP)
+        self.broker_received = counter("guestd_mqtt_messages_received", "Messages of QoS 1 that the broker delivered.")
+        self.broker_acknowledged = counter("guestd_mqtt_messages_acknowledged", "Messages that it may forget.")
+        self.broker_late = counter("guestd_mqtt_late_acknowledgements", LATE_HELP)
+        self.broker_retained = counter("guestd_mqtt_retained_ignored", "Retained metrics, which are of the past.")
+        self.broker_unacknowledged = gauge("guestd_mqtt_unacknowledged", "Messages on their way to the disk.")
+        self.broker_missing = counter("guestd_mqtt_lines_missing", MISSING_HELP)
+        self.broker_guests = gauge("guestd_mqtt_guests_online", "Guests that have said so and not left since.")
+        self.broker_dropped = gauge("guestd_mqtt_broker_dropped_messages", DROPPED_HELP)
         # Spool
         self.spool_bytes = gauge("guestd_spool_bytes", "Bytes that wait for the store.")
         self.spool_limit = gauge("guestd_spool_limit_bytes", "At so many guestd stops reading.")
