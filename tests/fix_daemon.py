@@ -1,5 +1,6 @@
 """guestd as an operator runs it: a process with a configuration file, watched from outside; and guests to feed it."""
 
+import itertools
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 T = TypeVar("T")
+_SAMPLES = itertools.count(1)
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -83,7 +85,10 @@ def rows(dsn: str, statement: str, *parameters: object) -> list[tuple[Any, ...]]
 
 
 def metrics_line(timestamp: str = "2025-10-01T12:00:30.125000000+00:00", **changes: object) -> bytes:
-    """A D1 message of one process and one port, ended by a newline; its time is long past, so receivedAt is used."""
+    """A D1 message of one process and one port, ended by a newline; its time is long past, so receivedAt is used.
+
+    Each is another one, by a field that nobody reads: the same bytes with the same time would be the same sample.
+    """
     system = {
         "cpu": {"usage_percent": 7.5, "cores_usage": [5.0, 10.0], "temperature": None},
         "memory": {"total_kb": 4194304, "used_kb": 1048576, "available_kb": 3145728},
@@ -94,7 +99,14 @@ def metrics_line(timestamp: str = "2025-10-01T12:00:30.125000000+00:00", **chang
         "ports": [{"port": 22, "protocol": "TCP", "state": "Listen", "process_id": 812, "is_listening": True}],
         "windows_services": [],
     } | changes
-    return json.dumps({"type": "metrics", "timestamp": timestamp, "data": {"system": system}}).encode() + b"\n"
+    sample = next(_SAMPLES)
+    message = {"type": "metrics", "timestamp": timestamp, "sample": sample, "data": {"system": system}}
+    return json.dumps(message).encode() + b"\n"
+
+
+def metrics_lines(count: int) -> bytes:
+    """So many of them."""
+    return b"".join(metrics_line() for _ in range(count))
 
 
 class Guest:

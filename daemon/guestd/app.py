@@ -23,7 +23,7 @@ from uuid import UUID
 
 import structlog
 
-from guestd import __version__, intake, signing, systemd, writer
+from guestd import __version__, intake, prepare, signing, systemd, writer
 from guestd.batch import Limits
 from guestd.broker import login
 from guestd.budget import Budget, Rate, Rates
@@ -288,6 +288,7 @@ def _writer_counters(telemetry: Telemetry, gate: Intake) -> writer.Counters:
     def outcome(became: Outcome) -> None:
         telemetry.frames_done.labels("stored").inc(became.stored)
         telemetry.frames_done.labels("stored_in_part").inc(became.stored_in_part)
+        telemetry.frames_done.labels("duplicate").inc(became.duplicate)
         telemetry.frames_done.labels("quarantined").inc(became.quarantined.total())
         for reason, frames in became.quarantined.items():
             telemetry.quarantined.labels(reason).inc(frames)
@@ -301,9 +302,11 @@ def _writer_counters(telemetry: Telemetry, gate: Intake) -> writer.Counters:
     return writer.Counters(
         outcome=outcome,
         committed=committed,
-        adjusted=lambda reason: telemetry.adjusted.labels(reason).inc(),
-        bug=telemetry.bugs.inc,
         store_lost=telemetry.store_lost.inc,
-        skew_seconds=lambda seconds: telemetry.skew.observe(abs(seconds)),
-        rows=gate.charge_rows,
+        preparing=prepare.Counters(
+            adjusted=lambda reason: telemetry.adjusted.labels(reason).inc(),
+            bug=telemetry.bugs.inc,
+            skew_seconds=lambda seconds: telemetry.skew.observe(abs(seconds)),
+            rows=gate.charge_rows,
+        ),
     )

@@ -23,7 +23,14 @@ class Prepared:
     received_at: datetime
     payload: bytes
     content: Rows | BadFrame
-    digest: int | None = None
+    digest: int | None
+
+    @property
+    def times(self) -> tuple[datetime, ...]:
+        """When it was received, and the time of its sample."""
+        if isinstance(self.content, Rows):
+            return self.received_at, self.content.system_metrics[2]
+        return (self.received_at,)
 
 
 _DIGEST_BITS = 63

@@ -1,8 +1,9 @@
 """The store's driver: one connection that writes batches, and one that listens for machines.
 
 A batch is one transaction: the ledger is advanced by compare-and-set, the batch's machines are locked as a foreign key
-would, rows are COPY'd in binary, inventories are merged, and what could not be stored is set aside. Whatever goes wrong
-leaves here as StoreUnavailable (keep the rows), RowsRejected (never these rows) or SchemaMismatch.
+would, frames that the store has by another way are left out, rows are COPY'd in binary, inventories are merged, and
+what could not be stored is set aside. Whatever goes wrong leaves here as StoreUnavailable (keep the rows), RowsRejected
+(never these rows) or SchemaMismatch.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -32,6 +33,9 @@ from gueststore.queries import query
 # Notices only wake; this bounds how long a lost one can matter.
 ROSTER_SECONDS = 30
 LANE = 0
+# A frame that comes again is looked for among the samples of so long before and after its own time: as long as a line
+# may wait in an agent's buffer or a broker's queue. A chunk of SystemMetrics is as long, so that three are probed.
+LOOK_AROUND = timedelta(days=7)
 
 
 @dataclass(slots=True)
@@ -40,6 +44,7 @@ class Outcome:
 
     stored: int = 0
     stored_in_part: int = 0
+    duplicate: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
     rows: Counter[str] = field(default_factory=Counter)
 
@@ -96,7 +101,7 @@ class Store:
         await self._advance(spool_id, expected_seq, frames[-1].seq)
         known = await self._lock_machines({frame.machine_id for frame in frames})
         contents: list[Rows] = []
-        for frame in frames:
+        for frame in await self._new(frames, outcome):
             content = frame.content
             if isinstance(content, Rows) and frame.machine_id in known:
                 contents.append(content)
@@ -105,15 +110,44 @@ class Store:
                     await self._quarantine(spool_id, frame, "row_refused", f"{len(content.refusals)} rows refused")
                 else:
                     outcome.stored += 1
-            elif isinstance(content, BadFrame):
-                outcome.quarantined[content.reason] += 1
-                await self._quarantine(spool_id, frame, content.reason, str(content))
             else:
-                outcome.quarantined["unknown_machine"] += 1
-                await self._quarantine(spool_id, frame, "unknown_machine", "the store has no such Machine")
+                await self._set_aside(spool_id, frame, outcome)
         await self._copy_series(contents, outcome)
         await self._merge_inventories(contents, outcome)
         return outcome
+
+    async def _new(self, frames: Sequence[Prepared], outcome: Outcome) -> list[Prepared]:
+        """The frames that the store does not hold yet, each once; counts the others."""
+        named = [(frame.machine_id, frame.digest) for frame in frames if frame.digest is not None]
+        if not named:
+            return list(frames)
+        machine_ids, digests = zip(*named, strict=True)
+        times = [moment for frame in frames for moment in frame.times]
+        window = {"earliest": min(times) - LOOK_AROUND, "latest": max(times) + LOOK_AROUND}
+        cursor = await self._connection.execute(
+            query("known_frames"), {"machine_ids": list(machine_ids), "digests": list(digests), **window}
+        )
+        held = set(await cursor.fetchall())
+        new = []
+        for frame in frames:
+            name = (frame.machine_id, frame.digest)
+            if name in held:
+                outcome.duplicate += 1
+                continue
+            if frame.digest is not None:
+                held.add(name)
+            new.append(frame)
+        return new
+
+    async def _set_aside(self, spool_id: UUID, frame: Prepared, outcome: Outcome) -> None:
+        content = frame.content
+        reason, detail = "unknown_machine", "the store has no such Machine"
+        if isinstance(content, BadFrame):
+            reason, detail = content.reason, str(content)
+        if await self._quarantine(spool_id, frame, reason, detail):
+            outcome.quarantined[reason] += 1
+        else:
+            outcome.duplicate += 1
 
     async def _advance(self, spool_id: UUID, expected_seq: int, committed_seq: int) -> None:
         books = {"spool_id": spool_id, "lane": LANE, "expected_seq": expected_seq, "committed_seq": committed_seq}
@@ -162,9 +196,10 @@ class Store:
                 # What psycopg raises for a value that does not fit its column's type.
                 raise RowsRejected(f"{table.name}: {type(why).__name__}: {why}") from why
 
-    async def _quarantine(self, spool_id: UUID, frame: Prepared, reason: str, detail: str) -> None:
+    async def _quarantine(self, spool_id: UUID, frame: Prepared, reason: str, detail: str) -> bool:
+        """Whether there is a row of it now that was not there before."""
         refusals = frame.content.refusals if isinstance(frame.content, Rows) else []
-        await self._connection.execute(
+        cursor = await self._connection.execute(
             query("quarantine_frame"),
             {
                 "machine_id": frame.machine_id,
@@ -178,8 +213,10 @@ class Store:
                 ),
                 "stored": isinstance(frame.content, Rows) and reason == "row_refused",
                 "payload": frame.payload,
+                "digest": frame.digest,
             },
         )
+        return cursor.rowcount == 1
 
 
 def printable(text: str) -> str:

@@ -29,7 +29,7 @@ MISSING_HELP = (
     "Numbered lines passed over: given up by agents, or dropped by the broker. Not counted in a shared group."
 )
 DROPPED_HELP = "The broker's own count of messages it dropped ($SYS); outside what guestd can answer for."
-DONE_HELP = "Accepted frames by what became of them: stored, stored_in_part, quarantined."
+DONE_HELP = "Accepted frames by what became of them: stored, stored_in_part, quarantined, duplicate."
 SKEW_HELP = "How far the clocks of guests are from this host's, either way."
 LAG_HELP = "From the receipt of a batch's oldest frame to its commit."
 

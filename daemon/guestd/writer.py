@@ -1,40 +1,31 @@
-"""From the spool to the store: decode, normalise, batch, write; trim when it is committed.
+"""From the spool to the store: batch, prepare, write; trim when it is committed.
 
 Accept, Reject, Keep: rows are stored; or refused for good, and then the batch is halved until the frame is found and
 set aside; or the store cannot take them now, and then the same rows are tried again on a new connection. After a lost
 answer to COMMIT the ledger tells whether they are there.
-
-Here stands the only `except Exception` of the code base: guests are not trusted, and a bug that one of them can reach
-costs that frame and is counted, and the others go on.
 """
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-from typing import TypeVar
-from uuid import UUID
+from datetime import UTC, datetime
 
 import structlog
 
-from guestd import books, decoding, messages
-from guestd.batch import Limits, Moment, Prepared, digest, halves, is_due, placed
+from guestd import books, prepare
+from guestd.batch import Limits, Prepared, halves, is_due
 from guestd.errors import BadFrame, RowsRejected, StoreUnavailable
 from guestd.lifecycle import Backoff, retrying
-from guestd.normalise import Rows, Stream, guest_time, normalise, sample_time, uuid7
-from guestd.spool import Frame, Spool
+from guestd.prepare import Preparer
+from guestd.spool import Spool
 from guestd.store import LedgerMoved, Outcome, Store, connected
 
 log = structlog.get_logger()
 
-T = TypeVar("T")
-_MILLISECOND = timedelta(milliseconds=1)
 TRIM_AGAIN_SECONDS = 1.0
 
 
@@ -44,11 +35,8 @@ class Counters:
 
     outcome: Callable[[Outcome], None]
     committed: Callable[[float, float], None]  # seconds the write took, seconds since the oldest frame was received
-    adjusted: Callable[[str], None]  # reason
-    bug: Callable[[], None]
     store_lost: Callable[[], None]
-    skew_seconds: Callable[[float], None]
-    rows: Callable[[UUID, int], None]  # machine, rows that were made of a frame of its
+    preparing: prepare.Counters
 
 
 class Writer:
@@ -63,8 +51,7 @@ class Writer:
         self._committed_seq = 0
         self._has_opened_books = False
         self._is_in_doubt = False
-        self._streams: dict[UUID, Stream] = {}
-        self._latest: dict[UUID, datetime] = {}
+        self._preparer = Preparer(counters.preparing)
         self.store_error: str | None = "not connected yet"
 
     async def run(self) -> None:
@@ -146,7 +133,7 @@ class Writer:
         frames = await self._spool.read(
             self._committed_seq, max_frames=self._limits.max_frames, max_bytes=self._limits.max_bytes
         )
-        self._prepared = await self._prepare(store, frames)
+        self._prepared = await self._preparer.prepare(frames, store.taken)
         return self._prepared
 
     async def _gathered(self) -> bool:
@@ -167,93 +154,6 @@ class Writer:
             async with _at_most(began + self._limits.max_age_seconds - time.monotonic()):
                 await spool.appended.wait()
         return True
-
-    async def _prepare(self, store: Store, frames: Sequence[Frame]) -> list[Prepared]:
-        read = [
-            (frame, self._guarded(frame, lambda frame: _decoded(frame.machine_id, frame.payload))) for frame in frames
-        ]
-        good = [(frame, message) for frame, message in read if not isinstance(message, BadFrame)]
-        moments = await self._placed(
-            store, [(frame.machine_id, self._moment(frame, message)) for frame, message in good]
-        )
-        timestamps = {frame.seq: timestamp for (frame, _), (_, timestamp) in zip(good, moments, strict=True)}
-        prepared = []
-        for frame, message in read:
-            # Between two frames the loop reads channels and answers: a batch may take long to prepare.
-            await asyncio.sleep(0)
-            known_by = digest(frame.payload, messages.header(frame.payload), message)
-            content: Rows | BadFrame
-            if isinstance(message, BadFrame):
-                content = message
-            else:
-                step = functools.partial(
-                    self._normalised, message=message, timestamp=timestamps[frame.seq], digest=known_by
-                )
-                content = self._guarded(frame, step)
-            prepared.append(Prepared(frame.seq, frame.machine_id, frame.received_at, frame.payload, content, known_by))
-        return prepared
-
-    def _guarded(self, frame: Frame, step: Callable[[Frame], T]) -> T | BadFrame:
-        try:
-            return step(frame)
-        except BadFrame as why:
-            return why
-        except Exception as why:
-            self._counters.bug()
-            log.exception("a guest's frame has reached a bug", machine=str(frame.machine_id), seq=frame.seq)
-            return BadFrame("bug", f"{type(why).__name__}: {why}")
-
-    def _moment(self, frame: Frame, message: decoding.Decoded) -> datetime:
-        claimed = guest_time(message.metrics.timestamp)
-        if claimed is not None:
-            self._counters.skew_seconds((claimed - frame.received_at).total_seconds())
-        moment = sample_time(claimed, frame.received_at, frame.channel)
-        if claimed is None or abs(claimed - moment) >= _MILLISECOND:
-            self._counters.adjusted("guest_time")
-        return moment
-
-    async def _placed(self, store: Store, wanted: Sequence[Moment]) -> list[Moment]:
-        """Free times for the frames of a batch. The store is asked only where a machine's time does not go forward."""
-        asked: set[Moment] = set()
-        taken: set[Moment] = set()
-        # Doubled with every round: a guest whose clock stands still for days has a long run of taken times behind it.
-        step = _MILLISECOND
-        while True:
-            moments = placed(wanted, taken)
-            doubtful = {
-                (machine_id, moment)
-                for machine_id, moment in moments
-                if moment <= self._latest.get(machine_id, moment)
-            } - asked  # fmt: skip
-            found = await store.taken(sorted(doubtful)) if doubtful else set()
-            if not found:
-                break
-            asked |= doubtful
-            taken |= found
-            wanted = [
-                (machine_id, moment + step if (machine_id, moment) in found else wish)
-                for (machine_id, wish), (_, moment) in zip(wanted, moments, strict=True)
-            ]
-            step *= 2
-        for machine_id, moment in moments:
-            self._latest[machine_id] = max(moment, self._latest.get(machine_id, moment))
-        return moments
-
-    def _normalised(self, frame: Frame, *, message: decoding.Decoded, timestamp: datetime, digest: int | None) -> Rows:
-        rows = normalise(
-            message.metrics,
-            row_id=uuid7(frame.received_at, os.urandom(10)),
-            machine_id=frame.machine_id,
-            timestamp=timestamp,
-            received_at=frame.received_at,
-            digest=digest,
-            stream=self._streams.setdefault(frame.machine_id, Stream()),
-        )
-        rows.refusals += message.refusals
-        self._counters.rows(frame.machine_id, rows.count)
-        for reason in (*message.repairs, *rows.adjustments):
-            self._counters.adjusted(reason)
-        return rows
 
     async def _write(self, store: Store, frames: Sequence[Prepared]) -> None:
         """Commit frames; what the store refuses for good is found by halving and set aside."""
@@ -285,14 +185,6 @@ class Writer:
             raise why
         log.warning("a frame was refused by the store and is set aside", machine=str(frame.machine_id), error=str(why))
         await self._write(store, [replace(frame, content=BadFrame("rejected_by_store", str(why)))])
-
-
-def _decoded(machine_id: UUID, payload: bytes) -> decoding.Decoded:
-    message = decoding.decode(payload)
-    claims = message.metrics.claims()
-    if claims is not None and claims.lower() != str(machine_id):
-        raise BadFrame("identity", f"the channel belongs to {machine_id}, the payload claims {claims[:40]!r}")
-    return message
 
 
 @asynccontextmanager

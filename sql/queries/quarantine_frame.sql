@@ -1,6 +1,8 @@
--- Sets a frame aside. A second row for the same frame is an error: the ledger should have skipped it.
+-- Sets a frame aside; no row where the same frame of the machine is there already, set aside by another writer meanwhile.
+-- A second row for the same place in a spool is an error: the ledger should have skipped it.
 -- %(machine_id)s: uuid or NULL, %(received_at)s: timestamptz, %(spool_id)s: uuid, %(seq)s: bigint, %(reason)s,
--- %(detail)s: text, %(refusals)s: jsonb array of {table, key, reason}, %(stored)s: boolean, %(payload)s: bytea.
+-- %(detail)s: text, %(refusals)s: jsonb array of {table, key, reason}, %(stored)s: boolean, %(payload)s: bytea,
+-- %(digest)s: bigint or NULL.
 INSERT INTO "QuarantinedFrame" (
     "machineId",
     "receivedAt",
@@ -10,7 +12,8 @@ INSERT INTO "QuarantinedFrame" (
     "detail",
     "refusals",
     "stored",
-    "payload"
+    "payload",
+    "frameDigest"
 )
 VALUES (
     %(machine_id)s,
@@ -21,5 +24,7 @@ VALUES (
     %(detail)s,
     %(refusals)s,
     %(stored)s,
-    %(payload)s
-);
+    %(payload)s,
+    %(digest)s
+)
+ON CONFLICT ON CONSTRAINT "QuarantinedFrame_machineId_frameDigest_key" DO NOTHING;

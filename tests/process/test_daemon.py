@@ -13,7 +13,18 @@ from uuid import uuid4
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from fix_daemon import Daemon, Guest, add_machine, command, environment, eventually, execute, metrics_line, rows
+from fix_daemon import (
+    Daemon,
+    Guest,
+    add_machine,
+    command,
+    environment,
+    eventually,
+    execute,
+    metrics_line,
+    metrics_lines,
+    rows,
+)
 
 
 def _samples(daemon: Daemon) -> int:
@@ -43,13 +54,13 @@ def test_a_bad_line_costs_itself_and_the_next_good_line_is_stored(daemon: Daemon
     machine_id = add_machine(daemon.dsn)
     guest = daemon.guest(machine_id)
     daemon.start()
+    guest.write(metrics_line())  # the first line of a connection may be a fragment: that one has a test of its own
+    guest.write(b'{"type":"metrics","data":\n' + metrics_line())
     good = metrics_line()
-    guest.write(good)  # the first line of a connection may be a fragment: that one has a test of its own
-    guest.write(b'{"type":"metrics","data":\n' + good)
     guest.write(good[:100] + good)
-    guest.write(b"x" * (4 * 1024 * 1024 + 1) + b"\n" + good)
-    guest.write(bytes(range(256)).replace(b"\n", b"") * 20 + b"\n" + good)
-    guest.write(b'{"type":"metrics","data":{"system":{}}}\n' + good)
+    guest.write(b"x" * (4 * 1024 * 1024 + 1) + b"\n" + metrics_line())
+    guest.write(bytes(range(256)).replace(b"\n", b"") * 20 + b"\n" + metrics_line())
+    guest.write(b'{"type":"metrics","data":{"system":{}}}\n' + metrics_line())
     eventually(lambda: _samples(daemon) == 6, "the six good lines")
     assert _quarantined(daemon) == ["json", "json", "shape"]
     assert daemon.metric("guestd_frames_refused_total", reason="oversize") == 1
@@ -126,7 +137,7 @@ def test_a_store_that_cannot_be_reached_is_named_and_the_spool_keeps_filling(dae
     store_dsn = daemon.dsn
     daemon.dsn = f"host=127.0.0.1 port={port} dbname=guestd"
     daemon.start()
-    guest.write(metrics_line() * 3)
+    guest.write(metrics_lines(3))
     eventually(lambda: daemon.metric("guestd_spool_frames") == 3, "three frames in the spool")
     status, text = daemon.page("/readyz")
     assert status == 503
@@ -145,10 +156,9 @@ def test_a_full_spool_stops_reading_says_so_and_does_not_hold_up_the_stop(daemon
     store_dsn = daemon.dsn
     daemon.dsn, daemon.spool_max_bytes = "host=127.0.0.1 port=1 dbname=guestd", 100_000
     daemon.start()
-    line = metrics_line()
     guest.connection().settimeout(1)
     with pytest.raises(TimeoutError):
-        guest.write(line * 10_000)
+        guest.write(metrics_lines(10_000))
     assert daemon.metric("guestd_spool_bytes") <= 100_000
     spooled = daemon.metric("guestd_frames_accepted_total")
     assert spooled > 0
@@ -167,7 +177,7 @@ def test_sigterm_stores_what_has_arrived(daemon: Daemon) -> None:
     daemon.start()
     guest.write(metrics_line())
     eventually(lambda: _samples(daemon) == 1, "the channel is being read")
-    guest.write(metrics_line() * 500)
+    guest.write(metrics_lines(500))
     assert daemon.stop() == 0
     assert _samples(daemon) == 501
 
@@ -360,7 +370,7 @@ def test_a_disk_that_takes_no_more_while_frames_wait_does_not_end_it(daemon: Dae
     assert daemon.process is not None
     _, hard = resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE)
     rows(store_dsn, ending)
-    guest.write(metrics_line() * 5)
+    guest.write(metrics_lines(5))
     eventually(lambda: daemon.metric("guestd_frames_accepted_total") == 6, "five more frames in the spool")
     resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, (4096, hard))
     eventually(lambda: _samples(daemon) == 6, "the samples, although the spool cannot be trimmed")

@@ -90,6 +90,8 @@ def test_the_daemons_whole_transaction_works_as_the_writer(connection: Connectio
     with writer.transaction(), writer.cursor() as cursor:
         known = cursor.execute(query("lock_machines"), {"ids": [machine, uuid.uuid4()]}).fetchall()
         cursor.execute(query("taken_timestamps"), {"machine_ids": [machine], "timestamps": [NOW]})
+        digests = {"machine_ids": [machine], "digests": [1], "earliest": NOW, "latest": NOW}
+        assert cursor.execute(query("known_frames"), digests).fetchall() == []
         cursor.execute(query("create_incoming"))
         for table in (*contract.SERIES, contract.INCOMING_APPLICATION, contract.INCOMING_SERVICE):
             names = sql.SQL(", ").join(sql.Identifier(name) for name, _type in table.columns)
@@ -98,7 +100,7 @@ def test_the_daemons_whole_transaction_works_as_the_writer(connection: Connectio
         cursor.execute(query("merge_applications"))
         cursor.execute(query("merge_services"))
         frame = {"machine_id": machine, "received_at": NOW, "spool_id": spool, "seq": 1, "reason": "json"}
-        rest = {"detail": "", "refusals": Jsonb([]), "stored": False, "payload": b""}
+        rest = {"detail": "", "refusals": Jsonb([]), "stored": False, "payload": b"", "digest": 1}
         cursor.execute(query("quarantine_frame"), frame | rest)
         moved = cursor.execute(
             query("advance_ledger"), {"spool_id": spool, "lane": 0, "expected_seq": 0, "committed_seq": 1}

@@ -14,9 +14,10 @@ import psycopg
 import pytest
 
 from fix_daemon import add_machine, metrics_line, rows
-from guestd import writer
-from guestd.batch import Limits, Prepared
+from guestd import prepare, writer
+from guestd.batch import Limits, Moment, Prepared
 from guestd.errors import BadFrame
+from guestd.prepare import Preparer
 from guestd.spool import Entry, Spool, open_spool
 from guestd.store import Outcome, connected
 from guestd.writer import Writer
@@ -38,6 +39,7 @@ class Tally:
         def outcome(became: Outcome) -> None:
             self.frames["stored"] += became.stored
             self.frames["stored_in_part"] += became.stored_in_part
+            self.frames["duplicate"] += became.duplicate
             self.quarantined += became.quarantined
 
         def lost() -> None:
@@ -51,11 +53,13 @@ class Tally:
         return writer.Counters(
             outcome=outcome,
             committed=lambda *_: None,
-            adjusted=lambda reason: self.adjusted.update([reason]),
-            bug=bug,
             store_lost=lost,
-            skew_seconds=lambda _: None,
-            rows=lambda machine_id, made: self.rows.update({machine_id: made}),
+            preparing=prepare.Counters(
+                adjusted=lambda reason: self.adjusted.update([reason]),
+                bug=bug,
+                skew_seconds=lambda _: None,
+                rows=lambda machine_id, made: self.rows.update({machine_id: made}),
+            ),
         )
 
 
@@ -95,10 +99,10 @@ def line(cpu: float, timestamp: str | None = None) -> bytes:
 
 @pytest.mark.asyncio
 async def test_frames_of_many_batches_are_stored_in_order(tmp_path: Path, dsn: str) -> None:
-    async with spooled(tmp_path, add_machine(dsn), [line(place % 100) for place in range(250)]) as spool:
+    async with spooled(tmp_path, add_machine(dsn), [line(place / 4) for place in range(250)]) as spool:
         tally = await drain(spool, dsn)
     assert tally.frames["stored"] == 250
-    assert [cpu for _, cpu in samples(dsn)] == [place % 100 for place in range(250)]
+    assert [cpu for _, cpu in samples(dsn)] == [place / 4 for place in range(250)]
     ((committed,),) = rows(dsn, 'SELECT "committedSeq" FROM "IngestLedger"')
     assert committed == 250
 
@@ -168,7 +172,9 @@ async def test_frames_that_were_committed_but_not_trimmed_are_not_stored_again(t
         await store.set_ledger(spool.spool_id, None, 0)
         await spool.settle()
         received_at = datetime.now(UTC)
-        frame = Prepared(1, machine_id, received_at, b"rubbish", BadFrame("json", "as if by a writer that was killed"))
+        frame = Prepared(
+            1, machine_id, received_at, b"rubbish", BadFrame("json", "as if by a writer that was killed"), None
+        )
         await store.write(spool.spool_id, 0, [frame])
     async with spooled(tmp_path, machine_id, []) as spool:
         tally = await drain(spool, dsn)
@@ -218,13 +224,12 @@ async def test_a_frame_that_reaches_a_bug_of_ours_is_set_aside_and_counted(tmp_p
     machine_id = add_machine(dsn)
     async with spooled(tmp_path, machine_id, [line(1)]) as spool:
         tally = Tally()
-        consumer = Writer(spool, dsn=dsn, limits=Limits(100, 1_000_000, 0.01), counters=tally.counters())
         (frame,) = await spool.read(0, max_frames=1, max_bytes=1)
 
         def buggy(_: object) -> object:
             raise LookupError("a bug")
 
-        content = consumer._guarded(frame, buggy)
+        content = Preparer(tally.counters().preparing).guarded(frame, buggy)
     assert isinstance(content, BadFrame)
     assert (content.reason, tally.bugs) == ("bug", 1)
 
@@ -292,19 +297,17 @@ async def _written(spool: Spool, dsn: str) -> None:
 async def test_a_guest_whose_clock_stands_still_does_not_hold_up_the_writer(tmp_path: Path, dsn: str) -> None:
     machine_id = add_machine(dsn)
     stuck = datetime.now(UTC).replace(microsecond=0).isoformat()
-    async with spooled(tmp_path, machine_id, [line(1, stuck)] * 3000) as spool:
+    async with spooled(tmp_path, machine_id, [line(0.01 * place, stuck) for place in range(3000)]) as spool:
         await drain(spool, dsn)
     async with spooled(tmp_path, machine_id, [line(2, stuck)]) as spool, connected(dsn) as store:
         (frame,) = await spool.read(0, max_frames=1, max_bytes=1)
-        consumer = Writer(spool, dsn=dsn, limits=Limits(100, 1_000_000, 0.01), counters=Tally().counters())
         questions: list[int] = []
 
-        class Asked:
-            async def taken(self, moments: Sequence[tuple[UUID, datetime]]) -> set[tuple[UUID, datetime]]:
-                questions.append(len(moments))
-                return await store.taken(moments)
+        async def taken(moments: Sequence[Moment]) -> set[Moment]:
+            questions.append(len(moments))
+            return await store.taken(moments)
 
-        (prepared,) = await consumer._prepare(Asked(), [frame])  # type: ignore[arg-type]  # the one method it uses
+        (prepared,) = await Preparer(Tally().counters().preparing).prepare([frame], taken)
     assert prepared.seq == frame.seq
     assert len(questions) < 20
 

@@ -58,7 +58,7 @@ def test_a_batch_is_due_when_it_is_large_enough_or_old_enough() -> None:
 
 
 def frames(count: int) -> list[Prepared]:
-    return [Prepared(seq, MACHINES[0], START, b"", BadFrame("json", "")) for seq in range(count)]
+    return [Prepared(seq, MACHINES[0], START, b"", BadFrame("json", ""), None) for seq in range(count)]
 
 
 @given(st.integers(1, 50))

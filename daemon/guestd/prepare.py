@@ -1,0 +1,148 @@
+"""Frames become rows: decode, find a free time, normalise.
+
+Here stands the only `except Exception` of the code base: guests are not trusted, and a bug that one of them can reach
+costs that frame and is counted, and the others go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TypeVar
+from uuid import UUID
+
+import structlog
+
+from guestd import decoding, messages
+from guestd.batch import Moment, Prepared, digest, placed
+from guestd.errors import BadFrame
+from guestd.normalise import Rows, Stream, guest_time, normalise, sample_time, uuid7
+from guestd.spool import Frame
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+_MILLISECOND = timedelta(milliseconds=1)
+
+# Which of these (machine, timestamp) have a sample already: the store's to say.
+Taken = Callable[[Sequence[Moment]], Awaitable[set[Moment]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """What preparing counts; telemetry gives the functions."""
+
+    adjusted: Callable[[str], None]  # reason
+    bug: Callable[[], None]
+    skew_seconds: Callable[[float], None]
+    rows: Callable[[UUID, int], None]  # machine, rows that were made of a frame of its
+
+
+class Preparer:
+    """What is remembered of each machine from one message to the next."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._streams: dict[UUID, Stream] = {}
+        self._latest: dict[UUID, datetime] = {}
+
+    async def prepare(self, frames: Sequence[Frame], taken: Taken) -> list[Prepared]:
+        """Rows of these frames, or why a frame has none. Raises what `taken` raises."""
+        read = [
+            (frame, self.guarded(frame, lambda frame: _decoded(frame.machine_id, frame.payload))) for frame in frames
+        ]
+        good = [(frame, message) for frame, message in read if not isinstance(message, BadFrame)]
+        moments = await self.placed(
+            [(frame.machine_id, self._moment(frame, message)) for frame, message in good], taken
+        )
+        timestamps = {frame.seq: timestamp for (frame, _), (_, timestamp) in zip(good, moments, strict=True)}
+        prepared = []
+        for frame, message in read:
+            # Between two frames the loop reads channels and answers: a batch may take long to prepare.
+            await asyncio.sleep(0)
+            known_by = digest(frame.payload, messages.header(frame.payload), message)
+            content: Rows | BadFrame
+            if isinstance(message, BadFrame):
+                content = message
+            else:
+                step = functools.partial(
+                    self._normalised, message=message, timestamp=timestamps[frame.seq], digest=known_by
+                )
+                content = self.guarded(frame, step)
+            prepared.append(Prepared(frame.seq, frame.machine_id, frame.received_at, frame.payload, content, known_by))
+        return prepared
+
+    def guarded(self, frame: Frame, step: Callable[[Frame], T]) -> T | BadFrame:
+        """What a step makes of a frame; BadFrame for whatever it raises."""
+        try:
+            return step(frame)
+        except BadFrame as why:
+            return why
+        except Exception as why:
+            self._counters.bug()
+            log.exception("a guest's frame has reached a bug", machine=str(frame.machine_id), seq=frame.seq)
+            return BadFrame("bug", f"{type(why).__name__}: {why}")
+
+    def _moment(self, frame: Frame, message: decoding.Decoded) -> datetime:
+        claimed = guest_time(message.metrics.timestamp)
+        if claimed is not None:
+            self._counters.skew_seconds((claimed - frame.received_at).total_seconds())
+        moment = sample_time(claimed, frame.received_at, frame.channel)
+        if claimed is None or abs(claimed - moment) >= _MILLISECOND:
+            self._counters.adjusted("guest_time")
+        return moment
+
+    async def placed(self, wanted: Sequence[Moment], taken: Taken) -> list[Moment]:
+        """Free times for the frames of a batch. The store is asked only where a machine's time does not go forward."""
+        asked: set[Moment] = set()
+        occupied: set[Moment] = set()
+        # Doubled with every round: a guest whose clock stands still for days has a long run of taken times behind it.
+        step = _MILLISECOND
+        while True:
+            moments = placed(wanted, occupied)
+            doubtful = {
+                (machine_id, moment)
+                for machine_id, moment in moments
+                if moment <= self._latest.get(machine_id, moment)
+            } - asked  # fmt: skip
+            found = await taken(sorted(doubtful)) if doubtful else set()
+            if not found:
+                break
+            asked |= doubtful
+            occupied |= found
+            wanted = [
+                (machine_id, moment + step if (machine_id, moment) in found else wish)
+                for (machine_id, wish), (_, moment) in zip(wanted, moments, strict=True)
+            ]
+            step *= 2
+        for machine_id, moment in moments:
+            self._latest[machine_id] = max(moment, self._latest.get(machine_id, moment))
+        return moments
+
+    def _normalised(self, frame: Frame, *, message: decoding.Decoded, timestamp: datetime, digest: int | None) -> Rows:
+        rows = normalise(
+            message.metrics,
+            row_id=uuid7(frame.received_at, os.urandom(10)),
+            machine_id=frame.machine_id,
+            timestamp=timestamp,
+            received_at=frame.received_at,
+            digest=digest,
+            stream=self._streams.setdefault(frame.machine_id, Stream()),
+        )
+        rows.refusals += message.refusals
+        self._counters.rows(frame.machine_id, rows.count)
+        for reason in (*message.repairs, *rows.adjustments):
+            self._counters.adjusted(reason)
+        return rows
+
+
+def _decoded(machine_id: UUID, payload: bytes) -> decoding.Decoded:
+    message = decoding.decode(payload)
+    claims = message.metrics.claims()
+    if claims is not None and claims.lower() != str(machine_id):
+        raise BadFrame("identity", f"the channel belongs to {machine_id}, the payload claims {claims[:40]!r}")
+    return message
