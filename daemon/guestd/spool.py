@@ -116,6 +116,8 @@ class Spool:
         self, directory: Path, lock: IO[bytes], writing: sqlite3.Connection, *, max_bytes: int, share_bytes: int
     ) -> None:
         self._lock = lock
+        self._file = directory / _FILE
+        self._inode = _inode(self._file)
         self._ballast = directory / _BALLAST_FILE
         self._writing = writing
         self._reading = _connect(directory / _FILE)
@@ -183,7 +185,10 @@ class Spool:
         await asyncio.shield(done)
 
     async def run(self) -> None:
-        """Commit what is pending, group after group, until `seal`. A failing disk is retried."""
+        """Commit what is pending, group after group, until `seal`. A failing disk is retried.
+
+        OSError when the file was deleted, as soon as what it held is stored.
+        """
         while self._pending or not self._sealed:
             await self._work.wait()
             self._work.clear()
@@ -225,6 +230,8 @@ class Spool:
                 self.error = str(why)
                 log.error("the spool cannot be written, nothing more is acknowledged", error=self.error)
                 await asyncio.sleep(1)
+                if self._inode != _inode(self._file) and not self._sizes:
+                    raise OSError(f"{self._file}: {self.error}; what it held is stored, a new one is to begin") from why
                 continue
             self.error = None
             self.commit_seconds(time.perf_counter() - started)
@@ -243,6 +250,9 @@ class Spool:
             seq += 1
 
     def _commit_or_make_room(self, entries: list[Entry]) -> int:
+        if self._inode != _inode(self._file):
+            # SQLite would go on in a file without a name. What is in there can still be read, and stored.
+            raise sqlite3.OperationalError("its file was deleted or replaced")
         if not self._ballast.exists():
             # What is left of the disk is for trimming. The ballast comes first, then new frames.
             self._restore_ballast()
@@ -432,6 +442,13 @@ def _lock(directory: Path) -> IO[bytes]:
     except OSError as why:
         raise ConfigError(f"spool.directory {directory}: {why.strerror}") from why
     return lock
+
+
+def _inode(file: Path) -> int | None:
+    try:
+        return file.stat().st_ino
+    except OSError:
+        return None
 
 
 def _put(ballast: Path) -> None:

@@ -1,0 +1,145 @@
+"""The spool's file is damaged, deleted or put back: what only it held is gone, not a sample more; none is doubled."""
+
+import os
+import random
+import shutil
+import sqlite3
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from fix_daemon import Daemon, eventually, let_it_work
+from fix_faults import Fleet, Reliability, fleet, fleet_counted, sample_ms, store_closed
+
+GUESTS = 5
+LINES_PER_ROUND = 60
+PARTS = ("spool.db", "spool.db-wal", "spool.db-shm")
+
+
+def truncated(spool: Path) -> None:
+    for part in PARTS[:2]:
+        if (spool / part).exists():
+            os.truncate(spool / part, (spool / part).stat().st_size // 2)
+
+
+def overwritten(spool: Path) -> None:
+    for part in PARTS[:2]:
+        if (spool / part).exists():
+            (spool / part).write_bytes(random.randbytes((spool / part).stat().st_size))
+
+
+def overwritten_in_the_middle(spool: Path) -> None:
+    """What the log holds is in the file first, so that the damage is met where the frames are."""
+    with closing(sqlite3.connect(spool / PARTS[0])) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with (spool / PARTS[0]).open("r+b") as file:
+        size_bytes = file.seek(0, os.SEEK_END)
+        file.seek(size_bytes // 3)
+        file.write(random.randbytes(size_bytes // 3))
+
+
+def deleted(spool: Path) -> None:
+    for part in PARTS:
+        (spool / part).unlink(missing_ok=True)
+
+
+def deleted_without_its_log(spool: Path) -> None:
+    (spool / PARTS[0]).unlink()
+
+
+def deleted_with_its_directory(spool: Path) -> None:
+    shutil.rmtree(spool)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [truncated, overwritten, overwritten_in_the_middle, deleted, deleted_without_its_log, deleted_with_its_directory],
+    ids=lambda damage: damage.__name__,
+)
+def test_a_damaged_file_costs_what_only_it_held(
+    daemon: Daemon, reliability: Reliability, damage: Callable[[Path], None]
+) -> None:
+    rounds = reliability.rounds(quick=1, full=5)
+    held: defaultdict[UUID, set[int]] = defaultdict(set)
+    with fleet(daemon, count=rounds * LINES_PER_ROUND, guests=GUESTS) as load:
+        for _ in range(rounds):
+            _work(daemon, load)
+            with store_closed(daemon.dsn):
+                eventually(lambda: daemon.metric("guestd_spool_frames") > GUESTS, "frames wait")
+                daemon.kill()
+                _note_held(daemon, held)
+                damage(daemon.spool)
+        daemon.start()
+        load.finish(daemon)
+    assert daemon.stop() == 0
+    books = fleet_counted(daemon.dsn, load.manifest, destroyed=held)
+    assert books.destroyed
+    reliability.record(f"the spool's file {damage.__name__.replace('_', ' ')}", rounds, books)
+
+
+def test_an_older_copy_that_is_put_back_costs_what_came_after_it_and_was_not_stored(
+    daemon: Daemon, reliability: Reliability
+) -> None:
+    rounds = reliability.rounds(quick=2, full=10)
+    held: defaultdict[UUID, set[int]] = defaultdict(set)
+    copy = daemon.directory / "copy"
+    with fleet(daemon, count=rounds * LINES_PER_ROUND, guests=GUESTS) as load:
+        for _ in range(rounds):
+            _work(daemon, load)
+            daemon.kill()
+            shutil.copytree(daemon.spool, copy)
+            _work(daemon, load)
+            with store_closed(daemon.dsn):
+                eventually(lambda: daemon.metric("guestd_spool_frames") > GUESTS, "frames wait")
+                daemon.kill()
+                _note_held(daemon, held)
+                shutil.rmtree(daemon.spool)
+                copy.rename(daemon.spool)
+        daemon.start()
+        load.finish(daemon)
+    assert daemon.stop() == 0
+    books = fleet_counted(daemon.dsn, load.manifest, destroyed=held)
+    reliability.record("the spool's file rolled back to an older copy", rounds, books)
+
+
+@pytest.mark.parametrize("damage", [deleted, deleted_with_its_directory], ids=lambda damage: damage.__name__)
+def test_a_file_that_is_deleted_under_guestd_is_noticed_and_what_it_held_is_stored(
+    daemon: Daemon, reliability: Reliability, damage: Callable[[Path], None]
+) -> None:
+    rounds = reliability.rounds(quick=1, full=5)
+    with fleet(daemon, count=rounds * LINES_PER_ROUND, guests=GUESTS) as load:
+        for _ in range(rounds):
+            _work(daemon, load)
+            with store_closed(daemon.dsn):
+                eventually(lambda: daemon.metric("guestd_spool_frames") > GUESTS, "frames wait")
+                damage(daemon.spool)
+                eventually(lambda: "deleted or replaced" in daemon.page("/readyz")[1], "it says so")
+            assert daemon.process is not None
+            assert daemon.process.wait(60) == 1  # systemd starts it again, on a new file
+            assert load.is_writing()
+        daemon.start()
+        load.finish(daemon)
+    assert daemon.stop() == 0
+    fault = f"the spool's file {damage.__name__.replace('_', ' ')} while guestd runs"
+    reliability.record(fault, rounds, fleet_counted(daemon.dsn, load.manifest))
+
+
+def _work(daemon: Daemon, load: Fleet) -> None:
+    daemon.start()
+    eventually(lambda: daemon.page("/readyz")[0] == 200, "ready")
+    let_it_work(random.uniform(0.2, 0.7))
+    assert load.is_writing()
+
+
+def _note_held(daemon: Daemon, held: dict[UUID, set[int]]) -> None:
+    """What is in the file now; read from a copy, for SQLite tidies up what it opens."""
+    with tempfile.TemporaryDirectory() as copies:
+        shutil.copytree(daemon.spool, copies, dirs_exist_ok=True)
+        with closing(sqlite3.connect(Path(copies) / PARTS[0])) as spool:
+            for machine_id, payload in spool.execute("SELECT machine_id, payload FROM frame"):
+                held[UUID(bytes=machine_id)].add(sample_ms(payload))
