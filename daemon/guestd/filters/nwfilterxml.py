@@ -1,0 +1,82 @@
+"""libvirt's XML of a network filter to the model, and back.
+
+Pure. It reads what libvirt prints, which differs from what it takes: there an absent priority is a real 0, and never
+the default of a chain.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+from xml.etree import ElementTree
+
+from guestd.filters.model import DEFAULT_RULE_PRIORITY, ROOT, Filter, Match, Reference, Rule, match
+
+
+def read(xml: str) -> Filter:
+    """The model of a filter as libvirt prints it. ValueError when it has no name or no uuid."""
+    root = ElementTree.fromstring(xml)  # noqa: S314 -- libvirt wrote it, and no guest can
+    name, uuid = root.get("name"), root.findtext("uuid")
+    if not name or not uuid:
+        raise ValueError("a filter without a name or without a uuid")
+    return Filter(
+        name=name,
+        uuid=UUID(uuid),
+        chain=root.get("chain", ROOT),
+        priority=int(root.get("priority", "0")),
+        rules=tuple(_rule(each) for each in root.iterfind("rule")),
+        references=tuple(_reference(each) for each in root.iterfind("filterref")),
+    )
+
+
+def write(definition: Filter) -> str:
+    """What libvirt is given. Chain and priorities are stated, so that none of its defaults comes into it."""
+    attributes = {"name": definition.name, "chain": definition.chain, "priority": str(definition.priority)}
+    root = ElementTree.Element("filter", attributes)
+    ElementTree.SubElement(root, "uuid").text = str(definition.uuid)
+    for rule in definition.rules:
+        _write_rule(root, rule)
+    for reference in definition.references:
+        element = ElementTree.SubElement(root, "filterref", {"filter": reference.target})
+        for name, value in reference.parameters:
+            ElementTree.SubElement(element, "parameter", {"name": name, "value": value})
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _rule(element: ElementTree.Element) -> Rule:
+    found: list[Match] = []
+    # Conditions that are negated stand in an element of their own.
+    for part in element:
+        is_negated = part.get("match") == "no"
+        found += [
+            match(name, value, is_negated=is_negated and name != "comment")
+            for name, value in part.items()
+            if name != "match"
+        ]
+    return Rule(
+        action=element.get("action", ""),
+        direction=element.get("direction", ""),
+        priority=int(element.get("priority", DEFAULT_RULE_PRIORITY)),
+        protocol=element[0].tag if len(element) else "",
+        matches=tuple(sorted(found)),
+        is_stateful=element.get("statematch") not in ("0", "false"),
+    )
+
+
+def _reference(element: ElementTree.Element) -> Reference:
+    parameters = sorted((each.get("name", ""), each.get("value", "")) for each in element.iterfind("parameter"))
+    return Reference(element.get("filter", ""), tuple(parameters))
+
+
+def _write_rule(root: ElementTree.Element, rule: Rule) -> None:
+    attributes = {"action": rule.action, "direction": rule.direction, "priority": str(rule.priority)}
+    if not rule.is_stateful:
+        attributes["statematch"] = "0"
+    element = ElementTree.SubElement(root, "rule", attributes)
+    if not rule.protocol:
+        return
+    negated = {each.name: each.value for each in rule.matches if each.is_negated}
+    plain = {each.name: each.value for each in rule.matches if not each.is_negated}
+    if negated:
+        ElementTree.SubElement(element, rule.protocol, {"match": "no"} | negated)
+    if plain or not negated:
+        ElementTree.SubElement(element, rule.protocol, plain)

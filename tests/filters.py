@@ -1,0 +1,107 @@
+"""Filters for tests: rows that libvirt takes as they are, made up by hypothesis."""
+
+from typing import Any, Literal
+from uuid import UUID
+
+from hypothesis import strategies as st
+
+from guestd.filters.model import IPV6_OF, LINK_PROTOCOLS, PROTOCOLS, is_ipv6
+from guestd.filters.rows import FilterRow, RuleRow
+
+ROW = UUID(int=7)
+
+
+def rule_row(**columns: Any) -> RuleRow:
+    before: dict[str, Any] = {
+        "id": UUID(int=1),
+        "action": "accept",
+        "direction": "in",
+        "priority": 500,
+        "protocol": "tcp",
+    }
+    return RuleRow(**before | columns)
+
+
+def filter_row(*rules: RuleRow, **columns: Any) -> FilterRow:
+    before: dict[str, Any] = {
+        "id": ROW, "name": "Some", "internal_name": "ibay-00000000000000aa", "uuid": UUID(int=0xAA), "chain": None,
+        "priority": 500, "state_match": True, "rules": rules, "targets": (),
+    }  # fmt: skip
+    return FilterRow(**before | columns)
+
+
+comments = st.text(
+    st.characters(codec="utf-8", exclude_categories=("Cc", "Cs"), exclude_characters="\ufffe\uffff"), max_size=60
+).filter(lambda text: not text.startswith("$") and len(text.encode()) <= 255)  # fmt: skip
+macs = st.one_of(
+    st.just("$MAC"),
+    st.lists(st.integers(0, 255), min_size=6, max_size=6).map(lambda parts: ":".join(f"{n:X}" for n in parts)),
+)
+states = st.dictionaries(
+    st.sampled_from(["new", "established", "RELATED", "invalid"]), st.booleans(), min_size=1
+).filter(lambda state: any(state.values()))  # fmt: skip
+
+
+def masks(bits: int) -> st.SearchStrategy[str]:
+    plain = st.integers(0, bits).map(str)
+    return plain if bits == 128 else st.one_of(plain, st.sampled_from(["255.255.0.0", "255.255.255.252", "0.0.0.0"]))
+
+
+@st.composite
+def rule_rows(draw: st.DrawFn, *, is_stateful: bool = True, protocols: frozenset[str] = PROTOCOLS) -> RuleRow:
+    protocol = draw(st.sampled_from(sorted(protocols)))
+    is_link = protocol in LINK_PROTOCOLS
+    columns: dict[str, Any] = {
+        "id": draw(st.uuids()),
+        "protocol": protocol,
+        "action": draw(st.sampled_from(["accept", "drop", "return", "continue" if is_link else "reject"])),
+        "direction": draw(st.sampled_from(["in", "out", "inout"])),
+        "priority": draw(st.integers(-1000, 1000)),
+        "src_mac_addr": draw(st.none() | macs),
+        "comment": draw(st.none() | comments),
+    }
+    if protocol in IPV6_OF:
+        columns["ip_version"] = draw(st.sampled_from([None, "ipv4", "ipv6"]))
+    wide = is_ipv6(protocol) or columns.get("ip_version") == "ipv6"
+    if protocol not in ("mac", "vlan", "stp"):
+        for side in ("src", "dst"):
+            columns |= draw(_addresses(side, 6 if wide else 4))
+    if protocol.removesuffix("-ipv6") in ("tcp", "udp", "sctp"):
+        for side in ("src", "dst"):
+            columns |= draw(_ports(side))
+    if not is_link and is_stateful:
+        columns["state"] = draw(st.none() | states)
+    return RuleRow(**columns)
+
+
+@st.composite
+def _addresses(draw: st.DrawFn, side: str, version: Literal[4, 6]) -> dict[str, str]:
+    variable = "$IPV6" if version == 6 else "$IP"
+    address = draw(st.none() | st.just(variable) | st.ip_addresses(v=version).map(lambda each: each.exploded))
+    if address is None:
+        return {}
+    mask = draw(st.none() | masks(128 if version == 6 else 32))
+    return {f"{side}_ip_addr": address} | ({} if mask is None else {f"{side}_ip_mask": mask})
+
+
+@st.composite
+def _ports(draw: st.DrawFn, side: str) -> dict[str, int]:
+    start = draw(st.none() | st.integers(0, 65535))
+    if start is None:
+        return {}
+    end = draw(st.none() | st.integers(start, 65535))
+    return {f"{side}_port_start": start} | ({} if end is None else {f"{side}_port_end": end})
+
+
+@st.composite
+def filter_rows(draw: st.DrawFn) -> FilterRow:
+    is_stateful = draw(st.booleans())
+    chain = draw(st.sampled_from([None, "root", "mac", "ipv4", "ipv4-ip", "ipv6", "arp-a.b_c", "rarp", "vlan", "stp"]))
+    family = (chain or "root").partition("-")[0]
+    protocols = PROTOCOLS - LINK_PROTOCOLS | {
+        "mac",
+        "ip" if family == "ipv4" else family if family != "root" else "arp",
+    }
+    rules = draw(st.lists(rule_rows(is_stateful=is_stateful, protocols=frozenset(protocols)), max_size=6))
+    priority = draw(st.integers(-1000, 1000).filter(lambda number: number != 0))
+    return filter_row(*rules, state_match=is_stateful, chain=chain, priority=priority)
