@@ -27,6 +27,7 @@ from guestd import __version__, intake, prepare, signing, systemd, writer
 from guestd.batch import Limits
 from guestd.broker import login
 from guestd.budget import Budget, Rate, Rates
+from guestd.channels import Directory
 from guestd.errors import StoreUnavailable
 from guestd.intake import Intake
 from guestd.lifecycle import Backoff, retrying, run_until
@@ -73,7 +74,7 @@ async def run(settings: Settings) -> None:
             counters=_writer_counters(telemetry, gate),
         )
         channels = virtio.Virtio(
-            Path(settings.virtio.directory),
+            Directory(Path(settings.virtio.directory), roster),
             intake=gate,
             roster=roster,
             gauges=_channel_gauges(telemetry),

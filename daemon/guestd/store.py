@@ -241,7 +241,7 @@ async def watch_machines(dsn: str, roster: Roster) -> None:
         await connection.execute("LISTEN guestd_machine")
         while True:
             cursor = await connection.execute(query("list_machines"))
-            roster.replace(frozenset(machine_id for machine_id, *_ in await cursor.fetchall()))
+            roster.replace({name: machine_id for machine_id, name in await cursor.fetchall()})
             async for _ in connection.notifies(timeout=ROSTER_SECONDS, stop_after=1):
                 pass
 

@@ -1,6 +1,6 @@
--- Every machine that a channel may belong to: id, name.
+-- Every machine that a channel may belong to: id, and the name of its domain.
 SELECT
     "id",
-    "name"
+    "internalName"
 FROM "Machine"
 ORDER BY "id";

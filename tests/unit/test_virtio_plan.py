@@ -6,7 +6,8 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestd.sources.virtio import Channel, Close, Open, plan
+from guestd.channels import Channel
+from guestd.sources.virtio import Close, Open, plan
 
 
 def channel(number: int, inode: int = 1, created_ns: int = 1) -> Channel:

@@ -1,8 +1,7 @@
 """Virtio-serial channels: QEMU serves one unix socket a machine, guestd is its client.
 
-A directory holds `<Machine.id>.socket`. What should be read (files there, machines that the store knows) is compared
-with what is being read; readers are opened and closed by the difference. The directory's events, the roster and a timer
-only wake the comparison.
+What should be read (the channels that `place` finds) is compared with what is being read; readers are opened and closed
+by the difference. The place's events, the roster and a timer only wake the comparison.
 
 What a channel is like (measured): connecting proves nothing, for a second client waits in QEMU's backlog and hears
 nothing; a guest's reset gives no end of stream; a first line may be the rest of one; what was not read when the
@@ -13,10 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import os
-import re
 import socket
-import stat
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +20,9 @@ from pathlib import Path
 from uuid import UUID
 
 import structlog
-import watchfiles
 
 from guestd import answers, messages
+from guestd.channels import Channel, Place
 from guestd.errors import SourceLost
 from guestd.framing import Framer, Oversize
 from guestd.intake import Intake
@@ -43,17 +39,6 @@ LAST_READ_SECONDS = 2.0
 RESCAN_SECONDS = 5.0
 # Not to connect to machines that the store will not know; not longer, for what a guest writes unread may be lost.
 FIRST_ROSTER_SECONDS = 1.0
-_SOCKET_NAME = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.socket")
-
-
-@dataclass(frozen=True, slots=True)
-class Channel:
-    """One socket file. Made anew under the same name it is another channel; a changed owner leaves it the same."""
-
-    machine_id: UUID
-    path: Path
-    inode: int
-    created_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +73,11 @@ class Gauges:
 
 
 class Virtio:
-    """All channels of one directory."""
+    """All channels of one place."""
 
     def __init__(
         self,
-        directory: Path,
+        place: Place,
         *,
         intake: Intake,
         roster: Roster,
@@ -100,40 +85,39 @@ class Virtio:
         max_frame_bytes: int,
         wrapped: Callable[[UUID, bytes], bytes],
     ) -> None:
-        self._directory = directory
+        self._place = place
         self._wrapped = wrapped
         self._intake = intake
         self._roster = roster
         self._gauges = gauges
         self._max_frame_bytes = max_frame_bytes
         self._running: dict[UUID, tuple[Channel, asyncio.Task[None]]] = {}
-        self._unknown: frozenset[UUID] = frozenset()
+        self._unknown: frozenset[str] = frozenset()
         self._look = asyncio.Event()
         self.connected = 0
 
     async def run(self) -> None:
         """Read all channels, for ever."""
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._watch_directory(), name="virtio-watch")
+            tasks.create_task(self._place.watch(self._look.set), name="virtio-watch")
             tasks.create_task(self._watch_roster(), name="virtio-roster")
             await _woken(self._roster.tried, FIRST_ROSTER_SECONDS)
             while True:
                 self._look.clear()
-                wanted = await asyncio.to_thread(_found, self._directory)
-                if wanted is not None:
+                found = await self._place.look()
+                if found is not None:
+                    self._report(found.unknown)
                     running = {key: channel for key, (channel, _) in self._running.items()}
-                    for action in plan(self._known(wanted), running):
+                    for action in plan(found.channels, running):
                         await self._apply(action, tasks)
                 self._gauges.channels(len(self._running))
                 await _woken(self._look, RESCAN_SECONDS)
 
-    def _known(self, wanted: dict[UUID, Channel]) -> dict[UUID, Channel]:
-        unknown = frozenset(machine_id for machine_id in wanted if not self._roster.knows(machine_id))
-        for machine_id in unknown - self._unknown:
-            log.warning("a channel of a machine that the store does not know is not read", machine=str(machine_id))
+    def _report(self, unknown: frozenset[str]) -> None:
+        for machine in sorted(unknown - self._unknown):
+            log.warning("a channel of a machine that the store does not know is not read", machine=machine)
         self._unknown = unknown
         self._gauges.unknown_machines(len(unknown))
-        return {machine_id: channel for machine_id, channel in wanted.items() if machine_id not in unknown}
 
     async def _apply(self, action: Open | Close, tasks: asyncio.TaskGroup) -> None:
         match action:
@@ -151,25 +135,6 @@ class Virtio:
             await self._roster.changed.wait()
             self._roster.changed.clear()
             self._look.set()
-
-    async def _watch_directory(self) -> None:
-        await retrying(
-            self._directory_events,
-            expected=SourceLost,
-            backoff=Backoff(cap_seconds=10),
-            lost=lambda why, seconds: log.warning(
-                "the channel directory cannot be watched", error=str(why), retry=seconds
-            ),
-        )
-
-    async def _directory_events(self) -> None:
-        try:
-            async for _ in watchfiles.awatch(
-                self._directory, watch_filter=None, recursive=False, debounce=100, step=50, rust_timeout=5000
-            ):
-                self._look.set()
-        except (FileNotFoundError, PermissionError, RuntimeError) as why:
-            raise SourceLost(f"virtio.directory {self._directory}: {why}") from why
 
     async def _read(self, channel: Channel) -> None:
         def lost(why: Exception, seconds: float) -> None:
@@ -309,27 +274,3 @@ async def _connected(path: Path) -> socket.socket:
         connection.close()
         raise
     return connection
-
-
-def _found(directory: Path) -> dict[UUID, Channel] | None:
-    """The channels that are in the directory; an absent directory holds none, one that cannot be read tells nothing."""
-    channels: dict[UUID, Channel] = {}
-    try:
-        entries = list(os.scandir(directory))
-    except FileNotFoundError:
-        return channels
-    except OSError as why:
-        log.warning("the channel directory cannot be read", directory=str(directory), error=why.strerror)
-        return None
-    for entry in entries:
-        match = _SOCKET_NAME.fullmatch(entry.name)
-        if match is None:
-            continue
-        try:
-            status = entry.stat()
-        except OSError:  # gone between listing and looking
-            continue
-        if stat.S_ISSOCK(status.st_mode):
-            machine_id = UUID(match.group(1))
-            channels[machine_id] = Channel(machine_id, Path(entry.path), status.st_ino, status.st_mtime_ns)
-    return channels

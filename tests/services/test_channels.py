@@ -1,0 +1,98 @@
+"""Where channels are found: in a directory and in libvirt's domains, on real sockets."""
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+
+from guestd.channels import Directory, Domains, socket_paths
+from guestd.domains import Channel, Description, Domain
+from guestd.roster import Roster
+
+AGENT, OLD = "org.infinibay.agent", "com.example.agent"
+MACHINE = UUID(int=7)
+
+
+def domain(name: str, *channels: tuple[str, Path | None], is_active: bool = True) -> Domain:
+    ports = tuple(Channel(port, str(path) if path else None, is_open=None) for port, path in channels)
+    return Domain(uuid4(), name, "running", "booted", is_active, 0.0, Description(1, 1024, None, ports))
+
+
+@pytest.fixture
+def sockets(directory: Path) -> Iterator[Path]:
+    """A directory that holds the sockets a and b."""
+    with ExitStack() as open_:
+        for name in ("a", "b"):
+            open_.enter_context(socket.socket(socket.AF_UNIX)).bind(str(directory / name))
+        yield directory
+
+
+def roster(**named: UUID) -> Roster:
+    known = Roster()
+    known.replace(named)
+    return known
+
+
+def look(seen: list[Domain] | None, known: Roster) -> tuple[dict[UUID, str], frozenset[str]] | None:
+    """What is found: the socket's name by machine, and who is unknown."""
+    place = Domains(lambda: seen, asyncio.Event(), roster=known, channel_names=[AGENT, OLD])
+    found = asyncio.run(place.look())
+    if found is None:
+        return None
+    return ({key: channel.path.name for key, channel in found.channels.items()}, found.unknown)
+
+
+def test_the_first_of_the_names_that_a_running_domain_has_is_its_channel() -> None:
+    seen = [
+        domain("both", (OLD, Path("/old")), (AGENT, Path("/new"))),
+        domain("old", (OLD, Path("/o"))),
+        domain("none", ("org.qemu.guest_agent.0", Path("/q"))),
+        domain("not-chosen-yet", (AGENT, None)),
+        domain("off", (AGENT, Path("/off")), is_active=False),
+    ]
+    assert dict(socket_paths(seen, [AGENT, OLD])) == {"both": Path("/new"), "old": Path("/o")}
+
+
+def test_a_domains_channel_belongs_to_the_machine_of_that_internal_name(sockets: Path) -> None:
+    assert look([domain("vm", (AGENT, sockets / "a"))], roster(vm=MACHINE)) == ({MACHINE: "a"}, frozenset())
+
+
+def test_a_domain_without_a_machine_is_reported_and_not_read(sockets: Path) -> None:
+    seen = [domain("vm", (AGENT, sockets / "a")), domain("stray", (AGENT, sockets / "b"))]
+    assert look(seen, roster(vm=MACHINE)) == ({MACHINE: "a"}, frozenset({"stray"}))
+
+
+def test_a_socket_that_is_not_there_is_no_channel(sockets: Path) -> None:
+    assert look([domain("vm", (AGENT, sockets / "gone"))], roster(vm=MACHINE)) == ({}, frozenset())
+
+
+def test_before_libvirt_or_the_store_has_answered_nothing_can_be_told(sockets: Path) -> None:
+    assert look(None, roster(vm=MACHINE)) is None
+    assert look([domain("vm", (AGENT, sockets / "a"))], Roster()) is None
+
+
+def test_a_socket_made_anew_is_another_channel(directory: Path) -> None:
+    path = directory / f"{MACHINE}.socket"
+    place = Directory(directory, roster(vm=MACHINE))
+
+    def found() -> object:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+            seen = asyncio.run(place.look())
+            path.unlink()
+        assert seen is not None
+        return seen.channels[MACHINE]
+
+    assert found() != found()
+
+
+def test_a_directory_that_cannot_be_read_tells_nothing(directory: Path) -> None:
+    (directory / "file").touch()
+    assert asyncio.run(Directory(directory / "file", Roster()).look()) is None
+    absent = asyncio.run(Directory(directory / "absent", Roster()).look())
+    assert absent is not None
+    assert absent.channels == {}
