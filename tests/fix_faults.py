@@ -70,13 +70,13 @@ def counted(
     sender_gap: int = 0,
     destroyed: Mapping[UUID, Collection[int]] | None = None,
 ) -> Books:
-    """Compare the numbers that each machine sent with the tables.
+    """Compare the numbers that each of these machines sent with the tables.
 
     `refused` is what guestd counted as refused; `destroyed` are the samples that only the destroyed file may have held.
     """
     stored = rows(dsn, 'SELECT "machineId", "uptime" FROM "SystemMetrics"')
     aside = [
-        (machine_id, _number(payload), in_part) for machine_id, payload, in_part in _aside(dsn)
+        (machine_id, _number(payload), in_part) for machine_id, payload, in_part in _aside(dsn, sent)
     ]  # fmt: skip
     return _compared(sent, stored, aside, Books(refused=refused, sender_gap=sender_gap), destroyed or {})
 
@@ -90,7 +90,7 @@ def fleet_counted(
     stored = rows(
         dsn, 'SELECT "machineId", (extract(epoch FROM "timestamp") * 1000)::bigint FROM "SystemMetrics"'
     )  # fmt: skip
-    aside = [(machine_id, sample_ms(payload), in_part) for machine_id, payload, in_part in _aside(dsn)]
+    aside = [(machine_id, sample_ms(payload), in_part) for machine_id, payload, in_part in _aside(dsn, sent)]
     sender_gap = sum(member["given_up"] for member in members)
     return _compared(sent, stored, aside, Books(refused=refused, sender_gap=sender_gap), destroyed or {})
 
@@ -108,8 +108,9 @@ def _number(payload: bytes) -> int:
     return int(found[1])
 
 
-def _aside(dsn: str) -> list[tuple[UUID, bytes, bool]]:
-    return [(*row,) for row in rows(dsn, 'SELECT "machineId", "payload", "stored" FROM "QuarantinedFrame"')]
+def _aside(dsn: str, machines: Collection[UUID]) -> list[tuple[UUID, bytes, bool]]:
+    select = 'SELECT "machineId", "payload", "stored" FROM "QuarantinedFrame" WHERE "machineId" = ANY(%s)'
+    return [(machine_id, payload, in_part) for machine_id, payload, in_part in rows(dsn, select, list(machines))]
 
 
 def _compared(
@@ -121,6 +122,7 @@ def _compared(
 ) -> Books:
     wanted = {(machine_id, sample) for machine_id, samples in sent.items() for sample in samples}
     assert len(wanted) == sum(map(len, sent.values())), "a sender gave one number twice"
+    stored = [row for row in stored if row[0] in sent]
     times = Counter(stored)
     in_part = {(machine_id, sample) for machine_id, sample, is_stored in aside if is_stored}
     times.update((machine_id, sample) for machine_id, sample, is_stored in aside if not is_stored)
@@ -164,8 +166,14 @@ def fleet(
 ) -> Iterator[Fleet]:
     """A fleet on the daemon's channels, known to its store, that ends when `count` lines of each are acknowledged."""
     machines = machine_ids(guests, seed=1, first=first)
-    for machine_id in machines:
-        add_machine(daemon.dsn, machine_id)
+    add_machine(daemon.dsn, machines[0])
+    execute(
+        daemon.dsn,
+        """INSERT INTO "Machine" ("id", "name", "internalName", "status", "templateId", "os")
+        SELECT each, "name", each::text, "status", "templateId", "os" FROM "Machine",
+        """
+        f"unnest('{{{','.join(map(str, machines[1:]))}}}'::uuid[]) AS each WHERE \"id\" = '{machines[0]}'",
+    )
     manifest = daemon.directory / f"manifest-{first}.jsonl"
     arguments = command("guestd", "simulate", "--directory", str(daemon.channels), "--manifest", str(manifest))
     arguments += ["--guests", str(guests), "--interval", str(interval_seconds), "--count", str(count)]

@@ -1,0 +1,174 @@
+"""Guests that send what nobody should: each of their lines is in the books, and those of the others are all stored."""
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any
+
+import pytest
+
+from fix_daemon import Daemon, Guest, add_machine, eventually, let_it_work
+from fix_faults import Reliability, counted, fleet, fleet_counted, sample_line
+
+MEBIBYTE = 2**20
+# As JSON text, put in the place of a value.
+POISONS = [
+    b"NaN", b"Infinity", b"-Infinity", b"1e400", b"-1e400", b"1e200000", b"-1", b"-0.0", b"0.5", b"2147483648",
+    b"-2147483649", b"9223372036854775808", b"-9223372036854775809", b"18446744073709551616",
+    b"9" * 5000, b"0." + b"1" * 5000,
+    b"null", b"true", b"[]", b"{}", b'""', b'"1"', b'"NaN"', b"[[1]]", b'{"a":{"b":[{}]}}', b"[" * 5000 + b"]" * 5000,
+    b'"\\u0000"', b'"a\\u0000b"', b'"\\ud800"', b'"\\udfff\\ud800"', b'"\xff\xfe"', b'"\xed\xa0\x80"',
+    b'"\\u001b[2J\\r\\n"',
+    b'"' + b"x" * 100_000 + b'"',
+    "\"\u202e\U0001f4a9\"".encode(), b"\"'; DROP TABLE \\\"Machine\\\"; --\"", b'"\\\\N"',
+    b'"0001-01-01T00:00:00Z"', b'"9999-12-31T23:59:59Z"', b'"infinity"', b'"2025-13-45T99:99:99Z"', b"nul",
+    b"01", b"'x'",
+]  # fmt: skip
+
+
+class Hostile:
+    """A guest, the samples that it has sent, and how many of its lines must be refused."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self.machine_id = add_machine(daemon.dsn)
+        self.guest: Guest = daemon.guest(self.machine_id)
+        self.sent: list[int] = []
+        self.refused = 0
+        self._numbers = count(1)
+
+    def line(self) -> bytes:
+        """Its next sample."""
+        self.sent.append(next(self._numbers))
+        return sample_line(self.sent[-1])
+
+
+def writes_a_byte_a_second(hostile: Hostile, rounds: int) -> None:
+    line = hostile.line()
+    for place in range(5 * rounds):
+        hostile.guest.write(line[place : place + 1])
+        let_it_work(1)
+    hostile.guest.write(line[5 * rounds :])
+
+
+def never_sends_a_newline(hostile: Hostile, rounds: int) -> None:
+    for _ in range(rounds):
+        hostile.guest.write(hostile.line()[:-1] + b" " * 12 * MEBIBYTE)
+        hostile.guest.hang_up()
+        hostile.refused += 1
+
+
+def floods(hostile: Hostile, rounds: int) -> None:
+    for _ in range(rounds):
+        hostile.guest.write(b"".join(hostile.line() for _ in range(2000)))
+
+
+def floods_with_what_is_no_message(hostile: Hostile, rounds: int) -> None:
+    for _ in range(rounds):
+        hostile.guest.write(b'{"type":"keep_alive"}\n' * 5000 + b"\n" * 500_000)
+        hostile.guest.write(hostile.line())
+
+
+def sends_10_megabytes_of_digits(hostile: Hostile, rounds: int) -> None:
+    for _ in range(rounds):
+        hostile.guest.write(_with(hostile.line(), ("data", "system", "cpu", "usage_percent"), b"7" * 10 * MEBIBYTE))
+        hostile.refused += 1
+        hostile.guest.write(_with(hostile.line(), ("data", "system", "cpu", "usage_percent"), b"7" * 3 * MEBIBYTE))
+
+
+def nests_deeply(hostile: Hostile, rounds: int) -> None:
+    for _ in range(rounds):
+        for depth in (100, 1000, 10_000, 100_000, MEBIBYTE):
+            for opening, closing in ((b"[", b"]"), (b'{"a":', b"}")):
+                nested = opening * (depth // len(opening)) + b"1" + closing * (depth // len(opening))
+                hostile.guest.write(_with(hostile.line(), ("data", "system", "disk", "io_stats"), nested))
+
+
+def repeats_its_keys(hostile: Hostile, rounds: int) -> None:
+    for _ in range(rounds):
+        line = hostile.line()
+        hostile.guest.write(line.replace(b'"cpu":', b'"cpu":{"usage_percent":1},"cpu":[],"cpu":'))
+        line = hostile.line()
+        hostile.guest.write(line.replace(b'{"id":', b'{"id":1,"id":2,"id":"x","id":'))
+        hostile.guest.write(hostile.line()[:-2] + b',"data":{}' * 10_000 + b"}\n")
+
+
+def sends_every_poison_in_every_field(hostile: Hostile, rounds: int) -> None:
+    for _ in range(rounds):
+        for path in _paths(json.loads(sample_line(0))):
+            for poison in POISONS:
+                hostile.guest.write(_with(hostile.line(), path, poison))
+
+
+def sends_rubbish(hostile: Hostile, rounds: int) -> None:
+    for _ in range(rounds):
+        for size_bytes in (1, 10, 1000, 100_000):
+            rubbish = random.randbytes(size_bytes).replace(b"\n", b"")
+            line = hostile.line()
+            place = random.randrange(len(line) - 40)
+            number = b'"uptime_seconds":%d' % hostile.sent[-1]  # by which the books know it
+            hostile.guest.write(line[:place].replace(number, b"") + rubbish + number + b"\n")
+
+
+# What it does, and rounds in ./dev test and in ./dev faults.
+ATTACKS: list[tuple[Callable[[Hostile, int], None], int, int]] = [
+    (writes_a_byte_a_second, 1, 12),
+    (never_sends_a_newline, 1, 10),
+    (floods, 2, 20),
+    (floods_with_what_is_no_message, 1, 10),
+    (sends_10_megabytes_of_digits, 1, 10),
+    (nests_deeply, 1, 10),
+    (repeats_its_keys, 1, 30),
+    (sends_every_poison_in_every_field, 1, 2),
+    (sends_rubbish, 5, 100),
+]
+
+
+@pytest.mark.parametrize(("attack", "quick", "full"), ATTACKS, ids=lambda value: getattr(value, "__name__", ""))
+def test_a_hostile_guest_costs_only_itself_and_each_of_its_lines_is_counted(
+    daemon: Daemon, reliability: Reliability, attack: Callable[[Hostile, int], None], quick: int, full: int
+) -> None:
+    rounds = reliability.rounds(quick, full)
+    hostile = Hostile(daemon)
+    daemon.start()
+    with fleet(daemon, count=40, guests=5) as load:
+        hostile.guest.write(hostile.line())  # a first line may be a fragment, for all that guestd knows
+        attack(hostile, rounds)
+        hostile.guest.write(hostile.line())
+        load.finish(daemon)
+
+    def refused() -> float:
+        return sum(daemon.metric("guestd_frames_refused_total", reason=reason) for reason in ("oversize", "cut_off"))
+
+    eventually(lambda: refused() == hostile.refused, "its refused lines are counted")
+    sent = {hostile.machine_id: hostile.sent}
+    eventually(lambda: counted(daemon.dsn, sent, refused=hostile.refused).lost == 0, "its lines are in the books", 100)
+    assert daemon.metric("guestd_bugs_total") == 0
+    assert daemon.stop() == 0
+    good = fleet_counted(daemon.dsn, load.manifest)
+    assert good.stored == good.sent
+    books = good + counted(daemon.dsn, sent, refused=hostile.refused)
+    reliability.record(f"a guest {attack.__name__.replace('_', ' ')}", rounds, books)
+
+
+def _paths(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Where a value may be replaced: not what says that it is a message, nor by what the books know it."""
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        yield from _paths(child, (*path, key))
+    if path not in {(), ("type",), ("data",), ("data", "system"), ("data", "system", "system")} and path[-1] != NUMBER:
+        yield path
+
+
+NUMBER = "uptime_seconds"
+
+
+def _with(line: bytes, path: tuple[str | int, ...], text: bytes) -> bytes:
+    """The line with this JSON text in that place."""
+    message = json.loads(line)
+    *parents, last = path
+    place = message
+    for key in parents:
+        place = place[key]
+    place[last] = "@@"
+    return json.dumps(message, separators=(",", ":")).encode().replace(b'"@@"', text) + b"\n"
