@@ -18,6 +18,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from uuid import UUID
 
@@ -33,6 +34,7 @@ from guestd.intake import Intake
 from guestd.lifecycle import Backoff, retrying, run_until
 from guestd.link import check_dsn, server_name
 from guestd.published import Publications
+from guestd.redact import CommandLines
 from guestd.roster import Roster
 from guestd.secretfile import first_line
 from guestd.settings import Settings
@@ -72,6 +74,7 @@ async def run(settings: Settings) -> None:
             dsn=settings.store.dsn,
             limits=Limits(settings.store.batch_frames, settings.store.batch_bytes, settings.store.flush_seconds),
             counters=_writer_counters(telemetry, gate),
+            command_lines_of=partial(_command_lines, roster, settings.privacy.command_lines),
         )
         channels = virtio.Virtio(
             Directory(Path(settings.virtio.directory), roster),
@@ -153,6 +156,12 @@ def _tune_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)
+
+
+async def _command_lines(roster: Roster, default: CommandLines, machine_id: UUID) -> CommandLines:
+    # What is set for a machine must be known before a row of it is made.
+    await roster.known.wait()
+    return roster.command_lines(machine_id) or default
 
 
 async def _roster(dsn: str, roster: Roster) -> None:
@@ -256,6 +265,7 @@ def _channel_gauges(telemetry: Telemetry) -> virtio.Gauges:
         connected=telemetry.channels_connected.set,
         channels=telemetry.channels.set,
         unknown_machines=telemetry.unknown_machines.set,
+        not_collected=telemetry.not_collected.set,
         lost=telemetry.channels_lost.inc,
     )
 
@@ -305,7 +315,7 @@ def _writer_counters(telemetry: Telemetry, gate: Intake) -> writer.Counters:
         committed=committed,
         store_lost=telemetry.store_lost.inc,
         preparing=prepare.Counters(
-            adjusted=lambda reason: telemetry.adjusted.labels(reason).inc(),
+            adjusted=lambda reason, times: telemetry.adjusted.labels(reason).inc(times),
             bug=telemetry.bugs.inc,
             skew_seconds=lambda seconds: telemetry.skew.observe(abs(seconds)),
             rows=gate.charge_rows,

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from guestd import __version__, settings
+from guestd import __version__, logs, settings
 from guestd.errors import ConfigError
 
 EXIT_FAILURE = 1
@@ -29,7 +29,7 @@ guestd reads what guest agents report, and writes it exactly once to TimescaleDB
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    _configure_log()
+    logs.configure()
     try:
         return int(arguments.run(arguments))
     except ConfigError as why:
@@ -91,18 +91,3 @@ def _leaves(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
             yield from _leaves(why)
         else:
             yield why
-
-
-def _configure_log() -> None:
-    """Readable in a terminal, JSON lines anywhere else; on stderr."""
-    renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(20),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )

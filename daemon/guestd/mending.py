@@ -116,7 +116,7 @@ def _fit(value: Any, wanted: inspect.Type, notes: list[str]) -> Any:  # noqa: PL
         case inspect.IntType():
             return _fit_whole(value, wanted, notes)
         case inspect.FloatType() if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)  # whatever was too large was left out before
+            return _fit_float(value)
         case inspect.StrType() if isinstance(value, str):
             return value
         case inspect.BoolType() if isinstance(value, bool):
@@ -162,6 +162,13 @@ def _fit_one_of(value: Any, types: Iterable[inspect.Type], notes: list[str]) -> 
         with suppress(_Unfit):
             return _fit(value, wanted, notes)
     raise _Unfit
+
+
+def _fit_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        raise _Unfit from None
 
 
 def _fit_whole(value: Any, wanted: inspect.IntType, notes: list[str]) -> int:

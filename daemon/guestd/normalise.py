@@ -16,22 +16,32 @@ from __future__ import annotations
 
 import binascii
 from base64 import b64decode
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from functools import lru_cache
-from typing import Any
+from operator import attrgetter
+from typing import Any, TypeVar
 from uuid import UUID
 
 import msgspec
 
+from guestd import columns, limits
 from guestd.decoding import Refusal
+from guestd.limits import (
+    COMMAND_LINE_CHARS,
+    FORMAT_CHARS,
+    ICON_BYTES,
+    KEY_PATH_CHARS,
+    NAME_CHARS,
+    PATH_CHARS,
+    PROTOCOL_CHARS,
+    STATE_CHARS,
+)
 from guestd.messages import (
     Application,
     DiskIo,
-    DiskUsage,
-    Interface,
     LoadAverage,
     Memory,
     Metrics,
@@ -42,16 +52,10 @@ from guestd.messages import (
     Service,
     System,
 )
-from guestd.redact import redacted
+from guestd.redact import CommandLines, Redaction
 
 Row = tuple[Any, ...]
 
-STATE_CHARS = 40
-NAME_CHARS = 255
-PATH_CHARS = 4096
-# A path that is a key: an index row has room for 2,704 bytes, and a character may take 4.
-KEY_PATH_CHARS = 640
-ICON_BYTES = 64 * 1024
 # A guest's own time is kept when it is this near to the time of receipt.
 CLOCK_TOLERANCE = timedelta(minutes=5)
 # By MQTT a message may have waited in the broker's queue, but not come before its time. Not as old as raw samples get:
@@ -143,18 +147,24 @@ def normalise(
     received_at: datetime,
     digest: int | None,
     stream: Stream,
+    command_lines: CommandLines,
 ) -> Rows:
     """All rows of one message; every one carries `timestamp`. Remembers in `stream` what the next message needs."""
     content = metrics.data
     system = content.system
     adjustments: list[str] = []
-    processes = _processes(system.processes, content.processes, machine_id, timestamp)
-    ports = _ports([*(system.ports or ()), *(content.ports or ())], machine_id, timestamp)
-    services = {
-        service.name[:NAME_CHARS]: service
-        for service in (*(system.windows_services or ()), *(content.windows_services or ()))
+    processes = _processes(system.processes, content.processes, machine_id, timestamp, command_lines, adjustments)
+    ports = _ports(_first(limits.SOCKETS, adjustments, system.ports, content.ports), machine_id, timestamp, adjustments)
+    listed = _first(limits.SERVICES, adjustments, system.windows_services, content.windows_services)
+    services = {service.name[:NAME_CHARS]: service for service in listed}
+    applications = {
+        app.exe_path[:KEY_PATH_CHARS]: app for app in _first(limits.APPLICATIONS, adjustments, content.applications)
     }
-    applications = {app.exe_path[:KEY_PATH_CHARS]: app for app in content.applications or ()}
+    _note_cuts(adjustments, services.values(), name=NAME_CHARS, description=PATH_CHARS)
+    _note_cuts(
+        adjustments, applications.values(), exe_path=KEY_PATH_CHARS, name=NAME_CHARS,
+        description=PATH_CHARS,
+    )  # fmt: skip
     return Rows(
         system_metrics=_system_metrics(
             metrics,
@@ -178,6 +188,25 @@ def normalise(
     )
 
 
+Entry = TypeVar("Entry")
+
+
+def _first(most: int, adjustments: list[str], *lists: Sequence[Entry] | None) -> list[Entry]:
+    """The entries of the lists together, as many as are taken."""
+    entries = [entry for some in lists for entry in some or ()]
+    if len(entries) > most:
+        adjustments.append("list_cut")
+        del entries[most:]
+    return entries
+
+
+def _note_cuts(adjustments: list[str], entries: Iterable[object], **most_chars: int) -> None:
+    """Count when a text of the entries is longer than is kept of it. Every process passes here: all of it is C."""
+    for name, most in most_chars.items():
+        if max(map(len, filter(None, map(attrgetter(name), entries))), default=0) > most:
+            adjustments.append("text_cut")
+
+
 def _system_metrics(
     metrics: Metrics,
     row_id: UUID,
@@ -190,14 +219,18 @@ def _system_metrics(
     adjustments: list[str],
 ) -> Row:
     system = metrics.data.system
-    cores = [_percent(core, adjustments) for core in system.cpu.cores_usage or ()]
+    cores = [_percent(core, adjustments) for core in _first(limits.CORES, adjustments, system.cpu.cores_usage)]
+    disks = _first(limits.DISKS, adjustments, [disk for disk in system.disk.usage_stats if columns.holds_files(disk)])
+    interfaces = _first(limits.INTERFACES, adjustments, system.network.interfaces)
     total_kb, used_kb, available_kb, swap_total_kb, swap_used_kb = _memory_kb(system.memory, adjustments)
     uptime_seconds, load = _uptime_and_load(system)
     if uptime_seconds is None:
         adjustments.append("missing_uptime")
     disk_io = system.disk.io_stats or DiskIo()
-    interfaces_are_new = _interfaces_first_seen(metrics, disk_io, uptime_seconds, stream)
-    if interfaces_are_new:
+    are_new = _interfaces_first_seen(
+        frozenset(map(columns.interface_name, interfaces)), metrics.boot_id is not None, disk_io, uptime_seconds, stream
+    )
+    if are_new:
         adjustments.append("network_counters")
     return (
         row_id,
@@ -205,18 +238,21 @@ def _system_metrics(
         timestamp,
         received_at,
         _cpu_percent(system.cpu.usage_percent, cores, adjustments),
-        msgspec.json.encode(cores),
+        columns.listed(cores, adjustments),
         system.cpu.temperature,
         total_kb,
         used_kb,
         available_kb,
         swap_total_kb,
         swap_used_kb,
-        msgspec.json.encode([_disk_usage(disk) for disk in system.disk.usage_stats if _holds_files(disk)]),
-        msgspec.json.encode(_disk_io(disk_io)),
-        msgspec.json.encode([_interface(each, each.name in interfaces_are_new) for each in system.network.interfaces]),
+        columns.listed([columns.disk_usage(disk, adjustments) for disk in disks], adjustments),
+        columns.disk_rates(disk_io, adjustments),
+        columns.listed(
+            [columns.network(each, columns.interface_name(each) in are_new, adjustments) for each in interfaces],
+            adjustments,
+        ),
         uptime_seconds or 0,
-        msgspec.json.encode(_load(load)) if load is not None else None,
+        columns.load_average(load, adjustments) if load is not None else None,
         digest,
     )
 
@@ -262,7 +298,7 @@ def _uptime_and_load(system: System) -> tuple[int | None, LoadAverage | None]:
 
 
 def _interfaces_first_seen(
-    metrics: Metrics, disk_io: DiskIo, uptime_seconds: int | None, stream: Stream
+    names: frozenset[str], is_own_agent: bool, disk_io: DiskIo, uptime_seconds: int | None, stream: Stream
 ) -> frozenset[str]:
     """Names of the interfaces whose figures are counters since boot and not rates; remembers for the next message.
 
@@ -270,12 +306,11 @@ def _interfaces_first_seen(
     When nothing is remembered, the agent's first message is known by its disk rates, which are all 0 in it. An agent
     that was restarted alone, without its guest, cannot be told apart.
     """
-    names = frozenset(interface.name for interface in metrics.data.system.network.interfaces)
     rebooted = (
         stream.uptime_seconds is not None and uptime_seconds is not None and uptime_seconds < stream.uptime_seconds
     )
     remembered = stream.uptime_seconds is not None and not rebooted
-    if metrics.boot_id is not None:
+    if is_own_agent:
         new: frozenset[str] = frozenset()
     elif remembered:
         new = names - stream.interfaces
@@ -292,84 +327,54 @@ def _interfaces_first_seen(
     return new
 
 
-_PSEUDO_FILE_SYSTEMS = frozenset(
-    {
-        "autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs",
-        "fusectl", "hugetlbfs", "mqueue", "nsfs", "proc", "pstore", "ramfs", "rpc_pipefs", "securityfs", "selinuxfs",
-        "sysfs", "tracefs",
-    }
-)  # fmt: skip
-
-
-def _holds_files(disk: DiskUsage) -> bool:
-    return bool(disk.total_gb) and disk.filesystem not in _PSEUDO_FILE_SYSTEMS
-
-
-def _disk_usage(disk: DiskUsage) -> dict[str, object]:
-    return {
-        "mountPoint": disk.mount_point,
-        "totalGB": disk.total_gb,
-        "usedGB": disk.used_gb,
-        "availableGB": disk.available_gb,
-        "filesystem": disk.filesystem,
-    }
-
-
-def _disk_io(rates: DiskIo) -> dict[str, Number]:
-    return {
-        "readBytesPerSec": rates.read_bytes_per_sec,
-        "writeBytesPerSec": rates.write_bytes_per_sec,
-        "readOpsPerSec": rates.read_ops_per_sec,
-        "writeOpsPerSec": rates.write_ops_per_sec,
-    }
-
-
-def _interface(interface: Interface, figures_are_counters: bool) -> dict[str, object]:
-    figures = {
-        "bytesReceived": interface.bytes_received,
-        "bytesSent": interface.bytes_sent,
-        "packetsReceived": interface.packets_received,
-        "packetsSent": interface.packets_sent,
-        "errorsIn": interface.errors_in,
-        "errorsOut": interface.errors_out,
-    }
-    entry: dict[str, object] = {"interface": interface.name}
-    # A counter under a rate's name would be a spike of gigabytes in every graph: kept, but under a name of its own.
-    entry |= {**dict.fromkeys(figures), "countersSinceBoot": figures} if figures_are_counters else figures
-    return entry | {"ipAddresses": interface.ip_addresses, "isUp": interface.is_up}
-
-
-def _load(load: LoadAverage) -> dict[str, Number]:
-    return {"load1min": load.load_1min, "load5min": load.load_5min, "load15min": load.load_15min}
-
-
 def _processes(
-    d1: Iterable[ProcessD1] | None, d2: Iterable[ProcessD2] | None, machine_id: UUID, timestamp: datetime
+    some_d1: Sequence[ProcessD1] | None,
+    some_d2: Sequence[ProcessD2] | None,
+    machine_id: UUID,
+    timestamp: datetime,
+    command_lines: CommandLines,
+    adjustments: list[str],
 ) -> list[Row]:
     """One row a pid, the last entry wins. The hot path: most rows of the store are made here."""
+    d1 = _first(limits.PROCESSES, adjustments, some_d1)
+    d2 = _first(limits.PROCESSES - len(d1), adjustments, some_d2)
+    redaction = Redaction()
+    kept: Callable[[str], str | None] = _KEPT.get(command_lines, redaction)
     rows: dict[int, Row] = {
         p.id: (
             machine_id, timestamp, p.id, p.parent_id, p.name[:NAME_CHARS],
             p.executable_path[:PATH_CHARS] if p.executable_path else p.executable_path,
-            redacted(p.command_line) if p.command_line else p.command_line,
+            kept(p.command_line) if p.command_line else p.command_line,
             p.cpu_usage_percent if p.cpu_usage_percent is not None and p.cpu_usage_percent > 0 else 0.0,
             p.memory_usage_kb, p.disk_read_bytes, p.disk_write_bytes, _process_status(p.status[:STATE_CHARS]),
             _moment(p.start_time),
         )
-        for p in d1 or ()
+        for p in d1
     }  # fmt: skip
-    for q in d2 or ():
+    for q in d2:
         rows[q.pid] = (
             machine_id, timestamp, q.pid, q.ppid, q.name[:NAME_CHARS],
             q.exe_path[:PATH_CHARS] if q.exe_path else q.exe_path,
-            redacted(q.cmd_line) if q.cmd_line else q.cmd_line,
+            kept(q.cmd_line) if q.cmd_line else q.cmd_line,
             q.cpu_percent if q.cpu_percent is not None and q.cpu_percent > 0 else 0.0,
             q.memory_kb, q.disk_read_bytes, q.disk_write_bytes, _process_status(q.status[:STATE_CHARS]),
             _moment(q.start_time),
         )  # fmt: skip
+    _note_cuts(
+        adjustments, d1, name=NAME_CHARS, executable_path=PATH_CHARS,
+        command_line=COMMAND_LINE_CHARS,
+    )  # fmt: skip
+    _note_cuts(adjustments, d2, name=NAME_CHARS, exe_path=PATH_CHARS, cmd_line=COMMAND_LINE_CHARS)
+    if redaction.lines_cut_short:
+        adjustments.append("arguments_left_out")
     return list(rows.values())
 
 
+# How command lines are kept, where they are not searched for secrets.
+_KEPT: dict[str, Callable[[str], str | None]] = {
+    "full": lambda line: line[:COMMAND_LINE_CHARS],
+    "off": lambda _: None,
+}
 _STATUS_NAMES = {"run": "running", "sleep": "sleeping", "stop": "stopped"}
 
 
@@ -405,13 +410,19 @@ def _port_state(state: str) -> str:
     return _PORT_STATES.get(state.replace("_", "").replace("-", "").lower(), state.upper()[:STATE_CHARS])
 
 
-def _ports(entries: Iterable[Port], machine_id: UUID, timestamp: datetime) -> list[Row]:
+@lru_cache(maxsize=256)
+def _protocol(protocol: str) -> str:
+    return protocol.upper()[:PROTOCOL_CHARS]
+
+
+def _ports(entries: Sequence[Port], machine_id: UUID, timestamp: datetime, adjustments: list[str]) -> list[Row]:
     """One row per (port, protocol, state, process), with its number of sockets; ordinal is its place when sorted."""
+    _note_cuts(adjustments, entries, process_name=NAME_CHARS, exe_path=PATH_CHARS)
     sockets: dict[tuple[int, str, str, int, str, str, bool], int] = {}
     for entry in entries:
         process_id = entry.process_id if entry.process_id is not None else entry.pid
         key = (
-            entry.port, entry.protocol.upper()[:16], _port_state(entry.state[:STATE_CHARS]),
+            entry.port, _protocol(entry.protocol[:PROTOCOL_CHARS]), _port_state(entry.state[:STATE_CHARS]),
             -1 if process_id is None else process_id, (entry.process_name or "")[:NAME_CHARS],
             (entry.exe_path or "")[:PATH_CHARS], entry.is_listening,
         )  # fmt: skip
@@ -432,7 +443,7 @@ def _application(app: Application, machine_id: UUID, received_at: datetime) -> R
         machine_id, received_at, app.exe_path[:KEY_PATH_CHARS], app.name[:NAME_CHARS], _cut(app.version, NAME_CHARS),
         _cut(app.description, PATH_CHARS), _cut(app.publisher, NAME_CHARS), _moment(app.last_access),
         _moment(app.last_modified), app.access_count, app.usage_minutes, icon,
-        (app.icon_format or "png")[:16] if icon else None, app.file_size, app.is_active,
+        (app.icon_format or "png")[:FORMAT_CHARS] if icon else None, app.file_size, app.is_active,
     )  # fmt: skip
 
 
@@ -453,13 +464,15 @@ _START_TYPES = {"auto": "automatic", "delayed": "delayed-auto", "auto delayed": 
 
 
 def _service(service: Service, machine_id: UUID, received_at: datetime) -> Row:
-    start = (service.start_type or service.start_mode or "unknown").lower()
+    start = (service.start_type or service.start_mode or "unknown")[:STATE_CHARS].lower()
     process_id = service.process_id if service.process_id is not None else service.pid
     return (
         machine_id, received_at, service.name[:NAME_CHARS], (service.display_name or service.name)[:NAME_CHARS],
         _cut(service.description, PATH_CHARS), _START_TYPES.get(start, start)[:STATE_CHARS],
         (service.service_type or "win32")[:STATE_CHARS], _cut(service.path or service.exe_path, PATH_CHARS),
-        None if service.dependencies is None else msgspec.json.encode(service.dependencies),
-        (service.state or "unknown").lower().replace(" ", "-")[:STATE_CHARS], process_id,
+        None if service.dependencies is None else msgspec.json.encode(
+            [name[:NAME_CHARS] for name in service.dependencies[:limits.DEPENDENCIES]]
+        ),
+        (service.state or "unknown")[:STATE_CHARS].lower().replace(" ", "-")[:STATE_CHARS], process_id,
         service.is_default,
     )  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -21,6 +22,7 @@ from guestd import decoding, messages
 from guestd.batch import Moment, Prepared, digest, placed
 from guestd.errors import BadFrame
 from guestd.normalise import Rows, Stream, guest_time, normalise, sample_time, uuid7
+from guestd.redact import CommandLines
 from guestd.spool import Frame
 
 log = structlog.get_logger()
@@ -36,25 +38,37 @@ Taken = Callable[[Sequence[Moment]], Awaitable[set[Moment]]]
 class Counters:
     """What preparing counts; telemetry gives the functions."""
 
-    adjusted: Callable[[str], None]  # reason
+    adjusted: Callable[[str, int], None]  # reason, times
     bug: Callable[[], None]
     skew_seconds: Callable[[float], None]
     rows: Callable[[UUID, int], None]  # machine, rows that were made of a frame of its
 
 
+# How the command lines of a machine are kept.
+CommandLinesOf = Callable[[UUID], Awaitable[CommandLines]]
+
+
+async def redacted(_: UUID) -> CommandLines:
+    """For every machine what is safe."""
+    return "redacted"
+
+
 class Preparer:
     """What is remembered of each machine from one message to the next."""
 
-    def __init__(self, counters: Counters) -> None:
+    def __init__(self, counters: Counters, command_lines_of: CommandLinesOf = redacted) -> None:
         self._counters = counters
+        self._command_lines_of = command_lines_of
         self._streams: dict[UUID, Stream] = {}
         self._latest: dict[UUID, datetime] = {}
 
     async def prepare(self, frames: Sequence[Frame], taken: Taken) -> list[Prepared]:
         """Rows of these frames, or why a frame has none. Raises what `taken` raises."""
-        read = [
-            (frame, self.guarded(frame, lambda frame: _decoded(frame.machine_id, frame.payload))) for frame in frames
-        ]
+        read = []
+        for frame in frames:
+            # Between two frames the loop reads channels and answers: a batch may take long to prepare.
+            await asyncio.sleep(0)
+            read.append((frame, self.guarded(frame, lambda frame: _decoded(frame.machine_id, frame.payload))))
         good = [(frame, message) for frame, message in read if not isinstance(message, BadFrame)]
         moments = await self.placed(
             [(frame.machine_id, self._moment(frame, message)) for frame, message in good], taken
@@ -62,15 +76,19 @@ class Preparer:
         timestamps = {frame.seq: timestamp for (frame, _), (_, timestamp) in zip(good, moments, strict=True)}
         prepared = []
         for frame, message in read:
-            # Between two frames the loop reads channels and answers: a batch may take long to prepare.
             await asyncio.sleep(0)
+            command_lines = await self._command_lines_of(frame.machine_id)
             known_by = digest(frame.payload, messages.header(frame.payload), message)
             content: Rows | BadFrame
             if isinstance(message, BadFrame):
                 content = message
             else:
                 step = functools.partial(
-                    self._normalised, message=message, timestamp=timestamps[frame.seq], digest=known_by
+                    self._normalised,
+                    message=message,
+                    timestamp=timestamps[frame.seq],
+                    digest=known_by,
+                    command_lines=command_lines,
                 )
                 content = self.guarded(frame, step)
             prepared.append(Prepared(frame.seq, frame.machine_id, frame.received_at, frame.payload, content, known_by))
@@ -93,7 +111,7 @@ class Preparer:
             self._counters.skew_seconds((claimed - frame.received_at).total_seconds())
         moment = sample_time(claimed, frame.received_at, frame.channel)
         if claimed is None or abs(claimed - moment) >= _MILLISECOND:
-            self._counters.adjusted("guest_time")
+            self._counters.adjusted("guest_time", 1)
         return moment
 
     async def placed(self, wanted: Sequence[Moment], taken: Taken) -> list[Moment]:
@@ -123,7 +141,15 @@ class Preparer:
             self._latest[machine_id] = max(moment, self._latest.get(machine_id, moment))
         return moments
 
-    def _normalised(self, frame: Frame, *, message: decoding.Decoded, timestamp: datetime, digest: int | None) -> Rows:
+    def _normalised(
+        self,
+        frame: Frame,
+        *,
+        message: decoding.Decoded,
+        timestamp: datetime,
+        digest: int | None,
+        command_lines: CommandLines,
+    ) -> Rows:
         rows = normalise(
             message.metrics,
             row_id=uuid7(frame.received_at, os.urandom(10)),
@@ -132,11 +158,12 @@ class Preparer:
             received_at=frame.received_at,
             digest=digest,
             stream=self._streams.setdefault(frame.machine_id, Stream()),
+            command_lines=command_lines,
         )
         rows.refusals += message.refusals
         self._counters.rows(frame.machine_id, rows.count)
-        for reason in (*message.repairs, *rows.adjustments):
-            self._counters.adjusted(reason)
+        for reason, times in Counter((*message.repairs, *rows.adjustments)).items():
+            self._counters.adjusted(reason, times)
         return rows
 
 

@@ -2,14 +2,20 @@
 
 Kept: the programme, its options, its plain arguments. Replaced by `***`: the value of an option, variable, header or
 member whose name speaks of a secret, the password in a URL, and the password arguments of mysql, sshpass and curl.
+
+What it may cost is bounded for each message: of lines that may hold a secret so many characters are searched; then
+only the programme is kept.
 """
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
+from typing import Literal
 
-COMMAND_LINE_CHARS = 4096
+from guestd import limits
+
+CommandLines = Literal["full", "redacted", "off"]
 # Longer lines are rare; not caching them bounds the cache to about 8 MB whatever guests send.
 _CACHED_CHARS = 512
 
@@ -43,22 +49,48 @@ _ARGUMENTS = (
     (re.compile(rf"\b{_in_either_case('mysql|mariadb|sshpass')}"), re.compile(r"(\s-p\s?)[^\s-]\S*")),
     (re.compile(rf"\b{_in_either_case('curl')}\b"), re.compile(r"(\s(?:-u|--user)[\s=]*+[^\s:]++:)\S+")),
 )
-# Nothing is found without one of these; most command lines have none, and looking costs a fiftieth.
-_SUSPICIOUS = re.compile(
-    _in_either_case("passw|passphrase|pwd|secret|token|key|credential|authorization|://|mysql|mariadb|sshpass|curl")
-)
+# Nothing is found without one of these; most command lines have none, and looking costs a hundredth.
+_SUSPICIOUS = (
+    "passw", "passphrase", "pwd", "secret", "token", "key", "credential", "authorization", "://",
+    "mysql", "mariadb", "sshpass", "curl",
+)  # fmt: skip
+
+
+def is_suspicious(text: str) -> bool:
+    """Whether there can be a secret in it."""
+    lowered = text.lower()
+    return any(word in lowered for word in _SUSPICIOUS)
 
 
 def redacted(command_line: str) -> str:
     """The command line with its secrets replaced, cut at 4,096 characters."""
-    if len(command_line) <= _CACHED_CHARS:
-        return _cached(command_line)
-    return _without_secrets(command_line[:COMMAND_LINE_CHARS])
+    command_line = command_line[: limits.COMMAND_LINE_CHARS]
+    if not is_suspicious(command_line):
+        return command_line
+    return _cached(command_line) if len(command_line) <= _CACHED_CHARS else _without_secrets(command_line)
+
+
+class Redaction:
+    """The command lines of one message."""
+
+    def __init__(self) -> None:
+        self._left_chars = limits.SEARCHED_CHARS
+        self.lines_cut_short = 0
+
+    def __call__(self, command_line: str) -> str:
+        """As `redacted`; of a line that is one too many only the programme."""
+        command_line = command_line[: limits.COMMAND_LINE_CHARS]
+        if not is_suspicious(command_line):
+            return command_line
+        self._left_chars -= len(command_line)
+        if self._left_chars >= 0:
+            return redacted(command_line)
+        self.lines_cut_short += 1
+        programme = command_line.partition(" ")[0]
+        return "***" if is_suspicious(programme) else f"{programme} ***"
 
 
 def _without_secrets(command_line: str) -> str:
-    if not _SUSPICIOUS.search(command_line):
-        return command_line
     for secret in _SECRETS:
         command_line = secret.sub(r"\1***", command_line)
     for programme, argument in _ARGUMENTS:

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from guestd.errors import ConfigError
+from guestd.redact import CommandLines
 
 Positive = Annotated[int, Meta(gt=0)]
 PositiveSeconds = Annotated[float, Meta(gt=0)]
@@ -105,6 +106,13 @@ class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """and at once, after a rest."""
 
 
+class Privacy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What guests say that not everybody should read."""
+
+    command_lines: CommandLines = "redacted"
+    """Of processes: full, redacted (without passwords and the like) or off. Machine.commandLines overrides it."""
+
+
 class Telemetry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What guestd tells about itself."""
 
@@ -122,6 +130,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     virtio: Virtio = Virtio()
     mqtt: Mqtt = Mqtt()
     limits: Limits = Limits()
+    privacy: Privacy = Privacy()
     telemetry: Telemetry = Telemetry()
     stop_grace_seconds: PositiveSeconds = 10.0
     """How long stopping may take; what is not stored by then stays in the spool."""

@@ -26,7 +26,7 @@ from guestd.batch import Prepared
 from guestd.errors import BadFrame, RowsRejected, StoreUnavailable
 from guestd.link import WRITE_SECONDS, check_schema, connection_to, sorted_errors
 from guestd.normalise import Row, Rows
-from guestd.roster import Roster
+from guestd.roster import Member, Roster
 from gueststore import contract
 from gueststore.queries import query
 
@@ -241,7 +241,7 @@ async def watch_machines(dsn: str, roster: Roster) -> None:
         await connection.execute("LISTEN guestd_machine")
         while True:
             cursor = await connection.execute(query("list_machines"))
-            roster.replace({name: machine_id for machine_id, name in await cursor.fetchall()})
+            roster.replace(Member(*row) for row in await cursor.fetchall())
             async for _ in connection.notifies(timeout=ROSTER_SECONDS, stop_after=1):
                 pass
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import socket
 
+from guestd.logs import harmless
+
 
 def notify(*states: str) -> None:
     """Tell systemd `READY=1`, `STATUS=...`, `STOPPING=1`; a supervisor that is gone is no reason to fail."""
@@ -15,6 +17,6 @@ def notify(*states: str) -> None:
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
         try:
-            channel.sendto("\n".join(states).encode(), address)
+            channel.sendto("\n".join(map(harmless, states)).encode(), address)
         except OSError:
             return

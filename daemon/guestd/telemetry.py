@@ -20,7 +20,7 @@ SKEW_BUCKETS = (0.1, 1, 5, 30, 60, 300, 3600, 86400)
 LAG_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
 
 REFUSED_HELP = (
-    "Lines not accepted: oversize, rate, share, fragment, topic, unknown_machine; "
+    "Lines not accepted: oversize, rate, share, fragment, topic, unknown_machine, not_collected; "
     "asked for again: out_of_order, rewound, cut_off."
 )
 SESSIONS_HELP = "Reconnects to a broker that had forgotten our session, and what it had queued."
@@ -50,6 +50,7 @@ class Telemetry:
         self.unknown_machines = gauge(
             "guestd_channels_unknown_machine", "Channels not read: no such machine in the store."
         )
+        self.not_collected = gauge("guestd_channels_not_collected", "Channels not read: their machines are set so.")
         # Intake
         self.frames_accepted = counter("guestd_frames_accepted", "Frames fsynced in the spool.")
         self.bytes_accepted = counter("guestd_accepted_bytes", "Bytes of those frames.")

@@ -20,7 +20,7 @@ from guestd import books, prepare
 from guestd.batch import Limits, Prepared, halves, is_due
 from guestd.errors import BadFrame, RowsRejected, StoreUnavailable
 from guestd.lifecycle import Backoff, retrying
-from guestd.prepare import Preparer
+from guestd.prepare import CommandLinesOf, Preparer, redacted
 from guestd.spool import Spool
 from guestd.store import LedgerMoved, Outcome, Store, connected
 
@@ -42,7 +42,15 @@ class Counters:
 class Writer:
     """The one consumer of a spool."""
 
-    def __init__(self, spool: Spool, *, dsn: str, limits: Limits, counters: Counters) -> None:
+    def __init__(
+        self,
+        spool: Spool,
+        *,
+        dsn: str,
+        limits: Limits,
+        counters: Counters,
+        command_lines_of: CommandLinesOf = redacted,
+    ) -> None:
         self._spool = spool
         self._dsn = dsn
         self._limits = limits
@@ -51,7 +59,7 @@ class Writer:
         self._committed_seq = 0
         self._has_opened_books = False
         self._is_in_doubt = False
-        self._preparer = Preparer(counters.preparing)
+        self._preparer = Preparer(counters.preparing, command_lines_of)
         self.store_error: str | None = "not connected yet"
 
     async def run(self) -> None:

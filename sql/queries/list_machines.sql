@@ -1,6 +1,9 @@
--- Every machine that a channel may belong to: id, and the name of its domain.
+-- Every machine that a channel may belong to: id, the name of its domain, commandLines (NULL: as the host's setting says),
+-- isCollected.
 SELECT
     "id",
-    "internalName"
+    "internalName",
+    "commandLines",
+    "isCollected"
 FROM "Machine"
 ORDER BY "id";

@@ -11,7 +11,7 @@ import pytest
 
 from guestd.channels import Directory, Domains, socket_paths
 from guestd.domains import Channel, Description, Domain
-from guestd.roster import Roster
+from guestd.roster import Member, Roster
 
 AGENT, OLD = "org.infinibay.agent", "com.example.agent"
 MACHINE = UUID(int=7)
@@ -33,7 +33,7 @@ def sockets(directory: Path) -> Iterator[Path]:
 
 def roster(**named: UUID) -> Roster:
     known = Roster()
-    known.replace(named)
+    known.replace(Member(machine_id, name) for name, machine_id in named.items())
     return known
 
 

@@ -55,7 +55,7 @@ class Tally:
             committed=lambda *_: None,
             store_lost=lost,
             preparing=prepare.Counters(
-                adjusted=lambda reason: self.adjusted.update([reason]),
+                adjusted=lambda reason, times: self.adjusted.update({reason: times}),
                 bug=bug,
                 skew_seconds=lambda _: None,
                 rows=lambda machine_id, made: self.rows.update({machine_id: made}),

@@ -1,7 +1,9 @@
 """One line of a guest to rows, and rows as tests look at them."""
 
 import json
+import math
 from base64 import b64encode
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -10,6 +12,7 @@ from guestd.batch import digest
 from guestd.decoding import decode
 from guestd.messages import header
 from guestd.normalise import Channel, Rows, Stream, guest_time, normalise, sample_time
+from guestd.redact import CommandLines
 from gueststore import contract
 
 MACHINE = UUID("b0a1f2c4-5d6e-4f70-8a91-0b1c2d3e4f50")
@@ -18,7 +21,7 @@ RECEIVED = datetime(2025, 10, 1, 12, 0, 31, 250_000, tzinfo=UTC)
 TABLES = {table.name: table for table in (*contract.SERIES, contract.INCOMING_APPLICATION, contract.INCOMING_SERVICE)}
 
 
-def rows_of(payload: bytes, stream: Stream) -> Rows:
+def rows_of(payload: bytes, stream: Stream, command_lines: CommandLines = "redacted") -> Rows:
     message = decode(payload)
     metrics = message.metrics
     return normalise(
@@ -29,6 +32,7 @@ def rows_of(payload: bytes, stream: Stream) -> Rows:
         received_at=RECEIVED,
         digest=digest(payload, header(payload), message),
         stream=stream,
+        command_lines=command_lines,
     )
 
 
@@ -53,3 +57,59 @@ def plain(value: object, type_name: str) -> object:
 def named(table: contract.Table, row: tuple[Any, ...]) -> dict[str, Any]:
     assert len(row) == len(table.columns)
     return {name: plain(value, type_name) for (name, type_name), value in zip(table.columns, row, strict=True)}
+
+
+PYTHON_TYPES: dict[str, type] = {
+    "uuid": UUID,
+    "timestamptz": datetime,
+    "float8": float,
+    "jsonb": bytes,
+    "int8": int,
+    "int4": int,
+    "text": str,
+    "bool": bool,
+    "bytea": bytes,
+}
+# Of the tables that these rows are COPYd into: what may be NULL there.
+NULLABLE = {
+    "SystemMetrics": {"cpuTemperature", "swapTotalKB", "swapUsedKB", "loadAverage", "frameDigest"},
+    "ProcessSnapshot": {
+        "parentPid", "executablePath", "commandLine", "diskReadBytes", "diskWriteBytes", "startTime",
+    },
+    "PortUsage": {"processId", "processName", "executablePath"},
+    "ApplicationUsageHistory": set(),
+    "incoming_application": {
+        "version", "description", "publisher", "lastAccessTime", "lastModifiedTime", "iconData", "iconFormat",
+        "fileSize",
+    },
+    "incoming_service": {"description", "executablePath", "dependencies", "processId"},
+}  # fmt: skip
+
+
+def fits(table: contract.Table, row: tuple[Any, ...]) -> Iterator[str]:
+    """What of a row does not fit its table."""
+    if len(row) != len(table.columns):
+        yield f"{len(row)} values"
+    for (column, type_name), value in zip(table.columns, row, strict=False):
+        if value is None:
+            if column not in NULLABLE[table.name]:
+                yield f"{column} is null"
+        elif (found := type(value)) is not PYTHON_TYPES[type_name]:
+            yield f"{column} is {found.__name__}"
+        elif (type_name == "int4" and not -(2**31) <= value < 2**31) or (
+            type_name == "int8" and not -(2**63) <= value < 2**63
+        ):
+            yield f"{column} is out of range"
+        elif type_name == "float8" and not math.isfinite(value):
+            yield f"{column} is {value}"
+        elif type_name == "text" and ("\0" in value or any("\ud800" <= each <= "\udfff" for each in value)):
+            yield f"{column} has a NUL or half a character"
+        elif type_name == "jsonb" and (rb"\u0000" in value or b"\0" in value):
+            yield f"{column} has a NUL"
+
+
+def misfits(rows: Rows) -> list[tuple[str, str]]:
+    """What of a message's rows does not fit, by table."""
+    return [
+        (name, problem) for name, some in by_table(rows).items() for row in some for problem in fits(TABLES[name], row)
+    ]

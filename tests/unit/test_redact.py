@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestd.redact import COMMAND_LINE_CHARS, redacted
+from guestd.limits import COMMAND_LINE_CHARS, SEARCHED_CHARS
+from guestd.redact import Redaction, redacted
 
 SECRETS = [
     ("app --password=hunter2 -v", "app --password=*** -v"),
@@ -126,3 +127,25 @@ def test_no_password_of_one_word_survives(secret: str) -> None:
     assert secret not in redacted(f"app --password={secret} -v")
     assert secret not in redacted(f"app --password /{secret} -v")
     assert secret not in redacted(f'app --password "{secret}" -v')
+
+
+def test_a_message_is_searched_for_so_many_characters_and_then_only_programmes_are_kept() -> None:
+    redaction, line = Redaction(), "app --password=hunter2 " + "x" * 977
+    kept = [redaction(line) for _ in range(SEARCHED_CHARS // 1000 + 10)]
+    assert set(kept) == {redacted(line), "app ***"}
+    assert kept.index("app ***") == SEARCHED_CHARS // 1000
+    assert redaction.lines_cut_short == 10
+
+
+def test_lines_that_can_hold_no_secret_cost_nothing_of_what_may_be_searched() -> None:
+    redaction, line = Redaction(), "/usr/sbin/sshd -D " + "x" * 4000
+    assert all(redaction(line) == line for _ in range(1000))
+    assert redaction("app --password=x") == "app --password=***"
+
+
+def test_a_programme_that_looks_like_a_secret_is_not_kept_either() -> None:
+    redaction = Redaction()
+    for _ in range(SEARCHED_CHARS // 4096):
+        redaction("x" * 4088 + "password")
+    assert redaction("MY_TOKEN=abc app") == "***"
+    assert redaction("app MY_TOKEN=abc") == "app ***"

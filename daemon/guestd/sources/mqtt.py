@@ -184,6 +184,8 @@ class Mqtt:
             self._counters.refused("topic")
         elif not self._roster.knows(machine_id):
             self._counters.refused("unknown_machine")
+        elif not self._roster.collects(machine_id):
+            self._counters.refused("not_collected")
         elif kind == "status":
             self._note_status(machine_id, message.payload)
         elif message.is_retained:

@@ -69,6 +69,7 @@ class Gauges:
     connected: Callable[[int], None]
     channels: Callable[[int], None]
     unknown_machines: Callable[[int], None]
+    not_collected: Callable[[int], None]
     lost: Callable[[], None]
 
 
@@ -108,7 +109,7 @@ class Virtio:
                 if found is not None:
                     self._report(found.unknown)
                     running = {key: channel for key, (channel, _) in self._running.items()}
-                    for action in plan(found.channels, running):
+                    for action in plan(self._collected(found.channels), running):
                         await self._apply(action, tasks)
                 self._gauges.channels(len(self._running))
                 await _woken(self._look, RESCAN_SECONDS)
@@ -118,6 +119,11 @@ class Virtio:
             log.warning("a channel of a machine that the store does not know is not read", machine=machine)
         self._unknown = unknown
         self._gauges.unknown_machines(len(unknown))
+
+    def _collected(self, channels: Mapping[UUID, Channel]) -> Mapping[UUID, Channel]:
+        wanted = {key: channel for key, channel in channels.items() if self._roster.collects(key)}
+        self._gauges.not_collected(len(channels) - len(wanted))
+        return wanted
 
     async def _apply(self, action: Open | Close, tasks: asyncio.TaskGroup) -> None:
         match action:

@@ -1,0 +1,53 @@
+"""What is said on stderr and to systemd: one event a line, whatever words of a guest are in it.
+
+Guests choose names, paths and claims that end up in errors. Nothing of theirs can begin a line of its own, move a
+terminal's cursor, or fill the disk.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import MutableMapping
+from typing import Any
+
+import structlog
+
+TEXT_CHARS = 1_000
+# A traceback is ours; only what is quoted in it may be a guest's.
+TRACEBACK_CHARS = 20_000
+# Control characters, line separators, and what turns the direction of writing.
+_HARMFUL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def harmless(text: str) -> str:
+    """A text on one line, with control characters as escapes, bounded."""
+    shown = _HARMFUL.sub(lambda found: found[0].encode("unicode_escape").decode(), text[:TEXT_CHARS])
+    return shown if len(text) <= TEXT_CHARS else f"{shown}... ({len(text)} characters)"
+
+
+def configure() -> None:
+    """Readable in a terminal, JSON lines anywhere else."""
+    renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            all_harmless,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(20),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+
+
+def all_harmless(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Every text of an event; a structlog processor."""
+    for key, value in event.items():
+        if key == "exception":
+            # Its lines are kept, and none of them can be taken for one of the log's own.
+            event[key] = "\n".join(f"    {harmless(line)}" for line in str(value)[:TRACEBACK_CHARS].split("\n"))
+        elif isinstance(value, str):
+            event[key] = harmless(value)
+    return event
