@@ -30,6 +30,7 @@ from guestd.broker import login
 from guestd.budget import Budget, Rate, Rates
 from guestd.channels import Directory
 from guestd.errors import StoreUnavailable
+from guestd.hosting import Hosting
 from guestd.intake import Intake
 from guestd.lifecycle import Backoff, retrying, run_until
 from guestd.link import check_dsn, server_name
@@ -85,12 +86,13 @@ async def run(settings: Settings) -> None:
             wrapped=wrapped,
         )
         from_broker = _from_broker(settings, telemetry, spool=spool, gate=gate, roster=roster)
+        hosting = Hosting(settings, telemetry) if settings.libvirt.uri else None
         port = await resources.enter_async_context(
             served(
                 telemetry,
                 host=settings.telemetry.listen_host,
                 port=settings.telemetry.listen_port,
-                problems=lambda: _problems(consumer, spool, from_broker),
+                problems=lambda: _problems(consumer, spool, from_broker, hosting),
             )
         )
         _tune_collector()
@@ -106,8 +108,9 @@ async def run(settings: Settings) -> None:
             background={
                 "maintenance": _maintenance(settings.store.dsn),
                 "roster": _roster(settings.store.dsn, roster),
-                "status": _status(consumer, spool, channels, from_broker),
-            },
+                "status": _status(channels, spool, lambda: _problems(consumer, spool, from_broker, hosting)),
+            }
+            | (hosting.lives() if hosting is not None else {}),
             seal=lambda: _seal(spool),
             grace_seconds=lambda: NO_STORE_GRACE_SECONDS if consumer.store_error else settings.stop_grace_seconds,
         )
@@ -190,18 +193,18 @@ async def _maintenance(dsn: str) -> None:
     await retrying(look_after, expected=StoreUnavailable, backoff=Backoff(cap_seconds=60), lost=lost)
 
 
-async def _status(consumer: Writer, spool: Spool, channels: virtio.Virtio, from_broker: mqtt.Mqtt | None) -> None:
+async def _status(channels: virtio.Virtio, spool: Spool, found: Callable[[], list[str]]) -> None:
     """Tell systemd in words how things stand."""
     while True:
-        problems = _problems(consumer, spool, from_broker)
+        problems = found()
         systemd.notify(
             f"STATUS={channels.connected} channels, {spool.frames} frames in the spool; {'; '.join(problems) or 'well'}"
         )
         await asyncio.sleep(STATUS_SECONDS)
 
 
-def _problems(consumer: Writer, spool: Spool, from_broker: mqtt.Mqtt | None) -> list[str]:
-    problems = []
+def _problems(consumer: Writer, spool: Spool, from_broker: mqtt.Mqtt | None, hosting: Hosting | None) -> list[str]:
+    problems = [] if hosting is None else hosting.problems()
     if from_broker is not None and from_broker.problem is not None:
         problems.append(f"broker: {from_broker.problem}")
     if consumer.store_error is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import sys
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ DESCRIPTION = """\
 guestd reads what guest agents report, and writes it exactly once to TimescaleDB.
 
   guestd run --config /etc/guestd.toml     the daemon of a hypervisor host
+  guestd plan --config /etc/guestd.toml    what it would do to virtual machines and their rows; does nothing
   guestd agent --listen /run/my.socket     a guest agent that watches this machine
   guestd simulate --directory DIR ...      a fleet of believable guests, for demos and load
 """
@@ -53,6 +55,12 @@ def _parser() -> argparse.ArgumentParser:
     run = verbs.add_parser("run", help="the daemon", description="Run the daemon in the foreground until SIGTERM.")
     run.add_argument("--config", type=Path, metavar="FILE", help="TOML; deploy/guestd.toml lists every key")
     run.set_defaults(run=_run)
+    plan = verbs.add_parser(
+        "plan", help="what would be done to virtual machines", description="Print what guestd would do; does nothing."
+    )
+    plan.add_argument("--config", type=Path, metavar="FILE", help="TOML; deploy/guestd.toml lists every key")
+    plan.add_argument("--json", action="store_true", help="for programs")
+    plan.set_defaults(run=_plan)
     for name, verb, text in (
         ("agent", agent, "a guest agent for this machine"),
         ("simulate", simulate, "a fleet of simulated guests"),
@@ -68,12 +76,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from guestd import app
 
-    chosen = settings.load(arguments.config) if arguments.config else settings.Settings()
-    dsn = os.environ.get("GUESTD_DATABASE_DSN")
-    if dsn:
-        chosen = msgspec.structs.replace(chosen, store=msgspec.structs.replace(chosen.store, dsn=dsn))
     try:
-        uvloop.run(app.run(chosen))
+        uvloop.run(app.run(_settings(arguments)))
     except ExceptionGroup as group:
         failures = list(_leaves(group))
         for why in failures:
@@ -82,6 +86,35 @@ def _run(arguments: argparse.Namespace) -> int:
         for why in failures:
             structlog.get_logger().error("guestd ends because a task failed", exc_info=why)
         return EXIT_FAILURE
+    return 0
+
+
+def _settings(arguments: argparse.Namespace) -> settings.Settings:
+    chosen = settings.load(arguments.config) if arguments.config else settings.Settings()
+    dsn = os.environ.get("GUESTD_DATABASE_DSN")
+    if dsn:
+        chosen = msgspec.structs.replace(chosen, store=msgspec.structs.replace(chosen.store, dsn=dsn))
+    return chosen
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from guestd import hosting
+    from guestd.errors import SourceLost, StoreUnavailable
+
+    chosen = _settings(arguments)
+    if not chosen.libvirt.uri:
+        raise ConfigError("libvirt.uri is empty: guestd has nothing to do with virtual machines here")
+    try:
+        found = asyncio.run(hosting.planned(chosen))
+    except (SourceLost, StoreUnavailable) as why:
+        print(f"guestd: {why}", file=sys.stderr)
+        return EXIT_FAILURE
+    steps = [*found.writes, *found.actions, *found.reports]
+    if arguments.json:
+        described = [{"step": type(step).__name__, "text": str(step)} | msgspec.to_builtins(step) for step in steps]
+        print(msgspec.json.encode(described).decode())
+    else:
+        print("\n".join(map(str, steps)) or "nothing to do")
     return 0
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
@@ -20,7 +21,7 @@ import structlog
 from guestd.calls import Calls, tell_loop
 from guestd.domains import Description, Domain, describe, words
 from guestd.errors import ConfigError, SourceLost
-from guestd.lifecycle import Backoff, retrying
+from guestd.lifecycle import Backoff, retrying, woken
 
 try:
     import libvirt
@@ -34,7 +35,8 @@ LOOK_SECONDS = 10.0
 LOOK_DEADLINE_SECONDS = 10.0
 # Starting a large guest takes its time; a suspended QEMU makes libvirt wait 30 s for its lock.
 ACT_DEADLINE_SECONDS = 60.0
-CALLS_AT_ONCE = 4
+# libvirtd serves five calls of a connection at a time (max_client_requests), and one is for looking.
+ACTS_AT_ONCE = 4
 STUCK_CAP = 8
 KEEPALIVE_SECONDS, KEEPALIVE_COUNT = 5, 3
 # XML read anew at each look although nothing says that it changed: not every change has an event.
@@ -82,7 +84,9 @@ class Hypervisor:
         """Monotonic second in which that look began."""
         self.error: str | None = "not connected yet"
         self._counters = counters
-        self._calls = Calls("libvirt", at_once=CALLS_AT_ONCE, stuck_cap=STUCK_CAP, gave_up=counters.gave_up)
+        self._calls = Calls("libvirt", at_once=1, stuck_cap=STUCK_CAP, gave_up=counters.gave_up)
+        # Apart, for looking must not wait for a guest that takes a minute to start.
+        self._acts = Calls("libvirt-act", at_once=ACTS_AT_ONCE, stuck_cap=STUCK_CAP, gave_up=counters.gave_up)
         self._connection: Any = None
         self._looking = asyncio.Lock()
         self._noticed = asyncio.Event()
@@ -94,7 +98,7 @@ class Hypervisor:
     @property
     def stuck(self) -> int:
         """Calls that were given up and have not come back."""
-        return self._calls.stuck
+        return self._calls.stuck + self._acts.stuck
 
     def listener(self) -> asyncio.Event:
         """An event that every look sets, and every loss of the connection; whoever asked for it clears it."""
@@ -117,7 +121,7 @@ class Hypervisor:
         """All domains, as they are now."""
         async with self._looking:
             began = time.monotonic()
-            connection, changed = self._connected(), self._changed
+            connection, changed = self._live(), self._changed
             self._changed = set()
             try:
                 self._reads, domains = await self._call(lambda: _look(connection, self._reads, changed, began))
@@ -131,7 +135,7 @@ class Hypervisor:
 
     async def version(self) -> str:
         """libvirt's version and the name of its driver."""
-        connection = self._connected()
+        connection = self._live()
         number, kind = await self._call(lambda: (connection.getLibVersion(), connection.getType()))
         return f"libvirt {number // 1_000_000}.{number // 1000 % 1000}.{number % 1000} {kind}"
 
@@ -156,7 +160,7 @@ class Hypervisor:
         return await self._act(uuid, lambda domain: domain.destroy())
 
     async def _act(self, uuid: UUID, act: Callable[[Any], object]) -> str | None:
-        connection = self._connected()
+        connection = self._live()
 
         def refused() -> str | None:
             try:
@@ -167,42 +171,46 @@ class Hypervisor:
                 return str(why)
             return None
 
-        return await self._call(refused, ACT_DEADLINE_SECONDS)
+        try:
+            return await self._acts.run(refused, deadline_seconds=ACT_DEADLINE_SECONDS)
+        except libvirt.libvirtError as why:
+            raise SourceLost(f"{self.uri}: {why}") from why
 
-    def _connected(self) -> Any:
+    def _live(self) -> Any:
         if self._connection is None:
             raise SourceLost(f"{self.uri}: {self.error}")
         return self._connection
 
-    async def _call(self, function: Callable[[], T], deadline_seconds: float | None = None) -> T:
+    async def _call(self, function: Callable[[], T]) -> T:
         try:
-            return await self._calls.run(function, deadline_seconds=deadline_seconds or self._deadline_seconds)
+            return await self._calls.run(function, deadline_seconds=self._deadline_seconds)
         except libvirt.libvirtError as why:
             raise SourceLost(f"{self.uri}: {why}") from why
 
-    async def _life(self) -> None:
-        """One connection's life."""
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        """One connection's life: `look` and the rest work in here."""
         _start_events()
         loop = asyncio.get_running_loop()
         self._is_closed = False
         connection, registered = await self._call(lambda: self._opened(loop))
         self._connection = connection
-        log.info("libvirt is connected", uri=self.uri)
         try:
-            while not self._is_closed:
-                self._noticed.clear()
-                await self.look()
-                try:
-                    async with asyncio.timeout(LOOK_SECONDS):
-                        await self._noticed.wait()
-                except TimeoutError:
-                    pass
-            raise SourceLost(f"{self.uri}: the connection was closed")
+            yield
         finally:
             self._connection = None
             # Not waited for: of a libvirtd that hangs there is no answer to this either.
             closing = threading.Thread(target=_close, args=(connection, registered), name="libvirt-close", daemon=True)
             closing.start()
+
+    async def _life(self) -> None:
+        async with self.connected():
+            log.info("libvirt is connected", uri=self.uri)
+            while not self._is_closed:
+                self._noticed.clear()
+                await self.look()
+                await woken(self._noticed, LOOK_SECONDS)
+            raise SourceLost(f"{self.uri}: the connection was closed")
 
     def _opened(self, loop: asyncio.AbstractEventLoop) -> tuple[Any, list[int]]:
         """A connection that tells of every change; runs on a thread of its own."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,7 @@ class Backoff:
 async def retrying(
     attempt: Callable[[], Awaitable[None]],
     *,
-    expected: type[Exception],
+    expected: type[Exception] | tuple[type[Exception], ...],
     backoff: Backoff,
     lost: Callable[[Exception, float], None],
 ) -> None:
@@ -61,6 +62,28 @@ async def retrying(
             delay_seconds = backoff.after(time.monotonic() - started)
             lost(why, delay_seconds)
         await asyncio.sleep(delay_seconds)
+
+
+async def woken(event: asyncio.Event, seconds: float) -> None:
+    """Wait for an event, but no longer than so many seconds."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        pass
+
+
+@asynccontextmanager
+async def together() -> AsyncIterator[asyncio.TaskGroup]:
+    """A task group for work beside a loop; the first failure ends it and comes out as itself."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            yield tasks
+    except ExceptionGroup as group:
+        first: Exception = group
+        while isinstance(first, ExceptionGroup):
+            first = first.exceptions[0]
+        raise first from group
 
 
 async def run_until(

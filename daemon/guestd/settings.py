@@ -113,6 +113,23 @@ class Privacy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Of processes: full, redacted (without passwords and the like) or off. Machine.commandLines overrides it."""
 
 
+class Libvirt(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The virtual machines of this host; docs/vms.md says how they are kept."""
+
+    uri: str = ""
+    """Of libvirt, such as qemu:///system; empty: guestd has nothing to do with it. Needs guestd[libvirt]."""
+    vms: Literal["observe", "converge"] = "observe"
+    """observe: rows follow domains; converge: and domains follow Machine.desiredStatus where it is set."""
+    host_name: str = ""
+    """Names this host in the store, where no two may have the same; empty: the system's host name."""
+    channel_names: tuple[str, ...] = ("org.infinibay.agent",)
+    """Names of the agent's virtio-serial port; the first that a domain has is its channel."""
+    shutdown_seconds: PositiveSeconds = 120.0
+    """How long a guest may take to shut down before it is asked again, or destroyed."""
+    may_destroy: bool = False
+    """Whether a guest that does not shut down, or is in error and wanted off, loses its power."""
+
+
 class Telemetry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What guestd tells about itself."""
 
@@ -131,6 +148,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     mqtt: Mqtt = Mqtt()
     limits: Limits = Limits()
     privacy: Privacy = Privacy()
+    libvirt: Libvirt = Libvirt()
     telemetry: Telemetry = Telemetry()
     stop_grace_seconds: PositiveSeconds = 10.0
     """How long stopping may take; what is not stored by then stays in the spool."""

@@ -34,6 +34,26 @@ SKEW_HELP = "How far the clocks of guests are from this host's, either way."
 LAG_HELP = "From the receipt of a batch's oldest frame to its commit."
 
 
+class Hosting:
+    """The metrics of libvirt and of the machines that are kept through it."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        gauge, counter = partial(Gauge, registry=registry), partial(Counter, registry=registry)
+        timed = partial(Histogram, registry=registry, buckets=COMMIT_BUCKETS)
+        self.libvirt_up = gauge("libvirt_up", "1 while libvirt answers; 0 too where it is not configured.")
+        self.libvirt_domains = gauge("libvirt_domains", "Domains that libvirt has, running or not.")
+        self.libvirt_lost = counter("guestd_libvirt_lost", "Failed or ended connections to libvirt.")
+        self.calls_given_up = counter("guestd_libvirt_calls_given_up", "Calls of libvirt without an answer in time.")
+        self.calls_stuck = gauge("guestd_libvirt_calls_stuck", "Of those, the ones that have not come back.")
+        self.look_seconds = timed("guestd_libvirt_look_seconds", "Time of one look at all domains.")
+        self.pass_seconds = timed("guestd_vms_pass_seconds", "Time of one pass of the VM loop after its look.")
+        self.lost = counter("guestd_vms_lost", "Ends of the VM loop by libvirt, store or another guestd.")
+        self.written = counter("guestd_vms_written", "Rows of machines planned to be written, by kind.", ["kind"])
+        self.moved = counter("guestd_vms_moved", "Of those, the ones that somebody else was faster with.")
+        self.actions = counter("guestd_vms_actions", "Power actions on domains.", ["action", "outcome"])
+        self.reports = gauge("guestd_vms_reports", "What needs a person, by kind.", ["kind"])
+
+
 class Telemetry:
     """The metrics, each in its place; own registry, so that two daemons in one test do not meet."""
 
@@ -89,6 +109,7 @@ class Telemetry:
         )
         self.store_lost = counter("guestd_store_lost", "Failed or ended connections to the store.")
         self.bugs = counter("guestd_bugs", "Frames that reached a bug of ours; each is in the log.")
+        self.hosting = Hosting(registry)
 
 
 Problems = Callable[[], list[str]]

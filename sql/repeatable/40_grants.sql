@@ -11,6 +11,7 @@ GRANT SELECT ON "Machine", "SchemaMigration", "SchemaRepeatable", "DeletedMachin
 GRANT UPDATE ("updatedAt", "status", "hostId") ON "Machine" TO guestd_writer;
 GRANT SELECT, INSERT, UPDATE ON "Host", "MachineDomain", "VmPort" TO guestd_writer;
 GRANT SELECT, INSERT, DELETE ON "ReconcileEvent" TO guestd_writer;
+GRANT UPDATE ("outcome") ON "ReconcileEvent" TO guestd_writer;
 GRANT SELECT ("id", "machineId", "graphicProtocol", "graphicPort", "graphicHost"),
 INSERT ("machineId", "graphicProtocol", "graphicPort", "graphicHost"),
 UPDATE ("graphicProtocol", "graphicPort", "graphicHost") ON "MachineConfiguration" TO guestd_writer;

@@ -22,12 +22,17 @@ from guestd.domains import Domain, Graphics, status_of
 
 # STOPPED that is followed by STARTED is how a reboot looks from outside: off is believed when it has lasted.
 OFF_SECONDS = 3.0
+# When a machine moves without libvirt's migration, its old host may yet have to tell that it has gone; this is well
+# before off is believed there.
+CONTESTED_SECONDS = 1.0
 # A start counts as having worked when the machine has run for so long.
 HEALTHY_SECONDS = 600.0
 STARTS_BEFORE_LEFT = 5
 FIRST_DELAY_SECONDS = 2.0
 LONGEST_DELAY_SECONDS = 300.0
 KIB_PER_GB = 1024 * 1024
+
+REPORT_KINDS = ("unmatched", "missing", "duplicate", "drift", "left", "cannot")
 
 # Words of the platform that say the same as ours: not worth a write, and not worth a fight.
 _SAME = {"stopped": "off", "paused": "suspended"}
@@ -160,7 +165,7 @@ Write = Claim | SetStatus | KeepGraphics | KeepFacts
 class Report:
     """What a person should know and guestd does not decide.
 
-    `kind` is unmatched, missing, duplicate, drift, left or cannot; `name` is the domain's.
+    `kind` is one of REPORT_KINDS; `name` is the domain's.
     """
 
     kind: str
@@ -279,6 +284,7 @@ def _seen(
         if why is None:
             if domain.is_active and status_of(domain) is not None:
                 yield Report("duplicate", machine.name, f"it also runs on host {machine.host_id}, which holds it")
+                yield Wait(CONTESTED_SECONDS)
             return
         yield Claim(machine.id, machine.name, machine.host_id, why)
     yield from _drift(machine, domain)

@@ -1,0 +1,101 @@
+"""The parts that keep a host's virtual machines, put together; nothing of it exists where libvirt.uri is empty."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Sequence
+from uuid import UUID
+
+from guestd import hypervisor, reconcile
+from guestd.hypervisor import Hypervisor
+from guestd.lifecycle import Life
+from guestd.plans.vms import REPORT_KINDS, Plan, Report, Rules
+from guestd.reconcile import Reconciler, preview
+from guestd.settings import Libvirt, Settings
+from guestd.telemetry import Hosting as HostingMetrics
+from guestd.telemetry import Telemetry
+
+NOBODY = UUID(int=0)
+
+
+class Hosting:
+    """Driver and loop of one host. Raises ConfigError where libvirt's bindings are missing."""
+
+    def __init__(self, settings: Settings, telemetry: Telemetry) -> None:
+        chosen = settings.libvirt
+        self.hypervisor = Hypervisor(chosen.uri, _driver_counters(telemetry.hosting))
+        self._loop = Reconciler(
+            self.hypervisor,
+            dsn=settings.store.dsn,
+            host_name=host_name(chosen),
+            rules=rules_of(chosen),
+            counters=_loop_counters(telemetry.hosting),
+        )
+        shown = telemetry.hosting
+        shown.libvirt_up.set_function(lambda: self.hypervisor.error is None)
+        shown.libvirt_domains.set_function(lambda: len(self.hypervisor.domains))
+        shown.calls_stuck.set_function(lambda: self.hypervisor.stuck)
+
+    def lives(self) -> dict[str, Life]:
+        """What runs beside the pipeline, by the names of the tasks."""
+        return {
+            "libvirt": self.hypervisor.run(),
+            "vms": self._loop.run(),
+            "wishes": self._loop.watch_wishes(),
+        }
+
+    def problems(self) -> list[str]:
+        """What is wrong, in words; of two, the cause."""
+        if self.hypervisor.error is not None:
+            return [f"libvirt: {self.hypervisor.error}"]
+        return [] if self._loop.error is None else [f"machines: {self._loop.error}"]
+
+
+def host_name(chosen: Libvirt) -> str:
+    """What this host is called in the store."""
+    return chosen.host_name or platform.node()
+
+
+def rules_of(chosen: Libvirt) -> Rules:
+    """What the settings allow; the host's id is known when the store has told it."""
+    return Rules(
+        host_id=NOBODY,
+        is_converging=chosen.vms == "converge",
+        may_destroy=chosen.may_destroy,
+        shutdown_seconds=chosen.shutdown_seconds,
+        channel_names=chosen.channel_names,
+    )
+
+
+async def planned(settings: Settings) -> Plan:
+    """What a guestd that starts now would do to machines and rows; SourceLost or StoreUnavailable where it cannot."""
+    driver = Hypervisor(settings.libvirt.uri, _driver_counters(Telemetry().hosting))
+    async with driver.connected():
+        return await preview(
+            driver, dsn=settings.store.dsn, host_name=host_name(settings.libvirt), rules=rules_of(settings.libvirt)
+        )
+
+
+def _driver_counters(shown: HostingMetrics) -> hypervisor.Counters:
+    return hypervisor.Counters(
+        lost=shown.libvirt_lost.inc,
+        gave_up=shown.calls_given_up.inc,
+        looked=shown.look_seconds.observe,
+    )
+
+
+def _loop_counters(shown: HostingMetrics) -> reconcile.Counters:
+    def reports(found: Sequence[Report]) -> None:
+        kinds = Counter(report.kind for report in found)
+        for kind in REPORT_KINDS:
+            shown.reports.labels(kind).set(kinds[kind])
+
+    return reconcile.Counters(
+        passed=shown.pass_seconds.observe,
+        wrote=lambda kind: shown.written.labels(kind).inc(),
+        acted=lambda action, outcome: shown.actions.labels(action, outcome).inc(),
+        moved=shown.moved.inc,
+        reports=reports,
+        lost=shown.lost.inc,
+    )

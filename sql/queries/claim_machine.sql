@@ -1,0 +1,17 @@
+-- A host takes a machine, if whoever had it still has it; one event. %(machine_id)s, %(host_id)s, %(holder)s: uuid, the
+-- last NULL for nobody. %(name)s, %(why)s: text.
+WITH claimed AS (
+    UPDATE "Machine" SET "hostId" = %(host_id)s
+    WHERE "id" = %(machine_id)s AND "hostId" IS NOT DISTINCT FROM %(holder)s::uuid
+    RETURNING "id"
+)
+
+INSERT INTO "ReconcileEvent" ("hostId", "machineId", "name", "action", "reason", "outcome")
+SELECT
+    %(host_id)s,
+    claimed."id",
+    %(name)s,
+    'claim',
+    %(why)s,
+    'done'
+FROM claimed;

@@ -1,0 +1,29 @@
+-- The machines that a host has and those of given domains, with what is kept beside them.
+-- %(host_id)s: uuid, NULL for none. %(names)s: text[]. The columns are guestd.hoststore's, in its order.
+SELECT
+    machine."id",
+    machine."internalName",
+    machine."status",
+    machine."desiredStatus",
+    machine."hostId",
+    coalesce(host."lastSeen" > now() - INTERVAL '60 seconds', FALSE) AS "isHolderLive",
+    machine."cpuCores",
+    machine."ramGB",
+    configuration."machineId" IS NOT NULL AS "hasGraphics",
+    configuration."graphicProtocol",
+    coalesce(configuration."graphicPort", -1) AS "graphicPort",
+    configuration."graphicHost",
+    seen."machineId" IS NOT NULL AS "hasFacts",
+    seen."domainUuid",
+    seen."state",
+    seen."reason",
+    seen."vcpus",
+    seen."memoryKB",
+    seen."channel",
+    seen."problem"
+FROM "Machine" AS machine
+LEFT JOIN "Host" AS host ON machine."hostId" = host."id"
+LEFT JOIN "MachineConfiguration" AS configuration ON machine."id" = configuration."machineId"
+LEFT JOIN "MachineDomain" AS seen ON machine."id" = seen."machineId"
+WHERE machine."hostId" = %(host_id)s::uuid OR machine."internalName" = ANY(%(names)s::text [])
+ORDER BY machine."id";

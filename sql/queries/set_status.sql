@@ -1,0 +1,17 @@
+-- A machine's status follows its domain, if it is still what was read and the host still has it; one event.
+-- %(machine_id)s, %(host_id)s: uuid. %(before)s, %(after)s, %(name)s, %(why)s: text.
+WITH changed AS (
+    UPDATE "Machine" SET "status" = %(after)s
+    WHERE "id" = %(machine_id)s AND "hostId" = %(host_id)s AND "status" = %(before)s
+    RETURNING "id"
+)
+
+INSERT INTO "ReconcileEvent" ("hostId", "machineId", "name", "action", "reason", "outcome")
+SELECT
+    %(host_id)s,
+    changed."id",
+    %(name)s,
+    'status',
+    %(before)s::text || ' -> ' || %(after)s::text || ': ' || %(why)s::text,
+    'done'
+FROM changed;
