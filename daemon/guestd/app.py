@@ -317,6 +317,7 @@ def _writer_counters(telemetry: Telemetry, gate: Intake) -> writer.Counters:
         outcome=outcome,
         committed=committed,
         store_lost=telemetry.store_lost.inc,
+        key_taken=telemetry.key_conflicts.inc,
         preparing=prepare.Counters(
             adjusted=lambda reason, times: telemetry.adjusted.labels(reason).inc(times),
             bug=telemetry.bugs.inc,

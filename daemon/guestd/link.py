@@ -26,6 +26,10 @@ WRITE_SECONDS = 60
 _REFUSED_CLASSES = ("22", "23", "54")
 
 
+class KeyTaken(RowsRejected):
+    """A row's key is another row's already; where and which, the store can tell."""
+
+
 def check_dsn(dsn: str) -> None:
     """ConfigError for a connection string that no server could ever answer."""
     try:
@@ -102,6 +106,8 @@ def _sorted(why: psycopg.Error) -> Exception:
     message = f"{state or type(why).__name__}: {str(why).strip()}"
     if state is None:
         return RowsRejected(message) if isinstance(why, psycopg.DataError) else StoreUnavailable(message)
+    if state == "23505":
+        return KeyTaken(message)
     if state.startswith(_REFUSED_CLASSES):
         return RowsRejected(message)
     if state.startswith("42"):

@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import binascii
 from base64 import b64decode
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence, Set
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from functools import lru_cache
@@ -90,6 +90,40 @@ class Rows:
         """Rows for all tables."""
         series = 1 + len(self.processes) + len(self.ports) + len(self.application_history)
         return series + len(self.applications) + len(self.services)
+
+
+def moved(rows: Rows, timestamp: datetime) -> Rows:
+    """The same rows under another time."""
+    row_id, machine_id, _, *rest = rows.system_metrics
+    return replace(
+        rows,
+        system_metrics=(row_id, machine_id, timestamp, *rest),
+        processes=[(machine_id, timestamp, *row[2:]) for row in rows.processes],
+        ports=[(machine_id, timestamp, *row[2:-1], timestamp) for row in rows.ports],
+        application_history=[(machine_id, timestamp, *row[2:]) for row in rows.application_history],
+    )
+
+
+def without(rows: Rows, taken: Set[tuple[str, UUID, datetime, str]]) -> tuple[Rows, list[Refusal]]:
+    """The rows whose (table, machine, time, key) is not taken, and the others as refusals."""
+    refusals: list[Refusal] = []
+
+    def free(table: str, series: list[Row]) -> list[Row]:
+        left = [row for row in series if (table, row[0], row[1], str(row[2])) not in taken]
+        refusals.extend(
+            Refusal(table, str(row[2]), "a row with this key is there already")
+            for row in series
+            if (table, row[0], row[1], str(row[2])) in taken
+        )
+        return left
+
+    left = replace(
+        rows,
+        processes=free("ProcessSnapshot", rows.processes),
+        ports=free("PortUsage", rows.ports),
+        application_history=free("ApplicationUsageHistory", rows.application_history),
+    )
+    return left, refusals
 
 
 def guest_time(claimed: str | float | None) -> datetime | None:

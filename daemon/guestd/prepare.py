@@ -11,7 +11,7 @@ import functools
 import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import TypeVar
 from uuid import UUID
@@ -21,7 +21,7 @@ import structlog
 from guestd import decoding, messages
 from guestd.batch import Moment, Prepared, digest, placed
 from guestd.errors import BadFrame
-from guestd.normalise import Rows, Stream, guest_time, normalise, sample_time, uuid7
+from guestd.normalise import Rows, Stream, guest_time, moved, normalise, sample_time, uuid7
 from guestd.redact import CommandLines
 from guestd.spool import Frame
 
@@ -93,6 +93,14 @@ class Preparer:
                 content = self.guarded(frame, step)
             prepared.append(Prepared(frame.seq, frame.machine_id, frame.received_at, frame.payload, content, known_by))
         return prepared
+
+    async def replaced(self, frames: Sequence[Prepared], taken: Taken) -> list[Prepared]:
+        """The same frames, those moved whose time somebody else's sample has taken meanwhile."""
+        with_rows = [(frame, frame.content) for frame in frames if isinstance(frame.content, Rows)]
+        wanted = [(frame.machine_id, rows.system_metrics[2]) for frame, rows in with_rows]
+        moments = await self.placed(wanted, taken)
+        contents = {frame.seq: moved(rows, at) for (frame, rows), (_, at) in zip(with_rows, moments, strict=True)}
+        return [replace(frame, content=contents.get(frame.seq, frame.content)) for frame in frames]
 
     def guarded(self, frame: Frame, step: Callable[[Frame], T]) -> T | BadFrame:
         """What a step makes of a frame; BadFrame for whatever it raises."""

@@ -12,7 +12,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -25,7 +25,7 @@ from psycopg.types.json import Jsonb
 from guestd.batch import Prepared
 from guestd.errors import BadFrame, RowsRejected, StoreUnavailable
 from guestd.link import WRITE_SECONDS, check_schema, connection_to, sorted_errors
-from guestd.normalise import Row, Rows
+from guestd.normalise import Row, Rows, without
 from guestd.roster import Member, Roster
 from gueststore import contract
 from gueststore.queries import query
@@ -33,6 +33,7 @@ from gueststore.queries import query
 # Notices only wake; this bounds how long a lost one can matter.
 ROSTER_SECONDS = 30
 LANE = 0
+_KEY_PARTS = ("machines", "times", "keys")
 # A frame that comes again is looked for among the samples of so long before and after its own time: as long as a line
 # may wait in an agent's buffer or a broker's queue. A chunk of SystemMetrics is as long, so that three are probed.
 LOOK_AROUND = timedelta(days=7)
@@ -71,7 +72,7 @@ class Store:
 
     async def ledger(self, spool_id: UUID) -> int | None:
         """Up to which sequence number the frames of a spool are stored; None when the store does not know it."""
-        async with sorted_errors():
+        async with sorted_errors(), asyncio.timeout(WRITE_SECONDS):
             cursor = await self._connection.execute(query("read_ledger"), {"spool_id": spool_id, "lane": LANE})
             row = await cursor.fetchone()
         return None if row is None else row[0]
@@ -79,17 +80,31 @@ class Store:
     async def set_ledger(self, spool_id: UUID, expected_seq: int | None, committed_seq: int) -> None:
         """Begin the books of a spool (expected None), or move them without rows."""
         books = {"spool_id": spool_id, "lane": LANE, "expected_seq": expected_seq, "committed_seq": committed_seq}
-        async with sorted_errors():
+        async with sorted_errors(), asyncio.timeout(WRITE_SECONDS):
             await self._connection.execute(query("open_ledger" if expected_seq is None else "advance_ledger"), books)
 
     async def taken(self, moments: Sequence[tuple[UUID, datetime]]) -> set[tuple[UUID, datetime]]:
         """Which of these (machine, timestamp) already have a sample."""
         machine_ids, timestamps = zip(*moments, strict=True)
-        async with sorted_errors():
+        async with sorted_errors(), asyncio.timeout(WRITE_SECONDS):
             cursor = await self._connection.execute(
                 query("taken_timestamps"), {"machine_ids": list(machine_ids), "timestamps": list(timestamps)}
             )
             return {(machine_id, timestamp) for machine_id, timestamp in await cursor.fetchall()}
+
+    async def without_taken(self, frames: Sequence[Prepared]) -> list[Prepared]:
+        """The same frames less the rows whose keys are taken, which they then name as refused."""
+        with_rows = [(frame, frame.content) for frame in frames if isinstance(frame.content, Rows)]
+        if not with_rows:
+            return list(frames)
+        async with sorted_errors(), asyncio.timeout(WRITE_SECONDS):
+            cursor = await self._connection.execute(query("taken_rows"), _keys([rows for _, rows in with_rows]))
+            taken = set(await cursor.fetchall())
+        contents = {}
+        for frame, rows in with_rows:
+            left, refusals = without(rows, taken)
+            contents[frame.seq] = replace(left, refusals=[*rows.refusals, *refusals])
+        return [replace(frame, content=contents.get(frame.seq, frame.content)) for frame in frames]
 
     async def write(self, spool_id: UUID, expected_seq: int, frames: Sequence[Prepared]) -> Outcome:
         """Store a batch and advance the ledger from `expected_seq` to its last frame, or change nothing at all."""
@@ -217,6 +232,20 @@ class Store:
             },
         )
         return cursor.rowcount == 1
+
+
+def _keys(contents: Sequence[Rows]) -> dict[str, object]:
+    """The keys of rows as queries/taken_rows.sql takes them."""
+    times = [rows.system_metrics[2] for rows in contents]
+    keys: dict[str, object] = {"earliest": min(times), "latest": max(times)}
+    series = {
+        "process": [row for rows in contents for row in rows.processes],
+        "port": [row for rows in contents for row in rows.ports],
+        "application": [row for rows in contents for row in rows.application_history],
+    }
+    for name, some in series.items():
+        keys |= {f"{name}_{part}": [row[place] for row in some] for place, part in enumerate(_KEY_PARTS)}
+    return keys
 
 
 def printable(text: str) -> str:

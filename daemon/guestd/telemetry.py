@@ -108,6 +108,7 @@ class Telemetry:
             "guestd_receive_to_commit_seconds", LAG_HELP, registry=registry, buckets=LAG_BUCKETS
         )
         self.store_lost = counter("guestd_store_lost", "Failed or ended connections to the store.")
+        self.key_conflicts = counter("guestd_key_conflicts", "Batches with keys that somebody else's rows had taken.")
         self.bugs = counter("guestd_bugs", "Frames that reached a bug of ours; each is in the log.")
         self.hosting = Hosting(registry)
 

@@ -20,6 +20,7 @@ from guestd import books, prepare
 from guestd.batch import Limits, Prepared, halves, is_due
 from guestd.errors import BadFrame, RowsRejected, StoreUnavailable
 from guestd.lifecycle import Backoff, retrying
+from guestd.link import KeyTaken
 from guestd.prepare import CommandLinesOf, Preparer, redacted
 from guestd.spool import Spool
 from guestd.store import LedgerMoved, Outcome, Store, connected
@@ -27,6 +28,8 @@ from guestd.store import LedgerMoved, Outcome, Store, connected
 log = structlog.get_logger()
 
 TRIM_AGAIN_SECONDS = 1.0
+# Another writer may take a key between our look and our COPY, but hardly again and again.
+KEY_TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,7 @@ class Counters:
     outcome: Callable[[Outcome], None]
     committed: Callable[[float, float], None]  # seconds the write took, seconds since the oldest frame was received
     store_lost: Callable[[], None]
+    key_taken: Callable[[], None]
     preparing: prepare.Counters
 
 
@@ -164,13 +168,25 @@ class Writer:
         return True
 
     async def _write(self, store: Store, frames: Sequence[Prepared]) -> None:
-        """Commit frames; what the store refuses for good is found by halving and set aside."""
+        """Commit frames, around keys that are taken; what is refused for good is found by halving and set aside."""
+        for _ in range(KEY_TRIES):
+            try:
+                await self._commit(store, frames)
+            except KeyTaken as why:
+                log.warning("rows have keys that are taken, they are moved or left out", error=str(why))
+                self._counters.key_taken()
+                frames = await store.without_taken(await self._preparer.replaced(frames, store.taken))
+            except RowsRejected as why:
+                await self._write_parts(store, frames, why)
+                return
+            else:
+                return
+        await self._write_parts(store, frames, RowsRejected("their keys are taken whatever they are moved to"))
+
+    async def _commit(self, store: Store, frames: Sequence[Prepared]) -> None:
         started = time.monotonic()
         try:
             outcome = await store.write(self._spool.spool_id, self._committed_seq, frames)
-        except RowsRejected as why:
-            await self._write_parts(store, frames, why)
-            return
         except LedgerMoved:
             raise
         except StoreUnavailable:

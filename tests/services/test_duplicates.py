@@ -11,7 +11,10 @@ import pytest
 
 from fix_daemon import add_machine, metrics_line, rows
 from fix_faults import counted, sample_line
+from guestd.batch import Limits
 from guestd.spool import Entry
+from guestd.store import connected
+from guestd.writer import Writer
 from services.test_writer import Tally, drain, spooled
 
 
@@ -132,3 +135,61 @@ async def test_two_hosts_that_store_the_same_lines_at_the_same_moment_store_each
     assert sum(tally.frames["duplicate"] for tally in tallies) == 200
     books = counted(dsn, {machine_id: range(1, 201)})
     assert (books.stored, books.duplicated, books.lost) == (200, 0, 0)
+
+
+def _now() -> datetime:
+    now = datetime.now(UTC)
+    return now.replace(microsecond=now.microsecond // 1000 * 1000)
+
+
+@pytest.mark.asyncio
+async def test_a_row_whose_key_somebody_has_taken_costs_itself_and_is_named(tmp_path: Path, dsn: str) -> None:
+    machine_id, at = add_machine(dsn), _now()
+    with psycopg.connect(dsn) as connection:
+        connection.execute(
+            """INSERT INTO "ProcessSnapshot"
+            ("machineId", "timestamp", "processId", "name", "cpuUsagePercent", "memoryUsageKB", "status")
+            VALUES (%s, %s, 812, 'by hand', 0, 1, 'running')""",
+            (machine_id, at),
+        )
+    lines = [
+        metrics_line(at.isoformat()),
+        *(metrics_line((at + timedelta(seconds=n)).isoformat()) for n in range(1, 9)),
+    ]
+    tally = await through_a_spool_of_its_own(tmp_path, dsn, machine_id, lines)
+    assert tally.frames == {"stored": 8, "stored_in_part": 1, "duplicate": 0, "key_taken": 1}
+    assert rows(dsn, 'SELECT count(*) FROM "SystemMetrics"') == rows(dsn, 'SELECT count(*) FROM "PortUsage"') == [(9,)]
+    assert rows(dsn, """SELECT count(*) FROM "ProcessSnapshot" WHERE "name" = 'sshd'""") == [(8,)]
+    ((reason, stored, refusals),) = rows(dsn, 'SELECT "reason", "stored", "refusals" FROM "QuarantinedFrame"')
+    assert (reason, stored, [(each["table"], each["key"]) for each in refusals]) == (
+        "row_refused", True, [("ProcessSnapshot", "812")],
+    )  # fmt: skip
+
+
+@pytest.mark.asyncio
+async def test_a_sample_whose_time_somebody_takes_at_the_last_moment_moves_on(tmp_path: Path, dsn: str) -> None:
+    machine_id, at = add_machine(dsn), _now()
+    async with spooled(tmp_path, machine_id, [metrics_line(at.isoformat()).strip()]) as spool:
+        tally = Tally()
+        consumer = Writer(spool, dsn=dsn, limits=Limits(100, 1_000_000, 0.01), counters=tally.counters())
+        async with connected(dsn) as store:
+            frames = await spool.read(0, max_frames=1, max_bytes=1)
+            consumer._prepared = await consumer._preparer.prepare(frames, store.taken)
+        insert_sample(dsn, machine_id, at)
+        spool.seal()
+        await asyncio.wait_for(consumer.run(), 60)
+    assert (tally.frames["stored"], tally.frames["key_taken"]) == (1, 1)
+    assert rows(dsn, 'SELECT "timestamp" FROM "SystemMetrics" ORDER BY 1') == [
+        (at,), (at + timedelta(milliseconds=1),),
+    ]  # fmt: skip
+    assert rows(dsn, 'SELECT "timestamp", "lastActivity" FROM "PortUsage"') == [(at + timedelta(milliseconds=1),) * 2]
+
+
+def insert_sample(dsn: str, machine_id: UUID, at: datetime) -> None:
+    with psycopg.connect(dsn) as connection:
+        connection.execute(
+            """INSERT INTO "SystemMetrics" ("machineId", "timestamp", "cpuUsagePercent", "cpuCoresUsage",
+            "totalMemoryKB", "usedMemoryKB", "availableMemoryKB", "diskUsageStats", "diskIOStats", "networkStats",
+            "uptime") VALUES (%s, %s, 0, '[]', 0, 0, 0, '[]', '{}', '[]', 0)""",
+            (machine_id, at),
+        )

@@ -54,6 +54,7 @@ class Tally:
             outcome=outcome,
             committed=lambda *_: None,
             store_lost=lost,
+            key_taken=lambda: self.frames.update(["key_taken"]),
             preparing=prepare.Counters(
                 adjusted=lambda reason, times: self.adjusted.update({reason: times}),
                 bug=bug,
