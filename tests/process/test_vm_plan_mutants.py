@@ -1,14 +1,12 @@
 """The rules of the VM plan are held by its tests: each rule taken out of a copy makes them fail."""
 
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from mutants import copied, mutate, survives
+
+TESTS = ("tests/unit/test_vm_plan.py", "tests/unit/test_domains.py")
 PLAN, DOMAINS = "plans/vms.py", "domains.py"
 MISSING_IS_OFF = "steps.append(SetStatus(machine.id, machine.name, machine.status, 'off', ''))"
 # What breaks, the file, its text, the text that takes its place.
@@ -31,31 +29,12 @@ MUTANTS = [
 ]  # fmt: skip
 
 
-def survives(directory: Path) -> bool:
-    """Whether the tests of the plan pass with the copy of guestd in `directory`."""
-    tests = ["tests/unit/test_vm_plan.py", "tests/unit/test_domains.py"]
-    options = ["-x", "-q", "-p", "no:cacheprovider", "-o", f"pythonpath={directory} schema tests ."]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(directory), str(ROOT / "schema")])}
-    command = [sys.executable, "-m", "pytest", *options, *tests]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode in (0, 1), done.stdout + done.stderr
-    return done.returncode == 0
-
-
-def copied(directory: Path) -> Path:
-    shutil.copytree(ROOT / "daemon/guestd", directory / "guestd", ignore=shutil.ignore_patterns("__pycache__"))
-    return directory / "guestd"
-
-
 def test_an_unchanged_copy_passes(tmp_path: Path) -> None:
     copied(tmp_path)
-    assert survives(tmp_path)
+    assert survives(tmp_path, TESTS)
 
 
 @pytest.mark.parametrize(("what", "file", "text", "instead"), MUTANTS, ids=[mutant[0] for mutant in MUTANTS])
 def test_a_rule_that_is_taken_out_is_missed(tmp_path: Path, what: str, file: str, text: str, instead: str) -> None:
-    source = copied(tmp_path) / file
-    before = source.read_text()
-    assert before.count(text) == 1, "the mutant no longer fits the code"
-    source.write_text(before.replace(text, instead))
-    assert not survives(tmp_path)
+    mutate(copied(tmp_path) / file, text, instead)
+    assert not survives(tmp_path, TESTS)
