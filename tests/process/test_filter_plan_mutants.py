@@ -9,13 +9,13 @@ from mutants import copied, mutate, survives
 TESTS = ("tests/unit/test_filter_plan.py",)
 # What breaks, the text of the plan, the text that takes its place.
 MUTANTS = [
-    ("definitions run backwards", "in _targets_first(changed, accepted)]", "in _targets_first(changed, accepted)[::-1]]"),
+    ("definitions backwards", "in _targets_first(changed, accepted)]", "in sorted(changed)]"),
     ("removals run backwards", "referrers_first = reversed(", "referrers_first = list("),
     ("whatever has the prefix is ours", "(is_row or (name, there.uuid) in wanted.known)", "True"),
     ("whatever is known is ours", "return name.startswith(PREFIX) and", "return"),
-    ("removals come before definitions", "in definitions),\n        *_removals(left - first,", "in definitions),\n        *_removals(first - left,"),
+    ("what is left over stays", "*_removals(left - first,", "*_removals(first - left,"),
     ("what is bound may go", "or name in seen.bound]", "]"),
-    ("what a bound filter includes may go", "used = rowless & set(_reached(staying, lambda name: edges.get(name, ())))", "used = rowless & set(staying)"),
+    ("what a bound filter includes may go", "set(_reached(staying, lambda name: edges.get(name, ())))", "set(staying)"),
     ("a refused row is taken for a deleted one", "and name not in wanted.held and _is_own", "and _is_own"),
     ("a used name is taken over", "if user in seen.bound:", "if False:"),
     ("who includes a renamed filter is forgotten", "    return set(_users(taken, seen))", "    return set(taken)"),
