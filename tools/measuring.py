@@ -57,12 +57,12 @@ def _add_machines(dsn: str, guests: int) -> None:
 
 
 @contextmanager
-def guestd(dsn: str, channels: Path) -> Iterator[tuple[int, str]]:
-    """A guestd on these channels; gives its process id and the address of its metrics."""
+def guestd(dsn: str, channels: Path, more_tables: str = "") -> Iterator[tuple[int, str]]:
+    """A guestd on these channels, with more of a configuration; gives its process id and the address of its metrics."""
     configuration, spool = channels.with_suffix(".toml"), channels.with_suffix(".spool")
     configuration.write_text(
         f'[store]\ndsn = "{dsn}"\n[spool]\ndirectory = "{spool}"\n[virtio]\ndirectory = "{channels}"\n'
-        "[telemetry]\nlisten_port = 0\n"
+        f"[telemetry]\nlisten_port = 0\n{more_tables}"
     )
     log = channels.with_suffix(".log")
     command = [sys.executable, "-m", "guestd", "run", "--config", str(configuration)]

@@ -11,6 +11,8 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersi
 
 from guestd.broker.login import Login
 
+# paho asks for a packet in four steps; the kernel is asked once for so much.
+READ_AHEAD_BYTES = 64 * 1024
 _QOS_BITS, _RETAIN_BIT = 0x06, 0x01
 _SHORT = struct.Struct("!H")
 
@@ -38,7 +40,21 @@ class ManualClient(Client):
             reconnect_on_failure=False,
         )
         self.taken: deque[Message] = deque()
+        self._ahead = b""
+        self._ahead_at = 0
         self._has_properties = login.version is MQTTProtocolVersion.MQTTv5
+
+    @property
+    def has_read_ahead(self) -> bool:
+        """Whether there are bytes that no event of the socket will tell of."""
+        return self._ahead_at < len(self._ahead)
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        if not self.has_read_ahead:
+            self._ahead, self._ahead_at = super()._sock_recv(READ_AHEAD_BYTES), 0
+        taken = self._ahead[self._ahead_at : self._ahead_at + bufsize]
+        self._ahead_at += bufsize
+        return taken
 
     def _handle_publish(self) -> MQTTErrorCode:
         try:

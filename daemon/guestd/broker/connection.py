@@ -137,7 +137,7 @@ class Connection:
             self._is_reading = has_room
             if has_room:
                 self._loop.add_reader(self._socket, self._read)
-                self._loop.call_soon(self._read)  # what TLS holds already makes no event
+                self._loop.call_soon(self._read)  # what was read ahead makes no event
             else:
                 self._loop.remove_reader(self._socket)
 
@@ -154,15 +154,18 @@ class Connection:
                 self.unacknowledged += 1
                 self._unacknowledged_bytes += len(taken[-1].payload)
                 self._read_if_room()
-            elif not self._has_decrypted():
+            elif not self._has_more():
                 break
         else:
-            if self._has_decrypted():
+            if self._has_more():
                 self._loop.call_soon(self._read)
         self._news.set()
 
-    def _has_decrypted(self) -> bool:
-        return self._lost is None and isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0
+    def _has_more(self) -> bool:
+        """Whether there is something to read that the socket makes no event for."""
+        if self._lost is not None:
+            return False
+        return self._client.has_read_ahead or (isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0)
 
     def _write(self) -> None:
         """Write what waits: hundreds of acknowledgements of 4 bytes in one segment."""
