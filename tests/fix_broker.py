@@ -5,14 +5,15 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
-from paho.mqtt.client import Client, MQTTMessageInfo
+from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from tools.broker import Broker, prefix
 
 from fix_daemon import Daemon, eventually
+from fix_faults import sample_line
 
 PASSWORDS = {"guestd": "daemon's", "simulator": "everybody's"}
 
@@ -78,6 +79,8 @@ class Publisher:
         self.client.reconnect_delay_set(1, 1)
         self._connected = threading.Event()
         self.client.on_connect = lambda *_: self._connected.set()
+        self.client.on_publish = self._on_publish
+        self._sent = self._taken = 0
         self.client.connect("127.0.0.1", port)
         self.client.loop_start()
         assert self._connected.wait(30)
@@ -91,12 +94,65 @@ class Publisher:
         self.client.disconnect()
         self.client.loop_stop()
 
-    def send(
-        self, machine_id: UUID | str, payload: bytes, *, kind: str = "metrics", retain: bool = False
-    ) -> MQTTMessageInfo:
-        """Publish one message; does not wait."""
-        return self.client.publish(f"{self._prefix}/{machine_id}/{kind}", payload.rstrip(b"\n"), qos=1, retain=retain)
+    def send(self, machine_id: UUID | str, payload: bytes, *, kind: str = "metrics", retain: bool = False) -> None:
+        """Publish one message; does not wait. What the broker cannot take now is sent when it is back."""
+        self._sent += 1
+        self.client.publish(f"{self._prefix}/{machine_id}/{kind}", payload.rstrip(b"\n"), qos=1, retain=retain)
 
-    def sent(self, *infos: MQTTMessageInfo) -> None:
-        """Wait until the broker has taken what was sent."""
-        eventually(lambda: all(info.is_published() for info in infos), "the broker has taken it", 60)
+    def all_is_taken(self) -> None:
+        """Wait until the broker has taken all that was sent."""
+        eventually(lambda: self._taken == self._sent, "the broker has taken all", 60)
+
+    def _on_publish(self, *_: object) -> None:
+        self._taken += 1
+
+
+class Load:
+    """Samples of several machines, published one after the other from a thread until `finish`.
+
+    Half of the machines number their lines, as our agent does.
+    """
+
+    def __init__(self, publisher: Publisher, machines: list[UUID], *, per_second: int = 200) -> None:
+        self._publisher = publisher
+        self._runs = {machine_id: uuid4() if place % 2 else None for place, machine_id in enumerate(machines)}
+        self._pause_seconds = 1 / per_second
+        self._ending = threading.Event()
+        self.sent: dict[UUID, list[int]] = {machine_id: [] for machine_id in machines}
+        self._thread = threading.Thread(target=self._publish)
+
+    def __enter__(self) -> "Load":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, why: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._ending.set()
+        self._thread.join()
+
+    @property
+    def count(self) -> int:
+        """How many were sent until now."""
+        return sum(map(len, self.sent.values()))
+
+    def grows_by(self, samples: int) -> None:
+        """Wait until so many more were sent."""
+        wanted = self.count + samples
+        eventually(lambda: self.count >= wanted, "the load goes on", 60)
+
+    def finish(self) -> None:
+        """Send no more, and wait until the broker has taken all."""
+        self._ending.set()
+        self._thread.join()
+        self._publisher.all_is_taken()
+
+    def _publish(self) -> None:
+        number = 0
+        while True:
+            number += 1
+            for machine_id, boot_id in self._runs.items():
+                if self._ending.wait(self._pause_seconds):
+                    return
+                self._publisher.send(machine_id, sample_line(number, boot_id, oldest=number))
+                self.sent[machine_id].append(number)

@@ -1,0 +1,257 @@
+"""The broker, the way to it and guestd fail under load by MQTT: what the broker had taken is in the tables once."""
+
+import random
+import signal
+import sqlite3
+from uuid import UUID
+
+from tools.broker import Broker
+
+from fix_broker import Load, Publisher, is_connected, mqtt_table
+from fix_daemon import Daemon, add_machine, eventually, let_it_work, rows
+from fix_faults import Reliability, counted, sample_line, store_closed
+from fix_proxy import Proxy
+
+MACHINES = 6
+# More than ten: none comes near its tenth of the spool.
+MANY_MACHINES = 24
+
+
+def machines_of(daemon: Daemon, count: int = MACHINES) -> list[UUID]:
+    return [add_machine(daemon.dsn) for _ in range(count)]
+
+
+def all_is_stored(daemon: Daemon, load: Load) -> None:
+    """Wait until all that was sent is in the tables, and all that arrived has ended."""
+    eventually(
+        lambda: rows(daemon.dsn, 'SELECT count(*) FROM "SystemMetrics"')[0][0] >= load.count, "all is stored", 120
+    )
+    eventually(lambda: daemon.metric("guestd_mqtt_unacknowledged") == 0, "all is acknowledged", 60)
+    eventually(lambda: daemon.metric("guestd_spool_frames") == 0, "the spool is empty", 60)
+
+
+def test_after_kill_9_exactly_what_was_not_acknowledged_comes_back(
+    subscribed: Daemon, broker: Broker, reliability: Reliability
+) -> None:
+    rounds = reliability.rounds(quick=3, full=30)
+    with Publisher(broker.port) as guests, Load(guests, machines_of(subscribed)) as load:
+        for _ in range(rounds):
+            load.grows_by(30)
+            let_it_work(random.uniform(0, 0.5))
+            subscribed.kill()
+            load.grows_by(10)
+            subscribed.start()
+            is_connected(subscribed)
+        load.finish()
+        all_is_stored(subscribed, load)
+    reliability.record("kill -9 of guestd, MQTT", rounds, counted(subscribed.dsn, load.sent))
+    assert subscribed.stop() == 0
+
+
+def test_sigterm_under_load_costs_nothing(subscribed: Daemon, broker: Broker, reliability: Reliability) -> None:
+    rounds = reliability.rounds(quick=3, full=20)
+    with Publisher(broker.port) as guests, Load(guests, machines_of(subscribed)) as load:
+        for _ in range(rounds):
+            load.grows_by(30)
+            assert subscribed.stop() == 0
+            subscribed.start()
+            is_connected(subscribed)
+        load.finish()
+        all_is_stored(subscribed, load)
+    reliability.record("SIGTERM of guestd, MQTT", rounds, counted(subscribed.dsn, load.sent))
+    assert subscribed.stop() == 0
+
+
+def test_a_broker_that_is_restarted_with_its_queue_costs_nothing(
+    subscribed: Daemon, broker: Broker, reliability: Reliability
+) -> None:
+    rounds = reliability.rounds(quick=2, full=10)
+    with Publisher(broker.port) as guests, Load(guests, machines_of(subscribed)) as load:
+        for _ in range(rounds):
+            load.grows_by(50)
+            broker.stop()
+            let_it_work(random.uniform(0, 0.5))
+            broker.start()
+            is_connected(subscribed)
+        load.finish()
+        all_is_stored(subscribed, load)
+    assert subscribed.metric("guestd_mqtt_sessions_lost_total") == 0
+    reliability.record("broker restarted with its queue", rounds, counted(subscribed.dsn, load.sent))
+    assert subscribed.stop() == 0
+
+
+def test_of_a_broker_that_lost_its_queue_all_is_stored_that_arrived(
+    subscribed: Daemon, broker: Broker, reliability: Reliability
+) -> None:
+    rounds = reliability.rounds(quick=2, full=10)
+    machines = machines_of(subscribed)
+    with Publisher(broker.port) as guests, Load(guests, machines) as load:
+        for _ in range(rounds):
+            load.grows_by(50)
+            broker.kill()
+            broker.forget()
+            broker.start()
+            is_connected(subscribed)
+        load.finish()
+        eventually(lambda: subscribed.metric("guestd_mqtt_unacknowledged") == 0, "all is acknowledged")
+        last = add_machine(subscribed.dsn)
+        guests.send(last, sample_line(0))
+        arrived = 'SELECT count(*) FROM "SystemMetrics" WHERE "machineId" = %s'
+        eventually(lambda: rows(subscribed.dsn, arrived, last) == [(1,)], "what came last is stored")
+        eventually(lambda: subscribed.metric("guestd_spool_frames") == 0, "the spool is empty")
+    done = subscribed.metric("guestd_frames_done_total", outcome="stored")
+    sent = load.sent | {last: [0]}
+    gap = load.count + 1 - int(done)
+    reliability.record("broker killed, its queue deleted", rounds, counted(subscribed.dsn, sent, sender_gap=gap))
+    assert subscribed.metric("guestd_mqtt_sessions_lost_total") == rounds
+    assert subscribed.stop() == 0
+
+
+def test_a_late_acknowledgement_acknowledges_no_message_of_the_broker_that_came_back(
+    subscribed: Daemon, broker: Broker, reliability: Reliability
+) -> None:
+    machine_id = add_machine(subscribed.dsn)
+    assert subscribed.process is not None
+    disk = sqlite3.connect(subscribed.spool / "spool.db", isolation_level=None)
+    with Publisher(broker.port) as guests:
+
+        def send(numbers: range) -> None:
+            for number in numbers:
+                guests.send(machine_id, sample_line(number))
+            guests.all_is_taken()
+
+        disk.execute("BEGIN EXCLUSIVE")  # nothing gets to the disk
+        subscribed.process.send_signal(signal.SIGSTOP)  # so that the five arrive as one batch
+        send(range(5))
+        subscribed.process.send_signal(signal.SIGCONT)
+        eventually(lambda: subscribed.metric("guestd_mqtt_messages_received_total") == 5, "five have arrived")
+        broker.kill()
+        broker.forget()
+        broker.start()
+        # The broker numbers from 1 again, and these get the numbers of the first five.
+        send(range(5, 10))
+        disk.execute("ROLLBACK")
+        disk.close()
+        eventually(lambda: subscribed.metric("guestd_mqtt_late_acknowledgements_total") == 5, "five came too late", 60)
+        is_connected(subscribed)
+        send(range(10, 15))
+        stored = 'SELECT count(*) FROM "SystemMetrics" WHERE "uptime" >= 10'
+        eventually(lambda: rows(subscribed.dsn, stored) == [(5,)], "the newest are stored", 60)
+    eventually(lambda: subscribed.metric("guestd_spool_frames") == 0, "the spool is empty")
+    # Of the middle five those are the broker's loss that came before guestd had subscribed again.
+    (found,) = rows(subscribed.dsn, 'SELECT count(*) FROM "SystemMetrics"')
+    books = counted(subscribed.dsn, {machine_id: range(15)}, sender_gap=15 - found[0])
+    assert rows(subscribed.dsn, 'SELECT count(*) FROM "SystemMetrics" WHERE "uptime" < 5') == [(5,)]
+    reliability.record("an acknowledgement that comes after its broker's end", 1, books)
+    assert subscribed.stop() == 0
+
+
+def test_a_connection_that_is_cut_at_random_bytes_costs_nothing(
+    daemon: Daemon, broker: Broker, reliability: Reliability
+) -> None:
+    cuts = reliability.rounds(quick=5, full=30)
+    with Proxy(broker.port, lambda: random.randrange(1, 30_000)) as proxy:
+        daemon.more_tables = mqtt_table(broker, port=proxy.port)
+        daemon.start()
+        daemon.url()
+        with Publisher(broker.port) as guests, Load(guests, machines_of(daemon)) as load:
+            eventually(lambda: proxy.cuts >= cuts, "enough is cut", 300)
+            load.finish()
+            proxy.mend()
+            all_is_stored(daemon, load)
+        assert daemon.stop() == 0
+    reliability.record("MQTT connection cut at random bytes", proxy.cuts, counted(daemon.dsn, load.sent))
+
+
+def test_a_store_that_is_away_costs_nothing(subscribed: Daemon, broker: Broker, reliability: Reliability) -> None:
+    rounds = reliability.rounds(quick=1, full=5)
+    with Publisher(broker.port) as guests, Load(guests, machines_of(subscribed)) as load:
+        for _ in range(rounds):
+            load.grows_by(50)
+            with store_closed(subscribed.dsn):
+                load.grows_by(100)
+                assert subscribed.metric("guestd_mqtt_connected") == 1
+        load.finish()
+        all_is_stored(subscribed, load)
+    reliability.record("store away, MQTT", rounds, counted(subscribed.dsn, load.sent))
+    assert subscribed.stop() == 0
+
+
+def test_a_full_spool_leaves_the_rest_with_the_broker_and_it_goes_on_by_itself(
+    daemon: Daemon, broker: Broker, reliability: Reliability
+) -> None:
+    daemon.spool_max_bytes = 60_000
+    daemon.more_tables = mqtt_table(broker)
+    daemon.start()
+    is_connected(daemon)
+    machines = machines_of(daemon, MANY_MACHINES)
+    with Publisher(broker.port) as guests, Load(guests, machines, per_second=500) as load:
+        with store_closed(daemon.dsn):
+            eventually(lambda: "when it is full" in daemon.page("/readyz")[1], "guestd says that it is full", 60)
+            load.grows_by(500)
+            assert daemon.metric("guestd_mqtt_unacknowledged") > 0
+        load.finish()
+        all_is_stored(daemon, load)
+    assert daemon.metric("guestd_frames_refused_total") == 0
+    reliability.record("spool full, MQTT", 1, counted(daemon.dsn, load.sent))
+    assert daemon.stop() == 0
+
+
+def test_a_machine_that_fills_its_share_is_refused_and_the_others_go_on(
+    daemon: Daemon, broker: Broker, reliability: Reliability
+) -> None:
+    daemon.spool_max_bytes = 2_000_000
+    daemon.more_tables = mqtt_table(broker)
+    daemon.start()
+    is_connected(daemon)
+    flood, good = machines_of(daemon, 2)
+    samples = range(1, 501)
+    with Publisher(broker.port) as guests:
+        with store_closed(daemon.dsn):
+            for number in samples:
+                guests.send(flood, sample_line(number))
+            for number in range(1, 11):
+                guests.send(good, sample_line(number))
+            eventually(
+                lambda: daemon.metric("guestd_mqtt_messages_acknowledged_total") == len(samples) + 10,
+                "nobody holds anybody up",
+            )
+            refused = int(daemon.metric("guestd_frames_refused_total", reason="share"))
+        eventually(lambda: daemon.metric("guestd_frames_done_total", outcome="stored") == 510 - refused, "the rest", 60)
+    assert refused > 0
+    assert rows(daemon.dsn, 'SELECT count(*) FROM "SystemMetrics" WHERE "machineId" = %s', good) == [(10,)]
+    books = counted(daemon.dsn, {flood: samples, good: range(1, 11)}, refused=refused)
+    reliability.record("one machine fills its share, MQTT", 1, books)
+    assert daemon.stop() == 0
+
+
+def test_two_daemons_of_a_shared_group_divide_the_messages_whatever_becomes_of_one(
+    daemon: Daemon, broker: Broker, reliability: Reliability
+) -> None:
+    rounds = reliability.rounds(quick=2, full=10)
+    other_home = daemon.directory / "other"
+    other_home.mkdir()
+    other = Daemon(other_home, daemon.dsn)
+    try:
+        for place, each in enumerate((daemon, other)):
+            each.more_tables = mqtt_table(broker, client_id=f"guestd-{place}", shared_group="guestd")
+            each.start()
+            is_connected(each)
+        with Publisher(broker.port) as guests, Load(guests, machines_of(daemon)) as load:
+            for _ in range(rounds):
+                load.grows_by(60)
+                daemon.kill()
+                load.grows_by(20)
+                daemon.start()
+                is_connected(daemon)
+            load.finish()
+            all_is_stored(daemon, load)
+            all_is_stored(other, load)
+        assert other.metric("guestd_frames_accepted_total") > 0
+        assert other.metric("guestd_mqtt_lines_missing_total") == 0
+        assert other.stop() == 0
+    finally:
+        if other.process is not None and other.process.poll() is None:
+            other.kill()
+    reliability.record("one of two daemons of a shared group killed", rounds, counted(daemon.dsn, load.sent))
+    assert daemon.stop() == 0
