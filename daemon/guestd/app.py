@@ -106,7 +106,7 @@ async def run(settings: Settings) -> None:
             inputs={"virtio": channels.run()} | ({"mqtt": from_broker.run()} if from_broker else {}),
             drains={"spool": spool.run(), "writer": consumer.run()},
             background={
-                "maintenance": _maintenance(settings.store.dsn),
+                "maintenance": _maintenance(settings),
                 "roster": _roster(settings.store.dsn, roster),
                 "status": _status(channels, spool, lambda: _problems(consumer, spool, from_broker, hosting)),
             }
@@ -177,14 +177,18 @@ async def _roster(dsn: str, roster: Roster) -> None:
     )
 
 
-async def _maintenance(dsn: str) -> None:
+async def _maintenance(settings: Settings) -> None:
     """Keep the store in shape for as long as guestd runs."""
 
     async def look_after() -> None:
         while True:
-            swept = await maintain(dsn)
-            if swept:
-                log.info("samples of deleted machines were swept", samples=swept)
+            swept, trimmed = await maintain(
+                settings.store.dsn,
+                event_days=settings.events.keep_days,
+                events_per_machine=settings.events.keep_per_machine,
+            )
+            if swept or trimmed:
+                log.info("the store was tidied up", samples_of_deleted_machines=swept, old_events=trimmed)
             await asyncio.sleep(MAINTENANCE_SECONDS)
 
     def lost(why: Exception, _: float) -> None:

@@ -10,19 +10,20 @@ from uuid import UUID
 
 from guestd.decoding import Decoded
 from guestd.errors import BadFrame
+from guestd.events import Event
 from guestd.messages import Header
 from guestd.normalise import Rows
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One frame, ready for the store: its rows, or why it has none."""
+    """One frame, ready for the store: its rows, its event, or why it has none."""
 
     seq: int
     machine_id: UUID
     received_at: datetime
     payload: bytes
-    content: Rows | BadFrame
+    content: Rows | Event | BadFrame
     digest: int | None
 
     @property

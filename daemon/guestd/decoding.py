@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from guestd import limits
+from guestd import dialects, limits
 from guestd.errors import BadFrame
 from guestd.mending import fitted, readable, storable
 from guestd.messages import (
@@ -129,7 +129,10 @@ def _part_by_part(text: bytes, repairs: list[str]) -> Decoded:
     found = _Found(list(repairs))
     msgspec.json.decode(text, type=msgspec.Raw)  # all of it, or it is no JSON
     try:
-        kind = bytes(_OBJECT.decode(text).get("type", b"null"))
+        members = _OBJECT.decode(text)
+        if (as_d1 := dialects.as_d1(members)) is not None:
+            return _decode_once(as_d1, [*repairs, "older_dialect"])
+        kind = bytes(members.get("type", b"null"))
         if kind != b'"metrics"':
             raise _not_metrics(kind[:60].decode(errors="replace").strip('"'))
         return Decoded(found.object("", text, Metrics), found.refusals, found.repairs)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from guestd import answers, messages
+from guestd import answers, events, messages
 from guestd.budget import Budget
 from guestd.framing import Oversize
 from guestd.spool import Entry, Sender, Spool, from_milliseconds
@@ -100,6 +100,7 @@ class Intake:
         self._budget = budget
         self._held_back = 0
         self.senders: dict[UUID, Sender] = dict(spool.senders_at_open)
+        self._events = events.Allowance()
         self._asked: dict[UUID, tuple[str, int, int]] = {}
         self._broken: dict[UUID, tuple[str, int, int]] = {}
 
@@ -176,9 +177,7 @@ class Intake:
     def _judge(self, line: bytes | Oversize, judged: _Judged) -> None:
         head, payload = (line.head, None) if isinstance(line, Oversize) else (line, line)
         if (name := messages.other_type(head)) is not None:
-            self._counters.other(name)
-            if payload is not None and (reply := answers.reply(name, payload, from_milliseconds(self._now_ms()))):
-                judged.replies[name] = reply
+            self._hear(name, payload, judged)
             return
         header = messages.header(head)
         if header is not None and not self._is_next(header, judged):
@@ -190,6 +189,20 @@ class Intake:
         # An oversize line is not kept, but a numbered one has had its turn: else its agent would send it for ever.
         if payload is not None or header is not None:
             judged.take(payload, header, self._now_ms())
+
+    def _hear(self, name: str, payload: bytes | None, judged: _Judged) -> None:
+        """A message without metrics: an event is kept as metrics are, others are counted and some answered."""
+        self._counters.other(name)
+        now_ms = self._now_ms()
+        if name in events.TYPES:
+            if payload is None:
+                self._counters.refused("oversize")
+            elif not self._events.take(judged.machine_id, now_ms):
+                self._counters.refused("event_flood")
+            else:
+                judged.take(payload, None, now_ms)
+        elif payload is not None and (reply := answers.reply(name, payload, from_milliseconds(now_ms))):
+            judged.replies[name] = reply
 
     def _is_next(self, header: messages.Header, judged: _Judged) -> bool:
         """Whether a numbered line follows what is on disk (docs/wire.md); counts it if it does not."""

@@ -40,7 +40,13 @@ KEY_PATH_CHARS = 640
 # Of the command lines of a message that may hold a secret: searching costs up to a third of a microsecond a character.
 SEARCHED_CHARS = 128 * 1024
 
+# Of an event: characters of its message and of each text in its detail, members of each object and list in it, and
+# how deep they lie.
+EVENT_CHARS = 1_000
+EVENT_MEMBERS = 50
+EVENT_DEPTH = 4
 # Bytes.
+EVENT_BYTES = 8 * 1024
 ICON_BYTES = 64 * 1024
 # Of one JSON column, as text: past it the list in it is cut.
 JSON_BYTES = 256 * 1024

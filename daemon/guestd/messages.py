@@ -240,7 +240,7 @@ class Header:
 _HEADER = re.compile(
     rb'\{"type":"metrics","boot_id":"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})","seq":([1-9][0-9]{0,17}),"oldest":([1-9][0-9]{0,17})(?:,"after":"([0-9a-f]{16})","mark":"([0-9a-f]{16})")?[,}]'
 )
-_TYPE = re.compile(rb'\s*\{\s*"type"\s*:\s*"([A-Za-z_]{1,40})"')
+_TYPE = re.compile(rb'\s*\{\s*"type"\s*:\s*"([^"\\]{1,100})"')
 # The answer to a command bears no type.
 _RESPONSE = re.compile(rb'\s*\{\s*"id"\s*:\s*"[^"\\]{0,100}"\s*,\s*"success"\s*:')
 
@@ -266,13 +266,18 @@ OTHER_TYPES = frozenset(
 
 
 def other_type(line: bytes) -> str | None:
-    """The type of a line that is known not to carry metrics, else None (metrics, or not known before decoding)."""
+    """The type of a line that is known not to carry metrics, else None (metrics, or not known before decoding).
+
+    One of OTHER_TYPES, or `unknown`: what a guest may write there is without end.
+    """
     if _RESPONSE.match(line):
         return "response"
     match = _TYPE.match(line)
-    name = match.group(1).decode() if match else ""
+    name = match.group(1).decode(errors="replace") if match else "metrics"
     # Such a line may have been cut short, and a metrics line written behind it.
-    return name if name in OTHER_TYPES and b'{"type":"metrics"' not in line else None
+    if name == "metrics" or b'{"type":"metrics"' in line:
+        return None
+    return name if name in OTHER_TYPES else "unknown"
 
 
 # A guest cannot make the search for a whole message in a line long.

@@ -18,9 +18,10 @@ from uuid import UUID
 
 import structlog
 
-from guestd import decoding, messages
+from guestd import decoding, events, messages
 from guestd.batch import Moment, Prepared, digest, placed
 from guestd.errors import BadFrame
+from guestd.events import Event
 from guestd.normalise import Rows, Stream, guest_time, moved, normalise, sample_time, uuid7
 from guestd.redact import CommandLines
 from guestd.spool import Frame
@@ -68,8 +69,8 @@ class Preparer:
         for frame in frames:
             # Between two frames the loop reads channels and answers: a batch may take long to prepare.
             await asyncio.sleep(0)
-            read.append((frame, self.guarded(frame, lambda frame: _decoded(frame.machine_id, frame.payload))))
-        good = [(frame, message) for frame, message in read if not isinstance(message, BadFrame)]
+            read.append((frame, self.guarded(frame, _decoded)))
+        good = [(frame, message) for frame, message in read if isinstance(message, decoding.Decoded)]
         moments = await self.placed(
             [(frame.machine_id, self._moment(frame, message)) for frame, message in good], taken
         )
@@ -77,7 +78,9 @@ class Preparer:
         prepared = []
         for frame, message in read:
             await asyncio.sleep(0)
-            command_lines = await self._command_lines_of(frame.machine_id)
+            if isinstance(message, Event):
+                prepared.append(self._reported(frame, message))
+                continue
             known_by = digest(frame.payload, messages.header(frame.payload), message)
             content: Rows | BadFrame
             if isinstance(message, BadFrame):
@@ -88,7 +91,7 @@ class Preparer:
                     message=message,
                     timestamp=timestamps[frame.seq],
                     digest=known_by,
-                    command_lines=command_lines,
+                    command_lines=await self._command_lines_of(frame.machine_id),
                 )
                 content = self.guarded(frame, step)
             prepared.append(Prepared(frame.seq, frame.machine_id, frame.received_at, frame.payload, content, known_by))
@@ -101,6 +104,11 @@ class Preparer:
         moments = await self.placed(wanted, taken)
         contents = {frame.seq: moved(rows, at) for (frame, rows), (_, at) in zip(with_rows, moments, strict=True)}
         return [replace(frame, content=contents.get(frame.seq, frame.content)) for frame in frames]
+
+    def _reported(self, frame: Frame, event: Event) -> Prepared:
+        """An event is known again by its own id."""
+        self._counters.rows(frame.machine_id, 1)
+        return Prepared(frame.seq, frame.machine_id, frame.received_at, frame.payload, event, digest=None)
 
     def guarded(self, frame: Frame, step: Callable[[Frame], T]) -> T | BadFrame:
         """What a step makes of a frame; BadFrame for whatever it raises."""
@@ -175,9 +183,11 @@ class Preparer:
         return rows
 
 
-def _decoded(machine_id: UUID, payload: bytes) -> decoding.Decoded:
-    message = decoding.decode(payload)
+def _decoded(frame: Frame) -> decoding.Decoded | Event:
+    if messages.other_type(frame.payload) in events.TYPES:
+        return events.event_of(frame.payload, machine_id=frame.machine_id, received_at=frame.received_at)
+    message = decoding.decode(frame.payload)
     claims = message.metrics.claims()
-    if claims is not None and claims.lower() != str(machine_id):
-        raise BadFrame("identity", f"the channel belongs to {machine_id}, the payload claims {claims[:40]!r}")
+    if claims is not None and claims.lower() != str(frame.machine_id):
+        raise BadFrame("identity", f"the channel belongs to {frame.machine_id}, the payload claims {claims[:40]!r}")
     return message

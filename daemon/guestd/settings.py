@@ -130,6 +130,15 @@ class Libvirt(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Whether a guest that does not shut down, or is in error and wanted off, loses its power."""
 
 
+class Events(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What guests report besides metrics: errors of their agents, changes of their connections and the like."""
+
+    keep_days: Positive = 90
+    """Older ones are deleted."""
+    keep_per_machine: Positive = 1000
+    """Of each machine the newest so many are kept."""
+
+
 class Telemetry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What guestd tells about itself."""
 
@@ -149,6 +158,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     limits: Limits = Limits()
     privacy: Privacy = Privacy()
     libvirt: Libvirt = Libvirt()
+    events: Events = Events()
     telemetry: Telemetry = Telemetry()
     stop_grace_seconds: PositiveSeconds = 10.0
     """How long stopping may take; what is not stored by then stays in the spool."""

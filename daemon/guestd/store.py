@@ -24,6 +24,7 @@ from psycopg.types.json import Jsonb
 
 from guestd.batch import Prepared
 from guestd.errors import BadFrame, RowsRejected, StoreUnavailable
+from guestd.events import Event
 from guestd.link import WRITE_SECONDS, check_schema, connection_to, sorted_errors
 from guestd.normalise import Row, Rows, without
 from guestd.roster import Member, Roster
@@ -116,6 +117,7 @@ class Store:
         await self._advance(spool_id, expected_seq, frames[-1].seq)
         known = await self._lock_machines({frame.machine_id for frame in frames})
         contents: list[Rows] = []
+        reported: list[Event] = []
         for frame in await self._new(frames, outcome):
             content = frame.content
             if isinstance(content, Rows) and frame.machine_id in known:
@@ -125,10 +127,13 @@ class Store:
                     await self._quarantine(spool_id, frame, "row_refused", f"{len(content.refusals)} rows refused")
                 else:
                     outcome.stored += 1
+            elif isinstance(content, Event) and frame.machine_id in known:
+                reported.append(content)
             else:
                 await self._set_aside(spool_id, frame, outcome)
         await self._copy_series(contents, outcome)
         await self._merge_inventories(contents, outcome)
+        await self._insert_events(reported, outcome)
         return outcome
 
     async def _new(self, frames: Sequence[Prepared], outcome: Outcome) -> list[Prepared]:
@@ -196,6 +201,26 @@ class Store:
             await self._connection.execute(query("merge_services"))
         outcome.rows["ApplicationUsage"] += len(applications)
         outcome.rows["WindowsService"] += len(services)
+
+    async def _insert_events(self, reported: Sequence[Event], outcome: Outcome) -> None:
+        """Few, and known again by their ids: what is there already is a duplicate."""
+        if not reported:
+            return
+        cursor = await self._connection.execute(
+            query("insert_events"),
+            {
+                "ids": [event.id for event in reported],
+                "machine_ids": [event.machine_id for event in reported],
+                "received_ats": [event.received_at for event in reported],
+                "types": [event.type for event in reported],
+                "severities": [event.severity for event in reported],
+                "messages": [event.message for event in reported],
+                "details": [event.detail for event in reported],
+            },
+        )
+        outcome.stored += cursor.rowcount
+        outcome.duplicate += len(reported) - cursor.rowcount
+        outcome.rows["GuestEvent"] += cursor.rowcount
 
     async def _copy(self, table: contract.Table, rows: Sequence[Row]) -> None:
         if not rows:
@@ -275,10 +300,17 @@ async def watch_machines(dsn: str, roster: Roster) -> None:
                 pass
 
 
-async def maintain(dsn: str) -> int:
-    """What a store needs done now and then, whichever host does it; gives the orphaned samples that were swept."""
+async def maintain(dsn: str, *, event_days: int, events_per_machine: int) -> tuple[int, int]:
+    """What a store needs done now and then, whichever host does it.
+
+    Gives the orphaned samples that were swept, and the events beyond an age or a number a machine that were deleted.
+    """
     async with connection_to(dsn) as connection, sorted_errors():
         await connection.execute(query("create_chunks_ahead"))
         cursor = await connection.execute(query("sweep_deleted_machines"))
         (swept,) = await cursor.fetchone() or (0,)
-    return int(swept)
+        cursor = await connection.execute(
+            query("trim_events"), {"keep_days": event_days, "keep_per_machine": events_per_machine}
+        )
+        (trimmed,) = await cursor.fetchone() or (0,)
+    return int(swept), int(trimmed)

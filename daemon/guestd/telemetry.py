@@ -20,7 +20,7 @@ SKEW_BUCKETS = (0.1, 1, 5, 30, 60, 300, 3600, 86400)
 LAG_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
 
 REFUSED_HELP = (
-    "Lines not accepted: oversize, rate, share, fragment, topic, unknown_machine, not_collected; "
+    "Lines not accepted: oversize, rate, share, fragment, topic, unknown_machine, not_collected, event_flood; "
     "asked for again: out_of_order, rewound, cut_off."
 )
 SESSIONS_HELP = "Reconnects to a broker that had forgotten our session, and what it had queued."

@@ -207,3 +207,37 @@ $$;
 
 COMMENT ON FUNCTION public.guestd_drop_chunks(text, timestamptz) IS
 'Drops the chunks of a series that end before a time at least a day ago; returns how many.';
+
+CREATE OR REPLACE FUNCTION public.guestd_trim_events(keep_days integer, keep_per_machine integer) RETURNS bigint
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    total bigint;
+    found_rows bigint;
+BEGIN
+    -- A wrong argument must not empty the table.
+    IF keep_days IS NULL OR keep_days < 1 OR keep_per_machine IS NULL OR keep_per_machine < 1 THEN
+        RAISE EXCEPTION 'Events are kept for at least a day, and at least one a machine; not % days, % events.',
+            keep_days, keep_per_machine
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    DELETE FROM public."GuestEvent" AS event
+    WHERE event."receivedAt" < now() - make_interval(days => keep_days);
+    GET DIAGNOSTICS total = ROW_COUNT;
+    WITH surplus AS (
+        SELECT
+            event."id",
+            row_number() OVER (PARTITION BY event."machineId" ORDER BY event."receivedAt" DESC, event."id") AS place
+        FROM public."GuestEvent" AS event
+    )
+    DELETE FROM public."GuestEvent" AS event USING surplus
+    WHERE event."id" = surplus."id" AND surplus.place > keep_per_machine;
+    GET DIAGNOSTICS found_rows = ROW_COUNT;
+    RETURN total + found_rows;
+END;
+$$;
+
+COMMENT ON FUNCTION public.guestd_trim_events(integer, integer) IS
+'Deletes events of guests that are older than so many days, and all but the newest so many of each machine; returns how many.';

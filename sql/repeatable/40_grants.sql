@@ -105,10 +105,12 @@ public.guestd_delete_samples(),
 public.guestd_truncate_samples(),
 public.guestd_sweep_deleted_machines(),
 public.guestd_create_chunk(text, timestamptz),
-public.guestd_drop_chunks(text, timestamptz)
+public.guestd_drop_chunks(text, timestamptz),
+public.guestd_trim_events(integer, integer)
 FROM public;
 GRANT EXECUTE ON FUNCTION
 public.guestd_sweep_deleted_machines(),
 public.guestd_create_chunk(text, timestamptz),
-public.guestd_drop_chunks(text, timestamptz)
+public.guestd_drop_chunks(text, timestamptz),
+public.guestd_trim_events(integer, integer)
 TO guestd_writer;

@@ -81,6 +81,7 @@ def test_a_reader_writes_nothing_and_calls_nothing(reader: Connection) -> None:
     assert refused(reader, "SELECT guestd_sweep_deleted_machines()")
     assert refused(reader, "SELECT guestd_drop_chunks('PortUsage', now() - interval '9 days')")
     assert refused(reader, "SELECT guestd_create_chunk('PortUsage', now())")
+    assert refused(reader, "SELECT guestd_trim_events(9, 9)")
 
 
 def test_the_daemons_whole_transaction_works_as_the_writer(connection: Connection, writer: Connection) -> None:

@@ -98,6 +98,33 @@ def line(cpu: float, timestamp: str | None = None) -> bytes:
     return metrics_line(timestamp or "2020-01-01T00:00:00Z", cpu={"usage_percent": cpu, "cores_usage": []}).strip()
 
 
+EVENT = b'{"type":"error_report","error_type":"e","severity":"s"}'
+
+
+@pytest.mark.asyncio
+async def test_events_of_an_older_copy_of_the_spool_are_known_again(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    async with spooled(tmp_path / "a", machine_id, [EVENT, line(1), EVENT]):
+        pass
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    async with spooled(tmp_path / "a", machine_id, []) as spool:
+        tally = await drain(spool, dsn)
+    assert tally.frames == {"stored": 3, "stored_in_part": 0, "duplicate": 0}
+    async with spooled(tmp_path / "b", machine_id, []) as spool:
+        await spool.rename(0)
+        tally = await drain(spool, dsn)
+    assert tally.frames["stored"] == 0
+    assert rows(dsn, 'SELECT "type", "message" FROM "GuestEvent"') == [("error_report", "e")] * 2
+
+
+@pytest.mark.asyncio
+async def test_events_of_a_machine_that_is_gone_are_set_aside(tmp_path: Path, dsn: str) -> None:
+    async with spooled(tmp_path, uuid4(), [EVENT]) as spool:
+        tally = await drain(spool, dsn)
+    assert tally.quarantined == {"unknown_machine": 1}
+    assert rows(dsn, 'SELECT * FROM "GuestEvent"') == []
+
+
 @pytest.mark.asyncio
 async def test_frames_of_many_batches_are_stored_in_order(tmp_path: Path, dsn: str) -> None:
     async with spooled(tmp_path, add_machine(dsn), [line(place / 4) for place in range(250)]) as spool:

@@ -291,9 +291,19 @@ def test_a_known_type_is_seen_without_decoding() -> None:
         assert other_type(b' { "type" : "%s"' % name.encode()) == name
 
 
-@pytest.mark.parametrize("name", ["metrics", "handshake", "keep_alive2", "keep_alive\\u0000", "KEEP_ALIVE", ""])
-def test_a_type_that_is_not_known_is_left_to_the_decoder(name: str) -> None:
+@pytest.mark.parametrize("name", ["metrics", "keep_alive\\u0000", ""])
+def test_what_may_be_metrics_is_left_to_the_decoder(name: str) -> None:
     assert other_type(b'{"type":"%s"}' % name.encode()) is None
+
+
+@pytest.mark.parametrize("name", ["handshake", "keep_alive2", "KEEP_ALIVE", "Metrics", "\u00e9", "a.b c"])
+def test_every_type_that_nobody_knows_has_one_name(name: str) -> None:
+    assert other_type(b'{"type":"%s"}' % name.encode()) == "unknown"
+
+
+@given(st.binary(max_size=60))
+def test_whatever_the_type_its_name_is_one_of_few(name: bytes) -> None:
+    assert other_type(b'{"type":"' + name) in messages.OTHER_TYPES | {None, "unknown"}
 
 
 def test_the_answer_to_a_command_is_known_though_it_has_no_type() -> None:
