@@ -170,6 +170,16 @@ class Intake:
         """What became of a machine's frames: the writer knows only when they are decoded."""
         self._budget.charge(machine_id, asyncio.get_running_loop().time(), rows=rows)
 
+    def keeps(self, name: str, machine_id: UUID) -> bool:
+        """Count a message without metrics, of this type; whether it is an event, and not one too many."""
+        self._counters.other(name)
+        if name not in events.TYPES:
+            return False
+        if self._events.take(machine_id, self._now_ms()):
+            return True
+        self._counters.refused("event_flood")
+        return False
+
     def refuse(self, reason: str) -> None:
         """Count what a source could not even make a line of."""
         self._counters.refused(reason)
@@ -192,15 +202,12 @@ class Intake:
 
     def _hear(self, name: str, payload: bytes | None, judged: _Judged) -> None:
         """A message without metrics: an event is kept as metrics are, others are counted and some answered."""
-        self._counters.other(name)
         now_ms = self._now_ms()
-        if name in events.TYPES:
-            if payload is None:
-                self._counters.refused("oversize")
-            elif not self._events.take(judged.machine_id, now_ms):
-                self._counters.refused("event_flood")
-            else:
-                judged.take(payload, None, now_ms)
+        is_kept = self.keeps(name, judged.machine_id)
+        if payload is None and is_kept:
+            self._counters.refused("oversize")
+        elif payload is not None and is_kept:
+            judged.take(payload, None, now_ms)
         elif payload is not None and (reply := answers.reply(name, payload, from_milliseconds(now_ms))):
             judged.replies[name] = reply
 

@@ -74,15 +74,15 @@ class Publications:
 
     def _judge(self, message: Published, held: Counter[UUID], now_ms: int) -> Entry | None:
         machine_id, line = message.machine_id, message.payload
-        if (name := messages.other_type(line)) is not None:
-            self._counters.other(name)
+        name = messages.other_type(line)
+        if name is not None and not self._gate.keeps(name, machine_id):
             return None
         header = messages.header(line)
         sender = self._gate.senders.get(machine_id)
         place = None
         if header is not None:
             place = self._placed(header, sender)
-            if place is None:
+            if place is None and _is_settled(header, sender):
                 self._counters.duplicate()
                 return None
         is_taken = self._takes(message, held[machine_id])
@@ -135,3 +135,14 @@ class Publications:
         return Entry(
             machine_id, received_ms, payload, now_at.boot_id, now_at.seq, now_at.mark, Channel.MQTT, now_at.below
         )
+
+
+def _is_settled(header: messages.Header, sender: Sender | None) -> bool:
+    """Whether a line whose number is settled is that very line.
+
+    A machine that was put back to a snapshot uses its numbers once more. Only the mark of the last line is kept here;
+    of an earlier one the store knows whether it has it, by its mark.
+    """
+    if header.mark is None or sender is None:
+        return True
+    return header.seq == sender.seq and header.mark == sender.mark

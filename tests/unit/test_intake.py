@@ -45,20 +45,16 @@ class Gate:
         self.spool = spool
         self.counts: Counter[str] = Counter()
         self.now_ms = 1_000_000
-        self.intake = Intake(
-            spool,
-            Counters(
-                accepted=lambda frames, size: self._count(accepted=frames, accepted_bytes=size),
-                refused=lambda reason: self._count(**{reason: 1}),
-                duplicate=lambda: self._count(duplicate=1),
-                dropped_by_agent=lambda lines: self._count(dropped_by_agent=lines),
-                other=lambda name: self._count(**{name: 1}),
-                held_back=lambda machines: self.counts.update(held_back=machines - self.counts["held_back"]),
-                held_back_seconds=lambda seconds: None,
-            ),
-            lambda: self.now_ms,
-            Budget(RATES),
+        self.counters = Counters(
+            accepted=lambda frames, size: self._count(accepted=frames, accepted_bytes=size),
+            refused=lambda reason: self._count(**{reason: 1}),
+            duplicate=lambda: self._count(duplicate=1),
+            dropped_by_agent=lambda lines: self._count(dropped_by_agent=lines),
+            other=lambda name: self._count(**{name: 1}),
+            held_back=lambda machines: self.counts.update(held_back=machines - self.counts["held_back"]),
+            held_back_seconds=lambda seconds: None,
         )
+        self.intake = Intake(spool, self.counters, lambda: self.now_ms, Budget(RATES))
 
     def _count(self, **more: int) -> None:
         self.counts.update(more)
