@@ -66,6 +66,8 @@ def rule_rows(draw: st.DrawFn, *, is_stateful: bool = True, protocols: frozenset
     if protocol not in ("mac", "vlan", "stp"):
         for side in ("src", "dst"):
             columns |= draw(_addresses(side, 6 if wide else 4))
+    if any(value in ("$IP", "$IPV6") for value in columns.values()) and columns["src_mac_addr"] == "$MAC":
+        columns["src_mac_addr"] = None
     if protocol.removesuffix("-ipv6") in ("tcp", "udp", "sctp"):
         for side in ("src", "dst"):
             columns |= draw(_ports(side))

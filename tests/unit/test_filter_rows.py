@@ -82,6 +82,7 @@ def test_references_are_the_internal_names_of_their_targets() -> None:
         ("srcMacAddr", {"src_mac_addr": "aabbccddeeff"}),
         ("srcMacAddr", {"src_mac_addr": "aa:bb:cc:dd:ee:+f"}),
         ("srcMacAddr", {"src_mac_addr": "$FOO"}),
+        ("srcMacAddr", {"src_mac_addr": "$MAC", "dst_ip_addr": "$IP"}),
         ("srcIpAddr", {"src_ip_addr": "010.1.2.3"}),
         ("srcIpAddr", {"src_ip_addr": "1.2.3"}),
         ("srcIpAddr", {"src_ip_addr": ""}),

@@ -191,7 +191,11 @@ def _verdict_problems(rule: RuleRow, protocol: str, chain: str) -> Iterator[tupl
 
 
 def _mac_problems(rule: RuleRow) -> Iterator[tuple[str, str]]:
-    if rule.src_mac_addr is not None and rule.src_mac_addr != "$MAC":
+    if rule.src_mac_addr == "$MAC":
+        # libvirt goes through both lists at once, and they are not of one length.
+        if any((address or "").startswith("$") for address in (rule.src_ip_addr, rule.dst_ip_addr)):
+            yield "srcMacAddr", "with $IP beside $MAC a machine of several addresses would not start: take two rules"
+    elif rule.src_mac_addr is not None:
         yield from _unless("srcMacAddr", canonical_mac, rule.src_mac_addr)
 
 

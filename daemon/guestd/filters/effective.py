@@ -1,0 +1,113 @@
+"""The one filter of a machine, which its interfaces name: an interface keeps only one.
+
+Pure. This umbrella includes the machine's filters, its department's, and Clean Traffic where the department wants it,
+and has the rules of its services and open ports itself. It carries the machine's addresses as parameters: they come
+from Machine.allowedIps, which an operator sets, and never from the guest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from uuid import UUID, uuid5
+
+from guestd.filters.model import PREFIX, ROOT, Filter, Reference
+from guestd.filters.rows import in_order
+from guestd.filters.services import SERVICES, Policy, Ports, accepting, service_rules
+
+CLEAN_TRAFFIC = "Clean Traffic"
+# Umbrellas are named after their machines: a host that knows the machine knows the name.
+UMBRELLAS = UUID("6f1c0c5e-3b0f-5d3a-9a55-2d0b6f3f7a10")
+_VARIABLES = ("$IP", "$IPV6")
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the store says of a machine's network: names are internal names of filters, `services` what holds for it."""
+
+    id: UUID
+    name: str
+    allowed_ips: tuple[str, ...] = ()
+    own: tuple[str, ...] = ()
+    department: tuple[str, ...] = ()
+    clean_traffic: tuple[str, ...] = ()
+    services: Mapping[str, Policy] = field(default_factory=dict)
+    ports: tuple[Ports, ...] = ()
+
+
+def umbrella_name(machine_id: UUID) -> str:
+    """The name of a machine's filter in libvirt."""
+    return PREFIX + hashlib.sha256(machine_id.bytes).hexdigest()[:16]
+
+
+def umbrella(machine: Machine, filters: Mapping[str, Filter]) -> tuple[Filter, tuple[str, ...]]:
+    """The filter of a machine, and what of its rows cannot be enforced. `filters` are those of the store, by name."""
+    addresses, reports = _addresses(machine.allowed_ips)
+    references: dict[str, Reference] = {}
+    for target in (*machine.clean_traffic, *machine.department, *machine.own):
+        for reference, why in _included(target, filters, addresses):
+            if reference is None:
+                reports.append(why)
+            else:
+                references[reference.target] = reference
+    rules = {*service_rules(machine.services)}
+    rules |= {accepting(each, "in", f"Port {each.first} is open") for each in machine.ports}
+    reports += [f"service {key} is not one that guestd knows" for key in sorted(set(machine.services) - set(SERVICES))]
+    definition = Filter(
+        name=umbrella_name(machine.id),
+        uuid=uuid5(UMBRELLAS, str(machine.id)),
+        chain=ROOT,
+        priority=0,
+        rules=tuple(sorted(rules, key=in_order)),
+        references=tuple(references[name] for name in sorted(references)),
+    )
+    return definition, tuple(dict.fromkeys(reports))
+
+
+def variables(name: str, filters: Mapping[str, Filter]) -> frozenset[str]:
+    """The address variables that a filter, or one that it includes, needs."""
+    found, waiting, met = set[str](), [name], set[str]()
+    while waiting:
+        current = waiting.pop()
+        if current not in met and current in filters:
+            met.add(current)
+            found |= _own_variables(filters[current])
+            waiting += [reference.target for reference in filters[current].references]
+    return frozenset(found)
+
+
+def _own_variables(each: Filter) -> set[str]:
+    return {match.value for rule in each.rules for match in rule.matches if match.value in _VARIABLES}
+
+
+def _addresses(allowed_ips: Iterable[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """The values of the address variables, and what is no address."""
+    found: dict[str, list[str]] = {}
+    reports = []
+    for text in allowed_ips:
+        try:
+            address = ip_address(text)
+        except ValueError:
+            reports.append(f"Machine.allowedIps: {text!r} is not an IP address")
+            continue
+        found.setdefault("$IP" if address.version == 4 else "$IPV6", []).append(str(address))
+    return {name: tuple(sorted(set(values))) for name, values in found.items()}, reports
+
+
+def _included(
+    name: str, filters: Mapping[str, Filter], addresses: Mapping[str, tuple[str, ...]]
+) -> Iterator[tuple[Reference | None, str]]:
+    """How a filter is included. libvirt enforces nothing at all of a tree with a variable that has no value."""
+    needed = sorted(variables(name, filters))
+    missing = [variable for variable in needed if variable not in addresses]
+    if not missing:
+        parameters = [(variable[1:], value) for variable in needed for value in addresses[variable]]
+        yield Reference(name, tuple(parameters)), ""
+    elif filters[name].rules:
+        yield None, f"filter {name} cannot be enforced: Machine.allowedIps has no address for {', '.join(missing)}"
+    else:
+        # It has no rules of its own: what it includes is included without it.
+        for reference in filters[name].references:
+            yield from _included(reference.target, filters, addresses)

@@ -1,0 +1,97 @@
+"""Which rule decides on a packet, as the kernel would."""
+
+from dataclasses import replace
+from uuid import UUID
+
+from guestd.filters.model import Filter, Reference, Rule, matches
+from guestd.filters.verdict import Line, Packet, contradictions, decides, lines, ordered
+
+SSH = Packet("in", "tcp", "10.0.0.5", "10.0.0.2", 40000, 22)
+ANSWER = Packet("out", "tcp", "10.0.0.2", "10.0.0.5", 22, 40000, state="ESTABLISHED", answer=True)
+
+
+def rule(text: str, **conditions: str) -> Rule:
+    action, direction, priority, protocol = text.split()
+    return Rule(action, direction, int(priority), protocol, matches(conditions.items()))
+
+
+def tree(*rules: Rule, chain: str = "root", name: str = "ibay-a", targets: tuple[Filter, ...] = ()) -> Filter:
+    return Filter(name, UUID(int=1), chain, 0, rules, tuple(Reference(each.name) for each in targets))
+
+
+def told(top: Filter, *others: Filter) -> list[Line]:
+    return lines(ordered(top, {each.name: each for each in (top, *others)}))
+
+
+def verdict(packet: Packet, top: Filter, *others: Filter) -> str:
+    line = decides(packet, told(top, *others))
+    return "passes" if line is None else line.verdict
+
+
+ACCEPT_SSH = rule("accept in 500 tcp", dstportstart="22", dstportend="22")
+DROP_IN, DROP_ALL = rule("drop in 1000 all"), rule("drop inout 1000 all")
+
+
+def test_what_no_rule_decides_passes() -> None:
+    assert verdict(SSH, tree()) == "passes"
+
+
+def test_the_lower_priority_decides() -> None:
+    early = replace(ACCEPT_SSH, action="drop", priority=10)
+    assert verdict(SSH, tree(ACCEPT_SSH, early)) == "drop"
+
+
+def test_rules_of_the_root_chain_come_first_whatever_their_priority() -> None:
+    other = tree(rule("accept in -1000 tcp"), chain="ipv4", name="ibay-b")
+    assert verdict(SSH, tree(DROP_IN, targets=(other,)), other) == "drop"
+
+
+def test_an_accepting_rule_lets_the_answers_of_its_own_connections_out_and_nothing_else() -> None:
+    top = tree(ACCEPT_SSH, DROP_IN)
+    assert verdict(ANSWER, top) == "accept"
+    assert verdict(replace(ANSWER, answer=False, state="NEW"), top) == "drop"
+
+
+def test_a_rule_that_drops_what_comes_in_drops_what_goes_out_too() -> None:
+    assert verdict(replace(ANSWER, state="NEW", answer=False), tree(DROP_IN)) == "drop"
+
+
+def test_with_a_state_it_holds_one_way_only() -> None:
+    only_new = rule("drop in 1000 all", state="NEW")
+    assert verdict(SSH, tree(only_new)) == "drop"
+    assert verdict(replace(ANSWER, state="NEW", answer=False), tree(only_new)) == "passes"
+
+
+def test_masks_ranges_and_protocols_are_looked_at() -> None:
+    near = rule("accept in 1 tcp", srcipaddr="10.0.0.0", srcipmask="24", dstportstart="20", dstportend="25")
+    assert verdict(SSH, tree(near, DROP_ALL)) == "accept"
+    assert verdict(replace(SSH, source="10.0.1.5"), tree(near, DROP_ALL)) == "drop"
+    assert verdict(replace(SSH, destination_port=26), tree(near, DROP_ALL)) == "drop"
+    assert verdict(replace(SSH, protocol="udp"), tree(near, DROP_ALL)) == "drop"
+
+
+def test_rules_of_ipv4_say_nothing_about_ipv6() -> None:
+    assert verdict(Packet("in", "tcp", "fd00::5", "fd00::2", 40000, 22), tree(DROP_ALL)) == "passes"
+
+
+def test_a_variable_stands_for_each_of_its_values() -> None:
+    own = tree(rule("drop out 1 all", srcipaddr="$IP"), name="ibay-b")
+    top = Filter("ibay-a", UUID(int=2), "root", 0, (), (Reference("ibay-b", (("IP", "10.0.0.2"), ("IP", "10.0.0.3"))),))
+    assert [str(line.source) for line in told(top, own) if line.way == "out"] == ["10.0.0.2/32", "10.0.0.3/32"]
+    assert told(own) == []
+
+
+def test_a_way_back_of_which_only_the_senders_mac_was_named_is_none() -> None:
+    assert {line.way for line in told(tree(rule("drop out 1 tcp", srcmacaddr="$MAC")))} == {"out"}
+
+
+def test_rules_of_one_priority_that_decide_differently_are_found() -> None:
+    web = rule("drop in 500 tcp", dstportstart="20", dstportend="80")
+    (pair, *_) = contradictions(told(tree(ACCEPT_SSH, web)))
+    assert {line.placed.rule for line in pair} == {ACCEPT_SSH, web}
+
+
+def test_rules_that_never_meet_are_no_contradiction() -> None:
+    far = rule("drop in 500 tcp", dstportstart="80", dstportend="80")
+    assert contradictions(told(tree(ACCEPT_SSH, far))) == []
+    assert contradictions(told(tree(ACCEPT_SSH, replace(far, priority=501)))) == []
