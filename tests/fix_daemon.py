@@ -232,6 +232,11 @@ class Daemon:
                     return sample.value
         return 0.0
 
+    def ended(self) -> int | None:
+        """Its exit status when it has ended."""
+        assert self.process is not None
+        return self.process.poll()
+
     def stop(self) -> int:
         """SIGTERM; its exit status."""
         return self._ended(signal.SIGTERM)
