@@ -1,7 +1,7 @@
 """A private libvirtd with real guests, in namespaces of its own: network, mounts, processes. Root only.
 
     STATE/run/libvirt-sock   where clients connect: `Lab.uri`
-    STATE/channels           the guests' virtio-serial sockets, NAME.agent and NAME.control, and consoles, NAME.log
+    STATE/channels           the guests' sockets, UUID.socket (agent) and NAME.control, and consoles, NAME.log
     STATE/etc, lib, log      libvirt's own directories
 
 libvirtd, QEMU and what they call come from tools/get-packages (lab), the guests' kernel too; nothing is installed, no
@@ -21,7 +21,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -72,6 +71,7 @@ class Lab:
         self.channels = state / "channels"
         self.socket = state / "run/libvirt-sock"
         self.uri = f"qemu+unix:///system?socket={self.socket}"
+        self._holder: subprocess.Popen[bytes] | None = None
 
     def up(self, *wrapper: str) -> None:
         """Make the namespaces and start libvirtd in them; LabError when that fails.
@@ -87,7 +87,7 @@ class Lab:
         guest_image(packages, guest)
         with self._log("init").open("wb") as log:
             command = ["unshare", "--net", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
-            process = subprocess.Popen(
+            process = self._holder = subprocess.Popen(
                 [*wrapper, *command, sys.executable, INIT, packages, self.state, guest],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -122,26 +122,26 @@ class Lab:
     def _answers(self) -> bool:
         return self._inside("virsh", "-q", "uri").returncode == 0
 
-    def add_guest(self, name: str, uuid: UUID) -> None:
-        """Define a guest and start it; it needs some seconds to boot."""
+    def add_guest(self, name: str, uuid: UUID, program: str = "lab.interval=1") -> None:
+        """Define a guest and start it; it needs some seconds to boot. `program`: see `domain_xml`."""
         xml = self.state / f"{name}.xml"
-        xml.write_text(domain_xml(name, uuid, self.channels))
+        xml.write_text(domain_xml(name, uuid, self.channels, program))
         self.run("virsh", "-q", "define", str(xml))
         self.run("virsh", "-q", "start", name)
 
     def signal_libvirtd(self, number: signal.Signals) -> None:
         """Send libvirtd a signal."""
-        self.run("kill", f"-{int(number)}", (self.state / "run/libvirtd.pid").read_text())
+        self.run("busybox", "kill", f"-{int(number)}", (self.state / "run/libvirtd.pid").read_text())
 
     def stop_libvirtd(self, number: signal.Signals = signal.SIGTERM) -> None:
         """End libvirtd, guests stay; returns when it is gone."""
         pid = (self.state / "run/libvirtd.pid").read_text()
         self.signal_libvirtd(number)
-        _wait(lambda: self._inside("kill", "-0", pid).returncode != 0, "libvirtd has ended")
+        _wait(lambda: self._inside("busybox", "kill", "-0", pid).returncode != 0, "libvirtd has ended")
 
     def signal_qemu(self, name: str, number: signal.Signals) -> None:
         """Send a guest's QEMU a signal."""
-        self.run("kill", f"-{int(number)}", (self.state / f"run/qemu/{name}.pid").read_text())
+        self.run("busybox", "kill", f"-{int(number)}", (self.state / f"run/qemu/{name}.pid").read_text())
 
     def run(self, *command: str) -> str:
         """Run a command in the lab's namespaces and return what it printed; LabError when it fails."""
@@ -182,7 +182,10 @@ class Lab:
         except (OSError, ValueError, LabError):
             return
         os.kill(init, signal.SIGKILL)
-        _wait(lambda: _has_ended(holder), "the lab's processes have ended")
+        if self._holder is None:  # another process has started it, and reaps it
+            _wait(lambda: not Path(f"/proc/{holder}").exists(), "the lab's processes have ended")
+        else:
+            self._holder.wait(START_SECONDS)
 
     def _log(self, name: str) -> Path:
         return self.state / f"{name}.log"
@@ -194,12 +197,6 @@ def _wait(look: Callable[[], bool], what: str) -> None:
         if time.monotonic() > deadline:
             raise LabError(f"not within {START_SECONDS:.0f} s: {what}")
         time.sleep(0.02)
-
-
-def _has_ended(pid: int) -> bool:
-    with suppress(ChildProcessError):  # a lab that another process has started
-        os.waitpid(pid, os.WNOHANG)
-    return not Path(f"/proc/{pid}").exists()
 
 
 def _arguments() -> argparse.Namespace:

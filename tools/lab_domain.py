@@ -11,9 +11,11 @@ CONTROL_CHANNEL = "org.guestd.lab"
 MEMORY_MIB = 160
 
 
-def domain_xml(name: str, uuid: UUID, channels: Path, *, agent_channel: bool = True, interval_seconds: int = 1) -> str:
-    """A guest that boots in seconds without KVM: `type='qemu'` always, for a /dev/kvm that opens may still not work."""
-    agent = channel_xml(AGENT_CHANNEL, channels / f"{name}.agent", port=1) if agent_channel else ""
+def domain_xml(name: str, uuid: UUID, channels: Path, program: str) -> str:
+    """A guest that boots in seconds without KVM: `type='qemu'` always, for a /dev/kvm that opens may still not work.
+
+    `program` stands on the kernel's command line: lab.interval=SECONDS or lab.sender=MILLISECONDS.
+    """
     return f"""\
 <domain type='qemu'>
   <name>{name}</name>
@@ -24,7 +26,7 @@ def domain_xml(name: str, uuid: UUID, channels: Path, *, agent_channel: bool = T
     <type arch='x86_64' machine='pc'>hvm</type>
     <kernel>/guest/kernel</kernel>
     <initrd>/guest/initrd</initrd>
-    <cmdline>console=ttyS0 quiet lab.interval={interval_seconds}</cmdline>
+    <cmdline>console=ttyS0 quiet {program}</cmdline>
   </os>
   <features><acpi/><tcg><tb-cache unit='MiB'>32</tb-cache></tcg></features>
   <on_poweroff>destroy</on_poweroff><on_reboot>restart</on_reboot><on_crash>preserve</on_crash>
@@ -34,12 +36,17 @@ def domain_xml(name: str, uuid: UUID, channels: Path, *, agent_channel: bool = T
     <controller type='virtio-serial' index='0'/>
     <memballoon model='virtio'><stats period='2'/></memballoon>
     <panic model='isa'/>
-    <serial type='file'><source path='{channels / name}.log'/></serial>
-    {agent}
+    <serial type='file'><source path='{channels / name}.log' append='on'/></serial>
+    {agent_channel_xml(uuid, channels)}
     {channel_xml(CONTROL_CHANNEL, channels / f"{name}.control", port=2)}
   </devices>
 </domain>
 """
+
+
+def agent_channel_xml(uuid: UUID, channels: Path) -> str:
+    """The agent's channel, under the name that guestd looks for in a directory."""
+    return channel_xml(AGENT_CHANNEL, channels / f"{uuid}.socket", port=1)
 
 
 def channel_xml(target: str, path: Path, *, port: int) -> str:

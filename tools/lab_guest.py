@@ -55,6 +55,7 @@ def guest_image(packages: Path, directory: Path) -> None:
         shutil.copy(Path(__file__).with_name("lab_guest_init.sh"), tree / "init")
         (tree / "init").chmod(0o755)
         _compile(packages, tree / "agent")
+        shutil.copy(Path(__file__).with_name("lab_sender.py"), tree / "agent")
         (directory / "initrd").write_bytes(_base(packages).read_bytes() + gzip.compress(_archive(tree), 1))
 
 

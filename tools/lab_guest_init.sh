@@ -1,6 +1,7 @@
 #!/bin/sh
 # PID 1 of a lab guest: starts guestd's agent, again whenever it ends, and runs what the control channel says.
-# On the kernel's command line: lab.interval=SECONDS between samples.
+# On the kernel's command line: lab.interval=SECONDS between samples; or lab.sender=MILLISECONDS between counted ones,
+# which tools/lab_sender.py sends in the agent's place.
 /bin/busybox --install -s /bin
 mount -t devtmpfs dev /dev
 mount -t proc proc /proc
@@ -9,9 +10,12 @@ while read -r module; do insmod "$module"; done </modules
 ip link set lo up
 mkdir -p /dev/virtio-ports
 
-interval=1
+program='-m guestd agent --interval 1'
 for word in $(cat /proc/cmdline); do
-  case $word in lab.interval=*) interval=${word#*=} ;; esac
+  case $word in
+    lab.interval=*) program="-m guestd agent --interval ${word#*=}" ;;
+    lab.sender=*) program="/agent/lab_sender.py ${word#*=}" ;;
+  esac
 done
 
 # What udev does elsewhere, for ports that are plugged in later, too.
@@ -36,7 +40,8 @@ control() {
 
 agent() {
   while :; do
-    PYTHONPATH=/agent:/site python3.11 -S -B -m guestd agent --interval "$interval" </dev/null
+    # shellcheck disable=SC2086 # its words are the program's
+    PYTHONPATH=/agent:/site python3.11 -S -B $program </dev/null
     sleep 0.2
   done
 }

@@ -1,0 +1,259 @@
+"""The lab for tests: real guests on a real libvirtd, and their samples counted against the tables.
+
+Booting takes seconds, so guests live for the session: a test takes some, each begins a new run of its sender for it,
+and those that a test has not destroyed are taken again.
+"""
+
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from tools.lab import Lab, LabError, obstacle
+from tools.lab_domain import agent_channel_xml
+from tools.packages import PackagesError
+
+from fix_daemon import Daemon, add_machine, eventually, execute, rows
+from fix_faults import Books, counted
+
+# An emulated guest on a machine that others use, too.
+BOOT_SECONDS = 150.0
+SAMPLE_MILLISECONDS = 50
+# Ends what it started when the session is killed.
+WITH_US = ("setpriv", "--pdeathsig", "KILL")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a guest's sender, as its console last told: numbers are base + 1 .. base + posted."""
+
+    base: int
+    posted: int
+    acknowledged: int
+
+
+class LabGuest:
+    """One guest of the lab."""
+
+    def __init__(self, lab: Lab, name: str, uuid: UUID) -> None:
+        self.lab = lab
+        self.name = name
+        self.uuid = uuid
+        self.console = lab.channels / f"{name}.log"
+        self.socket = lab.channels / f"{uuid}.socket"
+        self.first_base = 0
+
+    def virsh(self, command: str, *words: str) -> str:
+        """Run a virsh command on this guest."""
+        return self.lab.run("virsh", "-q", command, self.name, *words).strip()
+
+    def run(self, command: str) -> str:
+        """Run a shell command in the guest and return what it prints."""
+        with socket.socket(socket.AF_UNIX) as control:
+            control.settimeout(BOOT_SECONDS)
+            control.connect(str(self.lab.channels / f"{self.name}.control"))
+            control.sendall(command.encode() + b"\n")
+            said = b""
+            while b"#status " not in said:
+                chunk = control.recv(65536)
+                assert chunk, f"{self.name} has gone"
+                said += chunk
+        return said.partition(b"#status ")[0].decode()
+
+    @contextmanager
+    def told(self, command: str) -> Iterator[None]:
+        """Have the guest run a command that it may not live to answer: what has not arrived goes with the client."""
+        with socket.socket(socket.AF_UNIX) as control:
+            control.connect(str(self.lab.channels / f"{self.name}.control"))
+            control.sendall(command.encode() + b"\n")
+            yield
+
+    def runs(self) -> list[Run]:
+        """The runs of its sender since this test took it, oldest first."""
+        latest: dict[int, Run] = {}
+        for line in self.console.read_text(errors="replace").splitlines():
+            word, _, rest = line.partition(" ")
+            if word == "lab-sender" and len(fields := rest.split()) == 4 and all(map(str.isdigit, fields)):
+                base, posted, acknowledged, given_up = map(int, fields)
+                assert given_up == 0, line
+                latest[base] = Run(base, posted, acknowledged)
+        return [run for base, run in sorted(latest.items()) if base >= self.first_base]
+
+    def begins_again(self, before: int) -> None:
+        """Wait until more than `before` runs have begun, and the latest is under way."""
+        eventually(lambda: len(self.runs()) > before, f"{self.name} has begun a new run", BOOT_SECONDS)
+        self.goes_on()
+
+    def acknowledged(self) -> int:
+        """Of its latest run."""
+        return self.runs()[-1].acknowledged
+
+    def is_acknowledged(self) -> bool:
+        """Whether guestd has all that its latest run has posted."""
+        return self.runs()[-1].acknowledged == self.runs()[-1].posted
+
+    def goes_on(self, samples: int = 10) -> None:
+        """Wait until so many more samples are acknowledged."""
+        wanted = self.acknowledged() + samples
+        eventually(lambda: self.acknowledged() >= wanted, f"{self.name}: {self.tail()}", BOOT_SECONDS)
+
+    def tail(self) -> str:
+        """The end of its console."""
+        return self.console.read_text(errors="replace")[-300:]
+
+    def unplug_channel(self) -> None:
+        """Take the agent's channel away, and wait until it is gone."""
+        self._device("detach-device")
+        eventually(lambda: str(self.socket) not in self.virsh("dumpxml"), "the channel is gone", BOOT_SECONDS)
+
+    def plug_channel(self) -> None:
+        """Give it back."""
+        self._device("attach-device")
+
+    def _device(self, command: str) -> None:
+        device = self.lab.state / "channel.xml"
+        device.write_text(agent_channel_xml(self.uuid, self.lab.channels))
+        self.virsh(command, str(device), "--live")
+
+    def restart_sender(self) -> None:
+        """Begin a new run."""
+        self.run("kill -9 $(pidof python3.11)")
+
+
+class LabGuests:
+    """The guests of a session."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.idle: list[LabGuest] = []
+        self._made = 0
+
+    def boot(self, program: str = f"lab.sender={SAMPLE_MILLISECONDS}") -> LabGuest:
+        """A new guest, not up yet."""
+        self._made += 1
+        guest = LabGuest(self.lab, f"lab{self._made}", uuid4())
+        self.lab.add_guest(guest.name, guest.uuid, program)
+        return guest
+
+    def remove(self, guest: LabGuest) -> None:
+        """Destroy and undefine it, whatever state it is in."""
+        for command in ("destroy", "undefine"):
+            with suppress(LabError):  # it was off, or undefined, already
+                guest.virsh(command)
+
+
+class World:
+    """A guestd on the lab's channels, and the guests of one test."""
+
+    def __init__(self, daemon: Daemon, guests: LabGuests) -> None:
+        self.daemon = daemon
+        self.guests = guests
+        self.taken: list[LabGuest] = []
+        daemon.channels = guests.lab.channels
+
+    @property
+    def lab(self) -> Lab:
+        """Where the guests are."""
+        return self.guests.lab
+
+    def take(self, count: int = 1) -> list[LabGuest]:
+        """So many guests that send to guestd, which runs; each has begun a new run and got some of it acknowledged."""
+        reused = [self.guests.idle.pop() for _ in range(min(count, len(self.guests.idle)))]
+        fresh = [self.guests.boot() for _ in range(count - len(reused))]
+        self.taken += reused + fresh
+        for guest in reused:
+            guest.first_base = guest.runs()[-1].base + 1
+            guest.restart_sender()
+        for guest in reused + fresh:
+            self.register(guest)
+            if self.daemon.process is None:
+                self.daemon.start()
+            eventually(guest.runs, f"{guest.name} sends: {guest.tail() if guest in reused else ''}", BOOT_SECONDS)
+            guest.goes_on()
+        return reused + fresh
+
+    def register(self, guest: LabGuest) -> None:
+        """Make its Machine row."""
+        add_machine(self.daemon.dsn, guest.uuid)
+        execute(
+            self.daemon.dsn,
+            f"""UPDATE "Machine" SET "internalName" = '{guest.name}' WHERE "id" = '{guest.uuid}' """,
+        )
+
+    def samples(self, guest: LabGuest) -> int:
+        """How many of its samples are in the tables."""
+        return int(
+            rows(self.daemon.dsn, 'SELECT count(*) FROM "SystemMetrics" WHERE "machineId" = %s', guest.uuid)[0][0]
+        )
+
+    def settled(self, *guests: LabGuest) -> Books:
+        """Let the guests end their samples, wait until all are acknowledged and stored, and count."""
+        for guest in guests:
+            guest.run("touch /run/stop")
+        for guest in guests:
+            eventually(guest.is_acknowledged, f"all is acknowledged: {guest.tail()}", BOOT_SECONDS)
+        eventually(lambda: self.daemon.metric("guestd_spool_frames") == 0, "all is stored", 60)
+        for guest in guests:
+            guest.run("rm /run/stop")
+        return self.books()
+
+    def books(self) -> Books:
+        """What the test's guests sent, as far as anybody can know, against the tables.
+
+        A run that went on to the end has sent what it says. Of one that was ended, no more is known than the numbers
+        that were acknowledged or stored: all up to the highest of these.
+        """
+        stored = rows(self.daemon.dsn, 'SELECT "machineId", "uptime" FROM "SystemMetrics"')
+        sent: dict[UUID, list[int]] = {}
+        for guest in self.taken:
+            runs = guest.runs()
+            numbers = sorted(number for machine_id, number in stored if machine_id == guest.uuid)
+            for run, following in zip(runs, [*(run.base for run in runs[1:]), 2**62], strict=True):
+                highest = max((number for number in numbers if run.base < number <= following), default=run.base)
+                sent.setdefault(guest.uuid, []).extend(
+                    range(run.base + 1, max(highest, run.base + run.acknowledged) + 1)
+                )
+        return counted(self.daemon.dsn, sent)
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """A private libvirtd, for the session."""
+    if why := obstacle():
+        pytest.skip(why)
+    # Of its own: the name of a socket must be short.
+    state = Path(tempfile.mkdtemp(prefix="guestd-lab-"))
+    lab = Lab(state)
+    try:
+        lab.up(*WITH_US)
+    except PackagesError as why:
+        pytest.skip(str(why))
+    try:
+        yield lab
+    finally:
+        lab.down()
+        shutil.rmtree(state)
+
+
+@pytest.fixture(scope="session")
+def guests(lab: Lab) -> LabGuests:
+    """The guests of the session."""
+    return LabGuests(lab)
+
+
+@pytest.fixture
+def world(daemon: Daemon, guests: LabGuests) -> Iterator[World]:
+    """A guestd for this test, started when the first guest is taken; guests that are still well stay for the next."""
+    world = World(daemon, guests)
+    yield world
+    for guest in world.taken:
+        is_running = guest.name in guests.lab.run("virsh", "-q", "list", "--name", "--state-running").split()
+        if is_running:
+            guests.idle.append(guest)
+        else:
+            guests.remove(guest)
