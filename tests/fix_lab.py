@@ -154,7 +154,8 @@ class World:
         self.daemon = daemon
         self.guests = guests
         self.taken: list[LabGuest] = []
-        daemon.channels = guests.lab.channels
+        daemon.virtio_lines = 'discovery = "libvirt"\n'
+        daemon.more_tables = f'[libvirt]\nuri = "{guests.lab.uri}"\n'
 
     @property
     def lab(self) -> Lab:
@@ -191,6 +192,14 @@ class World:
             rows(self.daemon.dsn, 'SELECT count(*) FROM "SystemMetrics" WHERE "machineId" = %s', guest.uuid)[0][0]
         )
 
+    def status_becomes(self, guest: LabGuest, status: str) -> None:
+        """Wait until the guest's row says so."""
+
+        def says() -> bool:
+            return rows(self.daemon.dsn, 'SELECT "status" FROM "Machine" WHERE "id" = %s', guest.uuid) == [(status,)]
+
+        eventually(says, f"{guest.name} is {status}", BOOT_SECONDS)
+
     def settled(self, *guests: LabGuest) -> Books:
         """Let the guests end their samples, wait until all are acknowledged and stored, and count."""
         for guest in guests:
@@ -226,6 +235,7 @@ def lab() -> Iterator[Lab]:
     """A private libvirtd, for the session."""
     if why := obstacle():
         pytest.skip(why)
+    pytest.importorskip("libvirt", reason="libvirt-python is not installed: ./dev builds it where it can")
     # Of its own: the name of a socket must be short.
     state = Path(tempfile.mkdtemp(prefix="guestd-lab-"))
     lab = Lab(state)

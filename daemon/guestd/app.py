@@ -28,8 +28,8 @@ from guestd import __version__, intake, prepare, signing, systemd, writer
 from guestd.batch import Limits
 from guestd.broker import login
 from guestd.budget import Budget, Rate, Rates
-from guestd.channels import Directory
-from guestd.errors import StoreUnavailable
+from guestd.channels import Directory, Place
+from guestd.errors import ConfigError, StoreUnavailable
 from guestd.hosting import Hosting
 from guestd.intake import Intake
 from guestd.lifecycle import Backoff, retrying, run_until
@@ -77,8 +77,9 @@ async def run(settings: Settings) -> None:
             counters=_writer_counters(telemetry, gate),
             command_lines_of=partial(_command_lines, roster, settings.privacy.command_lines),
         )
+        hosting = Hosting(settings, telemetry) if settings.libvirt.uri else None
         channels = virtio.Virtio(
-            Directory(Path(settings.virtio.directory), roster),
+            _place(settings, roster, hosting),
             intake=gate,
             roster=roster,
             gauges=_channel_gauges(telemetry),
@@ -86,7 +87,6 @@ async def run(settings: Settings) -> None:
             wrapped=wrapped,
         )
         from_broker = _from_broker(settings, telemetry, spool=spool, gate=gate, roster=roster)
-        hosting = Hosting(settings, telemetry) if settings.libvirt.uri else None
         port = await resources.enter_async_context(
             served(
                 telemetry,
@@ -98,7 +98,7 @@ async def run(settings: Settings) -> None:
         _tune_collector()
         log.info(
             "guestd is up", version=__version__, store=server_name(settings.store.dsn), spool_frames=spool.frames,
-            channels=settings.virtio.directory, metrics=f"http://{settings.telemetry.listen_host}:{port}/metrics",
+            channels=_sought_in(settings), metrics=f"http://{settings.telemetry.listen_host}:{port}/metrics",
         )  # fmt: skip
         systemd.notify("READY=1")
         await run_until(
@@ -115,6 +115,19 @@ async def run(settings: Settings) -> None:
             grace_seconds=lambda: NO_STORE_GRACE_SECONDS if consumer.store_error else settings.stop_grace_seconds,
         )
         log.info("guestd has stopped", spool_frames=spool.frames)
+
+
+def _place(settings: Settings, roster: Roster, hosting: Hosting | None) -> Place:
+    """Where channels are looked for."""
+    if settings.virtio.discovery == "directory":
+        return Directory(Path(settings.virtio.directory), roster)
+    if hosting is None:
+        raise ConfigError('virtio.discovery is "libvirt", and libvirt.uri is empty: set it, say to qemu:///system')
+    return hosting.place(roster)
+
+
+def _sought_in(settings: Settings) -> str:
+    return settings.virtio.directory if settings.virtio.discovery == "directory" else settings.libvirt.uri
 
 
 def _wrapping(master_secret_file: str) -> Callable[[UUID, bytes], bytes]:

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from guestd import hypervisor, reconcile
+from guestd.channels import Domains
 from guestd.hypervisor import Hypervisor
 from guestd.lifecycle import Life
 from guestd.plans.vms import REPORT_KINDS, Plan, Report, Rules
 from guestd.reconcile import Reconciler, preview
+from guestd.roster import Roster
 from guestd.settings import Libvirt, Settings
 from guestd.telemetry import Hosting as HostingMetrics
 from guestd.telemetry import Telemetry
@@ -23,7 +25,7 @@ class Hosting:
     """Driver and loop of one host. Raises ConfigError where libvirt's bindings are missing."""
 
     def __init__(self, settings: Settings, telemetry: Telemetry) -> None:
-        chosen = settings.libvirt
+        chosen = self._chosen = settings.libvirt
         self.hypervisor = Hypervisor(chosen.uri, _driver_counters(telemetry.hosting))
         self._loop = Reconciler(
             self.hypervisor,
@@ -44,6 +46,16 @@ class Hosting:
             "vms": self._loop.run(),
             "wishes": self._loop.watch_wishes(),
         }
+
+    def place(self, roster: Roster) -> Domains:
+        """Where the guests have their channels, as libvirt tells it."""
+        driver = self.hypervisor
+        return Domains(
+            lambda: None if driver.looked_at is None else driver.domains,
+            driver.listener(),
+            roster=roster,
+            channel_names=self._chosen.channel_names,
+        )
 
     def problems(self) -> list[str]:
         """What is wrong, in words; of two, the cause."""

@@ -42,6 +42,8 @@ class Spool(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Virtio(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Virtio-serial channels, as unix sockets that QEMU serves."""
 
+    discovery: Literal["directory", "libvirt"] = "directory"
+    """How sockets are found: by their names in a directory, or in the domains of libvirt.uri."""
     directory: str = "/opt/infinibay/sockets"
     """Holds `<Machine.id>.socket`."""
     max_frame_bytes: Positive = 4 * 1024 * 1024

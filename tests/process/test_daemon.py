@@ -216,6 +216,15 @@ def test_a_bad_configuration_is_refused_with_its_path(directory: Path, line: str
     assert "Traceback" not in done.stderr
 
 
+def test_channels_that_are_sought_in_no_libvirt_are_refused_at_start(directory: Path, dsn: str) -> None:
+    daemon = Daemon(directory, dsn)
+    daemon.virtio_lines = 'discovery = "libvirt"\n'
+    daemon.start()
+    assert daemon.process is not None
+    assert daemon.process.wait(30) == 78
+    assert "libvirt.uri is empty" in daemon.log.read_text()
+
+
 def test_a_second_guestd_on_the_same_spool_refuses(daemon: Daemon) -> None:
     daemon.start()
     daemon.url()

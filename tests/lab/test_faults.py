@@ -1,0 +1,88 @@
+"""What else may befall real guests: nothing that was acknowledged is missing, nothing is there twice."""
+
+import os
+import signal
+import socket
+
+import pytest
+
+from fix_daemon import eventually
+from fix_faults import Reliability
+from fix_lab import BOOT_SECONDS, LabGuest, World
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def connected(guest: LabGuest) -> socket.socket:
+    """Another client of its channel."""
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(BOOT_SECONDS)
+    client.connect(str(guest.socket))
+    return client
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_guestd_started_again_while_guests_write_has_all_of_it(
+    world: World, reliability: Reliability, end: str
+) -> None:
+    guests = world.take(2)
+    rounds = reliability.rounds(quick=2, full=20)
+    for _ in range(rounds):
+        getattr(world.daemon, end)()
+        world.daemon.start()
+        for guest in guests:
+            guest.goes_on(5)
+    reliability.record(f"guestd is ended ({end}) while guests write", rounds, world.settled(*guests))
+
+
+def test_an_agent_that_is_killed_begins_a_new_run(world: World, reliability: Reliability) -> None:
+    (guest,) = world.take()
+    rounds = reliability.rounds(quick=1, full=10)
+    for number in range(1, rounds + 1):
+        guest.restart_sender()
+        guest.begins_again(number)
+    reliability.record("the agent is killed", rounds, world.settled(guest))
+
+
+def test_another_client_holding_the_channel_only_delays(world: World, reliability: Reliability) -> None:
+    (guest,) = world.take()
+    world.daemon.stop()
+    with connected(guest) as other:
+        assert other.recv(65536), "what the agent writes, the other client gets"
+        world.daemon.start()
+        # That guestd has connected proves nothing: it waits in QEMU's backlog.
+        eventually(lambda: world.daemon.metric("guestd_channels_connected") == 1, "guestd waits behind it")
+        assert world.daemon.metric("guestd_frames_accepted_total") == 0
+    guest.goes_on()
+    reliability.record("another client holds the channel", 1, world.settled(guest))
+
+
+def test_a_qemu_that_hangs_holds_up_no_other_guest(world: World, reliability: Reliability) -> None:
+    hung, other = world.take(2)
+    world.lab.signal_qemu(hung.name, signal.SIGSTOP)
+    other.goes_on(40)
+    world.lab.signal_qemu(hung.name, signal.SIGCONT)
+    hung.goes_on()
+    reliability.record("a QEMU hangs", 1, world.settled(hung, other))
+
+
+def test_a_guest_that_panics_and_one_that_is_destroyed_come_back(world: World, reliability: Reliability) -> None:
+    panicking, destroyed = world.take(2)
+    with panicking.told("echo c > /proc/sysrq-trigger"):
+        world.status_becomes(panicking, "error")
+    for guest in (panicking, destroyed):
+        guest.virsh("destroy")
+        guest.virsh("start")
+    for guest in (panicking, destroyed):
+        guest.begins_again(1)
+        world.status_becomes(guest, "running")
+    reliability.record("a guest panics, one is destroyed", 1, world.settled(panicking, destroyed))
+
+
+@pytest.mark.skipif(os.environ.get("GUESTD_FAULTS") != "full", reason="./dev faults boots twenty guests")
+@pytest.mark.timeout(3600)
+def test_twenty_guests_at_once(world: World, reliability: Reliability) -> None:
+    guests = world.take(20)
+    for guest in guests:
+        guest.goes_on(50)
+    reliability.record("twenty guests at once", 1, world.settled(*guests))
