@@ -26,11 +26,11 @@ SEED = 1
 
 
 @contextmanager
-def own_store(guests: int) -> Iterator[tuple[str, Path]]:
+def own_store(guests: int, **server_settings: str) -> Iterator[tuple[str, Path]]:
     """A migrated database with the fleet's machines on a private server, fsync on; its DSN and a directory."""
     directory = Path(tempfile.mkdtemp(prefix="guestd-bench-"))
     directory.chmod(0o755)
-    cluster = Cluster(directory / "store", prefix=prefix(), settings=SERVER_SETTINGS)
+    cluster = Cluster(directory / "store", prefix=prefix(), settings=SERVER_SETTINGS | server_settings)
     try:
         cluster.start()
         create_database(cluster.dsn("postgres"), "bench")

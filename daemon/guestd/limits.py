@@ -13,7 +13,7 @@ ESCAPES = 100_000
 # What is refused is kept for the operator; a guest cannot make that long.
 REFUSALS = 1_000
 # List entries that are put right, one by one; the next ones are refused.
-MENDED = 5_000
+MENDED = 1_000
 # What a message says outside its lists of entries, bytes of each part.
 PART_BYTES = 256 * 1024
 

@@ -94,17 +94,17 @@ class Mqtt(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What one guest may send. Beyond it guestd does not read on from that guest until time has made up for it."""
 
-    bytes_per_second: Positive = 2 * 1024**2
+    bytes_per_second: Positive = 1024**2
     """In the long run,"""
-    burst_bytes: Positive = 16 * 1024**2
+    burst_bytes: Positive = 8 * 1024**2
     """and at once, after a rest."""
-    frames_per_second: Positive = 500
+    frames_per_second: Positive = 200
     """In the long run,"""
-    burst_frames: Positive = 5000
+    burst_frames: Positive = 1000
     """and at once, after a rest."""
-    rows_per_second: Positive = 10_000
+    rows_per_second: Positive = 5000
     """Made of its frames, in the long run,"""
-    burst_rows: Positive = 100_000
+    burst_rows: Positive = 50_000
     """and at once, after a rest."""
 
 

@@ -17,7 +17,8 @@ from unit.poison import POISON, poisoned
 @pytest.mark.timeout(300)
 async def test_a_real_store_takes_every_poison_value_in_every_field(tmp_path: Path, dsn: str) -> None:
     machine_id = add_machine(dsn)
-    payloads = [payload for name in POISON for _, payload in poisoned(name)]
+    # A poison that makes no difference gives the same message again, which is known and not stored twice.
+    payloads = [*{payload: None for name in POISON for _, payload in poisoned(name)}]
     async with spooled(tmp_path, machine_id, payloads) as spool:
         tally = Tally()
         consumer = Writer(spool, dsn=dsn, limits=Limits(2000, 4_000_000, 0.01), counters=tally.counters())

@@ -136,7 +136,9 @@ D2: dict[str, Any] = {
     },
 }  # fmt: skip
 
-_MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
+_SIGN = "\N{OBJECT REPLACEMENT CHARACTER}"
+# Stands in the templates where poison goes.
+MARK = f'"{_SIGN}"'.encode()
 Path = tuple[str | int, ...]
 
 
@@ -153,7 +155,7 @@ def _with_a_mark(message: dict[str, Any], path: Path) -> bytes:
     inner: Any = changed
     for key in path[:-1]:
         inner = inner[key]
-    inner[path[-1]] = _MARK
+    inner[path[-1]] = _SIGN
     return json.dumps(changed, ensure_ascii=False).encode()
 
 
@@ -163,4 +165,4 @@ TEMPLATES = [(path, _with_a_mark(message, path)) for message in (D1, D2) for pat
 def poisoned(name: str) -> Iterator[tuple[Path, bytes]]:
     """Messages with this poison in each place of both dialects."""
     for path, template in TEMPLATES:
-        yield path, template.replace(f'"{_MARK}"'.encode(), POISON[name])
+        yield path, template.replace(MARK, POISON[name])

@@ -244,8 +244,8 @@ def test_the_first_entries_of_a_list_that_is_too_long_are_kept() -> None:
 
 def test_so_many_entries_that_need_mending_are_not_all_mended() -> None:
     process = {"id": 1, "name": "a", "memory_usage_kb": -1}
-    assert len(decode(changed(processes=[process] * limits.PROCESSES)).refusals) == 0
-    more = decode(changed(processes=[process] * limits.PROCESSES, ports=[{"port": 1.0}] * 10))
+    assert decode(changed(processes=[process] * limits.MENDED)).refusals == []
+    more = decode(changed(processes=[process] * limits.MENDED, ports=[{"port": 1.0}] * 10))
     assert len(more.refusals) == 10
 
 

@@ -1,0 +1,70 @@
+"""What must hold for any bytes that a guest writes, from its channel to rows: shared by the fuzzer and a unit test.
+
+Needs no more than guestd's pure core: the fuzzer's environment has little else.
+"""
+
+import itertools
+from datetime import timedelta
+
+import msgspec
+
+from guestd import decoding, limits, messages
+from guestd.errors import BadFrame
+from guestd.framing import Framer, Oversize
+from guestd.normalise import Channel, Rows, Stream, guest_time, sample_time
+from unit.rows import RECEIVED, misfits, rows_of
+
+# Short, so that the fuzzer finds lines over it.
+LIMIT_BYTES = 8 * 1024
+MOST_ROWS = 1 + limits.PROCESSES + limits.SOCKETS + limits.SERVICES + 2 * limits.APPLICATIONS
+FARTHEST = timedelta(days=8)
+
+
+def check(stream: bytes) -> None:
+    """Raise for whatever no bytes may do."""
+    whole = Framer(LIMIT_BYTES).feed(stream)
+    assert _in_pieces(stream) == whole, "lines depend on how the stream is cut"
+    remembered = Stream()
+    for line in whole:
+        head = line.head if isinstance(line, Oversize) else line
+        messages.other_type(head)
+        messages.header(head)
+        if not isinstance(line, Oversize):
+            _check_line(line, remembered)
+
+
+def _in_pieces(stream: bytes) -> list[bytes | Oversize]:
+    """The lines when it comes in pieces; their sizes are taken from the stream itself."""
+    framer = Framer(LIMIT_BYTES)
+    edges = [0, *itertools.accumulate(1 + byte % 61 for byte in stream[:200]), len(stream)]
+    pieces = (stream[begin:end] for begin, end in itertools.pairwise(sorted(min(each, len(stream)) for each in edges)))
+    return [line for piece in pieces for line in framer.feed(piece)]
+
+
+def _check_line(line: bytes, remembered: Stream) -> None:
+    messages.is_whole(line)
+    messages.is_json(line)
+    try:
+        decoded = decoding.decode(line)
+        rows = rows_of(line, remembered)
+    except BadFrame as why:
+        if why.reason not in ("json", "shape", "type"):
+            raise
+        return
+    assert misfits(rows) == []
+    assert len(decoded.refusals) <= limits.REFUSALS
+    assert rows.count <= MOST_ROWS
+    _check_bounds(rows)
+    claimed = guest_time(decoded.metrics.timestamp)
+    for channel in Channel:
+        assert abs(sample_time(claimed, RECEIVED, channel) - RECEIVED) < FARTHEST
+
+
+def _check_bounds(rows: Rows) -> None:
+    columns = [value for row in (rows.system_metrics, *rows.services) for value in row if isinstance(value, bytes)]
+    for column in columns:
+        assert len(column) <= limits.JSON_BYTES + limits.PATH_CHARS
+        msgspec.json.decode(column)
+    every = (*rows.processes, *rows.ports, *rows.application_history, *rows.applications, *rows.services)
+    assert all(len(value) <= limits.PATH_CHARS for row in every for value in row if isinstance(value, str))
+    assert all(len(row[2].encode()) <= 2_600 for row in rows.application_history)
