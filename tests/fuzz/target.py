@@ -8,11 +8,11 @@ from datetime import timedelta
 
 import msgspec
 
-from guestd import decoding, limits, messages
+from guestd import decoding, events, limits, messages
 from guestd.errors import BadFrame
 from guestd.framing import Framer, Oversize
 from guestd.normalise import Channel, Rows, Stream, guest_time, sample_time
-from unit.rows import RECEIVED, misfits, rows_of
+from unit.rows import MACHINE, RECEIVED, misfits, rows_of
 
 # Short, so that the fuzzer finds lines over it.
 LIMIT_BYTES = 8 * 1024
@@ -44,6 +44,8 @@ def _in_pieces(stream: bytes) -> list[bytes | Oversize]:
 def _check_line(line: bytes, remembered: Stream) -> None:
     messages.is_whole(line)
     messages.is_json(line)
+    if messages.other_type(line) in events.TYPES:
+        _check_event(line)
     try:
         decoded = decoding.decode(line)
         rows = rows_of(line, remembered)
@@ -58,6 +60,24 @@ def _check_line(line: bytes, remembered: Stream) -> None:
     claimed = guest_time(decoded.metrics.timestamp)
     for channel in Channel:
         assert abs(sample_time(claimed, RECEIVED, channel) - RECEIVED) < FARTHEST
+
+
+def _check_event(line: bytes) -> None:
+    try:
+        event = events.event_of(line, machine_id=MACHINE, received_at=RECEIVED)
+    except BadFrame as why:
+        if why.reason != "json":
+            raise
+        return
+    assert event.type in events.TYPES
+    assert len(event.detail) <= limits.EVENT_BYTES
+    assert isinstance(msgspec.json.decode(event.detail), dict)
+    for text in (event.severity or "", event.message or "", event.detail):
+        text.encode()
+        assert "\0" not in text
+        assert r"\u0000" not in text.replace(r"\\", "")
+    assert len(event.severity or "") <= limits.STATE_CHARS
+    assert len(event.message or "") <= limits.EVENT_CHARS
 
 
 def _check_bounds(rows: Rows) -> None:
