@@ -11,11 +11,17 @@ CHUNK_BYTES = 4096
 
 
 class Proxy:
-    """Forwards to a loopback port; each connection is cut when so many bytes have passed, either way."""
+    """Forwards to a loopback port; each connection is cut when so many bytes have passed, either way.
 
-    def __init__(self, target_port: int, cut_after: Callable[[], int]) -> None:
+    Or instead of the answer to a chunk that `is_last`.
+    """
+
+    def __init__(
+        self, target_port: int, cut_after: Callable[[], int], is_last: Callable[[bytes], bool] = lambda _: False
+    ) -> None:
         self._target_port = target_port
         self._cut_after = cut_after
+        self._is_last = is_last
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
         self.cuts = 0
@@ -41,6 +47,7 @@ class Proxy:
     def mend(self) -> None:
         """Cut no new connection any more."""
         self._cut_after = lambda: sys.maxsize
+        self._is_last = lambda _: False
 
     def _serve(self) -> None:
         with contextlib.suppress(OSError):
@@ -68,7 +75,7 @@ class Proxy:
             while chunk := source.recv(CHUNK_BYTES):
                 with self._lock:
                     allowed = chunk[: max(0, left[0])]
-                    left[0] -= len(chunk)
+                    left[0] = 0 if self._is_last(chunk) else left[0] - len(chunk)
                 sink.sendall(allowed)
                 if len(allowed) < len(chunk):
                     self.cuts += 1

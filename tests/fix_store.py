@@ -64,6 +64,19 @@ def cluster() -> Iterator[Server]:
         shutil.rmtree(directory)
 
 
+@pytest.fixture
+def own_cluster() -> Iterator[Cluster]:
+    """A server that a test may kill, with fsync as in production."""
+    directory = Path(tempfile.mkdtemp(prefix="guestd-"))
+    cluster = Cluster(directory, prefix=prefix())
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(directory)
+
+
 @pytest.fixture(scope="session")
 def template(cluster: Server) -> Iterator[str]:
     """The name of a database that has seen every migration, to copy."""

@@ -2,15 +2,12 @@
 
 import os
 import random
-import shutil
 import signal
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-from tools.cluster import Cluster, create_database, prefix
+from tools.cluster import Cluster, create_database
 
 from fix_daemon import Daemon, add_machine, command, environment, eventually, let_it_work, rows
 from guestd.simulate import machine_ids
@@ -18,19 +15,6 @@ from gueststore.migrations import migrate
 
 GUESTS = 10
 LINES_PER_GUEST = 200
-
-
-@pytest.fixture
-def own_cluster() -> Iterator[Cluster]:
-    """A server that a test may kill, with fsync as in production."""
-    directory = Path(tempfile.mkdtemp(prefix="guestd-"))
-    cluster = Cluster(directory, prefix=prefix())
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
-        shutil.rmtree(directory)
 
 
 def test_sessions_that_the_server_ends_cost_nothing(daemon: Daemon) -> None:

@@ -1,0 +1,302 @@
+"""Every way in which a store may fail under load: nothing is lost or doubled, and guestd goes on by itself."""
+
+import contextlib
+import itertools
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from tools.cluster import Cluster, create_database, prefix
+
+from fix_daemon import Daemon, add_machine, eventually, execute, let_it_work, rows
+from fix_disk import small_disk_at
+from fix_faults import Books, Reliability, counted, fleet, fleet_counted, sample_line
+from fix_proxy import Proxy
+from gueststore.migrations import migrate
+
+GUESTS = 10
+LINES_PER_ROUND = 120
+PROCESSES = 20
+
+
+@contextmanager
+def guestd_on(cluster: Cluster, directory: Path, dsn: str | None = None) -> Iterator[Daemon]:
+    """A guestd for a migrated database of that server's; not started yet."""
+    create_database(cluster.dsn("postgres"), "guestd")
+    migrate(cluster.dsn("guestd"))
+    daemon = Daemon(directory, dsn or cluster.dsn("guestd"))
+    try:
+        yield daemon
+    finally:
+        if daemon.process is not None and daemon.process.poll() is None:
+            daemon.kill()
+        for guest in daemon.guests:
+            guest.leave()
+
+
+def is_ready(daemon: Daemon) -> bool:
+    return daemon.page("/readyz")[0] == 200
+
+
+def says(daemon: Daemon, words: str) -> bool:
+    status, text = daemon.page("/readyz")
+    return status == 503 and words in text
+
+
+def descendants(pid: int) -> list[int]:
+    """A process and all that it has started, itself first."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(int(child) for child in children)]
+
+
+def test_a_server_whose_postmaster_is_killed_costs_nothing(
+    own_cluster: Cluster, directory: Path, reliability: Reliability
+) -> None:
+    kills = reliability.rounds(quick=1, full=15)
+    with guestd_on(own_cluster, directory) as daemon:
+        daemon.start()
+        with fleet(daemon, count=kills * LINES_PER_ROUND, guests=GUESTS, processes=PROCESSES) as load:
+            for _ in range(kills):
+                eventually(lambda: is_ready(daemon), "ready")
+                let_it_work(random.uniform(0.2, 1))
+                pid = own_cluster.pid()
+                assert pid is not None
+                assert load.is_writing()
+                os.kill(pid, signal.SIGKILL)
+                eventually(lambda: says(daemon, "store:"), "it says that the store is gone")
+                own_cluster.start()
+            load.finish(daemon)
+        assert daemon.stop() == 0
+        reliability.record("database killed (SIGKILL)", kills, fleet_counted(own_cluster.dsn("guestd"), load.manifest))
+
+
+def test_a_server_that_stands_still_for_a_while_costs_nothing(
+    own_cluster: Cluster, directory: Path, reliability: Reliability
+) -> None:
+    stops = reliability.rounds(quick=1, full=10)
+    with guestd_on(own_cluster, directory) as daemon:
+        daemon.start()
+        with fleet(daemon, count=stops * LINES_PER_ROUND, guests=GUESTS, processes=PROCESSES) as load:
+            for _ in range(stops):
+                eventually(lambda: is_ready(daemon), "ready")
+                let_it_work(random.uniform(0.2, 1))
+                pid = own_cluster.pid()
+                assert pid is not None
+                stopped = descendants(pid)
+                for each in stopped:
+                    os.kill(each, signal.SIGSTOP)
+                eventually(lambda: daemon.metric("guestd_spool_frames") > 3 * GUESTS, "frames wait")
+                for each in stopped:
+                    os.kill(each, signal.SIGCONT)
+            load.finish(daemon)
+        assert daemon.stop() == 0
+        reliability.record(
+            "database stopped (SIGSTOP) and continued", stops, fleet_counted(own_cluster.dsn("guestd"), load.manifest)
+        )
+
+
+def test_a_server_that_is_restarted_within_a_copy_costs_nothing(
+    own_cluster: Cluster, directory: Path, reliability: Reliability
+) -> None:
+    restarts = reliability.rounds(quick=1, full=15)
+    with guestd_on(own_cluster, directory) as daemon:
+        daemon.start()
+        with (
+            fleet(daemon, count=restarts * LINES_PER_ROUND, guests=GUESTS, processes=60) as load,
+            ExitStack() as watching,
+        ):
+            for _ in range(restarts):
+                watcher = watching.enter_context(psycopg.connect(own_cluster.dsn("guestd"), autocommit=True))
+
+                def copies(watcher: psycopg.Connection = watcher) -> bool:
+                    return watcher.execute("SELECT 1 FROM pg_stat_progress_copy").fetchone() is not None
+
+                eventually(copies, "a COPY is under way", 60)
+                own_cluster.stop()
+                own_cluster.start()
+            load.finish(daemon)
+        assert daemon.stop() == 0
+        reliability.record(
+            "database restarted in mid-COPY", restarts, fleet_counted(own_cluster.dsn("guestd"), load.manifest)
+        )
+
+
+def test_a_server_that_takes_no_writes_for_a_while_costs_nothing(
+    own_cluster: Cluster, directory: Path, reliability: Reliability
+) -> None:
+    times = reliability.rounds(quick=1, full=10)
+    server = own_cluster.dsn("postgres")
+    with guestd_on(own_cluster, directory) as daemon:
+        daemon.start()
+        with fleet(daemon, count=times * LINES_PER_ROUND, guests=GUESTS, processes=PROCESSES) as load:
+            for _ in range(times):
+                eventually(lambda: is_ready(daemon), "ready")
+                execute(server, "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
+                eventually(lambda: says(daemon, "read-only"), "it says that the store is read-only")
+                execute(
+                    make_conninfo(server, options="-c default_transaction_read_only=off"),
+                    "ALTER SYSTEM RESET default_transaction_read_only",
+                    "SELECT pg_reload_conf()",
+                )
+            load.finish(daemon)
+        assert daemon.stop() == 0
+        reliability.record("database read-only", times, fleet_counted(own_cluster.dsn("guestd"), load.manifest))
+
+
+def test_a_server_whose_disk_is_full_costs_nothing(directory: Path, reliability: Reliability) -> None:
+    times = reliability.rounds(quick=1, full=5)
+    home = directory / "server"
+    home.mkdir()
+    directory.chmod(0o755)
+    with small_disk_at(home, mebibytes=400):
+        cluster = Cluster(home, prefix=prefix(), settings={"max_wal_size": "64MB"})
+        try:
+            cluster.start()
+            with guestd_on(cluster, directory) as daemon:
+                daemon.start()
+                with fleet(daemon, count=times * LINES_PER_ROUND, guests=GUESTS, processes=PROCESSES) as load:
+                    for _ in range(times):
+                        eventually(lambda: is_ready(daemon), "ready")
+                        with (home / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+                            while True:
+                                ballast.write(bytes(65536))
+                        eventually(lambda: says(daemon, "store:"), "it says that the store does not work", 60)
+                        let_it_work(1)
+                        (home / "ballast").unlink()
+                        cluster.start()  # a server that could not write its log has ended itself
+                    load.finish(daemon)
+                assert daemon.stop() == 0
+                books = fleet_counted(cluster.dsn("guestd"), load.manifest)
+            reliability.record("database out of disk", times, books)
+        finally:
+            cluster.stop()
+
+
+def test_a_server_without_a_free_connection_costs_nothing(
+    own_cluster: Cluster, directory: Path, reliability: Reliability
+) -> None:
+    times = reliability.rounds(quick=1, full=10)
+    server = own_cluster.dsn("postgres")
+    execute(server, "ALTER SYSTEM SET max_connections = 20", "ALTER SYSTEM SET superuser_reserved_connections = 0")
+    own_cluster.stop()
+    own_cluster.start()
+    ending = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'guestd'"
+    with guestd_on(own_cluster, directory) as daemon:
+        daemon.start()
+        with fleet(daemon, count=times * LINES_PER_ROUND, guests=GUESTS, processes=PROCESSES) as load:
+            for _ in range(times):
+                eventually(lambda: is_ready(daemon), "ready")
+                with ExitStack() as crowd:
+                    first = crowd.enter_context(psycopg.connect(own_cluster.dsn("guestd"), autocommit=True))
+
+                    def is_crowded_out(crowd: ExitStack = crowd, first: psycopg.Connection = first) -> bool:
+                        first.execute(ending)
+                        try:
+                            while True:
+                                crowd.enter_context(psycopg.connect(own_cluster.dsn("guestd")))
+                        except psycopg.OperationalError:
+                            return says(daemon, "too many clients")
+
+                    eventually(is_crowded_out, "it says that there is no connection left", 60)
+            load.finish(daemon)
+        assert daemon.stop() == 0
+        reliability.record(
+            "database out of connections", times, fleet_counted(own_cluster.dsn("guestd"), load.manifest)
+        )
+
+
+def _by_way_of(dsn: str, port: int) -> str:
+    return make_conninfo(dsn, port=port)
+
+
+def _port(dsn: str) -> int:
+    return int(str(conninfo_to_dict(dsn)["port"]))
+
+
+def test_connections_that_are_cut_at_any_byte_cost_nothing(daemon: Daemon, reliability: Reliability) -> None:
+    cuts = reliability.rounds(quick=8, full=60)
+    # As often within what is said when a connection begins as within a batch.
+    highest = itertools.cycle((4_000, 400_000))
+    direct = daemon.dsn
+    with Proxy(_port(direct), lambda: random.randrange(1, next(highest))) as proxy:
+        daemon.dsn = make_conninfo(direct, port=proxy.port)
+        books = _stored_through(daemon, proxy, cuts, direct)
+    reliability.record("connection to the database cut at random bytes", proxy.cuts, books)
+
+
+def test_answers_to_commit_that_are_lost_cost_nothing(daemon: Daemon, reliability: Reliability) -> None:
+    cuts = reliability.rounds(quick=8, full=60)
+    direct = daemon.dsn
+
+    def is_last(chunk: bytes) -> bool:
+        return b"COMMIT" in chunk and random.random() < 0.5
+
+    with Proxy(_port(direct), lambda: sys.maxsize, is_last) as proxy:
+        daemon.dsn = make_conninfo(direct, port=proxy.port)
+        books = _stored_through(daemon, proxy, cuts, direct)
+    assert books.stored == books.sent
+    reliability.record("connection to the database cut in the answer to COMMIT", proxy.cuts, books)
+
+
+def _stored_through(daemon: Daemon, proxy: Proxy, cuts: int, direct: str) -> Books:
+    """The books of a fleet whose samples reach the store through the proxy, which cuts so often."""
+    daemon.start()
+    daemon.dsn = direct
+    with fleet(daemon, count=LINES_PER_ROUND, guests=GUESTS, processes=PROCESSES) as load:
+        eventually(lambda: proxy.cuts >= cuts, "the connections were cut", 300)
+        proxy.mend()
+        load.finish(daemon)
+    assert daemon.stop() == 0
+    return fleet_counted(direct, load.manifest)
+
+
+def test_a_store_restored_from_an_older_dump_lacks_what_came_after_it_and_guestd_names_the_range(
+    own_cluster: Cluster, directory: Path, reliability: Reliability
+) -> None:
+    dsn, programs = own_cluster.dsn("guestd"), prefix() / "usr/lib/postgresql/17/bin"
+    dump = directory / "dump"
+    with guestd_on(own_cluster, directory) as daemon:
+        machine_id = add_machine(dsn)
+        guest = daemon.guest(machine_id)
+        daemon.start()
+        guest.write(b"".join(sample_line(number) for number in range(1, 101)))
+        eventually(lambda: rows(dsn, 'SELECT count(*) FROM "SystemMetrics"') == [(100,)], "the first hundred")
+        subprocess.run([programs / "pg_dump", "-Fc", "-f", dump, dsn], check=True, capture_output=True)
+        guest.write(b"".join(sample_line(number) for number in range(101, 201)))
+        eventually(lambda: rows(dsn, 'SELECT count(*) FROM "SystemMetrics"') == [(200,)], "the second hundred")
+        eventually(lambda: daemon.metric("guestd_spool_frames") == 0, "the spool has forgotten them")
+        _restore(own_cluster, programs, dump)
+        guest.write(b"".join(sample_line(number) for number in range(201, 301)))
+        eventually(lambda: rows(dsn, 'SELECT count(*) FROM "SystemMetrics"') == [(200,)], "the third hundred", 60)
+        eventually(lambda: is_ready(daemon), "ready")
+        alerts = [line for line in daemon.logged() if "restored from a backup" in line.get("event", "")]
+        assert [(alert["missing_from"], alert["missing_to"]) for alert in alerts] == [(101, 200)]
+        assert daemon.stop() == 0
+    books = counted(dsn, {machine_id: range(1, 301)}, destroyed={machine_id: range(101, 201)})
+    assert books.destroyed == 100
+    reliability.record(
+        "store restored from an older dump", 1, books, "destroyed: stored after the dump; the log names them"
+    )
+
+
+def _restore(cluster: Cluster, programs: Path, dump: Path) -> None:
+    server, dsn = cluster.dsn("postgres"), cluster.dsn("guestd")
+    execute(server, "DROP DATABASE guestd WITH (FORCE)", "CREATE DATABASE restored TEMPLATE template0")
+    restored = cluster.dsn("restored")
+    execute(restored, "CREATE EXTENSION timescaledb", "SELECT timescaledb_pre_restore()")
+    subprocess.run([programs / "pg_restore", "-d", restored, dump], check=False, capture_output=True)
+    execute(restored, "SELECT timescaledb_post_restore()")
+    # Only whole does it bear its name again, as an operator would do it.
+    execute(
+        server,
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = 'restored'",
+        "ALTER DATABASE restored RENAME TO guestd",
+    )
+    assert rows(dsn, 'SELECT count(*) FROM "SystemMetrics"') == [(100,)]
