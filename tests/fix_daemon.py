@@ -200,9 +200,9 @@ class Daemon:
             )
 
     def logged(self) -> list[dict[str, Any]]:
-        """The log so far, an object a line; lines that are no JSON under `text`."""
+        """The log so far, an object a line; lines that are no JSON, or not whole on a full disk, under `text`."""
         lines = self.log.read_text().splitlines()
-        return [json.loads(line) if line.startswith("{") else {"text": line} for line in lines]
+        return [json.loads(line) if line.startswith("{") and line.endswith("}") else {"text": line} for line in lines]
 
     def url(self) -> str:
         """Where it serves its pages; waits until it does."""

@@ -109,7 +109,7 @@ def test_the_daemons_whole_transaction_works_as_the_writer(connection: Connectio
     assert (known, moved) == ([(machine,)], [(1,)])
     assert writer.execute(query("read_ledger"), {"spool_id": spool, "lane": 0}).fetchall() == [(1,)]
     assert writer.execute(query("list_machines")).fetchall() == rows(
-        connection, 'SELECT "id", "internalName" FROM "Machine"'
+        connection, 'SELECT "id", "internalName", "commandLines", "isCollected" FROM "Machine"'
     )
     assert writer.execute(query("read_schema_version")).fetchone() == (contract.SCHEMA_VERSION, 1)
     assert rows(connection, 'SELECT count(*) FROM "ProcessSnapshot"') == [(1,)]
