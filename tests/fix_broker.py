@@ -12,7 +12,7 @@ from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from tools.broker import Broker, prefix
 
-from fix_daemon import Daemon, eventually
+from fix_daemon import Daemon, add_machine, eventually
 from fix_faults import sample_line
 
 PASSWORDS = {"guestd": "daemon's", "simulator": "everybody's"}
@@ -56,6 +56,14 @@ def subscribed(daemon: Daemon, broker: Broker) -> Daemon:
 def is_connected(daemon: Daemon) -> None:
     """Wait until guestd is subscribed."""
     eventually(lambda: daemon.metric("guestd_mqtt_connected") == 1, "guestd is subscribed")
+
+
+def known_machine(daemon: Daemon) -> UUID:
+    """A machine that the store and guestd know."""
+    known = daemon.metric("guestd_machines")
+    machine_id = add_machine(daemon.dsn)
+    eventually(lambda: daemon.metric("guestd_machines") > known, "guestd has heard of it")
+    return machine_id
 
 
 class Publisher:

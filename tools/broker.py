@@ -32,13 +32,17 @@ class BrokerError(Exception):
 class Broker:
     """One broker in `directory`, from the programs under `prefix` (see `prefix()`).
 
-    `lines` go to its configuration behind ours; `start` and `stop` raise BrokerError.
+    `lines` go to its configuration, of the listener first; `access` is what decides who may say and hear what, else
+    deploy/mosquitto/acl. `start` and `stop` raise BrokerError.
     """
 
-    def __init__(self, directory: Path, *, prefix: Path, lines: Sequence[str] = ()) -> None:
+    def __init__(
+        self, directory: Path, *, prefix: Path, lines: Sequence[str] = (), access: Sequence[str] | None = None
+    ) -> None:
         self.directory = directory.absolute()
         self._prefix = prefix
         self._lines = lines
+        self._access = access
         self._configuration = self.directory / "mosquitto.conf"
         self._queue = self.directory / "queue"
         self._log = self.directory / "log"
@@ -113,7 +117,7 @@ class Broker:
             f"listener {self.port} 127.0.0.1",
             *self._lines,
             f"password_file {passwords}",
-            f"acl_file {acl}",
+            *(self._access or [f"acl_file {acl}"]),
             f"persistence_location {self._queue}/",
             f"include_dir {DEPLOY / 'conf.d'}",
             # It would change to a user of its own, who may not enter the directories of tests.

@@ -63,6 +63,7 @@ async def run(settings: Settings) -> None:
     _stop_on_signals(stop)
     telemetry = Telemetry()
     roster = Roster()
+    telemetry.machines.set_function(lambda: roster.machines)
     async with AsyncExitStack() as resources:
         spool = open_spool(
             Path(settings.spool.directory), max_bytes=settings.spool.max_bytes, share=settings.spool.machine_share

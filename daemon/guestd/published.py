@@ -96,9 +96,13 @@ class Publications:
         if sender is None or sender.boot_id != header.boot_id or sender.seq is None:
             # Of an unknown run nothing is missing that we were ever to get.
             return sequence.begun(header.seq)
-        place = sequence.after(sequence.Place(sender.seq, sender.below), header.seq)
+        before = sequence.Place(sender.seq, sender.below)
         if header.seq > sender.seq + 1:
             self._missing(min(header.seq - sender.seq - 1, MOST_DROPPED))
+        place = sequence.after(before, header.seq)
+        if place is None and header.mark not in (None, sender.mark):
+            # The number is settled, the line may be another's: of a machine put back in time. The store knows marks.
+            return before
         return place
 
     def _takes(self, message: Published, held_bytes: int) -> bool:

@@ -42,6 +42,11 @@ class Roster:
         self.tried.set()
         self.known.set()
 
+    @property
+    def machines(self) -> int:
+        """How many machines the store knows."""
+        return len(self._members)
+
     def knows(self, machine_id: UUID) -> bool:
         """Whether frames of this machine may be accepted."""
         return self.named is None or machine_id in self._members

@@ -71,6 +71,7 @@ class Telemetry:
             "guestd_channels_unknown_machine", "Channels not read: no such machine in the store."
         )
         self.not_collected = gauge("guestd_channels_not_collected", "Channels not read: their machines are set so.")
+        self.machines = gauge("guestd_machines", "Machines that the store knows, as last heard.")
         # Intake
         self.frames_accepted = counter("guestd_frames_accepted", "Frames fsynced in the spool.")
         self.bytes_accepted = counter("guestd_accepted_bytes", "Bytes of those frames.")

@@ -7,8 +7,8 @@ from uuid import UUID
 
 from tools.broker import Broker
 
-from fix_broker import Load, Publisher, is_connected, mqtt_table
-from fix_daemon import Daemon, add_machine, eventually, let_it_work, rows
+from fix_broker import Load, Publisher, is_connected, known_machine, mqtt_table
+from fix_daemon import Daemon, eventually, let_it_work, rows
 from fix_faults import Reliability, counted, sample_line, store_closed
 from fix_proxy import Proxy
 
@@ -18,7 +18,7 @@ MANY_MACHINES = 24
 
 
 def machines_of(daemon: Daemon, count: int = MACHINES) -> list[UUID]:
-    return [add_machine(daemon.dsn) for _ in range(count)]
+    return [known_machine(daemon) for _ in range(count)]
 
 
 def all_is_stored(daemon: Daemon, load: Load) -> None:
@@ -94,7 +94,7 @@ def test_of_a_broker_that_lost_its_queue_all_is_stored_that_arrived(
             is_connected(subscribed)
         load.finish()
         eventually(lambda: subscribed.metric("guestd_mqtt_unacknowledged") == 0, "all is acknowledged")
-        last = add_machine(subscribed.dsn)
+        last = known_machine(subscribed)
         guests.send(last, sample_line(0))
         arrived = 'SELECT count(*) FROM "SystemMetrics" WHERE "machineId" = %s'
         eventually(lambda: rows(subscribed.dsn, arrived, last) == [(1,)], "what came last is stored")
@@ -110,7 +110,7 @@ def test_of_a_broker_that_lost_its_queue_all_is_stored_that_arrived(
 def test_a_late_acknowledgement_acknowledges_no_message_of_the_broker_that_came_back(
     subscribed: Daemon, broker: Broker, reliability: Reliability
 ) -> None:
-    machine_id = add_machine(subscribed.dsn)
+    machine_id = known_machine(subscribed)
     assert subscribed.process is not None
     disk = sqlite3.connect(subscribed.spool / "spool.db", isolation_level=None)
     with Publisher(broker.port) as guests:

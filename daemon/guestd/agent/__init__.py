@@ -6,9 +6,10 @@ import argparse
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -17,7 +18,9 @@ from guestd.agent.channel import Sender, attend, listen, serve
 from guestd.agent.collect import Collector
 from guestd.agent.ending import until_signal
 from guestd.agent.hostlines import as_it_is
+from guestd.agent.mqtt import add_broker_arguments, attend_broker, broker_of
 from guestd.agent.outbox import LINE_LIMIT_BYTES, Outbox
+from guestd.errors import ConfigError
 from guestd.secretfile import first_line
 from guestd.signing import Opener
 
@@ -37,12 +40,14 @@ Reports this machine to guestd every INTERVAL seconds: CPU, memory, disks, netwo
 services. Each line is kept until guestd has it on disk, and is sent again when a connection or guestd itself fails.
 
 In a guest it writes to the virtio-serial port that the host reads. With --listen it serves a unix socket in QEMU's
-place, so that a host can watch itself.
+place, so that a host can watch itself. With --mqtt it publishes to a broker that guestd subscribes to.
 """
 EPILOG = """\
 examples:
   guestd agent --state /var/lib/guestd-agent/minutes.json
   guestd agent --listen run/channels/<machine id>.socket --interval 5
+  guestd agent --mqtt broker:8883 --mqtt-ca ca.pem --mqtt-user <machine id> --mqtt-password-file FILE \\
+    --machine-id <machine id>
 """
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("guestd.agent")
@@ -57,7 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     channel.add_argument("--device", type=Path, metavar="PATH", default=DEVICE, help=device_help)
     listen_help = "serve this unix socket instead; one client at a time"
     channel.add_argument("--listen", type=Path, metavar="SOCKET", help=listen_help)
+    mqtt_help = "publish to this broker instead, as --machine-id"
+    channel.add_argument("--mqtt", metavar="HOST[:PORT]", help=mqtt_help)
+    add_broker_arguments(parser)
     add = parser.add_argument
+    machine_help = "this machine's id in the store, for --mqtt (on a channel the host knows it)"
+    add("--machine-id", type=uuid.UUID, metavar="UUID", help=machine_help)
     add("--interval", type=_interval, default=30.0, metavar="SECONDS", help="between samples (default: 30)")
     processes_help = "how many processes to report, the busiest first (default: all)"
     add("--processes", type=_process_count, default=None, metavar="N|all", help=processes_help)
@@ -87,13 +97,10 @@ async def _run(arguments: argparse.Namespace, open_: ExitStack) -> None:
     if arguments.state is not None:
         # A place that cannot be written is better found now than at the end.
         write_books(arguments.state, books)
-    if arguments.listen is None:
-        speaking = attend(arguments.device, sender)
-    else:
-        listener = open_.enter_context(listen(arguments.listen))
-        open_.callback(arguments.listen.unlink, missing_ok=True)
-        speaking = serve(listener, sender)
-    _log.info("reporting", to=str(arguments.listen or arguments.device), boot_id=sender.outbox.boot_id)
+    speaking = _speaking(arguments, sender, open_)
+    _log.info(
+        "reporting", to=str(arguments.mqtt or arguments.listen or arguments.device), boot_id=sender.outbox.boot_id
+    )
     collector = Collector(ApplicationWatch(books), arguments.processes)
 
     async def work() -> None:
@@ -107,6 +114,18 @@ async def _run(arguments: argparse.Namespace, open_: ExitStack) -> None:
     if arguments.state is not None:
         write_books(arguments.state, books)
     _log.info("ended", sent=sender.outbox.last, unacknowledged=sender.outbox.held_lines)
+
+
+def _speaking(arguments: argparse.Namespace, sender: Sender, open_: ExitStack) -> Coroutine[Any, Any, None]:
+    if arguments.mqtt is not None:
+        if arguments.machine_id is None:
+            raise ConfigError("--mqtt: a broker does not know which machine this is; --machine-id says it")
+        return attend_broker(broker_of(arguments), arguments.machine_id, sender)
+    if arguments.listen is None:
+        return attend(arguments.device, sender)
+    listener = open_.enter_context(listen(arguments.listen))
+    open_.callback(arguments.listen.unlink, missing_ok=True)
+    return serve(listener, sender)
 
 
 def _opening(secret_file: Path | None) -> Callable[[bytes], bytes | None]:

@@ -75,6 +75,20 @@ class Sender:
                 boot_id=self.outbox.boot_id, lines=self.outbox.held_lines,
             )  # fmt: skip
 
+    def taken(self, seq: int) -> None:
+        """Forget the lines up to this one: a broker has them."""
+        self.outbox.taken(seq)
+        self._acknowledged.set()
+
+    def wake(self) -> None:
+        """Let a writer look again."""
+        self._to_write.set()
+
+    async def woken(self) -> None:
+        """Wait for `wake`, or for a line to be posted."""
+        self._to_write.clear()
+        await self._to_write.wait()
+
     async def next_line(self) -> bytes:
         """The line to write next, as soon as there is one."""
         while (line := self.outbox.next_line(time.monotonic())) is None:

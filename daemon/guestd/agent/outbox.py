@@ -49,6 +49,11 @@ class Outbox:
         return self._oldest + len(self._held) - 1
 
     @property
+    def written(self) -> int:
+        """The number of the line written last."""
+        return self._cursor - 1
+
+    @property
     def held_lines(self) -> int:
         """How many lines are not acknowledged and not given up."""
         return len(self._held)
@@ -84,10 +89,14 @@ class Outbox:
         """The line to write now, newline included, and count it as written; None when there is none."""
         if self.resend_at is not None and now_seconds >= self.resend_at:
             self.restart()
+        if self._cursor == self._oldest <= self.last:
+            self._progress_at = now_seconds
+        return self.following_line()
+
+    def following_line(self) -> bytes | None:
+        """The line behind the one written last, as `next_line`, for a way on which another sends again what is lost."""
         if self._cursor > self.last:
             return None
-        if self._cursor == self._oldest:
-            self._progress_at = now_seconds
         line = self._line(self._cursor)
         self._cursor += 1
         return line
@@ -108,6 +117,14 @@ class Outbox:
             self._drop_oldest()
             self.acknowledged += 1
         self._progress_at = now_seconds
+
+    def taken(self, seq: int) -> None:
+        """One line is safe, and so are all before it; it may have been given up while it was on its way."""
+        if seq < self._oldest:
+            self.given_up -= 1
+            self.acknowledged += 1
+            return
+        self.acknowledge(self.boot_id, seq, self._progress_at)
 
     def resend_after(self, boot_id: str, seq: int, now_seconds: float, mark: str = "") -> None:
         """As `acknowledge`, and write again everything that is still held."""

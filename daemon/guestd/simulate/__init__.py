@@ -1,5 +1,6 @@
-"""`guestd simulate`: a fleet of believable guests on unix sockets, the same for the same seed, for demos and
-load."""
+"""`guestd simulate`: a fleet of believable guests on unix sockets or at a broker, the same for the same seed, for demos
+and load.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ import msgspec
 import structlog
 
 from guestd.agent.ending import until_signal
+from guestd.agent.mqtt import Address, add_broker_arguments, broker_of
 from guestd.simulate.fleet import Member, Plan, enlarge_descriptor_limit, live, open_fleet
 from guestd.simulate.guest import machine_id
 
@@ -27,6 +29,7 @@ EPILOG = """\
 examples:
   guestd simulate --directory run/channels --guests 50 --interval 5
   guestd simulate --directory run/channels --guests 20 --interval 0 --count 500 --manifest sent.jsonl
+  guestd simulate --mqtt 127.0.0.1:1883 --mqtt-user simulator --mqtt-password-file FILE --guests 50
 """
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("guestd.simulate")
@@ -41,8 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `guestd simulate` takes."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.description, parser.epilog = DESCRIPTION, EPILOG
+    way = parser.add_mutually_exclusive_group(required=True)
+    way.add_argument("--directory", type=Path, metavar="DIR", help="where the sockets are made")
+    way.add_argument("--mqtt", metavar="HOST[:PORT]", help="publish to this broker instead, over a few connections")
+    add_broker_arguments(parser)
     add = parser.add_argument
-    add("--directory", type=Path, required=True, metavar="DIR", help="where the sockets are made")
     add("--guests", type=_at_least_one, default=10, metavar="N", help="how many (default: 10)")
     interval_help = "between two messages of a guest; 0: as fast as they are acknowledged (default: 10)"
     add("--interval", type=_seconds, default=10.0, metavar="SECONDS", help=interval_help)
@@ -59,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Simulate until done or told to stop; 1 when a count was not reached or a socket cannot be served."""
     plan = Plan(
-        directory=arguments.directory,
+        way=arguments.directory or broker_of(arguments),
         guests=arguments.guests,
         interval_seconds=arguments.interval,
         processes=arguments.processes,
@@ -68,18 +74,20 @@ def run(arguments: argparse.Namespace) -> int:
         count=arguments.count,
     )
     try:
-        with ExitStack() as open_:
-            return asyncio.run(_simulate(plan, arguments.manifest, open_))
+        return asyncio.run(_simulate(plan, arguments.manifest))
     except OSError as why:
         _log.error("cannot simulate", why=str(why))
         return 1
 
 
-async def _simulate(plan: Plan, manifest: Path | None, open_: ExitStack) -> int:
+async def _simulate(plan: Plan, manifest: Path | None) -> int:
     enlarge_descriptor_limit(plan.guests)
-    members = open_fleet(plan, open_)
-    _log.info("simulating", guests=plan.guests, directory=str(plan.directory))
-    finished = await until_signal(live(members, plan))
+    with ExitStack() as open_:
+        members = open_fleet(plan, open_)
+        _log.info(
+            "simulating", guests=plan.guests, to=plan.way.host if isinstance(plan.way, Address) else str(plan.way)
+        )
+        finished = await until_signal(live(members, plan))
     if manifest is not None:
         _write_manifest(manifest, members)
     _log.info("ended", finished=finished, sent=sum(member.sender.outbox.last for member in members))

@@ -1,21 +1,24 @@
-"""A fleet of simulated guests in one event loop, each behind a unix socket of its own, as QEMU would serve
-it."""
+"""A fleet of simulated guests in one event loop: each behind a unix socket of its own, as QEMU would serve it, or all
+over a few connections to a broker.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import resource
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from socket import socket
 from typing import Any
 
 from guestd.agent.channel import Sender, listen, serve
+from guestd.agent.mqtt import Address, Connection, speak
 from guestd.agent.outbox import Outbox
 from guestd.simulate.guest import Guest
 
@@ -26,13 +29,18 @@ WINDOW_LINES = 8
 # A listening socket and a client for each guest, and what the interpreter and the logs need.
 DESCRIPTORS_PER_GUEST = 2
 SPARE_DESCRIPTORS = 64
+# To a broker.
+BROKER_CONNECTIONS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is simulated. `interval_seconds` 0: as fast as acknowledged; `count` None: until told to stop."""
+    """What is simulated. `way`: the directory of the sockets, or a broker.
 
-    directory: Path
+    `interval_seconds` 0: as fast as acknowledged; `count` None: until told to stop.
+    """
+
+    way: Path | Address
     guests: int
     interval_seconds: float
     processes: int
@@ -43,14 +51,17 @@ class Plan:
 
 @dataclass(slots=True)
 class Member:
-    """A guest, what it still holds for the host, and where it listens; when its messages were taken, if
-    few."""
+    """A guest, what it still holds for the host, and how it speaks; when its messages were taken, if few."""
 
     guest: Guest
     sender: Sender
-    path: Path
-    listener: socket
+    speak: Callable[[], Coroutine[Any, Any, None]]
     timestamps_ms: deque[int] = field(default_factory=deque)
+
+    @property
+    def name(self) -> str:
+        """For its tasks."""
+        return str(self.guest.machine_id)
 
     def tally(self) -> dict[str, Any]:
         """What was sent and what became of it."""
@@ -76,19 +87,47 @@ def enlarge_descriptor_limit(guests: int) -> None:
 
 
 def open_fleet(plan: Plan, open_: ExitStack) -> list[Member]:
-    """All guests, listening; closing `open_` removes their sockets. OSError when one cannot be served."""
+    """All guests, listening or on their way to the broker; closing `open_` ends that. OSError when one cannot listen.
+
+    Of a broker the loop must run, and `open_` be closed in it.
+    """
     start_s = int(time.time())
-    plan.directory.mkdir(parents=True, exist_ok=True)
+    ways = _sockets(plan.way, open_) if isinstance(plan.way, Path) else _topics(plan.way, open_)
     members = []
     for number in range(plan.first, plan.first + plan.guests):
         guest = Guest(number, seed=plan.seed, processes=plan.processes, start_s=start_s)
-        path = plan.directory / f"{guest.machine_id}.socket"
+        sender = Sender(Outbox(str(uuid.uuid4()), BUFFER_BYTES), on_request=_not_asked)
+        members.append(Member(guest, sender, ways(guest.machine_id, sender), deque(maxlen=plan.count or 0)))
+    return members
+
+
+# How a guest will speak that has this id and this sender.
+_Ways = Callable[[uuid.UUID, Sender], Callable[[], Coroutine[Any, Any, None]]]
+
+
+def _sockets(directory: Path, open_: ExitStack) -> _Ways:
+    directory.mkdir(parents=True, exist_ok=True)
+
+    def way(machine_id: uuid.UUID, sender: Sender) -> Callable[[], Coroutine[Any, Any, None]]:
+        path = directory / f"{machine_id}.socket"
         listener = open_.enter_context(listen(path))
         open_.callback(path.unlink, missing_ok=True)
-        sender = Sender(Outbox(str(uuid.uuid4()), BUFFER_BYTES), on_request=_not_asked)
-        kept = deque[int](maxlen=plan.count or 0)
-        members.append(Member(guest, sender, path, listener, kept))
-    return members
+        return partial(serve, listener, sender)
+
+    return way
+
+
+def _topics(address: Address, open_: ExitStack) -> _Ways:
+    run = uuid.uuid4()
+    connections = [Connection(address, f"guestd-simulate-{run}-{number}") for number in range(BROKER_CONNECTIONS)]
+    for connection in connections:
+        open_.callback(connection.close)
+    takes_turns = itertools.cycle(connections)
+
+    def way(machine_id: uuid.UUID, sender: Sender) -> Callable[[], Coroutine[Any, Any, None]]:
+        return partial(speak, partial(next(takes_turns).publish, address.topic(machine_id, "metrics")), sender)
+
+    return way
 
 
 def _not_asked() -> None:
@@ -99,15 +138,12 @@ async def live(members: list[Member], plan: Plan) -> None:
     """Serve every guest until each has sent its messages and has them acknowledged; for ever without a
     count."""
     async with asyncio.TaskGroup() as tasks:
-        serving = [
-            tasks.create_task(serve(member.listener, member.sender), name=f"serve {member.path.name}")
-            for member in members
-        ]
+        serving = [tasks.create_task(member.speak(), name=f"speak {member.name}") for member in members]
         async with asyncio.TaskGroup() as lives:
             for place, member in enumerate(members):
                 # Spread over the interval, so that a host sees a stream and not a wave.
                 delay_seconds = plan.interval_seconds * place / len(members)
-                lives.create_task(_live(member, plan, delay_seconds), name=f"live {member.path.name}")
+                lives.create_task(_live(member, plan, delay_seconds), name=f"live {member.name}")
         for task in serving:
             task.cancel()
 
