@@ -16,6 +16,7 @@ import platform
 import signal
 import sys
 import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -110,8 +111,11 @@ def _run(parts: Parts, arguments: argparse.Namespace) -> None:
     dsn = parts.start_store()
     migrate(dsn)
     with psycopg.connect(dsn, autocommit=True) as connection:
-        _register(connection, own_id, guests)
-        watched = Watched(connection, _start_guestd(parts, dsn))
+        own = (own_id, platform.node(), "this-machine", "running", platform.system().lower())
+        simulated = [(guest, f"guest {n}", f"demo-{n:04}", "running", "simulated") for n, guest in enumerate(guests)]
+        register(connection, [own, *simulated])
+        channels = {"virtio": {"directory": str(parts.directory / "channels")}}
+        watched = Watched(connection, start_guestd(parts, dsn, channels))
         note(f"guestd reads this machine's agent and {len(guests)} simulated guests; metrics: {watched.metrics_url}")
         _wait_for_own_rows(parts, connection, own_id)
         first = look(watched)
@@ -119,7 +123,7 @@ def _run(parts: Parts, arguments: argparse.Namespace) -> None:
         note(f"the first rows were there {time.time() - psutil.Process().create_time():.1f} s after the command\n")
         last = _watch(parts, watched, first.moment_seconds + arguments.seconds)
         report(first, last)
-        report_machine(connection, own_id)
+        report_machine(connection, own_id, "This machine")
         if arguments.keep:
             _say_how_to_look(parts, dsn, watched.metrics_url)
         else:
@@ -132,30 +136,28 @@ def _start_guests(parts: Parts, own_id: UUID, guests: int) -> None:
     parts.start("fleet", "simulate", "--directory", channels, f"--guests={guests}", f"--seed={SEED}", interval)
 
 
-def _register(connection: Connection, own_id: UUID, guests: list[UUID]) -> None:
-    """Make the Machine rows; guestd reads nobody whom the store does not know."""
+def register(connection: Connection, machines: Iterable[tuple[UUID, str, str, str, str]]) -> None:
+    """Make the Machine rows (id, name, internal name, status, os); guestd reads nobody whom the store does not know."""
     template = 'INSERT INTO "MachineTemplate" ("name", "cores", "ram", "storage") VALUES (%s, 2, 4, 40) RETURNING "id"'
     row = connection.execute(template, ["demo"]).fetchone()
     assert row is not None, "RETURNING gives one row"
     machine = (
         'INSERT INTO "Machine" ("id", "name", "internalName", "status", "os", "templateId") '
-        "VALUES (%s, %s, %s, 'running', %s, %s)"
+        "VALUES (%s, %s, %s, %s, %s, %s)"
     )
-    machines = [(own_id, platform.node(), "this-machine", platform.system().lower(), row[0])]
-    machines += [(guest, f"guest {n}", f"demo-{n:04}", "simulated", row[0]) for n, guest in enumerate(guests)]
     with connection.cursor() as cursor:
-        cursor.executemany(machine, machines)
+        cursor.executemany(machine, [(*fields, row[0]) for fields in machines])
 
 
-def _start_guestd(parts: Parts, dsn: str) -> str:
-    """Start the daemon and wait until it is up; returns the address of its metrics."""
-    directory = parts.directory
-    config = directory / "guestd.toml"
-    spool, channels = json.dumps(str(directory / "spool")), json.dumps(str(directory / "channels"))
-    config.write_text(
-        f"[spool]\ndirectory = {spool}\n\n[virtio]\ndirectory = {channels}\n\n[telemetry]\nlisten_port = 0\n"
-    )
-    parts.start("guestd", "run", "--config", config, environment={"GUESTD_DATABASE_DSN": dsn})
+def start_guestd(parts: Parts, dsn: str, config: dict[str, dict[str, str]]) -> str:
+    """Start the daemon with these settings and wait until it is up; returns the address of its metrics."""
+    file = parts.directory / "guestd.toml"
+    tables: dict[str, Mapping[str, object]] = {"spool": {"directory": str(parts.directory / "spool")}, **config}
+    tables["telemetry"] = {"listen_port": 0}
+    # strings and numbers of JSON are TOML's
+    lines = [f"{table}.{key} = {json.dumps(value)}" for table in tables for key, value in tables[table].items()]
+    file.write_text("\n".join(lines))
+    parts.start("guestd", "run", "--config", file, environment={"GUESTD_DATABASE_DSN": dsn})
 
     def metrics_url() -> str | None:
         lines = parts.log("guestd").read_text().splitlines()

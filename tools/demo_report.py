@@ -143,7 +143,7 @@ def _table(rows: Mapping[str, int], before: Mapping[str, int], seconds: float) -
     ]
 
 
-def report_machine(connection: Connection, machine_id: UUID) -> None:
+def report_machine(connection: Connection, machine_id: UUID, called: str) -> None:
     """Print a machine's newest sample, with the processes and ports that came in the same message."""
     with connection.cursor(row_factory=dict_row) as cursor:
         newest = 'SELECT * FROM "SystemMetrics" WHERE "machineId" = %s ORDER BY "timestamp" DESC LIMIT 1'
@@ -153,7 +153,7 @@ def report_machine(connection: Connection, machine_id: UUID) -> None:
         by_message = 'WHERE "machineId" = %s AND "timestamp" = %s'
         processes = cursor.execute(f'SELECT * FROM "ProcessSnapshot" {by_message}', key).fetchall()
         ports = cursor.execute(f'SELECT * FROM "PortUsage" {by_message} AND "isListening"', key).fetchall()
-    print(f"\nThis machine, as its own agent reported it at {sample['timestamp']:%H:%M:%S} UTC:\n")
+    print(f"\n{called}, as its own agent reported it at {sample['timestamp']:%H:%M:%S} UTC:\n")
     for name, text in _system(sample):
         print(f"  {name:<10}{text}")
     print(f"  {'listening':<10}{_listening(ports)}\n")
