@@ -110,9 +110,9 @@ def test_a_guest_that_fills_its_share_during_an_outage_does_not_hold_up_the_othe
 def test_a_second_guestd_on_one_spool_is_refused_under_load_and_takes_over_when_the_first_is_gone(
     daemon: Daemon, reliability: Reliability
 ) -> None:
-    rounds = reliability.rounds(quick=4, full=20)
+    rounds = reliability.rounds(quick=2, full=20)
     second = Daemon(daemon.directory, daemon.dsn, "second.log")
-    with fleet(daemon, count=rounds * 20, interval_seconds=0.4) as load:
+    with fleet(daemon, count=rounds * 60, interval_seconds=0.2) as load:
         try:
             for _ in range(rounds):
                 daemon.start()
