@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fix_daemon import Daemon, Guest, add_machine, eventually, let_it_work
+from fix_daemon import Daemon, Guest, add_machine, environment, eventually, let_it_work
 from fix_faults import Reliability, counted, fleet, fleet_counted, sample_line
 
 MEBIBYTE = 2**20
@@ -149,6 +149,46 @@ def test_a_hostile_guest_costs_only_itself_and_each_of_its_lines_is_counted(
     assert good.stored == good.sent
     books = good + counted(daemon.dsn, sent, refused=hostile.refused)
     reliability.record(f"a guest {attack.__name__.replace('_', ' ')}", rounds, books)
+
+
+# Found and imported by Python as it starts. It stands in for a bug of the decoder that nobody knows yet: the message
+# that holds the word makes it fail as no decoder should.
+BROKEN_DECODER = """
+import msgspec
+
+class Decoder:
+    def __init__(self, *arguments, **options):
+        self._real = _Real(*arguments, **options)
+
+    def decode(self, text):
+        if b"crash-the-decoder" in bytes(text):
+            raise SystemError("the decoder has crashed")
+        return self._real.decode(text)
+
+_Real, msgspec.json.Decoder = msgspec.json.Decoder, Decoder
+"""
+
+
+def test_a_frame_that_crashes_the_decoder_is_set_aside_and_the_others_are_stored(
+    daemon: Daemon, reliability: Reliability
+) -> None:
+    rounds = reliability.rounds(quick=20, full=500)
+    (daemon.directory / "sitecustomize.py").write_text(BROKEN_DECODER)
+    daemon.wrapper = ["env", f"PYTHONPATH={daemon.directory}:{environment()['PYTHONPATH']}"]
+    hostile = Hostile(daemon)
+    daemon.start()
+    with fleet(daemon, count=40, guests=5) as load:
+        for _ in range(rounds):
+            hostile.guest.write(hostile.line())
+            hostile.guest.write(hostile.line().replace(b"sshd", b"crash-the-decoder"))
+        load.finish(daemon)
+    sent = {hostile.machine_id: hostile.sent}
+    eventually(lambda: counted(daemon.dsn, sent).lost == 0, "its lines are in the books", 100)
+    assert daemon.metric("guestd_bugs_total") == rounds
+    assert daemon.stop() == 0
+    books = counted(daemon.dsn, sent)
+    assert (books.stored, books.quarantined) == (rounds, rounds)
+    reliability.record("a frame that crashes the decoder", rounds, books + fleet_counted(daemon.dsn, load.manifest))
 
 
 def _paths(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
