@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
 import msgspec
 import structlog
@@ -23,6 +24,7 @@ guestd reads what guest agents report, and writes it exactly once to TimescaleDB
 
   guestd run --config /etc/guestd.toml     the daemon of a hypervisor host
   guestd plan --config /etc/guestd.toml    what it would do to virtual machines and their rows; does nothing
+  guestd secret --config FILE ID           a machine's secret, for the agent that is to take signed lines only
   guestd agent --listen /run/my.socket     a guest agent that watches this machine
   guestd simulate --directory DIR ...      a fleet of believable guests, for demos and load
 """
@@ -61,6 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--config", type=Path, metavar="FILE", help="TOML; deploy/guestd.toml lists every key")
     plan.add_argument("--json", action="store_true", help="for programs")
     plan.set_defaults(run=_plan)
+    secret = verbs.add_parser(
+        "secret", help="a machine's secret, for its agent", description="Print the secret for an agent's --secret-file."
+    )
+    secret.add_argument("--config", type=Path, metavar="FILE", help="names virtio.master_secret_file")
+    secret.add_argument("machine", type=UUID, metavar="ID", help="Machine.id")
+    secret.set_defaults(run=_secret)
     for name, verb, text in (
         ("agent", agent, "a guest agent for this machine"),
         ("simulate", simulate, "a fleet of simulated guests"),
@@ -115,6 +123,17 @@ def _plan(arguments: argparse.Namespace) -> int:
         print(msgspec.json.encode(described).decode())
     else:
         print("\n".join(map(str, steps)) or "nothing to do")
+    return 0
+
+
+def _secret(arguments: argparse.Namespace) -> int:
+    from guestd.secretfile import first_line
+    from guestd.signing import machine_secret
+
+    file = _settings(arguments).virtio.master_secret_file
+    if not file:
+        raise ConfigError("virtio.master_secret_file is empty: nothing is signed here")
+    print(machine_secret(first_line(Path(file), "virtio.master_secret_file"), arguments.machine).decode())
     return 0
 
 

@@ -306,6 +306,7 @@ def test_a_disk_that_takes_no_more_stops_acknowledging_and_it_goes_on_by_itself(
 
     guest.write(numbered(1))
     assert json.loads(guest.read_line())["seq"] == 1
+    eventually(lambda: _samples(daemon) == 1, "the first sample")
     assert daemon.process is not None
     _, hard = resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE)
     # Every write past the first bytes of a file fails, as on a disk that is full.

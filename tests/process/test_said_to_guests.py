@@ -34,6 +34,14 @@ def _secret_file(directory: Path, secret: bytes = MASTER, mode: int = 0o600) -> 
     return path
 
 
+def _told_secret(daemon: Daemon, machine_id: UUID) -> bytes:
+    """A machine's secret as `guestd secret` prints it."""
+    configuration = str(daemon.directory / "guestd.toml")
+    return subprocess.check_output(
+        command("guestd", "secret", "--config", configuration, str(machine_id)), env=environment()
+    )
+
+
 @contextmanager
 def _agent(daemon: Daemon, *more: str) -> Iterator[Path]:
     """Our agent, of a machine of its own, that by itself reports once and then after hours; gives its log."""
@@ -41,7 +49,7 @@ def _agent(daemon: Daemon, *more: str) -> Iterator[Path]:
     path = daemon.directory / "agent.log"
     if more:
         key = daemon.directory / "machine-secret"
-        key.write_bytes(machine_secret(MASTER, machine_id) if more == ("right",) else b"another")
+        key.write_bytes(_told_secret(daemon, machine_id) if more == ("right",) else b"another")
         key.chmod(0o600)
         more = ("--secret-file", str(key))
     arguments = ["--listen", str(daemon.channels / f"{machine_id}.socket"), "--interval", "9999", *more]
@@ -147,6 +155,14 @@ def test_a_master_secret_that_will_not_do_is_refused_at_start(
     assert daemon.process.wait(60) == 78
     assert f"virtio.master_secret_file {path}: " in daemon.log.read_text()
     assert what in daemon.log.read_text()
+
+
+def test_the_secret_of_a_machine_is_asked_for_where_none_is_configured(tmp_path: Path) -> None:
+    done = subprocess.run(
+        command("guestd", "secret", str(uuid4())), env=environment(), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (78, "")
+    assert done.stderr == "guestd: virtio.master_secret_file is empty: nothing is signed here\n"
 
 
 def test_a_secret_of_our_agent_that_is_not_there_is_named(tmp_path: Path) -> None:

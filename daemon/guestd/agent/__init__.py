@@ -113,7 +113,7 @@ async def _run(arguments: argparse.Namespace, open_: ExitStack) -> None:
     await until_signal(work())
     if arguments.state is not None:
         write_books(arguments.state, books)
-    _log.info("ended", sent=sender.outbox.last, unacknowledged=sender.outbox.held_lines)
+    _log.info("ended", acknowledged=sender.outbox.acknowledged, unacknowledged=sender.outbox.held_lines)
 
 
 def _speaking(arguments: argparse.Namespace, sender: Sender, open_: ExitStack) -> Coroutine[Any, Any, None]:
