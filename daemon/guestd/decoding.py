@@ -21,7 +21,7 @@ from msgspec import Struct
 
 from guestd import dialects, limits
 from guestd.errors import BadFrame
-from guestd.mending import fitted, readable, storable
+from guestd.mending import fitted, readable, shortened, storable
 from guestd.messages import (
     SYNTAX_ERRORS,
     Application,
@@ -127,6 +127,7 @@ _ENTRIES = {entry_type: msgspec.json.Decoder(entry_type) for _, entry_type, _, _
 def _part_by_part(text: bytes, repairs: list[str]) -> Decoded:
     """The slow way for a frame with a wrong value in it: what is wrong is mended, left out or refused by itself."""
     found = _Found(list(repairs))
+    text = shortened(text)
     msgspec.json.decode(text, type=msgspec.Raw)  # all of it, or it is no JSON
     try:
         members = _OBJECT.decode(text)
@@ -211,6 +212,8 @@ def _key_of(raw: msgspec.Raw, key: str) -> str:
     """What an entry says it is, as text."""
     with suppress(msgspec.ValidationError):
         raw = _OBJECT.decode(raw).get(key, msgspec.Raw(b"null"))
+    if len(memoryview(raw)) > limits.KEY_PATH_CHARS:
+        return bytes(raw)[:100].decode(errors="replace")
     try:
         return str(msgspec.json.decode(raw))
     except msgspec.ValidationError:  # a number that no type holds

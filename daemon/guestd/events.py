@@ -76,7 +76,7 @@ _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 def _members(payload: bytes) -> dict[str, msgspec.Raw]:
     for text in filter(is_value, _candidates(storable(payload))):
-        with suppress(msgspec.DecodeError):
+        with suppress(*SYNTAX_ERRORS):
             members = _OBJECT.decode(text)
             if str(_value(members.get("type"))) in TYPES:
                 return members

@@ -8,8 +8,10 @@ from __future__ import annotations
 # Of a whole message. A line of 4 MiB full of sockets as real agents report them has 250,000 commas; with more of them a
 # frame says next to nothing and costs time.
 VALUES = 250_000
-# Escapes as \u0041, and doubled backslashes. Encoders of agents write text as it is; paths of Windows have a few each.
+# Backslashes, where some begin \u escapes. Encoders of agents write text as it is; a path of Windows has a few.
 ESCAPES = 100_000
+# A frame that is no JSON is put right up to this size, and set aside beyond.
+READABLE_BYTES = 256 * 1024
 # What is refused is kept for the operator; a guest cannot make that long.
 REFUSALS = 1_000
 # List entries that are put right, one by one; the next ones are refused.
@@ -27,6 +29,8 @@ DISKS = 1_000
 INTERFACES = 1_000
 ADDRESSES = 64
 DEPENDENCIES = 256
+# Of any list within an entry, where a wrong value is looked for.
+ITEMS = 4_096
 
 # Characters of a text.
 STATE_CHARS = 40

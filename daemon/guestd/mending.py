@@ -41,7 +41,7 @@ def storable(payload: bytes) -> bytes:
     # Most encoders write text as it is: one look is all that most frames cost.
     if rb"\u" not in payload:
         return payload
-    if payload.count(rb"\u") + payload.count(rb"\\") > limits.ESCAPES:
+    if payload.count(b"\\") > limits.ESCAPES:
         raise BadFrame("json", f"more than {limits.ESCAPES} escapes")
     if not _UNSTORABLE.search(payload):
         return payload
@@ -56,9 +56,31 @@ _NO_NUMBER = re.compile(rb"([:,\[]\s{0,10})[-+]?(?:" + _SPELLED + rb")(?=\s{0,10
 
 
 def readable(payload: bytes) -> bytes:
-    """Of a text that is no JSON what can be told: bytes that are no UTF-8, control characters, NaN and infinities."""
+    """Of a text that is no JSON what can be told: bytes that are no UTF-8, control characters, NaN and infinities.
+
+    A text that is too long to look through is given back as it is.
+    """
+    if len(payload) > limits.READABLE_BYTES:
+        return payload
     text = payload.decode(errors="replace").encode().translate(None, _CONTROLS).replace(b"\t", b" ")
     return _NO_NUMBER.sub(rb"\1null", text)
+
+
+_NINES = bytes.maketrans(b"012345678", b"9" * 9)
+_DIGITS = re.compile(rb"\d++")
+# More than any number that a type holds has, and few enough to be read in no time.
+_LONG_DIGITS = 400
+
+
+def shortened(text: bytes) -> bytes:
+    """With numbers of very many digits cut to 400: no type holds those either, and reading more takes its square."""
+    nines, run = text.translate(_NINES), b"9" * _LONG_DIGITS
+    parts, end = [], 0
+    while (start := nines.find(run, end)) >= 0:
+        parts.append(text[end : start + _LONG_DIGITS])
+        digits = _DIGITS.match(text, start)
+        end = digits.end() if digits else start + _LONG_DIGITS
+    return b"".join([*parts, text[end:]]) if parts else text
 
 
 _NUMBER = re.compile(rb"([:,\[]\s{0,10})(-?\d[\d.]*+(?:[eE][-+]?\d++)?)")
@@ -110,7 +132,7 @@ def _fit(value: Any, wanted: inspect.Type, notes: list[str]) -> Any:  # noqa: PL
         case inspect.StructType() if isinstance(value, dict):
             return {**value, **dict(_fit_fields(value, wanted, notes))}
         case inspect.ListType() if isinstance(value, list):
-            return list(_fit_items(value, wanted.item_type, notes))
+            return _fit_items(value[: limits.ITEMS], wanted.item_type, notes)
         case inspect.UnionType():
             return _fit_one_of(value, wanted.types, notes)
         case inspect.IntType():
@@ -147,14 +169,21 @@ def _default(field: inspect.Field) -> Any:
     return field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
 
 
-def _fit_items(value: list[Any], wanted: inspect.Type, notes: list[str]) -> Iterator[Any]:
-    for item in value:
-        try:
-            yield _fit(item, wanted, notes)
-        except _Unfit:
-            notes.append("field_left_out")
-            if isinstance(wanted, inspect.UnionType):  # numbers or null: the others keep their places
-                yield None
+def _fit_items(value: list[Any], wanted: inspect.Type, notes: list[str]) -> list[Any]:
+    """Texts that are none are left out; among numbers a null keeps the place."""
+    if isinstance(wanted, inspect.StrType):
+        fitting: list[Any] = [item for item in value if isinstance(item, str)]
+    else:
+        fitting = [item if isinstance(item, float) else _fit_or_null(item, wanted) for item in value]
+    if fitting != value:
+        notes.append("item_left_out")
+    return fitting
+
+
+def _fit_or_null(item: Any, wanted: inspect.Type) -> Any:
+    with suppress(_Unfit):
+        return _fit(item, wanted, [])
+    return None
 
 
 def _fit_one_of(value: Any, types: Iterable[inspect.Type], notes: list[str]) -> Any:

@@ -181,3 +181,8 @@ def test_a_machine_may_tell_so_much_in_a_minute_and_others_do_not_pay_for_it() -
     # A clock that is put back begins another minute.
     assert allowance.take(MACHINE, 0)
     assert allowance._told.keys() == {MACHINE}
+
+
+def test_a_name_that_is_no_utf8_is_mended_with_the_rest_of_its_event() -> None:
+    found = event(b'{"type":"error_report","severity":"Fatal","na\xffme":"v\xfe","error_type":"e"}')
+    assert (found.severity, detail_of(found)) == ("Fatal", {"na\ufffdme": "v\ufffd"})

@@ -220,10 +220,18 @@ def test_a_number_that_is_not_whole_is_cut_and_one_out_of_bounds_is_left_out_or_
     assert decoded.refusals == []
 
 
-def test_a_megabyte_of_digits_costs_its_entry_or_the_frame() -> None:
-    digits = b"9" * 1_000_000
-    assert reason_of(D1.replace(b"2097152", digits)) == "shape"
-    assert len(decode(D1.replace(b'"id":633', b'"id":' + digits)).refusals) == 1
+@pytest.mark.parametrize("digits", [1_000_000, 4_000_000])
+def test_megabytes_of_digits_cost_what_few_digits_cost(digits: int) -> None:
+    number = b"9" * digits
+    assert decode(D1.replace(b"2097152", number)).metrics.data.system.memory.total_kb == 0
+    assert len(decode(D1.replace(b'"id":633', b'"id":' + number)).refusals) == 1
+    assert decode(D1.replace(b"12.5", b"0." + number)).refusals == []
+
+
+def test_a_long_frame_that_is_no_json_is_not_searched_for_what_it_may_mean() -> None:
+    readable = D1.replace(b"12.5", b"NaN")
+    assert decode(readable).repairs == ["unreadable_value"]
+    assert reason_of(readable.replace(b"cron -f", b"x" * limits.READABLE_BYTES)) == "json"
 
 
 def test_so_many_values_that_they_can_say_nothing_cost_the_frame() -> None:
