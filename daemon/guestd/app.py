@@ -30,7 +30,7 @@ from guestd.broker import login
 from guestd.budget import Budget, Rate, Rates
 from guestd.channels import Directory, Place
 from guestd.errors import ConfigError, StoreUnavailable
-from guestd.hosting import Hosting
+from guestd.hosting import Hosting, upkeep_of
 from guestd.intake import Intake
 from guestd.lifecycle import Backoff, retrying, run_until
 from guestd.link import check_dsn, server_name
@@ -109,6 +109,7 @@ async def run(settings: Settings) -> None:
             background={
                 "maintenance": _maintenance(settings),
                 "roster": _roster(settings.store.dsn, roster),
+                "upkeep": upkeep_of(settings, telemetry).run(),
                 "status": _status(channels, spool, lambda: _problems(consumer, spool, from_broker, hosting)),
             }
             | (hosting.lives() if hosting is not None else {}),

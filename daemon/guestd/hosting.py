@@ -14,15 +14,17 @@ from guestd.lifecycle import Life
 from guestd.plans.vms import REPORT_KINDS, Plan, Report, Rules
 from guestd.reconcile import Reconciler, preview
 from guestd.roster import Roster
+from guestd.sampler import Sampler
 from guestd.settings import Libvirt, Settings
 from guestd.telemetry import Hosting as HostingMetrics
 from guestd.telemetry import Telemetry
+from guestd.upkeep import Upkeep
 
 NOBODY = UUID(int=0)
 
 
 class Hosting:
-    """Driver and loop of one host. Raises ConfigError where libvirt's bindings are missing."""
+    """Driver, loop and statistics of one host. Raises ConfigError where libvirt's bindings are missing."""
 
     def __init__(self, settings: Settings, telemetry: Telemetry) -> None:
         chosen = self._chosen = settings.libvirt
@@ -34,10 +36,12 @@ class Hosting:
             rules=rules_of(chosen),
             counters=_loop_counters(telemetry.hosting),
         )
-        shown = telemetry.hosting
+        shown, driver = telemetry.hosting, self.hypervisor
+        self._sampler = Sampler(chosen.uri, lambda: driver.domains, gave_up=shown.calls_given_up.inc)
+        shown.show(self._sampler.families)
         shown.libvirt_up.set_function(lambda: self.hypervisor.error is None)
         shown.libvirt_domains.set_function(lambda: len(self.hypervisor.domains))
-        shown.calls_stuck.set_function(lambda: self.hypervisor.stuck)
+        shown.calls_stuck.set_function(lambda: self.hypervisor.stuck + self._sampler.stuck)
 
     def lives(self) -> dict[str, Life]:
         """What runs beside the pipeline, by the names of the tasks."""
@@ -45,6 +49,7 @@ class Hosting:
             "libvirt": self.hypervisor.run(),
             "vms": self._loop.run(),
             "wishes": self._loop.watch_wishes(),
+            "statistics": self._sampler.run(),
         }
 
     def place(self, roster: Roster) -> Domains:
@@ -78,6 +83,16 @@ def rules_of(chosen: Libvirt) -> Rules:
         shutdown_seconds=chosen.shutdown_seconds,
         channel_names=chosen.channel_names,
     )
+
+
+def upkeep_of(settings: Settings, telemetry: Telemetry) -> Upkeep:
+    """What is derived from stored samples; where there is no libvirt too."""
+    chosen, shown = settings.libvirt, telemetry.hosting
+    upkeep = Upkeep(
+        settings.store.dsn, host_name=host_name(chosen), uri=chosen.uri, silent=shown.machines_without_data.set
+    )
+    shown.show(upkeep.families)
+    return upkeep
 
 
 async def planned(settings: Settings) -> Plan:

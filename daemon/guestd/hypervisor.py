@@ -224,11 +224,7 @@ class Hypervisor:
 
         try:
             connection.registerCloseCallback(closed, None)
-            try:
-                connection.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
-            except libvirt.libvirtError as why:  # drivers within this process have no line that could go dead
-                if why.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
-                    raise
+            _keep_alive(connection)
             registered = [connection.domainEventRegisterAny(None, kind, changed, None) for kind in _event_kinds()]
         except libvirt.libvirtError:
             _close(connection, [])
@@ -248,6 +244,36 @@ class Hypervisor:
     def _tell_listeners(self) -> None:
         for event in self._listeners:
             event.set()
+
+
+def open_reader(uri: str) -> Any:
+    """A connection that may only read; blocks. SourceLost when there is none."""
+    _start_events()
+    try:
+        connection = libvirt.openReadOnly(uri)
+        _keep_alive(connection)
+    except libvirt.libvirtError as why:
+        raise SourceLost(f"{uri}: {why}") from why
+    return connection
+
+
+def statistics(connection: Any, uuid: UUID) -> dict[str, Any]:
+    """All that libvirt counts of a domain, by its own keys, empty when there is no such domain; blocks."""
+    try:
+        found = connection.domainListGetStats([connection.lookupByUUID(uuid.bytes)], 0, 0)
+    except libvirt.libvirtError as why:
+        if why.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+            return {}
+        raise SourceLost(str(why)) from why
+    return dict(found[0][1]) if found else {}
+
+
+def _keep_alive(connection: Any) -> None:
+    try:
+        connection.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
+    except libvirt.libvirtError as why:  # drivers within this process have no line that could go dead
+        if why.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
+            raise
 
 
 def _event_kinds() -> tuple[int, ...]:

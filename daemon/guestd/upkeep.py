@@ -1,0 +1,65 @@
+"""What is derived from stored samples once a minute: ports that guests listen on, machines that do not report.
+
+Not in the batch that stores them: a port is not news every few seconds, and a guest's ports must not slow the others'
+samples down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+
+import structlog
+
+from guestd.domainmetrics import Family
+from guestd.errors import RowsRejected, StoreUnavailable
+from guestd.lifecycle import Backoff, retrying
+from guestd.link import connection_to, sorted_errors
+from gueststore.queries import query
+
+log = structlog.get_logger()
+
+UPKEEP_SECONDS = 60.0
+
+
+class Upkeep:
+    """The machines of one host that have no data: since when, by the domain's name. Names and URI as in Host."""
+
+    def __init__(self, dsn: str, *, host_name: str, uri: str, silent: Callable[[int], None]) -> None:
+        self._dsn = dsn
+        self._host = {"name": host_name, "uri": uri}
+        self._silent = silent
+        self._since: Mapping[str, float] = {}
+
+    def families(self) -> list[Family]:
+        """Who does not report, as a metric."""
+        samples: list[tuple[tuple[str, ...], float]] = [((name,), since) for name, since in self._since.items()]
+        text = "Of machines that run and do not report: since when."
+        return [Family("guestd_machine_without_data_since_timestamp_seconds", text, False, ("domain",), samples)]
+
+    async def run(self) -> None:
+        """Once a minute, for ever; without a store it waits."""
+
+        async def look_after() -> None:
+            while True:
+                await self.once()
+                await asyncio.sleep(UPKEEP_SECONDS)
+
+        await retrying(
+            look_after,
+            expected=(StoreUnavailable, RowsRejected),
+            backoff=Backoff(cap_seconds=60),
+            lost=lambda why, _: log.debug("the upkeep of machines waits", error=str(why)),
+        )
+
+    async def once(self) -> None:
+        """Ports and old events for all hosts, if nobody else is at it; then who does not report on this one."""
+        async with connection_to(self._dsn) as connection, sorted_errors():
+            async with connection.transaction():
+                cursor = await connection.execute(query("lock_upkeep"))
+                if await cursor.fetchone() == (True,):
+                    await connection.execute(query("merge_ports"))
+                    await connection.execute(query("prune_events"))
+            cursor = await connection.execute(query("list_without_data"), self._host)
+            self._since = dict(await cursor.fetchall())
+        self._silent(len(self._since))

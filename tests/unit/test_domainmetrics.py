@@ -1,0 +1,60 @@
+"""libvirt's statistics under the names that dashboards use."""
+
+from guestd.domainmetrics import Statistics, families
+
+# As libvirt gives them for a running QEMU, shortened.
+STATISTICS: Statistics = {
+    "state.state": 1, "state.reason": 1, "cpu.time": 2_500_000_000, "cpu.user": 1, "cpu.system": 1,
+    "balloon.current": 98304, "balloon.maximum": 131072, "balloon.available": 90000, "balloon.usable": 45000,
+    "balloon.rss": 153600, "vcpu.current": 1, "vcpu.maximum": 2, "vcpu.0.state": 1, "vcpu.0.time": 1_000_000_000,
+    "vcpu.0.delay": 500_000_000, "net.count": 1, "net.0.name": "vnet0", "net.0.rx.bytes": 1000, "net.0.tx.drop": 3,
+    "block.count": 2, "block.0.name": "vda", "block.0.rd.bytes": 4096, "block.0.rd.times": 2_000_000_000,
+    "block.0.capacity": 1073741824, "block.1.name": "vda", "block.1.rd.bytes": 1,
+}  # fmt: skip
+
+
+def samples(**statistics: Statistics) -> dict[tuple[str, ...], float]:
+    return {
+        (family.name.removeprefix("libvirt_domain_"), *labels): value
+        for family in families(statistics, ["hung"])
+        for labels, value in family.samples
+    }
+
+
+def test_names_labels_and_units_are_those_of_the_exporters() -> None:
+    found = samples(vm=STATISTICS)
+    assert {key: value for key, value in found.items() if key[0] != "timed_out"} == {
+        ("info_state", "vm"): 1,
+        ("info_vstate", "vm"): 1,
+        ("info_cpu_time_seconds_total", "vm"): 2.5,
+        ("info_memory_usage_bytes", "vm"): 98304 * 1024,
+        ("info_maximum_memory_bytes", "vm"): 131072 * 1024,
+        ("memory_stats_current_balloon_bytes", "vm"): 98304 * 1024,
+        ("memory_stats_maximum_bytes", "vm"): 131072 * 1024,
+        ("memory_stats_available_bytes", "vm"): 90000 * 1024,
+        ("memory_stats_usable_bytes", "vm"): 45000 * 1024,
+        ("memory_stats_rss_bytes", "vm"): 153600 * 1024,
+        ("memory_stats_used_percent", "vm"): 50,
+        ("info_virtual_cpus", "vm"): 1,
+        ("vcpu_current", "vm"): 1,
+        ("vcpu_maximum", "vm"): 2,
+        ("vcpu_state", "vm", "0"): 1,
+        ("vcpu_time_seconds_total", "vm", "0"): 1,
+        ("vcpu_delay_seconds_total", "vm", "0"): 0.5,
+        ("interface_stats_receive_bytes_total", "vm", "vnet0"): 1000,
+        ("interface_stats_transmit_drops_total", "vm", "vnet0"): 3,
+        ("block_stats_read_bytes_total", "vm", "vda"): 4096,
+        ("block_stats_read_time_seconds_total", "vm", "vda"): 2,
+        ("block_stats_capacity_bytes", "vm", "vda"): 1073741824,
+    }
+
+
+def test_a_domain_that_did_not_answer_is_told_apart_from_those_that_did() -> None:
+    found = samples(vm=STATISTICS)
+    assert (found["timed_out", "hung"], found["timed_out", "vm"]) == (1, 0)
+
+
+def test_what_is_a_counter_is_called_one() -> None:
+    for family in families({}, []):
+        assert family.is_counter == family.name.endswith("_total")
+        assert family.samples == []
