@@ -31,10 +31,23 @@ STUCK_CAP = 32
 
 
 class Sampler:
-    """The latest statistics of one libvirt's running domains. `domains` gives those that there are."""
+    """The latest statistics of one libvirt's running domains.
 
-    def __init__(self, uri: str, domains: Callable[[], Sequence[Domain]], *, gave_up: Callable[[], None]) -> None:
+    `domains` gives those that there are; `read` asks for one on a connection, blocking.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        domains: Callable[[], Sequence[Domain]],
+        *,
+        gave_up: Callable[[], None],
+        read: Callable[[Any, UUID], Statistics] = hypervisor.statistics,
+        deadline_seconds: float = DEADLINE_SECONDS,
+    ) -> None:
         self._uri = uri
+        self._read = read
+        self._deadline_seconds = deadline_seconds
         self._domains = domains
         self._calls = Calls("libvirt-statistics", at_once=AT_ONCE, stuck_cap=STUCK_CAP, gave_up=gave_up)
         self._connection: Any = None
@@ -97,12 +110,12 @@ class Sampler:
 
         def answered() -> Statistics:
             try:
-                return hypervisor.statistics(connection, uuid)
+                return self._read(connection, uuid)
             finally:
                 tell_loop(loop, self._asked.discard, uuid)
 
         try:
-            return await self._calls.run(answered, deadline_seconds=DEADLINE_SECONDS)
+            return await self._calls.run(answered, deadline_seconds=self._deadline_seconds)
         except SourceLost:
             if uuid not in self._asked:  # it came back, and libvirt is what is lost
                 raise

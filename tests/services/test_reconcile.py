@@ -12,6 +12,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from fix_daemon import add_machine, command, environment, eventually, execute, rows
 from fix_libvirt import AGENT_CHANNEL, domain_xml, own_connection, running, silent, uri_of
@@ -23,6 +24,8 @@ from guestd.reconcile import Reconciler
 
 T = TypeVar("T")
 pytestmark = pytest.mark.asyncio
+# The loop has the rights that the daemon has, and no more.
+WRITER = "-c role=guestd_writer"
 SCREEN = "<graphics type='vnc' port='5907' autoport='no' listen='127.0.0.1'/>"
 
 
@@ -41,7 +44,11 @@ class Kept:
             "channel_names": ("org.infinibay.agent",),
         }  # fmt: skip
         self.loop = Reconciler(
-            hypervisor, dsn=dsn, host_name=name, rules=Rules(**chosen | changes), counters=self._counters()
+            hypervisor,
+            dsn=make_conninfo(dsn, options=WRITER),
+            host_name=name,
+            rules=Rules(**chosen | changes),
+            counters=self._counters(),
         )
 
     def _counters(self) -> reconcile.Counters:

@@ -1,23 +1,36 @@
 """Statistics of domains on libvirt's test driver, which has a state for each and little else."""
 
+import asyncio
 import socket
+import threading
 import time
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 import pytest
 
+from fix_daemon import eventually
 from fix_libvirt import domain_xml, running, silent, uri_of
-from guestd.domainmetrics import families
-from guestd.hypervisor import Hypervisor
+from guestd.domainmetrics import Statistics, families
+from guestd.hypervisor import Hypervisor, statistics
 from guestd.sampler import Sampler
 from guestd.telemetry import Telemetry
 
 pytestmark = pytest.mark.asyncio
 
 
-def states(sampler: Sampler) -> dict[str, float]:
-    (family,) = [family for family in sampler.families() if family.name == "libvirt_domain_info_state"]
+def shown(sampler: Sampler, name: str) -> dict[str, float]:
+    (family,) = [family for family in sampler.families() if family.name == name]
     return {labels[0]: value for labels, value in family.samples}
+
+
+def states(sampler: Sampler) -> dict[str, float]:
+    return shown(sampler, "libvirt_domain_info_state")
+
+
+def timed_out(sampler: Sampler) -> dict[str, float]:
+    return shown(sampler, "libvirt_domain_timed_out")
 
 
 async def test_every_running_domain_has_figures(tmp_path: Path) -> None:
@@ -30,6 +43,34 @@ async def test_every_running_domain_has_figures(tmp_path: Path) -> None:
         await hypervisor.look()
         await sampler.round()
         assert states(sampler) == {"one": 1}
+
+
+async def test_a_domain_that_hangs_is_timed_out_alone(tmp_path: Path) -> None:
+    uri = uri_of(tmp_path / "node.xml", [domain_xml("one", 1), domain_xml("two", 2)])
+    come_back = threading.Event()
+
+    def read(connection: Any, uuid: UUID) -> Statistics:
+        if uuid == UUID(int=1):  # as a QEMU that is stopped makes libvirt do
+            come_back.wait()
+        return statistics(connection, uuid)
+
+    async with running(Hypervisor(uri, silent())) as hypervisor:
+        gave_up: list[int] = []
+        sampler = Sampler(
+            uri, lambda: hypervisor.domains, gave_up=lambda: gave_up.append(1), read=read, deadline_seconds=0.2
+        )
+        try:
+            for _ in range(2):
+                await sampler.round()
+                assert states(sampler) == {"two": 1}
+                assert timed_out(sampler) == {"one": 1, "two": 0}
+            # It is not asked again while its call hangs.
+            assert (gave_up, sampler.stuck) == ([1], 1)
+        finally:
+            come_back.set()
+        await asyncio.to_thread(eventually, lambda: sampler.stuck == 0, "the call has come back")
+        await sampler.round()
+        assert states(sampler) == {"one": 1, "two": 1}
 
 
 async def test_a_libvirtd_that_never_answers_leaves_no_figures_and_ends(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from uuid import UUID
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from fix_daemon import add_machine, execute, rows
 from guestd.upkeep import Upkeep
@@ -15,7 +16,9 @@ PORTS = 'SELECT "portStart", "portEnd", "protocol", "running", "enabled" FROM "V
 
 
 def upkeep(dsn: str, silent: list[int] | None = None) -> Upkeep:
-    return Upkeep(dsn, host_name="host", uri="", silent=([] if silent is None else silent).append)
+    # With the rights that the daemon has, and no more.
+    as_writer = make_conninfo(dsn, options="-c role=guestd_writer")
+    return Upkeep(as_writer, host_name="host", uri="", silent=([] if silent is None else silent).append)
 
 
 def report(dsn: str, machine_id: UUID, *listening: tuple[int, str], age: timedelta = timedelta()) -> datetime:
