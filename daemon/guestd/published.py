@@ -57,7 +57,7 @@ class Publications:
         size_bytes = settled = 0
         now_ms = self._now_ms()
         for message in published:
-            if not self._spool.fits(size_bytes + len(message.payload)):
+            if not self._spool.fits(len(message.payload), size_bytes):
                 break
             settled += 1
             entry = self._judge(message, held, now_ms)
@@ -96,14 +96,9 @@ class Publications:
         if sender is None or sender.boot_id != header.boot_id or sender.seq is None:
             # Of an unknown run nothing is missing that we were ever to get.
             return sequence.begun(header.seq)
-        before = sequence.Place(sender.seq, sender.below)
         if header.seq > sender.seq + 1:
             self._missing(min(header.seq - sender.seq - 1, MOST_DROPPED))
-        place = sequence.after(before, header.seq)
-        if place is None and header.mark not in (None, sender.mark):
-            # The number is settled, the line may be another's: of a machine put back in time. The store knows marks.
-            return before
-        return place
+        return sequence.after(sequence.Place(sender.seq, sender.below), header.seq)
 
     def _takes(self, message: Published, held_bytes: int) -> bool:
         """Whether a message is within what its machine may send; counts it if it is not."""
@@ -113,7 +108,7 @@ class Publications:
             return False
         if not self._gate.admits(message.machine_id, size_bytes):
             return False
-        if not self._spool.has_share(message.machine_id, held_bytes + size_bytes):
+        if not self._spool.has_share(message.machine_id, size_bytes, held_bytes):
             self._counters.refused("share")
             return False
         return True

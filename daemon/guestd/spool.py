@@ -166,14 +166,15 @@ class Spool:
         """Whether frames fit, and their machine's share; into an empty spool, or share, any one call's frames do."""
         return self.fits(size_bytes) and self.has_share(machine_id, size_bytes)
 
-    def has_share(self, machine_id: UUID, size_bytes: int) -> bool:
-        """Whether frames fit their machine's share."""
-        mine = self._bytes_by_machine.get(machine_id, 0)
-        return not mine or mine + size_bytes <= self._share_bytes
+    def fits(self, size_bytes: int, behind_bytes: int = 0) -> bool:
+        """Whether a frame fits, behind others that are about to be appended; into an empty spool any one does."""
+        taken_bytes = self.bytes + behind_bytes
+        return not taken_bytes or taken_bytes + size_bytes <= self.max_bytes
 
-    def fits(self, size_bytes: int) -> bool:
-        """Whether frames fit, whoever they are of."""
-        return not self.bytes or self.bytes + size_bytes <= self.max_bytes
+    def has_share(self, machine_id: UUID, size_bytes: int, behind_bytes: int = 0) -> bool:
+        """The same for its machine's share, behind others of that machine."""
+        taken_bytes = self._bytes_by_machine.get(machine_id, 0) + behind_bytes
+        return not taken_bytes or taken_bytes + size_bytes <= self._share_bytes
 
     async def room(self, machine_id: UUID, size_bytes: int) -> None:
         """Wait until `has_room`."""

@@ -1,17 +1,19 @@
 """What a broker delivers, judged on a real spool: what of it is kept."""
 
+import asyncio
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from guestd.published import Publications, Published
-from unit.test_intake import MACHINE, PLAIN, Gate, gate_on, marked, numbered
+from unit.test_intake import MACHINE, OTHER, PLAIN, Gate, gate_on, marked, numbered
 
 EVENT = b'{"type":"error_report","error_type":"e"}'
 
 
-async def deliver(gate: Gate, *lines: bytes) -> None:
-    published = Publications(
+def publications(gate: Gate) -> Publications:
+    return Publications(
         gate.spool,
         gate.intake,
         counters=gate.counters,
@@ -19,7 +21,10 @@ async def deliver(gate: Gate, *lines: bytes) -> None:
         now_ms=lambda: gate.now_ms,
         max_frame_bytes=10_000,
     )
-    assert await published.accept([Published(MACHINE, line) for line in lines]) == len(lines)
+
+
+async def deliver(gate: Gate, *lines: bytes) -> None:
+    assert await publications(gate).accept([Published(MACHINE, line) for line in lines]) == len(lines)
 
 
 @pytest.mark.asyncio
@@ -50,3 +55,62 @@ async def test_events_are_kept_and_other_messages_are_counted(tmp_path: Path) ->
         await deliver(gate, EVENT, b'{"type":"ping"}', PLAIN, b'{"type":"new"}')
         assert await gate.payloads() == [EVENT, PLAIN]
         assert [gate.counts[name] for name in ("error_report", "ping", "unknown")] == [1, 1, 1]
+
+
+@pytest.mark.asyncio
+async def test_what_finds_the_spool_full_is_left_with_all_behind_it(tmp_path: Path) -> None:
+    line = b"x" * 900
+    async with gate_on(tmp_path, max_bytes=10_000) as gate:
+        machines = [UUID(int=number) for number in range(1, 16)]
+        settled = await publications(gate).accept([Published(machine_id, line) for machine_id in machines])
+        assert settled == gate.counts["accepted"] == 10
+        assert await publications(gate).accept([Published(machines[10], line), Published(machines[11], b"{}")]) == 0
+        await gate.spool.trim(5)
+        assert await publications(gate).accept([Published(machines[10], line), Published(machines[11], b"{}")]) == 2
+        assert gate.counts["share"] == 0
+
+
+@pytest.mark.asyncio
+async def test_a_machine_over_its_share_is_refused_and_those_behind_it_are_taken(tmp_path: Path) -> None:
+    line = b"x" * 900
+    async with gate_on(tmp_path, max_bytes=10_000) as gate:
+        messages = [Published(MACHINE, line)] * 2 + [Published(OTHER, line)]
+        assert await publications(gate).accept(messages) == 3
+        assert (gate.counts["accepted"], gate.counts["share"]) == (2, 1)
+
+
+@pytest.mark.asyncio
+async def test_a_numbered_line_that_is_refused_is_not_missing_and_not_taken_when_it_comes_again(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        too_long = numbered(2)[:-1] + b" " * 10_000 + b"}"
+        await deliver(gate, numbered(1), too_long, numbered(3), numbered(2))
+        assert await gate.payloads() == [numbered(1), numbered(3)]
+        assert [gate.counts[name] for name in ("oversize", "missing", "duplicate")] == [1, 0, 1]
+
+
+@pytest.mark.asyncio
+async def test_gaps_are_counted_and_what_fills_them_is_taken_also_after_a_restart(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        await deliver(gate, numbered(1), numbered(5), numbered(3))
+        assert gate.counts["missing"] == 3
+    async with gate_on(tmp_path) as gate:
+        await deliver(gate, *(numbered(seq) for seq in range(1, 7)))
+        assert await gate.payloads() == [numbered(seq) for seq in (1, 5, 3, 2, 4, 6)]
+        assert gate.counts["duplicate"] == 3
+
+
+@pytest.mark.asyncio
+async def test_a_batch_is_settled_when_it_is_on_disk_and_not_before(tmp_path: Path) -> None:
+    async with gate_on(tmp_path, is_running=False) as gate:
+        first = asyncio.create_task(publications(gate).accept([Published(MACHINE, numbered(1))]))
+        # The same line again, by another connection: it is known, and as little safe as the first.
+        again = asyncio.create_task(publications(gate).accept([Published(MACHINE, numbered(1))]))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not first.done()
+        assert not again.done()
+        writing = asyncio.create_task(gate.spool.run())
+        assert [await first, await again] == [1, 1]
+        assert gate.counts["duplicate"] == 1
+        gate.spool.seal()
+        await writing
