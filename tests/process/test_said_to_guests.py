@@ -99,6 +99,20 @@ def test_pings_and_keep_alives_are_answered(daemon: Daemon) -> None:
     assert daemon.stop() == 0
 
 
+def test_a_flood_of_pings_is_answered_now_and_then(daemon: Daemon) -> None:
+    guest = daemon.guest()
+    daemon.start()
+    pings = 900  # what a guest may send at once without being held back
+    guest.write(b'{"type":"ping"}\n' * pings + _numbered(1))
+    pongs = 0
+    while json.loads(line := guest.read_line())["type"] == "pong":
+        pongs += 1
+    assert json.loads(line)["seq"] == 1
+    assert 0 < pongs < pings / 10
+    assert daemon.metric("guestd_other_messages_total", type="ping") == pings
+    assert daemon.stop() == 0
+
+
 def test_with_a_master_secret_every_line_is_signed_with_the_machines_own(daemon: Daemon) -> None:
     machine_id, other_id = add_machine(daemon.dsn), add_machine(daemon.dsn)
     guest, other = daemon.guest(machine_id), daemon.guest(other_id)
