@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -15,8 +15,11 @@ import structlog
 
 from guestd import __version__, logs, settings
 from guestd.errors import ConfigError
+from guestd.filters import telling, wanted
+from guestd.filters.wanted import Asked, MachineRow
 
 EXIT_FAILURE = 1
+EXIT_USAGE = 2
 EXIT_CONFIG = 78
 
 DESCRIPTION = """\
@@ -25,6 +28,8 @@ guestd reads what guest agents report, and writes it exactly once to TimescaleDB
   guestd run --config /etc/guestd.toml     the daemon of a hypervisor host
   guestd plan --config /etc/guestd.toml    what it would do to virtual machines and their rows; does nothing
   guestd secret --config FILE ID           a machine's secret, for the agent that is to take signed lines only
+  guestd filters show MACHINE              the rules that protect a machine, in the order in which they match
+  guestd filters explain MACHINE tcp 10.0.0.5:443 in      which rule decides on a connection
   guestd agent --listen /run/my.socket     a guest agent that watches this machine
   guestd simulate --directory DIR ...      a fleet of believable guests, for demos and load
 """
@@ -69,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     secret.add_argument("--config", type=Path, metavar="FILE", help="names virtio.master_secret_file")
     secret.add_argument("machine", type=UUID, metavar="ID", help="Machine.id")
     secret.set_defaults(run=_secret)
+    _add_filters(verbs.add_parser("filters", help="the rules that protect machines"))
     for name, verb, text in (
         ("agent", agent, "a guest agent for this machine"),
         ("simulate", simulate, "a fleet of simulated guests"),
@@ -77,6 +83,20 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_arguments(sub)
         sub.set_defaults(run=verb.run)
     return parser
+
+
+def _add_filters(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(required=True, metavar="WHAT")
+    show = verbs.add_parser("show", help="a machine's rules in the order in which they match")
+    explain = verbs.add_parser("explain", help="which rule decides on a connection")
+    for sub in (show, explain):
+        sub.add_argument("machine", metavar="MACHINE", help="id, internalName or name")
+        sub.add_argument("--config", type=Path, metavar="FILE", help="TOML; deploy/guestd.toml lists every key")
+    explain.add_argument("protocol", choices=("tcp", "udp", "sctp", "icmp"))
+    explain.add_argument("peer", metavar="ADDRESS[:PORT]", help="the other side, and the port that is connected to")
+    explain.add_argument("way", choices=("in", "out"), help="as the machine sees it")
+    show.set_defaults(run=_show_filters)
+    explain.set_defaults(run=_explain_filters)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -134,6 +154,33 @@ def _secret(arguments: argparse.Namespace) -> int:
     if not file:
         raise ConfigError("virtio.master_secret_file is empty: nothing is signed here")
     print(machine_secret(first_line(Path(file), "virtio.master_secret_file"), arguments.machine).decode())
+    return 0
+
+
+def _show_filters(arguments: argparse.Namespace) -> int:
+    return _tell_filters(arguments, telling.show)
+
+
+def _explain_filters(arguments: argparse.Namespace) -> int:
+    try:
+        asking = telling.question(arguments.protocol, arguments.peer, arguments.way)
+    except ValueError as why:
+        print(f"guestd: {why}", file=sys.stderr)
+        return EXIT_USAGE
+    return _tell_filters(arguments, lambda asked, machine: telling.explain(asked, machine, asking))
+
+
+def _tell_filters(arguments: argparse.Namespace, tell: Callable[[Asked, MachineRow], Iterable[str]]) -> int:
+    from guestd.errors import StoreUnavailable
+    from guestd.filterstore import read_rows
+
+    try:
+        rows = asyncio.run(read_rows(_settings(arguments).store.dsn))
+        machine = telling.find(rows.machines, arguments.machine)
+    except (StoreUnavailable, ValueError) as why:
+        print(f"guestd: {why}", file=sys.stderr)
+        return EXIT_FAILURE
+    print("\n".join(tell(wanted.asked(rows), machine)))
     return 0
 
 

@@ -1,0 +1,21 @@
+-- Every filter with its rules and the ids of those that it includes. The columns are guestd.filterstore's, in its order.
+SELECT
+    filter."id",
+    filter."name",
+    filter."internalName",
+    filter."uuid",
+    filter."chain",
+    filter."priority",
+    filter."stateMatch",
+    coalesce(
+        (
+            SELECT jsonb_agg(to_jsonb(rule)) FROM "FWRule" AS rule
+            WHERE rule."nwFilterId" = filter."id"
+        ), '[]'
+    ) AS "rules",
+    ARRAY(
+        SELECT reference."targetFilterId" FROM "FilterReference" AS reference
+        WHERE reference."sourceFilterId" = filter."id"
+    ) AS "targets"
+FROM "NWFilter" AS filter
+ORDER BY filter."internalName";
