@@ -10,7 +10,8 @@ Pure. What must hold after every single action of a plan, for guestd may die bet
 * What is refused (a row that libvirt would not take as it is, a cycle, a missing target) stays as libvirt last had it.
 
 A uuid cannot move to another name, nor a name to another uuid: there the old filter and all that include it are removed
-first, which is only done where no interface uses any of them.
+first, which is only done where no interface uses any of them. What that waits for may be in the same plan: it is done
+after the next look.
 """
 
 from __future__ import annotations
