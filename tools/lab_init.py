@@ -61,8 +61,21 @@ def _make_root(root: Path, *, packages: Path, state: Path, guest: Path) -> None:
     _bind(guest, root / "guest")
     _bind(state, root / state.relative_to("/"))
     (root / "var/run").symlink_to("/run")
+    _make_firewall_names(root)
     os.chroot(root)
     os.chdir("/")
+
+
+def _make_firewall_names(root: Path) -> None:
+    """The names by which libvirt calls iptables: links that the packages make when they are installed."""
+    programs = root / "opt/sbin"
+    _bind(root / "usr/sbin", programs)
+    _mount("-t", "tmpfs", "-o", "mode=755", "sbin", root / "usr/sbin")
+    for program in programs.iterdir():
+        (root / "usr/sbin" / program.name).symlink_to(f"/opt/sbin/{program.name}")
+    for family in ("iptables", "ip6tables", "ebtables"):
+        for ending in ("", "-save", "-restore"):
+            (root / "usr/sbin" / f"{family}{ending}").symlink_to(f"/opt/sbin/{family}-nft{ending}")
 
 
 def _make_devices(devices: Path) -> None:

@@ -29,6 +29,7 @@ guestd reads what guest agents report, and writes it exactly once to TimescaleDB
   guestd plan --config /etc/guestd.toml    what it would do to virtual machines and their rows; does nothing
   guestd secret --config FILE ID           a machine's secret, for the agent that is to take signed lines only
   guestd filters show MACHINE              the rules that protect a machine, in the order in which they match
+  guestd filters plan                      what would be done to libvirt's filters, and which are not as they should be
   guestd filters explain MACHINE tcp 10.0.0.5:443 in      which rule decides on a connection
   guestd agent --listen /run/my.socket     a guest agent that watches this machine
   guestd simulate --directory DIR ...      a fleet of believable guests, for demos and load
@@ -88,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_filters(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(required=True, metavar="WHAT")
     show = verbs.add_parser("show", help="a machine's rules in the order in which they match")
+    plan = verbs.add_parser("plan", help="what would be done to libvirt's filters; does nothing")
+    plan.add_argument("--config", type=Path, metavar="FILE", help="TOML; deploy/guestd.toml lists every key")
+    plan.set_defaults(run=_plan_filters)
     explain = verbs.add_parser("explain", help="which rule decides on a connection")
     for sub in (show, explain):
         sub.add_argument("machine", metavar="MACHINE", help="id, internalName or name")
@@ -168,6 +172,30 @@ def _explain_filters(arguments: argparse.Namespace) -> int:
         print(f"guestd: {why}", file=sys.stderr)
         return EXIT_USAGE
     return _tell_filters(arguments, lambda asked, machine: telling.explain(asked, machine, asking))
+
+
+def _plan_filters(arguments: argparse.Namespace) -> int:
+    from guestd import nwfilters
+    from guestd.errors import SourceLost, StoreUnavailable
+    from guestd.filterstore import read_rows
+    from guestd.plans import filters
+
+    chosen = _settings(arguments)
+    if not chosen.libvirt.uri:
+        raise ConfigError("libvirt.uri is empty: guestd has nothing to do with virtual machines here")
+    try:
+        rows = asyncio.run(read_rows(chosen.store.dsn))
+        found = nwfilters.look(chosen.libvirt.uri)
+    except (SourceLost, StoreUnavailable) as why:
+        print(f"guestd: {why}", file=sys.stderr)
+        return EXIT_FAILURE
+    here = frozenset(machine.id for machine in rows.machines if machine.internal_name in found.domains)
+    asked = wanted.asked(rows)
+    plan = filters.plan(filters.wished(asked, here), found.seen, most_removals=filters.MOST_REMOVALS)
+    problems = [f"refused: {name}: {each}" for name, why in sorted(asked.problems.items()) for each in why]
+    guarded = [] if plan.guarded is None else [f"waits for a yes: {plan.guarded}"]
+    print("\n".join(map(str, (*plan.actions, *plan.reports, *problems, *guarded))) or "nothing to do")
+    return 0
 
 
 def _tell_filters(arguments: argparse.Namespace, tell: Callable[[Asked, MachineRow], Iterable[str]]) -> int:

@@ -28,6 +28,12 @@ def read(xml: str) -> Filter:
     )
 
 
+def named_by(domain_xml: str) -> set[str]:
+    """The filters that the interfaces of a domain name."""
+    root = ElementTree.fromstring(domain_xml)  # noqa: S314 -- libvirt wrote it, and no guest can
+    return {each.get("filter", "") for each in root.iterfind("devices/interface/filterref")}
+
+
 def write(definition: Filter) -> str:
     """What libvirt is given. Chain and priorities are stated, so that none of its defaults comes into it."""
     attributes = {"name": definition.name, "chain": definition.chain, "priority": str(definition.priority)}

@@ -16,11 +16,15 @@ after the next look.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
 from guestd.filters.model import PREFIX, Filter
+from guestd.filters.wanted import Asked
+
+# More than these at once are taken for a mistake until a person says yes.
+MOST_REMOVALS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,15 @@ class Plan:
     actions: tuple[Action, ...]
     reports: tuple[Report, ...]
     guarded: str | None = None
+
+
+def wished(asked: Asked, machines: Collection[UUID]) -> Wanted:
+    """What a host that has these machines should have: every filter of the store, and the machines' own.
+
+    Nothing is known to be guestd's but what has a row: filters without one are reported and left.
+    """
+    umbrellas = [each for machine_id, each in asked.umbrellas.items() if machine_id in machines]
+    return Wanted({**asked.filters, **{each.name: each for each in umbrellas}}, held=frozenset(asked.problems))
 
 
 def plan(wanted: Wanted, seen: Seen, *, most_removals: int) -> Plan:

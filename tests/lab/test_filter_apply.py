@@ -1,0 +1,116 @@
+"""A plan carried out on a real libvirt: the seed's filters, and what people do to them by hand."""
+
+import random
+from typing import Any
+from uuid import UUID, uuid5
+
+import pytest
+
+from filters import filter_row
+from guestd.filters.model import Filter
+from guestd.filters.nwfilterxml import read, write
+from guestd.filters.rows import RuleRow, compiled
+from guestd.plans.filters import Define, Plan, Remove, Seen, Wanted, plan
+from gueststore.seeds import filters
+
+pytestmark = pytest.mark.timeout(600)
+SPACE = UUID(int=3)
+COLUMNS = {
+    "srcMacAddr": "src_mac_addr", "srcIpAddr": "src_ip_addr", "srcIpMask": "src_ip_mask", "dstIpAddr": "dst_ip_addr",
+    "dstIpMask": "dst_ip_mask", "srcPortStart": "src_port_start", "srcPortEnd": "src_port_end",
+    "dstPortStart": "dst_port_start", "dstPortEnd": "dst_port_end",
+}  # fmt: skip
+
+
+def seeded() -> dict[str, Filter]:
+    """The filters of a new platform, by their names in libvirt."""
+    names = {uuid5(SPACE, each.name): f"ibay-{uuid5(SPACE, each.name).hex[:16]}" for each in filters()}
+    found = {}
+    for each in filters():
+        row_id = uuid5(SPACE, each.name)
+        rules = [
+            RuleRow(id=uuid5(row_id, str(number)), **{COLUMNS.get(name, name): value for name, value in rule.items()})  # type: ignore[arg-type]  # columns of several types
+            for number, rule in enumerate(each.rules)
+        ]
+        row = filter_row(
+            *rules, id=row_id, name=each.name, internal_name=names[row_id], uuid=row_id, chain=each.chain,
+            priority=each.priority, targets=tuple(uuid5(SPACE, target) for target in each.references),
+        )  # fmt: skip
+        became = compiled(row, names)
+        assert isinstance(became, Filter), became
+        found[became.name] = became
+    return found
+
+
+class Host:
+    """libvirt's filters, and what guestd has defined there."""
+
+    def __init__(self, connection: Any) -> None:
+        self.connection = connection
+        self.known: set[tuple[str, UUID]] = set()
+
+    def seen(self) -> dict[str, Filter]:
+        found = [read(each.XMLDesc()) for each in self.connection.listAllNWFilters()]
+        return {each.name: each for each in found}
+
+    def plan(self, wanted: dict[str, Filter]) -> Plan:
+        return plan(Wanted(wanted, known=frozenset(self.known)), Seen(self.seen()), most_removals=1000)
+
+    def apply(self, found: Plan, count: int | None = None) -> int:
+        for action in found.actions[:count]:
+            match action:
+                case Define(definition=definition):
+                    self.connection.nwfilterDefineXML(write(definition))
+                    self.known.add((definition.name, definition.uuid))
+                case Remove(name=name):
+                    self.connection.nwfilterLookupByName(name).undefine()
+        return len(found.actions[:count])
+
+
+@pytest.fixture
+def host(nwfilters: Any) -> Host:
+    host = Host(nwfilters)
+    for name in [name for name in host.seen() if name.startswith("ibay-")]:
+        nwfilters.nwfilterLookupByName(name).undefine()
+    return host
+
+
+def test_the_seeds_filters_are_applied_and_read_back_equal(host: Host) -> None:
+    wanted, foreign = seeded(), host.seen()
+    assert host.apply(host.plan(wanted)) == 67
+    assert {name: each for name, each in host.seen().items() if name in wanted} == wanted
+    assert host.plan(wanted).actions == ()
+    assert {name: host.seen()[name] for name in foreign} == foreign
+
+
+def test_a_plan_that_is_cut_off_anywhere_is_finished_by_the_next(host: Host) -> None:
+    wanted = seeded()
+    dice = random.Random(7)
+    done = 0
+    while (found := host.plan(wanted)).actions:
+        done += host.apply(found, dice.randint(1, len(found.actions)))
+    assert done == 67
+    without = {name: each for name, each in wanted.items() if not each.references}
+    while (found := host.plan(without)).actions:
+        host.apply(found, dice.randint(1, len(found.actions)))
+    assert {name for name in host.seen() if name.startswith("ibay-")} == set(without)
+
+
+def test_what_is_changed_or_removed_by_hand_is_put_right_and_nothing_else_is_defined(host: Host) -> None:
+    wanted = seeded()
+    host.apply(host.plan(wanted))
+    plain = sorted(name for name, each in wanted.items() if each.rules and not each.references)
+    changed, removed = plain[0], plain[-1]
+    xml = host.connection.nwfilterLookupByName(changed).XMLDesc()
+    host.connection.nwfilterDefineXML(
+        xml.replace("action='accept'", "action='drop'", 1).replace(
+            "'drop' direction='in'", "'return' direction='in'", 1
+        )
+    )
+    host.connection.nwfilterLookupByName(removed).undefine()
+    healed = {action.definition.name for action in host.plan(wanted).actions if isinstance(action, Define)}
+    assert removed in healed
+    assert healed <= {changed, removed}
+    assert changed in healed
+    host.apply(host.plan(wanted))
+    assert host.plan(wanted).actions == ()

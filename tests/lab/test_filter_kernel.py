@@ -1,0 +1,140 @@
+"""The kernel is told what guestd says it is told."""
+
+import shlex
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from ipaddress import ip_network
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from filters import filter_row, rule_rows
+from fix_nwfilter import PORT
+from guestd.filters.model import PROTOCOLS, Filter, Reference
+from guestd.filters.nwfilterxml import write
+from guestd.filters.rows import compiled
+from guestd.filters.verdict import Line, lines, ordered
+
+pytestmark = pytest.mark.timeout(900)
+MAC = "52:54:00:00:00:10"
+ADDRESSES = (("IP", "10.9.0.2"), ("IP", "10.9.0.3"), ("IPV6", "fd00::2"))
+PARAMETERS = "".join(f"<parameter name='{name}' value='{value}'/>" for name, value in ADDRESSES)
+CHAINS = {"in": "FO", "out": "FI"}
+VERDICTS = {("in", "accept"): "ACCEPT", ("out", "accept"): "RETURN"}
+NUMBERS = {"icmp": "icmp", "ipv6-icmp": "icmp"}
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> list[Filter]:
+    """Three filters, the first of which includes the second, and that the third; no rules for ebtables."""
+    found: list[Filter] = []
+    protocols = frozenset({"all", "tcp", "udp", "icmp", "sctp", "esp", "tcp-ipv6", "udp-ipv6", "icmpv6"})
+    assert protocols <= PROTOCOLS
+    for number in (3, 2, 1):
+        is_stateful = draw(st.booleans())
+        rules = draw(st.lists(rule_rows(is_stateful=is_stateful, protocols=protocols), max_size=4))
+        few = [replace(rule, priority=draw(st.sampled_from([-5, 100, 100, 900]))) for rule in rules]
+        name, chain = f"ibay-tree{number}", draw(st.sampled_from([None, "ipv4", "ipv6-x"]))
+        row = filter_row(*few, internal_name=name, uuid=UUID(int=number), state_match=is_stateful, chain=chain)
+        became = compiled(row, {})
+        assert isinstance(became, Filter)
+        targets = (Reference(found[-1].name, ADDRESSES),) if found else ()
+        found.append(replace(became, references=targets))
+    return found
+
+
+def told_by_guestd(tree: list[Filter]) -> list[tuple[Any, ...]]:
+    filters = {each.name: each for each in tree}
+    placed = [replace(each, variables=ADDRESSES) for each in ordered(tree[-1], filters)]
+    return sorted((number, *_said(line)) for number, line in _numbered(lines(placed)))
+
+
+def _numbered(told: list[Line]) -> Iterator[tuple[tuple[str, int, int], Line]]:
+    counts: dict[tuple[str, int], int] = {}
+    for line in told:
+        key = CHAINS[line.way], line.version
+        counts[key] = counts.get(key, 0) + 1
+        yield (*key, counts[key]), line
+
+
+def _said(line: Line) -> tuple[Any, ...]:
+    mac = MAC if line.mac == "$MAC" else line.mac
+    verdict = VERDICTS.get((line.way, line.verdict), line.verdict.upper())
+    return (
+        line.protocol, _net(line.source), _net(line.destination), _ports(line.source_ports),
+        _ports(line.destination_ports), mac, ",".join(sorted(line.states or ())),
+        {None: None, True: "REPLY", False: "ORIGINAL"}[line.answer], verdict,
+    )  # fmt: skip
+
+
+def _net(network: Any) -> str | None:
+    return None if network is None or network.prefixlen == 0 else str(network)
+
+
+def _ports(ports: tuple[int, int] | None) -> tuple[int, int] | None:
+    return None if ports == (0, 65535) else ports
+
+
+def told_by_kernel(run: Callable[..., str]) -> list[tuple[Any, ...]]:
+    found = []
+    for version, command in ((4, "iptables-save"), (6, "ip6tables-save")):
+        counts: dict[str, int] = {}
+        for text in run(command, "-t", "filter").splitlines():
+            words = shlex.split(text) if text.startswith(("-A FI-", "-A FO-")) else []
+            if words:
+                chain = words[1][:2]
+                counts[chain] = counts.get(chain, 0) + 1
+                found.append(((chain, version, counts[chain]), *_heard(words[2:])))
+    return sorted(found)
+
+
+def _heard(words: list[str]) -> tuple[Any, ...]:
+    options = {words[place]: words[place + 1] for place in range(len(words) - 1) if words[place].startswith("-")}
+    mac = options.get("--mac-source")
+
+    def ports(name: str) -> tuple[int, int] | None:
+        text = options.get(name)
+        first, _, last = (text or "").partition(":")
+        return None if text is None else _ports((int(first), int(last or first)))
+
+    def net(name: str) -> str | None:
+        return None if name not in options else _net(ip_network(options[name]))
+
+    return (
+        NUMBERS.get(options.get("-p", "all"), options.get("-p", "all")), net("-s"), net("-d"), ports("--sport"),
+        ports("--dport"), mac and mac.lower(), ",".join(sorted(filter(None, options.get("--ctstate", "").split(",")))),
+        options.get("--ctdir"), options["-j"],
+    )  # fmt: skip
+
+
+@pytest.fixture
+def bound(nwfilters: Any, bridge_port: Callable[..., str]) -> Iterator[Callable[[str], list[tuple[Any, ...]]]]:
+    """Binds a filter to the port, which is what libvirt does when a machine starts, and reads the kernel's rules."""
+    bindings: list[Any] = []
+
+    def unbind() -> None:
+        while bindings:
+            bindings.pop().delete()
+
+    def bind(name: str) -> list[tuple[Any, ...]]:
+        unbind()
+        xml = (
+            f"<filterbinding><owner><name>m</name><uuid>{uuid4()}</uuid></owner><portdev name='{PORT}'/>"
+            f"<mac address='{MAC}'/><filterref filter='{name}'>{PARAMETERS}</filterref></filterbinding>"
+        )
+        bindings.append(nwfilters.nwfilterBindingCreateXML(xml))
+        return told_by_kernel(bridge_port)
+
+    yield bind
+    unbind()
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
+@given(tree=trees())
+def test_the_lines_of_a_tree_are_those_of_the_kernel(nwfilters: Any, bound: Any, tree: list[Filter]) -> None:
+    for each in tree:
+        nwfilters.nwfilterDefineXML(write(each))
+    assert bound(tree[-1].name) == told_by_guestd(tree)

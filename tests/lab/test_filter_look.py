@@ -1,0 +1,51 @@
+"""guestd filters plan: what libvirt would be told, and nothing is done."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from tools.lab import Lab
+
+from fix_daemon import add_machine, command, environment
+from guestd.filters.effective import umbrella_name
+from guestd.nwfilters import look
+from gueststore.seed import Admin, seed
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def plan(dsn: str, uri: str, directory: Path) -> list[str]:
+    file = directory / "guestd.toml"
+    file.write_text(f'[store]\ndsn = "{dsn}"\n[libvirt]\nuri = "{uri}"\n')
+    started = command("guestd", "filters", "plan", "--config", str(file))
+    done = subprocess.run(started, env=environment(), capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def domain_of(name: str, chosen: str) -> str:
+    return f"""<domain type='qemu'><name>{name}</name><uuid>{uuid4()}</uuid><memory unit='MiB'>96</memory>
+      <os><type arch='x86_64' machine='pc'>hvm</type></os>
+      <devices><interface type='bridge'><source bridge='fbr0'/><filterref filter='{chosen}'/></interface></devices>
+    </domain>"""
+
+
+def test_a_plan_names_every_filter_of_the_store_and_of_the_machines_that_are_here(
+    dsn: str, lab: Lab, nwfilters: Any, tmp_path: Path
+) -> None:
+    seed(dsn, Admin("a@example.org", "no guess at all"))
+    here, elsewhere = add_machine(dsn), add_machine(dsn)
+    before = look(lab.uri)
+    domain = nwfilters.defineXML(domain_of(str(here), umbrella_name(here)))
+    try:
+        assert umbrella_name(here) in look(lab.uri).seen.bound
+        told = plan(dsn, lab.uri, tmp_path)
+    finally:
+        domain.undefine()
+    names = {line.split(":")[0].removeprefix("define ") for line in told if line.startswith("define ")}
+    assert len(names) == 68
+    assert umbrella_name(here) in names
+    assert umbrella_name(elsewhere) not in names
+    assert look(lab.uri) == before

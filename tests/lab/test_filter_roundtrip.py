@@ -1,0 +1,39 @@
+"""What libvirt gives back of a filter is, as a model, what it was given."""
+
+from typing import Any
+from uuid import UUID, uuid5
+
+import pytest
+from hypothesis import given, settings
+
+from filters import filter_rows
+from guestd.filters.model import Filter
+from guestd.filters.nwfilterxml import read, write
+from guestd.filters.rows import FilterRow, compiled
+
+pytestmark = pytest.mark.timeout(600)
+COPY = "ibay-copy"
+SPACE = UUID(int=0)
+
+
+@settings(max_examples=200, deadline=None, database=None)
+@given(row=filter_rows())
+def test_a_generated_filter_comes_back_equal(nwfilters: Any, row: FilterRow) -> None:
+    wanted = compiled(row, {})
+    assert isinstance(wanted, Filter)
+    assert read(nwfilters.nwfilterDefineXML(write(wanted)).XMLDesc()) == wanted
+
+
+def test_libvirts_own_filters_come_back_equal_under_another_name(nwfilters: Any) -> None:
+    own = [read(each.XMLDesc()) for each in nwfilters.listAllNWFilters()]
+    stock = [each for each in own if not each.name.startswith("ibay-")]
+    assert len(stock) > 20
+    for each in stock:
+        copy = Filter(COPY, uuid5(SPACE, COPY), each.chain, each.priority or -1, each.rules, each.references)
+        assert read(nwfilters.nwfilterDefineXML(write(copy)).XMLDesc()) == copy
+
+
+@pytest.mark.parametrize("row_priority", [-1000, -1, 1, 1000])
+def test_a_stated_priority_of_a_chain_is_kept(nwfilters: Any, row_priority: int) -> None:
+    wanted = Filter(COPY, uuid5(SPACE, COPY), "ipv4", row_priority)
+    assert read(nwfilters.nwfilterDefineXML(write(wanted)).XMLDesc()) == wanted
