@@ -47,7 +47,14 @@ SELECT
         machine."ramGB" > 0 AND seen."memoryKB" > 0 AND machine."ramGB"::bigint * 1048576 <> seen."memoryKB", FALSE
     ) AS "isDrifted",
     seen."problem",
-    seen."changedAt"
+    seen."changedAt",
+    (
+        SELECT sample."timestamp"
+        FROM "SystemMetrics" AS sample
+        WHERE sample."machineId" = machine."id"
+        ORDER BY sample."timestamp" DESC
+        LIMIT 1
+    ) AS "lastSampleAt"
 FROM "Machine" AS machine
 LEFT JOIN "Host" AS host ON machine."hostId" = host."id"
 LEFT JOIN "MachineDomain" AS seen ON machine."id" = seen."machineId";
@@ -73,6 +80,7 @@ COMMENT ON COLUMN "MachineState"."memoryKB" IS 'Memory of the domain, KiB.';
 COMMENT ON COLUMN "MachineState"."isDrifted" IS 'True where row and domain differ in CPUs or memory.';
 COMMENT ON COLUMN "MachineState"."problem" IS 'What needs a person, and why; NULL for nothing.';
 COMMENT ON COLUMN "MachineState"."changedAt" IS 'When what the host sees of it last changed.';
+COMMENT ON COLUMN "MachineState"."lastSampleAt" IS 'When the last sample of its guest was taken; NULL means never.';
 
 CREATE OR REPLACE VIEW "MachineWithoutData" AS
 SELECT
@@ -82,21 +90,14 @@ SELECT
     machine."state",
     machine."hostId",
     machine."channel",
-    latest."timestamp" AS "lastSampleAt",
-    coalesce(latest."timestamp", made."createdAt") AS "since"
+    machine."lastSampleAt",
+    coalesce(machine."lastSampleAt", made."createdAt") AS "since"
 FROM "MachineState" AS machine
 INNER JOIN "Machine" AS made ON machine."id" = made."id"
-LEFT JOIN LATERAL (
-    SELECT sample."timestamp"
-    FROM "SystemMetrics" AS sample
-    WHERE sample."machineId" = machine."id"
-    ORDER BY sample."timestamp" DESC
-    LIMIT 1
-) AS latest ON TRUE
 WHERE
     machine."state" IN ('running', 'unknown')
     AND made."isCollected"
-    AND coalesce(latest."timestamp", made."createdAt") < now() - INTERVAL '5 minutes';
+    AND coalesce(machine."lastSampleAt", made."createdAt") < now() - INTERVAL '5 minutes';
 
 COMMENT ON VIEW "MachineWithoutData" IS
 'Machines that run, as far as is known, and whose guests have not reported for 5 minutes.';

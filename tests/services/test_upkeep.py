@@ -98,6 +98,7 @@ async def test_a_machine_that_does_not_report_is_named_with_the_time_of_its_last
     assert family.samples == [((str(quiet),), last.timestamp())]
     assert counts == [1]
     assert rows(dsn, 'SELECT "id", "lastSampleAt", "since" FROM "MachineWithoutData"') == [(quiet, last, last)]
+    assert rows(dsn, 'SELECT "lastSampleAt" FROM "MachineState" WHERE "id" = %s', quiet) == [(last,)]
 
 
 async def test_a_machine_that_never_reported_has_none_since_it_was_made(dsn: str) -> None:
