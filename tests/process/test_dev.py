@@ -8,6 +8,8 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from tools.broker import Broker
+from tools.broker import prefix as broker_programs
 from tools.cluster import prefix
 
 ROOT = Path(__file__).parents[2]
@@ -132,13 +134,15 @@ def test_a_migration_without_a_plain_name_is_a_usage_error(clone: Path, name: st
     assert "usage: ./dev new migration NAME" in done.stderr
 
 
-def test_up_gives_a_migrated_store_psql_reads_it_fresh_empties_it_and_down_stops_it(cache: Path) -> None:
+def test_up_gives_a_migrated_store_and_a_broker_psql_reads_it_fresh_empties_it_and_down_stops_both(cache: Path) -> None:
     def dev(*words: str) -> str:
         done = start(ROOT / "dev", *words, GUESTD_CACHE=str(cache))
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()[-1] if done.stdout else ""
 
     dsn = dev("up")
+    broker = Broker(cache / "broker", prefix=broker_programs())
+    assert broker.pid() is not None
     with psycopg.connect(dsn) as connection:
         connection.execute("CREATE TABLE mine AS SELECT 7 AS n")
     assert dev("up") == dsn
@@ -146,6 +150,7 @@ def test_up_gives_a_migrated_store_psql_reads_it_fresh_empties_it_and_down_stops
     assert dev("up", "--fresh") == dsn
     assert dev("psql", "-Atc", """SELECT to_regclass('mine') IS NULL, count(*) FROM "Machine" """) == "t|0"
     dev("down")
+    assert broker.pid() is None
     with pytest.raises(psycopg.OperationalError):
         psycopg.connect(dsn)
 

@@ -56,7 +56,7 @@ class Connection:
         self._last_error = ""
         self._is_reading = False
         self._unacknowledged_bytes = 0
-        self._subscribed: dict[int, list[ReasonCode]] = {}
+        self._subscribing: dict[int, Callable[[list[str]], None]] = {}
         self.unacknowledged = 0
         self.has_session: bool | None = None
         client.on_connect = self._on_connect
@@ -71,13 +71,18 @@ class Connection:
 
     async def greeted(self) -> None:
         """Wait for the broker's answer to our coming."""
-        await self._until(lambda: self.has_session is not None, "it does not answer")
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await self._wait(lambda: self.has_session is not None)
+        except TimeoutError:
+            raise SourceLost(f"{_address(self._login)}it does not answer") from None
         self._client.on_log = None
 
-    async def subscribe(self, filters: Sequence[tuple[str, int]]) -> list[str]:
+    def subscribe(self, filters: Sequence[tuple[str, int]], heard: Callable[[list[str]], None]) -> None:
         """Subscribe to topics with a QoS each; what is retained comes with QoS 0 only.
 
-        Returns for each why it was refused; an empty text: it was granted.
+        `heard` gets the answer, for each why it was refused; an empty text: it was granted. Nobody waits for it: it may
+        come behind more messages than we want to hold.
         """
         if self._login.version is MQTTProtocolVersion.MQTTv5:
             options = [(topic, SubscribeOptions(qos, retainHandling=2 if qos else 0)) for topic, qos in filters]
@@ -85,8 +90,12 @@ class Connection:
         else:
             _, mid = self._client.subscribe(list(filters))
         assert mid is not None
-        await self._until(lambda: mid in self._subscribed, "it does not answer a subscription")
-        return [str(code) if code.is_failure else "" for code in self._subscribed.pop(mid)]
+        self._subscribing[mid] = heard
+
+    def give_up(self, why: str) -> None:
+        """Make this connection one that is lost."""
+        self._last_error = ""
+        self._fail(why)
 
     def publish(self, topic: str, payload: bytes) -> None:
         """Say something once, to be kept for later listeners."""
@@ -131,7 +140,8 @@ class Connection:
         """Read on unless the broker has sent more than we want to hold: with 3.1.1 nothing else bounds it."""
         has_room = (
             self._unacknowledged_bytes < self._login.unacknowledged_bytes
-            and self.unacknowledged < self._login.receive_maximum
+            # Twice, so that a broker that keeps to it is always heard: its answers come behind what it has sent.
+            and self.unacknowledged < 2 * self._login.receive_maximum
         )
         if self._lost is None and has_room is not self._is_reading:
             self._is_reading = has_room
@@ -186,13 +196,6 @@ class Connection:
             self._fail("it does not answer any more")
         self._tick = self._loop.call_later(TICK_SECONDS, self._look_after)
 
-    async def _until(self, is_so: Callable[[], bool], otherwise: str) -> None:
-        try:
-            async with asyncio.timeout(ANSWER_SECONDS):
-                await self._wait(is_so)
-        except TimeoutError:
-            raise SourceLost(_address(self._login) + otherwise) from None
-
     async def _wait(self, is_so: Callable[[], bool]) -> None:
         while True:
             if self._lost is not None:
@@ -221,8 +224,7 @@ class Connection:
     def _on_subscribe(
         self, _client: Client, _: object, mid: int, reasons: list[ReasonCode], _properties: object
     ) -> None:
-        self._subscribed[mid] = reasons
-        self._news.set()
+        self._subscribing.pop(mid)([str(code) if code.is_failure else "" for code in reasons])
 
     def _on_disconnect(
         self, _client: Client, _: object, flags: DisconnectFlags, reason: ReasonCode, _properties: object
@@ -272,8 +274,8 @@ async def connected(login: Login) -> AsyncIterator[Connection]:
         await asyncio.to_thread(_connect, client, login)
     except ssl.SSLCertVerificationError as why:
         raise SourceLost(f"{_address(login)}{why.verify_message} (mqtt.tls_ca_file, mqtt.host)") from why
-    except OSError as why:
-        raise SourceLost(_address(login) + (why.strerror or str(why))) from why
+    except (OSError, UnicodeError) as why:  # the latter of names that cannot be one
+        raise SourceLost(f"{_address(login)}{getattr(why, 'strerror', None) or why}") from why
     connection = Connection(client, login)
     try:
         await connection.greeted()

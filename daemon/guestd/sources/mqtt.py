@@ -114,22 +114,26 @@ class Mqtt:
         """One connection's life."""
         async with connected(self._login) as connection:
             try:
-                await self._begin(connection)
+                self._begin(connection)
                 await self._take(connection)
             finally:
                 self._counters.connected(0)
                 self._counters.unacknowledged(0)
 
-    async def _begin(self, connection: Connection) -> None:
+    def _begin(self, connection: Connection) -> None:
         if self._had_session and not connection.has_session:
             self._counters.sessions_lost()
             log.error("the broker has forgotten our session: what it had queued for us is lost", host=self._login.host)
         self._had_session = True
         self._online.clear()
-        metrics = self._topics.metrics
-        refused, *others = await connection.subscribe([(metrics, 1), (self._topics.status, 0), (BROKER_DROPS, 0)])
+        filters = [(self._topics.metrics, 1), (self._topics.status, 0), (BROKER_DROPS, 0)]
+        connection.subscribe(filters, lambda refusals: self._subscribed(connection, refusals))
+
+    def _subscribed(self, connection: Connection, refusals: list[str]) -> None:
+        metrics, (refused, *others) = self._topics.metrics, refusals
         if refused:
-            raise SourceLost(f"the broker refuses us {metrics}: {refused} (mqtt.username, mqtt.prefix, or its ACL)")
+            connection.give_up(f"the broker refuses us {metrics}: {refused} (mqtt.username, mqtt.prefix, or its ACL)")
+            return
         for topic, why in zip((self._topics.status, BROKER_DROPS), others, strict=True):
             if why:
                 log.info("the broker refuses us a topic that we can do without", topic=topic, error=why)
