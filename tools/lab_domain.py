@@ -8,7 +8,7 @@ from uuid import UUID
 AGENT_CHANNEL = "org.infinibay.agent"
 CONTROL_CHANNEL = "org.guestd.lab"
 # 96 MiB boot; Python and its modules, unpacked in memory, take the rest.
-MEMORY_MIB = 160
+MEMORY_MIB = 176
 
 
 def domain_xml(name: str, uuid: UUID, channels: Path, program: str) -> str:

@@ -28,18 +28,18 @@ MODULES = (
     "drivers/block/virtio_blk", "drivers/misc/pvpanic/pvpanic", "drivers/misc/pvpanic/pvpanic-mmio",
 )  # fmt: skip
 LIBRARIES = (
-    "ld-linux-x86-64.so.2", "libc.so.6", "libdl.so.2", "libexpat.so.1", "libffi.so.8", "libm.so.6", "libpthread.so.0",
-    "librt.so.1", "libz.so.1",
+    "ld-linux-x86-64.so.2", "libc.so.6", "libcrypto.so.3", "libdl.so.2", "libexpat.so.1", "libffi.so.8", "libm.so.6",
+    "libpthread.so.0", "librt.so.1", "libssl.so.3", "libz.so.1",
 )  # fmt: skip
-# Of lib-dynload, whatever needs no further library; of the rest, what the agent does without.
+# Of lib-dynload; the agent does without the rest.
 EXTENSIONS = re.compile(
-    r"_(asyncio|contextvars|ctypes|json|posixshmem|queue|typing|zoneinfo)\.|(mmap|resource|termios)\."
+    r"_(asyncio|contextvars|ctypes|hashlib|json|posixshmem|queue|ssl|typing|zoneinfo)\.|(mmap|resource|termios)\."
 )
 UNUSED = {
     "__pycache__", "curses", "dbm", "distutils", "ensurepip", "idlelib", "lib-dynload", "lib2to3", "multiprocessing",
     "pydoc_data", "sqlite3", "test", "turtle.py", "unittest", "venv", "wsgiref", "xmlrpc",
 }  # fmt: skip
-AGENT_PACKAGES = ("msgspec", "psutil", "structlog")
+AGENT_PACKAGES = ("msgspec", "paho-mqtt", "psutil", "structlog")
 
 
 def guest_image(packages: Path, directory: Path) -> None:
