@@ -1,0 +1,77 @@
+"""The VM loop and the figures of domains on a real libvirt: what its test driver cannot show.
+
+A QEMU is enough: nobody waits for its guest to boot.
+"""
+
+import signal
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+
+from fix_daemon import eventually, execute, rows
+from fix_lab import BOOT_SECONDS, LabGuest, LabGuests, World
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@pytest.fixture
+def two(world: World, guests: LabGuests) -> Iterator[tuple[LabGuest, LabGuest]]:
+    """Two guests that nobody else gets."""
+    first, second = guests.boot(), guests.boot()
+    for guest in (first, second):
+        world.register(guest)
+    yield first, second
+    for guest in (first, second):
+        guests.remove(guest)
+
+
+def figure(world: World, guest: LabGuest, name: str) -> float:
+    return world.daemon.metric(f"libvirt_domain_{name}", domain=guest.name)
+
+
+def wish(world: World, guest: LabGuest, desired: str) -> None:
+    execute(world.daemon.dsn, f"""UPDATE "Machine" SET "desiredStatus" = '{desired}' WHERE "id" = '{guest.uuid}'""")
+
+
+def test_a_qemu_that_hangs_has_no_figures_alone_and_the_rows_of_others_follow(
+    world: World, two: tuple[LabGuest, LabGuest]
+) -> None:
+    hung, other = two
+    world.daemon.start()
+    for guest in two:
+        eventually(partial(figure, world, guest, "info_cpu_time_seconds_total"), "it has figures", BOOT_SECONDS)
+        assert figure(world, guest, "info_maximum_memory_bytes") > 0
+        assert figure(world, guest, "vcpu_current") == 1
+        assert figure(world, guest, "timed_out") == 0
+    world.lab.signal_qemu(hung.name, signal.SIGSTOP)
+    try:
+        eventually(lambda: figure(world, hung, "timed_out") == 1, "the hung one is timed out", BOOT_SECONDS)
+        before = figure(world, other, "info_cpu_time_seconds_total")
+        eventually(lambda: figure(world, other, "info_cpu_time_seconds_total") > before, "others go on", BOOT_SECONDS)
+        assert figure(world, other, "timed_out") == 0
+        other.virsh("suspend")
+        world.status_becomes(other, "suspended")
+        other.virsh("resume")
+        world.status_becomes(other, "running")
+    finally:
+        world.lab.signal_qemu(hung.name, signal.SIGCONT)
+    eventually(lambda: figure(world, hung, "timed_out") == 0, "it answers again", BOOT_SECONDS)
+    world.status_becomes(hung, "running")
+
+
+def test_wishes_are_brought_about_on_a_real_libvirt(world: World, two: tuple[LabGuest, LabGuest]) -> None:
+    guest, _ = two
+    world.daemon.more_tables += 'vms = "converge"\nmay_destroy = true\nshutdown_seconds = 2.0\n'
+    world.daemon.start()
+    world.status_becomes(guest, "running")
+    for desired in ("suspended", "running", "off", "running"):
+        wish(world, guest, desired)
+        world.status_becomes(guest, desired)
+    done = rows(
+        world.daemon.dsn,
+        """SELECT "action" FROM "ReconcileEvent" WHERE "action" NOT IN ('claim', 'status') AND "outcome" = 'done'
+        ORDER BY "occurredAt" """,
+    )
+    # Whose guest has not booted, or has no daemon for the power button, is destroyed in the end.
+    assert [action for (action,) in done if action != "shutdown"] == ["suspend", "resume", "destroy", "start"]
