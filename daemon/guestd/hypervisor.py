@@ -193,7 +193,12 @@ class Hypervisor:
         _start_events()
         loop = asyncio.get_running_loop()
         self._is_closed = False
-        connection, registered = await self._call(lambda: self._opened(loop))
+        given_up = threading.Event()
+        try:
+            connection, registered = await self._call(lambda: self._opened(loop, given_up))
+        except BaseException:
+            given_up.set()
+            raise
         self._connection = connection
         try:
             yield
@@ -212,8 +217,11 @@ class Hypervisor:
                 await woken(self._noticed, LOOK_SECONDS)
             raise SourceLost(f"{self.uri}: the connection was closed")
 
-    def _opened(self, loop: asyncio.AbstractEventLoop) -> tuple[Any, list[int]]:
-        """A connection that tells of every change; runs on a thread of its own."""
+    def _opened(self, loop: asyncio.AbstractEventLoop, given_up: threading.Event) -> tuple[Any, list[int]]:
+        """A connection that tells of every change; runs on a thread of its own.
+
+        One that comes when it was given up is closed: nobody else would, and it would tell of changes for ever.
+        """
         connection = libvirt.open(self.uri)
 
         def changed(_connection: Any, domain: Any, *_: object) -> None:
@@ -229,6 +237,9 @@ class Hypervisor:
         except libvirt.libvirtError:
             _close(connection, [])
             raise
+        if given_up.is_set():
+            _close(connection, registered)
+            raise SourceLost(f"{self.uri}: connected too late")
         return connection, registered
 
     def _notice(self, uuid: UUID) -> None:

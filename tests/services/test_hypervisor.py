@@ -135,6 +135,15 @@ async def test_a_libvirtd_that_never_answers_holds_up_nobody(tmp_path: Path) -> 
         await asyncio.wait([life])
 
 
+async def test_a_connection_that_comes_when_it_was_given_up_is_closed(tmp_path: Path) -> None:
+    given_up = threading.Event()
+    async with running(of_two(tmp_path)) as hypervisor:
+        given_up.set()
+        with pytest.raises(SourceLost, match="too late"):
+            hypervisor._opened(asyncio.get_running_loop(), given_up)
+        assert len(await hypervisor.look()) == 2
+
+
 async def test_a_call_that_hangs_is_given_up_counted_and_replaced_up_to_a_cap() -> None:
     gave_up: list[int] = []
     calls = Calls("test", at_once=1, stuck_cap=2, gave_up=lambda: gave_up.append(1))
