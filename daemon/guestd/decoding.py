@@ -66,7 +66,7 @@ _decoder = msgspec.json.Decoder(Metrics)
 
 def decode(payload: bytes) -> Decoded:
     """One line to a metrics message; raises `BadFrame` with reason json, shape or type."""
-    if payload.count(b",") > limits.VALUES:
+    if len(payload) > limits.VALUES and payload.count(b",") > limits.VALUES:
         raise BadFrame("shape", f"more than {limits.VALUES} values")
     text = storable(payload)
     decoded = _decode_somehow(text, ["bad_escape"] if text != payload else [])

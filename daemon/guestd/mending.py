@@ -6,6 +6,7 @@ and of values that do not fit their fields (`fitted`). The rules for a value:
 * a fraction where a whole number is due is cut off;
 * a field that may be absent and holds what it cannot (a number out of bounds, NaN, a text for a number) is left out;
 * a number that must be there and is out of bounds, or none, becomes 0: the schema has no null for it;
+* a text that is too long is cut;
 * keys (process ids, ports) and texts that must be there are never guessed: the entry does not fit.
 """
 
@@ -39,7 +40,7 @@ _ESCAPE = re.compile(
 def storable(payload: bytes) -> bytes:
     """Without the escapes that PostgreSQL cannot store; raises `BadFrame` for a text of hardly anything but escapes."""
     # Most encoders write text as it is: one look is all that most frames cost.
-    if rb"\u" not in payload:
+    if b"\\" not in payload or rb"\u" not in payload:
         return payload
     if payload.count(b"\\") > limits.ESCAPES:
         raise BadFrame("json", f"more than {limits.ESCAPES} escapes")
@@ -140,7 +141,7 @@ def _fit(value: Any, wanted: inspect.Type, notes: list[str]) -> Any:  # noqa: PL
         case inspect.FloatType() if isinstance(value, int | float) and not isinstance(value, bool):
             return _fit_float(value)
         case inspect.StrType() if isinstance(value, str):
-            return value
+            return _fit_text(value, wanted, notes)
         case inspect.BoolType() if isinstance(value, bool):
             return value
         case inspect.NoneType() if value is None:
@@ -184,6 +185,13 @@ def _fit_or_null(item: Any, wanted: inspect.Type) -> Any:
     with suppress(_Unfit):
         return _fit(item, wanted, [])
     return None
+
+
+def _fit_text(value: str, wanted: inspect.StrType, notes: list[str]) -> str:
+    if wanted.max_length is None or len(value) <= wanted.max_length:
+        return value
+    notes.append("text_cut")
+    return value[: wanted.max_length]
 
 
 def _fit_one_of(value: Any, types: Iterable[inspect.Type], notes: list[str]) -> Any:

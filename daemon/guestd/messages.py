@@ -15,6 +15,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from guestd import limits
 from guestd.errors import BadFrame
 from guestd.mending import storable
 
@@ -22,6 +23,10 @@ Int4 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 ProcessId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Amount = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 PortNumber = Annotated[int, Meta(ge=0, le=65535)]
+# Only what is rarely too long: a text past its bound sends its frame the slow way.
+Name = Annotated[str, Meta(max_length=limits.NAME_CHARS)]
+FilePath = Annotated[str, Meta(max_length=limits.PATH_CHARS)]
+KeyPath = Annotated[str, Meta(max_length=limits.KEY_PATH_CHARS)]
 Number = float | None  # agents turn NaN and infinities into null
 
 
@@ -46,7 +51,7 @@ class Memory(Struct, frozen=True, gc=False):
 class DiskUsage(Struct, frozen=True, gc=False):
     """GiB."""
 
-    mount_point: str
+    mount_point: FilePath
     total_gb: Number = None
     used_gb: Number = None
     available_gb: Number = None
@@ -72,7 +77,7 @@ class Disk(Struct, frozen=True, gc=False):
 class Interface(Struct, frozen=True, gc=False):
     """Rates per second; in an agent's first message cumulative counters under the same names."""
 
-    name: str
+    name: Name
     bytes_received: Number = None
     bytes_sent: Number = None
     packets_received: Number = None
@@ -108,11 +113,11 @@ class ProcessD1(Struct, frozen=True, gc=False):
     """One process as real agents name its fields; KiB, bytes, unix seconds."""
 
     id: ProcessId
-    name: str
+    name: Name
     memory_usage_kb: Amount
     cpu_usage_percent: Number = None
     parent_id: ProcessId | None = None
-    executable_path: str | None = None
+    executable_path: FilePath | None = None
     command_line: str | None = None
     disk_read_bytes: Amount | None = None
     disk_write_bytes: Amount | None = None
@@ -124,11 +129,11 @@ class ProcessD2(Struct, frozen=True, gc=False):
     """One process as the platform's interface names its fields."""
 
     pid: ProcessId
-    name: str
+    name: Name
     memory_kb: Amount
     cpu_percent: Number = None
     ppid: ProcessId | None = None
-    exe_path: str | None = None
+    exe_path: FilePath | None = None
     cmd_line: str | None = None
     disk_read_bytes: Amount | None = None
     disk_write_bytes: Amount | None = None
@@ -144,8 +149,8 @@ class Port(Struct, frozen=True, gc=False):
     state: str
     process_id: ProcessId | None = None
     pid: ProcessId | None = None
-    process_name: str | None = None
-    exe_path: str | None = None
+    process_name: Name | None = None
+    exe_path: FilePath | None = None
     is_listening: bool = False
     connection_count: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
 
@@ -153,17 +158,17 @@ class Port(Struct, frozen=True, gc=False):
 class Service(Struct, frozen=True, gc=False):
     """One service; D1 names first, D2's beside them."""
 
-    name: str
-    display_name: str | None = None
+    name: Name
+    display_name: Name | None = None
     state: str | None = None
     start_mode: str | None = None
     start_type: str | None = None
     service_type: str | None = None
     process_id: ProcessId | None = None
     pid: ProcessId | None = None
-    path: str | None = None
-    exe_path: str | None = None
-    description: str | None = None
+    path: FilePath | None = None
+    exe_path: FilePath | None = None
+    description: FilePath | None = None
     dependencies: list[str] | None = None
     is_default: bool = False
 
@@ -171,11 +176,11 @@ class Service(Struct, frozen=True, gc=False):
 class Application(Struct, frozen=True, gc=False):
     """One application (D2 and our agent)."""
 
-    exe_path: str
-    name: str
-    version: str | None = None
-    description: str | None = None
-    publisher: str | None = None
+    exe_path: KeyPath
+    name: Name
+    version: Name | None = None
+    description: FilePath | None = None
+    publisher: Name | None = None
     last_access: str | float | None = None
     last_modified: str | float | None = None
     access_count: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 0

@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import binascii
 from base64 import b64decode
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from functools import lru_cache
-from operator import attrgetter
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -188,17 +187,12 @@ def normalise(
     system = content.system
     adjustments: list[str] = []
     processes = _processes(system.processes, content.processes, machine_id, timestamp, command_lines, adjustments)
-    ports = _ports(_first(limits.SOCKETS, adjustments, system.ports, content.ports), machine_id, timestamp, adjustments)
+    ports = _ports(_first(limits.SOCKETS, adjustments, system.ports, content.ports), machine_id, timestamp)
     listed = _first(limits.SERVICES, adjustments, system.windows_services, content.windows_services)
     services = {service.name[:NAME_CHARS]: service for service in listed}
     applications = {
         app.exe_path[:KEY_PATH_CHARS]: app for app in _first(limits.APPLICATIONS, adjustments, content.applications)
     }
-    _note_cuts(adjustments, services.values(), name=NAME_CHARS, description=PATH_CHARS)
-    _note_cuts(
-        adjustments, applications.values(), exe_path=KEY_PATH_CHARS, name=NAME_CHARS,
-        description=PATH_CHARS,
-    )  # fmt: skip
     return Rows(
         system_metrics=_system_metrics(
             metrics,
@@ -232,13 +226,6 @@ def _first(most: int, adjustments: list[str], *lists: Sequence[Entry] | None) ->
         adjustments.append("list_cut")
         del entries[most:]
     return entries
-
-
-def _note_cuts(adjustments: list[str], entries: Iterable[object], **most_chars: int) -> None:
-    """Count when a text of the entries is longer than is kept of it. Every process passes here: all of it is C."""
-    for name, most in most_chars.items():
-        if max(map(len, filter(None, map(attrgetter(name), entries))), default=0) > most:
-            adjustments.append("text_cut")
 
 
 def _system_metrics(
@@ -394,11 +381,8 @@ def _processes(
             q.memory_kb, q.disk_read_bytes, q.disk_write_bytes, _process_status(q.status[:STATE_CHARS]),
             _moment(q.start_time),
         )  # fmt: skip
-    _note_cuts(
-        adjustments, d1, name=NAME_CHARS, executable_path=PATH_CHARS,
-        command_line=COMMAND_LINE_CHARS,
-    )  # fmt: skip
-    _note_cuts(adjustments, d2, name=NAME_CHARS, exe_path=PATH_CHARS, cmd_line=COMMAND_LINE_CHARS)
+    if redaction.lines_cut:
+        adjustments.append("text_cut")
     if redaction.lines_cut_short:
         adjustments.append("arguments_left_out")
     return list(rows.values())
@@ -449,9 +433,8 @@ def _protocol(protocol: str) -> str:
     return protocol.upper()[:PROTOCOL_CHARS]
 
 
-def _ports(entries: Sequence[Port], machine_id: UUID, timestamp: datetime, adjustments: list[str]) -> list[Row]:
+def _ports(entries: Sequence[Port], machine_id: UUID, timestamp: datetime) -> list[Row]:
     """One row per (port, protocol, state, process), with its number of sockets; ordinal is its place when sorted."""
-    _note_cuts(adjustments, entries, process_name=NAME_CHARS, exe_path=PATH_CHARS)
     sockets: dict[tuple[int, str, str, int, str, str, bool], int] = {}
     for entry in entries:
         process_id = entry.process_id if entry.process_id is not None else entry.pid

@@ -64,10 +64,8 @@ def is_suspicious(text: str) -> bool:
 
 def redacted(command_line: str) -> str:
     """The command line with its secrets replaced, cut at 4,096 characters."""
-    command_line = command_line[: limits.COMMAND_LINE_CHARS]
-    if not is_suspicious(command_line):
-        return command_line
-    return _cached(command_line) if len(command_line) <= _CACHED_CHARS else _without_secrets(command_line)
+    text, _ = _searched(command_line[: limits.COMMAND_LINE_CHARS])
+    return text
 
 
 class Redaction:
@@ -75,19 +73,35 @@ class Redaction:
 
     def __init__(self) -> None:
         self._left_chars = limits.SEARCHED_CHARS
+        self.lines_cut = 0
         self.lines_cut_short = 0
 
     def __call__(self, command_line: str) -> str:
         """As `redacted`; of a line that is one too many only the programme."""
-        command_line = command_line[: limits.COMMAND_LINE_CHARS]
-        if not is_suspicious(command_line):
+        if self._left_chars > 0:
+            if len(command_line) <= _CACHED_CHARS:
+                text, chars = _cached(command_line)
+            else:
+                self.lines_cut += len(command_line) > limits.COMMAND_LINE_CHARS
+                text, chars = _searched(command_line[: limits.COMMAND_LINE_CHARS])
+            self._left_chars -= chars
+            return text
+        if not is_suspicious(command_line := command_line[: limits.COMMAND_LINE_CHARS]):
             return command_line
-        self._left_chars -= len(command_line)
-        if self._left_chars >= 0:
-            return redacted(command_line)
         self.lines_cut_short += 1
         programme = command_line.partition(" ")[0]
         return "***" if is_suspicious(programme) else f"{programme} ***"
+
+
+def _searched(command_line: str) -> tuple[str, int]:
+    """A line without its secrets, and how many characters had to be searched for them."""
+    if not is_suspicious(command_line):
+        return command_line, 0
+    return _without_secrets(command_line), len(command_line)
+
+
+# Guests send the same command lines with every sample.
+_cached = lru_cache(maxsize=8192)(_searched)
 
 
 def _without_secrets(command_line: str) -> str:
@@ -97,7 +111,3 @@ def _without_secrets(command_line: str) -> str:
         if found := programme.search(command_line):
             command_line = command_line[: found.end()] + argument.sub(r"\1***", command_line[found.end() :])
     return command_line
-
-
-# Guests send the same command lines with every sample.
-_cached = lru_cache(maxsize=8192)(_without_secrets)
