@@ -90,7 +90,7 @@ def _phase(dsn: str, url: str, flooder: object, channels: Path, kind: str, secon
         path.unlink()
     ended = datetime.now(UTC)
     frames = metric(url, "guestd_frames_accepted_total") - frames
-    eventually(lambda: metric(url, "guestd_spool_frames") < 100, "what was accepted is stored", 120)
+    eventually(lambda: metric(url, "guestd_spool_frames") < 100, "what was accepted is stored", 600)
     with psycopg.connect(dsn) as connection:
         latencies = [float(each) for (each,) in connection.execute(LATENCIES, (flooder, began, ended)).fetchall()]
     cuts = statistics.quantiles(latencies, n=100)
