@@ -18,6 +18,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from uuid import UUID
@@ -107,7 +108,7 @@ async def run(settings: Settings) -> None:
             inputs={"virtio": channels.run()} | ({"mqtt": from_broker.run()} if from_broker else {}),
             drains={"spool": spool.run(), "writer": consumer.run()},
             background={
-                "maintenance": _maintenance(settings),
+                "maintenance": _maintenance(settings, telemetry),
                 "roster": _roster(settings.store.dsn, roster),
                 "upkeep": upkeep_of(settings, telemetry).run(),
                 "status": _status(channels, spool, lambda: _problems(consumer, spool, from_broker, hosting)),
@@ -192,18 +193,23 @@ async def _roster(dsn: str, roster: Roster) -> None:
     )
 
 
-async def _maintenance(settings: Settings) -> None:
+async def _maintenance(settings: Settings, telemetry: Telemetry) -> None:
     """Keep the store in shape for as long as guestd runs."""
+    telemetry.quarantine_limit.set(settings.quarantine.max_frames)
 
     async def look_after() -> None:
         while True:
-            swept, trimmed = await maintain(
+            tidied = await maintain(
                 settings.store.dsn,
                 event_days=settings.events.keep_days,
                 events_per_machine=settings.events.keep_per_machine,
+                quarantine_days=settings.quarantine.keep_days,
+                quarantine_frames=settings.quarantine.max_frames,
             )
-            if swept or trimmed:
-                log.info("the store was tidied up", samples_of_deleted_machines=swept, old_events=trimmed)
+            telemetry.quarantine_frames.set(tidied.quarantined_held)
+            telemetry.quarantine_dropped.inc(tidied.quarantined_dropped)
+            if tidied.samples_of_deleted_machines or tidied.old_events or tidied.quarantined_dropped:
+                log.info("the store was tidied up", **asdict(tidied))
             await asyncio.sleep(MAINTENANCE_SECONDS)
 
     def lost(why: Exception, _: float) -> None:

@@ -31,6 +31,7 @@ guestd reads what guest agents report, and writes it exactly once to TimescaleDB
   guestd filters show MACHINE              the rules that protect a machine, in the order in which they match
   guestd filters plan                      what would be done to libvirt's filters, and which are not as they should be
   guestd filters explain MACHINE tcp 10.0.0.5:443 in      which rule decides on a connection
+  guestd quarantine list                   frames that were set aside; show, retry, drop
   guestd agent --listen /run/my.socket     a guest agent that watches this machine
   guestd simulate --directory DIR ...      a fleet of believable guests, for demos and load
 """
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     secret.add_argument("machine", type=UUID, metavar="ID", help="Machine.id")
     secret.set_defaults(run=_secret)
     _add_filters(verbs.add_parser("filters", help="the rules that protect machines"))
+    _add_quarantine(verbs)
     for name, verb, text in (
         ("agent", agent, "a guest agent for this machine"),
         ("simulate", simulate, "a fleet of simulated guests"),
@@ -101,6 +103,32 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
     explain.add_argument("way", choices=("in", "out"), help="as the machine sees it")
     show.set_defaults(run=_show_filters)
     explain.set_defaults(run=_explain_filters)
+
+
+def _add_quarantine(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    aside = verbs.add_parser("quarantine", help="frames that were set aside: list, show, retry, drop")
+    aside.set_defaults(run=_quarantine)
+    inner = aside.add_subparsers(required=True, metavar="VERB", dest="quarantine_verb")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--config", type=Path, metavar="FILE", help="TOML; deploy/guestd.toml lists every key")
+    common.add_argument("--json", action="store_true", help="for programs")
+    listing = inner.add_parser("list", parents=[common], help="the newest frames that are set aside")
+    listing.add_argument("--reason", metavar="R")
+    listing.add_argument("--limit", type=int, default=100, metavar="N")
+    show = inner.add_parser("show", parents=[common], help="one of them whole")
+    show.add_argument("id", type=UUID)
+    for name, text in (("retry", "store what can be stored now"), ("drop", "delete")):
+        verb = inner.add_parser(name, parents=[common], help=text)
+        verb.add_argument("id", type=UUID, nargs="?")
+        verb.add_argument("--reason", metavar="R", help="all of that reason")
+        if name == "drop":
+            verb.add_argument("--older-than", type=float, metavar="DAYS", help="all that were received before")
+
+
+def _quarantine(arguments: argparse.Namespace) -> int:
+    from guestd import quarantine_verbs
+
+    return quarantine_verbs.run(arguments, _settings(arguments))
 
 
 def _run(arguments: argparse.Namespace) -> int:

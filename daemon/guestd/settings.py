@@ -141,6 +141,15 @@ class Events(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Of each machine the newest so many are kept."""
 
 
+class Quarantine(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Frames that were set aside, for all hosts of a store; `guestd quarantine` shows, retries and drops them."""
+
+    max_frames: Positive = 10_000
+    """The newest so many are kept, of one machine at most a tenth of it,"""
+    keep_days: Positive = 30
+    """and none for longer."""
+
+
 class Telemetry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What guestd tells about itself."""
 
@@ -161,6 +170,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     privacy: Privacy = Privacy()
     libvirt: Libvirt = Libvirt()
     events: Events = Events()
+    quarantine: Quarantine = Quarantine()
     telemetry: Telemetry = Telemetry()
     stop_grace_seconds: PositiveSeconds = 10.0
     """How long stopping may take; what is not stored by then stays in the spool."""

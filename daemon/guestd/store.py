@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -26,7 +26,7 @@ from guestd.batch import Prepared
 from guestd.errors import BadFrame, RowsRejected, StoreUnavailable
 from guestd.events import Event
 from guestd.link import WRITE_SECONDS, check_schema, connection_to, sorted_errors
-from guestd.normalise import Row, Rows, without
+from guestd.normalise import Row, Rows, moved, without
 from guestd.roster import Member, Roster
 from gueststore import contract
 from gueststore.queries import query
@@ -112,6 +112,28 @@ class Store:
         async with sorted_errors(), asyncio.timeout(WRITE_SECONDS), self._connection.transaction():
             return await self._write(spool_id, expected_seq, frames)
 
+    async def rewrite(self, content: Rows | Event, *, sample_at: datetime | None) -> bool:
+        """Store what is not there yet of one frame, whose sample is there under `sample_at` if that is given.
+
+        In the caller's transaction. False, and nothing done, when there is no such machine.
+        """
+        machine_id = content.machine_id if isinstance(content, Event) else content.system_metrics[1]
+        if not await self._lock_machines({machine_id}):
+            return False
+        outcome = Outcome()
+        if isinstance(content, Event):
+            await self._insert_events([content], outcome)
+            return True
+        rows = content if sample_at is None else moved(content, sample_at)
+        cursor = await self._connection.execute(query("taken_rows"), _keys([rows]))
+        left, _ = without(rows, set(await cursor.fetchall()))
+        series = _series([left])
+        if sample_at is not None:
+            del series[contract.SYSTEM_METRICS]
+        await self._copy_series(series, outcome)
+        await self._merge_inventories([left], outcome)
+        return True
+
     async def _write(self, spool_id: UUID, expected_seq: int, frames: Sequence[Prepared]) -> Outcome:
         outcome = Outcome()
         await self._advance(spool_id, expected_seq, frames[-1].seq)
@@ -131,7 +153,7 @@ class Store:
                 reported.append(content)
             else:
                 await self._set_aside(spool_id, frame, outcome)
-        await self._copy_series(contents, outcome)
+        await self._copy_series(_series(contents), outcome)
         await self._merge_inventories(contents, outcome)
         await self._insert_events(reported, outcome)
         return outcome
@@ -179,13 +201,7 @@ class Store:
         cursor = await self._connection.execute(query("lock_machines"), {"ids": list(machine_ids)})
         return {machine_id for (machine_id,) in await cursor.fetchall()}
 
-    async def _copy_series(self, contents: Sequence[Rows], outcome: Outcome) -> None:
-        series: dict[contract.Table, list[Row]] = {
-            contract.SYSTEM_METRICS: [rows.system_metrics for rows in contents],
-            contract.PROCESS_SNAPSHOT: [row for rows in contents for row in rows.processes],
-            contract.PORT_USAGE: [row for rows in contents for row in rows.ports],
-            contract.APPLICATION_USAGE_HISTORY: [row for rows in contents for row in rows.application_history],
-        }
+    async def _copy_series(self, series: Mapping[contract.Table, Sequence[Row]], outcome: Outcome) -> None:
         for table, rows in series.items():
             await self._copy(table, rows)
             outcome.rows[table.name] += len(rows)
@@ -259,17 +275,21 @@ class Store:
         return cursor.rowcount == 1
 
 
+def _series(contents: Sequence[Rows]) -> dict[contract.Table, list[Row]]:
+    return {
+        contract.SYSTEM_METRICS: [rows.system_metrics for rows in contents],
+        contract.PROCESS_SNAPSHOT: [row for rows in contents for row in rows.processes],
+        contract.PORT_USAGE: [row for rows in contents for row in rows.ports],
+        contract.APPLICATION_USAGE_HISTORY: [row for rows in contents for row in rows.application_history],
+    }
+
+
 def _keys(contents: Sequence[Rows]) -> dict[str, object]:
     """The keys of rows as queries/taken_rows.sql takes them."""
     times = [rows.system_metrics[2] for rows in contents]
     keys: dict[str, object] = {"earliest": min(times), "latest": max(times)}
-    series = {
-        "process": [row for rows in contents for row in rows.processes],
-        "port": [row for rows in contents for row in rows.ports],
-        "application": [row for rows in contents for row in rows.application_history],
-    }
-    for name, some in series.items():
-        keys |= {f"{name}_{part}": [row[place] for row in some] for place, part in enumerate(_KEY_PARTS)}
+    for name, rows in zip(("process", "port", "application"), list(_series(contents).values())[1:], strict=True):
+        keys |= {f"{name}_{part}": [row[place] for row in rows] for place, part in enumerate(_KEY_PARTS)}
     return keys
 
 
@@ -282,11 +302,16 @@ def printable(text: str) -> str:
 async def connected(dsn: str) -> AsyncIterator[Store]:
     """A store that is reachable, of the schema that this daemon knows, ready for `write`."""
     async with connection_to(dsn) as connection:
-        await check_schema(connection)
-        async with sorted_errors():
-            connection.adapters.register_dumper(None, _RawJsonb)
-            await connection.execute(query("create_incoming"))
-        yield Store(connection)
+        yield await store_on(connection)
+
+
+async def store_on(connection: psycopg.AsyncConnection[Any]) -> Store:
+    """The same on a connection that the caller has."""
+    await check_schema(connection)
+    async with sorted_errors():
+        connection.adapters.register_dumper(None, _RawJsonb)
+        await connection.execute(query("create_incoming"))
+    return Store(connection)
 
 
 async def watch_machines(dsn: str, roster: Roster) -> None:
@@ -300,11 +325,20 @@ async def watch_machines(dsn: str, roster: Roster) -> None:
                 pass
 
 
-async def maintain(dsn: str, *, event_days: int, events_per_machine: int) -> tuple[int, int]:
-    """What a store needs done now and then, whichever host does it.
+@dataclass(frozen=True, slots=True)
+class Tidied:
+    """What one round of maintenance did."""
 
-    Gives the orphaned samples that were swept, and the events beyond an age or a number a machine that were deleted.
-    """
+    samples_of_deleted_machines: int
+    old_events: int
+    quarantined_dropped: int
+    quarantined_held: int
+
+
+async def maintain(
+    dsn: str, *, event_days: int, events_per_machine: int, quarantine_days: int, quarantine_frames: int
+) -> Tidied:
+    """What a store needs done now and then, whichever host does it: chunks ahead, tombstones, what has its bounds."""
     async with connection_to(dsn) as connection, sorted_errors():
         await connection.execute(query("create_chunks_ahead"))
         cursor = await connection.execute(query("sweep_deleted_machines"))
@@ -313,4 +347,8 @@ async def maintain(dsn: str, *, event_days: int, events_per_machine: int) -> tup
             query("trim_events"), {"keep_days": event_days, "keep_per_machine": events_per_machine}
         )
         (trimmed,) = await cursor.fetchone() or (0,)
-    return int(swept), int(trimmed)
+        cursor = await connection.execute(
+            query("trim_quarantine"), {"keep_days": quarantine_days, "max_frames": quarantine_frames}
+        )
+        dropped, held = await cursor.fetchone() or (0, 0)
+    return Tidied(swept, trimmed, dropped, held)

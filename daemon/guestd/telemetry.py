@@ -126,6 +126,9 @@ class Telemetry:
         # Writer and store
         self.frames_done = counter("guestd_frames_done", DONE_HELP, ["outcome"])
         self.quarantined = counter("guestd_frames_quarantined", "Frames set aside, by reason.", ["reason"])
+        self.quarantine_frames = gauge("guestd_quarantine_frames", "Frames that are set aside, of all hosts.")
+        self.quarantine_limit = gauge("guestd_quarantine_limit_frames", "Beyond so many the oldest are dropped.")
+        self.quarantine_dropped = counter("guestd_quarantine_dropped", "Frames dropped from there: too old, too many.")
         self.rows_written = counter("guestd_rows_written", "Rows committed, by table.", ["table"])
         self.adjusted = counter("guestd_values_adjusted", "What guests got wrong and guestd put right.", ["reason"])
         self.skew = Histogram("guestd_guest_clock_skew_seconds", SKEW_HELP, registry=registry, buckets=SKEW_BUCKETS)

@@ -1,0 +1,18 @@
+-- read_quarantined
+-- One frame that is set aside, locked for whoever retries it; no row when it is gone. %(id)s: uuid.
+-- id, machineId, receivedAt, seq, reason, detail, refusals, stored, attempts, frameDigest, payload.
+SELECT
+    "id",
+    "machineId",
+    "receivedAt",
+    "seq",
+    "reason",
+    "detail",
+    "refusals",
+    "stored",
+    "attempts",
+    "frameDigest",
+    "payload"
+FROM "QuarantinedFrame"
+WHERE "id" = %(id)s
+FOR UPDATE;
