@@ -172,6 +172,7 @@ class Daemon:
         self.wrapper: list[str] = []
         self.spool_max_bytes = 2**30
         self.virtio_lines = ""
+        self.store_lines = ""
         self.more_tables = ""
         self.log = directory / log_name
         self.process: subprocess.Popen[bytes] | None = None
@@ -188,7 +189,8 @@ class Daemon:
         """Start it; does not wait."""
         configuration = self.directory / "guestd.toml"
         configuration.write_text(
-            f'[store]\ndsn = "{self.dsn}"\n[spool]\ndirectory = "{self.spool}"\nmax_bytes = {self.spool_max_bytes}\n'
+            f'[store]\ndsn = "{self.dsn}"\n{self.store_lines}'
+            f'[spool]\ndirectory = "{self.spool}"\nmax_bytes = {self.spool_max_bytes}\n'
             f'[virtio]\ndirectory = "{self.channels}"\n{self.virtio_lines}[telemetry]\nlisten_port = {self.port}\n'
             f"{self.more_tables}"
         )

@@ -82,6 +82,16 @@ class Cluster:
                     self._initialise()
                 self._start()
 
+    def follow(self, server: str) -> None:
+        """Start as a streaming replica of the server of that DSN, from a copy of it; for a directory that is new."""
+        self._make_directory()
+        with self._locked():
+            options = ["--write-recovery-conf", "--checkpoint=fast", "--wal-method=stream"]
+            done = self._run("pg_basebackup", "-D", self._data, "-d", server, *options)
+            if done.returncode != 0:
+                raise ClusterError(f"no replica in {self._directory}: {done.stdout.strip()}")
+            self._start()
+
     def stop(self) -> None:
         """Stop the server if it runs and wait until it is gone."""
         if self._data.exists():

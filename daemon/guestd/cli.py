@@ -151,10 +151,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _settings(arguments: argparse.Namespace) -> settings.Settings:
     chosen = settings.load(arguments.config) if arguments.config else settings.Settings()
-    dsn = os.environ.get("GUESTD_DATABASE_DSN")
-    if dsn:
-        chosen = msgspec.structs.replace(chosen, store=msgspec.structs.replace(chosen.store, dsn=dsn))
-    return chosen
+    dsn = os.environ.get("GUESTD_DATABASE_DSN") or chosen.store.dsn
+    if chosen.store.password_file:
+        from guestd.link import with_password
+        from guestd.secretfile import first_line
+
+        dsn = with_password(dsn, first_line(Path(chosen.store.password_file), "store.password_file"))
+    return msgspec.structs.replace(chosen, store=msgspec.structs.replace(chosen.store, dsn=dsn))
 
 
 def _plan(arguments: argparse.Namespace) -> int:

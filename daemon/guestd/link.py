@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -40,6 +41,15 @@ def check_dsn(dsn: str) -> None:
         numbers = str(parts.get(name) or "0").split(",")
         if not all(number.isdigit() for number in numbers):
             raise ConfigError(f"store.dsn: {name} must be a number and is {parts[name]!r}")
+    root = str(parts.get("sslrootcert") or "system")
+    if root != "system" and not Path(root).is_file():
+        raise ConfigError(f"store.dsn: sslrootcert: there is no file {root}")
+
+
+def with_password(dsn: str, password: bytes) -> str:
+    """The connection string with a password that was kept elsewhere."""
+    check_dsn(dsn)
+    return make_conninfo(dsn, password=password.decode("utf-8", "surrogateescape"))
 
 
 def server_name(dsn: str) -> str:
@@ -56,7 +66,8 @@ async def connection_to(dsn: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]
     try:
         connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
     except psycopg.Error as why:
-        raise StoreUnavailable(f"{server_name(dsn)}: {str(why).strip()}") from why
+        hint = "; store.dsn: sslrootcert names who must have signed it" if "certificate" in str(why) else ""
+        raise StoreUnavailable(f"{server_name(dsn)}: {str(why).strip()}{hint}") from why
     try:
         yield connection
     finally:
