@@ -8,10 +8,13 @@ docs/reliability.md.
 import json
 import os
 import re
+import shutil
+import sqlite3
 import subprocess
+import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -76,7 +79,7 @@ def counted(
     """
     stored = rows(dsn, 'SELECT "machineId", "uptime" FROM "SystemMetrics"')
     aside = [
-        (machine_id, _number(payload), in_part) for machine_id, payload, in_part in _aside(dsn, sent)
+        (machine_id, sample_number(payload), in_part) for machine_id, payload, in_part in _aside(dsn, sent)
     ]  # fmt: skip
     return _compared(sent, stored, aside, Books(refused=refused, sender_gap=sender_gap), destroyed or {})
 
@@ -102,7 +105,8 @@ def sample_ms(payload: bytes) -> int:
     return round(datetime.fromisoformat(found[1].decode()).timestamp() * 1000)
 
 
-def _number(payload: bytes) -> int:
+def sample_number(payload: bytes) -> int:
+    """By what a sample of `sample_line` is known."""
     found = _NUMBER.search(payload)
     assert found, f"a frame without a number: {payload[:200]!r}"
     return int(found[1])
@@ -200,6 +204,15 @@ def store_closed(dsn: str) -> Iterator[None]:
         yield
     finally:
         execute(server, f"ALTER DATABASE {database} ALLOW_CONNECTIONS true")
+
+
+def frames_on_disk(daemon: Daemon) -> list[tuple[UUID, bytes]]:
+    """What the spool's file of a killed guestd holds, read from a copy, for SQLite tidies up what it opens."""
+    with tempfile.TemporaryDirectory() as copies:
+        shutil.copytree(daemon.spool, copies, dirs_exist_ok=True)
+        with closing(sqlite3.connect(Path(copies) / "spool.db")) as spool:
+            frames = spool.execute("SELECT machine_id, payload FROM frame").fetchall()
+    return [(UUID(bytes=machine_id), payload) for machine_id, payload in frames]
 
 
 class Reliability:

@@ -3,9 +3,10 @@
 import random
 import sqlite3
 from contextlib import closing
+from uuid import UUID
 
-from fix_daemon import Daemon, eventually, let_it_work, rows
-from fix_faults import Reliability, fleet, fleet_counted
+from fix_daemon import Daemon, add_machine, eventually, let_it_work, rows
+from fix_faults import Reliability, counted, fleet, fleet_counted, frames_on_disk, sample_line, sample_number
 
 GUESTS = 10
 # A start takes seconds where the machine is busy, and the load must outlast it.
@@ -80,3 +81,30 @@ def test_sigterm_under_load_loses_nothing(daemon: Daemon, reliability: Reliabili
         load.finish(daemon)
     assert daemon.stop() == 0
     reliability.record("SIGTERM of guestd under load", stops, fleet_counted(daemon.dsn, load.manifest))
+
+
+def test_of_agents_without_acknowledgement_all_is_stored_that_guestd_had_taken(
+    daemon: Daemon, reliability: Reliability
+) -> None:
+    kills = reliability.rounds(quick=3, full=30)
+    guests = {machine_id: daemon.guest(machine_id) for machine_id in (add_machine(daemon.dsn) for _ in range(5))}
+    sent: set[tuple[UUID, int]] = set()
+    taken: set[tuple[UUID, int]] = set()
+    for kill in range(kills):
+        daemon.start()
+        for number in range(kill * 100, (kill + 1) * 100):
+            for machine_id, guest in guests.items():
+                guest.write(sample_line(number))
+                sent.add((machine_id, number))
+        let_it_work(random.uniform(0, 0.2))
+        daemon.kill()
+        taken |= {(machine_id, sample_number(payload)) for machine_id, payload in frames_on_disk(daemon)}
+        taken |= set(rows(daemon.dsn, 'SELECT "machineId", "uptime" FROM "SystemMetrics"'))
+        for guest in guests.values():
+            guest.hang_up()
+    daemon.start()
+    eventually(lambda: daemon.metric("guestd_spool_frames") == 0, "the spool is empty")
+    assert daemon.stop() == 0
+    numbers = {machine_id: [number for sender, number in sent if sender == machine_id] for machine_id in guests}
+    books = counted(daemon.dsn, numbers, sender_gap=len(sent - taken))
+    reliability.record("kill -9 of guestd, agents without acknowledgement", kills, books)

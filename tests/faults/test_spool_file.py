@@ -4,7 +4,6 @@ import os
 import random
 import shutil
 import sqlite3
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import closing
@@ -14,7 +13,7 @@ from uuid import UUID
 import pytest
 
 from fix_daemon import Daemon, eventually, let_it_work
-from fix_faults import Fleet, Reliability, fleet, fleet_counted, sample_ms, store_closed
+from fix_faults import Fleet, Reliability, fleet, fleet_counted, frames_on_disk, sample_ms, store_closed
 
 GUESTS = 5
 LINES_PER_ROUND = 60
@@ -137,9 +136,5 @@ def _work(daemon: Daemon, load: Fleet) -> None:
 
 
 def _note_held(daemon: Daemon, held: dict[UUID, set[int]]) -> None:
-    """What is in the file now; read from a copy, for SQLite tidies up what it opens."""
-    with tempfile.TemporaryDirectory() as copies:
-        shutil.copytree(daemon.spool, copies, dirs_exist_ok=True)
-        with closing(sqlite3.connect(Path(copies) / PARTS[0])) as spool:
-            for machine_id, payload in spool.execute("SELECT machine_id, payload FROM frame"):
-                held[UUID(bytes=machine_id)].add(sample_ms(payload))
+    for machine_id, payload in frames_on_disk(daemon):
+        held[machine_id].add(sample_ms(payload))

@@ -2,30 +2,53 @@
 
 import os
 import random
+import shutil
 import signal
-import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tools.cluster import Cluster, create_database
+import pytest
+from tools.cluster import Cluster, create_database, prefix
 
-from fix_daemon import Daemon, add_machine, command, environment, eventually, let_it_work, rows
-from guestd.simulate import machine_ids
+from fix_daemon import Daemon, eventually, let_it_work, rows
+from fix_faults import Books, Reliability, fleet, fleet_counted
 from gueststore.migrations import migrate
 
 GUESTS = 10
-LINES_PER_GUEST = 200
+LINES_PER_FAULT = 40
+PROCESSES = 10
 
 
-def test_sessions_that_the_server_ends_cost_nothing(daemon: Daemon) -> None:
+@pytest.fixture
+def own_cluster() -> Iterator[Cluster]:
+    """A server that a test may kill, with fsync as in production."""
+    directory = Path(tempfile.mkdtemp(prefix="guestd-"))
+    cluster = Cluster(directory, prefix=prefix())
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(directory)
+
+
+def test_sessions_that_the_server_ends_cost_nothing(daemon: Daemon, reliability: Reliability) -> None:
+    times = reliability.rounds(quick=8, full=40)
     ending = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'guestd'"
-    _load_with_faults(daemon, [lambda: rows(daemon.dsn, ending)] * 16)
+    books = _books_of_faults(
+        daemon, times, lambda: eventually(lambda: rows(daemon.dsn, ending), "a session to end", 60)
+    )
+    reliability.record("sessions ended by the database", times, books)
 
 
-def test_a_server_that_crashes_and_recovers_costs_nothing(own_cluster: Cluster, directory: Path) -> None:
+def test_a_server_that_crashes_and_recovers_costs_nothing(
+    own_cluster: Cluster, directory: Path, reliability: Reliability
+) -> None:
     create_database(own_cluster.dsn("postgres"), "guestd")
     migrate(own_cluster.dsn("guestd"))
     daemon = Daemon(directory, own_cluster.dsn("guestd"))
+    times = reliability.rounds(quick=4, full=20)
 
     def crash() -> None:
         pid = own_cluster.pid()
@@ -35,41 +58,28 @@ def test_a_server_that_crashes_and_recovers_costs_nothing(own_cluster: Cluster, 
         own_cluster.start()
 
     try:
-        _load_with_faults(daemon, [crash] * 5)
+        books = _books_of_faults(daemon, times, crash)
     finally:
         if daemon.process is not None and daemon.process.poll() is None:
             daemon.kill()
+    reliability.record("database crashed, recovering", times, books)
 
 
-def _load_with_faults(daemon: Daemon, faults: list[Callable[[], object]]) -> None:
-    """Run a fleet, make the faults happen meanwhile, and demand every line of it exactly once."""
-    machines = machine_ids(GUESTS, seed=1)
-    for machine_id in machines:
-        add_machine(daemon.dsn, machine_id)
+def _books_of_faults(daemon: Daemon, times: int, fault: Callable[[], object]) -> Books:
+    """Run a fleet, make the fault happen meanwhile, and demand every line of it exactly once."""
+    lines = times * LINES_PER_FAULT
     daemon.start()
     daemon.url()
-    fleet = subprocess.Popen(
-        command(
-            "guestd", "simulate", "--directory", str(daemon.channels), "--guests", str(GUESTS), "--interval", "0.05",
-            "--processes", "10", "--count", str(LINES_PER_GUEST),
-        ),
-        env=environment(),
-    )  # fmt: skip
-    try:
-        for fault in faults:
+    with fleet(daemon, count=lines, guests=GUESTS, processes=PROCESSES) as load:
+        for _ in range(times):
             let_it_work(random.uniform(0, 0.6))
             fault()
-        assert fleet.wait(60) == 0
-        eventually(lambda: daemon.metric("guestd_spool_frames") == 0, "the spool is empty", 60)
-    finally:
-        fleet.kill()
-        fleet.wait()
-    # Fewer than there were: while guestd backs off there is no session to end.
-    assert daemon.metric("guestd_store_lost_total") >= 3
+        load.finish(daemon)
+    assert daemon.metric("guestd_store_lost_total") >= 1
     assert daemon.metric("guestd_agent_lines_dropped_total") == 0
     assert daemon.stop() == 0
-    stored = dict(rows(daemon.dsn, 'SELECT "machineId", count(*) FROM "SystemMetrics" GROUP BY 1'))
-    assert stored == dict.fromkeys(machines, LINES_PER_GUEST)
+    books = fleet_counted(daemon.dsn, load.manifest)
+    assert books.stored == GUESTS * lines
     processes = dict(rows(daemon.dsn, 'SELECT "machineId", count(*) FROM "ProcessSnapshot" GROUP BY 1'))
-    assert processes == dict.fromkeys(machines, LINES_PER_GUEST * 10)
-    assert rows(daemon.dsn, 'SELECT count(*) FROM "QuarantinedFrame"') == [(0,)]
+    assert processes == dict.fromkeys(load.machines, lines * PROCESSES)
+    return books
