@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -48,6 +49,9 @@ class Counters:
 # How the command lines of a machine are kept.
 CommandLinesOf = Callable[[UUID], Awaitable[CommandLines]]
 
+# Between two of its turns a batch is prepared for so long, or one frame.
+BREATHE_SECONDS = 0.005
+
 
 async def redacted(_: UUID) -> CommandLines:
     """For every machine what is safe."""
@@ -62,13 +66,13 @@ class Preparer:
         self._command_lines_of = command_lines_of
         self._streams: dict[UUID, Stream] = {}
         self._latest: dict[UUID, datetime] = {}
+        self._breathed_at = 0.0
 
     async def prepare(self, frames: Sequence[Frame], taken: Taken) -> list[Prepared]:
         """Rows of these frames, or why a frame has none. Raises what `taken` raises."""
         read = []
         for frame in frames:
-            # Between two frames the loop reads channels and answers: a batch may take long to prepare.
-            await asyncio.sleep(0)
+            await self._breathe()
             read.append((frame, self.guarded(frame, _decoded)))
         good = [(frame, message) for frame, message in read if isinstance(message, decoding.Decoded)]
         moments = await self.placed(
@@ -77,7 +81,7 @@ class Preparer:
         timestamps = {frame.seq: timestamp for (frame, _), (_, timestamp) in zip(good, moments, strict=True)}
         prepared = []
         for frame, message in read:
-            await asyncio.sleep(0)
+            await self._breathe()
             if isinstance(message, Event):
                 prepared.append(self._reported(frame, message))
                 continue
@@ -96,6 +100,16 @@ class Preparer:
                 content = self.guarded(frame, step)
             prepared.append(Prepared(frame.seq, frame.machine_id, frame.received_at, frame.payload, content, known_by))
         return prepared
+
+    async def _breathe(self) -> None:
+        """Let the loop read channels and answer when a batch takes long to prepare.
+
+        By time and not by frame: where ten thousand channels have something to say, each turn of the loop is long, and
+        with one frame a turn the store would fall behind for as long as they go on.
+        """
+        if time.monotonic() - self._breathed_at >= BREATHE_SECONDS:
+            await asyncio.sleep(0)
+            self._breathed_at = time.monotonic()
 
     async def replaced(self, frames: Sequence[Prepared], taken: Taken) -> list[Prepared]:
         """The same frames, those moved whose time somebody else's sample has taken meanwhile."""

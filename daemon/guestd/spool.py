@@ -41,7 +41,7 @@ _PAGE_BYTES = 16 * 1024
 # SQLite's log is moved into the file when it is so long.
 _LOG_BYTES = 4 * 1024 * 1024
 # Rows in one statement: other threads get the interpreter once for them all, and not once for each.
-_ROWS_AT_ONCE = 100
+_ROWS_AT_ONCE = 50
 # Enough to move the whole of SQLite's log (what is due, and the largest group commit) into the file.
 _BALLAST_BYTES = 16 * 1024 * 1024
 _SCHEMA = """
@@ -473,8 +473,9 @@ def _put(ballast: Path) -> None:
 
 
 def _connect(file: Path) -> sqlite3.Connection:
-    # Used by one thread at a time; transactions are begun by hand.
-    return sqlite3.connect(file, check_same_thread=False, isolation_level=None)
+    # Used by one thread at a time; transactions are begun by hand. Statements are not kept, for SQLite would keep with
+    # each a copy of the frames that it wrote last.
+    return sqlite3.connect(file, check_same_thread=False, isolation_level=None, cached_statements=0)
 
 
 def _opened(file: Path) -> sqlite3.Connection:

@@ -17,8 +17,9 @@ from fix_daemon import add_machine, metrics_line, rows
 from guestd import prepare, writer
 from guestd.batch import Limits, Moment, Prepared
 from guestd.errors import BadFrame
+from guestd.normalise import Channel
 from guestd.prepare import Preparer
-from guestd.spool import Entry, Spool, open_spool
+from guestd.spool import Entry, Frame, Spool, open_spool
 from guestd.store import Outcome, connected
 from guestd.writer import Writer
 
@@ -358,3 +359,24 @@ async def test_an_error_of_the_store_itself_costs_no_frame(tmp_path: Path, dsn: 
             await writing
     assert tally.frames["stored"] == 1
     assert tally.quarantined == {}
+
+
+@pytest.mark.asyncio
+async def test_a_batch_of_small_frames_does_not_wait_a_turn_of_the_loop_for_each() -> None:
+    async def taken(moments: Sequence[Moment]) -> set[Moment]:
+        return set()
+
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    frames = [Frame(seq, uuid4(), datetime.now(UTC), line(1), Channel.VIRTIO) for seq in range(1, 501)]
+    busy = asyncio.create_task(others())
+    prepared = await Preparer(Tally().counters().preparing).prepare(frames, taken)
+    busy.cancel()
+    assert len(prepared) == 500
+    assert 0 < turns < 500

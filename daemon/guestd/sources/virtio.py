@@ -201,8 +201,10 @@ class _Reader:
                 raise SourceLost(why.strerror) from why
             if not chunk:
                 raise SourceLost("closed by the other side")
-            frames = await self._take(chunk)
-            await self._intake.pace(self._machine_id, size_bytes=len(chunk), frames=frames)
+            frames, size_bytes = await self._take(chunk), len(chunk)
+            # Ten thousand channels that wait, each with what it read last, are hundreds of megabytes.
+            del chunk
+            await self._intake.pace(self._machine_id, size_bytes=size_bytes, frames=frames)
 
     async def take_what_has_arrived(self) -> None:
         """On stopping: what QEMU had handed over would be lost with the connection.
