@@ -37,7 +37,7 @@ def environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY / "daemon"), str(REPOSITORY / "schema")])}
 
 
-def eventually(look: Callable[[], T], what: str, seconds: float = 30) -> T:
+def eventually(look: Callable[[], T], what: str, seconds: float = 90) -> T:
     """Poll until `look` gives something true and return it; AssertionError names what did not come."""
     deadline = time.monotonic() + seconds
     while not (found := look()):
@@ -117,7 +117,7 @@ class Guest:
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(self.path))
         self._listener.listen(1)
-        self._listener.settimeout(30)
+        self._listener.settimeout(90)
         self._connection: socket.socket | None = None
         self._received = b""
 
@@ -125,7 +125,7 @@ class Guest:
         """Wait for guestd to connect."""
         if self._connection is None:
             self._connection, _ = self._listener.accept()
-            self._connection.settimeout(30)
+            self._connection.settimeout(90)
         return self._connection
 
     def write(self, content: bytes) -> None:

@@ -158,7 +158,7 @@ class Fleet:
         """Whether it has not sent all yet: a fault that comes later proves little."""
         return self.process.poll() is None
 
-    def finish(self, daemon: Daemon, seconds: float = 180) -> None:
+    def finish(self, daemon: Daemon, seconds: float = 600) -> None:
         """Wait until all is acknowledged and what guestd holds is stored."""
         assert self.process.wait(seconds) == 0
         eventually(lambda: daemon.metric("guestd_spool_frames") == 0, "the spool is empty", seconds)
