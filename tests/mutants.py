@@ -25,7 +25,16 @@ def mutate(file: Path, text: str, instead: str) -> None:
 
 def survives(directory: Path, tests: Sequence[str]) -> bool:
     """Whether these tests pass with the copy of guestd in `directory`."""
-    options = ["-x", "-q", "-p", "no:cacheprovider", "--timeout=60", "-o", f"pythonpath={directory} schema tests ."]
+    options = [
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--timeout=60",
+        "--timeout-method=thread",
+        "-o",
+        f"pythonpath={directory} schema tests .",
+    ]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(directory), str(ROOT / "schema")])}
     command = [sys.executable, "-m", "pytest", *options, *tests]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

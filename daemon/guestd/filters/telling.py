@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
+from guestd.filters import frames
 from guestd.filters.model import Filter, Match
 from guestd.filters.verdict import OPPOSITE, Line, Packet, Placed, contradictions, decides, lines, ordered
 from guestd.filters.wanted import Asked, MachineRow
@@ -82,9 +83,11 @@ def explain(asked: Asked, machine: MachineRow, asking: Question) -> Iterator[str
         ("the answers", back),
         ("what follows", replace(first, state="ESTABLISHED")),
     ):
-        yield f"{title} ({packet.way}): {_decision(decides(packet, told), asked.titles)}"
-    if any(each.rule.is_link for each in placed):
-        yield "frames are judged by ebtables besides: guestd filters show lists those rules"
+        frame = frames.decides(packet, placed)
+        if frame is not None and frame.rule.action == "drop":
+            yield f"{title} ({packet.way}): is dropped: {_told(frame, asked.titles)}"
+        else:
+            yield f"{title} ({packet.way}): {_decision(decides(packet, told), asked.titles)}"
     yield from _wrong(asked, machine, placed)
 
 

@@ -115,8 +115,8 @@ def _plain_lines(placed: Placed, way: str) -> Iterator[Line]:
             way=way,
             version=version,
             protocol={"icmpv6": "icmp"}.get(rule.protocol, rule.protocol.removesuffix("-ipv6")),
-            source=_network(rule, "src", value),
-            destination=_network(rule, "dst", value),
+            source=network(rule, "src", value),
+            destination=network(rule, "dst", value),
             source_ports=_ports(rule, "src"),
             destination_ports=_ports(rule, "dst"),
             mac=rule.value("srcmacaddr"),
@@ -142,9 +142,10 @@ def _back(line: Line) -> Line | None:
     return None if line.mac is not None and all(each is None for each in conditions) else turned
 
 
-def _network(rule: Rule, side: str, value: str) -> Network | None:
+def network(rule: Rule, side: str, value: str) -> Network | None:
+    """The addresses of one side that a rule names, `value` being that of its variable; None for any, or no value."""
     address = rule.value(f"{side}ipaddr")
-    if address is None:
+    if address is None or (address.startswith("$") and not value):
         return None
     mask = rule.value(f"{side}ipmask")
     return ip_network(

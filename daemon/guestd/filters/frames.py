@@ -1,0 +1,63 @@
+"""Which rule of ebtables decides on the frame that a packet comes in, before iptables sees it.
+
+Pure. Rules of the root chain and the other chains as wholes are gone through by priority; a chain sees the frames of
+its family only. accept and drop end the look, return leaves a chain, continue goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import ip_address
+
+from guestd.filters.model import ROOT, Rule
+from guestd.filters.verdict import OPPOSITE, Packet, Placed, network
+
+_VERSIONS = {"ip": (4,), "ipv4": (4,), "ipv6": (6,), "mac": (4, 6)}
+
+
+def decides(packet: Packet, placed: Sequence[Placed]) -> Placed | None:
+    """The rule that accepts or drops the frame; None when none does and it goes on to iptables.
+
+    The machine sends under its own MAC address; others send under addresses that no rule names.
+    """
+    rules = [each for each in placed if each.rule.is_link]
+    chains = {each.filter.chain: each.filter.priority for each in rules if each.filter.chain != ROOT}
+    steps = [(priority, _of_chain(chain, rules)) for chain, priority in chains.items() if _is_seen(chain, packet)]
+    steps += [(each.rule.priority, [each]) for each in rules if each.filter.chain == ROOT]
+    for _, step in sorted(steps, key=lambda each: each[0]):
+        found = next((each for each in step if each.rule.action != "continue" and _is_match(each, packet)), None)
+        if found is not None and found.rule.action != "return":
+            return found
+        if found is not None and found.filter.chain == ROOT:
+            return None
+    return None
+
+
+def _of_chain(chain: str, rules: Sequence[Placed]) -> list[Placed]:
+    return sorted((each for each in rules if each.filter.chain == chain), key=lambda each: each.rule.priority)
+
+
+def _is_seen(chain: str, packet: Packet) -> bool:
+    return ip_address(packet.source).version in _VERSIONS.get(chain.partition("-")[0], ())
+
+
+def _is_match(placed: Placed, packet: Packet) -> bool:
+    rule = placed.rule
+    if ip_address(packet.source).version not in _VERSIONS.get(rule.protocol, ()):
+        return False
+    if rule.direction == OPPOSITE[packet.way]:
+        return False
+    is_turned = rule.direction == "inout" and packet.way == "out"
+    mac = rule.value("srcmacaddr")
+    if mac is not None and (is_turned or packet.way == "in" or mac != "$MAC"):
+        return False
+    source, destination = (packet.destination, packet.source) if is_turned else (packet.source, packet.destination)
+    return _is_within(source, rule, "src", placed) and _is_within(destination, rule, "dst", placed)
+
+
+def _is_within(address: str, rule: Rule, side: str, placed: Placed) -> bool:
+    if rule.value(f"{side}ipaddr") is None:
+        return True
+    values = [value for name, value in placed.variables if f"${name}" == rule.value(f"{side}ipaddr")] or [""]
+    found = (network(rule, side, value) for value in values)
+    return any(each is not None and ip_address(address) in each for each in found)

@@ -1,0 +1,68 @@
+"""Which rule decides on the frame of a packet, before the rules for packets are asked."""
+
+from dataclasses import replace
+from uuid import UUID
+
+from guestd.filters.frames import decides
+from guestd.filters.model import Filter, Reference, Rule, matches
+from guestd.filters.verdict import Packet, Placed, ordered
+
+OUT = Packet("out", "tcp", "10.0.0.2", "10.0.0.5", 40000, 443)
+
+
+def rule(text: str, **conditions: str) -> Rule:
+    action, direction, priority, protocol = text.split()
+    return Rule(action, direction, int(priority), protocol, matches(conditions.items()))
+
+
+def placed(*filters: Filter) -> list[Placed]:
+    references = tuple(Reference(each.name, (("IP", "10.0.0.2"),)) for each in filters)
+    return ordered(Filter("ibay-u", UUID(int=9), "root", 0, (), references), {each.name: each for each in filters})
+
+
+def chain(name: str, priority: int, *rules: Rule) -> Filter:
+    return Filter(f"ibay-{name}", UUID(int=1), name, priority, rules)
+
+
+def verdict(packet: Packet, *filters: Filter) -> str | None:
+    found = decides(packet, placed(*filters))
+    return None if found is None else found.rule.action
+
+
+OWN_IP = chain("ipv4-ip", -700, rule("return out 500 ip", srcipaddr="$IP"), rule("drop out 1000 ip"))
+OWN_MAC = chain("mac", -800, rule("return out 400 mac", srcmacaddr="$MAC"), rule("drop out 500 mac"))
+
+
+def test_a_machine_that_sends_from_its_own_addresses_is_let_through() -> None:
+    assert verdict(OUT, OWN_IP, OWN_MAC) is None
+
+
+def test_an_address_that_is_not_its_own_is_dropped() -> None:
+    assert verdict(replace(OUT, source="10.0.0.3"), OWN_IP, OWN_MAC) == "drop"
+
+
+def test_what_comes_in_is_not_asked_for_the_machines_addresses() -> None:
+    assert verdict(Packet("in", "tcp", "10.0.0.5", "10.0.0.2", 40000, 22), OWN_IP, OWN_MAC) is None
+
+
+def test_a_chain_sees_the_frames_of_its_family_only() -> None:
+    assert verdict(Packet("out", "tcp", "fd00::2", "fd00::5", 40000, 443), OWN_IP) is None
+    assert verdict(OUT, chain("arp", -500, rule("drop inout 1 arp"))) is None
+
+
+def test_chains_and_rules_of_the_root_are_gone_through_by_priority() -> None:
+    first = Filter("ibay-r", UUID(int=2), "root", 0, (rule("accept out -900 mac"),))
+    last = Filter("ibay-r", UUID(int=2), "root", 0, (rule("accept out 1 mac"),))
+    drop = chain("ipv4", -700, rule("drop out 5 ip"))
+    assert verdict(OUT, drop, first) == "accept"
+    assert verdict(OUT, drop, last) == "drop"
+
+
+def test_a_rule_for_both_ways_is_turned_on_the_way_out() -> None:
+    peer = chain("ipv4", -700, rule("drop inout 5 ip", srcipaddr="10.0.0.5"))
+    assert verdict(OUT, peer) == "drop"
+    assert verdict(replace(OUT, destination="10.0.0.6"), peer) is None
+
+
+def test_continue_decides_nothing() -> None:
+    assert verdict(OUT, chain("ipv4", -700, rule("continue out 1 ip"), rule("drop out 2 ip"))) == "drop"
