@@ -24,6 +24,8 @@ BROKEN_TIMES = 3
 MOST_DROPPED = 1_000_000
 # Receive times follow the host's clock when it is put back by more than this; by less they go on in order.
 CLOCK_STEP_MS = 5 * 60 * 1000
+# Where a machine cannot be held back it may owe so much: by default a day of samples, which a broker has kept.
+MOST_DEBT_SECONDS = 60.0
 # A machine that is held back is looked at again so often: more rows may have been charged to it meanwhile.
 LOOK_AGAIN_SECONDS = 1.0
 
@@ -155,12 +157,12 @@ class Intake:
         self._counters.held_back(self._held_back)
 
     def admits(self, machine_id: UUID, size_bytes: int) -> bool:
-        """Charge a machine for one frame, or refuse it (counted as `rate`) when it is over its budget.
+        """Charge a machine for one frame, or refuse it (counted as `rate`) when it is far over its budget.
 
         For a source where one connection carries many machines, and waiting for one would hold up all.
         """
         now_seconds = asyncio.get_running_loop().time()
-        if self._budget.wait_seconds(machine_id, now_seconds):
+        if self._budget.wait_seconds(machine_id, now_seconds) > MOST_DEBT_SECONDS:
             self._counters.refused("rate")
             return False
         self._budget.charge(machine_id, now_seconds, size_bytes=size_bytes, frames=1)

@@ -508,10 +508,18 @@ async def test_a_machine_over_its_budget_is_held_back_and_no_other(tmp_path: Pat
 
 
 @pytest.mark.asyncio
-async def test_a_machine_is_held_back_for_the_rows_that_its_frames_became(tmp_path: Path) -> None:
+async def test_what_a_broker_kept_of_a_machine_is_taken_though_it_comes_faster_than_its_budget(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        gate.intake.charge_rows(MACHINE, 52)
+        assert gate.intake.admits(MACHINE, 10)
+        assert gate.counts == {}
+
+
+@pytest.mark.asyncio
+async def test_a_machine_is_refused_for_the_rows_that_its_frames_became(tmp_path: Path) -> None:
     async with gate_on(tmp_path) as gate:
         assert gate.intake.admits(MACHINE, 10)
-        gate.intake.charge_rows(MACHINE, 51)
+        gate.intake.charge_rows(MACHINE, 54)
         assert not gate.intake.admits(MACHINE, 10)
         assert gate.intake.admits(OTHER, 10)
         assert gate.counts == {"rate": 1}
