@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import blake2b
 from uuid import UUID
@@ -59,9 +59,8 @@ def event_of(payload: bytes, *, machine_id: UUID, received_at: datetime) -> Even
     for output in _OUTPUTS:
         if output in members:
             members[f"{output}_bytes"] = msgspec.Raw(b"%d" % len(memoryview(members.pop(output))))
-    told = b"%s %s %s" % (machine_id.bytes, received_at.isoformat().encode(), payload)
     return Event(
-        id=UUID(bytes=blake2b(told, digest_size=16).digest(), version=4),
+        id=_id(machine_id, received_at.isoformat().encode(), payload),
         machine_id=machine_id,
         received_at=received_at,
         type=name,
@@ -69,6 +68,18 @@ def event_of(payload: bytes, *, machine_id: UUID, received_at: datetime) -> Even
         message=message and message[: limits.EVENT_CHARS],
         detail=_detail(members),
     )
+
+
+def delivered(event: Event, payload: bytes) -> Event:
+    """The event of a message that a broker may deliver again: known by its bytes, if it tells a time of its own."""
+    if msgspec.json.decode(event.detail).get("timestamp") is None:
+        return event
+    return replace(event, id=_id(event.machine_id, b"", payload))
+
+
+def _id(machine_id: UUID, moment: bytes, payload: bytes) -> UUID:
+    told = b"%s %s %s" % (machine_id.bytes, moment, payload)
+    return UUID(bytes=blake2b(told, digest_size=16).digest(), version=4)
 
 
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])

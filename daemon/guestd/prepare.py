@@ -23,7 +23,7 @@ from guestd import decoding, events, messages
 from guestd.batch import Moment, Prepared, digest, placed
 from guestd.errors import BadFrame
 from guestd.events import Event
-from guestd.normalise import Rows, Stream, guest_time, moved, normalise, sample_time, uuid7
+from guestd.normalise import Channel, Rows, Stream, guest_time, moved, normalise, sample_time, uuid7
 from guestd.redact import CommandLines
 from guestd.spool import Frame
 
@@ -199,7 +199,8 @@ class Preparer:
 
 def _decoded(frame: Frame) -> decoding.Decoded | Event:
     if messages.other_type(frame.payload) in events.TYPES:
-        return events.event_of(frame.payload, machine_id=frame.machine_id, received_at=frame.received_at)
+        event = events.event_of(frame.payload, machine_id=frame.machine_id, received_at=frame.received_at)
+        return events.delivered(event, frame.payload) if frame.channel is Channel.MQTT else event
     message = decoding.decode(frame.payload)
     claims = message.metrics.claims()
     if claims is not None and claims.lower() != str(frame.machine_id):

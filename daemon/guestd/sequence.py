@@ -31,7 +31,7 @@ def after(place: Place, seq: int) -> Place | None:
     ahead = seq - place.seq
     if ahead > WINDOW_LINES:
         # No shift: the number is its sender's word, and it may be any.
-        return Place(seq, ~_WINDOW if place.below < 0 else 0)
+        return Place(seq, 0)
     if ahead > 0:
         return Place(seq, _within_window((place.below << 1 | 1) << ahead - 1))
     back = -ahead - 1
@@ -41,4 +41,5 @@ def after(place: Place, seq: int) -> Place | None:
 
 
 def _within_window(below: int) -> int:
-    return below | ~_WINDOW if below < 0 else below & _WINDOW
+    # Where one is missing behind the window too, none there is settled any more: the store knows which it has.
+    return below if below | _WINDOW == -1 else below & _WINDOW

@@ -67,6 +67,7 @@ _ADDED = (
     ("frame", "channel", "TEXT NOT NULL DEFAULT 'virtio'"),
     ("sender", "mark", "TEXT"),
     ("sender", "below", "BLOB"),
+    ("identity", "unsettled_seq", "INTEGER"),
 )
 # A frame's share of the file beside its payload: keys, page headers, the sender row.
 _OVERHEAD_BYTES = 64

@@ -142,5 +142,23 @@ async def test_the_quarantine_is_bounded_in_frames_in_age_and_by_machine(dsn: st
     assert (await maintain(dsn, **bounds)).quarantined_dropped == 0
 
 
+@pytest.mark.asyncio
+async def test_a_guest_that_floods_the_quarantine_drops_nothing_of_the_others(dsn: str) -> None:
+    insert = """INSERT INTO "QuarantinedFrame"
+        ("machineId", "receivedAt", "spoolId", "seq", "reason", "detail", "payload", "createdAt")
+        SELECT '{machine}', now(), gen_random_uuid(), n, 'json', '', '', now() - interval '{age}'
+        FROM generate_series(1, {count}) AS n"""
+    quiet, loud = uuid4(), uuid4()
+    execute(
+        dsn,
+        insert.format(machine=quiet, age="1 hour", count=5),
+        insert.format(machine=loud, age="1 minute", count=150),
+    )
+    tidied = await maintain(dsn, event_days=1, events_per_machine=1, quarantine_days=5, quarantine_frames=100)
+    held = rows(dsn, 'SELECT "machineId", count(*) FROM "QuarantinedFrame" GROUP BY 1')
+    assert dict(held) == {quiet: 5, loud: 10}
+    assert (tidied.quarantined_dropped, tidied.quarantined_held) == (140, 15)
+
+
 def test_the_quarantine_of_a_store_that_cannot_be_reached_is_no_traceback() -> None:
     assert "port=1" in quarantine("host=127.0.0.1 port=1 dbname=guestd", "list", status=1)

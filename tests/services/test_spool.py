@@ -140,11 +140,11 @@ async def test_a_file_of_an_earlier_version_is_gone_on_with(tmp_path: Path) -> N
         CREATE TABLE sender (
             machine_id BLOB PRIMARY KEY, received_at_ms INTEGER NOT NULL, boot_id TEXT, seq INTEGER
         ) STRICT, WITHOUT ROWID;
-        CREATE TABLE identity (spool_id TEXT NOT NULL, unsettled_seq INTEGER) STRICT;
+        CREATE TABLE identity (spool_id TEXT NOT NULL) STRICT;
         """
     )
     with old:
-        old.execute("INSERT INTO identity VALUES ('00000000-0000-4000-8000-000000000009', NULL)")
+        old.execute("INSERT INTO identity VALUES ('00000000-0000-4000-8000-000000000009')")
         old.execute("INSERT INTO frame VALUES (41, ?, 1, x'7b7d')", (MACHINE.bytes,))
         old.execute("INSERT INTO sender VALUES (?, 1, 'boot', 7)", (MACHINE.bytes,))
     old.close()

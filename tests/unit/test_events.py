@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from guestd import limits, messages
 from guestd.errors import BadFrame
-from guestd.events import TYPES, Allowance, Event, event_of
+from guestd.events import TYPES, Allowance, Event, delivered, event_of
 
 MACHINE, OTHER = UUID(int=1), UUID(int=2)
 RECEIVED = datetime(2025, 10, 1, 12, 0, 31, 250_000, tzinfo=UTC)
@@ -102,6 +102,16 @@ def test_the_same_frame_is_the_same_event_and_another_one_is_not() -> None:
         event_of(payload, machine_id=MACHINE, received_at=RECEIVED.replace(microsecond=0)).id,
     }
     assert len(ids) == 4
+
+
+def test_an_event_with_a_time_of_its_own_that_a_broker_delivers_again_is_the_same_event() -> None:
+    def by_broker(payload: bytes, received_at: datetime) -> UUID:
+        return delivered(event_of(payload, machine_id=MACHINE, received_at=received_at), payload).id
+
+    later = RECEIVED.replace(second=59)
+    timed, timeless = VECTORS[0][0], b'{"type":"error_report","timestamp":null,"error_type":"e"}'
+    assert by_broker(timed, RECEIVED) == by_broker(timed, later)
+    assert by_broker(timeless, RECEIVED) != by_broker(timeless, later)
 
 
 def test_the_whole_message_behind_its_own_half_is_taken() -> None:

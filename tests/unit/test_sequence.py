@@ -36,8 +36,15 @@ def test_a_run_in_order_takes_no_room() -> None:
 
 
 def test_behind_the_window_a_whole_run_is_settled_and_another_is_not_known() -> None:
-    assert settled([1, 2, 2 + 2 * WINDOW_LINES, 1, 2]) == [True, True, True, False, False]
+    whole = list(range(1, 2 * WINDOW_LINES))
+    assert settled([*whole, 1, 2])[-2:] == [False, False]
     assert settled([7, 8, 8 + 2 * WINDOW_LINES, 7, 8]) == [True, True, True, True, True]
+
+
+def test_a_number_that_never_came_is_new_however_late_it_comes() -> None:
+    assert settled([1, 2 + 2 * WINDOW_LINES, 2])[-1]
+    without_two = [1, *range(3, 2 * WINDOW_LINES)]
+    assert settled([*without_two, 2])[-1]
 
 
 @given(st.lists(st.integers(1, MOST), min_size=1, max_size=50))
