@@ -14,7 +14,7 @@ import trustme
 from tools.broker import Broker, free_port, prefix
 
 from fix_broker import PASSWORDS, Publisher, is_connected, known_machine, mqtt_table
-from fix_daemon import Daemon, add_machine, command, environment, eventually, execute, metrics_line, rows
+from fix_daemon import Daemon, add_machine, command, environment, eventually, execute, let_it_work, metrics_line, rows
 from fix_faults import Reliability, fleet_counted, sample_line
 from guestd.simulate import machine_ids
 
@@ -60,6 +60,32 @@ def test_what_was_published_while_guestd_was_away_is_stored(
     daemon.start()
     eventually(lambda: samples(daemon) == 100, "all samples")
     assert daemon.metric("guestd_mqtt_sessions_lost_total") == 0
+    assert daemon.stop() == 0
+
+
+@pytest.mark.parametrize("version", ["5", "3.1.1"])
+def test_a_connection_that_is_not_read_on_because_the_spool_is_full_is_kept(
+    daemon: Daemon, broker: Broker, version: str
+) -> None:
+    store_dsn, keepalive_seconds = daemon.dsn, 2
+    daemon.more_tables = mqtt_table(
+        broker, version=version, keepalive_seconds=keepalive_seconds, unacknowledged_bytes=2000
+    )
+    daemon.dsn, daemon.spool_max_bytes = "host=127.0.0.1 port=1 dbname=guestd", 3000
+    daemon.start()
+    is_connected(daemon)
+    with Publisher(broker.port) as guests:
+        for number in range(60):
+            guests.send(add_machine(store_dsn), sample_line(number))
+        guests.all_is_taken()
+    eventually(lambda: daemon.metric("guestd_mqtt_unacknowledged") > 0, "messages are held")
+    let_it_work(5 * keepalive_seconds)
+    assert daemon.metric("guestd_mqtt_connections_lost_total") == 0
+    assert daemon.metric("guestd_mqtt_connected") == 1
+    assert daemon.stop() == 0
+    daemon.dsn = store_dsn
+    daemon.start()
+    eventually(lambda: samples(daemon) == 60, "all samples")
     assert daemon.stop() == 0
 
 

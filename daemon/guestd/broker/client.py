@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 from collections import deque
 from dataclasses import dataclass
 
@@ -48,6 +49,11 @@ class ManualClient(Client):
     def has_read_ahead(self) -> bool:
         """Whether there are bytes that no event of the socket will tell of."""
         return self._ahead_at < len(self._ahead)
+
+    def excuse_silence(self) -> None:
+        """While we do not read on, that nothing was read of the broker does not say that it is gone."""
+        self._last_bytes_received = time.monotonic()
+        self._ping_t = 0.0
 
     def _sock_recv(self, bufsize: int) -> bytes:
         if not self.has_read_ahead:

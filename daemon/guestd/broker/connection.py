@@ -191,7 +191,9 @@ class Connection:
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, is_on)
 
     def _look_after(self) -> None:
-        """Ping when it is quiet, and notice when nobody answers."""
+        """Ping when it is quiet, and notice when nobody answers; unless it is we who do not listen."""
+        if not self._is_reading:
+            self._client.excuse_silence()
         if self._client.loop_misc() != MQTTErrorCode.MQTT_ERR_SUCCESS:
             self._fail("it does not answer any more")
         self._tick = self._loop.call_later(TICK_SECONDS, self._look_after)
