@@ -77,9 +77,11 @@ class _Judged:
         boot_id = header.boot_id if header else sender.boot_id if sender else None
         seq = header.seq if header else sender.seq if sender else None
         mark = header.mark if header else sender.mark if sender else None
-        self.sender = Sender(received_ms, boot_id, seq, mark)
+        # Of a run that comes by a broker some may still be missing.
+        below = sender.below if sender and not header else -1
+        self.sender = Sender(received_ms, boot_id, seq, mark, below)
         self.unnumbered += header is None
-        self.entries.append(Entry(self.machine_id, received_ms, payload, boot_id, seq, mark))
+        self.entries.append(Entry(self.machine_id, received_ms, payload, boot_id, seq, mark, below=below))
 
 
 def received_at_ms(sender: Sender | None, now_ms: int) -> int:

@@ -566,4 +566,7 @@ def _from_bytes(below: bytes | None) -> int:
 
 def _sizes(connection: sqlite3.Connection) -> Iterable[tuple[int, UUID, int]]:
     rows = connection.execute("SELECT seq, machine_id, length(payload) FROM frame ORDER BY seq")
-    return [(seq, UUID(bytes=machine_id), length + _OVERHEAD_BYTES) for seq, machine_id, length in rows]
+    # One object a machine: there may be millions of frames.
+    machines: dict[bytes, UUID] = {}
+    for seq, key, length in rows:
+        yield seq, machines.setdefault(key, UUID(bytes=key)), length + _OVERHEAD_BYTES

@@ -36,6 +36,15 @@ async def test_a_line_without_a_mark_is_known_by_its_number(tmp_path: Path) -> N
 
 
 @pytest.mark.asyncio
+async def test_what_a_machine_says_on_its_channel_settles_no_line_that_the_broker_still_owes(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        await deliver(gate, numbered(1), numbered(3))
+        await gate.intake.accept(MACHINE, [PLAIN])
+        await deliver(gate, numbered(2))
+        assert await gate.payloads() == [numbered(1), numbered(3), PLAIN, numbered(2)]
+
+
+@pytest.mark.asyncio
 async def test_another_line_under_a_number_that_is_settled_is_kept(tmp_path: Path) -> None:
     async with gate_on(tmp_path) as gate:
         lines = [marked(1, "0", "a"), marked(2, "a", "b"), marked(3, "b", "c")]

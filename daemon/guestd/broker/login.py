@@ -50,7 +50,7 @@ def login(settings: Mqtt) -> Login:
         keepalive_seconds=settings.keepalive_seconds,
         session_seconds=settings.session_seconds,
         receive_maximum=settings.receive_maximum,
-        # Twice, so that what is a little too large comes, and is counted; what is far beyond stays with the broker.
+        # Twice, so that what is a little too large comes, and is counted; what is far beyond the broker drops.
         max_message_bytes=2 * settings.max_frame_bytes,
         unacknowledged_bytes=settings.unacknowledged_bytes,
         will_topic=f"{settings.prefix}/host/{client_id}/status",
