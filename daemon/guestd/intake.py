@@ -24,8 +24,11 @@ BROKEN_TIMES = 3
 MOST_DROPPED = 1_000_000
 # Receive times follow the host's clock when it is put back by more than this; by less they go on in order.
 CLOCK_STEP_MS = 5 * 60 * 1000
-# Where a machine cannot be held back it may owe so much: by default a day of samples, which a broker has kept.
+# Where a machine cannot be held back it may owe what its budget makes in so long,
 MOST_DEBT_SECONDS = 60.0
+# and more when it was not heard for so long: a broker has kept what it sent meanwhile, and even large samples (of 500
+# sockets, every 30 s) are less than a hundredth of its budget. Not beyond a day: silence is not to be saved up.
+AWAY_SECONDS, MOST_AWAY_SECONDS, BACKLOG_SHARE = 600.0, 86_400.0, 0.01
 # A machine that is held back is looked at again so often: more rows may have been charged to it meanwhile.
 LOOK_AGAIN_SECONDS = 1.0
 
@@ -103,6 +106,7 @@ class Intake:
         self._now_ms = now_ms
         self._budget = budget
         self._held_back = 0
+        self._returned: dict[UUID, tuple[float, float]] = {}  # when, and after how long
         self.senders: dict[UUID, Sender] = dict(spool.senders_at_open)
         self._events = events.Allowance()
         self._asked: dict[UUID, tuple[str, int, int]] = {}
@@ -164,11 +168,22 @@ class Intake:
         For a source where one connection carries many machines, and waiting for one would hold up all.
         """
         now_seconds = asyncio.get_running_loop().time()
-        if self._budget.wait_seconds(machine_id, now_seconds) > MOST_DEBT_SECONDS:
+        if self._budget.wait_seconds(machine_id, now_seconds) > self._most_debt_seconds(machine_id, now_seconds):
             self._counters.refused("rate")
             return False
         self._budget.charge(machine_id, now_seconds, size_bytes=size_bytes, frames=1)
         return True
+
+    def _most_debt_seconds(self, machine_id: UUID, now_seconds: float) -> float:
+        sender = self.senders.get(machine_id)
+        away_seconds = (self._now_ms() - sender.received_at_ms) / 1000 if sender is not None else 0.0
+        if away_seconds > AWAY_SECONDS:
+            self._returned[machine_id] = (now_seconds, min(away_seconds, MOST_AWAY_SECONDS))
+        returned_at_seconds, away_seconds = self._returned.get(machine_id, (now_seconds, 0.0))
+        if now_seconds - returned_at_seconds > away_seconds:
+            self._returned.pop(machine_id, None)
+            return MOST_DEBT_SECONDS
+        return MOST_DEBT_SECONDS + away_seconds * BACKLOG_SHARE
 
     def charge_rows(self, machine_id: UUID, rows: int) -> None:
         """What became of a machine's frames: the writer knows only when they are decoded."""

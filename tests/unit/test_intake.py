@@ -516,6 +516,23 @@ async def test_what_a_broker_kept_of_a_machine_is_taken_though_it_comes_faster_t
 
 
 @pytest.mark.asyncio
+async def test_who_was_silent_for_a_day_may_send_a_days_backlog_and_nobody_else(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        await gate.intake.accept(MACHINE, [PLAIN])
+        await gate.intake.accept(OTHER, [PLAIN])
+        gate.now_ms += 24 * 3600 * 1000
+        await gate.intake.accept(OTHER, [PLAIN])
+        assert gate.intake.admits(MACHINE, 10)
+        await gate.intake.accept(MACHINE, [PLAIN])
+        for machine_id in (MACHINE, OTHER):
+            gate.intake.charge_rows(machine_id, 90)
+        assert gate.intake.admits(MACHINE, 10)
+        assert not gate.intake.admits(OTHER, 10)
+        gate.intake.charge_rows(MACHINE, 10)
+        assert not gate.intake.admits(MACHINE, 10)
+
+
+@pytest.mark.asyncio
 async def test_a_machine_is_refused_for_the_rows_that_its_frames_became(tmp_path: Path) -> None:
     async with gate_on(tmp_path) as gate:
         assert gate.intake.admits(MACHINE, 10)

@@ -26,7 +26,7 @@ from guestd.channels import Channel, Place
 from guestd.errors import SourceLost
 from guestd.framing import Framer, Oversize
 from guestd.intake import Intake
-from guestd.lifecycle import Backoff, retrying
+from guestd.lifecycle import Backoff, retrying, woken
 from guestd.roster import Roster
 
 log = structlog.get_logger()
@@ -102,17 +102,16 @@ class Virtio:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._place.watch(self._look.set), name="virtio-watch")
             tasks.create_task(self._watch_roster(), name="virtio-roster")
-            await _woken(self._roster.tried, FIRST_ROSTER_SECONDS)
+            await woken(self._roster.tried, FIRST_ROSTER_SECONDS)
             while True:
                 self._look.clear()
                 found = await self._place.look()
                 if found is not None:
                     self._report(found.unknown)
                     running = {key: channel for key, (channel, _) in self._running.items()}
-                    for action in plan(self._collected(found.channels), running):
-                        await self._apply(action, tasks)
+                    await self._apply(plan(self._collected(found.channels), running), tasks)
                 self._gauges.channels(len(self._running))
-                await _woken(self._look, RESCAN_SECONDS)
+                await woken(self._look, RESCAN_SECONDS)
 
     def _report(self, unknown: frozenset[str]) -> None:
         for machine in sorted(unknown - self._unknown):
@@ -125,16 +124,18 @@ class Virtio:
         self._gauges.not_collected(len(channels) - len(wanted))
         return wanted
 
-    async def _apply(self, action: Open | Close, tasks: asyncio.TaskGroup) -> None:
-        match action:
-            case Open(channel):
+    async def _apply(self, actions: Sequence[Open | Close], tasks: asyncio.TaskGroup) -> None:
+        closing = [self._running.pop(action.channel.machine_id)[1] for action in actions if isinstance(action, Close)]
+        for reader in closing:
+            reader.cancel()
+        if closing:
+            # Their last lines are on disk before a successor may read; all at once, for each may take its time.
+            await asyncio.wait(closing)
+        for action in actions:
+            if isinstance(action, Open):
+                channel = action.channel
                 reader = tasks.create_task(self._read(channel), name=f"virtio-{channel.machine_id}")
                 self._running[channel.machine_id] = (channel, reader)
-            case Close(channel):
-                _, reader = self._running.pop(channel.machine_id)
-                reader.cancel()
-                # Its last lines are on disk before a successor may read.
-                await asyncio.wait([reader])
 
     async def _watch_roster(self) -> None:
         while True:
@@ -254,14 +255,6 @@ class _Reader:
             self.say(await self._intake.accept(self._machine_id, some))
             # Lines that become nothing do not wait for the spool: nobody full of them may keep the loop to itself.
             await asyncio.sleep(0)
-
-
-async def _woken(event: asyncio.Event, seconds: float) -> None:
-    try:
-        async with asyncio.timeout(seconds):
-            await event.wait()
-    except TimeoutError:
-        pass
 
 
 async def _connected(path: Path) -> socket.socket:
