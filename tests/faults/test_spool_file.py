@@ -87,7 +87,7 @@ def test_an_older_copy_that_is_put_back_costs_what_came_after_it_and_was_not_sto
     rounds = reliability.rounds(quick=2, full=10)
     held: defaultdict[UUID, set[int]] = defaultdict(set)
     copy = daemon.directory / "copy"
-    with fleet(daemon, count=rounds * LINES_PER_ROUND, guests=GUESTS) as load:
+    with fleet(daemon, count=3 * rounds * LINES_PER_ROUND, guests=GUESTS) as load:
         for _ in range(rounds):
             _work(daemon, load)
             daemon.kill()
