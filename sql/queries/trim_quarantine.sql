@@ -22,7 +22,11 @@ kept AS (
 
 gone AS (
     DELETE FROM "QuarantinedFrame" AS aside
-    WHERE NOT EXISTS (SELECT 1 FROM kept WHERE kept."id" = aside."id")
+    WHERE
+        NOT EXISTS (
+            SELECT 1 FROM kept
+            WHERE kept."id" = aside."id"
+        )
     RETURNING aside."id"
 )
 
