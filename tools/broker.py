@@ -20,6 +20,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from tools.packages import PackagesError, unpacked
+from tools.ports import free_port
+
 DEPLOY = Path(__file__).resolve().parents[1] / "deploy/mosquitto"
 START_SECONDS = 30.0
 USERS = ("guestd", "simulator")
@@ -175,24 +178,10 @@ def prefix() -> Path:
 
     Raises BrokerError after tools/get-packages has said on stderr what it lacks.
     """
-    getter = Path(__file__).with_name("get-packages")
-    done = subprocess.run([getter, "mosquitto"], stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode != 0:
-        raise BrokerError("there is no mosquitto to start")
-    return Path(done.stdout.strip())
-
-
-def free_port(wanted: int) -> int:
-    """A loopback port that is free now: the wanted one, if it is not 0 and nobody has it."""
-    for port in (wanted, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise BrokerError("no loopback port is free")
+    try:
+        return unpacked("mosquitto")
+    except PackagesError as why:
+        raise BrokerError("there is no mosquitto to start") from why
 
 
 def _arguments() -> argparse.Namespace:

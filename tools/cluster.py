@@ -18,7 +18,6 @@ import os
 import pwd
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -29,6 +28,8 @@ from typing import TypedDict
 
 import psycopg
 from psycopg import sql
+from tools.packages import PackagesError, unpacked
+from tools.ports import free_port
 
 # Ten times what a start after a crash took on a slow disk.
 START_SECONDS = 60.0
@@ -173,7 +174,7 @@ class Cluster:
         """Return whether the server takes connections; raise ClusterError where trying again is no use."""
         for leftover in [self._data / "postmaster.pid", *self._data.glob(".s.PGSQL.*")]:
             leftover.unlink(missing_ok=True)
-        port = _free_port(self._last_port())
+        port = free_port(self._last_port() or 0)
         (self._directory / "port").write_text(f"{port}\n")
         settings = {**self._settings, "port": str(port)}
         options = " ".join(f"-c {shlex.quote(f'{name}={value}')}" for name, value in settings.items())
@@ -219,11 +220,10 @@ def prefix() -> Path:
 
     Raises ClusterError after tools/get-packages has said on stderr what it lacks.
     """
-    getter = Path(__file__).with_name("get-packages")
-    done = subprocess.run([getter, "timescaledb"], stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode != 0:
-        raise ClusterError("there is no PostgreSQL to start")
-    return Path(done.stdout.strip())
+    try:
+        return unpacked("timescaledb")
+    except PackagesError as why:
+        raise ClusterError("there is no PostgreSQL to start") from why
 
 
 def create_database(server: str, name: str) -> None:
@@ -238,18 +238,6 @@ def create_database(server: str, name: str) -> None:
             connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
         with psycopg.connect(server, dbname=name, autocommit=True) as inside:
             inside.execute("CREATE EXTENSION IF NOT EXISTS timescaledb")
-
-
-def _free_port(wanted: int | None) -> int:
-    for port in (wanted or 0, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise ClusterError("no loopback port is free")
 
 
 def _arguments() -> argparse.Namespace:

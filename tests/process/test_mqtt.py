@@ -11,7 +11,8 @@ from uuid import uuid4
 
 import pytest
 import trustme
-from tools.broker import Broker, free_port, prefix
+from tools.broker import Broker, prefix
+from tools.ports import free_port
 
 from fix_broker import PASSWORDS, Publisher, is_connected, known_machine, mqtt_table
 from fix_daemon import Daemon, add_machine, command, environment, eventually, execute, let_it_work, metrics_line, rows
@@ -381,7 +382,7 @@ def test_a_simulated_fleet_publishes_and_its_manifest_says_what_the_broker_has_t
 
 def test_an_agent_without_a_machine_id_is_told_what_is_missing() -> None:
     said = subprocess.run(
-        command("guestd", "agent", "--mqtt", f"127.0.0.1:{free_port(0)}"),
+        command("guestd", "agent", "--mqtt", f"127.0.0.1:{free_port()}"),
         env=environment(), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert said.returncode == 78
