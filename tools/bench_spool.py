@@ -16,7 +16,8 @@ from uuid import UUID, uuid4
 import uvloop
 from tools.measuring import keep
 
-from guestd.spool import Entry, open_spool
+from guestd.spool import open_spool
+from guestd.spoolfile import Entry
 
 
 def main() -> None:

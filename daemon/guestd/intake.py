@@ -14,7 +14,8 @@ from uuid import UUID
 from guestd import answers, events, messages
 from guestd.budget import Budget
 from guestd.framing import Oversize
-from guestd.spool import Entry, Sender, Spool, from_milliseconds
+from guestd.spool import Spool
+from guestd.spoolfile import Entry, Sender, from_milliseconds
 
 # An agent needs this long to hear of a gap and write again; what it wrote meanwhile is no reason to ask once more.
 ASK_AGAIN_MS = 1000

@@ -25,7 +25,7 @@ from guestd.errors import BadFrame
 from guestd.events import Event
 from guestd.normalise import Channel, Rows, Stream, guest_time, moved, normalise, sample_time, uuid7
 from guestd.redact import CommandLines
-from guestd.spool import Frame
+from guestd.spoolfile import Frame
 
 log = structlog.get_logger()
 

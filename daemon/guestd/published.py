@@ -16,7 +16,8 @@ from uuid import UUID
 from guestd import messages, sequence
 from guestd.intake import MOST_DROPPED, Counters, Intake, received_at_ms
 from guestd.normalise import Channel
-from guestd.spool import Entry, Sender, Spool
+from guestd.spool import Spool
+from guestd.spoolfile import Entry, Sender
 
 
 @dataclass(frozen=True, slots=True)

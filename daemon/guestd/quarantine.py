@@ -23,7 +23,7 @@ from guestd.link import WRITE_SECONDS, sorted_errors
 from guestd.normalise import Channel, Rows
 from guestd.prepare import CommandLinesOf, Counters, Preparer
 from guestd.redact import CommandLines
-from guestd.spool import Frame
+from guestd.spoolfile import Frame
 from guestd.store import LOOK_AROUND, printable, store_on
 from gueststore.queries import query
 

@@ -11,110 +11,24 @@ acknowledged before a crash is known as a duplicate when it is sent again.
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import os
 import sqlite3
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import chain
 from pathlib import Path
 from typing import IO, TypeVar
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import structlog
 
-from guestd.errors import ConfigError
+from guestd import spoolfile
 from guestd.normalise import Channel
+from guestd.spoolfile import Entry, Frame, as_bytes, from_milliseconds
 
 log = structlog.get_logger()
 
 T = TypeVar("T")
-
-_FILE = "spool.db"
-_BALLAST_FILE = "ballast"
-# A frame fits on few pages then, at two thirds of the work; still larger ones would make each small commit dearer.
-_PAGE_BYTES = 16 * 1024
-# SQLite's log is moved into the file when it is so long.
-_LOG_BYTES = 4 * 1024 * 1024
-# Rows in one statement: other threads get the interpreter once for them all, and not once for each.
-_ROWS_AT_ONCE = 50
-# Enough to move the whole of SQLite's log (what is due, and the largest group commit) into the file.
-_BALLAST_BYTES = 16 * 1024 * 1024
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS frame (
-    seq INTEGER PRIMARY KEY AUTOINCREMENT,
-    machine_id BLOB NOT NULL,
-    received_at_ms INTEGER NOT NULL,
-    payload BLOB NOT NULL,
-    channel TEXT NOT NULL DEFAULT 'virtio'
-) STRICT;
-CREATE TABLE IF NOT EXISTS sender (
-    machine_id BLOB PRIMARY KEY,
-    received_at_ms INTEGER NOT NULL,
-    boot_id TEXT,
-    seq INTEGER,
-    mark TEXT,
-    below BLOB
-) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS identity (spool_id TEXT NOT NULL, unsettled_seq INTEGER) STRICT;
-"""
-# What files of earlier versions lack. Their frames are from virtio channels, the only ones that there were.
-_ADDED = (
-    ("frame", "channel", "TEXT NOT NULL DEFAULT 'virtio'"),
-    ("sender", "mark", "TEXT"),
-    ("sender", "below", "BLOB"),
-    ("identity", "unsettled_seq", "INTEGER"),
-)
-# A frame's share of the file beside its payload: keys, page headers, the sender row.
-_OVERHEAD_BYTES = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Sender:
-    """How far one machine's stream is on disk: the last receive time, and the last line if its lines are numbered.
-
-    `below` tells which lines before the last one are settled, as in `sequence`; -1: all of them.
-    """
-
-    received_at_ms: int
-    boot_id: str | None
-    seq: int | None
-    mark: str | None = None
-    below: int = -1
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One frame to append; without a payload only its sender's place is kept (a numbered line that was refused)."""
-
-    machine_id: UUID
-    received_at_ms: int
-    payload: bytes | None
-    boot_id: str | None = None
-    seq: int | None = None
-    mark: str | None = None
-    channel: Channel = Channel.VIRTIO
-    below: int = -1
-
-    @property
-    def size_bytes(self) -> int:
-        """What it will occupy."""
-        return len(self.payload) + _OVERHEAD_BYTES if self.payload is not None else 0
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """One frame as the spool gives it back."""
-
-    seq: int
-    machine_id: UUID
-    received_at: datetime
-    payload: bytes
-    channel: Channel
 
 
 class Spool:
@@ -124,20 +38,20 @@ class Spool:
         self, directory: Path, lock: IO[bytes], writing: sqlite3.Connection, *, max_bytes: int, share_bytes: int
     ) -> None:
         self._lock = lock
-        self._file = directory / _FILE
-        self._inode = _inode(self._file)
-        self._ballast = directory / _BALLAST_FILE
+        self._file = directory / spoolfile.FILE
+        self._inode = spoolfile.inode(self._file)
+        self._ballast = directory / spoolfile.BALLAST_FILE
         self._writing = writing
-        self._reading = _connect(directory / _FILE)
+        self._reading = spoolfile.connect(directory / spoolfile.FILE)
         self._write_thread = ThreadPoolExecutor(1, thread_name_prefix="spool-write")
         self._read_thread = ThreadPoolExecutor(1, thread_name_prefix="spool-read")
         self.max_bytes = max_bytes
         self._share_bytes = share_bytes
-        self.spool_id = _identity(writing)
-        self.last_seq = _last_issued(writing)
-        self.unsettled_seq = _unsettled_seq(writing, self.last_seq)
-        self.senders_at_open = _senders(writing)
-        self._sizes: deque[tuple[int, UUID, int]] = deque(_sizes(writing))
+        self.spool_id = spoolfile.identity(writing)
+        self.last_seq = spoolfile.last_issued(writing)
+        self.unsettled_seq = spoolfile.unsettled_seq(writing, self.last_seq)
+        self.senders_at_open = spoolfile.senders(writing)
+        self._sizes: deque[tuple[int, UUID, int]] = deque(spoolfile.sizes(writing))
         self._bytes_by_machine: Counter[UUID] = Counter()
         for _, machine_id, size_bytes in self._sizes:
             self._bytes_by_machine[machine_id] += size_bytes
@@ -151,7 +65,7 @@ class Spool:
         self.error: str | None = None
         self.commit_seconds: Callable[[float], None] = lambda _: None
         # Last, for opening needs room as well.
-        _put(self._ballast)
+        spoolfile.put_ballast(self._ballast)
 
     @property
     def frames(self) -> int:
@@ -239,7 +153,7 @@ class Spool:
                 self.error = str(why)
                 log.error("the spool cannot be written, nothing more is acknowledged", error=self.error)
                 await asyncio.sleep(1)
-                if self._inode != _inode(self._file) and not self._sizes:
+                if self._inode != spoolfile.inode(self._file) and not self._sizes:
                     raise OSError(f"{self._file}: {self.error}; what it held is stored, a new one is to begin") from why
                 continue
             self.error = None
@@ -259,7 +173,7 @@ class Spool:
             seq += 1
 
     def _commit_or_make_room(self, entries: list[Entry]) -> int:
-        if self._inode != _inode(self._file):
+        if self._inode != spoolfile.inode(self._file):
             # SQLite would go on in a file without a name. What is in there can still be read, and stored.
             raise sqlite3.OperationalError("its file was deleted or replaced")
         if not self._ballast.exists():
@@ -281,7 +195,7 @@ class Spool:
         senders = {entry.machine_id: entry for entry in entries}
         with self._writing:
             self._writing.execute("BEGIN IMMEDIATE")
-            _write_rows(
+            spoolfile.write_rows(
                 self._writing,
                 "INSERT INTO frame (seq, machine_id, received_at_ms, payload, channel)",
                 [
@@ -289,11 +203,11 @@ class Spool:
                     for seq, entry in enumerate(frames, first_seq)
                 ],
             )
-            _write_rows(
+            spoolfile.write_rows(
                 self._writing,
                 "REPLACE INTO sender (machine_id, received_at_ms, boot_id, seq, mark, below)",
                 [
-                    (key.bytes, entry.received_at_ms, entry.boot_id, entry.seq, entry.mark, _as_bytes(entry.below))
+                    (key.bytes, entry.received_at_ms, entry.boot_id, entry.seq, entry.mark, as_bytes(entry.below))
                     for key, entry in senders.items()
                 ],
             )
@@ -358,12 +272,12 @@ class Spool:
 
     def _restore_ballast(self) -> None:
         """Set room aside again; where there is none, and nothing waits any more, the file gives back its own."""
-        _put(self._ballast)
+        spoolfile.put_ballast(self._ballast)
         if self._ballast.exists() or self._writing.execute("SELECT EXISTS (SELECT 1 FROM frame)").fetchone() != (0,):
             return
         self._writing.execute("VACUUM")
         self._writing.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        _put(self._ballast)
+        spoolfile.put_ballast(self._ballast)
 
     async def settle(self) -> None:
         """The store's ledger and this file agree: nothing that was issued before is in doubt any more.
@@ -378,7 +292,7 @@ class Spool:
 
         What is stored goes in the same transaction, for under the new identity nobody would know.
         """
-        self.spool_id = await self._until_written(lambda: _new_identity(self._writing, stored_seq))
+        self.spool_id = await self._until_written(lambda: spoolfile.new_identity(self._writing, stored_seq))
 
     async def _until_written(self, write: Callable[[], T]) -> T:
         loop = asyncio.get_running_loop()
@@ -407,10 +321,10 @@ def open_spool(directory: Path, *, max_bytes: int, share: float) -> Spool:
 
     Raises ConfigError when another daemon has it or it cannot be made, OSError when the disk does not let us for now.
     """
-    lock, ballast = _lock(directory), directory / _BALLAST_FILE
+    lock, ballast = spoolfile.locked(directory), directory / spoolfile.BALLAST_FILE
     while True:
         try:
-            writing = _opened_or_begun(directory)
+            writing = spoolfile.opened_or_begun(directory)
             return Spool(directory, lock, writing, max_bytes=max_bytes, share_bytes=int(max_bytes * share))
         except sqlite3.OperationalError as why:
             # A full or failing disk, a file that another process holds: the frames are sound.
@@ -420,153 +334,3 @@ def open_spool(directory: Path, *, max_bytes: int, share: float) -> Spool:
                 continue
             lock.close()
             raise OSError(f"spool.directory {directory}: {why}") from why
-
-
-def _opened_or_begun(directory: Path) -> sqlite3.Connection:
-    try:
-        return _opened(directory / _FILE)
-    except sqlite3.OperationalError:
-        raise
-    except sqlite3.DatabaseError as why:
-        aside = directory / f"{_FILE}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}"
-        log.error("the spool file is damaged and was set aside", file=str(aside), error=str(why))
-        for suffix in ("", "-wal", "-shm"):
-            part = directory / (_FILE + suffix)
-            if part.exists():
-                part.rename(aside.with_name(aside.name + suffix))
-        return _opened(directory / _FILE)
-
-
-def from_milliseconds(milliseconds: int) -> datetime:
-    """Unix milliseconds as a time, exactly."""
-    return datetime.fromtimestamp(milliseconds // 1000, UTC).replace(microsecond=milliseconds % 1000 * 1000)
-
-
-def _lock(directory: Path) -> IO[bytes]:
-    try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o750)
-        lock = (directory / "lock").open("ab")
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise ConfigError(f"spool.directory {directory}: another guestd is running on it") from None
-    except OSError as why:
-        raise ConfigError(f"spool.directory {directory}: {why.strerror}") from why
-    return lock
-
-
-def _inode(file: Path) -> int | None:
-    try:
-        return file.stat().st_ino
-    except OSError:
-        return None
-
-
-def _put(ballast: Path) -> None:
-    """Set room aside on the disk; where there is none now, the next trim tries again."""
-    if ballast.exists():
-        return
-    try:
-        with ballast.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, _BALLAST_BYTES)
-    except OSError:
-        ballast.unlink(missing_ok=True)
-
-
-def _connect(file: Path) -> sqlite3.Connection:
-    # Used by one thread at a time; transactions are begun by hand. Statements are not kept, for SQLite would keep with
-    # each a copy of the frames that it wrote last.
-    return sqlite3.connect(file, check_same_thread=False, isolation_level=None, cached_statements=0)
-
-
-def _opened(file: Path) -> sqlite3.Connection:
-    connection = _connect(file)
-    try:
-        connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")  # of a new file; others stay as they are
-        connection.execute("PRAGMA journal_mode=WAL")
-        (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
-        connection.execute(f"PRAGMA wal_autocheckpoint={_LOG_BYTES // page_bytes}")
-        connection.execute("PRAGMA synchronous=FULL")
-        # Debian's SQLite overwrites what it deletes unless told not to: trimming would write as much as it frees,
-        # and on a full disk need room for it.
-        connection.execute("PRAGMA secure_delete=OFF")
-        connection.executescript(_SCHEMA)
-        for table, column, definition in _ADDED:
-            _add_column(connection, table, column, definition)
-        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)  # noqa: TRY301 -- one way out for every kind of damage
-        if connection.execute("SELECT count(*) FROM identity").fetchone() == (0,):
-            _new_identity(connection, 0)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
-
-
-def _write_rows(connection: sqlite3.Connection, into: str, rows: Sequence[tuple[object, ...]]) -> None:
-    for place in range(0, len(rows), _ROWS_AT_ONCE):
-        some = rows[place : place + _ROWS_AT_ONCE]
-        row = f"({', '.join('?' * len(some[0]))})"
-        connection.execute(f"{into} VALUES {', '.join([row] * len(some))}", list(chain.from_iterable(some)))
-
-
-def _add_column(connection: sqlite3.Connection, table: str, name: str, definition: str) -> None:
-    """A column that files of earlier versions do not have."""
-    if name not in {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}:
-        connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {definition}")
-
-
-def _new_identity(connection: sqlite3.Connection, stored_seq: int) -> UUID:
-    spool_id = uuid4()
-    with connection:
-        connection.execute("BEGIN IMMEDIATE")
-        connection.execute("DELETE FROM frame WHERE seq <= ?", (stored_seq,))
-        connection.execute("DELETE FROM identity")
-        connection.execute("INSERT INTO identity (spool_id) VALUES (?)", (str(spool_id),))
-    return spool_id
-
-
-def _identity(connection: sqlite3.Connection) -> UUID:
-    (spool_id,) = connection.execute("SELECT spool_id FROM identity").fetchone()
-    return UUID(spool_id)
-
-
-def _last_issued(connection: sqlite3.Connection) -> int:
-    row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'frame'").fetchone()
-    return row[0] if row else 0
-
-
-def _unsettled_seq(connection: sqlite3.Connection, last_seq: int) -> int:
-    """The last number issued when the store's ledger was last awaited; remembered until `settle`.
-
-    Frames that are appended meanwhile say nothing of how old this file is: it may be a copy that was put back.
-    """
-    with connection:
-        connection.execute("UPDATE identity SET unsettled_seq = ? WHERE unsettled_seq IS NULL", (last_seq,))
-    (seq,) = connection.execute("SELECT unsettled_seq FROM identity").fetchone()
-    return int(seq)
-
-
-def _senders(connection: sqlite3.Connection) -> dict[UUID, Sender]:
-    rows = connection.execute("SELECT machine_id, received_at_ms, boot_id, seq, mark, below FROM sender")
-    return {
-        UUID(bytes=machine_id): Sender(received_at_ms, boot_id, seq, mark, _from_bytes(below))
-        for machine_id, received_at_ms, boot_id, seq, mark, below in rows
-    }
-
-
-def _as_bytes(below: int) -> bytes | None:
-    return None if below == -1 else below.to_bytes(below.bit_length() // 8 + 1, signed=True)
-
-
-def _from_bytes(below: bytes | None) -> int:
-    return -1 if below is None else int.from_bytes(below, signed=True)
-
-
-def _sizes(connection: sqlite3.Connection) -> Iterable[tuple[int, UUID, int]]:
-    rows = connection.execute("SELECT seq, machine_id, length(payload) FROM frame ORDER BY seq")
-    # One object a machine: there may be millions of frames.
-    machines: dict[bytes, UUID] = {}
-    for seq, key, length in rows:
-        yield seq, machines.setdefault(key, UUID(bytes=key)), length + _OVERHEAD_BYTES

@@ -12,7 +12,7 @@ import pytest
 from fix_daemon import add_machine, metrics_line, rows
 from fix_faults import counted, sample_line
 from guestd.batch import Limits
-from guestd.spool import Entry
+from guestd.spoolfile import Entry
 from guestd.store import connected
 from guestd.writer import Writer
 from services.test_writer import Tally, drain, spooled

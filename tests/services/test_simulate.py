@@ -22,7 +22,8 @@ from guestd.simulate import machine_ids
 
 DEADLINE_SECONDS = 30
 HEADER = re.compile(
-    rb'\{"type":"metrics","boot_id":"([0-9a-f-]{36})","seq":([0-9]+),"oldest":([0-9]+),"timestamp":"([^"]+)"'
+    rb'\{"type":"metrics","boot_id":"([0-9a-f-]{36})","seq":([0-9]+),"oldest":([0-9]+),'
+    rb'"after":"[0-9a-f]{16}","mark":"[0-9a-f]{16}","timestamp":"([^"]+)"'
 )
 PROGRAM = """
 import argparse, sys

@@ -13,7 +13,8 @@ import pytest
 from fix_disk import small_disk_at
 from guestd.errors import ConfigError
 from guestd.normalise import Channel
-from guestd.spool import Entry, Sender, Spool, open_spool
+from guestd.spool import Spool, open_spool
+from guestd.spoolfile import Entry, Sender
 
 MACHINE = UUID("5b0f4c32-98a5-4d1e-9a0c-0d2a5c1f7e11")
 

@@ -19,7 +19,8 @@ from guestd.batch import Limits, Moment, Prepared
 from guestd.errors import BadFrame
 from guestd.normalise import Channel
 from guestd.prepare import Preparer
-from guestd.spool import Entry, Frame, Spool, open_spool
+from guestd.spool import Spool, open_spool
+from guestd.spoolfile import Entry, Frame
 from guestd.store import Outcome, connected
 from guestd.writer import Writer
 

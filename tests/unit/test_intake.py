@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from guestd.budget import Budget, Rate, Rates
 from guestd.framing import HEAD_BYTES, Oversize
 from guestd.intake import ASK_AGAIN_MS, BROKEN_TIMES, MOST_DROPPED, Counters, Intake
-from guestd.spool import Frame, Spool, from_milliseconds, open_spool
+from guestd.spool import Spool, open_spool
+from guestd.spoolfile import Frame, from_milliseconds
 
 DEADLINE_SECONDS = 5
 MACHINE, OTHER = UUID(int=1), UUID(int=2)
