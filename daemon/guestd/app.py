@@ -58,7 +58,6 @@ NO_STORE_GRACE_SECONDS = 1.0
 async def run(settings: Settings) -> None:
     """guestd, from start to SIGTERM. Raises ConfigError for what the operator must change."""
     check_dsn(settings.store.dsn)
-    wrapped = _wrapping(settings.virtio.master_secret_file)
     _allow_many_channels()
     stop = asyncio.Event()
     _stop_on_signals(stop)
@@ -72,21 +71,10 @@ async def run(settings: Settings) -> None:
         resources.callback(spool.close)
         _show_spool(telemetry, spool)
         gate = Intake(spool, _intake_counters(telemetry), _now_ms, Budget(_rates(settings)))
-        consumer = Writer(
-            spool,
-            dsn=settings.store.dsn,
-            limits=Limits(settings.store.batch_frames, settings.store.batch_bytes, settings.store.flush_seconds),
-            counters=_writer_counters(telemetry, gate),
-            command_lines_of=partial(_command_lines, roster, settings.privacy.command_lines),
-        )
+        consumer = _writer(settings, telemetry, spool=spool, gate=gate, roster=roster)
         hosting = Hosting(settings, telemetry) if settings.libvirt.uri else None
-        channels = virtio.Virtio(
-            _place(settings, roster, hosting),
-            intake=gate,
-            roster=roster,
-            gauges=_channel_gauges(telemetry),
-            max_frame_bytes=settings.virtio.max_frame_bytes,
-            wrapped=wrapped,
+        channels = _from_channels(
+            settings, telemetry, place=_place(settings, roster, hosting), gate=gate, roster=roster
         )
         from_broker = _from_broker(settings, telemetry, spool=spool, gate=gate, roster=roster)
         port = await resources.enter_async_context(
@@ -118,6 +106,31 @@ async def run(settings: Settings) -> None:
             grace_seconds=lambda: NO_STORE_GRACE_SECONDS if consumer.store_error else settings.stop_grace_seconds,
         )
         log.info("guestd has stopped", spool_frames=spool.frames)
+
+
+def _writer(settings: Settings, telemetry: Telemetry, *, spool: Spool, gate: Intake, roster: Roster) -> Writer:
+    """From the spool to the store."""
+    return Writer(
+        spool,
+        dsn=settings.store.dsn,
+        limits=Limits(settings.store.batch_frames, settings.store.batch_bytes, settings.store.flush_seconds),
+        counters=_writer_counters(telemetry, gate),
+        command_lines_of=partial(_command_lines, roster, settings.privacy.command_lines),
+    )
+
+
+def _from_channels(
+    settings: Settings, telemetry: Telemetry, *, place: Place, gate: Intake, roster: Roster
+) -> virtio.Virtio:
+    """The source that reads what QEMU serves. Raises ConfigError for a secret that cannot be read."""
+    return virtio.Virtio(
+        place,
+        intake=gate,
+        roster=roster,
+        gauges=_channel_gauges(telemetry),
+        max_frame_bytes=settings.virtio.max_frame_bytes,
+        wrapped=_wrapping(settings.virtio.master_secret_file),
+    )
 
 
 def _place(settings: Settings, roster: Roster, hosting: Hosting | None) -> Place:

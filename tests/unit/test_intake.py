@@ -3,92 +3,26 @@
 import asyncio
 import json
 import tempfile
-from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from pathlib import Path
-from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guestd.budget import Budget, Rate, Rates
 from guestd.framing import HEAD_BYTES, Oversize
-from guestd.intake import ASK_AGAIN_MS, BROKEN_TIMES, MOST_DROPPED, Counters, Intake
-from guestd.spool import Spool, open_spool
-from guestd.spoolfile import Frame, from_milliseconds
-
-DEADLINE_SECONDS = 5
-MACHINE, OTHER = UUID(int=1), UUID(int=2)
-BOOT, NEXT_BOOT = "0d3f3a5e-8d0b-4a55-9c0b-5d5e4a2f7c11", "5d5e4a2f-7c11-4a55-9c0b-0d3f3a5e8d0b"
-PLAIN = b'{"type":"metrics","data":{}}'
-# A burst of 1,000 bytes, 10 frames, 50 rows; of each a thousandth more comes back in a second.
-RATES = Rates(size_bytes=Rate(1, 1000), frames=Rate(0.01, 10), rows=Rate(0.05, 50))
-
-
-def numbered(seq: int, *, oldest: int = 1, boot_id: str = BOOT) -> bytes:
-    return b'{"type":"metrics","boot_id":"%s","seq":%d,"oldest":%d,"data":{}}' % (boot_id.encode(), seq, oldest)
-
-
-def ack(seq: int, boot_id: str = BOOT) -> dict[str, object]:
-    return {"type": "ack", "boot_id": boot_id, "seq": seq}
-
-
-def resend(seq: int, boot_id: str = BOOT) -> dict[str, object]:
-    return {**ack(seq, boot_id), "resend": True}
-
-
-class Gate:
-    """An intake on a spool, its counts, and a clock that is set by hand."""
-
-    def __init__(self, spool: Spool) -> None:
-        self.spool = spool
-        self.counts: Counter[str] = Counter()
-        self.now_ms = 1_000_000
-        self.counters = Counters(
-            accepted=lambda frames, size: self._count(accepted=frames, accepted_bytes=size),
-            refused=lambda reason: self._count(**{reason: 1}),
-            duplicate=lambda: self._count(duplicate=1),
-            dropped_by_agent=lambda lines: self._count(dropped_by_agent=lines),
-            other=lambda name: self._count(**{name: 1}),
-            held_back=lambda machines: self.counts.update(held_back=machines - self.counts["held_back"]),
-            held_back_seconds=lambda seconds: None,
-        )
-        self.intake = Intake(spool, self.counters, lambda: self.now_ms, Budget(RATES))
-
-    def _count(self, **more: int) -> None:
-        self.counts.update(more)
-
-    async def accept(self, *lines: bytes | Oversize, machine_id: UUID = MACHINE) -> dict[str, object] | None:
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            answers = await self.intake.accept(machine_id, lines)
-        assert len(answers) <= 1
-        return json.loads(answers[0]) if answers else None
-
-    async def replies(self, *lines: bytes | Oversize) -> list[dict[str, object]]:
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            return [json.loads(line) for line in await self.intake.accept(MACHINE, lines)]
-
-    async def frames(self) -> Sequence[Frame]:
-        return await self.spool.read(0, max_frames=1000, max_bytes=1_000_000)
-
-    async def payloads(self) -> list[bytes]:
-        return [frame.payload for frame in await self.frames()]
-
-
-@asynccontextmanager
-async def gate_on(directory: Path, *, is_running: bool = True, max_bytes: int = 1_000_000) -> AsyncIterator[Gate]:
-    spool = open_spool(directory, max_bytes=max_bytes, share=0.1)
-    writing = asyncio.create_task(spool.run()) if is_running else None
-    try:
-        yield Gate(spool)
-    finally:
-        spool.seal()
-        if writing is not None:
-            async with asyncio.timeout(DEADLINE_SECONDS):
-                await writing
-        spool.close()
+from guestd.intake import ASK_AGAIN_MS, BROKEN_TIMES, MOST_DROPPED
+from guestd.spoolfile import from_milliseconds
+from unit.gate import (
+    MACHINE,
+    NEXT_BOOT,
+    OTHER,
+    PLAIN,
+    ack,
+    gate_on,
+    marked,
+    numbered,
+    resend,
+)
 
 
 @pytest.mark.asyncio
@@ -193,11 +127,6 @@ async def test_a_new_run_of_the_agent_counts_from_one_again(tmp_path: Path) -> N
         assert await gate.accept(numbered(3, boot_id=NEXT_BOOT)) == resend(1, NEXT_BOOT)
         assert await gate.accept(numbered(2, boot_id=NEXT_BOOT)) == ack(2, NEXT_BOOT)
         assert len(await gate.frames()) == 4
-
-
-def marked(seq: int, after: str, mark: str, *, oldest: int = 1) -> bytes:
-    numbers = numbered(seq, oldest=oldest).removesuffix(b'"data":{}}')
-    return numbers + b'"after":"%s","mark":"%s","data":{}}' % (after.encode() * 16, mark.encode() * 16)
 
 
 @pytest.mark.asyncio
@@ -485,66 +414,3 @@ def test_whatever_arrives_is_stored_once_in_order_and_without_unexplained_gaps(
 
     with tempfile.TemporaryDirectory() as directory:
         asyncio.run(deliver(Path(directory)))
-
-
-@pytest.mark.asyncio
-async def test_a_machine_within_its_budget_is_read_on_at_once(tmp_path: Path) -> None:
-    async with gate_on(tmp_path) as gate, asyncio.timeout(DEADLINE_SECONDS):
-        await gate.intake.pace(MACHINE, size_bytes=1000, frames=10)
-        assert gate.counts["held_back"] == 0
-
-
-@pytest.mark.asyncio
-@pytest.mark.parametrize("used", [{"size_bytes": 1001, "frames": 0}, {"size_bytes": 1, "frames": 11}])
-async def test_a_machine_over_its_budget_is_held_back_and_no_other(tmp_path: Path, used: dict[str, int]) -> None:
-    async with gate_on(tmp_path) as gate, asyncio.timeout(DEADLINE_SECONDS):
-        pacing = asyncio.create_task(gate.intake.pace(MACHINE, **used))
-        await asyncio.sleep(0)
-        await gate.intake.pace(OTHER, size_bytes=1000, frames=10)
-        assert gate.counts["held_back"] == 1
-        pacing.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await pacing
-        assert gate.counts["held_back"] == 0
-
-
-@pytest.mark.asyncio
-async def test_what_a_broker_kept_of_a_machine_is_taken_though_it_comes_faster_than_its_budget(tmp_path: Path) -> None:
-    async with gate_on(tmp_path) as gate:
-        gate.intake.charge_rows(MACHINE, 52)
-        assert gate.intake.admits(MACHINE, 10)
-        assert gate.counts == {}
-
-
-@pytest.mark.asyncio
-async def test_who_was_silent_for_a_day_may_send_a_days_backlog_and_nobody_else(tmp_path: Path) -> None:
-    async with gate_on(tmp_path) as gate:
-        await gate.intake.accept(MACHINE, [PLAIN])
-        await gate.intake.accept(OTHER, [PLAIN])
-        gate.now_ms += 24 * 3600 * 1000
-        await gate.intake.accept(OTHER, [PLAIN])
-        assert gate.intake.admits(MACHINE, 10)
-        await gate.intake.accept(MACHINE, [PLAIN])
-        for machine_id in (MACHINE, OTHER):
-            gate.intake.charge_rows(machine_id, 90)
-        assert gate.intake.admits(MACHINE, 10)
-        assert not gate.intake.admits(OTHER, 10)
-        gate.intake.charge_rows(MACHINE, 10)
-        assert not gate.intake.admits(MACHINE, 10)
-
-
-@pytest.mark.asyncio
-async def test_a_machine_is_refused_for_the_rows_that_its_frames_became(tmp_path: Path) -> None:
-    async with gate_on(tmp_path) as gate:
-        assert gate.intake.admits(MACHINE, 10)
-        gate.intake.charge_rows(MACHINE, 54)
-        assert not gate.intake.admits(MACHINE, 10)
-        assert gate.intake.admits(OTHER, 10)
-        assert gate.counts == {"rate": 1}
-
-
-@pytest.mark.asyncio
-async def test_what_is_refused_for_its_rate_is_not_charged(tmp_path: Path) -> None:
-    async with gate_on(tmp_path) as gate:
-        assert [gate.intake.admits(MACHINE, 400) for _ in range(100)] == [True] * 3 + [False] * 97
-        assert gate.counts["rate"] == 97

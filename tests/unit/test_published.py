@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from guestd.published import Publications, Published
-from unit.test_intake import MACHINE, OTHER, PLAIN, Gate, gate_on, marked, numbered
+from unit.gate import MACHINE, OTHER, PLAIN, Gate, gate_on, marked, numbered
 
 EVENT = b'{"type":"error_report","error_type":"e"}'
 

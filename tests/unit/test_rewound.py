@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from guestd.agent.hostlines import HostLines
 from guestd.agent.outbox import NO_PROGRESS_SECONDS, Outbox
 from guestd.framing import Framer
-from unit.test_intake import BOOT, MACHINE, Gate, gate_on
+from unit.gate import BOOT, MACHINE, Gate, gate_on
 
 
 class World:
