@@ -26,6 +26,8 @@ DESCRIPTION = """\
 guestd reads what guest agents report, and writes it exactly once to TimescaleDB.
 
   guestd run --config /etc/guestd.toml     the daemon of a hypervisor host
+  guestd check --config /etc/guestd.toml   whether the configuration can be worked with; starts nothing
+  guestd doctor --config /etc/guestd.toml  what is wrong on this host, at the store and the broker, each with its fix
   guestd plan --config /etc/guestd.toml    what it would do to virtual machines and their rows; does nothing
   guestd secret --config FILE ID           a machine's secret, for the agent that is to take signed lines only
   guestd filters show MACHINE              the rules that protect a machine, in the order in which they match
@@ -64,6 +66,14 @@ def _parser() -> argparse.ArgumentParser:
     run = verbs.add_parser("run", help="the daemon", description="Run the daemon in the foreground until SIGTERM.")
     run.add_argument("--config", type=Path, metavar="FILE", help="TOML; deploy/guestd.toml lists every key")
     run.set_defaults(run=_run)
+    for name, verb, text in (
+        ("check", _check, "whether the configuration can be worked with"),
+        ("doctor", _doctor, "what is wrong, each with its fix"),
+    ):
+        sub = verbs.add_parser(name, help=text, description=f"Say {text}; changes nothing.")
+        sub.add_argument("--config", type=Path, metavar="FILE", help="TOML; deploy/guestd.toml lists every key")
+        sub.add_argument("--json", action="store_true", help="for programs")
+        sub.set_defaults(run=verb)
     plan = verbs.add_parser(
         "plan", help="what would be done to virtual machines", description="Print what guestd would do; does nothing."
     )
@@ -78,13 +88,13 @@ def _parser() -> argparse.ArgumentParser:
     secret.set_defaults(run=_secret)
     _add_filters(verbs.add_parser("filters", help="the rules that protect machines"))
     _add_quarantine(verbs)
-    for name, verb, text in (
+    for name, module, text in (
         ("agent", agent, "a guest agent for this machine"),
         ("simulate", simulate, "a fleet of simulated guests"),
     ):
         sub = verbs.add_parser(name, help=text)
-        verb.add_arguments(sub)
-        sub.set_defaults(run=verb.run)
+        module.add_arguments(sub)
+        sub.set_defaults(run=module.run)
     return parser
 
 
@@ -129,6 +139,23 @@ def _quarantine(arguments: argparse.Namespace) -> int:
     from guestd import quarantine_verbs
 
     return quarantine_verbs.run(arguments, _settings(arguments))
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from guestd import doctor
+
+    found = doctor.check(_settings(arguments))
+    return EXIT_CONFIG if doctor.print_findings(found, as_json=arguments.json) else 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from guestd import doctor
+
+    try:
+        found = doctor.examine(_settings(arguments))
+    except ConfigError as why:
+        found = [doctor.refused(str(why))]
+    return doctor.print_findings(found, as_json=arguments.json)
 
 
 def _run(arguments: argparse.Namespace) -> int:

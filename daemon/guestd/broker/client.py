@@ -36,7 +36,7 @@ class ManualClient(Client):
             CallbackAPIVersion.VERSION2,
             client_id=login.client_id,
             protocol=login.version,
-            clean_session=None if login.version is MQTTProtocolVersion.MQTTv5 else False,
+            clean_session=None if login.version is MQTTProtocolVersion.MQTTv5 else not login.session_seconds,
             manual_ack=True,
             reconnect_on_failure=False,
         )

@@ -127,7 +127,8 @@ class Connection:
         """Leave in good order, as far as the socket takes it; the session stays."""
         self._tick.cancel()
         if self._lost is None:
-            self.publish(self._login.will_topic, b"offline")
+            if self._login.will_topic:
+                self.publish(self._login.will_topic, b"offline")
             self._client.disconnect()
             self._write()
         self._fail("closed")
@@ -270,7 +271,8 @@ async def connected(login: Login) -> AsyncIterator[Connection]:
         client.username_pw_set(login.username, login.password)
     if login.tls is not None:
         client.tls_set_context(login.tls)
-    client.will_set(login.will_topic, b"offline", qos=1, retain=True)
+    if login.will_topic:
+        client.will_set(login.will_topic, b"offline", qos=1, retain=True)
     client.connect_timeout = ANSWER_SECONDS
     try:
         await asyncio.to_thread(_connect, client, login)

@@ -18,7 +18,10 @@ _VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """Where to connect, and as whom. `tls` None: in the clear."""
+    """Where to connect, and as whom. `tls` None: in the clear.
+
+    `session_seconds` 0: the broker keeps nothing for us. `will_topic` empty: nobody is told when we go.
+    """
 
     host: str
     port: int

@@ -1,0 +1,63 @@
+"""What of a configuration no world could make good: `guestd check`, and the doctor's first lines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from guestd import hypervisor
+from guestd.broker import login
+from guestd.doctor.finding import Finding, fault, well
+from guestd.errors import ConfigError
+from guestd.link import check_dsn
+from guestd.secretfile import first_line
+from guestd.settings import Settings
+
+FIXES = {
+    "unknown field": "take the key out, or correct its name: deploy/guestd.toml lists them all",
+    "No such file": "make the file, or correct its name",
+    "everybody may read": "chmod o-rwx the file",
+    "Permission denied": "let guestd's user read the file, or give it as a credential of the unit",
+    "its first line is empty": "put the secret in the file's first line",
+    "libvirt-python": "install guestd[libvirt], or leave libvirt.uri empty",
+    "virtio.discovery": 'set libvirt.uri, say to "qemu:///system", or virtio.discovery to "directory"',
+}
+
+
+def examined(settings: Settings) -> Iterator[Finding]:
+    """A fault for each setting that cannot be worked with."""
+    refusals = [str(why) for why in map(_refusal, _parts(settings)) if why is not None]
+    yield from (refused(each) for each in refusals)
+    if not refusals:
+        yield well("configuration", "every setting can be worked with")
+
+
+def refused(why: str) -> Finding:
+    """The finding for a ConfigError's text."""
+    fix = next(
+        (fix for words, fix in FIXES.items() if words in why), "correct it; deploy/guestd.toml explains each key"
+    )
+    return fault("configuration", why, fix)
+
+
+def _parts(settings: Settings) -> Iterator[Callable[[], object]]:
+    yield lambda: check_dsn(settings.store.dsn)
+    if settings.virtio.master_secret_file:
+        yield lambda: first_line(Path(settings.virtio.master_secret_file), "virtio.master_secret_file")
+    if settings.mqtt.host:
+        yield lambda: login(settings.mqtt)
+    yield lambda: hypervisor.check(settings.libvirt.uri)
+    if settings.virtio.discovery == "libvirt" and not settings.libvirt.uri:
+        yield _no_libvirt
+
+
+def _no_libvirt() -> None:
+    raise ConfigError('virtio.discovery is "libvirt", and libvirt.uri is empty')
+
+
+def _refusal(part: Callable[[], object]) -> ConfigError | None:
+    try:
+        part()
+    except ConfigError as why:
+        return why
+    return None

@@ -1,0 +1,124 @@
+"""The store as guestd would find it: reachable, writable, of our schema, with our rights and about our time."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import psycopg
+
+from guestd.doctor.finding import Finding, fault, warning, well
+from guestd.errors import SchemaMismatch, StoreUnavailable
+from guestd.link import check_schema, connection_to, server_name
+from gueststore import catalogue
+from gueststore.errors import ConfigurationError, StoreError
+from gueststore.queries import query
+
+# Less is lost in the time of asking; more moves samples that carry no time of their own.
+MOST_CLOCK_SECONDS = 2.0
+SHOWN_DIFFERENCES = 3
+
+_FIXES = {
+    "password": "put the password in the first line of store.password_file (a credential of the unit)",
+    "certificate": "name the authority that signed the server's certificate: sslrootcert in store.dsn",
+    "read-only": "make one of the servers of store.dsn writable, or name the writable one there",
+    "slots": "raise max_connections in postgresql.conf, or find who holds them: SELECT * FROM pg_stat_activity",
+    "too many clients": "raise max_connections in postgresql.conf, or find who holds them",
+    "role": "CREATE ROLE that user LOGIN IN ROLE guestd_writer, or correct user in store.dsn",
+    "does not exist": "createdb that database, then gueststore migrate; or correct dbname in store.dsn",
+    "could not translate": "correct host in store.dsn",
+}
+
+
+async def examined(dsn: str) -> AsyncIterator[Finding]:
+    """All that can be seen through one connection."""
+    try:
+        async with connection_to(dsn) as connection:
+            yield well("store", f"{server_name(dsn)} answers and takes writes")
+            async for finding in _looked_into(connection, dsn):
+                yield finding
+    except StoreUnavailable as why:
+        yield unreachable(str(why))
+
+
+def unreachable(why: str) -> Finding:
+    """The fault of a store that does not let us in, with the fix for what it says."""
+    default = "start PostgreSQL there (systemctl start postgresql), or correct host and port in store.dsn"
+    fix = next((fix for words, fix in _FIXES.items() if words in why), default)
+    return fault("store", why, fix)
+
+
+async def _looked_into(connection: psycopg.AsyncConnection[object], dsn: str) -> AsyncIterator[Finding]:
+    cursor = await connection.execute("SELECT count(*) FROM pg_extension WHERE extname = 'timescaledb'")
+    if await cursor.fetchone() == (0,):
+        fix = "as a superuser there: CREATE EXTENSION timescaledb; then gueststore migrate"
+        yield fault("extension", "the database has no TimescaleDB", fix)
+        return
+    try:
+        await check_schema(connection)
+    except SchemaMismatch as why:
+        fix = "install that guestd" if "newer guestd" in str(why) else "gueststore migrate, with the owner's DSN"
+        yield fault("schema", str(why), fix)
+        return
+    except StoreUnavailable as why:
+        yield _without_rights(str(why))
+        return
+    try:
+        row = await (await connection.execute(query("examine_store"))).fetchone()
+    except psycopg.errors.InsufficientPrivilege as why:
+        yield _without_rights(str(why).strip())
+        return
+    except psycopg.errors.UndefinedTable as why:
+        row = None
+        yield fault("schema", str(why).splitlines()[0], "gueststore check names what is missing; put it back")
+    if isinstance(row, tuple):
+        for finding in _told(*row):
+            yield finding
+    for finding in await asyncio.to_thread(_drift, dsn):
+        yield finding
+
+
+def _told(
+    license_name: str | None, user: str, store_seconds: float, missing: str | None, quarantined: int, silent: int
+) -> Iterator[Finding]:
+    edition = "Apache edition: no compression" if license_name == "apache" else "Community edition"
+    yield well("edition", edition)
+    yield clock(store_seconds - time.time())
+    if missing is not None:
+        yield _without_rights(f"{user} has no {missing}")
+    else:
+        yield well("rights", f"{user} may write what guestd writes")
+    if quarantined:
+        fix = "guestd quarantine list says which and why; retry stores what can be stored now"
+        yield warning("quarantine", f"{quarantined} frames are set aside", fix)
+    if silent:
+        fix = 'SELECT * FROM "MachineWithoutData" names them; start the agent in the guest'
+        yield warning("guests", f"{silent} machines run and do not report", fix)
+
+
+def clock(ahead_seconds: float) -> Finding:
+    """How the store's clock stands to ours."""
+    if abs(ahead_seconds) <= MOST_CLOCK_SECONDS:
+        return well("clock", "store and host agree on the time")
+    way = "ahead of" if ahead_seconds > 0 else "behind"
+    fix = "keep both by NTP: timedatectl set-ntp true, chronyc tracking"
+    return fault("clock", f"the store's clock is {abs(ahead_seconds):.0f} s {way} this host's", fix)
+
+
+def _without_rights(why: str) -> Finding:
+    return fault("rights", why, "as the owner: GRANT guestd_writer TO that user")
+
+
+def _drift(dsn: str) -> Iterator[Finding]:
+    try:
+        differences = catalogue.check(dsn)
+    except (StoreError, ConfigurationError) as why:
+        yield fault("schema", str(why), "gueststore check")
+        return
+    if not differences:
+        yield well("schema", "it is as the migrations make it")
+        return
+    shown = "; ".join(differences[:SHOWN_DIFFERENCES])
+    more = f" and {len(differences) - SHOWN_DIFFERENCES} more" if len(differences) > SHOWN_DIFFERENCES else ""
+    yield warning("schema", f"it has drifted: {shown}{more}", "gueststore check names all; put back what is not yours")
