@@ -46,9 +46,17 @@ class LabGuest:
         self.lab = lab
         self.name = name
         self.uuid = uuid
-        self.console = lab.channels / f"{name}.log"
-        self.socket = lab.channels / f"{uuid}.socket"
         self.first_base = 0
+
+    @property
+    def console(self) -> Path:
+        """What its kernel and its sender print."""
+        return self.lab.channels / f"{self.name}.log"
+
+    @property
+    def socket(self) -> Path:
+        """The agent's channel."""
+        return self.lab.channels / f"{self.uuid}.socket"
 
     def virsh(self, command: str, *words: str) -> str:
         """Run a virsh command on this guest."""
@@ -123,6 +131,25 @@ class LabGuest:
         device = self.lab.state / "channel.xml"
         device.write_text(agent_channel_xml(self.uuid, self.lab.channels))
         self.virsh(command, str(device), "--live")
+
+    def migrate(self, target: Lab) -> None:
+        """Move it to another lab while it runs; its definition stays behind, and it is defined there, too."""
+        import libvirt  # noqa: PLC0415 -- where it is missing the fixtures skip, and this module is still imported
+
+        here, there = libvirt.open(self.lab.uri), libvirt.open(target.uri)
+        try:
+            domain = here.lookupByName(self.name)
+            xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE)
+            # Each lab has sockets and consoles of its own.
+            parameters = {
+                libvirt.VIR_MIGRATE_PARAM_DEST_XML: xml.replace(str(self.lab.state), str(target.state)),
+                libvirt.VIR_MIGRATE_PARAM_URI: "tcp://127.0.0.1:49152",
+            }
+            domain.migrate3(there, parameters, libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PERSIST_DEST)
+        finally:
+            here.close()
+            there.close()
+        self.lab = target
 
     def restart_sender(self) -> None:
         """Begin a new run."""
@@ -202,11 +229,17 @@ class World:
 
     def status_becomes(self, guest: LabGuest, status: str) -> None:
         """Wait until the guest's row says so."""
+        self._becomes(guest, 'SELECT "status" FROM "Machine" WHERE "id" = %s', status)
 
+    def state_becomes(self, guest: LabGuest, state: str) -> None:
+        """Wait until MachineState says so, which knows of libvirts that do not answer."""
+        self._becomes(guest, 'SELECT "state" FROM "MachineState" WHERE "id" = %s', state)
+
+    def _becomes(self, guest: LabGuest, question: str, word: str) -> None:
         def says() -> bool:
-            return rows(self.daemon.dsn, 'SELECT "status" FROM "Machine" WHERE "id" = %s', guest.uuid) == [(status,)]
+            return rows(self.daemon.dsn, question, guest.uuid) == [(word,)]
 
-        eventually(says, f"{guest.name} is {status}", BOOT_SECONDS)
+        eventually(says, f"{guest.name} is {word}", BOOT_SECONDS)
 
     def settled(self, *guests: LabGuest) -> Books:
         """Let the guests end their samples, wait until all are acknowledged and stored, and count."""
@@ -245,9 +278,16 @@ def lab() -> Iterator[Lab]:
     if why := obstacle():
         pytest.skip(why)
     pytest.importorskip("libvirt", reason="libvirt-python is not installed: ./dev builds it where it can")
+    with started_lab() as lab:
+        yield lab
+
+
+@contextmanager
+def started_lab(*, beside: Lab | None = None) -> Iterator[Lab]:
+    """A private libvirtd; `beside`: in the network of another, so that guests can be migrated."""
     # Of its own: the name of a socket must be short.
     state = Path(tempfile.mkdtemp(prefix="guestd-lab-"))
-    lab = Lab(state)
+    lab = Lab(state, beside=beside)
     try:
         lab.up(*WITH_US)
     except PackagesError as why:

@@ -64,10 +64,14 @@ def obstacle() -> str | None:
 
 
 class Lab:
-    """One libvirtd and its guests in `state`, an absolute path of at most 60 characters."""
+    """One libvirtd and its guests in `state`, an absolute path of at most 60 characters.
 
-    def __init__(self, state: Path) -> None:
+    `beside` names another lab, whose network this one shares: guests can be migrated between the two.
+    """
+
+    def __init__(self, state: Path, *, beside: Lab | None = None) -> None:
         self.state = state
+        self._beside = beside
         self.channels = state / "channels"
         self.socket = state / "run/libvirt-sock"
         self.uri = f"qemu+unix:///system?socket={self.socket}"
@@ -86,9 +90,9 @@ class Lab:
         guest = self.state / "guest"
         guest_image(packages, guest)
         with self._log("init").open("wb") as log:
-            command = ["unshare", "--net", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
+            command = ["unshare", "--mount", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
             process = self._holder = subprocess.Popen(
-                [*wrapper, *command, sys.executable, INIT, packages, self.state, guest],
+                [*wrapper, *self._network(), *command, sys.executable, INIT, packages, self.state, guest],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -104,10 +108,17 @@ class Lab:
         _wait(ready, "the lab's namespaces are ready")
         self.start_libvirtd()
 
+    def _network(self) -> list[str]:
+        """The command that gives what it runs a network of its own, or the other lab's."""
+        if self._beside is None:
+            return ["unshare", "--net"]
+        return ["nsenter", "--target", str(self._beside.init_pid()), "--net"]
+
     def _make_directories(self, packages: Path) -> None:
         for name in ("root", "run", "log", "channels", "etc/nwfilter", "lib/dnsmasq"):
             (self.state / name).mkdir(parents=True, exist_ok=True)
-        (self.state / "etc/libvirtd.conf").write_text(LIBVIRTD_CONF)
+        # Two on one machine would be the same host to each other.
+        (self.state / "etc/libvirtd.conf").write_text(f'{LIBVIRTD_CONF}host_uuid = "{uuid4()}"\n')
         (self.state / "etc/qemu.conf").write_text(QEMU_CONF)
         for stock in (packages / "usr/share/libvirt/nwfilter").glob("*.xml"):
             shutil.copy(stock, self.state / "etc/nwfilter")

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import suppress
@@ -34,6 +35,7 @@ STATE = {"etc/libvirt": "etc", "var/lib/libvirt": "lib", "run/libvirt": "run", "
 def main() -> None:
     """Make the root, enter it, say so in STATE/ready, reap until SIGTERM."""
     packages, state, guest = (Path(argument) for argument in sys.argv[1:])
+    socket.sethostname(state.name)  # two hosts of one name are the same to libvirt
     _make_root(state / "root", packages=packages, state=state, guest=guest)
     subprocess.run(["/sbin/ip", "link", "set", "lo", "up"], check=True)
     awaited = {signal.SIGCHLD, signal.SIGTERM}

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 from uuid import UUID
 
+import msgspec
 import structlog
 import watchfiles
 
@@ -90,11 +91,19 @@ class Directory:
         await retrying(follow, expected=SourceLost, backoff=Backoff(cap_seconds=10), lost=lost)
 
 
+class _Memory(msgspec.Struct, frozen=True):
+    """What the last look found: machines whose channels are wanted by their domains, sockets with inode and time."""
+
+    machines: dict[str, UUID]
+    channels: dict[UUID, tuple[str, int, int]]
+
+
 class Domains:
     """Channels are the virtio ports of libvirt's running domains; a domain is the machine of that internal name.
 
     `seen` gives the domains of the last look, None before the first; `looked` is set after every look. What was seen
-    last is held to while libvirt is away: it is not needed for a channel to go on.
+    last is held to while libvirt is away: it is not needed for a channel to go on. It is kept in `memory`, too, for a
+    guestd that starts while libvirt or the store is away: a socket that is still the same one is the same machine's.
     """
 
     def __init__(
@@ -104,20 +113,57 @@ class Domains:
         *,
         roster: Roster,
         channel_names: Sequence[str],
+        memory: Path,
     ) -> None:
         self._seen = seen
         self._looked = looked
         self._roster = roster
         self._channel_names = channel_names
+        self._file = memory
+        self._memory = _remembered(memory)
 
     async def look(self) -> Found | None:
-        """The sockets of running domains; which machine a domain is, only the store can tell."""
+        """The sockets of running domains; which machine a domain is, only the store can tell, or has told before."""
         domains, machines = self._seen(), self._roster.named
         if domains is None or machines is None:
-            return None
+            return await self._recalled(domains)
         paths = dict(socket_paths(domains, self._channel_names))
         known = {machines[name]: path for name, path in paths.items() if name in machines}
-        return Found(await asyncio.to_thread(_sockets, known), frozenset(paths.keys() - machines.keys()))
+        channels = await asyncio.to_thread(_sockets, known)
+        await self._remember(machines, channels)
+        return Found(channels, frozenset(paths.keys() - machines.keys()))
+
+    async def _recalled(self, domains: Sequence[Domain] | None) -> Found | None:
+        """What is known of it from before; nobody is called unknown."""
+        memory = self._memory
+        if memory is None:
+            return None
+        if domains is not None:
+            paths = dict(socket_paths(domains, self._channel_names))
+            known = {memory.machines[name]: path for name, path in paths.items() if name in memory.machines}
+            return Found(await asyncio.to_thread(_sockets, known), frozenset())
+        known = {key: Path(path) for key, (path, _, _) in memory.channels.items() if self._roster.knows(key)}
+        found = await asyncio.to_thread(_sockets, known)
+        # Another socket under the old name may be another machine's.
+        same = {key: each for key, each in found.items() if memory.channels[key][1:] == (each.inode, each.created_ns)}
+        return Found(same, frozenset())
+
+    async def _remember(self, machines: Mapping[str, UUID], channels: Mapping[UUID, Channel]) -> None:
+        memory = _Memory(
+            {name: key for name, key in machines.items() if self._roster.collects(key)},
+            {
+                key: (str(each.path), each.inode, each.created_ns)
+                for key, each in channels.items()
+                if self._roster.collects(key)
+            },
+        )
+        if memory == self._memory:
+            return
+        self._memory = memory
+        try:
+            await asyncio.to_thread(_write, self._file, msgspec.json.encode(memory))
+        except OSError as why:
+            log.warning("what is known of channels cannot be kept", file=str(self._file), error=why.strerror)
 
     async def watch(self, changed: Callable[[], None]) -> None:
         """Follow the looks at libvirt."""
@@ -134,6 +180,20 @@ def socket_paths(domains: Iterable[Domain], channel_names: Sequence[str]) -> Ite
         path = next((by_name[name] for name in channel_names if by_name.get(name)), None)
         if domain.is_active and path is not None:
             yield domain.name, Path(path)
+
+
+def _remembered(file: Path) -> _Memory | None:
+    """None where there is nothing that can be read: then libvirt and the store are waited for."""
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=_Memory)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def _write(file: Path, content: bytes) -> None:
+    new = file.with_suffix(".new")
+    new.write_bytes(content)
+    new.replace(file)
 
 
 def _named_sockets(directory: Path) -> dict[UUID, Path]:

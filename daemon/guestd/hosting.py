@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from uuid import UUID
 
 from guestd import hypervisor, reconcile
@@ -28,6 +29,7 @@ class Hosting:
 
     def __init__(self, settings: Settings, telemetry: Telemetry) -> None:
         chosen = self._chosen = settings.libvirt
+        self._memory = Path(settings.spool.directory, "channels.json")
         self.hypervisor = Hypervisor(chosen.uri, _driver_counters(telemetry.hosting))
         self._loop = Reconciler(
             self.hypervisor,
@@ -60,6 +62,7 @@ class Hosting:
             driver.listener(),
             roster=roster,
             channel_names=self._chosen.channel_names,
+            memory=self._memory,
         )
 
     def problems(self) -> list[str]:

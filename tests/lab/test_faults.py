@@ -3,10 +3,13 @@
 import os
 import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
+from tools.lab import Lab
 
-from fix_daemon import eventually
+from fix_daemon import eventually, rows
 from fix_faults import Reliability
 from fix_lab import BOOT_SECONDS, LabGuest, World
 
@@ -19,6 +22,22 @@ def connected(guest: LabGuest) -> socket.socket:
     client.settimeout(BOOT_SECONDS)
     client.connect(str(guest.socket))
     return client
+
+
+@contextmanager
+def libvirtd_away(lab: Lab, end: str) -> Iterator[None]:
+    """Stopped, killed or hung for a while."""
+    if end == "hung":
+        lab.signal_libvirtd(signal.SIGSTOP)
+    else:
+        lab.stop_libvirtd(signal.SIGTERM if end == "stopped" else signal.SIGKILL)
+    try:
+        yield
+    finally:
+        if end == "hung":
+            lab.signal_libvirtd(signal.SIGCONT)
+        else:
+            lab.start_libvirtd()
 
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
@@ -86,3 +105,32 @@ def test_twenty_guests_at_once(world: World, reliability: Reliability) -> None:
     for guest in guests:
         guest.goes_on(50)
     reliability.record("twenty guests at once", 1, world.settled(*guests))
+
+
+def test_a_guest_that_reboots_itself_stays_running(world: World, reliability: Reliability) -> None:
+    (guest,) = world.take()
+    world.status_becomes(guest, "running")
+    rounds = reliability.rounds(quick=1, full=5)
+    for number in range(1, rounds + 1):
+        with guest.told("reboot -f"):
+            guest.begins_again(number)
+    reliability.record("a guest reboots itself", rounds, world.settled(guest))
+    written = rows(world.daemon.dsn, """SELECT "reason" FROM "ReconcileEvent" WHERE "action" = 'status'""")
+    assert written == []
+
+
+@pytest.mark.parametrize("end", ["stopped", "killed", "hung"])
+def test_a_libvirtd_that_is_away_for_a_minute_is_not_missed_by_samples(
+    world: World, reliability: Reliability, end: str
+) -> None:
+    (guest,) = world.take()
+    world.state_becomes(guest, "running")
+    with libvirtd_away(world.lab, end):
+        before = guest.acknowledged()
+        # It is said when libvirt has not answered for sixty seconds.
+        world.state_becomes(guest, "unknown")
+        guest.goes_on()
+        assert guest.acknowledged() - before > 100
+        world.status_becomes(guest, "running")
+    world.state_becomes(guest, "running")
+    reliability.record(f"libvirtd is {end} for a minute", 1, world.settled(guest))

@@ -2,12 +2,15 @@
 
 import os
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from fix_daemon import Daemon, add_machine, command, environment, eventually, metrics_line, rows
-from fix_libvirt import domain_xml, uri_of
+from fix_faults import store_closed
+from fix_libvirt import AGENT_CHANNEL, domain_xml, uri_of
 
 
 def test_rows_follow_domains_and_figures_are_served(daemon: Daemon, tmp_path: Path) -> None:
@@ -22,6 +25,30 @@ def test_rows_follow_domains_and_figures_are_served(daemon: Daemon, tmp_path: Pa
     eventually(
         lambda: daemon.metric("libvirt_domain_info_state", domain=str(machine_id)) == 1, "the domain has figures"
     )
+
+
+@pytest.mark.parametrize("away", ["store", "libvirt"])
+def test_channels_that_guestd_knew_are_read_before_store_or_libvirt_answers(
+    daemon: Daemon, tmp_path: Path, away: str
+) -> None:
+    guest = daemon.guest()
+    machine_id = UUID(guest.path.stem)
+    channel = AGENT_CHANNEL.replace("/run/channels/{name}", str(guest.path))
+    uri = uri_of(tmp_path / "node.xml", [domain_xml(str(machine_id), 1, devices=channel)])
+    daemon.virtio_lines = 'discovery = "libvirt"\n'
+    daemon.more_tables = f'[libvirt]\nuri = "{uri}"\n'
+    daemon.start()
+    guest.write(metrics_line())
+    eventually(lambda: daemon.metric("guestd_frames_done_total", outcome="stored") == 1, "the first is stored")
+    daemon.stop()
+    guest.hang_up()
+    if away == "libvirt":
+        daemon.more_tables = f'[libvirt]\nuri = "test+unix:///default?socket={tmp_path}/none"\n'
+    with store_closed(daemon.dsn) if away == "store" else nullcontext():
+        daemon.start()
+        guest.write(metrics_line())
+        eventually(lambda: daemon.metric("guestd_frames_accepted_total") == 1, "the second is taken")
+    eventually(lambda: daemon.metric("guestd_frames_done_total", outcome="stored") == 1, "the second is stored")
 
 
 def test_a_libvirt_that_is_missing_costs_ingest_nothing(daemon: Daemon, tmp_path: Path) -> None:

@@ -37,9 +37,11 @@ def roster(**named: UUID) -> Roster:
     return known
 
 
-def look(seen: list[Domain] | None, known: Roster) -> tuple[dict[UUID, str], frozenset[str]] | None:
+def look(
+    seen: list[Domain] | None, known: Roster, memory: Path = Path("/none/memory")
+) -> tuple[dict[UUID, str], frozenset[str]] | None:
     """What is found: the socket's name by machine, and who is unknown."""
-    place = Domains(lambda: seen, asyncio.Event(), roster=known, channel_names=[AGENT, OLD])
+    place = Domains(lambda: seen, asyncio.Event(), roster=known, channel_names=[AGENT, OLD], memory=memory)
     found = asyncio.run(place.look())
     if found is None:
         return None
@@ -73,6 +75,46 @@ def test_a_socket_that_is_not_there_is_no_channel(sockets: Path) -> None:
 def test_before_libvirt_or_the_store_has_answered_nothing_can_be_told(sockets: Path) -> None:
     assert look(None, roster(vm=MACHINE)) is None
     assert look([domain("vm", (AGENT, sockets / "a"))], Roster()) is None
+
+
+def test_what_a_look_has_shown_is_known_to_the_next_guestd_without_libvirt_or_store(sockets: Path) -> None:
+    memory, seen = sockets / "memory", [domain("vm", (AGENT, sockets / "a"))]
+    assert look(seen, roster(vm=MACHINE), memory) == ({MACHINE: "a"}, frozenset())
+    again = [domain("vm", (AGENT, sockets / "b")), domain("new", (AGENT, sockets / "a"))]
+    assert look(again, Roster(), memory) == ({MACHINE: "b"}, frozenset())
+    assert look(None, Roster(), memory) == ({MACHINE: "a"}, frozenset())
+    assert look(None, roster(vm=MACHINE), memory) == ({MACHINE: "a"}, frozenset())
+    assert look(None, roster(other=uuid4()), memory) == ({}, frozenset())
+
+
+def test_a_remembered_socket_that_was_made_anew_is_nobodys_until_libvirt_names_it(sockets: Path) -> None:
+    memory = sockets / "memory"
+    look([domain("vm", (AGENT, sockets / "a"))], roster(vm=MACHINE), memory)
+    with socket.socket(socket.AF_UNIX) as other:
+        (sockets / "b").rename(sockets / "old")
+        other.bind(str(sockets / "b"))
+        (sockets / "b").rename(sockets / "a")
+    assert look(None, Roster(), memory) == ({}, frozenset())
+
+
+def test_machines_whose_samples_are_not_wanted_are_not_remembered_by_name(sockets: Path) -> None:
+    memory, seen = sockets / "memory", [domain("vm", (AGENT, sockets / "a"))]
+    known = Roster()
+    known.replace([Member(MACHINE, "vm", None, is_collected=False)])
+    look(seen, known, memory)
+    assert look(seen, Roster(), memory) == ({}, frozenset())
+    assert look(None, Roster(), memory) == ({}, frozenset())
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"machines": 1}', b'{"machines": {}, "channels": {"a": []}}'])
+def test_a_memory_that_cannot_be_read_is_none(sockets: Path, content: bytes) -> None:
+    (sockets / "memory").write_bytes(content)
+    assert look(None, Roster(), sockets / "memory") is None
+
+
+def test_a_memory_that_cannot_be_written_costs_nothing(sockets: Path) -> None:
+    seen = [domain("vm", (AGENT, sockets / "a"))]
+    assert look(seen, roster(vm=MACHINE), sockets / "none/memory") == ({MACHINE: "a"}, frozenset())
 
 
 def test_a_socket_made_anew_is_another_channel(directory: Path) -> None:

@@ -1,0 +1,69 @@
+"""Live migration between two real libvirtds, each with a guestd, and one store for both."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from fix_daemon import Daemon, eventually, let_it_work, rows
+from fix_faults import Reliability
+from fix_lab import BOOT_SECONDS, LabGuest, LabGuests, World, started_lab
+from guestd.plans.vms import OFF_SECONDS
+
+pytestmark = pytest.mark.timeout(900)
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Two hosts, by the names that they have in the store."""
+
+    worlds: dict[str, World]
+
+    def holds(self, guest: LabGuest, name: str) -> None:
+        """Wait until this host has the guest."""
+        held = 'SELECT h."name" FROM "Machine" m JOIN "Host" h ON h."id" = m."hostId" WHERE m."id" = %s'
+        dsn = self.worlds[name].daemon.dsn
+        eventually(lambda: rows(dsn, held, guest.uuid) == [(name,)], f"host {name} has it", BOOT_SECONDS)
+
+
+@pytest.fixture
+def hosts(world: World, directory: Path) -> Iterator[Hosts]:
+    """Host a is the session's lab, host b one of this test's."""
+    (directory / "b").mkdir()
+    with started_lab(beside=world.lab) as lab:
+        daemon = Daemon(directory / "b", world.daemon.dsn)
+        other = World(daemon, LabGuests(lab))
+        worlds = {"a": world, "b": other}
+        for name, each in worlds.items():
+            each.daemon.more_tables += f'host_name = "{name}"\n'
+        yield Hosts(worlds)
+        if daemon.process is not None and daemon.process.poll() is None:
+            daemon.kill()
+
+
+def test_a_guest_that_is_migrated_live_changes_hands_once_and_is_never_off(
+    world: World, hosts: Hosts, reliability: Reliability
+) -> None:
+    (guest,) = world.take()
+    hosts.worlds["b"].daemon.start()
+    hosts.holds(guest, "a")
+    world.status_becomes(guest, "running")
+    rounds = reliability.rounds(quick=2, full=6)
+    targets = [("b", "a")[number % 2] for number in range(rounds)]
+    for target in targets:
+        guest.migrate(hosts.worlds[target].lab)
+        hosts.holds(guest, target)
+        guest.goes_on()
+        # Long enough for the old host to take what it still has defined for a machine that is off.
+        let_it_work(2 * OFF_SECONDS)
+    done = rows(
+        world.daemon.dsn,
+        """SELECT e."action", h."name" FROM "ReconcileEvent" e JOIN "Host" h ON h."id" = e."hostId"
+        ORDER BY e."occurredAt" """,
+    )
+    assert done == [("claim", "a"), *(("claim", target) for target in targets)]
+    assert rows(world.daemon.dsn, 'SELECT "status" FROM "Machine"') == [("running",)]
+    world.settled(guest)
+    eventually(lambda: hosts.worlds["b"].daemon.metric("guestd_spool_frames") == 0, "both have stored all")
+    reliability.record("a guest is migrated live and back", rounds, world.books())
