@@ -9,13 +9,14 @@ SELECT
     filter."stateMatch",
     coalesce(
         (
-            SELECT jsonb_agg(to_jsonb(rule)) FROM "FWRule" AS rule
+            SELECT jsonb_agg(to_jsonb(rule) ORDER BY rule."id") FROM "FWRule" AS rule
             WHERE rule."nwFilterId" = filter."id"
         ), '[]'
     ) AS "rules",
     ARRAY(
         SELECT reference."targetFilterId" FROM "FilterReference" AS reference
         WHERE reference."sourceFilterId" = filter."id"
+        ORDER BY reference."targetFilterId"
     ) AS "targets"
 FROM "NWFilter" AS filter
 ORDER BY filter."internalName";

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from uuid import UUID
 
-from guestd.filters.effective import Machine, umbrella, umbrella_name
+from guestd.filters.effective import Machine, own_rules, umbrella, umbrella_name, variables
 from guestd.filters.model import Filter, Reference, Rule, matches
 from guestd.filters.services import SERVICES, Policy, Ports, policies
 
@@ -14,21 +14,25 @@ def filter_of(name: str, *rules: Rule, targets: tuple[str, ...] = ()) -> Filter:
     return Filter(name, UUID(int=1), "root", 0, rules, tuple(Reference(target) for target in targets))
 
 
+def made(machine: Machine, filters: dict[str, Filter]) -> tuple[Filter, tuple[str, ...]]:
+    return umbrella(machine, own_rules(machine.services, machine.ports), filters, variables(filters))
+
+
 OWN_IP = Rule("return", "out", 500, "ip", matches([("srcipaddr", "$IP")]))
 PLAIN = Rule("accept", "in", 500, "tcp")
 
 
 def test_an_umbrella_is_named_after_its_machine() -> None:
-    definition, _ = umbrella(MACHINE, {})
+    definition, _ = made(MACHINE, {})
     assert definition.name == umbrella_name(MACHINE.id)
-    assert definition.name != umbrella(replace(MACHINE, id=UUID(int=6)), {})[0].name
+    assert definition.name != made(replace(MACHINE, id=UUID(int=6)), {})[0].name
     assert len(definition.name) == len("ibay-") + 16
 
 
 def test_it_includes_the_machines_filters_and_its_departments() -> None:
     filters = {name: filter_of(name, PLAIN) for name in ("ibay-a", "ibay-b", "ibay-c")}
     machine = replace(MACHINE, own=("ibay-c",), department=("ibay-a",), clean_traffic=("ibay-b",))
-    assert umbrella(machine, filters)[0].references == tuple(Reference(name) for name in sorted(filters))
+    assert made(machine, filters)[0].references == tuple(Reference(name) for name in sorted(filters))
 
 
 def test_a_policy_holds_because_its_row_is_there_and_not_because_of_its_value() -> None:
@@ -38,18 +42,18 @@ def test_a_policy_holds_because_its_row_is_there_and_not_because_of_its_value() 
 
 
 def test_using_a_service_opens_connections_and_providing_it_takes_them() -> None:
-    used, _ = umbrella(replace(MACHINE, services={"dns": Policy(True, False)}), {})
+    used, _ = made(replace(MACHINE, services={"dns": Policy(True, False)}), {})
     assert [str(rule) for rule in used.rules] == [
         "accept out 500 tcp comment=Allow using Domain Name System service dstportend=53 dstportstart=53",
         "accept out 500 udp comment=Allow using Domain Name System service dstportend=53 dstportstart=53",
     ]
-    provided, _ = umbrella(replace(MACHINE, services={"ssh": Policy(False, True)}), {})
+    provided, _ = made(replace(MACHINE, services={"ssh": Policy(False, True)}), {})
     assert [(rule.direction, rule.value("dstportstart")) for rule in provided.rules] == [("in", "22")]
 
 
 def test_switching_a_service_off_leaves_the_rules_of_others_with_like_names() -> None:
     both = {"smtp": Policy(True, True), "smtps": Policy(True, True)}
-    without, _ = umbrella(replace(MACHINE, services=both | {"smtp": Policy(False, False)}), {})
+    without, _ = made(replace(MACHINE, services=both | {"smtp": Policy(False, False)}), {})
     assert {rule.value("dstportstart") for rule in without.rules} == {"465"}
 
 
@@ -59,12 +63,12 @@ def test_every_service_of_the_platform_has_ports() -> None:
 
 
 def test_a_service_that_nobody_knows_is_reported() -> None:
-    _, reports = umbrella(replace(MACHINE, services={"gopher": Policy(True, True)}), {})
+    _, reports = made(replace(MACHINE, services={"gopher": Policy(True, True)}), {})
     assert reports == ("service gopher is not one that guestd knows",)
 
 
 def test_an_open_port_is_let_in() -> None:
-    definition, _ = umbrella(replace(MACHINE, ports=(Ports("udp", 5000, 5010),)), {})
+    definition, _ = made(replace(MACHINE, ports=(Ports("udp", 5000, 5010),)), {})
     (rule,) = definition.rules
     assert (rule.action, rule.direction, rule.protocol) == ("accept", "in", "udp")
     assert (rule.value("dstportstart"), rule.value("dstportend")) == ("5000", "5010")
@@ -74,7 +78,7 @@ def test_addresses_are_given_to_the_filters_that_need_them() -> None:
     filters = {"ibay-a": filter_of("ibay-a", targets=("ibay-b",)), "ibay-b": filter_of("ibay-b", OWN_IP)}
     machine = replace(MACHINE, own=("ibay-a",), allowed_ips=("10.0.0.2", "10.0.0.1", "fd00::1"))
     parameters = (("IP", "10.0.0.1"), ("IP", "10.0.0.2"))
-    assert umbrella(machine, filters)[0].references == (Reference("ibay-a", parameters),)
+    assert made(machine, filters)[0].references == (Reference("ibay-a", parameters),)
 
 
 def test_without_an_address_what_needs_one_is_left_out_and_reported_and_the_rest_holds() -> None:
@@ -85,11 +89,11 @@ def test_without_an_address_what_needs_one_is_left_out_and_reported_and_the_rest
         "ibay-mac": filter_of("ibay-mac", PLAIN),
         "ibay-web": filter_of("ibay-web", PLAIN),
     }
-    definition, reports = umbrella(replace(MACHINE, own=("ibay-basic",)), filters)
+    definition, reports = made(replace(MACHINE, own=("ibay-basic",)), filters)
     assert definition.references == (Reference("ibay-mac"), Reference("ibay-web"))
     assert reports == ("filter ibay-ip cannot be enforced: Machine.allowedIps has no address for $IP",)
 
 
 def test_what_is_no_address_is_reported_and_not_used() -> None:
-    _, reports = umbrella(replace(MACHINE, allowed_ips=("10.0.0.0/8",)), {})
+    _, reports = made(replace(MACHINE, allowed_ips=("10.0.0.0/8",)), {})
     assert reports == ("Machine.allowedIps: '10.0.0.0/8' is not an IP address",)

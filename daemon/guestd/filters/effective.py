@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from uuid import UUID, uuid5
 
-from guestd.filters.model import PREFIX, ROOT, Filter, Reference
+from guestd.filters.model import PREFIX, ROOT, Filter, Reference, Rule
 from guestd.filters.rows import in_order
 from guestd.filters.services import SERVICES, Policy, Ports, accepting, service_rules
 
@@ -42,40 +42,56 @@ def umbrella_name(machine_id: UUID) -> str:
     return PREFIX + hashlib.sha256(machine_id.bytes).hexdigest()[:16]
 
 
-def umbrella(machine: Machine, filters: Mapping[str, Filter]) -> tuple[Filter, tuple[str, ...]]:
-    """The filter of a machine, and what of its rows cannot be enforced. `filters` are those of the store, by name."""
+def umbrella(
+    machine: Machine,
+    rules: tuple[Rule, ...],
+    filters: Mapping[str, Filter],
+    needed: Mapping[str, frozenset[str]],
+) -> tuple[Filter, tuple[str, ...]]:
+    """The filter of a machine, and what of its rows cannot be enforced.
+
+    `rules` are its `own_rules`, `filters` those of the store by name, `needed` their `variables`.
+    """
     addresses, reports = _addresses(machine.allowed_ips)
     references: dict[str, Reference] = {}
     for target in (*machine.clean_traffic, *machine.department, *machine.own):
-        for reference, why in _included(target, filters, addresses):
+        for reference, why in _included(target, filters, needed, addresses):
             if reference is None:
                 reports.append(why)
             else:
                 references[reference.target] = reference
-    rules = {*service_rules(machine.services)}
-    rules |= {accepting(each, "in", f"Port {each.first} is open") for each in machine.ports}
     reports += [f"service {key} is not one that guestd knows" for key in sorted(set(machine.services) - set(SERVICES))]
     definition = Filter(
         name=umbrella_name(machine.id),
         uuid=uuid5(UMBRELLAS, str(machine.id)),
         chain=ROOT,
         priority=0,
-        rules=tuple(sorted(rules, key=in_order)),
+        rules=rules,
         references=tuple(references[name] for name in sorted(references)),
     )
     return definition, tuple(dict.fromkeys(reports))
 
 
-def variables(name: str, filters: Mapping[str, Filter]) -> frozenset[str]:
-    """The address variables that a filter, or one that it includes, needs."""
-    found, waiting, met = set[str](), [name], set[str]()
+def own_rules(services: Mapping[str, Policy], ports: Iterable[Ports]) -> tuple[Rule, ...]:
+    """The rules that a machine's filter has itself: those of its services and of its open ports."""
+    rules = {*service_rules(services)} | {accepting(each, "in", f"Port {each.first} is open") for each in ports}
+    return tuple(sorted(rules, key=in_order))
+
+
+def variables(filters: Mapping[str, Filter]) -> dict[str, frozenset[str]]:
+    """The address variables that each filter, or one that it includes, needs; those that need none are left out."""
+    includers: dict[str, list[str]] = {}
+    for name, each in filters.items():
+        for reference in each.references:
+            includers.setdefault(reference.target, []).append(name)
+    found: dict[str, frozenset[str]] = {}
+    waiting = [(name, variable) for name, each in filters.items() for variable in _own_variables(each)]
     while waiting:
-        current = waiting.pop()
-        if current not in met and current in filters:
-            met.add(current)
-            found |= _own_variables(filters[current])
-            waiting += [reference.target for reference in filters[current].references]
-    return frozenset(found)
+        name, variable = waiting.pop()
+        if variable not in found.get(name, frozenset()):
+            found[name] = found.get(name, frozenset()) | {variable}
+            waiting += [(includer, variable) for includer in includers.get(name, ())]
+    return found
 
 
 def _own_variables(each: Filter) -> set[str]:
@@ -97,17 +113,20 @@ def _addresses(allowed_ips: Iterable[str]) -> tuple[dict[str, tuple[str, ...]], 
 
 
 def _included(
-    name: str, filters: Mapping[str, Filter], addresses: Mapping[str, tuple[str, ...]]
+    name: str,
+    filters: Mapping[str, Filter],
+    needed: Mapping[str, frozenset[str]],
+    addresses: Mapping[str, tuple[str, ...]],
 ) -> Iterator[tuple[Reference | None, str]]:
     """How a filter is included. libvirt enforces nothing at all of a tree with a variable that has no value."""
-    needed = sorted(variables(name, filters))
-    missing = [variable for variable in needed if variable not in addresses]
+    wanted = sorted(needed.get(name, ()))
+    missing = [variable for variable in wanted if variable not in addresses]
     if not missing:
-        parameters = [(variable[1:], value) for variable in needed for value in addresses[variable]]
+        parameters = [(variable[1:], value) for variable in wanted for value in addresses[variable]]
         yield Reference(name, tuple(parameters)), ""
     elif filters[name].rules:
         yield None, f"filter {name} cannot be enforced: Machine.allowedIps has no address for {', '.join(missing)}"
     else:
         # It has no rules of its own: what it includes is included without it.
         for reference in filters[name].references:
-            yield from _included(reference.target, filters, addresses)
+            yield from _included(reference.target, filters, needed, addresses)

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
-from guestd.filters.effective import CLEAN_TRAFFIC, Machine, umbrella
+from guestd.filters.effective import CLEAN_TRAFFIC, Machine, umbrella, variables
+from guestd.filters.memory import Memory
 from guestd.filters.model import Filter
-from guestd.filters.rows import FilterRow, Problem, compiled
+from guestd.filters.rows import FilterRow, Problem
 from guestd.filters.services import Policy, Ports, policies
 
 
@@ -54,24 +55,27 @@ class Asked:
     reports: Mapping[UUID, tuple[str, ...]]
 
 
-def asked(rows: Rows) -> Asked:
-    """The filters of all rows, and one of each machine."""
+def asked(rows: Rows, memory: Memory | None = None) -> Asked:
+    """The filters of all rows, and one of each machine. Who asks again and again has a `memory`."""
+    memory = Memory() if memory is None else memory
     names = {row.id: row.internal_name for row in rows.filters}
     filters: dict[str, Filter] = {}
     problems: dict[str, tuple[Problem, ...]] = {}
     for row in rows.filters:
-        became = compiled(row, names)
+        became = memory.compiled(row, names)
         if isinstance(became, Filter):
             filters[row.internal_name] = became
         else:
             problems[row.internal_name] = became
     clean = tuple(row.internal_name for row in rows.filters if row.name == CLEAN_TRAFFIC)
+    needed = variables(filters)
     umbrellas, reports = {}, {}
-    for machine in rows.machines:
-        definition, wrong = umbrella(_machine(machine, names, clean, rows.services), filters)
-        if machine.is_clean and not clean:
+    for each in rows.machines:
+        machine = _machine(each, names, clean, rows.services)
+        definition, wrong = umbrella(machine, memory.own_rules(machine.services, machine.ports), filters, needed)
+        if each.is_clean and not clean:
             wrong = (*wrong, f"its department wants clean traffic, and there is no filter of the name {CLEAN_TRAFFIC}")
-        umbrellas[machine.id], reports[machine.id] = definition, wrong
+        umbrellas[each.id], reports[each.id] = definition, wrong
     titles = {row.internal_name: row.name for row in rows.filters}
     titles |= {umbrellas[machine.id].name: f"of machine {machine.name}" for machine in rows.machines}
     return Asked(filters, problems, titles, umbrellas, reports)

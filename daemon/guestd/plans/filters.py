@@ -145,8 +145,24 @@ def _refusals(wanted: Wanted, seen: Seen, refused: Mapping[str, str]) -> dict[st
     if not found:
         gone = _in_the_way(accepted, seen)
         edges = _edges({name: each for name, each in seen.filters.items() if name not in gone}) | _edges(accepted)
-        found = {name: why for name in accepted if (why := _bad_path(name, edges))}
+        found = {name: why for name in _unsettled(edges) if name in accepted and (why := _bad_path(name, edges))}
     return found
+
+
+def _unsettled(edges: Mapping[str, Sequence[str]]) -> set[str]:
+    """The filters from which a way leads back to itself or to one that is not there: those that peeling leaves."""
+    includers: dict[str, list[str]] = {}
+    missing = {name: len(targets) for name, targets in edges.items()}
+    for name, targets in edges.items():
+        for target in targets:
+            includers.setdefault(target, []).append(name)
+    settled = [name for name, count in missing.items() if count == 0]
+    for name in settled:
+        for includer in includers.get(name, ()):
+            missing[includer] -= 1
+            if missing[includer] == 0:
+                settled.append(includer)
+    return edges.keys() - settled
 
 
 def _conflict(
