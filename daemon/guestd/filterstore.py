@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 from uuid import UUID
 
+import msgspec
 from psycopg import IsolationLevel
 
+from guestd.filters.memory import Memory
 from guestd.filters.rows import FilterRow, RuleRow
 from guestd.filters.services import Policy, Ports
 from guestd.filters.wanted import MachineRow, Rows
@@ -15,8 +18,12 @@ from guestd.link import check_schema, connection_to, sorted_errors
 from gueststore.queries import query
 
 
-async def read_rows(dsn: str) -> Rows:
-    """All filters and machines. StoreUnavailable when the store cannot be read, SchemaMismatch when it is another."""
+async def read_rows(dsn: str, memory: Memory | None = None) -> Rows:
+    """All filters and machines. StoreUnavailable when the store cannot be read, SchemaMismatch when it is another.
+
+    Who reads again and again has a `memory`: what has not changed is then not decoded again.
+    """
+    memory = Memory() if memory is None else memory
     async with connection_to(dsn) as connection:
         await check_schema(connection)
         await connection.set_isolation_level(IsolationLevel.REPEATABLE_READ)
@@ -25,7 +32,7 @@ async def read_rows(dsn: str) -> Rows:
             machines = await (await connection.execute(query("read_filtered_machines"))).fetchall()
             services = await (await connection.execute(query("read_global_services"))).fetchall()
     return Rows(
-        filters=tuple(_filter(row) for row in filters),
+        filters=tuple(memory.row((*row[:-1], *row[-1]), partial(_filter, row)) for row in filters),
         machines=tuple(_machine(row) for row in machines),
         services={key: Policy(uses, provides) for key, uses, provides in services},
     )
@@ -41,7 +48,7 @@ def _filter(row: Sequence[Any]) -> FilterRow:
         chain=chain,
         priority=priority,
         state_match=state_match,
-        rules=tuple(_rule(rule) for rule in rules),
+        rules=tuple(_rule(rule) for rule in msgspec.json.decode(rules)),
         targets=tuple(targets),
     )
 

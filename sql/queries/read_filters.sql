@@ -1,4 +1,5 @@
--- Every filter with its rules and the ids of those that it includes. The columns are guestd.filterstore's, in its order.
+-- Every filter with its rules, as the text of a JSON list in one order, and the ids of those that it includes. The
+-- columns are guestd.filterstore's, in its order.
 SELECT
     filter."id",
     filter."name",
@@ -12,7 +13,7 @@ SELECT
             SELECT jsonb_agg(to_jsonb(rule) ORDER BY rule."id") FROM "FWRule" AS rule
             WHERE rule."nwFilterId" = filter."id"
         ), '[]'
-    ) AS "rules",
+    )::text AS "rules",
     ARRAY(
         SELECT reference."targetFilterId" FROM "FilterReference" AS reference
         WHERE reference."sourceFilterId" = filter."id"

@@ -1,4 +1,4 @@
-"""What the pass before compiled and read, so that a pass in which nothing has changed does neither again.
+"""What the pass before decoded, compiled and read, so that a pass in which nothing has changed does none of it again.
 
 Pure. All is found by its content, so that nothing here can be out of date; what two passes did not ask for is
 forgotten. Whoever makes passes owns one, and ends each with `end_pass`.
@@ -7,7 +7,7 @@ forgotten. Whoever makes passes owns one, and ends each with `end_pass`.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from uuid import UUID
 
 from guestd.filters import nwfilterxml, rows
@@ -54,10 +54,15 @@ class Memory:
     """
 
     def __init__(self) -> None:
+        self._rows = _Kept[Hashable, FilterRow]()
         self._compiled = _Kept[UUID, tuple[FilterRow, tuple[str | None, ...], Compiled]]()
         self._read = _Kept[str, Filter]()
         self._by_name = _Kept[str, Filter]()
         self._own_rules = _Kept[Hashable, tuple[Rule, ...]]()
+
+    def row(self, stored: Hashable, decode: Callable[[], FilterRow]) -> FilterRow:
+        """A filter's row, decoded unless the store gave the very same before."""
+        return self._rows.value(stored, decode)
 
     def compiled(self, row: FilterRow, names: Mapping[UUID, str]) -> Compiled:
         """As `rows.compiled`."""
@@ -79,7 +84,7 @@ class Memory:
 
     def end_pass(self) -> None:
         """Forget what this pass and the one before did not ask for."""
-        for kept in (self._compiled, self._read, self._by_name, self._own_rules):
+        for kept in self._all():
             kept.end_pass()
 
     def _one(self, found: Filter) -> Filter:
@@ -87,4 +92,7 @@ class Memory:
         return known if known == found else self._by_name.keep(found.name, found)
 
     def __len__(self) -> int:
-        return len(self._compiled) + len(self._read) + len(self._by_name) + len(self._own_rules)
+        return sum(len(kept) for kept in self._all())
+
+    def _all(self) -> tuple[_Kept[Any, Any], ...]:
+        return self._rows, self._compiled, self._read, self._by_name, self._own_rules
