@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 from psycopg.types.json import Jsonb
@@ -27,6 +28,23 @@ def service(connection: Connection, machine: uuid.UUID) -> uuid.UUID:
     return uuid.UUID(str(row["id"]))
 
 
+def unset_retention(connection: Connection) -> str:
+    """A relation whose setting is away, for every one has one."""
+    longest_set = 'SELECT "relation" FROM "RetentionSetting" ORDER BY "updatedAt", "relation" LIMIT 1'
+    ((relation,),) = connection.execute(
+        f'DELETE FROM "RetentionSetting" WHERE "relation" = ({longest_set}) RETURNING "relation"'.encode()
+    ).fetchall()
+    return str(relation)
+
+
+def system_rollup(connection: Connection) -> Row:
+    means = ("cpuUsagePercentAvg", "cpuUsagePercentMax", "usedMemoryKBAvg")
+    counts = ("samples", "usedMemoryKBMax", "totalMemoryKBMax", "availableMemoryKBMin")
+    values = dict.fromkeys(means, 1.0) | dict.fromkeys(counts, 1)
+    return {"machineId": make_machine(connection), "bucket": NOW} | values
+
+
+NOW = datetime.now(UTC)
 SAMPLE = {"cpuUsagePercent": 1.0, "cpuCoresUsage": Jsonb([1.0]), "totalMemoryKB": 1, "usedMemoryKB": 1}
 JSON_STATS = {"diskUsageStats": Jsonb([]), "diskIOStats": Jsonb({}), "networkStats": Jsonb([])}
 
@@ -116,6 +134,40 @@ REQUIRED: dict[str, Callable[[Connection], Row]] = {
         "payload": b"{",
     },
     "ServiceStateHistory": lambda c: {"serviceId": service(c, make_machine(c)), "toState": "running"},
+    "RetentionSetting": lambda c: {"relation": unset_retention(c), "keepDays": 7},
+    "RollupPending": lambda c: {"unit": "minute", "bucket": NOW, "machineId": uuid.uuid4()},
+    "RollupState": lambda c: {"relation": str(uuid.uuid4())},
+    "SystemMetricsMinute": system_rollup,
+    "SystemMetricsHour": system_rollup,
+    "ProcessUsageHour": lambda c: {
+        "machineId": make_machine(c),
+        "bucket": NOW,
+        "name": "vim",
+        "samples": 1,
+        "cpuUsagePercentSum": 1.0,
+        "cpuUsagePercentMax": 1.0,
+        "memoryUsageKBSum": 1,
+        "memoryUsageKBMax": 1,
+    },
+    "ApplicationUsageDay": lambda c: {
+        "machineId": make_machine(c),
+        "bucket": NOW,
+        "executablePath": "/a",
+        "totalUsageMinutesMin": 1,
+        "totalUsageMinutesMax": 1,
+        "accessCountMin": 1,
+        "accessCountMax": 1,
+    },
+    "ListeningPortDay": lambda c: {
+        "machineId": make_machine(c),
+        "bucket": NOW,
+        "port": 22,
+        "protocol": "TCP",
+        "processName": "sshd",
+        "firstSeen": NOW,
+        "lastSeen": NOW,
+        "connectionCountMax": 1,
+    },
     "ReconcileEvent": lambda c: {"name": "vm", "action": "start", "reason": "wanted", "outcome": "done"},
     "SystemMetrics": lambda c: {
         "machineId": make_machine(c),

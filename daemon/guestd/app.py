@@ -221,7 +221,7 @@ async def _maintenance(settings: Settings, telemetry: Telemetry) -> None:
             )
             telemetry.quarantine_frames.set(tidied.quarantined_held)
             telemetry.quarantine_dropped.inc(tidied.quarantined_dropped)
-            if tidied.samples_of_deleted_machines or tidied.old_events or tidied.quarantined_dropped:
+            if any((tidied.samples_of_deleted_machines, tidied.old_events, tidied.quarantined_dropped, tidied.retired)):
                 log.info("the store was tidied up", **asdict(tidied))
             await asyncio.sleep(MAINTENANCE_SECONDS)
 

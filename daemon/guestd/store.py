@@ -130,6 +130,8 @@ class Store:
         series = _series([left])
         if sample_at is not None:
             del series[contract.SYSTEM_METRICS]
+            # The trigger on SystemMetrics tells the roll-ups otherwise.
+            await self._connection.execute(query("note_pending"), {"machine_id": machine_id, "at": sample_at})
         await self._copy_series(series, outcome)
         await self._merge_inventories([left], outcome)
         return True
@@ -333,6 +335,7 @@ class Tidied:
     old_events: int
     quarantined_dropped: int
     quarantined_held: int
+    retired: int
 
 
 async def maintain(
@@ -351,4 +354,16 @@ async def maintain(
             query("trim_quarantine"), {"keep_days": quarantine_days, "max_frames": quarantine_frames}
         )
         dropped, held = await cursor.fetchone() or (0, 0)
-    return Tidied(swept, trimmed, dropped, held)
+        retired = await _enforce_retention(connection)
+    return Tidied(swept, trimmed, dropped, held, retired)
+
+
+async def _enforce_retention(connection: psycopg.AsyncConnection[Any]) -> int:
+    """Chunks, and rows of plain tables, that were older than their settings; each relation is a transaction."""
+    retired = 0
+    cursor = await connection.execute(query("list_retention"))
+    for relation, *_ in await cursor.fetchall():
+        cursor = await connection.execute(query("enforce_retention"), {"relation": relation})
+        (gone,) = await cursor.fetchone() or (0,)
+        retired += gone
+    return retired

@@ -1,4 +1,4 @@
-"""What is derived from stored samples once a minute: ports that guests listen on, machines that do not report.
+"""What is derived from stored samples once a minute: roll-ups, listening ports, machines that do not report.
 
 Not in the batch that stores them: a port is not news every few seconds, and a guest's ports must not slow the others'
 samples down.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from typing import Any
 
+import psycopg
 import structlog
 
 from guestd.domainmetrics import Family
@@ -20,6 +22,8 @@ from gueststore.queries import query
 log = structlog.get_logger()
 
 UPKEEP_SECONDS = 60.0
+# Minutes or hours of machines in a transaction: a second or two of work.
+ROLLED_UP_AT_ONCE = {"roll_up_minutes": 5_000, "roll_up_hours": 500}
 
 
 class Upkeep:
@@ -53,13 +57,23 @@ class Upkeep:
         )
 
     async def once(self) -> None:
-        """Ports and old events for all hosts, if nobody else is at it; then who does not report on this one."""
+        """For all hosts, if nobody else is at it: ports, old events, roll-ups; then who does not report on this one."""
         async with connection_to(self._dsn) as connection, sorted_errors():
             async with connection.transaction():
                 cursor = await connection.execute(query("lock_upkeep"))
                 if await cursor.fetchone() == (True,):
                     await connection.execute(query("merge_ports"))
                     await connection.execute(query("prune_events"))
+            await _roll_up(connection)
             cursor = await connection.execute(query("list_without_data"), self._host)
             self._since = dict(await cursor.fetchall())
         self._silent(len(self._since))
+
+
+async def _roll_up(connection: psycopg.AsyncConnection[Any]) -> None:
+    """All that waits and is closed, minutes before the hours that they are part of."""
+    for step, most in ROLLED_UP_AT_ONCE.items():
+        while True:
+            cursor = await connection.execute(query(step), {"most": most})
+            if await cursor.fetchone() == (0,):
+                break

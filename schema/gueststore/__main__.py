@@ -10,6 +10,7 @@ from gueststore.database import describe
 from gueststore.errors import ConfigurationError, StoreError
 from gueststore.migrations import migrate, status
 from gueststore.reset import reset
+from gueststore.retention import due, enforce
 
 DSN_VARIABLE = "GUESTD_DATABASE_DSN"
 
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
             _seed,
             "add what a new platform lacks, with the first user of GUESTD_ADMIN_EMAIL and GUESTD_ADMIN_PASSWORD",
         ),
+        ("retention", _retention, "take away what is older than RetentionSetting says and rolled up"),
         ("reset", _reset, "delete everything, rows included, and build the schema anew"),
     ):
         command = commands.add_parser(name, help=help_line, description=help_line, epilog=_EPILOG)
@@ -63,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     added["seed"].add_argument(
         "--allow-default-password", action="store_true", help="let the first user have the well-known password"
     )
+    added["retention"].add_argument("--dry-run", action="store_true", help="say what would go, and take nothing")
     added["reset"].add_argument("--yes", action="store_true", help="really do it")
     return parser
 
@@ -102,6 +105,19 @@ def _check(dsn: str, _options: argparse.Namespace) -> int:
         _say(difference)
     _say(f"{len(drift)} differences" if drift else "the schema is as the migrations make it")
     return 1 if drift else 0
+
+
+def _retention(dsn: str, options: argparse.Namespace) -> int:
+    if options.dry_run:
+        for each in due(dsn):
+            _say(str(each))
+        return 0
+    gone = enforce(dsn)
+    for relation, count in gone.items():
+        _say(f"{relation}: {count} gone")
+    if not gone:
+        _say("nothing to do: all is younger than its setting, or waits for its roll-up")
+    return 0
 
 
 def _seed(dsn: str, options: argparse.Namespace) -> int:

@@ -25,7 +25,9 @@ def explain(error: psycopg.Error) -> str:
     if isinstance(error, errors.CheckViolation):
         return _check(name) or message(error)
     if isinstance(error, errors.NotNullViolation):
-        return f"{_owner(table)}.{diagnostic.column_name} needs a value."
+        # TimescaleDB names the column that it cuts chunks by in its words alone.
+        quoted = re.search(r'column "([^"]+)"', diagnostic.message_primary or "")
+        return f"{_owner(table)}.{diagnostic.column_name or (quoted and quoted[1])} needs a value."
     key = _KEY.search(diagnostic.message_detail or "")
     if key is None:
         return message(error)

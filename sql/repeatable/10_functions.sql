@@ -80,6 +80,12 @@ BEGIN
     DELETE FROM public."ProcessSnapshot" AS sample USING deleted WHERE sample."machineId" = deleted."id";
     DELETE FROM public."PortUsage" AS sample USING deleted WHERE sample."machineId" = deleted."id";
     DELETE FROM public."ApplicationUsageHistory" AS sample USING deleted WHERE sample."machineId" = deleted."id";
+    DELETE FROM public."SystemMetricsMinute" AS rolled USING deleted WHERE rolled."machineId" = deleted."id";
+    DELETE FROM public."SystemMetricsHour" AS rolled USING deleted WHERE rolled."machineId" = deleted."id";
+    DELETE FROM public."ProcessUsageHour" AS rolled USING deleted WHERE rolled."machineId" = deleted."id";
+    DELETE FROM public."ApplicationUsageDay" AS rolled USING deleted WHERE rolled."machineId" = deleted."id";
+    DELETE FROM public."ListeningPortDay" AS rolled USING deleted WHERE rolled."machineId" = deleted."id";
+    DELETE FROM public."RollupPending" AS waits USING deleted WHERE waits."machineId" = deleted."id";
     -- At READ COMMITTED each statement above saw all that was committed before this delete got the Machine's lock,
     -- and that is all there is. Above it they saw an older snapshot and may have missed rows: somebody must look again.
     IF current_setting('transaction_isolation') <> 'read committed' THEN
@@ -102,6 +108,12 @@ BEGIN
     TRUNCATE public."ProcessSnapshot";
     TRUNCATE public."PortUsage";
     TRUNCATE public."ApplicationUsageHistory";
+    TRUNCATE public."SystemMetricsMinute";
+    TRUNCATE public."SystemMetricsHour";
+    TRUNCATE public."ProcessUsageHour";
+    TRUNCATE public."ApplicationUsageDay";
+    TRUNCATE public."ListeningPortDay";
+    TRUNCATE public."RollupPending";
     RETURN NULL;
 END;
 $$;
@@ -129,6 +141,12 @@ BEGIN
     GET DIAGNOSTICS found_rows = ROW_COUNT; total := total + found_rows;
     DELETE FROM public."ApplicationUsageHistory" AS sample USING unnest(swept) AS gone WHERE sample."machineId" = gone;
     GET DIAGNOSTICS found_rows = ROW_COUNT; total := total + found_rows;
+    DELETE FROM public."SystemMetricsMinute" AS rolled USING unnest(swept) AS gone WHERE rolled."machineId" = gone;
+    DELETE FROM public."SystemMetricsHour" AS rolled USING unnest(swept) AS gone WHERE rolled."machineId" = gone;
+    DELETE FROM public."ProcessUsageHour" AS rolled USING unnest(swept) AS gone WHERE rolled."machineId" = gone;
+    DELETE FROM public."ApplicationUsageDay" AS rolled USING unnest(swept) AS gone WHERE rolled."machineId" = gone;
+    DELETE FROM public."ListeningPortDay" AS rolled USING unnest(swept) AS gone WHERE rolled."machineId" = gone;
+    DELETE FROM public."RollupPending" AS waits USING unnest(swept) AS gone WHERE waits."machineId" = gone;
     RETURN total;
 END;
 $$;
@@ -180,33 +198,6 @@ $$;
 
 COMMENT ON FUNCTION public.guestd_create_chunk(text, timestamptz) IS
 'Makes sure that the chunk of a series for a time exists, so that ingest does not have to create it.';
-
-CREATE OR REPLACE FUNCTION public.guestd_drop_chunks(relation text, older_than timestamptz) RETURNS integer
-LANGUAGE plpgsql
-SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp
-AS $$
-DECLARE
-    dropped integer;
-BEGIN
-    IF relation IS NULL
-        OR relation NOT IN ('SystemMetrics', 'ProcessSnapshot', 'PortUsage', 'ApplicationUsageHistory') THEN
-        RAISE EXCEPTION '% is not a series of guestd.', quote_nullable(relation)
-            USING ERRCODE = 'invalid_parameter_value';
-    END IF;
-    -- A wrong argument must not empty a table: the last day stays whatever the caller says.
-    IF older_than IS NULL OR older_than > now() - INTERVAL '1 day' THEN
-        RAISE EXCEPTION 'Samples are kept for at least a day; chunks cannot be dropped up to %.', older_than
-            USING ERRCODE = 'invalid_parameter_value';
-    END IF;
-    SELECT count(*) INTO dropped
-    FROM public.drop_chunks(format('public.%I', relation)::regclass, older_than => older_than);
-    RETURN dropped;
-END;
-$$;
-
-COMMENT ON FUNCTION public.guestd_drop_chunks(text, timestamptz) IS
-'Drops the chunks of a series that end before a time at least a day ago; returns how many.';
 
 CREATE OR REPLACE FUNCTION public.guestd_trim_events(keep_days integer, keep_per_machine integer) RETURNS bigint
 LANGUAGE plpgsql

@@ -64,3 +64,16 @@ FOR EACH STATEMENT EXECUTE FUNCTION public.guestd_truncate_samples();
 CREATE OR REPLACE TRIGGER "User_end_session"
 BEFORE INSERT OR UPDATE ON "User"
 FOR EACH ROW WHEN (new."deleted" AND new."token" <> 'null') EXECUTE FUNCTION public.guestd_end_session();
+
+CREATE OR REPLACE TRIGGER "SystemMetrics_note_pending"
+AFTER INSERT ON "SystemMetrics"
+REFERENCING NEW TABLE AS added
+FOR EACH STATEMENT EXECUTE FUNCTION public.guestd_note_pending();
+
+CREATE OR REPLACE TRIGGER "RollupState_updatedAt"
+BEFORE UPDATE ON "RollupState"
+FOR EACH ROW EXECUTE FUNCTION public.guestd_touch_updated_at();
+
+CREATE OR REPLACE TRIGGER "RetentionSetting_updatedAt"
+BEFORE UPDATE ON "RetentionSetting"
+FOR EACH ROW EXECUTE FUNCTION public.guestd_touch_updated_at();

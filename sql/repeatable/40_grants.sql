@@ -16,6 +16,13 @@ GRANT SELECT ("id", "machineId", "graphicProtocol", "graphicPort", "graphicHost"
 INSERT ("machineId", "graphicProtocol", "graphicPort", "graphicHost"),
 UPDATE ("graphicProtocol", "graphicPort", "graphicHost") ON "MachineConfiguration" TO guestd_writer;
 GRANT SELECT ON "MachineState", "MachineWithoutData" TO guestd_writer;
+-- Roll-ups and retention are done by functions with the owner's rights; the daemon only looks.
+GRANT SELECT ON
+"RetentionSetting",
+"RetentionDue",
+"RollupPending",
+"RollupState"
+TO guestd_writer;
 
 -- Readers: everything but passwords, tokens and the raw frames of guests, which may hold any secret of a guest.
 GRANT SELECT ON
@@ -56,6 +63,20 @@ GRANT SELECT ON
 "SchemaMigration",
 "SchemaRepeatable",
 "DeletedMachine",
+"RetentionSetting",
+"RollupPending",
+"RollupState",
+"SystemMetricsMinute",
+"SystemMetricsHour",
+"ProcessUsageHour",
+"ApplicationUsageDay",
+"ListeningPortDay",
+"SystemMetrics_1m",
+"SystemMetrics_1h",
+"ProcessUsage_1h",
+"ApplicationUsage_1d",
+"ListeningPort_1d",
+"RetentionDue",
 "ActiveUser"
 TO guestd_reader;
 
@@ -105,12 +126,35 @@ public.guestd_delete_samples(),
 public.guestd_truncate_samples(),
 public.guestd_sweep_deleted_machines(),
 public.guestd_create_chunk(text, timestamptz),
-public.guestd_drop_chunks(text, timestamptz),
-public.guestd_trim_events(integer, integer)
+public.guestd_trim_events(integer, integer),
+public.guestd_note_pending_of(uuid, timestamptz),
+public.guestd_roll_up_minutes(integer),
+public.guestd_roll_up_hours(integer),
+public.guestd_enforce_retention(text),
+public.guestd_note_pending(),
+public.guestd_take_pending(text, timestamptz, integer),
+public.guestd_roll_up_system_hours(uuid [], timestamptz []),
+public.guestd_roll_up_process_hours(uuid [], timestamptz []),
+public.guestd_roll_up_days(uuid [], timestamptz []),
+public.guestd_advance_rollup(text, timestamptz),
+public.guestd_sum_of(jsonb, text),
+public.guestd_number_of(jsonb, text),
+public.guestd_system_metrics_between(uuid, timestamptz, timestamptz),
+public.guestd_covered_until(text)
 FROM public;
 GRANT EXECUTE ON FUNCTION
 public.guestd_sweep_deleted_machines(),
 public.guestd_create_chunk(text, timestamptz),
-public.guestd_drop_chunks(text, timestamptz),
-public.guestd_trim_events(integer, integer)
+public.guestd_trim_events(integer, integer),
+public.guestd_note_pending_of(uuid, timestamptz),
+public.guestd_roll_up_minutes(integer),
+public.guestd_roll_up_hours(integer),
+public.guestd_enforce_retention(text)
 TO guestd_writer;
+-- Those that only look are for readers as well.
+GRANT EXECUTE ON FUNCTION
+public.guestd_sum_of(jsonb, text),
+public.guestd_number_of(jsonb, text),
+public.guestd_system_metrics_between(uuid, timestamptz, timestamptz),
+public.guestd_covered_until(text)
+TO guestd_writer, guestd_reader;

@@ -51,13 +51,16 @@ DAMAGES = [
         "hypertable PortUsage is `timestamp in chunks of 01:00:00`",
     ),
     (
-        'DROP TABLE "PortUsage"; CREATE TABLE "PortUsage" ("machineId" uuid)',
+        'DROP TABLE "PortUsage" CASCADE; CREATE TABLE "PortUsage" ("machineId" uuid)',
         "hypertable PortUsage is missing",
     ),
     ('REVOKE INSERT ON "PortUsage" FROM guestd_writer', "privilege guestd_writer on PortUsage is `SELECT`"),
     ('GRANT SELECT ("password") ON "User" TO guestd_reader', "privilege guestd_reader on User.password should not"),
     ('GRANT SELECT ON "User" TO public', "privilege public on User should not be there"),
-    ("GRANT EXECUTE ON FUNCTION guestd_drop_chunks TO public", "privilege public on guestd_drop_chunks(relation text"),
+    (
+        "GRANT EXECUTE ON FUNCTION guestd_enforce_retention TO public",
+        "privilege public on guestd_enforce_retention(pruned",
+    ),
     (
         "CREATE OR REPLACE FUNCTION guestd_sweep_deleted_machines() RETURNS bigint LANGUAGE sql AS 'SELECT 0::bigint'",
         "function guestd_sweep_deleted_machines() is",

@@ -55,7 +55,7 @@ def test_a_row_is_created_read_and_updated(connection: Connection) -> None:
         assert connection.execute(sql.SQL("SELECT 1 FROM {}").format(where(table, row, key))).fetchall() == [(1,)], (
             table
         )
-        column = sql.Identifier(next(name for name in row if name not in [*key, "timestamp"]))
+        column = sql.Identifier(next((name for name in row if name not in [*key, "timestamp"]), key[-1]))
         update = sql.SQL("UPDATE {0} SET {1} = {1} {2}").format(sql.Identifier(table), column, where("", row, key))
         assert connection.execute(update).rowcount == 1, table
 
@@ -144,13 +144,14 @@ def test_a_machine_takes_with_it_all_that_is_its_own_and_nothing_else(connection
             insert(connection, table, **values)
     connection.execute('DELETE FROM "Machine" WHERE "id" = %s', (gone,))
     for table, column in owned:
-        left = connection.execute(
-            sql.SQL("SELECT {0} FROM {1} WHERE {0} IN ({2}, {3})").format(
+        found = connection.execute(
+            sql.SQL("SELECT DISTINCT {0} FROM {1} WHERE {0} IN ({2}, {3})").format(
                 sql.Identifier(column), sql.Identifier(table), sql.Literal(gone), sql.Literal(stays)
             )
         ).fetchall()
+        left = set(found)
         # A quarantined frame outlives its machine: somebody may still want to know what was in it.
-        assert left == ([(gone,), (stays,)] if table == "QuarantinedFrame" else [(stays,)]), table
+        assert left == ({(gone,), (stays,)} if table == "QuarantinedFrame" else {(stays,)}), table
 
 
 def test_updated_at_moves_with_the_content_and_only_with_it(connection: Connection) -> None:

@@ -79,7 +79,8 @@ def test_a_reader_writes_nothing_and_calls_nothing(reader: Connection) -> None:
             assert refused(reader, f'DELETE FROM "{name}"'), name
             assert refused(reader, f'INSERT INTO "{name}" DEFAULT VALUES'), name
     assert refused(reader, "SELECT guestd_sweep_deleted_machines()")
-    assert refused(reader, "SELECT guestd_drop_chunks('PortUsage', now() - interval '9 days')")
+    assert refused(reader, "SELECT guestd_enforce_retention('PortUsage')")
+    assert refused(reader, "SELECT guestd_roll_up_minutes(1)")
     assert refused(reader, "SELECT guestd_create_chunk('PortUsage', now())")
     assert refused(reader, "SELECT guestd_trim_events(9, 9)")
 
@@ -171,18 +172,13 @@ def test_the_writer_has_chunks_made_ahead_and_old_ones_dropped(
         writer.execute("SELECT guestd_create_chunk(%s, %s)", (table, NOW + timedelta(days=day)))
     assert rows(connection, CHUNKS, table) == [(3,)]
     assert connection.execute(sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(table))).fetchone() == (0,)
-    for day in (30, 40):
+    for day in (300, 400):
         old = REQUIRED[table](connection) | {"timestamp": NOW - timedelta(days=day)}
         insert(connection, table, **old)
-    dropped = writer.execute("SELECT guestd_drop_chunks(%s, %s)", (table, NOW - timedelta(days=29)))
-    assert dropped.fetchone() == (2 if table != "SystemMetrics" else dropped_weeks(connection, table),)
-    assert rows(connection, CHUNKS, table)[0][0] >= 3
-
-
-def dropped_weeks(connection: Connection, table: str) -> int:
-    """Of the two old weeks, how many ended 29 days ago: that depends on the day of the week."""
-    ((left,),) = rows(connection, CHUNKS, table)
-    return 5 - int(left)
+    for step in ("minutes", "hours"):
+        writer.execute(f"SELECT guestd_roll_up_{step}(100)".encode())
+    assert writer.execute("SELECT guestd_enforce_retention(%s)", (table,)).fetchone() == (2,)
+    assert rows(connection, CHUNKS, table) == [(3,)]
 
 
 def test_a_wrong_argument_cannot_make_or_drop_what_should_not_be(writer: Connection) -> None:
@@ -192,11 +188,9 @@ def test_a_wrong_argument_cannot_make_or_drop_what_should_not_be(writer: Connect
         "SELECT guestd_create_chunk('PortUsage', NULL)",
         "SELECT guestd_create_chunk('Machine', now())",
         "SELECT guestd_create_chunk(NULL, now())",
-        "SELECT guestd_drop_chunks('PortUsage', now())",
-        "SELECT guestd_drop_chunks('PortUsage', NULL)",
-        "SELECT guestd_drop_chunks('User', now() - interval '9 days')",
-        "SELECT guestd_drop_chunks('x\"; DROP TABLE \"User', now() - interval '9 days')",
-        "SELECT guestd_drop_chunks(NULL, now() - interval '9 days')",
+        "SELECT guestd_enforce_retention('User')",
+        "SELECT guestd_enforce_retention('x\"; DROP TABLE \"User')",
+        "SELECT guestd_enforce_retention(NULL)",
     ):
         with pytest.raises(psycopg.errors.InvalidParameterValue):
             writer.execute(statement.encode())

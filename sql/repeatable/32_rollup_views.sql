@@ -1,0 +1,364 @@
+-- Roll-ups as people ask for them: what the tables hold, and what is newer computed from the series. One name on both
+-- editions: community/20_aggregates.sql makes these views anew over continuous aggregates.
+
+CREATE OR REPLACE VIEW "SystemMetrics_1m" AS
+SELECT
+    "machineId",
+    "bucket",
+    "samples",
+    "cpuUsagePercentAvg",
+    "cpuUsagePercentMax",
+    "usedMemoryKBAvg",
+    "usedMemoryKBMax",
+    "totalMemoryKBMax",
+    "availableMemoryKBMin",
+    "swapUsedKBMax",
+    "diskReadBytesPerSecAvg",
+    "diskWriteBytesPerSecAvg",
+    "networkReceivedBytesPerSecAvg",
+    "networkSentBytesPerSecAvg",
+    "load1minAvg"
+FROM "SystemMetricsMinute"
+UNION ALL
+SELECT
+    machine."id",
+    minute."bucket",
+    rolled."samples",
+    rolled."cpuUsagePercentAvg",
+    rolled."cpuUsagePercentMax",
+    rolled."usedMemoryKBAvg",
+    rolled."usedMemoryKBMax",
+    rolled."totalMemoryKBMax",
+    rolled."availableMemoryKBMin",
+    rolled."swapUsedKBMax",
+    rolled."diskReadBytesPerSecAvg",
+    rolled."diskWriteBytesPerSecAvg",
+    rolled."networkReceivedBytesPerSecAvg",
+    rolled."networkSentBytesPerSecAvg",
+    rolled."load1minAvg"
+FROM "Machine" AS machine
+CROSS JOIN LATERAL (
+    SELECT DISTINCT date_trunc('minute', sample."timestamp", 'UTC') AS "bucket"
+    FROM "SystemMetrics" AS sample
+    WHERE
+        sample."machineId" = machine."id"
+        AND sample."timestamp" >= (
+            SELECT state."coveredUntil" FROM "RollupState" AS state
+            WHERE state."relation" = 'SystemMetricsMinute'
+        )
+) AS minute
+CROSS JOIN LATERAL public.guestd_system_metrics_between(
+    machine."id", minute."bucket", minute."bucket" + INTERVAL '1 minute'
+) AS rolled;
+
+
+COMMENT ON VIEW "SystemMetrics_1m" IS 'SystemMetrics by machine and minute, up to the last sample.';
+COMMENT ON COLUMN "SystemMetrics_1m"."machineId" IS 'The Machine.';
+COMMENT ON COLUMN "SystemMetrics_1m"."bucket" IS 'Where the minute begins; minutes of UTC.';
+COMMENT ON COLUMN "SystemMetrics_1m"."samples" IS 'Samples in it, count.';
+COMMENT ON COLUMN "SystemMetrics_1m"."cpuUsagePercentAvg" IS 'CPU in use, mean of the samples, percent, 0 to 100.';
+COMMENT ON COLUMN "SystemMetrics_1m"."cpuUsagePercentMax" IS 'CPU in use, the highest sample, percent, 0 to 100.';
+COMMENT ON COLUMN "SystemMetrics_1m"."usedMemoryKBAvg" IS 'Memory in use, mean of the samples, KiB.';
+COMMENT ON COLUMN "SystemMetrics_1m"."usedMemoryKBMax" IS 'Memory in use, the highest sample, KiB.';
+COMMENT ON COLUMN "SystemMetrics_1m"."totalMemoryKBMax" IS 'Memory, KiB.';
+COMMENT ON COLUMN "SystemMetrics_1m"."availableMemoryKBMin" IS
+'Memory that programs could still get, the lowest sample, KiB.';
+COMMENT ON COLUMN "SystemMetrics_1m"."swapUsedKBMax" IS
+'Swap in use, the highest sample, KiB; NULL where there is none.';
+COMMENT ON COLUMN "SystemMetrics_1m"."diskReadBytesPerSecAvg" IS 'Read from disks, mean of the samples, bytes/s.';
+COMMENT ON COLUMN "SystemMetrics_1m"."diskWriteBytesPerSecAvg" IS 'Written to disks, mean of the samples, bytes/s.';
+COMMENT ON COLUMN "SystemMetrics_1m"."networkReceivedBytesPerSecAvg" IS
+'Received over all interfaces, mean of the samples, bytes/s.';
+COMMENT ON COLUMN "SystemMetrics_1m"."networkSentBytesPerSecAvg" IS
+'Sent over all interfaces, mean of the samples, bytes/s.';
+COMMENT ON COLUMN "SystemMetrics_1m"."load1minAvg" IS
+'Runnable tasks over a minute, mean of the samples; NULL on Windows.';
+
+CREATE OR REPLACE VIEW "SystemMetrics_1h" AS
+SELECT
+    "machineId",
+    "bucket",
+    "samples",
+    "cpuUsagePercentAvg",
+    "cpuUsagePercentMax",
+    "usedMemoryKBAvg",
+    "usedMemoryKBMax",
+    "totalMemoryKBMax",
+    "availableMemoryKBMin",
+    "swapUsedKBMax",
+    "diskReadBytesPerSecAvg",
+    "diskWriteBytesPerSecAvg",
+    "networkReceivedBytesPerSecAvg",
+    "networkSentBytesPerSecAvg",
+    "load1minAvg"
+FROM "SystemMetricsHour"
+UNION ALL
+SELECT
+    minute."machineId",
+    date_trunc('hour', minute."bucket", 'UTC') AS "bucket",
+    sum(minute."samples")::integer AS "samples",
+    sum(minute."cpuUsagePercentAvg" * minute."samples")
+    / sum(minute."samples") FILTER (WHERE minute."cpuUsagePercentAvg" IS NOT NULL) AS "cpuUsagePercentAvg",
+    max(minute."cpuUsagePercentMax") AS "cpuUsagePercentMax",
+    sum(minute."usedMemoryKBAvg" * minute."samples")
+    / sum(minute."samples") FILTER (WHERE minute."usedMemoryKBAvg" IS NOT NULL) AS "usedMemoryKBAvg",
+    max(minute."usedMemoryKBMax") AS "usedMemoryKBMax",
+    max(minute."totalMemoryKBMax") AS "totalMemoryKBMax",
+    min(minute."availableMemoryKBMin") AS "availableMemoryKBMin",
+    max(minute."swapUsedKBMax") AS "swapUsedKBMax",
+    sum(minute."diskReadBytesPerSecAvg" * minute."samples")
+    / sum(minute."samples") FILTER (WHERE minute."diskReadBytesPerSecAvg" IS NOT NULL) AS "diskReadBytesPerSecAvg",
+    sum(minute."diskWriteBytesPerSecAvg" * minute."samples")
+    / sum(minute."samples") FILTER (WHERE minute."diskWriteBytesPerSecAvg" IS NOT NULL) AS "diskWriteBytesPerSecAvg",
+    sum(minute."networkReceivedBytesPerSecAvg" * minute."samples")
+    / sum(minute."samples") FILTER (WHERE minute."networkReceivedBytesPerSecAvg" IS NOT NULL) AS "networkReceivedBytesPerSecAvg",
+    sum(minute."networkSentBytesPerSecAvg" * minute."samples")
+    / sum(minute."samples") FILTER (WHERE minute."networkSentBytesPerSecAvg" IS NOT NULL) AS "networkSentBytesPerSecAvg",
+    sum(minute."load1minAvg" * minute."samples")
+    / sum(minute."samples") FILTER (WHERE minute."load1minAvg" IS NOT NULL) AS "load1minAvg"
+FROM "SystemMetrics_1m" AS minute
+WHERE
+    minute."bucket" >= (
+        SELECT state."coveredUntil" FROM "RollupState" AS state
+        WHERE state."relation" = 'SystemMetricsHour'
+    )
+GROUP BY minute."machineId", date_trunc('hour', minute."bucket", 'UTC');
+
+
+COMMENT ON VIEW "SystemMetrics_1h" IS 'SystemMetrics by machine and hour, up to the last sample.';
+COMMENT ON COLUMN "SystemMetrics_1h"."machineId" IS 'The Machine.';
+COMMENT ON COLUMN "SystemMetrics_1h"."bucket" IS 'Where the hour begins; hours of UTC.';
+COMMENT ON COLUMN "SystemMetrics_1h"."samples" IS 'Samples in it, count.';
+COMMENT ON COLUMN "SystemMetrics_1h"."cpuUsagePercentAvg" IS 'CPU in use, mean of the samples, percent, 0 to 100.';
+COMMENT ON COLUMN "SystemMetrics_1h"."cpuUsagePercentMax" IS 'CPU in use, the highest sample, percent, 0 to 100.';
+COMMENT ON COLUMN "SystemMetrics_1h"."usedMemoryKBAvg" IS 'Memory in use, mean of the samples, KiB.';
+COMMENT ON COLUMN "SystemMetrics_1h"."usedMemoryKBMax" IS 'Memory in use, the highest sample, KiB.';
+COMMENT ON COLUMN "SystemMetrics_1h"."totalMemoryKBMax" IS 'Memory, KiB.';
+COMMENT ON COLUMN "SystemMetrics_1h"."availableMemoryKBMin" IS
+'Memory that programs could still get, the lowest sample, KiB.';
+COMMENT ON COLUMN "SystemMetrics_1h"."swapUsedKBMax" IS
+'Swap in use, the highest sample, KiB; NULL where there is none.';
+COMMENT ON COLUMN "SystemMetrics_1h"."diskReadBytesPerSecAvg" IS 'Read from disks, mean of the samples, bytes/s.';
+COMMENT ON COLUMN "SystemMetrics_1h"."diskWriteBytesPerSecAvg" IS 'Written to disks, mean of the samples, bytes/s.';
+COMMENT ON COLUMN "SystemMetrics_1h"."networkReceivedBytesPerSecAvg" IS
+'Received over all interfaces, mean of the samples, bytes/s.';
+COMMENT ON COLUMN "SystemMetrics_1h"."networkSentBytesPerSecAvg" IS
+'Sent over all interfaces, mean of the samples, bytes/s.';
+COMMENT ON COLUMN "SystemMetrics_1h"."load1minAvg" IS
+'Runnable tasks over a minute, mean of the samples; NULL on Windows.';
+
+CREATE OR REPLACE VIEW "ProcessUsage_1h" AS
+SELECT
+    "machineId",
+    "bucket",
+    "name",
+    "samples",
+    "cpuUsagePercentSum",
+    "cpuUsagePercentSum" / "samples" AS "cpuUsagePercentAvg",
+    "cpuUsagePercentMax",
+    "memoryUsageKBSum",
+    "memoryUsageKBSum"::double precision / "samples" AS "memoryUsageKBAvg",
+    "memoryUsageKBMax"
+FROM "ProcessUsageHour"
+UNION ALL
+SELECT
+    machine."id",
+    rolled.*
+FROM "Machine" AS machine
+CROSS JOIN LATERAL (
+    SELECT
+        date_trunc('hour', process."timestamp", 'UTC') AS "bucket",
+        process."name",
+        count(*) AS "samples",
+        sum(process."cpuUsagePercent") AS "cpuUsagePercentSum",
+        avg(process."cpuUsagePercent") AS "cpuUsagePercentAvg",
+        max(process."cpuUsagePercent") AS "cpuUsagePercentMax",
+        sum(process."memoryUsageKB")::bigint AS "memoryUsageKBSum",
+        avg(process."memoryUsageKB"::double precision) AS "memoryUsageKBAvg",
+        max(process."memoryUsageKB") AS "memoryUsageKBMax"
+    FROM "ProcessSnapshot" AS process
+    WHERE
+        process."machineId" = machine."id"
+        AND process."timestamp" >= (
+            SELECT state."coveredUntil" FROM "RollupState" AS state
+            WHERE state."relation" = 'ProcessUsageHour'
+        )
+    GROUP BY date_trunc('hour', process."timestamp", 'UTC'), process."name"
+) AS rolled;
+
+
+COMMENT ON VIEW "ProcessUsage_1h" IS 'ProcessSnapshot by machine, hour and name, up to the last sample.';
+COMMENT ON COLUMN "ProcessUsage_1h"."machineId" IS 'The Machine.';
+COMMENT ON COLUMN "ProcessUsage_1h"."bucket" IS 'Where the hour begins; hours of UTC.';
+COMMENT ON COLUMN "ProcessUsage_1h"."name" IS 'Name of the processes.';
+COMMENT ON COLUMN "ProcessUsage_1h"."samples" IS 'Rows of ProcessSnapshot in it, count.';
+COMMENT ON COLUMN "ProcessUsage_1h"."cpuUsagePercentSum" IS 'Sum of their CPU, percent of one core times rows.';
+COMMENT ON COLUMN "ProcessUsage_1h"."cpuUsagePercentAvg" IS
+'CPU of one process of the name, mean, percent of one core.';
+COMMENT ON COLUMN "ProcessUsage_1h"."cpuUsagePercentMax" IS 'The highest CPU of one row, percent of one core.';
+COMMENT ON COLUMN "ProcessUsage_1h"."memoryUsageKBSum" IS 'Sum of their resident memory, KiB times rows.';
+COMMENT ON COLUMN "ProcessUsage_1h"."memoryUsageKBAvg" IS 'Resident memory of one process of the name, mean, KiB.';
+COMMENT ON COLUMN "ProcessUsage_1h"."memoryUsageKBMax" IS 'The highest resident memory of one row, KiB.';
+
+CREATE OR REPLACE VIEW "ApplicationUsage_1d" AS
+SELECT
+    "machineId",
+    "bucket",
+    "executablePath",
+    max("totalUsageMinutesMax") - min("totalUsageMinutesMin") AS "usageMinutes",
+    max("accessCountMax") - min("accessCountMin") AS "starts"
+FROM (
+    SELECT
+        "machineId",
+        "bucket",
+        "executablePath",
+        "totalUsageMinutesMin",
+        "totalUsageMinutesMax",
+        "accessCountMin",
+        "accessCountMax"
+    FROM "ApplicationUsageDay"
+    UNION ALL
+    SELECT
+        machine."id",
+        newer.*
+    FROM "Machine" AS machine
+    CROSS JOIN LATERAL (
+        SELECT
+            date_trunc('day', usage."timestamp", 'UTC') AS "bucket",
+            usage."executablePath",
+            min(usage."totalUsageMinutes"),
+            max(usage."totalUsageMinutes"),
+            min(usage."accessCount"),
+            max(usage."accessCount")
+        FROM "ApplicationUsageHistory" AS usage
+        WHERE
+            usage."machineId" = machine."id"
+            AND usage."timestamp" >= (
+                SELECT state."coveredUntil" FROM "RollupState" AS state
+                WHERE state."relation" = 'ApplicationUsageDay'
+            )
+        GROUP BY date_trunc('day', usage."timestamp", 'UTC'), usage."executablePath"
+    ) AS newer
+) AS part
+GROUP BY "machineId", "bucket", "executablePath";
+
+
+COMMENT ON VIEW "ApplicationUsage_1d" IS 'Applications by machine and day, up to the last sample.';
+COMMENT ON COLUMN "ApplicationUsage_1d"."machineId" IS 'The Machine.';
+COMMENT ON COLUMN "ApplicationUsage_1d"."bucket" IS 'Where the day begins; days of UTC.';
+COMMENT ON COLUMN "ApplicationUsage_1d"."executablePath" IS 'Path of the program in the guest.';
+COMMENT ON COLUMN "ApplicationUsage_1d"."usageMinutes" IS
+'Time in use between the first and the last sample of the day, as the guest counts, min.';
+COMMENT ON COLUMN "ApplicationUsage_1d"."starts" IS 'Starts between them, as the guest counts, count.';
+
+CREATE OR REPLACE VIEW "ListeningPort_1d" AS
+SELECT
+    "machineId",
+    "bucket",
+    "port",
+    "protocol",
+    "processName",
+    max("executablePath" COLLATE "C") AS "executablePath",
+    min("firstSeen") AS "firstSeen",
+    max("lastSeen") AS "lastSeen",
+    max("connectionCountMax") AS "connectionCountMax"
+FROM (
+    SELECT
+        "machineId",
+        "bucket",
+        "port",
+        "protocol",
+        "processName",
+        "executablePath",
+        "firstSeen",
+        "lastSeen",
+        "connectionCountMax"
+    FROM "ListeningPortDay"
+    UNION ALL
+    SELECT
+        machine."id",
+        newer.*
+    FROM "Machine" AS machine
+    CROSS JOIN LATERAL (
+        SELECT
+            date_trunc('day', usage."timestamp", 'UTC') AS "bucket",
+            usage."port",
+            usage."protocol",
+            coalesce(usage."processName", '') AS "processName",
+            max(usage."executablePath" COLLATE "C"),
+            min(usage."timestamp"),
+            max(usage."timestamp"),
+            max(usage."connectionCount")
+        FROM "PortUsage" AS usage
+        WHERE
+            usage."machineId" = machine."id"
+            AND usage."isListening"
+            AND usage."timestamp" >= (
+                SELECT state."coveredUntil" FROM "RollupState" AS state
+                WHERE state."relation" = 'ListeningPortDay'
+            )
+        GROUP BY
+            date_trunc('day', usage."timestamp", 'UTC'),
+            usage."port",
+            usage."protocol",
+            coalesce(usage."processName", '')
+    ) AS newer
+) AS part
+GROUP BY "machineId", "bucket", "port", "protocol", "processName";
+
+
+COMMENT ON VIEW "ListeningPort_1d" IS
+'Ports that were listened on, by machine, day and process, up to the last sample.';
+COMMENT ON COLUMN "ListeningPort_1d"."machineId" IS 'The Machine.';
+COMMENT ON COLUMN "ListeningPort_1d"."bucket" IS 'Where the day begins; days of UTC.';
+COMMENT ON COLUMN "ListeningPort_1d"."port" IS 'Local port, 0 to 65535.';
+COMMENT ON COLUMN "ListeningPort_1d"."protocol" IS 'TCP or UDP.';
+COMMENT ON COLUMN "ListeningPort_1d"."processName" IS
+'Name of the process that listened; empty where the guest did not say.';
+COMMENT ON COLUMN "ListeningPort_1d"."executablePath" IS
+'Path of its program in the guest; the last in order of text where there were several.';
+COMMENT ON COLUMN "ListeningPort_1d"."firstSeen" IS 'The first sample of the day in which it listened.';
+COMMENT ON COLUMN "ListeningPort_1d"."lastSeen" IS 'The last sample of the day in which it listened.';
+COMMENT ON COLUMN "ListeningPort_1d"."connectionCountMax" IS 'Listening sockets, the most of one sample, count.';
+
+CREATE OR REPLACE VIEW "RetentionDue" AS
+SELECT
+    bound."relation",
+    bound."keepDays",
+    bound."cutoff",
+    bound."cutoff" < bound."wanted" AS "isHeldBack",
+    CASE bound."relation"
+        WHEN 'ApplicationUsage' THEN (
+            SELECT count(*) FROM "ApplicationUsage" AS inactive
+            WHERE NOT inactive."isActive" AND inactive."lastSeen" < bound."cutoff"
+        )
+        WHEN 'QuarantinedFrame' THEN (
+            SELECT count(*) FROM "QuarantinedFrame" AS aside
+            WHERE aside."createdAt" < bound."cutoff"
+        )
+        ELSE (
+            SELECT count(*) FROM timescaledb_information.chunks AS chunk
+            WHERE
+                chunk."hypertable_schema" = 'public'
+                AND chunk."hypertable_name" = bound."relation"
+                AND chunk."range_end" <= bound."cutoff"
+        )
+    END AS "due"
+FROM (
+    SELECT
+        setting."relation",
+        setting."keepDays",
+        now() - make_interval(days => setting."keepDays") AS "wanted",
+        least(
+            now() - make_interval(days => setting."keepDays"), public.guestd_covered_until(setting."relation")
+        ) AS "cutoff"
+    FROM "RetentionSetting" AS setting
+) AS bound;
+
+
+COMMENT ON VIEW "RetentionDue" IS 'What retention takes away next: a dry run.';
+COMMENT ON COLUMN "RetentionDue"."relation" IS 'The table.';
+COMMENT ON COLUMN "RetentionDue"."keepDays" IS 'RetentionSetting.keepDays.';
+COMMENT ON COLUMN "RetentionDue"."cutoff" IS 'What is older goes.';
+COMMENT ON COLUMN "RetentionDue"."isHeldBack" IS 'True where more would go if the roll-ups held it.';
+COMMENT ON COLUMN "RetentionDue"."due" IS 'Chunks, or rows of a plain table, that go next, count.';
