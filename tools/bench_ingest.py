@@ -10,24 +10,18 @@ The ratio of the two is the figure; rows/s alone depend on the machine. Medians 
 """
 
 import argparse
-import multiprocessing
-import signal
-import socket
 import statistics
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 import psycopg
-from tools.measuring import SEED, cpu_seconds, eventually, guestd, keep, metric, own_store
+from tools.feeder import feeder, lines_of
+from tools.measuring import cpu_seconds, eventually, guestd, keep, metric, own_store, truncate
 
-from guestd.simulate.guest import Guest
 from gueststore import contract
 
 
@@ -51,7 +45,7 @@ def main() -> None:
     arguments = _arguments()
     with own_store(arguments.guests) as (dsn, directory):
         print(f"rendering {arguments.guests} guests x {arguments.messages} messages x {arguments.processes} processes")
-        lines = _lines(arguments.guests, arguments.messages, arguments.processes)
+        lines = lines_of(arguments.guests, arguments.messages, arguments.processes)
         rounds = []
         print(f"{'round':>5} {'rows':>9} {'end to end':>14} {'server COPY':>14} {'ratio':>6} {'guestd CPU':>12}")
         for number in range(1, arguments.rounds + 1):
@@ -98,22 +92,11 @@ def _report(rounds: list[Round], arguments: argparse.Namespace) -> None:
     keep(arguments.json, "ingest", figures)
 
 
-def _lines(guests: int, messages: int, processes: int) -> dict[uuid.UUID, bytes]:
-    """All that each guest will write, without sequence headers: what real agents send."""
-    start_s = int(time.time()) - 200
-    feeds = {}
-    for number in range(guests):
-        guest = Guest(number, seed=SEED, processes=processes, start_s=start_s)
-        bodies = [guest.body(start_s * 1000 + 1000 * message) for message in range(messages)]
-        feeds[guest.machine_id] = b"".join(b'{"type":"metrics",' + body[1:] + b"\n" for body in bodies)
-    return feeds
-
-
 def _round(dsn: str, directory: Path, lines: dict[uuid.UUID, bytes]) -> Round:
-    _truncate(dsn)
+    truncate(dsn)
     channels = Path(tempfile.mkdtemp(prefix="c", dir=directory))
     frames = sum(feed.count(b"\n") for feed in lines.values())
-    with _feeder(channels, lines) as go, guestd(dsn, channels) as (pid, metrics_url):
+    with feeder(channels, lines) as go, guestd(dsn, channels) as (pid, metrics_url):
         eventually(lambda: metric(metrics_url, "guestd_channels_connected") == len(lines), "all channels connected")
         cpu_before, started = cpu_seconds(pid), time.perf_counter()
         go.set()
@@ -129,14 +112,6 @@ def _round(dsn: str, directory: Path, lines: dict[uuid.UUID, bytes]) -> Round:
             raise SystemExit("frames were quarantined: the figures would not be comparable")
         rows, server_seconds = _server_copy(connection)
     return Round(rows, took_seconds, server_seconds, used_seconds)
-
-
-def _truncate(dsn: str) -> None:
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        for name in [*(table.name for table in contract.SERIES), "ApplicationUsage", "WindowsService"]:
-            connection.execute(f'TRUNCATE "{name}" CASCADE'.encode())
-        connection.execute('TRUNCATE "IngestLedger"')
-        connection.execute("CHECKPOINT")
 
 
 def _server_copy(connection: psycopg.Connection[Any]) -> tuple[int, float]:
@@ -158,51 +133,6 @@ def _server_copy(connection: psycopg.Connection[Any]) -> tuple[int, float]:
     for file in files.values():
         Path(file).unlink()
     return rows, took_seconds
-
-
-@contextmanager
-def _feeder(channels: Path, lines: dict[uuid.UUID, bytes]) -> Iterator[Event]:
-    """A process that serves every guest's socket, and writes all when the event is set."""
-    go = multiprocessing.Event()
-    listeners = []
-    for machine_id, feed in lines.items():
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(channels / f"{machine_id}.socket"))
-        listener.listen(1)
-        listeners.append((listener, feed))
-    process = multiprocessing.Process(target=_feed, args=(listeners, go), daemon=True)
-    process.start()
-    for listener, _ in listeners:
-        listener.close()
-    try:
-        yield go
-    finally:
-        process.kill()
-        process.join()
-
-
-def _feed(listeners: list[tuple[socket.socket, bytes]], go: Event) -> None:
-    feeds = []
-    for listener, feed in listeners:
-        connection, _ = listener.accept()
-        connection.setblocking(False)
-        feeds.append((connection, memoryview(feed)))
-    go.wait()
-    unsent = feeds
-    while unsent:
-        rest = [(connection, feed[_sent(connection, feed) :]) for connection, feed in unsent]
-        if sum(len(feed) for _, feed in rest) == sum(len(feed) for _, feed in unsent):
-            time.sleep(0.001)  # every buffer is full
-        unsent = [(connection, feed) for connection, feed in rest if feed]
-    # The connections stay open until we are killed: closing one would lose what guestd has not read.
-    signal.pause()
-
-
-def _sent(connection: socket.socket, feed: memoryview) -> int:
-    try:
-        return connection.send(feed[:65536])
-    except BlockingIOError:
-        return 0
 
 
 if __name__ == "__main__":

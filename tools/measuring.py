@@ -19,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tools.cluster import Cluster, create_database, prefix
 
 from guestd.simulate import machine_ids
+from gueststore import contract
 from gueststore.migrations import migrate
 
 SERVER_SETTINGS = {"shared_buffers": "1GB", "max_wal_size": "4GB", "checkpoint_timeout": "15min"}
@@ -54,6 +55,15 @@ def _add_machines(dsn: str, guests: int) -> None:
             VALUES (%s, 'bench', %s, 'running', %s, 'linux')""",
             [(machine_id, str(machine_id), template[0]) for machine_id in machine_ids(guests, SEED)],
         )
+
+
+def truncate(dsn: str) -> None:
+    """Forget what guests sent, and what is known of their spools."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        for name in [*(table.name for table in contract.SERIES), "ApplicationUsage", "WindowsService"]:
+            connection.execute(f'TRUNCATE "{name}" CASCADE'.encode())
+        connection.execute('TRUNCATE "IngestLedger"')
+        connection.execute("CHECKPOINT")
 
 
 @contextmanager

@@ -16,7 +16,9 @@ from fix_daemon import Daemon, eventually, let_it_work
 from fix_faults import Fleet, Reliability, fleet, fleet_counted, frames_on_disk, sample_ms, store_closed
 
 GUESTS = 5
-LINES_PER_ROUND = 60
+LINES_PER_ROUND = 100
+# Enough to go on until the damage is done and noticed, which is when the next line is to be kept.
+LINES_TO_NOTICE_BY = 240
 # More than the agents have under way, so that some of it is acknowledged and is nowhere but in the file.
 WAITING = 8 * GUESTS
 PARTS = ("spool.db", "spool.db-wal", "spool.db-shm")
@@ -121,7 +123,7 @@ def test_a_file_that_is_deleted_under_guestd_is_noticed_and_what_it_held_is_stor
     daemon: Daemon, reliability: Reliability, damage: Callable[[Path], None]
 ) -> None:
     rounds = reliability.rounds(quick=1, full=5)
-    with fleet(daemon, count=rounds * LINES_PER_ROUND, guests=GUESTS) as load:
+    with fleet(daemon, count=rounds * LINES_TO_NOTICE_BY, guests=GUESTS) as load:
         for _ in range(rounds):
             _work(daemon, load)
             with store_closed(daemon.dsn):

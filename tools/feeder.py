@@ -1,0 +1,71 @@
+"""Guests that write what they have as fast as it is read: the load of `./dev bench ingest` and `drain`."""
+
+import multiprocessing
+import signal
+import socket
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.synchronize import Event
+from pathlib import Path
+
+from tools.measuring import SEED
+
+from guestd.simulate.guest import Guest
+
+
+def lines_of(guests: int, messages: int, processes: int) -> dict[uuid.UUID, bytes]:
+    """All that each guest will write, without sequence headers: what real agents send."""
+    start_s = int(time.time()) - 200
+    feeds = {}
+    for number in range(guests):
+        guest = Guest(number, seed=SEED, processes=processes, start_s=start_s)
+        bodies = [guest.body(start_s * 1000 + 1000 * message) for message in range(messages)]
+        feeds[guest.machine_id] = b"".join(b'{"type":"metrics",' + body[1:] + b"\n" for body in bodies)
+    return feeds
+
+
+@contextmanager
+def feeder(channels: Path, lines: dict[uuid.UUID, bytes]) -> Iterator[Event]:
+    """A process that serves every guest's socket, and writes all when the event is set."""
+    go = multiprocessing.Event()
+    listeners = []
+    for machine_id, feed in lines.items():
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(str(channels / f"{machine_id}.socket"))
+        listener.listen(1)
+        listeners.append((listener, feed))
+    process = multiprocessing.Process(target=_feed, args=(listeners, go), daemon=True)
+    process.start()
+    for listener, _ in listeners:
+        listener.close()
+    try:
+        yield go
+    finally:
+        process.kill()
+        process.join()
+
+
+def _feed(listeners: list[tuple[socket.socket, bytes]], go: Event) -> None:
+    feeds = []
+    for listener, feed in listeners:
+        connection, _ = listener.accept()
+        connection.setblocking(False)
+        feeds.append((connection, memoryview(feed)))
+    go.wait()
+    unsent = feeds
+    while unsent:
+        rest = [(connection, feed[_sent(connection, feed) :]) for connection, feed in unsent]
+        if sum(len(feed) for _, feed in rest) == sum(len(feed) for _, feed in unsent):
+            time.sleep(0.001)  # every buffer is full
+        unsent = [(connection, feed) for connection, feed in rest if feed]
+    # The connections stay open until we are killed: closing one would lose what guestd has not read.
+    signal.pause()
+
+
+def _sent(connection: socket.socket, feed: memoryview) -> int:
+    try:
+        return connection.send(feed[:65536])
+    except BlockingIOError:
+        return 0
