@@ -245,8 +245,8 @@ def _problems(consumer: Writer, spool: Spool, from_broker: mqtt.Mqtt | None, hos
     problems = [] if hosting is None else hosting.problems()
     if from_broker is not None and from_broker.problem is not None:
         problems.append(f"broker: {from_broker.problem}")
-    if consumer.store_error is not None:
-        problems.append(f"store: {consumer.store_error}")
+    if consumer.problem is not None:
+        problems.append(f"store: {consumer.problem}")
     if spool.error is not None:
         problems.append(f"spool: it cannot be written: {spool.error}")
     if spool.bytes > 0.95 * spool.max_bytes:

@@ -30,6 +30,8 @@ log = structlog.get_logger()
 TRIM_AGAIN_SECONDS = 1.0
 # Another writer may take a key between our look and our COPY, but hardly again and again.
 KEY_TRIES = 3
+# A batch is stored within a second; a server that needs so long is worth telling, though it may answer yet.
+SILENT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ class Writer:
         self._is_in_doubt = False
         self._preparer = Preparer(counters.preparing, command_lines_of)
         self.store_error: str | None = "not connected yet"
+        self._asked_at: float | None = None
 
     async def run(self) -> None:
         """Write until the spool is sealed and empty. Raises SchemaMismatch; an unreachable store is waited for."""
@@ -79,6 +82,13 @@ class Writer:
             )
 
         await retrying(self._connection, expected=StoreUnavailable, backoff=Backoff(cap_seconds=5), lost=lost)
+
+    @property
+    def problem(self) -> str | None:
+        """Why nothing is being stored, None when all is well."""
+        if self._asked_at is None or (silent := time.monotonic() - self._asked_at) < SILENT_SECONDS:
+            return self.store_error
+        return self.store_error or f"no answer for {silent:.0f} s"
 
     @property
     def has_nothing_to_do(self) -> bool:
@@ -184,7 +194,7 @@ class Writer:
         await self._write_parts(store, frames, RowsRejected("their keys are taken whatever they are moved to"))
 
     async def _commit(self, store: Store, frames: Sequence[Prepared]) -> None:
-        started = time.monotonic()
+        started = self._asked_at = time.monotonic()
         try:
             outcome = await store.write(self._spool.spool_id, self._committed_seq, frames)
         except LedgerMoved:
@@ -192,6 +202,8 @@ class Writer:
         except StoreUnavailable:
             self._is_in_doubt = True
             raise
+        finally:
+            self._asked_at = None
         self._committed_seq = frames[-1].seq
         self._counters.outcome(outcome)
         oldest_age_seconds = (datetime.now(UTC) - frames[0].received_at).total_seconds()

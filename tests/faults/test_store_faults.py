@@ -93,6 +93,7 @@ def test_a_server_that_stands_still_for_a_while_costs_nothing(
                 for each in stopped:
                     os.kill(each, signal.SIGSTOP)
                 eventually(lambda: daemon.metric("guestd_spool_frames") > 3 * GUESTS, "frames wait")
+                eventually(lambda: "store: no answer for" in daemon.page("/readyz")[1], "it says so")
                 for each in stopped:
                     os.kill(each, signal.SIGCONT)
             load.finish(daemon)
