@@ -168,6 +168,12 @@ REQUIRED: dict[str, Callable[[Connection], Row]] = {
         "lastSeen": NOW,
         "connectionCountMax": 1,
     },
+    "FilterHostState": lambda c: {
+        "hostId": insert(c, "Host", **REQUIRED["Host"](c))["id"],
+        "name": f"ibay-{uuid.uuid4().hex[:16]}",
+        "uuid": uuid.uuid4(),
+        "isBound": False,
+    },
     "ReconcileEvent": lambda c: {"name": "vm", "action": "start", "reason": "wanted", "outcome": "done"},
     "SystemMetrics": lambda c: {
         "machineId": make_machine(c),

@@ -20,7 +20,7 @@ from guestd.filters.memory import Memory
 from guestd.filters.nwfilterxml import write
 from guestd.filters.wanted import Rows, asked
 from guestd.filterstore import read_rows
-from guestd.plans.filters import MOST_REMOVALS, Seen, plan, wished
+from guestd.plans.filters import Guard, Seen, plan, wished
 
 STEPS = ("rows", "compiling", "reading XML", "plan")
 FILTERS = """INSERT INTO "NWFilter" ("name", "internalName", "uuid", "chain", "priority", "type", "stateMatch")
@@ -102,7 +102,7 @@ async def _pass(dsn: str, xml: list[str], memory: Memory) -> list[float]:
     moments.append(time.process_time())
     seen = Seen({each.name: each for each in map(memory.read, xml)})
     moments.append(time.process_time())
-    made: Any = plan(wished(found, [machine.id for machine in rows.machines]), seen, most_removals=MOST_REMOVALS)
+    made: Any = plan(wished(found, [machine.id for machine in rows.machines]), seen, Guard(20))
     moments.append(time.process_time())
     memory.end_pass()
     if made.actions or made.reports:

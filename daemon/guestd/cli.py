@@ -28,7 +28,8 @@ guestd reads what guest agents report, and writes it exactly once to TimescaleDB
   guestd run --config /etc/guestd.toml     the daemon of a hypervisor host
   guestd check --config /etc/guestd.toml   whether the configuration can be worked with; starts nothing
   guestd doctor --config /etc/guestd.toml  what is wrong on this host, at the store and the broker, each with its fix
-  guestd plan --config /etc/guestd.toml    what it would do to virtual machines and their rows; does nothing
+  guestd plan --config /etc/guestd.toml    what it would do to virtual machines, rows and filters; does nothing
+  guestd apply --config /etc/guestd.toml   do what concerns filters now; --yes and --take for what waits for a person
   guestd secret --config FILE ID           a machine's secret, for the agent that is to take signed lines only
   guestd filters show MACHINE              the rules that protect a machine, in the order in which they match
   guestd filters plan                      what would be done to libvirt's filters, and which are not as they should be
@@ -75,11 +76,20 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--json", action="store_true", help="for programs")
         sub.set_defaults(run=verb)
     plan = verbs.add_parser(
-        "plan", help="what would be done to virtual machines", description="Print what guestd would do; does nothing."
+        "plan",
+        help="what would be done to virtual machines and filters",
+        description="Print what guestd would do; does nothing.",
     )
     plan.add_argument("--config", type=Path, metavar="FILE", help="TOML; deploy/guestd.toml lists every key")
     plan.add_argument("--json", action="store_true", help="for programs")
-    plan.set_defaults(run=_plan)
+    plan.set_defaults(run=_planning("plan"))
+    apply = verbs.add_parser(
+        "apply", help="put the filters of this host right now", description="Make one pass over this host's filters."
+    )
+    apply.add_argument("--config", type=Path, metavar="FILE", help="TOML; deploy/guestd.toml lists every key")
+    apply.add_argument("--yes", action="store_true", help="also when that removes more than filters.most_removals")
+    apply.add_argument("--take", action="store_true", help="also on interfaces that name somebody else's filter")
+    apply.set_defaults(run=_planning("apply"))
     secret = verbs.add_parser(
         "secret", help="a machine's secret, for its agent", description="Print the secret for an agent's --secret-file."
     )
@@ -103,7 +113,7 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
     show = verbs.add_parser("show", help="a machine's rules in the order in which they match")
     plan = verbs.add_parser("plan", help="what would be done to libvirt's filters; does nothing")
     plan.add_argument("--config", type=Path, metavar="FILE", help="TOML; deploy/guestd.toml lists every key")
-    plan.set_defaults(run=_plan_filters)
+    plan.set_defaults(run=_planning("plan_filters"))
     explain = verbs.add_parser("explain", help="which rule decides on a connection")
     for sub in (show, explain):
         sub.add_argument("machine", metavar="MACHINE", help="id, internalName or name")
@@ -187,25 +197,15 @@ def _settings(arguments: argparse.Namespace) -> settings.Settings:
     return msgspec.structs.replace(chosen, store=msgspec.structs.replace(chosen.store, dsn=dsn))
 
 
-def _plan(arguments: argparse.Namespace) -> int:
-    from guestd import hosting
-    from guestd.errors import SourceLost, StoreUnavailable
+def _planning(verb: str) -> Callable[[argparse.Namespace], int]:
+    """A verb of plan_verbs, which is imported when it is used."""
 
-    chosen = _settings(arguments)
-    if not chosen.libvirt.uri:
-        raise ConfigError("libvirt.uri is empty: guestd has nothing to do with virtual machines here")
-    try:
-        found = asyncio.run(hosting.planned(chosen))
-    except (SourceLost, StoreUnavailable) as why:
-        print(f"guestd: {why}", file=sys.stderr)
-        return EXIT_FAILURE
-    steps = [*found.writes, *found.actions, *found.reports]
-    if arguments.json:
-        described = [{"step": type(step).__name__, "text": str(step)} | msgspec.to_builtins(step) for step in steps]
-        print(msgspec.json.encode(described).decode())
-    else:
-        print("\n".join(map(str, steps)) or "nothing to do")
-    return 0
+    def run(arguments: argparse.Namespace) -> int:
+        from guestd import plan_verbs
+
+        return int(getattr(plan_verbs, verb)(arguments, _settings(arguments)))
+
+    return run
 
 
 def _secret(arguments: argparse.Namespace) -> int:
@@ -230,30 +230,6 @@ def _explain_filters(arguments: argparse.Namespace) -> int:
         print(f"guestd: {why}", file=sys.stderr)
         return EXIT_USAGE
     return _tell_filters(arguments, lambda asked, machine: telling.explain(asked, machine, asking))
-
-
-def _plan_filters(arguments: argparse.Namespace) -> int:
-    from guestd import nwfilters
-    from guestd.errors import SourceLost, StoreUnavailable
-    from guestd.filterstore import read_rows
-    from guestd.plans import filters
-
-    chosen = _settings(arguments)
-    if not chosen.libvirt.uri:
-        raise ConfigError("libvirt.uri is empty: guestd has nothing to do with virtual machines here")
-    try:
-        rows = asyncio.run(read_rows(chosen.store.dsn))
-        found = nwfilters.look(chosen.libvirt.uri)
-    except (SourceLost, StoreUnavailable) as why:
-        print(f"guestd: {why}", file=sys.stderr)
-        return EXIT_FAILURE
-    here = frozenset(machine.id for machine in rows.machines if machine.internal_name in found.domains)
-    asked = wanted.asked(rows)
-    plan = filters.plan(filters.wished(asked, here), found.seen, most_removals=filters.MOST_REMOVALS)
-    problems = [f"refused: {name}: {each}" for name, why in sorted(asked.problems.items()) for each in why]
-    guarded = [] if plan.guarded is None else [f"waits for a yes: {plan.guarded}"]
-    print("\n".join(map(str, (*plan.actions, *plan.reports, *problems, *guarded))) or "nothing to do")
-    return 0
 
 
 def _tell_filters(arguments: argparse.Namespace, tell: Callable[[Asked, MachineRow], Iterable[str]]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from guestd.channels import Domains
 from guestd.hypervisor import Hypervisor
 from guestd.lifecycle import Life
 from guestd.plans.vms import REPORT_KINDS, Plan, Report, Rules
+from guestd.protecting import Protecting, host_name
 from guestd.reconcile import Reconciler, preview
 from guestd.roster import Roster
 from guestd.sampler import Sampler
@@ -40,10 +40,11 @@ class Hosting:
         )
         shown, driver = telemetry.hosting, self.hypervisor
         self._sampler = Sampler(chosen.uri, lambda: driver.domains, gave_up=shown.calls_given_up.inc)
+        self._protecting = Protecting(settings, telemetry)
         shown.show(self._sampler.families)
         shown.libvirt_up.set_function(lambda: self.hypervisor.error is None)
         shown.libvirt_domains.set_function(lambda: len(self.hypervisor.domains))
-        shown.calls_stuck.set_function(lambda: self.hypervisor.stuck + self._sampler.stuck)
+        shown.calls_stuck.set_function(lambda: self.hypervisor.stuck + self._sampler.stuck + self._protecting.stuck)
 
     def lives(self) -> dict[str, Life]:
         """What runs beside the pipeline, by the names of the tasks."""
@@ -52,7 +53,7 @@ class Hosting:
             "vms": self._loop.run(),
             "wishes": self._loop.watch_wishes(),
             "statistics": self._sampler.run(),
-        }
+        } | self._protecting.lives(self.hypervisor)
 
     def place(self, roster: Roster) -> Domains:
         """Where the guests have their channels, as libvirt tells it."""
@@ -70,11 +71,6 @@ class Hosting:
         if self.hypervisor.error is not None:
             return [f"libvirt: {self.hypervisor.error}"]
         return [] if self._loop.error is None else [f"machines: {self._loop.error}"]
-
-
-def host_name(chosen: Libvirt) -> str:
-    """What this host is called in the store."""
-    return chosen.host_name or platform.node()
 
 
 def rules_of(chosen: Libvirt) -> Rules:

@@ -134,6 +134,19 @@ class Libvirt(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Whether a guest that does not shut down, or is in error and wanted off, loses its power."""
 
 
+class Filters(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The network filters of this host's machines; docs/filters.md says how they are kept."""
+
+    attach: Literal["off", "report", "enforce"] = "report"
+    """enforce: interfaces are given their machine's filter; report: those without it are told of; off: neither."""
+    interval_seconds: PositiveSeconds = 30.0
+    """All of libvirt is looked at so often, for what was changed by hand; edits of rows do not wait for it."""
+    most_removals: Annotated[int, Meta(ge=0)] = 20
+    """More filters than so many are not removed or emptied at once,"""
+    most_removals_share: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    """nor a larger part of them: that waits for guestd apply --yes."""
+
+
 class Events(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What guests report besides metrics: errors of their agents, changes of their connections and the like."""
 
@@ -171,6 +184,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     limits: Limits = Limits()
     privacy: Privacy = Privacy()
     libvirt: Libvirt = Libvirt()
+    filters: Filters = Filters()
     events: Events = Events()
     quarantine: Quarantine = Quarantine()
     telemetry: Telemetry = Telemetry()

@@ -64,6 +64,24 @@ class Hosting:
         self._registry.register(_Domains(families))
 
 
+class Filtering:
+    """The metrics of the network filters that are kept."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        gauge, counter = partial(Gauge, registry=registry), partial(Counter, registry=registry)
+        self.wanted = gauge("guestd_filters_wanted", "Filters that this host should have: of rows and of its machines.")
+        self.in_force = gauge("guestd_filters_in_force", "Of those, the ones that libvirt has as the rows say.")
+        self.pending = gauge("guestd_filters_pending", "Of those, the ones that it has not.")
+        self.held = gauge("guestd_filters_held", "1 while a plan waits for guestd apply --yes.")
+        self.drift = counter("guestd_filters_drift", "Filters that were in force and found otherwise.")
+        self.actions = counter("guestd_filters_actions", "Steps on filters and interfaces.", ["action", "outcome"])
+        self.reports = gauge("guestd_filters_reports", "What needs a person, by kind.", ["kind"])
+        self.lost = counter("guestd_filters_lost", "Ends of the filter loop by libvirt or store.")
+        self.pass_seconds = Histogram(
+            "guestd_filters_pass_seconds", "Time of one pass over all filters.", registry=registry, buckets=LAG_BUCKETS
+        )
+
+
 class _Domains(Collector):
     """Families that are made anew at every scrape."""
 
@@ -140,6 +158,7 @@ class Telemetry:
         self.key_conflicts = counter("guestd_key_conflicts", "Batches with keys that somebody else's rows had taken.")
         self.bugs = counter("guestd_bugs", "Frames that reached a bug of ours; each is in the log.")
         self.hosting = Hosting(registry)
+        self.filtering = Filtering(registry)
 
 
 Problems = Callable[[], list[str]]

@@ -6,8 +6,9 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     -- A client that sends updatedAt with every update (Prisma does) is overruled: the column says when the
-    -- content changed, and having been applied to libvirt (flushedAt) is no change of content.
-    IF to_jsonb(NEW) - 'updatedAt' - 'flushedAt' IS DISTINCT FROM to_jsonb(OLD) - 'updatedAt' - 'flushedAt' THEN
+    -- content changed, and what libvirt has of it (flushedAt, problem) is no content.
+    IF to_jsonb(NEW) - ARRAY['updatedAt', 'flushedAt', 'problem']
+        IS DISTINCT FROM to_jsonb(OLD) - ARRAY['updatedAt', 'flushedAt', 'problem'] THEN
         NEW."updatedAt" := clock_timestamp();
     ELSE
         NEW."updatedAt" := OLD."updatedAt";
@@ -17,7 +18,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_touch_updated_at() IS
-'Keeps updatedAt: server time of the last change other than to flushedAt.';
+'Keeps updatedAt: server time of the last change other than to flushedAt or problem.';
 
 CREATE OR REPLACE FUNCTION public.guestd_announce_machines() RETURNS trigger
 LANGUAGE plpgsql
@@ -44,6 +45,19 @@ $$;
 
 COMMENT ON FUNCTION public.guestd_announce_wishes() IS
 'Wakes daemons that listen on guestd_wish: what is wanted of machines has changed; they look again.';
+
+CREATE OR REPLACE FUNCTION public.guestd_announce_filters() RETURNS trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM pg_notify('guestd_filter', '');
+    RETURN NULL;
+END;
+$$;
+
+COMMENT ON FUNCTION public.guestd_announce_filters() IS
+'Wakes daemons that listen on guestd_filter: what machines may send or receive has changed; they look again.';
 
 CREATE OR REPLACE FUNCTION public.guestd_keep_machine_id() RETURNS trigger
 LANGUAGE plpgsql

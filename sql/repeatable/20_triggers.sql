@@ -48,6 +48,61 @@ CREATE OR REPLACE TRIGGER "Machine_announce_wish"
 AFTER INSERT OR DELETE OR UPDATE OF "desiredStatus", "internalName" ON "Machine"
 FOR EACH STATEMENT EXECUTE FUNCTION public.guestd_announce_wishes();
 
+CREATE OR REPLACE TRIGGER "Machine_announce_filters"
+AFTER INSERT OR DELETE OR UPDATE OF "name", "internalName", "departmentId", "allowedIps" ON "Machine"
+FOR EACH STATEMENT EXECUTE FUNCTION public.guestd_announce_filters();
+
+CREATE OR REPLACE TRIGGER "DepartmentConfiguration_announce_filters"
+AFTER INSERT OR DELETE OR UPDATE ON "DepartmentConfiguration"
+FOR EACH STATEMENT EXECUTE FUNCTION public.guestd_announce_filters();
+
+CREATE OR REPLACE TRIGGER "NWFilter_announce_filters"
+AFTER INSERT OR DELETE OR UPDATE OF
+"name", "internalName", "uuid", "chain", "priority", "stateMatch" ON "NWFilter"
+FOR EACH STATEMENT EXECUTE FUNCTION public.guestd_announce_filters();
+
+CREATE OR REPLACE TRIGGER "FWRule_announce_filters"
+AFTER INSERT OR DELETE OR UPDATE ON "FWRule"
+FOR EACH STATEMENT EXECUTE FUNCTION public.guestd_announce_filters();
+
+CREATE OR REPLACE TRIGGER "FilterReference_announce_filters"
+AFTER INSERT OR DELETE OR UPDATE ON "FilterReference"
+FOR EACH STATEMENT EXECUTE FUNCTION public.guestd_announce_filters();
+
+CREATE OR REPLACE TRIGGER "DepartmentNWFilter_announce_filters"
+AFTER INSERT OR DELETE OR UPDATE ON "DepartmentNWFilter"
+FOR EACH STATEMENT EXECUTE FUNCTION public.guestd_announce_filters();
+
+CREATE OR REPLACE TRIGGER "VMNWFilter_announce_filters"
+AFTER INSERT OR DELETE OR UPDATE ON "VMNWFilter"
+FOR EACH STATEMENT EXECUTE FUNCTION public.guestd_announce_filters();
+
+CREATE OR REPLACE TRIGGER "DepartmentServiceConfig_announce_filters"
+AFTER INSERT OR DELETE OR UPDATE ON "DepartmentServiceConfig"
+FOR EACH STATEMENT EXECUTE FUNCTION public.guestd_announce_filters();
+
+CREATE OR REPLACE TRIGGER "VMServiceConfig_announce_filters"
+AFTER INSERT OR DELETE OR UPDATE ON "VMServiceConfig"
+FOR EACH STATEMENT EXECUTE FUNCTION public.guestd_announce_filters();
+
+CREATE OR REPLACE TRIGGER "GlobalServiceConfig_announce_filters"
+AFTER INSERT OR DELETE OR UPDATE ON "GlobalServiceConfig"
+FOR EACH STATEMENT EXECUTE FUNCTION public.guestd_announce_filters();
+
+-- Row by row: most of its writes only tell what guests listen on.
+CREATE OR REPLACE TRIGGER "VmPort_announce_filters_insert"
+AFTER INSERT ON "VmPort"
+FOR EACH ROW WHEN (new."enabled" OR new."toEnable") EXECUTE FUNCTION public.guestd_announce_filters();
+
+CREATE OR REPLACE TRIGGER "VmPort_announce_filters_update"
+AFTER UPDATE OF "vmId", "portStart", "portEnd", "protocol", "enabled", "toEnable" ON "VmPort"
+FOR EACH ROW WHEN (old."enabled" OR old."toEnable" OR new."enabled" OR new."toEnable")
+EXECUTE FUNCTION public.guestd_announce_filters();
+
+CREATE OR REPLACE TRIGGER "VmPort_announce_filters_delete"
+AFTER DELETE ON "VmPort"
+FOR EACH ROW WHEN (old."enabled" OR old."toEnable") EXECUTE FUNCTION public.guestd_announce_filters();
+
 CREATE OR REPLACE TRIGGER "Machine_keep_id"
 BEFORE UPDATE OF "id" ON "Machine"
 FOR EACH ROW WHEN (old."id" <> new."id") EXECUTE FUNCTION public.guestd_keep_machine_id();

@@ -23,6 +23,11 @@ GRANT SELECT ON
 "RollupPending",
 "RollupState"
 TO guestd_writer;
+GRANT SELECT ON "NWFilter", "FilterReference", "FWRule", "DepartmentNWFilter", "VMNWFilter" TO guestd_writer;
+GRANT SELECT ON "DepartmentServiceConfig", "VMServiceConfig", "GlobalServiceConfig" TO guestd_writer;
+GRANT SELECT ("departmentId", "cleanTraffic") ON "DepartmentConfiguration" TO guestd_writer;
+GRANT UPDATE ("flushedAt", "problem") ON "NWFilter" TO guestd_writer;
+GRANT SELECT, INSERT, UPDATE, DELETE ON "FilterHostState" TO guestd_writer;
 
 -- Readers: everything but passwords, tokens and the raw frames of guests, which may hold any secret of a guest.
 GRANT SELECT ON
@@ -36,6 +41,7 @@ GRANT SELECT ON
 "Host",
 "MachineDomain",
 "ReconcileEvent",
+"FilterHostState",
 "MachineState",
 "MachineWithoutData",
 "Application",
@@ -120,6 +126,7 @@ REVOKE ALL ON FUNCTION
 public.guestd_touch_updated_at(),
 public.guestd_announce_machines(),
 public.guestd_announce_wishes(),
+public.guestd_announce_filters(),
 public.guestd_keep_machine_id(),
 public.guestd_end_session(),
 public.guestd_delete_samples(),

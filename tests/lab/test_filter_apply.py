@@ -10,7 +10,7 @@ from filters import filter_row
 from guestd.filters.model import Filter
 from guestd.filters.nwfilterxml import read, write
 from guestd.filters.rows import RuleRow, compiled
-from guestd.plans.filters import Define, Plan, Remove, Seen, Wanted, plan
+from guestd.plans.filters import Define, Guard, Plan, Remove, Seen, Wanted, plan
 from gueststore.seeds import filters
 
 pytestmark = pytest.mark.timeout(600)
@@ -54,7 +54,7 @@ class Host:
         return {each.name: each for each in found}
 
     def plan(self, wanted: dict[str, Filter]) -> Plan:
-        return plan(Wanted(wanted, known=frozenset(self.known)), Seen(self.seen()), most_removals=1000)
+        return plan(Wanted(wanted, known=frozenset(self.known)), Seen(self.seen()), Guard(1000))
 
     def apply(self, found: Plan, count: int | None = None) -> int:
         for action in found.actions[:count]:

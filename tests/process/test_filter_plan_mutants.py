@@ -23,6 +23,7 @@ MUTANTS = [
     ("a missing target goes through", "if target not in edges:", "if False:"),
     ("everything is defined again", "if name in first or seen.filters.get(name) != each]", "]"),
     ("nobody is asked", "if not taken or", "if True or"),
+    ("a part of them is nobody's matter", "guard.most_removals_share * len(own)", "len(own)"),
     ("emptied is not removed", "if was_something and not", "if False and not"),
 ]  # fmt: skip
 

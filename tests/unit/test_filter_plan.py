@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guestd.filters.model import Filter, Reference, Rule
-from guestd.plans.filters import Action, Define, Plan, Remove, Seen, Wanted, plan
+from guestd.plans.filters import Action, Define, Guard, Plan, Remove, Seen, Wanted, plan
 
-MANY = 1000
+EVERYTHING_BUT_ALL = Guard(1000)
 RULE = Rule("accept", "in", 500, "tcp")
 NAMES = [f"ibay-{number}" for number in range(7)]
 
@@ -35,10 +35,10 @@ class World:
     foreign: dict[str, Filter] = field(default_factory=dict)
     rows: set[tuple[str, UUID]] = field(default_factory=set)
 
-    def plan(self, wanted: Wanted, most_removals: int = MANY) -> Plan:
+    def plan(self, wanted: Wanted, guard: Guard = EVERYTHING_BUT_ALL) -> Plan:
         now = replace(wanted, known=frozenset(self.known))
         self.rows = {(each.name, each.uuid) for each in wanted.filters.values()}
-        return plan(now, Seen(self.filters, self.bound), most_removals=most_removals)
+        return plan(now, Seen(self.filters, self.bound), guard)
 
     def settle(self, wanted: Wanted) -> Plan:
         """Plan and apply until nothing is left to do. A redefinition may free a name or uuid: then there is more."""
@@ -236,15 +236,23 @@ def test_a_deleted_filter_stays_while_an_interface_uses_it() -> None:
 def test_an_emptied_store_removes_nothing_without_a_yes() -> None:
     world = World(by_name(made("ibay-1"), made("ibay-2")))
     world.known = {(each.name, each.uuid) for each in world.filters.values()}
-    assert world.plan(Wanted({})).guarded == "it would remove or empty 2 of 2 filters, and 1000 are allowed at once"
+    assert world.plan(Wanted({})).guarded == "it would remove or empty 2 of 2 filters, and 1 are allowed at once"
 
 
 def test_more_removals_than_are_allowed_wait_for_a_yes() -> None:
     world = World(by_name(*(made(name) for name in NAMES)))
     world.known = {(each.name, each.uuid) for each in world.filters.values()}
     wanted = Wanted(by_name(*(made(name) for name in NAMES[:3])))
-    assert world.plan(wanted, most_removals=3).guarded is not None
-    assert world.plan(wanted, most_removals=4).guarded is None
+    assert world.plan(wanted, Guard(3)).guarded is not None
+    assert world.plan(wanted, Guard(4)).guarded is None
+
+
+def test_a_larger_part_than_is_allowed_waits_for_a_yes() -> None:
+    world = World(by_name(*(made(name) for name in NAMES[:4])))
+    world.known = {(each.name, each.uuid) for each in world.filters.values()}
+    wanted = Wanted(by_name(*(made(name) for name in NAMES[:2])))
+    assert world.plan(wanted, Guard(20, 0.4)).guarded is not None
+    assert world.plan(wanted, Guard(20, 0.5)).guarded is None
 
 
 def test_filters_that_lose_all_their_rules_count_as_removed() -> None:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
-from guestd import nwfilters
 from guestd.doctor.finding import Finding, fault, warning, well
 from guestd.errors import ConfigError, SourceLost, StoreUnavailable
-from guestd.filters import wanted
-from guestd.filterstore import read_rows
-from guestd.plans import filters
+from guestd.protecting import previewed
 from guestd.settings import Settings
 
 
@@ -19,24 +15,26 @@ async def examined(settings: Settings) -> AsyncIterator[Finding]:
     if not settings.libvirt.uri:
         return
     try:
-        rows = await read_rows(settings.store.dsn)
-        found = await asyncio.to_thread(nwfilters.look, settings.libvirt.uri)
+        found, attaching = await previewed(settings)
     except (StoreUnavailable, ConfigError):
         return
     except SourceLost as why:
         if "not supported by the connection driver" not in str(why):
             yield fault("filters", str(why), "install libvirt-daemon-config-nwfilter; guestd's user must be in libvirt")
         return
-    here = frozenset(machine.id for machine in rows.machines if machine.internal_name in found.domains)
-    asked = wanted.asked(rows)
-    plan = filters.plan(filters.wished(asked, here), found.seen, most_removals=filters.MOST_REMOVALS)
-    if asked.problems:
+    plan, problems = found.plan, found.asked.problems
+    steps = len(plan.actions) + len(attaching.actions)
+    if problems:
         fix = "correct their rules: guestd filters plan says what is wrong with each"
-        yield warning("filters", f"refused: {', '.join(sorted(asked.problems))}", fix)
+        yield warning("filters", f"refused: {', '.join(sorted(problems))}", fix)
     if plan.guarded is not None:
-        yield warning("filters", f"waits for a yes: {plan.guarded}", "look at guestd filters plan before saying it")
-    if plan.actions:
-        fix = "guestd filters plan names each step"
-        yield warning("filters", f"libvirt's filters differ from the store's in {len(plan.actions)} steps", fix)
-    if not (asked.problems or plan.actions or plan.guarded):
+        yield warning(
+            "filters",
+            f"waits for a yes: {plan.guarded}",
+            "look at guestd filters plan, then say it: guestd apply --yes",
+        )
+    if steps:
+        fix = "guestd filters plan names each step, guestd apply does them"
+        yield warning("filters", f"libvirt's filters differ from the store's in {steps} steps", fix)
+    if not (problems or steps or plan.guarded):
         yield well("filters", "libvirt has them as the store wants them")

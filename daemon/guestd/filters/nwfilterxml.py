@@ -6,6 +6,7 @@ the default of a chain.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from uuid import UUID
 from xml.etree import ElementTree
 
@@ -28,10 +29,39 @@ def read(xml: str) -> Filter:
     )
 
 
-def named_by(domain_xml: str) -> set[str]:
-    """The filters that the interfaces of a domain name."""
+def interfaces(domain_xml: str) -> Iterator[tuple[str, str, str]]:
+    """MAC address, device on the host and filter of each interface of a domain; empty where there is none."""
     root = ElementTree.fromstring(domain_xml)  # noqa: S314 -- libvirt wrote it, and no guest can
-    return {each.get("filter", "") for each in root.iterfind("devices/interface/filterref")}
+    for each in root.iterfind("devices/interface"):
+        mac, target, chosen = (each.find(name) for name in ("mac", "target", "filterref"))
+        if mac is not None:
+            port = "" if target is None else target.get("dev", "")
+            yield mac.get("address", ""), port, "" if chosen is None else chosen.get("filter", "")
+
+
+def with_filter(domain_xml: str, mac: str, name: str) -> str | None:
+    """The interface of this MAC address as the domain has it, but with this filter; None when there is none."""
+    root = ElementTree.fromstring(domain_xml)  # noqa: S314 -- libvirt wrote it, and no guest can
+    for each in root.iterfind("devices/interface"):
+        found = each.find("mac")
+        if found is not None and found.get("address") == mac:
+            for old in each.findall("filterref"):
+                each.remove(old)
+            ElementTree.SubElement(each, "filterref", {"filter": name})
+            return ElementTree.tostring(each, encoding="unicode")
+    return None
+
+
+def binding(owner: str, owner_uuid: UUID, port: str, mac: str, name: str) -> str:
+    """What libvirt is given to enforce a filter on a device of the host, for the domain that owns it."""
+    root = ElementTree.Element("filterbinding")
+    owning = ElementTree.SubElement(root, "owner")
+    ElementTree.SubElement(owning, "name").text = owner
+    ElementTree.SubElement(owning, "uuid").text = str(owner_uuid)
+    ElementTree.SubElement(root, "portdev", {"name": port})
+    ElementTree.SubElement(root, "mac", {"address": mac})
+    ElementTree.SubElement(root, "filterref", {"filter": name})
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def write(definition: Filter) -> str:

@@ -23,9 +23,6 @@ from uuid import UUID
 from guestd.filters.model import PREFIX, Filter
 from guestd.filters.wanted import Asked
 
-# More than these at once are taken for a mistake until a person says yes.
-MOST_REMOVALS = 20
-
 
 @dataclass(frozen=True, slots=True)
 class Define:
@@ -79,9 +76,12 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """All of libvirt's filters by name; `bound` are those that an interface names, live or in a stored definition."""
+    """All of libvirt's filters by name; `bound` are those that an interface names, live or in a stored definition.
 
-    filters: Mapping[str, Filter]
+    Whoever carries out a plan keeps `filters` as they are then.
+    """
+
+    filters: dict[str, Filter]
     bound: frozenset[str] = frozenset()
 
 
@@ -94,16 +94,22 @@ class Plan:
     guarded: str | None = None
 
 
-def wished(asked: Asked, machines: Collection[UUID]) -> Wanted:
-    """What a host that has these machines should have: every filter of the store, and the machines' own.
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """More removals at once, or a larger part of guestd's filters, are taken for a mistake until a person says yes."""
 
-    Nothing is known to be guestd's but what has a row: filters without one are reported and left.
-    """
+    most_removals: int
+    most_removals_share: float = 1.0
+
+
+def wished(asked: Asked, machines: Collection[UUID], known: frozenset[tuple[str, UUID]] = frozenset()) -> Wanted:
+    """What a host that has these machines should have: every filter of the store, and the machines' own."""
     umbrellas = [each for machine_id, each in asked.umbrellas.items() if machine_id in machines]
-    return Wanted({**asked.filters, **{each.name: each for each in umbrellas}}, held=frozenset(asked.problems))
+    filters = {**asked.filters, **{each.name: each for each in umbrellas}}
+    return Wanted(filters, held=frozenset(asked.problems), known=known)
 
 
-def plan(wanted: Wanted, seen: Seen, *, most_removals: int) -> Plan:
+def plan(wanted: Wanted, seen: Seen, guard: Guard) -> Plan:
     """What leads from what is seen to what is wanted. A plan that takes away too much says so in `guarded`."""
     refused: dict[str, str] = {}
     while found := _refusals(wanted, seen, refused):
@@ -123,7 +129,13 @@ def plan(wanted: Wanted, seen: Seen, *, most_removals: int) -> Plan:
         *(Report("used", name, "the store has no such filter, and it is still used") for name in sorted(used)),
         *(Report("foreign", name, "it has guestd's prefix and is not known") for name in _strays(wanted, seen)),
     )
-    return Plan(actions, reports, _guard(actions, wanted, seen, most_removals))
+    return Plan(actions, reports, _guarded(actions, wanted, seen, guard))
+
+
+def included(seen: Seen) -> frozenset[str]:
+    """The filters that interfaces use: those that they name, and all that these include."""
+    edges = _edges(seen.filters)
+    return frozenset(_reached(seen.bound, lambda name: edges.get(name, ())))
 
 
 def _is_own(name: str, wanted: Wanted, seen: Seen) -> bool:
@@ -293,7 +305,7 @@ def _why(before: Filter | None, after: Filter) -> str:
     return "; ".join(words) or "the order of its rules or references differs"
 
 
-def _guard(actions: Iterable[Action], wanted: Wanted, seen: Seen, most_removals: int) -> str | None:
+def _guarded(actions: Iterable[Action], wanted: Wanted, seen: Seen, guard: Guard) -> str | None:
     """Why a person should say yes first: removed or emptied, filters of ours protect nobody any longer."""
     own = [name for name in seen.filters if _is_own(name, wanted, seen)]
     taken = {action.name for action in actions if isinstance(action, Remove)}
@@ -304,6 +316,7 @@ def _guard(actions: Iterable[Action], wanted: Wanted, seen: Seen, most_removals:
             was_something = before is not None and bool(before.rules or before.references)
             if was_something and not (action.definition.rules or action.definition.references):
                 taken.add(action.definition.name)
-    if not taken or (len(taken) <= most_removals and len(taken) < len(own)):
+    most = min(float(guard.most_removals), guard.most_removals_share * len(own), len(own) - 1.0)
+    if not taken or len(taken) <= most:
         return None
-    return f"it would remove or empty {len(taken)} of {len(own)} filters, and {most_removals} are allowed at once"
+    return f"it would remove or empty {len(taken)} of {len(own)} filters, and {max(0, int(most))} are allowed at once"

@@ -1,0 +1,12 @@
+-- Actions on filters and interfaces begin. %(host_id)s: uuid. %(actions)s: jsonb, objects of id, machine, name, action, why.
+INSERT INTO "ReconcileEvent" ("id", "hostId", "machineId", "name", "action", "reason", "outcome")
+SELECT
+    step."id",
+    %(host_id)s,
+    machine."id",
+    step."name",
+    step."action",
+    step."why",
+    'begun'
+FROM jsonb_to_recordset(%(actions)s) AS step ("id" uuid, "machine" uuid, "name" text, "action" text, "why" text)
+LEFT JOIN "Machine" AS machine ON step."machine" = machine."id";

@@ -1,0 +1,10 @@
+-- What a host's libvirt had of the filters when it was last looked at. %(host_id)s: uuid.
+SELECT
+    state."name",
+    state."uuid",
+    state."definedAt" IS NOT NULL AS "isDefined",
+    state."digest",
+    state."isBound",
+    state."problem"
+FROM "FilterHostState" AS state
+WHERE state."hostId" = %(host_id)s;

@@ -1,0 +1,151 @@
+"""A seeded store, the lab's libvirt, and passes over its filters; what people do to either by hand."""
+
+import asyncio
+import subprocess
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+from tools.lab import Lab
+
+from fix_daemon import add_machine, command, environment
+from guestd.filterpass import Allowed, Flushed, Outcome, Passes, nothing_flushed
+from guestd.filters.nwfilterxml import read
+from guestd.filterstore import filter_store
+from guestd.nwfilters import NWFilters
+from guestd.plans.filters import Guard
+from gueststore.seed import Admin, seed
+
+# The loop has the rights that the daemon has, and no more.
+WRITER = "-c role=guestd_writer"
+HOST = "host"
+REPORT = Allowed(Guard(20, 0.5), "report")
+ENFORCE = Allowed(Guard(20, 0.5), "enforce")
+
+
+def domain_xml(name: str, uuid: UUID, mac: str, chosen: str = "") -> str:
+    """A domain with one card on the lab's bridge; its QEMU runs without a guest."""
+    named = f"<filterref filter='{chosen}'/>" if chosen else ""
+    return f"""<domain type='qemu'><name>{name}</name><uuid>{uuid}</uuid><memory unit='MiB'>32</memory>
+      <os><type arch='x86_64' machine='pc'>hvm</type></os>
+      <devices><interface type='bridge'><source bridge='fbr0'/><mac address='{mac}'/>{named}</interface></devices>
+    </domain>"""
+
+
+class FilterHost:
+    """One host: a store with the seed's filters, the lab's libvirt, and passes that bring the two together."""
+
+    def __init__(self, dsn: str, lab: Lab, connection: Any) -> None:
+        self.dsn = dsn
+        self.lab = lab
+        self.libvirt = connection
+        self._domains: list[Any] = []
+
+    def run(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        """A statement on the store, as its owner."""
+        with psycopg.connect(self.dsn, autocommit=True) as connection:
+            cursor = connection.execute(statement.encode(), values)
+            return cursor.fetchall() if cursor.description else []
+
+    def passed(self, allowed: Allowed = REPORT, flushed: Flushed = nothing_flushed, host: str = HOST) -> Outcome:
+        """One full pass, by a guestd of its own."""
+
+        async def once() -> Outcome:
+            driver = NWFilters(self.lab.uri, lambda: None)
+            store = filter_store(make_conninfo(self.dsn, options=WRITER), name=host, uri=driver.uri, version="9")
+            async with driver.connected(), store as opened:
+                return await Passes(driver, opened, allowed, flushed).full()
+
+        return asyncio.run(once())
+
+    def guestd(self, *arguments: str, attach: str = "report") -> tuple[int, list[str]]:
+        """A verb of guestd's on this host; its status and what it printed."""
+        file = self.lab.state / "guestd.toml"
+        file.write_text(self.settings(attach=attach))
+        done = subprocess.run(
+            command("guestd", *arguments, "--config", str(file)),
+            env=environment(), capture_output=True, text=True, check=False, timeout=120,
+        )  # fmt: skip
+        return done.returncode, (done.stdout + done.stderr).splitlines()
+
+    def settings(self, attach: str = "report", interval_seconds: float = 30.0) -> str:
+        """The tables that a guestd of this host needs."""
+        return (
+            f'[store]\ndsn = "{self.dsn}"\n[libvirt]\nuri = "{self.lab.uri}"\nhost_name = "{HOST}"\n'
+            f'[filters]\nattach = "{attach}"\ninterval_seconds = {interval_seconds}\n'
+        )
+
+    def machine(self, *, is_running: bool = False, names: str = "") -> tuple[UUID, str]:
+        """A machine with a domain on this host; gives its id and its domain's name."""
+        machine_id = add_machine(self.dsn)
+        name = f"f{machine_id.hex[:8]}"
+        self.run('UPDATE "Machine" SET "internalName" = %s WHERE "id" = %s', name, machine_id)
+        mac = f"52:54:00:{machine_id.hex[:2]}:{machine_id.hex[2:4]}:{machine_id.hex[4:6]}"
+        domain = self.libvirt.defineXML(domain_xml(name, uuid4(), mac, names))
+        self._domains.append(domain)
+        if is_running:
+            domain.createWithFlags(1)  # VIR_DOMAIN_START_PAUSED: nobody waits for a guest
+        return machine_id, name
+
+    def filters(self) -> dict[str, Any]:
+        """libvirt's filters, as models by name."""
+        found = [read(each.XMLDesc()) for each in self.libvirt.listAllNWFilters()]
+        return {each.name: each for each in found}
+
+    def own(self) -> set[str]:
+        """The names of those with guestd's prefix."""
+        return {name for name in self.filters() if name.startswith("ibay-")}
+
+    def internal(self, name: str) -> str:
+        """The name in libvirt of a filter of the store."""
+        return str(self.run('SELECT "internalName" FROM "NWFilter" WHERE "name" = %s', name)[0][0])
+
+    def row(self, name: str) -> tuple[Any, ...]:
+        """flushedAt and problem of a filter."""
+        return self.run('SELECT "flushedAt", "problem" FROM "NWFilter" WHERE "name" = %s', name)[0]
+
+    def edit(self, name: str, column: str, value: Any) -> None:
+        """Change a column of all rules of a filter."""
+        statement = f'''UPDATE "FWRule" SET "{column}" = %s
+            WHERE "nwFilterId" = (SELECT "id" FROM "NWFilter" WHERE "name" = %s)'''
+        self.run(statement, value, name)
+
+    def give(self, machine_id: UUID, *names: str) -> None:
+        """Filters of the store for a machine."""
+        self.run(
+            'INSERT INTO "VMNWFilter" ("vmId", "nwFilterId") SELECT %s, "id" FROM "NWFilter" WHERE "name" = ANY(%s)',
+            machine_id, list(names),
+        )  # fmt: skip
+
+    def audit(self) -> list[tuple[str, str]]:
+        """Actions on filters and their outcomes, oldest first."""
+        statement = 'SELECT "action", "outcome" FROM "ReconcileEvent" ORDER BY "occurredAt"'
+        return [(action, outcome) for action, outcome in self.run(statement) if action not in ("claim", "status")]
+
+    def leave(self) -> None:
+        """Remove all that this host has made."""
+        for domain in self._domains:
+            if domain.isActive():
+                domain.destroy()
+            domain.undefine()
+        clear(self.libvirt)
+
+
+def clear(connection: Any) -> None:
+    """Undefine every filter of guestd's; who includes others first."""
+    names = {each.name() for each in connection.listAllNWFilters() if each.name().startswith("ibay-")}
+    for name in names:
+        connection.nwfilterLookupByName(name).undefine()
+
+
+@pytest.fixture
+def filter_host(dsn: str, lab: Lab, nwfilters: Any, bridge_port: Callable[..., str]) -> Iterator[FilterHost]:
+    """A host with nothing of guestd's in libvirt yet, and the seed in the store."""
+    clear(nwfilters)
+    seed(dsn, Admin("a@example.org", "no guess at all"))
+    host = FilterHost(dsn, lab, nwfilters)
+    yield host
+    host.leave()
