@@ -19,13 +19,12 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from uuid import UUID
 
 import structlog
 
-from guestd import __version__, intake, prepare, signing, systemd, writer
+from guestd import __version__, intake, prepare, signing, supervision, systemd, writer
 from guestd.batch import Limits
 from guestd.broker import login
 from guestd.budget import Budget, Rate, Rates
@@ -43,20 +42,20 @@ from guestd.settings import Settings
 from guestd.sources import mqtt, virtio
 from guestd.spool import Spool, open_spool
 from guestd.store import Outcome, maintain, watch_machines
+from guestd.supervision import Reload, Watchdog
 from guestd.telemetry import Telemetry, served
 from guestd.writer import Writer
 
 log = structlog.get_logger()
 
-STATUS_SECONDS = 5.0
 # A chunk is made a whole interval (a day or a week) before it is needed: there is time.
 MAINTENANCE_SECONDS = 600.0
 # Without a store only the spool's last commit is worth waiting for.
 NO_STORE_GRACE_SECONDS = 1.0
 
 
-async def run(settings: Settings) -> None:
-    """guestd, from start to SIGTERM. Raises ConfigError for what the operator must change."""
+async def run(settings: Settings, reread: Callable[[], Settings]) -> None:
+    """guestd, from start to SIGTERM. `reread` reads the settings again; ConfigError: the operator must change them."""
     check_dsn(settings.store.dsn)
     _allow_many_channels()
     stop = asyncio.Event()
@@ -70,19 +69,32 @@ async def run(settings: Settings) -> None:
         )
         resources.callback(spool.close)
         _show_spool(telemetry, spool)
-        gate = Intake(spool, _intake_counters(telemetry), _now_ms, Budget(_rates(settings)))
-        consumer = _writer(settings, telemetry, spool=spool, gate=gate, roster=roster)
+        budget = Budget(_rates(settings))
+        gate = Intake(spool, _intake_counters(telemetry), _now_ms, budget)
+        consumer = Writer(
+            spool,
+            dsn=settings.store.dsn,
+            limits=_batch_limits(settings),
+            counters=_writer_counters(telemetry, gate),
+            command_lines_of=lambda machine_id: _command_lines(roster, reload.settings, machine_id),
+        )
+        reload = Reload(settings, reread=reread, applied=lambda now: _apply(now, consumer, budget))
+        watchdog = Watchdog(spool, consumer)
         hosting = Hosting(settings, telemetry) if settings.libvirt.uri else None
         channels = _from_channels(
             settings, telemetry, place=_place(settings, roster, hosting), gate=gate, roster=roster
         )
         from_broker = _from_broker(settings, telemetry, spool=spool, gate=gate, roster=roster)
+
+        def problems() -> list[str]:
+            return _problems(consumer, spool, from_broker, hosting, watchdog)
+
         port = await resources.enter_async_context(
             served(
                 telemetry,
                 host=settings.telemetry.listen_host,
                 port=settings.telemetry.listen_port,
-                problems=lambda: _problems(consumer, spool, from_broker, hosting),
+                problems=problems,
             )
         )
         _tune_collector()
@@ -96,27 +108,30 @@ async def run(settings: Settings) -> None:
             inputs={"virtio": channels.run()} | ({"mqtt": from_broker.run()} if from_broker else {}),
             drains={"spool": spool.run(), "writer": consumer.run()},
             background={
-                "maintenance": _maintenance(settings, telemetry),
+                "maintenance": _maintenance(reload, telemetry),
                 "roster": _roster(settings.store.dsn, roster),
                 "upkeep": upkeep_of(settings, telemetry).run(),
-                "status": _status(channels, spool, lambda: _problems(consumer, spool, from_broker, hosting)),
+                "status": supervision.status(lambda: _standing(channels, spool, problems())),
+                "watchdog": watchdog.run(),
+                "reload": reload.run(),
             }
             | (hosting.lives() if hosting is not None else {}),
             seal=lambda: _seal(spool),
-            grace_seconds=lambda: NO_STORE_GRACE_SECONDS if consumer.store_error else settings.stop_grace_seconds,
+            grace_seconds=lambda: (
+                NO_STORE_GRACE_SECONDS if consumer.store_error else reload.settings.stop_grace_seconds
+            ),
         )
         log.info("guestd has stopped", spool_frames=spool.frames)
 
 
-def _writer(settings: Settings, telemetry: Telemetry, *, spool: Spool, gate: Intake, roster: Roster) -> Writer:
-    """From the spool to the store."""
-    return Writer(
-        spool,
-        dsn=settings.store.dsn,
-        limits=Limits(settings.store.batch_frames, settings.store.batch_bytes, settings.store.flush_seconds),
-        counters=_writer_counters(telemetry, gate),
-        command_lines_of=partial(_command_lines, roster, settings.privacy.command_lines),
-    )
+def _apply(settings: Settings, consumer: Writer, budget: Budget) -> None:
+    """Put changed settings in force; the others are asked for when they are needed (`guestd.reloading`)."""
+    consumer.limits = _batch_limits(settings)
+    budget.change(_rates(settings))
+
+
+def _batch_limits(settings: Settings) -> Limits:
+    return Limits(settings.store.batch_frames, settings.store.batch_bytes, settings.store.flush_seconds)
 
 
 def _from_channels(
@@ -161,8 +176,9 @@ def _wrapping(master_secret_file: str) -> Callable[[UUID, bytes], bytes]:
 
 def _allow_many_channels() -> None:
     """A descriptor a channel: the usual soft limit of 1,024 is for programs that still use select."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _stop_on_signals(stop: asyncio.Event) -> None:
@@ -190,10 +206,10 @@ def _tune_collector() -> None:
     gc.set_threshold(100_000, 50, 50)
 
 
-async def _command_lines(roster: Roster, default: CommandLines, machine_id: UUID) -> CommandLines:
+async def _command_lines(roster: Roster, settings: Settings, machine_id: UUID) -> CommandLines:
     # What is set for a machine must be known before a row of it is made.
     await roster.known.wait()
-    return roster.command_lines(machine_id) or default
+    return roster.command_lines(machine_id) or settings.privacy.command_lines
 
 
 async def _roster(dsn: str, roster: Roster) -> None:
@@ -206,12 +222,13 @@ async def _roster(dsn: str, roster: Roster) -> None:
     )
 
 
-async def _maintenance(settings: Settings, telemetry: Telemetry) -> None:
+async def _maintenance(reload: Reload, telemetry: Telemetry) -> None:
     """Keep the store in shape for as long as guestd runs."""
-    telemetry.quarantine_limit.set(settings.quarantine.max_frames)
 
     async def look_after() -> None:
         while True:
+            settings = reload.settings
+            telemetry.quarantine_limit.set(settings.quarantine.max_frames)
             tidied = await maintain(
                 settings.store.dsn,
                 event_days=settings.events.keep_days,
@@ -231,18 +248,16 @@ async def _maintenance(settings: Settings, telemetry: Telemetry) -> None:
     await retrying(look_after, expected=StoreUnavailable, backoff=Backoff(cap_seconds=60), lost=lost)
 
 
-async def _status(channels: virtio.Virtio, spool: Spool, found: Callable[[], list[str]]) -> None:
-    """Tell systemd in words how things stand."""
-    while True:
-        problems = found()
-        systemd.notify(
-            f"STATUS={channels.connected} channels, {spool.frames} frames in the spool; {'; '.join(problems) or 'well'}"
-        )
-        await asyncio.sleep(STATUS_SECONDS)
+def _standing(channels: virtio.Virtio, spool: Spool, problems: list[str]) -> str:
+    return f"{channels.connected} channels, {spool.frames} frames in the spool; {'; '.join(problems) or 'well'}"
 
 
-def _problems(consumer: Writer, spool: Spool, from_broker: mqtt.Mqtt | None, hosting: Hosting | None) -> list[str]:
+def _problems(
+    consumer: Writer, spool: Spool, from_broker: mqtt.Mqtt | None, hosting: Hosting | None, watchdog: Watchdog
+) -> list[str]:
     problems = [] if hosting is None else hosting.problems()
+    if watchdog.problem is not None:
+        problems.append(f"guestd: {watchdog.problem}")
     if from_broker is not None and from_broker.problem is not None:
         problems.append(f"broker: {from_broker.problem}")
     if consumer.problem is not None:

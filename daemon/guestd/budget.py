@@ -38,6 +38,10 @@ class Budget:
         self._rates = (rates.size_bytes, rates.frames, rates.rows)
         self._full_at_seconds: dict[UUID, tuple[float, ...]] = {}
 
+    def change(self, rates: Rates) -> None:
+        """Other rates from now on; what a machine owes by the old ones it goes on owing."""
+        self._rates = (rates.size_bytes, rates.frames, rates.rows)
+
     def charge(
         self, machine_id: UUID, now_seconds: float, *, size_bytes: int = 0, frames: int = 0, rows: int = 0
     ) -> None:

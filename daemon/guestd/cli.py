@@ -47,11 +47,11 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(arguments.run(arguments))
     except ConfigError as why:
-        print(f"guestd: {why}", file=sys.stderr)
+        print(logs.error_line(f"guestd: {why}"), file=sys.stderr)
         return EXIT_CONFIG
     except OSError as why:
         # What the system refused before there was anything to lose: no bug, and perhaps gone at the next start.
-        print(f"guestd: {why}", file=sys.stderr)
+        print(logs.error_line(f"guestd: {why}"), file=sys.stderr)
         return EXIT_FAILURE
 
 
@@ -174,7 +174,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from guestd import app
 
     try:
-        uvloop.run(app.run(_settings(arguments)))
+        uvloop.run(app.run(_settings(arguments), lambda: _settings(arguments)))
     except ExceptionGroup as group:
         failures = list(_leaves(group))
         for why in failures:

@@ -6,6 +6,7 @@ terminal's cursor, or fill the disk.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import MutableMapping
@@ -17,6 +18,7 @@ TEXT_CHARS = 1_000
 # A traceback is ours; only what is quoted in it may be a guest's.
 TRACEBACK_CHARS = 20_000
 # Control characters, line separators, and what turns the direction of writing.
+_PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 _HARMFUL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -27,8 +29,9 @@ def harmless(text: str) -> str:
 
 
 def configure() -> None:
-    """Readable in a terminal, JSON lines anywhere else."""
+    """Readable in a terminal, JSON lines anywhere else; with their priority where the journal reads them."""
     renderer = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
+    priorities: list[structlog.typing.Processor] = [with_priority] if is_journal() else []
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -36,10 +39,30 @@ def configure() -> None:
             structlog.processors.format_exc_info,
             all_harmless,
             renderer,
+            *priorities,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(20),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+
+
+def is_journal() -> bool:
+    """Whether stderr is systemd's journal. Source: systemd.exec(5), JOURNAL_STREAM."""
+    try:
+        status = os.fstat(sys.stderr.fileno())
+    except (OSError, ValueError):
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def with_priority(_: object, level: str, line: Any) -> Any:
+    """A line with its syslog priority in front, which the journal takes off; a structlog processor, the last."""
+    return f"<{_PRIORITIES.get(level, 6)}>{line}"
+
+
+def error_line(text: str) -> str:
+    """A line that is printed and not logged, for whoever reads stderr."""
+    return f"<3>{text}" if is_journal() else text
 
 
 def all_harmless(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

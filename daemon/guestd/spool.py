@@ -63,6 +63,10 @@ class Spool:
         self._has_ended = False
         self.appended = asyncio.Event()
         self.error: str | None = None
+        self.is_writing = False
+        """Whether somebody waits for a group to be on disk."""
+        self.tries = 0
+        """Grows with every attempt to write, whatever came of it."""
         self.commit_seconds: Callable[[float], None] = lambda _: None
         # Last, for opening needs room as well.
         spoolfile.put_ballast(self._ballast)
@@ -135,7 +139,9 @@ class Spool:
         if not group:
             return
         entries = [entry for some, _ in group for entry in some]
+        self.is_writing = True
         await self._commit_until_done(entries)
+        self.is_writing = False
         for _, done in group:
             if not done.done():
                 done.set_result(None)
@@ -147,6 +153,7 @@ class Spool:
         loop = asyncio.get_running_loop()
         while True:
             started = time.perf_counter()
+            self.tries += 1
             try:
                 first_seq = await loop.run_in_executor(self._write_thread, self._commit_or_make_room, entries)
             except sqlite3.OperationalError as why:
@@ -297,6 +304,7 @@ class Spool:
     async def _until_written(self, write: Callable[[], T]) -> T:
         loop = asyncio.get_running_loop()
         while True:
+            self.tries += 1
             try:
                 written = await loop.run_in_executor(self._write_thread, self._with_ballast, write)
             except sqlite3.OperationalError as why:

@@ -20,3 +20,11 @@ def notify(*states: str) -> None:
             channel.sendto("\n".join(map(harmless, states)).encode(), address)
         except OSError:
             return
+
+
+def watchdog_seconds() -> float | None:
+    """How long systemd waits for a WATCHDOG=1 before it kills us; None where it does not. sd_watchdog_enabled(3)."""
+    microseconds, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID")
+    if not microseconds.isdigit() or pid not in (None, str(os.getpid())):
+        return None
+    return int(microseconds) / 1e6

@@ -59,7 +59,7 @@ class Writer:
     ) -> None:
         self._spool = spool
         self._dsn = dsn
-        self._limits = limits
+        self.limits = limits
         self._counters = counters
         self._prepared: Sequence[Prepared] = ()
         self._committed_seq = 0
@@ -68,12 +68,15 @@ class Writer:
         self._preparer = Preparer(counters.preparing, command_lines_of)
         self.store_error: str | None = "not connected yet"
         self._asked_at: float | None = None
+        self.moves = 0
+        """Grows with every commit, and with every attempt that failed."""
 
     async def run(self) -> None:
         """Write until the spool is sealed and empty. Raises SchemaMismatch; an unreachable store is waited for."""
 
         def lost(why: Exception, delay_seconds: float) -> None:
             self.store_error = str(why)
+            self.moves += 1
             self._counters.store_lost()
             if isinstance(why, LedgerMoved):
                 return
@@ -153,7 +156,7 @@ class Writer:
         if not await self._gathered():
             return ()
         frames = await self._spool.read(
-            self._committed_seq, max_frames=self._limits.max_frames, max_bytes=self._limits.max_bytes
+            self._committed_seq, max_frames=self.limits.max_frames, max_bytes=self.limits.max_bytes
         )
         self._prepared = await self._preparer.prepare(frames, store.taken)
         return self._prepared
@@ -171,9 +174,9 @@ class Writer:
                 # The disk refused the last trim.
                 await spool.trim(self._committed_seq)
         began = time.monotonic()
-        while not spool.is_sealed and not is_due(spool.bytes, time.monotonic() - began, self._limits):
+        while not spool.is_sealed and not is_due(spool.bytes, time.monotonic() - began, self.limits):
             spool.appended.clear()
-            async with _at_most(began + self._limits.max_age_seconds - time.monotonic()):
+            async with _at_most(began + self.limits.max_age_seconds - time.monotonic()):
                 await spool.appended.wait()
         return True
 
@@ -205,6 +208,7 @@ class Writer:
         finally:
             self._asked_at = None
         self._committed_seq = frames[-1].seq
+        self.moves += 1
         self._counters.outcome(outcome)
         oldest_age_seconds = (datetime.now(UTC) - frames[0].received_at).total_seconds()
         self._counters.committed(time.monotonic() - started, oldest_age_seconds)

@@ -1,0 +1,126 @@
+"""guestd under a real systemd, as deploy/systemd installs it: its own user, its own rights."""
+
+import json
+import shutil
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tools.booted import Booted, obstacle
+
+from fix_daemon import REPOSITORY, Guest, add_machine, eventually
+
+DEPLOY = REPOSITORY / "deploy/systemd"
+# The interpreter may live in somebody's home, which the unit may not see: it is shown under another name.
+PYTHON, PACKAGES, SOURCE, CHANNELS = "/opt/python", "/opt/packages", "/opt/source", "/srv/channels"
+
+
+class Host:
+    """A booted machine with guestd installed, and one guest."""
+
+    def __init__(self, directory: Path, dsn: str) -> None:
+        self.directory = directory
+        self.dsn = dsn
+        self.machine = Booted(directory / "machine")
+        self.channels = directory / "channels"
+        self.channels.mkdir()
+        self.etc = self.machine.root / "etc"
+        self.guests: list[Guest] = []
+
+    def up(self) -> None:
+        """Boot, and do what docs/operations.md has an operator do."""
+        python = Path(sys.base_prefix)
+        binds = {REPOSITORY: SOURCE, Path(sysconfig.get_path("purelib")): PACKAGES, self.channels: CHANNELS}
+        self._install_program("/usr/bin/python3" if python == Path("/usr") else f"{PYTHON}/bin/python3")
+        self.machine.up(binds if python == Path("/usr") else binds | {python: PYTHON})
+        for source, target in (
+            ("guestd.service", "systemd/system/guestd.service"),
+            ("sysusers.conf", "sysusers.d/guestd.conf"),
+            ("tmpfiles.conf", "tmpfiles.d/guestd.conf"),
+        ):
+            (self.etc / target).parent.mkdir(exist_ok=True)
+            shutil.copy(DEPLOY / source, self.etc / target)
+        self.run("systemd-sysusers")
+        self.run("systemd-tmpfiles", "--create", "/etc/tmpfiles.d/guestd.conf")
+        # As QEMU's sockets are: its group may write them.
+        self.run("chgrp", "-R", "libvirt-qemu", CHANNELS)
+        self.configure()
+
+    def _install_program(self, python: str) -> None:
+        program = self.machine.root / "opt/guestd"
+        path = f"{SOURCE}/daemon:{SOURCE}/schema:{PACKAGES}"
+        variables = f"LD_LIBRARY_PATH={PYTHON}/lib PYTHONDONTWRITEBYTECODE=1 PYTHONPATH={path}"
+        program.write_text(f'#!/bin/sh\n{variables} exec {python} -m guestd "$@"\n')
+        program.chmod(0o755)
+        drop_in = self.etc / "systemd/system/guestd.service.d/here.conf"
+        drop_in.parent.mkdir()
+        start = "ExecStart=\nExecStart=/opt/guestd run --config /etc/guestd/guestd.toml\n"
+        # A frozen daemon is found sooner than on a host; the rest is the unit's own.
+        drop_in.write_text(f"[Service]\n{start}WatchdogSec=5\nRestartSec=0.2\n")
+
+    def configure(self, more: str = "") -> None:
+        """Write its configuration; it is read at the next start or reload."""
+        (self.etc / "guestd/guestd.toml").write_text(
+            f'[store]\ndsn = "{self.dsn}"\n[virtio]\ndirectory = "{CHANNELS}"\n[telemetry]\nlisten_port = 0\n{more}'
+        )
+
+    def guest(self) -> Guest:
+        """A guest of a new machine, whose socket QEMU's group may use."""
+        guest = Guest(self.channels, add_machine(self.dsn))
+        self.guests.append(guest)
+        guest.path.chmod(0o770)
+        self.run("chgrp", "libvirt-qemu", f"{CHANNELS}/{guest.path.name}")
+        return guest
+
+    def run(self, *command: str) -> str:
+        """Run a command on the machine."""
+        return self.machine.run(*command)
+
+    def show(self, name: str) -> str:
+        """One of the unit's properties."""
+        return self.run("systemctl", "show", "guestd", f"--property={name}", "--value").strip()
+
+    def is_up(self, after: str = "") -> None:
+        """Wait until guestd is active under another process id than `after`."""
+        eventually(
+            lambda: self.show("ActiveState") == "active" and self.show("MainPID") not in (after, "0"),
+            "guestd is active",
+            30,
+        )
+
+    def journal(self) -> list[dict[str, Any]]:
+        """What the journal has of the unit."""
+        lines = self.run("journalctl", "--unit=guestd", "--output=json", "--no-pager").splitlines()
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def messages(self) -> str:
+        """The same, for people."""
+        return "\n".join(str(line.get("MESSAGE")) for line in self.journal())
+
+    def says(self, words: str) -> None:
+        """Wait until a line of the journal holds these words."""
+        eventually(lambda: words in self.messages(), words)
+
+
+@pytest.fixture
+def host(dsn: str) -> Iterator[Host]:
+    """A machine that is up, with guestd installed and not started."""
+    why = obstacle()
+    if why is not None:
+        pytest.skip(f"no systemd can be booted here: {why}")
+    directory = Path(tempfile.mkdtemp(prefix="guestd-"))
+    # guestd's user must get to the channels.
+    directory.chmod(0o755)
+    host = Host(directory, dsn)
+    try:
+        host.up()
+        yield host
+    finally:
+        for guest in host.guests:
+            guest.leave()
+        host.machine.down()
+        shutil.rmtree(directory, ignore_errors=True)

@@ -1,0 +1,41 @@
+"""Which changed keys of a configuration are in force at once, and which wait for a restart."""
+
+import msgspec
+
+from guestd.reloading import AT_ONCE, reloaded
+from guestd.settings import Limits, Privacy, Settings, Store, Telemetry
+
+
+def test_a_file_that_says_the_same_changes_nothing() -> None:
+    found = reloaded(Settings(), Settings())
+    assert (found.settings, found.taken, found.waiting) == (Settings(), (), ())
+
+
+def test_budgets_and_privacy_are_in_force_at_once() -> None:
+    read = Settings(limits=Limits(frames_per_second=7), privacy=Privacy(command_lines="off"), stop_grace_seconds=3)
+    found = reloaded(Settings(), read)
+    assert found.settings == read
+    assert found.taken == ("limits.frames_per_second", "privacy.command_lines", "stop_grace_seconds")
+
+
+def test_what_is_wired_at_the_start_waits_and_the_rest_of_its_table_does_not() -> None:
+    read = Settings(store=Store(dsn="host=elsewhere", batch_frames=5), telemetry=Telemetry(listen_port=1))
+    found = reloaded(Settings(), read)
+    assert found.taken == ("store.batch_frames",)
+    assert found.waiting == ("store.dsn", "telemetry.listen_port")
+    assert found.settings == Settings(store=Store(batch_frames=5))
+
+
+def test_a_change_that_waits_is_named_again_at_the_next_reload() -> None:
+    read = Settings(telemetry=Telemetry(listen_port=1))
+    assert reloaded(reloaded(Settings(), read).settings, read).waiting == ("telemetry.listen_port",)
+
+
+def test_every_key_that_is_in_force_at_once_is_one() -> None:
+    flat = {
+        f"{table}.{key}"
+        for table, keys in msgspec.to_builtins(Settings()).items()
+        if isinstance(keys, dict)
+        for key in keys
+    }
+    assert flat | {"stop_grace_seconds"} >= AT_ONCE
