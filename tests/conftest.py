@@ -2,7 +2,16 @@
 
 import signal
 
-pytest_plugins = ["fix_daemon", "fix_booted", "fix_faults", "fix_broker", "fix_filters", "fix_lab", "fix_nwfilter", "fix_store"]
+pytest_plugins = [
+    "fix_daemon",
+    "fix_booted",
+    "fix_faults",
+    "fix_broker",
+    "fix_filters",
+    "fix_lab",
+    "fix_nwfilter",
+    "fix_store",
+]
 
 
 def pytest_configure() -> None:
