@@ -174,6 +174,7 @@ REQUIRED: dict[str, Callable[[Connection], Row]] = {
         "uuid": uuid.uuid4(),
         "isBound": False,
     },
+    "MachineAgent": lambda c: {"machineId": make_machine(c), "dialect": "guestd"},
     "ReconcileEvent": lambda c: {"name": "vm", "action": "start", "reason": "wanted", "outcome": "done"},
     "SystemMetrics": lambda c: {
         "machineId": make_machine(c),

@@ -13,7 +13,7 @@ Anything else is a `BadFrame`. No frame below the size cap takes longer than som
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import msgspec
@@ -59,6 +59,15 @@ class Decoded:
     metrics: Metrics
     refusals: list[Refusal] = field(default_factory=list)
     repairs: list[str] = field(default_factory=list)
+    older: str | None = None
+    """D0 or D3, where it was written in one of these."""
+
+    @property
+    def dialect(self) -> str:
+        """D0 to D3, by docs/wire.md: D2 has its lists beside the system and not within."""
+        content = self.metrics.data
+        is_d2 = any(each is not None for each in (content.processes, content.ports, content.windows_services))
+        return self.older or ("D2" if is_d2 else "D1")
 
 
 _decoder = msgspec.json.Decoder(Metrics)
@@ -132,7 +141,8 @@ def _part_by_part(text: bytes, repairs: list[str]) -> Decoded:
     try:
         members = _OBJECT.decode(text)
         if (as_d1 := dialects.as_d1(members)) is not None:
-            return _decode_once(as_d1, [*repairs, "older_dialect"])
+            older = "D3" if "system_metrics" in members else "D0"
+            return replace(_decode_once(as_d1, [*repairs, "older_dialect"]), older=older)
         kind = bytes(members.get("type", b"null"))
         if kind != b'"metrics"':
             raise _not_metrics(kind[:60].decode(errors="replace").strip('"'))

@@ -16,7 +16,18 @@ import psycopg
 from guestd.domains import Graphics
 from guestd.errors import StoreUnavailable
 from guestd.link import check_schema, connection_to, sorted_errors
-from guestd.plans.vms import Claim, Facts, KeepFacts, KeepGraphics, Machine, Power, SetStatus, Write
+from guestd.plans.vms import (
+    HEALTHY_SECONDS,
+    Claim,
+    Facts,
+    KeepFacts,
+    KeepGraphics,
+    Machine,
+    Power,
+    SetStatus,
+    Tries,
+    Write,
+)
 from gueststore.queries import query
 
 # Notices only wake; this bounds how long a lost one can matter.
@@ -65,11 +76,24 @@ class HostStore:
                     moved += len(rows) - cursor.rowcount
         return moved
 
-    async def begin(self, action: Power) -> UUID | None:
-        """Write down that an action begins; None when it must not: machine or wish have changed hands."""
+    async def tries(self, now: float) -> dict[UUID, Tries]:
+        """What an earlier guestd tried last with the machines of this host. `now` is monotonic."""
+        values = {"host_id": self.host_id, "healthy_seconds": HEALTHY_SECONDS}
+        async with self._lock, sorted_errors():
+            cursor = await self._connection.execute(query("recall_tries"), values)
+            return {
+                machine_id: Tries(desired, action.capitalize(), attempt, now - seconds_ago)
+                for machine_id, desired, action, attempt, seconds_ago in await cursor.fetchall()
+            }
+
+    async def begin(self, action: Power, attempt: int) -> UUID | None:
+        """Write down that an action begins; None when it must not: machine or wish have changed hands.
+
+        `attempt`: which such action in a row it is, from 1.
+        """
         values = {
             "host_id": self.host_id, "machine_id": action.machine_id, "name": action.name, "desired": action.desired,
-            "action": type(action).__name__.lower(), "why": action.why,
+            "action": type(action).__name__.lower(), "why": action.why, "attempt": attempt,
         }  # fmt: skip
         async with self._lock, sorted_errors():
             cursor = await self._connection.execute(query("begin_event"), values)

@@ -83,6 +83,7 @@ class Rows:
     services: list[Row]
     refusals: list[Refusal] = field(default_factory=list)
     adjustments: list[str] = field(default_factory=list)
+    dialect: str = "D1"
 
     @property
     def count(self) -> int:

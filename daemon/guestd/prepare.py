@@ -191,6 +191,7 @@ class Preparer:
             command_lines=command_lines,
         )
         rows.refusals += message.refusals
+        rows.dialect = message.dialect if messages.header(frame.payload) is None else "guestd"
         self._counters.rows(frame.machine_id, rows.count)
         for reason, times in Counter((*message.repairs, *rows.adjustments)).items():
             self._counters.adjusted(reason, times)

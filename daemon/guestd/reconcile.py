@@ -1,7 +1,7 @@
 """The one level-triggered loop: observe, plan, apply, sleep or be woken.
 
 libvirt's events, a changed wish in the store and a timer only wake it; what it does follows from what it then sees.
-After any failure it stops, backs off and looks again: no step is resumed, and what was tried lives in memory alone.
+After any failure it stops, backs off and looks again: no step is resumed; what was tried is read from the audit.
 While libvirt or the store is away nothing is written, and ingest neither knows nor waits.
 """
 
@@ -90,6 +90,8 @@ class Reconciler:
             self._rules = replace(self._rules, host_id=store.host_id)
             log.info("machines are kept", host=self._host_name, uri=self._hypervisor.uri, id=str(store.host_id))
             self._used_look = None
+            # What this guestd remembers itself is newer.
+            self._tries = await store.tries(time.monotonic()) | self._tries
             async with lifecycle.together() as actions:
                 while True:
                     seconds = await self._pass(store, actions)
@@ -133,7 +135,8 @@ class Reconciler:
     async def _perform(self, store: HostStore, action: Power) -> None:
         """One action, from its row of the audit to what came of it."""
         try:
-            event_id = await store.begin(action)
+            attempt = vms.tried(self._tries.get(action.machine_id), action, time.monotonic()).count
+            event_id = await store.begin(action, attempt)
             if event_id is None:
                 return
             log.info("acting", what=str(action), machine=str(action.machine_id))

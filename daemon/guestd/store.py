@@ -49,6 +49,8 @@ class Outcome:
     duplicate: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
     rows: Counter[str] = field(default_factory=Counter)
+    dialects: dict[UUID, str] = field(default_factory=dict)
+    """What agents speak, where that is news."""
 
 
 class LedgerMoved(StoreUnavailable):
@@ -70,6 +72,8 @@ class Store:
 
     def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
         self._connection = connection
+        # As this connection has written it: a batch that brings nothing new of it costs nothing.
+        self._dialects: dict[UUID, str] = {}
 
     async def ledger(self, spool_id: UUID) -> int | None:
         """Up to which sequence number the frames of a spool are stored; None when the store does not know it."""
@@ -110,7 +114,9 @@ class Store:
     async def write(self, spool_id: UUID, expected_seq: int, frames: Sequence[Prepared]) -> Outcome:
         """Store a batch and advance the ledger from `expected_seq` to its last frame, or change nothing at all."""
         async with sorted_errors(), asyncio.timeout(WRITE_SECONDS), self._connection.transaction():
-            return await self._write(spool_id, expected_seq, frames)
+            outcome = await self._write(spool_id, expected_seq, frames)
+        self._dialects |= outcome.dialects
+        return outcome
 
     async def rewrite(self, content: Rows | Event, *, sample_at: datetime | None) -> bool:
         """Store what is not there yet of one frame, whose sample is there under `sample_at` if that is given.
@@ -158,7 +164,18 @@ class Store:
         await self._copy_series(_series(contents), outcome)
         await self._merge_inventories(contents, outcome)
         await self._insert_events(reported, outcome)
+        await self._keep_dialects(contents, outcome)
         return outcome
+
+    async def _keep_dialects(self, contents: Sequence[Rows], outcome: Outcome) -> None:
+        spoken = {rows.system_metrics[1]: rows.dialect for rows in contents}
+        new = {machine_id: each for machine_id, each in spoken.items() if self._dialects.get(machine_id) != each}
+        if new:
+            # In one order, whoever writes: two hosts may store the samples of one migrated machine.
+            machine_ids = sorted(new)
+            values = {"machine_ids": machine_ids, "dialects": [new[each] for each in machine_ids]}
+            await self._connection.execute(query("keep_dialects"), values)
+        outcome.dialects = new
 
     async def _new(self, frames: Sequence[Prepared], outcome: Outcome) -> list[Prepared]:
         """The frames that the store does not hold yet, each once; counts the others."""

@@ -7,7 +7,7 @@ samples down.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -22,24 +22,32 @@ from gueststore.queries import query
 log = structlog.get_logger()
 
 UPKEEP_SECONDS = 60.0
+AGENTS_HELP = "Machines of this host, by whether the agent's port is there and open, and by what the agent speaks."
 # Minutes or hours of machines in a transaction: a second or two of work.
 ROLLED_UP_AT_ONCE = {"roll_up_minutes": 5_000, "roll_up_hours": 500}
 
 
 class Upkeep:
-    """The machines of one host that have no data: since when, by the domain's name. Names and URI as in Host."""
+    """The machines of one host: who has no data since when, and how many speak what. Names and URI as in Host."""
 
     def __init__(self, dsn: str, *, host_name: str, uri: str, silent: Callable[[int], None]) -> None:
         self._dsn = dsn
         self._host = {"name": host_name, "uri": uri}
         self._silent = silent
         self._since: Mapping[str, float] = {}
+        self._agents: Sequence[tuple[str | None, str | None, int]] = ()
 
     def families(self) -> list[Family]:
-        """Who does not report, as a metric."""
+        """Who does not report, and what the agents' ports and dialects are, as metrics."""
         samples: list[tuple[tuple[str, ...], float]] = [((name,), since) for name, since in self._since.items()]
         text = "Of machines that run and do not report: since when."
-        return [Family("guestd_machine_without_data_since_timestamp_seconds", text, False, ("domain",), samples)]
+        counted: list[tuple[tuple[str, ...], float]] = [
+            ((channel or "unknown", dialect or "none"), count) for channel, dialect, count in self._agents
+        ]
+        return [
+            Family("guestd_machine_without_data_since_timestamp_seconds", text, False, ("domain",), samples),
+            Family("guestd_machine_agents", AGENTS_HELP, False, ("channel", "dialect"), counted),
+        ]
 
     async def run(self) -> None:
         """Once a minute, for ever; without a store it waits."""
@@ -67,6 +75,8 @@ class Upkeep:
             await _roll_up(connection)
             cursor = await connection.execute(query("list_without_data"), self._host)
             self._since = dict(await cursor.fetchall())
+            cursor = await connection.execute(query("count_agents"), self._host)
+            self._agents = await cursor.fetchall()
         self._silent(len(self._since))
 
 

@@ -54,10 +54,12 @@ SELECT
         WHERE sample."machineId" = machine."id"
         ORDER BY sample."timestamp" DESC
         LIMIT 1
-    ) AS "lastSampleAt"
+    ) AS "lastSampleAt",
+    agent."dialect"
 FROM "Machine" AS machine
 LEFT JOIN "Host" AS host ON machine."hostId" = host."id"
-LEFT JOIN "MachineDomain" AS seen ON machine."id" = seen."machineId";
+LEFT JOIN "MachineDomain" AS seen ON machine."id" = seen."machineId"
+LEFT JOIN "MachineAgent" AS agent ON machine."id" = agent."machineId";
 
 COMMENT ON VIEW "MachineState" IS 'How each machine is, as far as its host was heard of in the last minute.';
 COMMENT ON COLUMN "MachineState"."id" IS 'Machine.id.';
@@ -81,6 +83,8 @@ COMMENT ON COLUMN "MachineState"."isDrifted" IS 'True where row and domain diffe
 COMMENT ON COLUMN "MachineState"."problem" IS 'What needs a person, and why; NULL for nothing.';
 COMMENT ON COLUMN "MachineState"."changedAt" IS 'When what the host sees of it last changed.';
 COMMENT ON COLUMN "MachineState"."lastSampleAt" IS 'When the last sample of its guest was taken; NULL means never.';
+COMMENT ON COLUMN "MachineState"."dialect" IS
+'What its agent speaks: D0, D1, D2, D3 or guestd; NULL while no sample was stored.';
 
 CREATE OR REPLACE VIEW "MachineWithoutData" AS
 SELECT

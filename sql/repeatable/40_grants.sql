@@ -9,7 +9,7 @@ GRANT SELECT, INSERT, DELETE ON "GuestEvent" TO guestd_writer;
 GRANT SELECT, INSERT, UPDATE, DELETE ON "QuarantinedFrame" TO guestd_writer;
 GRANT SELECT ON "Machine", "SchemaMigration", "SchemaRepeatable", "DeletedMachine" TO guestd_writer;
 GRANT UPDATE ("updatedAt", "status", "hostId") ON "Machine" TO guestd_writer;
-GRANT SELECT, INSERT, UPDATE ON "Host", "MachineDomain", "VmPort" TO guestd_writer;
+GRANT SELECT, INSERT, UPDATE ON "Host", "MachineDomain", "MachineAgent", "VmPort" TO guestd_writer;
 GRANT SELECT, INSERT, DELETE ON "ReconcileEvent" TO guestd_writer;
 GRANT UPDATE ("outcome") ON "ReconcileEvent" TO guestd_writer;
 GRANT SELECT ("id", "machineId", "graphicProtocol", "graphicPort", "graphicHost"),
@@ -40,6 +40,7 @@ GRANT SELECT ON
 "Machine",
 "Host",
 "MachineDomain",
+"MachineAgent",
 "ReconcileEvent",
 "FilterHostState",
 "MachineState",

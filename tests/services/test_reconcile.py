@@ -19,7 +19,7 @@ from fix_libvirt import AGENT_CHANNEL, domain_xml, own_connection, running, sile
 from guestd import reconcile
 from guestd.hosting import NOBODY
 from guestd.hypervisor import Hypervisor
-from guestd.plans.vms import OFF_SECONDS, Rules
+from guestd.plans.vms import OFF_SECONDS, STARTS_BEFORE_LEFT, Rules
 from guestd.reconcile import Reconciler
 
 T = TypeVar("T")
@@ -253,6 +253,49 @@ async def test_a_machine_that_crashes_is_started_again_and_each_start_is_audited
             await kept.becomes("one", domainState="running")
         # That the waits grow, and that it is left in the end, is in tests/unit/test_vm_plan.py.
     assert len([event for event in events(dsn, "one") if event[0] == "start"]) == 2
+
+
+async def test_what_was_tried_in_vain_is_known_to_the_next_guestd(dsn: str, tmp_path: Path) -> None:
+    machine_id = add(dsn, "one", desiredStatus="running")
+    first = Kept(dsn, libvirt_with(tmp_path, "one"))
+    async with keeping(first):
+        await first.becomes("one", status="running")
+    execute(
+        dsn,
+        f"""INSERT INTO "ReconcileEvent"
+        ("machineId", "name", "action", "reason", "outcome", "desired", "attempt")
+        VALUES ('{machine_id}', 'one', 'start', 'why', 'done', 'running', {STARTS_BEFORE_LEFT})""",
+    )
+    second = Kept(dsn, Hypervisor(first.hypervisor.uri, silent()))
+    async with keeping(second):
+        second.domain("one").destroy()
+        await second.eventually(lambda: second.machine("one")["problem"], "it is left with a reason")
+        assert "it did not stay" in second.machine("one")["problem"]
+        assert second.acted == []
+        wish(dsn, "one", "off")
+        await second.becomes("one", problem=None)
+        wish(dsn, "one", "running")
+        await second.eventually(partial(has_started, second, 1), "wanted anew, it is started")
+    attempts = 'SELECT "attempt" FROM "ReconcileEvent" WHERE "action" = \'start\' ORDER BY "occurredAt"'
+    assert rows(dsn, attempts) == [(STARTS_BEFORE_LEFT,), (1,)]
+
+
+async def test_what_helped_for_long_enough_is_forgotten(dsn: str, tmp_path: Path) -> None:
+    machine_id = add(dsn, "one", desiredStatus="running")
+    first = Kept(dsn, libvirt_with(tmp_path, "one"))
+    async with keeping(first):
+        await first.becomes("one", status="running")
+    execute(
+        dsn,
+        f"""INSERT INTO "ReconcileEvent"
+        ("occurredAt", "machineId", "name", "action", "reason", "outcome", "desired", "attempt")
+        VALUES (now() - INTERVAL '1 hour', '{machine_id}', 'one', 'start', 'why', 'done', 'running', 9)""",
+        """UPDATE "MachineDomain" SET "changedAt" = now() - INTERVAL '11 minutes'""",
+    )
+    second = Kept(dsn, Hypervisor(first.hypervisor.uri, silent()))
+    async with keeping(second):
+        second.domain("one").destroy()
+        await second.eventually(partial(has_started, second, 1), "it is started as if for the first time")
 
 
 def has_started(kept: Kept, times: int) -> bool:

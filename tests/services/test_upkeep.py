@@ -94,7 +94,7 @@ async def test_a_machine_that_does_not_report_is_named_with_the_time_of_its_last
     counts: list[int] = []
     keeper = upkeep(dsn, counts)
     await keeper.once()
-    (family,) = keeper.families()
+    family, _ = keeper.families()
     assert family.samples == [((str(quiet),), last.timestamp())]
     assert counts == [1]
     assert rows(dsn, 'SELECT "id", "lastSampleAt", "since" FROM "MachineWithoutData"') == [(quiet, last, last)]
@@ -111,6 +111,20 @@ async def test_a_machine_that_never_reported_has_none_since_it_was_made(dsn: str
     assert silent == [(machine_id, None, True)]
     execute(dsn, """UPDATE "Machine" SET "status" = 'off'""")
     assert rows(dsn, 'SELECT count(*) FROM "MachineWithoutData"') == [(0,)]
+
+
+async def test_machines_are_counted_by_the_port_and_the_dialect_of_their_agents(dsn: str) -> None:
+    speaking, _ = add_machine(dsn), add_machine(dsn)
+    execute(
+        dsn,
+        f"""INSERT INTO "MachineAgent" ("machineId", "dialect") VALUES ('{speaking}', 'guestd')""",
+        f"""INSERT INTO "MachineDomain" ("machineId", "state", "reason", "vcpus", "memoryKB", "channel")
+        VALUES ('{speaking}', 'running', 'booted', 1, 1, 'connected')""",
+    )
+    keeper = upkeep(dsn)
+    await keeper.once()
+    _, family = keeper.families()
+    assert sorted(family.samples) == [(("connected", "guestd"), 1), (("unknown", "none"), 1)]
 
 
 async def test_old_events_are_removed(dsn: str) -> None:

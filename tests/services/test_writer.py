@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from fix_daemon import add_machine, metrics_line, rows
+from fix_faults import sample_line
 from guestd import prepare, writer
 from guestd.batch import Limits, Moment, Prepared
 from guestd.errors import BadFrame
@@ -135,6 +136,22 @@ async def test_frames_of_many_batches_are_stored_in_order(tmp_path: Path, dsn: s
     assert [cpu for _, cpu in samples(dsn)] == [place / 4 for place in range(250)]
     ((committed,),) = rows(dsn, 'SELECT "committedSeq" FROM "IngestLedger"')
     assert committed == 250
+
+
+@pytest.mark.asyncio
+async def test_what_a_machines_agent_speaks_is_kept_and_follows_it(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    kept = 'SELECT "dialect", "changedAt" FROM "MachineAgent"'
+    async with spooled(tmp_path / "a", machine_id, [line(1), line(2)]) as spool:
+        await drain(spool, dsn)
+    ((dialect, since),) = rows(dsn, kept)
+    assert dialect == "D1"
+    async with spooled(tmp_path / "b", machine_id, [line(3)]) as spool:
+        await drain(spool, dsn)
+    assert rows(dsn, kept) == [("D1", since)]
+    async with spooled(tmp_path / "c", machine_id, [sample_line(4, uuid4()).strip()]) as spool:
+        await drain(spool, dsn)
+    assert rows(dsn, 'SELECT "dialect" FROM "MachineState"') == [("guestd",)]
 
 
 @pytest.mark.asyncio

@@ -77,3 +77,9 @@ def test_the_vectors_of_both_dialects_name_every_column_of_every_table() -> None
         for name, rows in expectations(dialect)[0]["rows"].items():
             named_columns[name] |= {column for row in rows for column in row}
     assert named_columns == {name: {column for column, _ in table.columns} for name, table in TABLES.items()}
+
+
+@pytest.mark.parametrize("name", ["d0", "d1", "d2", "d3"])
+def test_a_message_tells_its_dialect(name: str) -> None:
+    line = VECTORS.joinpath(f"{name}.wire").read_bytes().splitlines()[0]
+    assert decode(line).dialect == name.upper()
