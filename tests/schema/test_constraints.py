@@ -59,6 +59,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
         {"channel": "open"},
         "absent, disconnected or connected",
     ),
+    ("MachineAgent.MachineAgent_dialect_known_check", {"dialect": "D9"}, "D0, D1, D2, D3 or guestd"),
     ("GuestEvent.GuestEvent_detail_is_an_object_check", {"detail": Jsonb([])}, "an object"),
     ("RetentionSetting.RetentionSetting_keepDays_1_to_36500_check", {"keepDays": 0}, "1 to 36500 days"),
     ("RetentionSetting.RetentionSetting_relation_that_is_pruned_check", {"relation": "User"}, "a series, a roll-up"),
