@@ -3,6 +3,7 @@
 import asyncio
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -13,15 +14,18 @@ from tools.lab import Lab
 
 from fix_daemon import add_machine, command, environment
 from guestd.filterpass import Allowed, Flushed, Outcome, Passes, nothing_flushed
-from guestd.filters.nwfilterxml import read
+from guestd.filters.nwfilterxml import interfaces, read
 from guestd.filterstore import filter_store
 from guestd.nwfilters import NWFilters
 from guestd.plans.filters import Guard
 from gueststore.seed import Admin, seed
 
+libvirt = pytest.importorskip("libvirt", reason="libvirt-python is not installed: ./dev builds it where it can")
+
 # The loop has the rights that the daemon has, and no more.
 WRITER = "-c role=guestd_writer"
 HOST = "host"
+OTHER = "other"
 REPORT = Allowed(Guard(20, 0.5), "report")
 ENFORCE = Allowed(Guard(20, 0.5), "enforce")
 
@@ -42,7 +46,11 @@ class FilterHost:
         self.dsn = dsn
         self.lab = lab
         self.libvirt = connection
-        self._domains: list[Any] = []
+        self._domains: list[str] = []
+
+    def reconnect(self) -> None:
+        """To a libvirtd that was started again."""
+        self.libvirt = libvirt.open(self.lab.uri)
 
     def run(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
         """A statement on the store, as its owner."""
@@ -85,15 +93,18 @@ class FilterHost:
         self.run('UPDATE "Machine" SET "internalName" = %s WHERE "id" = %s', name, machine_id)
         mac = f"52:54:00:{machine_id.hex[:2]}:{machine_id.hex[2:4]}:{machine_id.hex[4:6]}"
         domain = self.libvirt.defineXML(domain_xml(name, uuid4(), mac, names))
-        self._domains.append(domain)
+        self._domains.append(name)
         if is_running:
             domain.createWithFlags(1)  # VIR_DOMAIN_START_PAUSED: nobody waits for a guest
         return machine_id, name
 
     def filters(self) -> dict[str, Any]:
         """libvirt's filters, as models by name."""
-        found = [read(each.XMLDesc()) for each in self.libvirt.listAllNWFilters()]
-        return {each.name: each for each in found}
+        found = {}
+        for each in self.libvirt.listAllNWFilters():
+            with suppress(libvirt.libvirtError):  # guestd has removed it meanwhile
+                found[each.name()] = read(each.XMLDesc())
+        return found
 
     def own(self) -> set[str]:
         """The names of those with guestd's prefix."""
@@ -125,9 +136,40 @@ class FilterHost:
         statement = 'SELECT "action", "outcome" FROM "ReconcileEvent" ORDER BY "occurredAt"'
         return [(action, outcome) for action, outcome in self.run(statement) if action not in ("claim", "status")]
 
+    def domain(self, name: str) -> Any:
+        """A domain of this host."""
+        return self.libvirt.lookupByName(name)
+
+    def forget(self, name: str) -> None:
+        """A domain that the test has undefined itself."""
+        self._domains.remove(name)
+
+    def named(self, name: str) -> tuple[set[str], set[str]]:
+        """The filters that a domain's interfaces name now, and when it is started again."""
+        domain = self.domain(name)
+        live = {chosen for *_, chosen in interfaces(domain.XMLDesc())} if domain.isActive() else set()
+        return live, {chosen for *_, chosen in interfaces(domain.XMLDesc(2))}  # VIR_DOMAIN_XML_INACTIVE
+
+    def bindings(self) -> dict[str, str]:
+        """What libvirt enforces, by device."""
+        return {each.portDev(): each.filterName() for each in self.libvirt.listAllNWFilterBindings()}
+
+    def port(self, name: str) -> str:
+        """The device of a running domain's interface."""
+        return next(port for _, port, _ in interfaces(self.domain(name).XMLDesc()))
+
+    def define(self, name: str, rules: str, uuid: UUID | None = None) -> None:
+        """By hand, as an operator with virsh."""
+        self.libvirt.nwfilterDefineXML(f"<filter name='{name}'><uuid>{uuid or uuid4()}</uuid>{rules}</filter>")
+
+    def undefine(self, name: str) -> None:
+        """By hand."""
+        self.libvirt.nwfilterLookupByName(name).undefine()
+
     def leave(self) -> None:
         """Remove all that this host has made."""
-        for domain in self._domains:
+        for name in self._domains:
+            domain = self.libvirt.lookupByName(name)
             if domain.isActive():
                 domain.destroy()
             domain.undefine()
@@ -135,8 +177,8 @@ class FilterHost:
 
 
 def clear(connection: Any) -> None:
-    """Undefine every filter of guestd's; who includes others first."""
-    names = {each.name() for each in connection.listAllNWFilters() if each.name().startswith("ibay-")}
+    """Undefine every filter of guestd's, and the one that tests call somebody else's."""
+    names = {each.name() for each in connection.listAllNWFilters() if each.name().startswith(("ibay-", OTHER))}
     for name in names:
         connection.nwfilterLookupByName(name).undefine()
 

@@ -9,9 +9,9 @@ from tools.lab import Lab
 PORT = "gtap"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def nwfilters(lab: Lab) -> Iterator[Any]:
-    """A connection to the lab's libvirt."""
+    """A connection to the lab's libvirt, for each test: one may have ended libvirtd."""
     libvirt = pytest.importorskip("libvirt")
     libvirt.registerErrorHandler(lambda *_: None, None)
     connection = libvirt.open(lab.uri)

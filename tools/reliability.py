@@ -23,6 +23,7 @@ COLUMNS = {
     "duplicated": "duplicated",
     "lost": "lost",
 }
+FILTER_COLUMNS = ("rounds", "actions", "kills", "wrong")
 
 
 def main() -> None:
@@ -44,11 +45,26 @@ def table(records: list[dict[str, Any]]) -> str:
         "| fault | " + " | ".join(COLUMNS.values()) + " |",
         "|---|" + "---:|" * len(COLUMNS),
     ]
-    for record in sorted(records, key=lambda record: (record["test"], record["fault"])):
+    for record in sorted((each for each in records if "sent" in each), key=_place):
         note = f" ({record['note']})" if record["note"] else ""
         fault = f"[{record['fault']}](../{record['test'].partition('::')[0]}){note}"
         lines.append(f"| {fault} | " + " | ".join(f"{record[column]:,}" for column in COLUMNS) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines + filters_table([each for each in records if "actions" in each])) + "\n"
+
+
+def filters_table(records: list[dict[str, Any]]) -> list[str]:
+    """A row a fault of filters: how often, what was done meanwhile, and how often the end was not what the rows say."""
+    if not records:
+        return []
+    lines = ["", f"| fault of filters | {' | '.join(FILTER_COLUMNS)} |", "|---|" + "---:|" * len(FILTER_COLUMNS)]
+    for record in sorted(records, key=_place):
+        fault = f"[{record['fault']}](../{record['test'].partition('::')[0]})"
+        lines.append(f"| {fault} | " + " | ".join(f"{record[column]:,}" for column in FILTER_COLUMNS) + " |")
+    return lines
+
+
+def _place(record: dict[str, Any]) -> tuple[str, str]:
+    return record["test"], record["fault"]
 
 
 if __name__ == "__main__":

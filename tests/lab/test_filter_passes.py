@@ -2,11 +2,15 @@
 
 import pytest
 
-from fix_filters import FilterHost
+from fix_filters import ENFORCE, FilterHost
+from guestd.filterpass import Allowed
 from guestd.filters.effective import umbrella_name
+from guestd.plans.filters import Define, Guard
 
 pytestmark = pytest.mark.timeout(600)
-ANY_PORT = "Use SSH service"
+SSH = "Use SSH service"
+RULE = "<rule action='drop' direction='in' priority='7'><all/></rule>"
+TAKE = Allowed(Guard(20, 0.5), "enforce", is_taking=True)
 
 
 def test_every_filter_of_the_store_is_put_into_libvirt_once_and_read_back(filter_host: FilterHost) -> None:
@@ -22,3 +26,168 @@ def test_every_filter_of_the_store_is_put_into_libvirt_once_and_read_back(filter
     again = filter_host.passed()
     assert (again.in_force, again.done) == (68, ())
     assert {name: each for name, each in filter_host.filters().items() if name in before} == before
+
+
+def test_an_edited_rule_defines_its_filter_alone(filter_host: FilterHost) -> None:
+    filter_host.passed()
+    (before, _), (other, _) = filter_host.row(SSH), filter_host.row("Use Ping")
+    filter_host.edit(SSH, "dstPortStart", 2)
+    outcome = filter_host.passed()
+    assert [action.definition.name for action, _ in outcome.done if isinstance(action, Define)] == [
+        filter_host.internal(SSH)
+    ]
+    assert (outcome.in_force, outcome.drifted) == (67, 0)
+    assert filter_host.row(SSH)[0] > before
+    assert filter_host.row("Use Ping")[0] == other
+
+
+def test_what_is_done_by_hand_is_put_right_by_the_next_pass_and_counted_as_drift(filter_host: FilterHost) -> None:
+    filter_host.define("other", RULE)
+    filter_host.passed()
+    changed, removed, again = (filter_host.internal(name) for name in (SSH, "Use Ping", "Use HTTP service"))
+    filter_host.define(changed, RULE, filter_host.filters()[changed].uuid)
+    filter_host.undefine(removed)
+    filter_host.undefine(again)
+    filter_host.define(again, RULE)  # under another uuid
+    outcome = filter_host.passed()
+    # The name that somebody took is his: it is told, and not taken back.
+    assert (outcome.drifted, outcome.in_force) == (2, 66)
+    assert {report.name for report in outcome.reports if report.kind == "refused"} >= {again}
+    assert "which guestd did not define" in filter_host.row("Use HTTP service")[1]
+    assert filter_host.row("Use HTTP service")[0] is None
+    filter_host.undefine(again)
+    assert filter_host.passed().in_force == 67
+    assert filter_host.row("Use HTTP service")[1] is None
+    assert filter_host.filters()["other"].rules
+
+
+def test_a_rule_that_libvirt_would_change_is_a_problem_of_its_filter_until_it_is_put_right(
+    filter_host: FilterHost,
+) -> None:
+    filter_host.passed()
+    good = filter_host.filters()[filter_host.internal(SSH)]
+    filter_host.edit(SSH, "srcIpMask", "24")
+    assert filter_host.passed().in_force == 66
+    flushed_at, problem = filter_host.row(SSH)
+    assert flushed_at is None
+    assert "srcIpMask" in problem
+    assert filter_host.filters()[good.name] == good
+    filter_host.edit(SSH, "srcIpMask", None)
+    assert filter_host.passed().in_force == 67
+    assert filter_host.row(SSH)[1] is None
+
+
+def test_a_filter_without_a_row_goes_when_nothing_uses_it(filter_host: FilterHost) -> None:
+    filter_host.passed()
+    name = filter_host.internal("Use Ping")
+    _, domain = filter_host.machine(names=name)
+    filter_host.run('DELETE FROM "NWFilter" WHERE "internalName" = %s', name)
+    outcome = filter_host.passed()
+    assert name in filter_host.own()
+    assert name in {report.name for report in outcome.reports if report.kind == "used"}
+    filter_host.domain(domain).undefine()
+    filter_host.forget(domain)
+    filter_host.passed()
+    assert name not in filter_host.own()
+    assert filter_host.run('SELECT count(*) FROM "FilterHostState" WHERE "name" = %s', name) == [(0,)]
+
+
+def test_many_removals_wait_for_a_person(filter_host: FilterHost) -> None:
+    filter_host.passed()
+    filter_host.run('DELETE FROM "NWFilter" WHERE "name" LIKE %s', "Provides %")
+    edited = filter_host.internal(SSH)
+    filter_host.edit(SSH, "dstPortStart", 2)
+    outcome = filter_host.passed()
+    assert outcome.held is not None
+    assert (len(filter_host.own()), outcome.done) == (67, ())
+    assert "28 of 67" in filter_host.row(SSH)[1]
+    status, told = filter_host.guestd("apply")
+    assert (status, len(filter_host.own())) == (1, 67)
+    assert any(line.startswith("held:") for line in told)
+    status, told = filter_host.guestd("apply", "--yes")
+    assert (status, len(filter_host.own())) == (0, 39)
+    assert told[-1] == "39 of 39 filters are in force"
+    assert filter_host.filters()[edited].rules[0].value("dstportstart") == "2"
+
+
+def test_a_port_counts_as_open_when_an_interface_names_the_filter_that_opens_it(filter_host: FilterHost) -> None:
+    machine_id, _ = filter_host.machine()
+    filter_host.run(
+        """INSERT INTO "VmPort" ("vmId", "protocol", "portStart", "portEnd", "running", "enabled", "toEnable")
+        VALUES (%s, 'tcp', 8080, 8080, FALSE, FALSE, TRUE)""",
+        machine_id,
+    )
+    asked = 'SELECT "enabled", "toEnable" FROM "VmPort"'
+    filter_host.passed()
+    assert filter_host.run(asked) == [(False, True)]
+    filter_host.passed(ENFORCE)
+    assert filter_host.run(asked) == [(True, False)]
+
+
+def test_an_interface_is_given_its_machines_filter_live_and_for_the_next_start(filter_host: FilterHost) -> None:
+    machine_id, name = filter_host.machine(is_running=True)
+    top = umbrella_name(machine_id)
+    reported = filter_host.passed()
+    assert sum(report.kind == "unattached" for report in reported.reports) == 2
+    assert filter_host.named(name) == ({""}, {""})
+    outcome = filter_host.passed(ENFORCE)
+    assert sorted(type(action).__name__ for action, _ in outcome.done) == ["Attach", "Attach"]
+    assert filter_host.named(name) == ({top}, {top})
+    assert filter_host.bindings()[filter_host.port(name)] == top
+    assert filter_host.passed(ENFORCE).done == ()
+    assert filter_host.audit()[-2:] == [("attach", "done")] * 2
+
+
+def test_somebody_elses_filter_is_taken_over_only_on_demand(filter_host: FilterHost) -> None:
+    filter_host.define("other", RULE)
+    machine_id, name = filter_host.machine(is_running=True, names="other")
+    outcome = filter_host.passed(ENFORCE)
+    assert sum(report.kind == "taken" for report in outcome.reports) == 2
+    assert filter_host.named(name) == ({"other"}, {"other"})
+    status, _ = filter_host.guestd("apply", "--take", attach="report")
+    assert status == 78
+    status, told = filter_host.guestd("apply", "--take", attach="enforce")
+    assert status == 0, told
+    top = umbrella_name(machine_id)
+    assert filter_host.named(name) == ({top}, {top})
+    assert filter_host.filters()["other"].rules
+
+
+def test_an_interface_whose_rules_libvirt_has_dropped_is_bound_anew(filter_host: FilterHost) -> None:
+    machine_id, name = filter_host.machine(is_running=True)
+    filter_host.passed(ENFORCE)
+    port = filter_host.port(name)
+    filter_host.libvirt.nwfilterBindingLookupByPortDev(port).delete()
+    reported = filter_host.passed()
+    assert any("libvirt enforces nothing there" in report.text for report in reported.reports)
+    assert port not in filter_host.bindings()
+    filter_host.passed(ENFORCE)
+    assert filter_host.bindings()[port] == umbrella_name(machine_id)
+
+
+def test_a_filter_counts_as_flushed_when_every_host_has_it(filter_host: FilterHost) -> None:
+    filter_host.machine(names=filter_host.internal("Use Ping"))
+    filter_host.passed()
+    filter_host.passed(host="another")
+    assert filter_host.row(SSH)[0] is not None
+    filter_host.edit(SSH, "dstPortStart", 2)
+    filter_host.passed()
+    assert filter_host.row(SSH)[0] is None  # the other host has not looked yet
+    filter_host.passed(host="another")
+    assert filter_host.row(SSH)[0] is not None
+    filter_host.run("""UPDATE "Host" SET "lastSeen" = now() - INTERVAL '2 minutes' WHERE "name" = 'another'""")
+    filter_host.edit(SSH, "dstPortStart", 1)
+    filter_host.passed()
+    assert filter_host.row(SSH)[0] is not None  # a host that is gone is not waited for
+
+
+def test_a_plan_shows_filters_beside_machines(filter_host: FilterHost) -> None:
+    machine_id, _ = filter_host.machine()
+    status, told = filter_host.guestd("plan")
+    assert status == 0
+    assert sum(line.startswith("define ibay-") for line in told) == 68
+    assert any(line.startswith("unattached:") for line in told)
+    status, told = filter_host.guestd("plan", "--json", attach="enforce")
+    assert status == 0
+    assert '"step":"Define"' in told[0]
+    assert umbrella_name(machine_id) in told[0]
