@@ -35,6 +35,8 @@ guestd reads what guest agents report, and writes it exactly once to TimescaleDB
   guestd filters plan                      what would be done to libvirt's filters, and which are not as they should be
   guestd filters explain MACHINE tcp 10.0.0.5:443 in      which rule decides on a connection
   guestd quarantine list                   frames that were set aside; show, retry, drop
+  guestd show MACHINE                      a machine: its latest sample, processes, ports, changes
+  guestd top                               all machines, sorted, again and again
   guestd agent --listen /run/my.socket     a guest agent that watches this machine
   guestd simulate --directory DIR ...      a fleet of believable guests, for demos and load
 """
@@ -98,6 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     secret.set_defaults(run=_secret)
     _add_filters(verbs.add_parser("filters", help="the rules that protect machines"))
     _add_quarantine(verbs)
+    _add_looking(verbs)
     for name, module, text in (
         ("agent", agent, "a guest agent for this machine"),
         ("simulate", simulate, "a fleet of simulated guests"),
@@ -143,6 +146,31 @@ def _add_quarantine(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         verb.add_argument("--reason", metavar="R", help="all of that reason")
         if name == "drop":
             verb.add_argument("--older-than", type=float, metavar="DAYS", help="all that were received before")
+
+
+def _add_looking(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--config", type=Path, metavar="FILE", help="TOML; deploy/guestd.toml lists every key")
+    show = verbs.add_parser("show", parents=[common], help="what the store knows of a machine")
+    show.add_argument("machine", metavar="MACHINE", help="id, internalName or name")
+    top = verbs.add_parser("top", parents=[common], help="all machines, sorted, again and again")
+    top.add_argument("--sort", choices=("cpu", "memory", "name"), default="cpu")
+    top.add_argument("--seconds", type=float, default=2.0, metavar="S", help="between two looks (default: 2)")
+    top.add_argument("--rounds", type=int, metavar="N", help="how many; without it, until interrupted")
+    for parser, verb in ((show, _show_machine), (top, _top)):
+        parser.set_defaults(run=verb)
+
+
+def _show_machine(arguments: argparse.Namespace) -> int:
+    from guestd import looking
+
+    return looking.show(arguments, _settings(arguments))
+
+
+def _top(arguments: argparse.Namespace) -> int:
+    from guestd import looking
+
+    return looking.top(arguments, _settings(arguments))
 
 
 def _quarantine(arguments: argparse.Namespace) -> int:

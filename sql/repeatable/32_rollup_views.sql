@@ -22,7 +22,7 @@ FROM "SystemMetricsMinute"
 UNION ALL
 SELECT
     machine."id",
-    minute."bucket",
+    rolled."bucket",
     rolled."samples",
     rolled."cpuUsagePercentAvg",
     rolled."cpuUsagePercentMax",
@@ -38,7 +38,21 @@ SELECT
     rolled."load1minAvg"
 FROM "Machine" AS machine
 CROSS JOIN LATERAL (
-    SELECT DISTINCT date_trunc('minute', sample."timestamp", 'UTC') AS "bucket"
+    SELECT
+        date_trunc('minute', sample."timestamp", 'UTC') AS "bucket",
+        count(*)::integer AS "samples",
+        avg(sample."cpuUsagePercent") AS "cpuUsagePercentAvg",
+        max(sample."cpuUsagePercent") AS "cpuUsagePercentMax",
+        avg(sample."usedMemoryKB"::double precision) AS "usedMemoryKBAvg",
+        max(sample."usedMemoryKB") AS "usedMemoryKBMax",
+        max(sample."totalMemoryKB") AS "totalMemoryKBMax",
+        min(sample."availableMemoryKB") AS "availableMemoryKBMin",
+        max(sample."swapUsedKB") AS "swapUsedKBMax",
+        avg(public.guestd_number_of(sample."diskIOStats", 'readBytesPerSec')) AS "diskReadBytesPerSecAvg",
+        avg(public.guestd_number_of(sample."diskIOStats", 'writeBytesPerSec')) AS "diskWriteBytesPerSecAvg",
+        avg(public.guestd_sum_of(sample."networkStats", 'bytesReceived')) AS "networkReceivedBytesPerSecAvg",
+        avg(public.guestd_sum_of(sample."networkStats", 'bytesSent')) AS "networkSentBytesPerSecAvg",
+        avg(public.guestd_number_of(sample."loadAverage", 'load1min')) AS "load1minAvg"
     FROM "SystemMetrics" AS sample
     WHERE
         sample."machineId" = machine."id"
@@ -46,9 +60,7 @@ CROSS JOIN LATERAL (
             SELECT state."coveredUntil" FROM "RollupState" AS state
             WHERE state."relation" = 'SystemMetricsMinute'
         )
-) AS minute
-CROSS JOIN LATERAL public.guestd_system_metrics_between(
-    machine."id", minute."bucket", minute."bucket" + INTERVAL '1 minute'
+    GROUP BY date_trunc('minute', sample."timestamp", 'UTC')
 ) AS rolled;
 
 

@@ -84,6 +84,10 @@ GRANT SELECT ON
 "ApplicationUsage_1d",
 "ListeningPort_1d",
 "RetentionDue",
+"MachineLatest",
+"ListeningPort",
+"ApplicationUse",
+"StateChange",
 "ActiveUser"
 TO guestd_reader;
 
@@ -148,7 +152,11 @@ public.guestd_advance_rollup(text, timestamptz),
 public.guestd_sum_of(jsonb, text),
 public.guestd_number_of(jsonb, text),
 public.guestd_system_metrics_between(uuid, timestamptz, timestamptz),
-public.guestd_covered_until(text)
+public.guestd_covered_until(text),
+public.guestd_resolution(timestamptz, timestamptz, integer),
+public.guestd_machine_series(uuid, timestamptz, timestamptz, integer),
+public.guestd_top_processes(uuid [], timestamptz, timestamptz, integer),
+public.guestd_fleet_series(timestamptz, timestamptz, integer)
 FROM public;
 GRANT EXECUTE ON FUNCTION
 public.guestd_sweep_deleted_machines(),
@@ -164,5 +172,9 @@ GRANT EXECUTE ON FUNCTION
 public.guestd_sum_of(jsonb, text),
 public.guestd_number_of(jsonb, text),
 public.guestd_system_metrics_between(uuid, timestamptz, timestamptz),
-public.guestd_covered_until(text)
+public.guestd_covered_until(text),
+public.guestd_resolution(timestamptz, timestamptz, integer),
+public.guestd_machine_series(uuid, timestamptz, timestamptz, integer),
+public.guestd_top_processes(uuid [], timestamptz, timestamptz, integer),
+public.guestd_fleet_series(timestamptz, timestamptz, integer)
 TO guestd_writer, guestd_reader;

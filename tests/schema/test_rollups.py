@@ -8,21 +8,14 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
-from psycopg.types.json import Jsonb
 
 from fix_models import REQUIRED
+from fix_rollups import roll_up, send, step_of
 from fix_schema import insert, make_machine, rows
 from gueststore.database import Connection
 from gueststore.queries import query
 
 NOW = datetime.now(UTC).replace(microsecond=0)
-
-SAMPLE: dict[str, Any] = {
-    "cpuCoresUsage": Jsonb([1.0]),
-    "totalMemoryKB": 10**9,
-    "diskUsageStats": Jsonb([]),
-    "uptime": 1,
-}
 
 # View: what it is, asked of the series.
 PLAIN = {
@@ -53,48 +46,6 @@ PLAIN = {
         FROM "PortUsage" WHERE "isListening" GROUP BY 1, 2, 3, 4, 5""",
 }
 PLAIN["SystemMetrics_1h"] = PLAIN["SystemMetrics_1m"].replace("'minute'", "'hour'")
-
-
-def roll_up(connection: Connection, most: int = 1000) -> int:
-    """All that waits, as the daemon does it; returns how many pairs of machine and bucket."""
-    done = 0
-    for step in ("roll_up_minutes", "roll_up_hours"):
-        while pairs := _step(connection, step, most):
-            done += pairs
-    return done
-
-
-def _step(connection: Connection, step: str, most: int) -> int:
-    row = connection.execute(query(step), {"most": most}).fetchone()
-    assert row is not None
-    return int(row[0])
-
-
-def send(connection: Connection, machine: uuid.UUID, at: datetime, chance: random.Random) -> None:
-    """One message of a machine: a row of SystemMetrics, and some of the other series at the same time."""
-    common = {"machineId": machine, "timestamp": at}
-    system: dict[str, Any] = {
-        "cpuUsagePercent": chance.uniform(0, 100),
-        "usedMemoryKB": chance.randrange(10**9),
-        "availableMemoryKB": chance.randrange(10**9),
-        "diskIOStats": Jsonb({"readBytesPerSec": chance.randrange(10**6)}),
-        "networkStats": Jsonb([{"bytesSent": chance.randrange(10**6)}, {"bytesSent": 1}]),
-        "loadAverage": Jsonb({"load1min": chance.random()}),
-    }
-    with connection.transaction():
-        insert(connection, "SystemMetrics", **SAMPLE | system | common)
-        for number in range(chance.randrange(4)):
-            process = {"processId": number, "name": chance.choice("abc"), "status": "running"}
-            load = {"cpuUsagePercent": chance.uniform(0, 300), "memoryUsageKB": chance.randrange(10**9)}
-            insert(connection, "ProcessSnapshot", **process | load | common)
-        for number in range(chance.randrange(3)):
-            port = {"ordinal": number, "port": chance.choice((22, 80)), "protocol": "TCP", "state": "LISTEN"}
-            owner = {"processName": chance.choice((None, "sshd")), "executablePath": chance.choice("xyz")}
-            heard = {"isListening": chance.random() < 0.8, "connectionCount": chance.randrange(9)}
-            insert(connection, "PortUsage", **port | owner | heard | common)
-        for path in chance.sample("pqr", chance.randrange(3)):
-            used = {"accessCount": chance.randrange(99), "totalUsageMinutes": chance.randrange(99), "isActive": True}
-            insert(connection, "ApplicationUsageHistory", executablePath=path, **used | common)
 
 
 def named(connection: Connection, select: str) -> dict[tuple[Any, ...], dict[str, Any]]:
@@ -199,7 +150,7 @@ def test_rows_that_are_added_to_a_message_later_are_rolled_up_when_that_is_noted
 def test_only_one_session_rolls_up_at_a_time(dsn: str, connection: Connection, machines: list[uuid.UUID]) -> None:
     send(connection, machines[0], NOW - timedelta(hours=3), random.Random(4))
     with psycopg.connect(dsn) as other:
-        assert _step(other, "roll_up_minutes", 10) == 1
+        assert step_of(other, "roll_up_minutes", 10) == 1
         assert roll_up(connection) == 0
     roll_up(connection)
     assert_exact(connection)

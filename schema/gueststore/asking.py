@@ -1,0 +1,198 @@
+"""Reading the store, typed: what people, dashboards and other services ask of it.
+
+Each function is one query through an index or a roll-up (tests/schema/test_asking.py holds that), on a connection of
+the caller's; the role guestd_reader suffices. Times are aware datetimes, memory is in KiB, CPU of a machine is percent
+of all its cores and of a process percent of one. psycopg's errors go through.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+import psycopg
+from psycopg.rows import class_row
+
+from gueststore.queries import query
+
+Connection = psycopg.AsyncConnection[Any]
+Answer = TypeVar("Answer")
+
+PAGE_ROWS = 500
+# Before every sample and after every change: where a first page begins.
+_BEFORE_ALL = (datetime(1970, 1, 1, tzinfo=UTC), -1)
+_AFTER_ALL = (datetime(9999, 1, 1, tzinfo=UTC), UUID(int=2**128 - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class MachineNow:
+    """A machine and its latest sample; `at` and what follows it are None where there is none."""
+
+    id: UUID
+    name: str
+    internal_name: str
+    status: str
+    at: datetime | None
+    cpu_percent: float | None
+    used_memory_kb: int | None
+    total_memory_kb: int | None
+    uptime_seconds: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A sample (`resolution` raw), or the mean of a minute or an hour from `at` on."""
+
+    at: datetime
+    resolution: str
+    samples: int
+    cpu_percent: float
+    cpu_percent_max: float
+    used_memory_kb: float
+    total_memory_kb: int
+    disk_read_bytes_per_second: float | None
+    disk_write_bytes_per_second: float | None
+    network_received_bytes_per_second: float | None
+    network_sent_bytes_per_second: float | None
+    load: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process in a sample. (at, process_id) is its place in a listing."""
+
+    at: datetime
+    process_id: int
+    name: str
+    cpu_percent: float
+    memory_kb: int
+    status: str
+    command_line: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """What the processes of a name used, mean over the window, added up over `machines`."""
+
+    name: str
+    machines: int
+    cpu_percent: float
+    memory_kb: float
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A port that is listened on, and who opened it as far as the guest says."""
+
+    at: datetime
+    port: int
+    protocol: str
+    process_id: int | None
+    process_name: str | None
+    executable_path: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """An application that is installed; `is_used` when somebody used it in the last 30 days."""
+
+    id: UUID
+    name: str
+    executable_path: str
+    last_access_at: datetime | None
+    usage_minutes: int
+    is_used: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of a service's state, or what guestd did to the machine. (at, id) is its place in a listing."""
+
+    at: datetime
+    id: UUID
+    kind: str
+    name: str
+    from_state: str | None
+    to_state: str
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Silent:
+    """A machine that runs, as far as is known, and has not reported for 5 minutes."""
+
+    id: UUID
+    name: str
+    state: str
+    since: datetime
+
+
+async def machines(connection: Connection, wanted: str | None = None) -> list[MachineNow]:
+    """Every machine with its latest sample, or those whose id, internalName or name is `wanted`; by name."""
+    return await _ask(connection, MachineNow, "ask_machines", wanted=wanted)
+
+
+async def series(
+    connection: Connection, machine_id: UUID, since: datetime, until: datetime, *, points: int = 400
+) -> list[Point]:
+    """A machine from `since` to before `until`, in the finest resolution that gives about `points` points at most."""
+    window = {"since": since, "until": until, "points": points}
+    return await _ask(connection, Point, "ask_series", machine_id=machine_id, **window)
+
+
+async def processes(
+    connection: Connection,
+    machine_id: UUID,
+    since: datetime,
+    until: datetime,
+    *,
+    after: Process | None = None,
+    most: int = PAGE_ROWS,
+) -> list[Process]:
+    """A page of at most `most` processes in order of time: the first, or the one that follows `after`."""
+    at, process_id = (after.at, after.process_id) if after else _BEFORE_ALL
+    place = {"since": since, "until": until, "after_at": at, "after_id": process_id, "most": most}
+    return await _ask(connection, Process, "ask_processes", machine_id=machine_id, **place)
+
+
+async def top_processes(
+    connection: Connection, since: datetime, until: datetime, *, of: list[UUID] | None = None, most: int = 10
+) -> list[Used]:
+    """The names that used most CPU on these machines, or on all; over more than 2 hours from whole hours."""
+    return await _ask(connection, Used, "ask_top", machine_ids=of, since=since, until=until, most=most)
+
+
+async def members(connection: Connection, department_id: UUID) -> list[UUID]:
+    """The ids of a department's machines, for `top_processes`."""
+    cursor = await connection.execute(query("ask_members"), {"department_id": department_id})
+    return [machine_id for (machine_id,) in await cursor.fetchall()]
+
+
+async def ports(connection: Connection, machine_id: UUID) -> list[Listener]:
+    """What listened on a machine at its latest sample with ports."""
+    return await _ask(connection, Listener, "ask_ports", machine_id=machine_id)
+
+
+async def applications(connection: Connection, machine_id: UUID) -> list[Application]:
+    """What is installed on a machine, by name."""
+    return await _ask(connection, Application, "ask_applications", machine_id=machine_id)
+
+
+async def changes(
+    connection: Connection, machine_id: UUID, *, before: Change | None = None, most: int = PAGE_ROWS
+) -> list[Change]:
+    """A page of at most `most` changes, the newest first: the first, or the one that follows `before`."""
+    at, change_id = (before.at, before.id) if before else _AFTER_ALL
+    place = {"before_at": at, "before_id": change_id, "most": most}
+    return await _ask(connection, Change, "ask_changes", machine_id=machine_id, **place)
+
+
+async def without_data(connection: Connection) -> list[Silent]:
+    """Machines that run and do not report, the longest silence first."""
+    return await _ask(connection, Silent, "ask_without_data")
+
+
+async def _ask(connection: Connection, kind: type[Answer], name: str, **given: object) -> list[Answer]:
+    async with connection.cursor(row_factory=class_row(kind)) as cursor:
+        await cursor.execute(query(name), given)
+        return await cursor.fetchall()

@@ -1,0 +1,11 @@
+-- What listens on a machine, and who opened it. %(machine_id)s: uuid. By port.
+SELECT
+    "timestamp" AS "at",
+    "port",
+    "protocol",
+    "processId" AS process_id,
+    "processName" AS process_name,
+    "executablePath" AS executable_path
+FROM "ListeningPort"
+WHERE "machineId" = %(machine_id)s
+ORDER BY "port", "protocol", "processId";

@@ -1,0 +1,324 @@
+-- What people and dashboards ask for, each by a way through an index or a roll-up; tests/schema/test_asking.py holds that.
+
+CREATE OR REPLACE VIEW "MachineLatest" AS
+SELECT
+    machine."id",
+    machine."name",
+    machine."internalName",
+    machine."status",
+    machine."departmentId",
+    machine."hostId",
+    latest."timestamp",
+    latest."receivedAt",
+    latest."cpuUsagePercent",
+    latest."totalMemoryKB",
+    latest."usedMemoryKB",
+    latest."availableMemoryKB",
+    latest."swapUsedKB",
+    latest."diskUsageStats",
+    latest."diskIOStats",
+    latest."networkStats",
+    latest."uptime",
+    latest."loadAverage"
+FROM "Machine" AS machine
+LEFT JOIN LATERAL (
+    SELECT sample.*
+    FROM "SystemMetrics" AS sample
+    WHERE sample."machineId" = machine."id"
+    ORDER BY sample."timestamp" DESC
+    LIMIT 1
+) AS latest ON TRUE;
+
+COMMENT ON VIEW "MachineLatest" IS 'Every machine with its latest sample, NULLs where it has none.';
+COMMENT ON COLUMN "MachineLatest"."id" IS 'Machine.id.';
+COMMENT ON COLUMN "MachineLatest"."name" IS 'Name for people.';
+COMMENT ON COLUMN "MachineLatest"."internalName" IS 'Name of the libvirt domain.';
+COMMENT ON COLUMN "MachineLatest"."status" IS 'Machine.status.';
+COMMENT ON COLUMN "MachineLatest"."departmentId" IS 'The department it belongs to.';
+COMMENT ON COLUMN "MachineLatest"."hostId" IS 'The host that has it.';
+COMMENT ON COLUMN "MachineLatest"."timestamp" IS 'When the guest took the sample.';
+COMMENT ON COLUMN "MachineLatest"."receivedAt" IS 'When guestd took it, host time.';
+COMMENT ON COLUMN "MachineLatest"."cpuUsagePercent" IS 'CPU in use over all cores, percent, 0 to 100.';
+COMMENT ON COLUMN "MachineLatest"."totalMemoryKB" IS 'Memory, KiB.';
+COMMENT ON COLUMN "MachineLatest"."usedMemoryKB" IS 'Memory in use, KiB.';
+COMMENT ON COLUMN "MachineLatest"."availableMemoryKB" IS 'Memory that programs can still get, KiB.';
+COMMENT ON COLUMN "MachineLatest"."swapUsedKB" IS 'Swap in use, KiB.';
+COMMENT ON COLUMN "MachineLatest"."diskUsageStats" IS 'As in SystemMetrics.';
+COMMENT ON COLUMN "MachineLatest"."diskIOStats" IS 'As in SystemMetrics.';
+COMMENT ON COLUMN "MachineLatest"."networkStats" IS 'As in SystemMetrics.';
+COMMENT ON COLUMN "MachineLatest"."uptime" IS 'Time since the guest booted, s.';
+COMMENT ON COLUMN "MachineLatest"."loadAverage" IS 'As in SystemMetrics.';
+
+CREATE OR REPLACE VIEW "ListeningPort" AS
+SELECT
+    machine."id" AS "machineId",
+    usage."timestamp",
+    usage."port",
+    usage."protocol",
+    usage."processId",
+    usage."processName",
+    usage."executablePath",
+    usage."connectionCount"
+FROM "Machine" AS machine
+CROSS JOIN LATERAL (
+    SELECT sample."timestamp"
+    FROM "PortUsage" AS sample
+    WHERE sample."machineId" = machine."id"
+    ORDER BY sample."timestamp" DESC
+    LIMIT 1
+) AS latest
+CROSS JOIN LATERAL (
+    SELECT sample.*
+    FROM "PortUsage" AS sample
+    WHERE sample."machineId" = machine."id" AND sample."timestamp" = latest."timestamp" AND sample."isListening"
+    -- Machine by machine, whatever the planner thinks of the others' rows.
+    OFFSET 0
+) AS usage;
+
+COMMENT ON VIEW "ListeningPort" IS 'Ports that were listened on at the last sample of each machine that had ports, and by whom.';
+COMMENT ON COLUMN "ListeningPort"."machineId" IS 'The Machine.';
+COMMENT ON COLUMN "ListeningPort"."timestamp" IS 'When the guest took the sample.';
+COMMENT ON COLUMN "ListeningPort"."port" IS 'Local port, 0 to 65535.';
+COMMENT ON COLUMN "ListeningPort"."protocol" IS 'TCP or UDP.';
+COMMENT ON COLUMN "ListeningPort"."processId" IS 'Process id in the guest of the owner of the socket.';
+COMMENT ON COLUMN "ListeningPort"."processName" IS 'Name of that process.';
+COMMENT ON COLUMN "ListeningPort"."executablePath" IS 'Path of its program in the guest.';
+COMMENT ON COLUMN "ListeningPort"."connectionCount" IS 'Sockets in this state, count.';
+
+CREATE OR REPLACE VIEW "ApplicationUse" AS
+SELECT
+    "machineId",
+    "id",
+    "applicationName",
+    "executablePath",
+    "publisher",
+    "version",
+    "lastAccessTime",
+    "accessCount",
+    "totalUsageMinutes",
+    coalesce("lastAccessTime" >= now() - INTERVAL '30 days', FALSE) AS "isUsed"
+FROM "ApplicationUsage"
+WHERE "isActive";
+
+COMMENT ON VIEW "ApplicationUse" IS 'Applications that are installed, and whether anybody used them in the last 30 days.';
+COMMENT ON COLUMN "ApplicationUse"."machineId" IS 'The machine it is installed on.';
+COMMENT ON COLUMN "ApplicationUse"."id" IS 'ApplicationUsage.id.';
+COMMENT ON COLUMN "ApplicationUse"."applicationName" IS 'Name for people.';
+COMMENT ON COLUMN "ApplicationUse"."executablePath" IS 'Path of the program in the guest.';
+COMMENT ON COLUMN "ApplicationUse"."publisher" IS 'Who made it.';
+COMMENT ON COLUMN "ApplicationUse"."version" IS 'Version as the guest gives it.';
+COMMENT ON COLUMN "ApplicationUse"."lastAccessTime" IS 'When it was last used, guest time; NULL means not known.';
+COMMENT ON COLUMN "ApplicationUse"."accessCount" IS 'Times it was started, as the guest counts, count.';
+COMMENT ON COLUMN "ApplicationUse"."totalUsageMinutes" IS 'Time in use, as the guest counts, min.';
+COMMENT ON COLUMN "ApplicationUse"."isUsed" IS 'True when it was used in the last 30 days; false also when that is not known.';
+
+CREATE OR REPLACE VIEW "StateChange" AS
+SELECT
+    changed."timestamp" AS "occurredAt",
+    changed."id",
+    service."machineId",
+    'service' AS "kind",
+    service."serviceName" AS "name",
+    changed."fromState",
+    changed."toState",
+    changed."reason"
+FROM "ServiceStateHistory" AS changed
+INNER JOIN "WindowsService" AS service ON changed."serviceId" = service."id"
+UNION ALL
+SELECT
+    "occurredAt",
+    "id",
+    "machineId",
+    'machine' AS "kind",
+    "name",
+    NULL AS "fromState",
+    "action" AS "toState",
+    "reason"
+FROM "ReconcileEvent";
+
+COMMENT ON VIEW "StateChange" IS 'Changes of state of services in guests, and what guestd did to machines and to their status.';
+COMMENT ON COLUMN "StateChange"."occurredAt" IS 'When, server or host time.';
+COMMENT ON COLUMN "StateChange"."id" IS 'ServiceStateHistory.id or ReconcileEvent.id.';
+COMMENT ON COLUMN "StateChange"."machineId" IS 'The machine; NULL when it was deleted since.';
+COMMENT ON COLUMN "StateChange"."kind" IS 'service or machine.';
+COMMENT ON COLUMN "StateChange"."name" IS 'Name of the service or the domain.';
+COMMENT ON COLUMN "StateChange"."fromState" IS 'State before, of a service; NULL before the first.';
+COMMENT ON COLUMN "StateChange"."toState" IS 'State after, of a service; the action, of a machine.';
+COMMENT ON COLUMN "StateChange"."reason" IS 'Why.';
+
+CREATE OR REPLACE FUNCTION public.guestd_resolution(since timestamptz, until timestamptz, points integer) RETURNS text
+LANGUAGE sql
+STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    -- The finest that is still kept and gives no more than about so many points.
+    SELECT CASE
+        WHEN until - since <= points * INTERVAL '1 minute' AND since >= now() - make_interval(days => coalesce((
+            SELECT setting."keepDays" FROM public."RetentionSetting" AS setting
+            WHERE setting."relation" = 'SystemMetrics'
+        ), 36500)) THEN 'raw'
+        -- A screen's width more of minutes is no harm; beyond it hours show as much.
+        WHEN until - since <= points * INTERVAL '4 minutes' AND since >= now() - make_interval(days => coalesce((
+            SELECT setting."keepDays" FROM public."RetentionSetting" AS setting
+            WHERE setting."relation" = 'SystemMetricsMinute'
+        ), 36500)) THEN 'minute'
+        ELSE 'hour'
+    END
+$$;
+
+COMMENT ON FUNCTION public.guestd_resolution(timestamptz, timestamptz, integer) IS
+'raw, minute or hour: how a range is best asked for about so many points.';
+
+CREATE OR REPLACE FUNCTION public.guestd_machine_series(
+    machine uuid, since timestamptz, until timestamptz, points integer DEFAULT 400
+) RETURNS TABLE (
+    "at" timestamptz,
+    "resolution" text,
+    "samples" integer,
+    "cpuUsagePercentAvg" double precision,
+    "cpuUsagePercentMax" double precision,
+    "usedMemoryKBAvg" double precision,
+    "usedMemoryKBMax" bigint,
+    "totalMemoryKBMax" bigint,
+    "diskReadBytesPerSecAvg" double precision,
+    "diskWriteBytesPerSecAvg" double precision,
+    "networkReceivedBytesPerSecAvg" double precision,
+    "networkSentBytesPerSecAvg" double precision,
+    "load1minAvg" double precision
+)
+LANGUAGE plpgsql
+STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+DECLARE
+    chosen CONSTANT text := public.guestd_resolution(since, until, points);
+BEGIN
+    IF chosen = 'raw' THEN
+        RETURN QUERY SELECT
+            sample."timestamp"::timestamptz, chosen, 1, sample."cpuUsagePercent", sample."cpuUsagePercent",
+            sample."usedMemoryKB"::double precision, sample."usedMemoryKB", sample."totalMemoryKB",
+            public.guestd_number_of(sample."diskIOStats", 'readBytesPerSec'),
+            public.guestd_number_of(sample."diskIOStats", 'writeBytesPerSec'),
+            public.guestd_sum_of(sample."networkStats", 'bytesReceived'),
+            public.guestd_sum_of(sample."networkStats", 'bytesSent'),
+            public.guestd_number_of(sample."loadAverage", 'load1min')
+        FROM public."SystemMetrics" AS sample
+        WHERE sample."machineId" = machine AND sample."timestamp" >= since AND sample."timestamp" < until
+        ORDER BY sample."timestamp";
+    ELSE
+        RETURN QUERY EXECUTE format(
+            'SELECT rolled."bucket"::timestamptz, $1, rolled."samples", rolled."cpuUsagePercentAvg",
+                rolled."cpuUsagePercentMax", rolled."usedMemoryKBAvg", rolled."usedMemoryKBMax", rolled."totalMemoryKBMax",
+                rolled."diskReadBytesPerSecAvg", rolled."diskWriteBytesPerSecAvg",
+                rolled."networkReceivedBytesPerSecAvg", rolled."networkSentBytesPerSecAvg", rolled."load1minAvg"
+            FROM public.%I AS rolled
+            WHERE rolled."machineId" = $2 AND rolled."bucket" >= $3 AND rolled."bucket" < $4
+            ORDER BY rolled."bucket"',
+            CASE chosen WHEN 'minute' THEN 'SystemMetrics_1m' ELSE 'SystemMetrics_1h' END
+        ) USING chosen, machine, since, until;
+    END IF;
+END;
+$$;
+
+COMMENT ON FUNCTION public.guestd_machine_series(uuid, timestamptz, timestamptz, integer) IS
+'A machine from one time to before another, raw, by the minute or by the hour: the finest that gives about so many points at most.';
+
+CREATE OR REPLACE FUNCTION public.guestd_top_processes(
+    asked uuid [], since timestamptz, until timestamptz, most integer DEFAULT 10
+) RETURNS TABLE (
+    "name" text,
+    "machines" bigint,
+    "cpuUsagePercent" double precision,
+    "memoryUsageKB" double precision
+)
+LANGUAGE plpgsql
+STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+    -- Hours that are rolled up serve long windows; they are whole hours, and the last one may be missing.
+    IF until - since > INTERVAL '2 hours' THEN
+        RETURN QUERY
+        SELECT used."name", count(*), sum(used.cpu), sum(used.memory)
+        FROM (
+            SELECT
+                hour."machineId",
+                hour."name",
+                sum(hour."cpuUsagePercentSum") / max(messages."samples") AS cpu,
+                sum(hour."memoryUsageKBSum") / max(messages."samples")::double precision AS memory
+            FROM public."ProcessUsageHour" AS hour
+            INNER JOIN (
+                SELECT counted."machineId", sum(counted."samples") AS "samples"
+                FROM public."SystemMetricsHour" AS counted
+                WHERE counted."bucket" >= date_trunc('hour', since, 'UTC') AND counted."bucket" < until
+                    AND (asked IS NULL OR counted."machineId" = ANY(asked))
+                GROUP BY counted."machineId"
+            ) AS messages ON hour."machineId" = messages."machineId"
+            WHERE hour."bucket" >= date_trunc('hour', since, 'UTC') AND hour."bucket" < until
+                AND (asked IS NULL OR hour."machineId" = ANY(asked))
+            GROUP BY hour."machineId", hour."name"
+        ) AS used
+        GROUP BY used."name"
+        ORDER BY 3 DESC, 1
+        LIMIT most;
+    ELSE
+        RETURN QUERY
+        SELECT used."name", count(*), sum(used.cpu), sum(used.memory)
+        FROM public."Machine" AS machine
+        CROSS JOIN LATERAL (
+            SELECT count(*) AS "samples"
+            FROM public."SystemMetrics" AS sample
+            WHERE sample."machineId" = machine."id" AND sample."timestamp" >= since AND sample."timestamp" < until
+        ) AS messages
+        CROSS JOIN LATERAL (
+            SELECT
+                process."name",
+                sum(process."cpuUsagePercent") / messages."samples" AS cpu,
+                sum(process."memoryUsageKB") / messages."samples"::double precision AS memory
+            FROM public."ProcessSnapshot" AS process
+            WHERE process."machineId" = machine."id"
+                AND process."timestamp" >= since AND process."timestamp" < until
+            GROUP BY process."name"
+        ) AS used
+        WHERE (asked IS NULL OR machine."id" = ANY(asked)) AND messages."samples" > 0
+        GROUP BY used."name"
+        ORDER BY 3 DESC, 1
+        LIMIT most;
+    END IF;
+END;
+$$;
+
+COMMENT ON FUNCTION public.guestd_top_processes(uuid [], timestamptz, timestamptz, integer) IS
+'The names whose processes used most CPU in a window: on these machines or, for NULL, on all; mean of each machine, added up: percent of one core, KiB. Windows over 2 hours are answered from whole hours.';
+
+CREATE OR REPLACE FUNCTION public.guestd_fleet_series(since timestamptz, until timestamptz, points integer DEFAULT 400)
+RETURNS TABLE (
+    "at" timestamptz,
+    "machines" bigint,
+    "cpuUsagePercentAvg" double precision,
+    "cpuUsagePercentMax" double precision,
+    "usedMemoryKBAvg" double precision
+)
+LANGUAGE plpgsql
+STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    -- By the minute up to two hours: a thousand machines have a thousand rows in each.
+    RETURN QUERY EXECUTE format(
+        'SELECT rolled."bucket"::timestamptz, count(*), avg(rolled."cpuUsagePercentAvg"),
+            max(rolled."cpuUsagePercentMax"), avg(rolled."usedMemoryKBAvg")
+        FROM public.%I AS rolled
+        WHERE rolled."bucket" >= $1 AND rolled."bucket" < $2
+        GROUP BY rolled."bucket"
+        ORDER BY rolled."bucket"',
+        CASE WHEN until - since <= least(points, 120) * INTERVAL '1 minute'
+            THEN 'SystemMetrics_1m' ELSE 'SystemMetrics_1h' END
+    ) USING since, until;
+END;
+$$;
+
+COMMENT ON FUNCTION public.guestd_fleet_series(timestamptz, timestamptz, integer) IS
+'All machines together from one time to before another, by the minute for up to two hours and by the hour beyond.';
