@@ -193,15 +193,19 @@ class World:
         """Where the guests are."""
         return self.guests.lab
 
-    def take(self, count: int = 1) -> list[LabGuest]:
-        """So many guests that send to guestd, which runs; each has begun a new run and got some of it acknowledged."""
+    def take(self, count: int = 1, *, sample_milliseconds: int = SAMPLE_MILLISECONDS) -> list[LabGuest]:
+        """So many guests that send to guestd, which runs; each has begun a new run and got some of it acknowledged.
+
+        Those that are new send so often; others as they always did.
+        """
         reused = [self.guests.idle.pop() for _ in range(min(count, len(self.guests.idle)))]
         self.taken += reused
         for guest in reused:
             guest.first_base = guest.runs()[-1].base + 1
             guest.restart_sender()
         while len(self.taken) < count:
-            booting = [self.guests.boot() for _ in range(min(BOOT_AT_ONCE, count - len(self.taken)))]
+            program = f"lab.sender={sample_milliseconds}"
+            booting = [self.guests.boot(program) for _ in range(min(BOOT_AT_ONCE, count - len(self.taken)))]
             self.taken += booting
             for guest in booting:
                 eventually(guest.runs, f"{guest.name} has booted", BOOT_SECONDS)

@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -94,10 +95,31 @@ def _report(rounds: list[Round], arguments: argparse.Namespace) -> None:
 
 def _round(dsn: str, directory: Path, lines: dict[uuid.UUID, bytes]) -> Round:
     truncate(dsn)
+    took_seconds, used_seconds = end_to_end(dsn, directory, lines)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        if connection.execute('SELECT count(*) FROM "QuarantinedFrame"').fetchone() != (0,):
+            raise SystemExit("frames were quarantined: the figures would not be comparable")
+        rows, server_seconds = _server_copy(connection)
+    return Round(rows, took_seconds, server_seconds, used_seconds)
+
+
+def end_to_end(
+    dsn: str,
+    directory: Path,
+    lines: dict[uuid.UUID, bytes],
+    *,
+    more_tables: str = "",
+    before: Callable[[str], None] = lambda _: None,
+) -> tuple[float, float]:
+    """Seconds from the first byte until the last frame is committed, and guestd's CPU seconds.
+
+    `before` is called with the address of the metrics when all channels are connected.
+    """
     channels = Path(tempfile.mkdtemp(prefix="c", dir=directory))
     frames = sum(feed.count(b"\n") for feed in lines.values())
-    with feeder(channels, lines) as go, guestd(dsn, channels) as (pid, metrics_url):
+    with feeder(channels, lines) as go, guestd(dsn, channels, more_tables) as (pid, metrics_url):
         eventually(lambda: metric(metrics_url, "guestd_channels_connected") == len(lines), "all channels connected")
+        before(metrics_url)
         cpu_before, started = cpu_seconds(pid), time.perf_counter()
         go.set()
         with psycopg.connect(dsn, autocommit=True) as connection:
@@ -106,12 +128,7 @@ def _round(dsn: str, directory: Path, lines: dict[uuid.UUID, bytes]) -> Round:
                 lambda: (connection.execute(ledger).fetchone() or (0,))[0] >= frames, "all frames committed", 600
             )
         took_seconds = time.perf_counter() - started
-        used_seconds = cpu_seconds(pid) - cpu_before
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        if connection.execute('SELECT count(*) FROM "QuarantinedFrame"').fetchone() != (0,):
-            raise SystemExit("frames were quarantined: the figures would not be comparable")
-        rows, server_seconds = _server_copy(connection)
-    return Round(rows, took_seconds, server_seconds, used_seconds)
+        return took_seconds, cpu_seconds(pid) - cpu_before
 
 
 def _server_copy(connection: psycopg.Connection[Any]) -> tuple[int, float]:

@@ -67,11 +67,14 @@ def truncate(dsn: str) -> None:
 
 
 @contextmanager
-def guestd(dsn: str, channels: Path, more_tables: str = "") -> Iterator[tuple[int, str]]:
-    """A guestd on these channels, with more of a configuration; gives its process id and the address of its metrics."""
+def guestd(dsn: str, channels: Path, more_tables: str = "", virtio: str = "") -> Iterator[tuple[int, str]]:
+    """A guestd on these channels; gives its process id and the address of its metrics.
+
+    `more_tables` and `virtio` (lines of that table) are more of its configuration.
+    """
     configuration, spool = channels.with_suffix(".toml"), channels.with_suffix(".spool")
     configuration.write_text(
-        f'[store]\ndsn = "{dsn}"\n[spool]\ndirectory = "{spool}"\n[virtio]\ndirectory = "{channels}"\n'
+        f'[store]\ndsn = "{dsn}"\n[spool]\ndirectory = "{spool}"\n[virtio]\ndirectory = "{channels}"\n{virtio}'
         f"[telemetry]\nlisten_port = 0\n{more_tables}"
     )
     log = channels.with_suffix(".log")

@@ -101,9 +101,10 @@ def test_a_guest_that_panics_and_one_that_is_destroyed_come_back(world: World, r
 @pytest.mark.skipif(os.environ.get("GUESTD_FAULTS") != "full", reason="./dev faults boots twenty guests")
 @pytest.mark.timeout(3600)
 def test_twenty_guests_at_once(world: World, reliability: Reliability) -> None:
-    guests = world.take(20)
+    # Two cores emulate them all: what counts is that there are twenty, not how much each has to say.
+    guests = world.take(20, sample_milliseconds=500)
     for guest in guests:
-        guest.goes_on(50)
+        guest.goes_on(20)
     reliability.record("twenty guests at once", 1, world.settled(*guests))
 
 
