@@ -52,14 +52,14 @@ async def main(interval_seconds: float) -> None:
     sender = Sender(outbox, on_request=lambda: None)
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(attend(DEVICE, sender))
-        tasks.create_task(report(base, outbox))
+        tasks.create_task(report(base, outbox, max(interval_seconds, REPORT_SECONDS)))
         while True:
             if not STOP.exists():  # noqa: ASYNC240 -- in memory
                 sender.post(body(base + outbox.last + 1))
             await asyncio.sleep(interval_seconds)
 
 
-async def report(base: int, outbox: Outbox) -> None:
+async def report(base: int, outbox: Outbox, every_seconds: float) -> None:
     """Say how far it is, for whoever reads the console."""
     said = ""
     while True:
@@ -67,7 +67,7 @@ async def report(base: int, outbox: Outbox) -> None:
         if state != said:
             print(f"lab-sender {state}", flush=True)
             said = state
-        await asyncio.sleep(REPORT_SECONDS)
+        await asyncio.sleep(every_seconds)
 
 
 if __name__ == "__main__":
