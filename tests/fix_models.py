@@ -12,6 +12,17 @@ from gueststore.database import Connection
 
 Row = dict[str, Any]
 
+# (table, column, table it refers to, c, n or r for what a delete there does, constraint) of each.
+FOREIGN_KEYS = """
+SELECT source.relname, attribute.attname, target.relname, rule.confdeltype, rule.conname
+FROM pg_constraint AS rule
+INNER JOIN pg_class AS source ON rule.conrelid = source.oid
+INNER JOIN pg_class AS target ON rule.confrelid = target.oid
+INNER JOIN pg_attribute AS attribute
+    ON rule.conrelid = attribute.attrelid AND attribute.attnum = rule.conkey[1]
+WHERE rule.contype = 'f' AND source.relnamespace = 'public'::regnamespace
+"""
+
 
 def department(connection: Connection) -> uuid.UUID:
     return uuid.UUID(str(insert(connection, "Department", name="Sales")["id"]))

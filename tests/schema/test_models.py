@@ -8,22 +8,11 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from fix_models import REQUIRED, Row, nw_filter
+from fix_models import FOREIGN_KEYS, REQUIRED, Row, nw_filter
 from fix_schema import insert, make_machine, make_user, rows
 from gueststore.catalogue import packaged
 from gueststore.database import Connection
 from gueststore.refusals import explain
-
-FOREIGN_KEYS = """
-SELECT source.relname, attribute.attname, target.relname, rule.confdeltype, rule.conname
-FROM pg_constraint AS rule
-INNER JOIN pg_class AS source ON rule.conrelid = source.oid
-INNER JOIN pg_class AS target ON rule.confrelid = target.oid
-INNER JOIN pg_attribute AS attribute
-    ON rule.conrelid = attribute.attrelid AND attribute.attnum = rule.conkey[1]
-WHERE rule.contype = 'f' AND source.relnamespace = 'public'::regnamespace
-"""
-
 
 BOOKS_OF_MIGRATIONS = {"SchemaMigration", "SchemaRepeatable"}
 
