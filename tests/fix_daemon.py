@@ -173,6 +173,7 @@ class Daemon:
         self.spool_max_bytes = 2**30
         self.virtio_lines = ""
         self.store_lines = ""
+        self.telemetry_lines = ""
         self.more_tables = ""
         self.log = directory / log_name
         self.process: subprocess.Popen[bytes] | None = None
@@ -192,6 +193,7 @@ class Daemon:
             f'[store]\ndsn = "{self.dsn}"\n{self.store_lines}'
             f'[spool]\ndirectory = "{self.spool}"\nmax_bytes = {self.spool_max_bytes}\n'
             f'[virtio]\ndirectory = "{self.channels}"\n{self.virtio_lines}[telemetry]\nlisten_port = {self.port}\n'
+            f"{self.telemetry_lines}"
             f"{self.more_tables}"
         )
         with self.log.open("wb") as log:

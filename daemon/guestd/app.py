@@ -19,21 +19,24 @@ import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
 import structlog
 
-from guestd import __version__, intake, prepare, signing, supervision, systemd, writer
+from guestd import __version__, intake, prepare, signing, supervision, systemd, webconfig, writer
 from guestd.batch import Limits
 from guestd.broker import login
 from guestd.budget import Budget, Rate, Rates
 from guestd.channels import Directory, Place
 from guestd.errors import ConfigError, StoreUnavailable
+from guestd.guestmetrics import LatestSamples
 from guestd.hosting import Hosting, upkeep_of
 from guestd.intake import Intake
 from guestd.lifecycle import Backoff, retrying, run_until
 from guestd.link import check_dsn, server_name
+from guestd.pages import served
 from guestd.published import Publications
 from guestd.redact import CommandLines
 from guestd.roster import Roster
@@ -43,8 +46,10 @@ from guestd.sources import mqtt, virtio
 from guestd.spool import Spool, open_spool
 from guestd.store import Outcome, maintain, watch_machines
 from guestd.supervision import Reload, Watchdog
-from guestd.telemetry import Telemetry, served
+from guestd.telemetry import Telemetry
 from guestd.writer import Writer
+from gueststore import catalogue
+from gueststore.errors import ConfigurationError, StoreError
 
 log = structlog.get_logger()
 
@@ -60,9 +65,12 @@ async def run(settings: Settings, reread: Callable[[], Settings]) -> None:
     _allow_many_channels()
     stop = asyncio.Event()
     _stop_on_signals(stop)
+    protection = webconfig.read(settings.telemetry.web_config_file)
     telemetry = Telemetry()
+    samples = LatestSamples()
     roster = Roster()
     telemetry.machines.set_function(lambda: roster.machines)
+    telemetry.hosting.show(lambda: samples.families(roster.domains(), datetime.now(UTC)))
     async with AsyncExitStack() as resources:
         spool = open_spool(
             Path(settings.spool.directory), max_bytes=settings.spool.max_bytes, share=settings.spool.machine_share
@@ -75,7 +83,7 @@ async def run(settings: Settings, reread: Callable[[], Settings]) -> None:
             spool,
             dsn=settings.store.dsn,
             limits=_batch_limits(settings),
-            counters=_writer_counters(telemetry, gate),
+            counters=_writer_counters(telemetry, gate, samples),
             command_lines_of=lambda machine_id: _command_lines(roster, reload.settings, machine_id),
         )
         reload = Reload(settings, reread=reread, applied=lambda now: _apply(now, consumer, budget))
@@ -91,10 +99,11 @@ async def run(settings: Settings, reread: Callable[[], Settings]) -> None:
 
         port = await resources.enter_async_context(
             served(
-                telemetry,
+                telemetry.registry,
                 host=settings.telemetry.listen_host,
                 port=settings.telemetry.listen_port,
                 problems=problems,
+                protection=protection,
             )
         )
         _tune_collector()
@@ -222,6 +231,13 @@ async def _roster(dsn: str, roster: Roster) -> None:
     )
 
 
+def _schema_differences(dsn: str) -> int:
+    try:
+        return len(catalogue.check(dsn))
+    except (StoreError, ConfigurationError) as why:
+        raise StoreUnavailable(str(why)) from why
+
+
 async def _maintenance(reload: Reload, telemetry: Telemetry) -> None:
     """Keep the store in shape for as long as guestd runs."""
 
@@ -236,6 +252,7 @@ async def _maintenance(reload: Reload, telemetry: Telemetry) -> None:
                 quarantine_days=settings.quarantine.keep_days,
                 quarantine_frames=settings.quarantine.max_frames,
             )
+            telemetry.schema_differences.set(await asyncio.to_thread(_schema_differences, settings.store.dsn))
             telemetry.quarantine_frames.set(tidied.quarantined_held)
             telemetry.quarantine_dropped.inc(tidied.quarantined_dropped)
             if any((tidied.samples_of_deleted_machines, tidied.old_events, tidied.quarantined_dropped, tidied.retired)):
@@ -351,7 +368,7 @@ def _rates(settings: Settings) -> Rates:
     )
 
 
-def _writer_counters(telemetry: Telemetry, gate: Intake) -> writer.Counters:
+def _writer_counters(telemetry: Telemetry, gate: Intake, samples: LatestSamples) -> writer.Counters:
     def outcome(became: Outcome) -> None:
         telemetry.frames_done.labels("stored").inc(became.stored)
         telemetry.frames_done.labels("stored_in_part").inc(became.stored_in_part)
@@ -376,5 +393,6 @@ def _writer_counters(telemetry: Telemetry, gate: Intake) -> writer.Counters:
             bug=telemetry.bugs.inc,
             skew_seconds=lambda seconds: telemetry.skew.observe(abs(seconds)),
             rows=gate.charge_rows,
+            sample=samples.note,
         ),
     )

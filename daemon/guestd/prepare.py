@@ -44,6 +44,8 @@ class Counters:
     bug: Callable[[], None]
     skew_seconds: Callable[[float], None]
     rows: Callable[[UUID, int], None]  # machine, rows that were made of a frame of its
+    # Rows of a metrics message, the channel's kind, whether its lines are numbered.
+    sample: Callable[[Rows, str, bool], None] = lambda *_: None
 
 
 # How the command lines of a machine are kept.
@@ -85,7 +87,8 @@ class Preparer:
             if isinstance(message, Event):
                 prepared.append(self._reported(frame, message))
                 continue
-            known_by = digest(frame.payload, messages.header(frame.payload), message)
+            header = messages.header(frame.payload)
+            known_by = digest(frame.payload, header, message)
             content: Rows | BadFrame
             if isinstance(message, BadFrame):
                 content = message
@@ -98,6 +101,8 @@ class Preparer:
                     command_lines=await self._command_lines_of(frame.machine_id),
                 )
                 content = self.guarded(frame, step)
+            if isinstance(content, Rows):
+                self._counters.sample(content, frame.channel.value, header is not None)
             prepared.append(Prepared(frame.seq, frame.machine_id, frame.received_at, frame.payload, content, known_by))
         return prepared
 

@@ -42,6 +42,10 @@ class Roster:
         self.tried.set()
         self.known.set()
 
+    def domains(self) -> dict[UUID, str]:
+        """The names of the machines' domains, by machine."""
+        return {member.machine_id: member.internal_name for member in tuple(self._members.values())}
+
     @property
     def machines(self) -> int:
         """How many machines the store knows."""

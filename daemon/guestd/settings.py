@@ -169,9 +169,11 @@ class Telemetry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What guestd tells about itself."""
 
     listen_host: str = "127.0.0.1"
-    """For /metrics, /healthz and /readyz."""
+    """For /metrics, /healthz, /readyz and a page for people."""
     listen_port: Annotated[int, Meta(ge=0, le=65535)] = 9478
     """0 takes a free port and logs it."""
+    web_config_file: str = ""
+    """TLS and users of these pages, as in Prometheus' web configuration file; empty: in the clear, for everybody."""
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

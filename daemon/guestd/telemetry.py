@@ -1,23 +1,19 @@
-"""Every metric of guestd in one table, and the pages that show them: /metrics, /healthz, /readyz.
+"""Every metric of guestd in one table. `pages` shows them.
 
 No label value ever comes from a guest. Reasons are closed sets.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
-from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from guestd import __version__
 from guestd.domainmetrics import Family
-from guestd.errors import ConfigError
 
 COMMIT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 SKEW_BUCKETS = (0.1, 1, 5, 30, 60, 300, 3600, 86400)
@@ -35,6 +31,7 @@ MISSING_HELP = (
 DROPPED_HELP = "The broker's own count of messages it dropped ($SYS); outside what guestd can answer for."
 DONE_HELP = "Accepted frames by what became of them: stored, stored_in_part, quarantined, duplicate."
 SKEW_HELP = "How far the clocks of guests are from this host's, either way."
+SCHEMA_HELP = "What of the live schema differs from what the migrations make: `gueststore check` names it."
 LAG_HELP = "From the receipt of a batch's oldest frame to its commit."
 
 
@@ -61,7 +58,7 @@ class Hosting:
 
     def show(self, families: Callable[[], Sequence[Family]]) -> None:
         """Show these with the rest, as they are when somebody asks."""
-        self._registry.register(_Domains(families))
+        self._registry.register(_Families(families))
 
 
 class Filtering:
@@ -82,7 +79,7 @@ class Filtering:
         )
 
 
-class _Domains(Collector):
+class _Families(Collector):
     """Families that are made anew at every scrape."""
 
     def __init__(self, families: Callable[[], Sequence[Family]]) -> None:
@@ -102,8 +99,7 @@ class Telemetry:
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
+        _identify(registry)
         gauge, counter = partial(Gauge, registry=registry), partial(Counter, registry=registry)
         commit_time = partial(Histogram, registry=registry, buckets=COMMIT_BUCKETS)
         # Channels
@@ -157,40 +153,13 @@ class Telemetry:
         self.store_lost = counter("guestd_store_lost", "Failed or ended connections to the store.")
         self.key_conflicts = counter("guestd_key_conflicts", "Batches with keys that somebody else's rows had taken.")
         self.bugs = counter("guestd_bugs", "Frames that reached a bug of ours; each is in the log.")
+        self.schema_differences = gauge("guestd_schema_differences", SCHEMA_HELP)
         self.hosting = Hosting(registry)
         self.filtering = Filtering(registry)
 
 
-Problems = Callable[[], list[str]]
-
-
-@asynccontextmanager
-async def served(telemetry: Telemetry, *, host: str, port: int, problems: Problems) -> AsyncIterator[int]:
-    """Serve the pages while in the context; gives the port. `problems` says why guestd is not ready."""
-
-    async def metrics(request: web.Request) -> web.Response:
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        # A thousand domains have tens of thousands of samples: on a thread, so that ingest goes on meanwhile.
-        body = await asyncio.to_thread(encode, telemetry.registry)
-        return web.Response(body=body, headers={"Content-Type": content_type})
-
-    async def alive(_: web.Request) -> web.Response:
-        return web.Response(text="alive\n")
-
-    async def ready(_: web.Request) -> web.Response:
-        found = problems()
-        return web.Response(text="\n".join(found or ["ready"]) + "\n", status=503 if found else 200)
-
-    application = web.Application()
-    application.add_routes([web.get("/metrics", metrics), web.get("/healthz", alive), web.get("/readyz", ready)])
-    runner = web.AppRunner(application, access_log=None)
-    await runner.setup()
-    try:
-        site = web.TCPSite(runner, host, port)
-        try:
-            await site.start()
-        except OSError as why:
-            raise ConfigError(f"telemetry: cannot listen on {host} port {port}: {why.strerror}") from why
-        yield runner.addresses[0][1]
-    finally:
-        await runner.cleanup()
+def _identify(registry: CollectorRegistry) -> None:
+    """Which process of which program this is."""
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    Gauge("guestd_build_info", "1; which guestd this is.", ["version"], registry=registry).labels(__version__).set(1)

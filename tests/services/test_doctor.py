@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import bcrypt
 import pytest
+import trustme
 from psycopg.conninfo import make_conninfo
 from tools.broker import Broker, prefix
 from tools.ports import free_port
@@ -275,6 +277,21 @@ def test_a_host_where_all_is_well_has_nothing_to_fix(world: World, daemon: Daemo
     assert {"configuration", "spool", "store", "schema", "clock", "edition", "guestd"} <= {
         each.subject for each in found
     }
+
+
+def test_a_guestd_whose_pages_are_for_users_is_known_as_one(world: World, daemon: Daemon) -> None:
+    authority = trustme.CA()
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(world.directory / "both.pem"))
+    users = f'basic_auth_users: {{alice: "{bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()}"}}\n'
+    file = world.file("web.yml", f"tls_server_config: {{cert_file: both.pem, key_file: both.pem}}\n{users}")
+    world.set("telemetry", web_config_file=file)
+    daemon.port = world.tables["telemetry"]["listen_port"]
+    daemon.telemetry_lines = f'web_config_file = "{file}"\n'
+    daemon.start()
+    eventually(
+        lambda: any(each.subject == "guestd" and "for users" in each.text for each in findings(world)),
+        "the doctor knows it for guestd",
+    )
 
 
 def test_what_a_running_guestd_says_of_itself_is_passed_on(world: World, daemon: Daemon) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from guestd import hypervisor
+from guestd import hypervisor, webconfig
 from guestd.broker import login
 from guestd.doctor.finding import Finding, fault, well
 from guestd.errors import ConfigError
@@ -46,6 +46,7 @@ def _parts(settings: Settings) -> Iterator[Callable[[], object]]:
         yield lambda: first_line(Path(settings.virtio.master_secret_file), "virtio.master_secret_file")
     if settings.mqtt.host:
         yield lambda: login(settings.mqtt)
+    yield lambda: webconfig.read(settings.telemetry.web_config_file)
     yield lambda: hypervisor.check(settings.libvirt.uri)
     if settings.virtio.discovery == "libvirt" and not settings.libvirt.uri:
         yield _no_libvirt

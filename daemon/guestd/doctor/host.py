@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import sqlite3
+import ssl
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -13,13 +14,16 @@ from contextlib import closing
 from http.client import HTTPException
 from pathlib import Path
 
-from guestd import spoolfile
+from guestd import spoolfile, webconfig
 from guestd.doctor.finding import Finding, fault, warning, well
+from guestd.errors import ConfigError
 from guestd.settings import Settings, Spool, Telemetry, Virtio
 
 # A descriptor a channel, and some for itself.
 FEWEST_DESCRIPTORS = 4096
 FULL_SHARE = 0.8
+# What guestd.pages says to whom it does not know.
+STRANGER = "who are you?\n"
 ANSWER_SECONDS = 5.0
 _IN_MEMORY = ("tmpfs", "ramfs")
 _EVERYWHERE = ("0.0.0.0", "::", "")  # noqa: S104 -- to warn of
@@ -143,14 +147,17 @@ def _port(chosen: Telemetry) -> Iterator[Finding]:
     if not chosen.listen_port:
         yield warning("telemetry", "telemetry.listen_port is 0: each start takes another port", "set it, say to 9478")
         return
-    yield from _pages(_asked(chosen), chosen.listen_port)
+    try:
+        yield from _pages(chosen)
+    except ConfigError:
+        return  # the configuration's own finding
 
 
 def metrics_page(chosen: Telemetry) -> str:
     """/metrics of the guestd that runs; empty where none does."""
     try:
-        return page(_asked(chosen), chosen.listen_port, "/metrics")
-    except (OSError, HTTPException):
+        return page(chosen, "/metrics")
+    except (OSError, HTTPException, ConfigError):
         return ""
 
 
@@ -158,33 +165,42 @@ def _asked(chosen: Telemetry) -> str:
     return "127.0.0.1" if chosen.listen_host in _EVERYWHERE else chosen.listen_host
 
 
-def _pages(host: str, port: int) -> Iterator[Finding]:
+def _pages(chosen: Telemetry) -> Iterator[Finding]:
     """What guestd's own pages say; where nobody listens it does not run."""
+    host, port = _asked(chosen), chosen.listen_port
     try:
-        alive = page(host, port, "/healthz")
+        alive = page(chosen, "/healthz")
     except ConnectionRefusedError:
         yield warning("guestd", f"it does not run: nobody listens on {host} port {port}", "systemctl start guestd")
         return
     except (OSError, HTTPException) as why:
         alive = str(why)
+    if alive == STRANGER:
+        yield well("guestd", f"it runs, and its pages are for users (port {port})")
+        return
     if alive != "alive\n":
         fix = "set telemetry.listen_port to a free port, or end whoever has it: ss -ltnp"
         yield fault("port", f"port {port} of {host} is not guestd's: another program answers there", fix)
         return
-    problems = [line for line in page(host, port, "/readyz").splitlines() if line != "ready"]
+    problems = [line for line in page(chosen, "/readyz").splitlines() if line != "ready"]
     if not problems:
         yield well("guestd", f"it runs and is ready (port {port})")
     for problem in problems:
         yield warning("guestd", f"it runs and says: {problem}", "docs/failure-modes.md has the row for it")
 
 
-def page(host: str, port: int, path: str) -> str:
+def page(chosen: Telemetry, path: str) -> str:
     """The text of a page of guestd's, whatever its status. OSError when nobody answers."""
+    host = _asked(chosen)
     shown = f"[{host}]" if ":" in host else host
-    # Nothing is between us and our own port: not the proxy of the environment.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    scheme = "http" if webconfig.read(chosen.web_config_file).tls is None else "https"
+    # Nothing is between us and our own port: no proxy of the environment, and nobody to be told from another by name.
+    anybody = ssl.create_default_context()
+    anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+    ways = (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=anybody))
+    opener = urllib.request.build_opener(*ways)
     try:
-        with opener.open(f"http://{shown}:{port}{path}", timeout=ANSWER_SECONDS) as answer:
+        with opener.open(f"{scheme}://{shown}:{chosen.listen_port}{path}", timeout=ANSWER_SECONDS) as answer:
             text: bytes = answer.read()
     except urllib.error.HTTPError as why:
         text = why.read()

@@ -1,0 +1,87 @@
+"""What guests reported last, as gauges: of machines that are there, bounded, with nothing of a guest's in a label."""
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID, uuid4
+
+import msgspec
+
+from guestd.decoding import decode
+from guestd.domainmetrics import Family
+from guestd.guestmetrics import MOST_GUESTS, SHOWN_SECONDS, LatestSamples
+from guestd.normalise import Rows, Stream, normalise
+
+NOW = datetime(2026, 1, 2, tzinfo=UTC)
+SYSTEM = {
+    "cpu": {"usage_percent": 25.0, "cores_usage": [25.0]},
+    "memory": {"total_kb": 4096, "used_kb": 1024, "available_kb": 3072},
+    "disk": {
+        "usage_stats": [
+            {"mount_point": "/", "total_gb": 10.0, "used_gb": 9.0},
+            {"mount_point": "/home", "total_gb": 10.0, "used_gb": 1.0},
+        ]
+    },
+    "network": {"interfaces": []},
+    "system": {"uptime_seconds": 60, "load_average": {"load_1min": 0.5}},
+}
+
+
+def sample(machine_id: UUID, at: datetime = NOW) -> Rows:
+    payload = msgspec.json.encode({"type": "metrics", "timestamp": at.isoformat(), "data": {"system": SYSTEM}})
+    return normalise(
+        decode(payload).metrics, row_id=uuid4(), machine_id=machine_id, timestamp=at, received_at=at, digest=None,
+        stream=Stream(), command_lines="redacted",
+    )  # fmt: skip
+
+
+def shown(latest: LatestSamples, *machines: UUID, now: datetime = NOW) -> dict[str, Family]:
+    return {family.name: family for family in latest.families(dict.fromkeys(machines, "vm"), now)}
+
+
+def value(families: dict[str, Family], name: str) -> float:
+    ((_, found),) = families[name].samples
+    return found
+
+
+def test_the_last_sample_of_a_machine_is_shown_in_base_units() -> None:
+    latest, machine = LatestSamples(), uuid4()
+    latest.note(sample(machine), "virtio", is_numbered=True)
+    families = shown(latest, machine)
+    assert families["guest_memory_used_bytes"].samples == [((str(machine), "vm"), 1024 * 1024)]
+    assert value(families, "guest_cpu_usage_ratio") == 0.25
+    assert value(families, "guest_disk_used_bytes") == 10 * 1024**3
+    assert value(families, "guest_disk_fullest_ratio") == 0.9
+    assert value(families, "guest_load1") == 0.5
+    assert value(families, "guest_last_sample_timestamp_seconds") == NOW.timestamp()
+    assert families["guest_agent_info"].samples == [((str(machine), "vm", "virtio", "numbered"), 1.0)]
+
+
+def test_what_a_guest_does_not_report_has_no_sample() -> None:
+    latest, machine = LatestSamples(), uuid4()
+    latest.note(sample(machine), "mqtt", is_numbered=False)
+    families = shown(latest, machine)
+    assert families["guest_swap_used_bytes"].samples == []
+    assert families["guest_network_receive_bytes_per_second"].samples == []
+
+
+def test_a_machine_that_the_store_does_not_know_any_more_is_not_shown() -> None:
+    latest, gone, here = LatestSamples(), uuid4(), uuid4()
+    for machine in (gone, here):
+        latest.note(sample(machine), "virtio", is_numbered=True)
+    assert [labels[0] for labels, _ in shown(latest, here)["guest_load1"].samples] == [str(here)]
+
+
+def test_a_machine_that_is_silent_is_not_shown_after_a_while() -> None:
+    latest, machine = LatestSamples(), uuid4()
+    latest.note(sample(machine), "virtio", is_numbered=True)
+    assert shown(latest, machine, now=NOW + timedelta(seconds=SHOWN_SECONDS))["guest_load1"].samples
+    assert not shown(latest, machine, now=NOW + timedelta(seconds=SHOWN_SECONDS + 1))["guest_load1"].samples
+
+
+def test_the_one_that_was_silent_longest_makes_room() -> None:
+    latest, rows, first = LatestSamples(), sample(uuid4()), uuid4()
+    machines = [first, *(uuid4() for _ in range(MOST_GUESTS))]
+    for machine in machines:
+        rows.system_metrics = (rows.system_metrics[0], machine, *rows.system_metrics[2:])
+        latest.note(rows, "virtio", is_numbered=True)
+    assert len(shown(latest, *machines)["guest_load1"].samples) == MOST_GUESTS
+    assert not shown(latest, first)["guest_load1"].samples

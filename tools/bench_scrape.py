@@ -1,0 +1,66 @@
+"""./dev bench scrape: how long a real Prometheus takes to scrape one guestd that reads 1,000 guests.
+
+Simulated guests report at an interval; Prometheus scrapes every two seconds and says itself how long each scrape took.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from tools.measuring import SEED, eventually, guestd, keep, metric, own_store
+from tools.prometheus import Prometheus
+
+
+def main() -> None:
+    """Run the fleet, scrape it, print the table, write the JSON."""
+    arguments = _arguments()
+    with own_store(arguments.guests) as (dsn, directory):
+        channels = directory / "c"
+        channels.mkdir()
+        command = [sys.executable, "-m", "guestd", "simulate", "--directory", str(channels), "--seed", str(SEED)]
+        command += ["--interval", str(arguments.interval), "--processes", "20", "--guests", str(arguments.guests)]
+        simulator = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
+            with guestd(dsn, channels) as (_, url):
+                figures = _scraped(url, directory, arguments)
+        finally:
+            simulator.terminate()
+            simulator.wait()
+    for name, value in figures.items():
+        print(f"{name:>28} {value:12.3f}")
+    keep(arguments.json, "scrape", {"arguments": vars(arguments) | {"json": str(arguments.json)}, "figures": figures})
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="./dev bench scrape", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--guests", type=int, default=1000)
+    parser.add_argument("--interval", type=float, default=30, help="seconds between two messages of a guest")
+    parser.add_argument("--scrapes", type=int, default=30)
+    parser.add_argument("--json", type=Path, default=Path("bench-scrape.json"), help="where the figures go")
+    return parser.parse_args()
+
+
+def _scraped(url: str, directory: Path, arguments: argparse.Namespace) -> dict[str, float]:
+    eventually(lambda: metric(url, "guestd_channels_connected") == arguments.guests, "all channels connected", 300)
+    target = url.removeprefix("http://").removesuffix("/metrics")
+    prometheus = Prometheus(directory / "prometheus", [target], interval_seconds=2)
+    prometheus.start()
+    try:
+        shown = f"count(guest_cpu_usage_ratio) == {arguments.guests}"
+        eventually(lambda: prometheus.query(shown), "all guests have reported", 300)
+        enough = f"count_over_time(guest_cpu_usage_ratio[{4 * arguments.scrapes}s]) >= {arguments.scrapes}"
+        eventually(lambda: prometheus.query(f"count({enough}) == {arguments.guests}"), "enough scrapes", 600)
+        window = f"[{2 * arguments.scrapes}s]"
+        names = {
+            "scrape_p50_seconds": f"quantile_over_time(0.5, scrape_duration_seconds{window})",
+            "scrape_p99_seconds": f"quantile_over_time(0.99, scrape_duration_seconds{window})",
+            "samples_a_scrape": "scrape_samples_scraped",
+        }
+        return {name: float(prometheus.query(expression)[0]["value"][1]) for name, expression in names.items()}
+    finally:
+        prometheus.stop()
+
+
+if __name__ == "__main__":
+    main()
