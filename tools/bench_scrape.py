@@ -48,9 +48,9 @@ def _scraped(url: str, directory: Path, arguments: argparse.Namespace) -> dict[s
     prometheus.start()
     try:
         shown = f"count(guest_cpu_usage_ratio) == {arguments.guests}"
-        eventually(lambda: prometheus.query(shown), "all guests have reported", 300)
+        eventually(lambda: bool(prometheus.query(shown)), "all guests have reported", 300)
         enough = f"count_over_time(guest_cpu_usage_ratio[{4 * arguments.scrapes}s]) >= {arguments.scrapes}"
-        eventually(lambda: prometheus.query(f"count({enough}) == {arguments.guests}"), "enough scrapes", 600)
+        eventually(lambda: bool(prometheus.query(f"count({enough}) == {arguments.guests}")), "enough scrapes", 600)
         window = f"[{2 * arguments.scrapes}s]"
         names = {
             "scrape_p50_seconds": f"quantile_over_time(0.5, scrape_duration_seconds{window})",
