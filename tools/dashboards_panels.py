@@ -1,0 +1,209 @@
+"""What deploy/grafana's dashboards show: a panel is a title, a kind, a unit, and a question to the store or to Prometheus.
+
+`$machine` is a Machine.id, `$instance` a guestd; `$__timeFilter(column)` is Grafana's, the range that is looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["timeseries", "stat", "table", "bargauge"]
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """`unit` is Grafana's name for it; `warns_at` and `alarms_at` colour it; `links_to` is another dashboard's uid."""
+
+    title: str
+    kind: Kind
+    unit: str
+    sql: str = ""
+    promql: str = ""
+    legend: str = ""
+    warns_at: float | None = None
+    alarms_at: float | None = None
+    links_to: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """One dashboard. `variables` are of `VARIABLES`."""
+
+    uid: str
+    title: str
+    panels: tuple[Panel, ...]
+    variables: tuple[str, ...] = ()
+    since: str = "now-6h"
+
+
+# name: (label, question to the store or Prometheus)
+VARIABLES = {
+    "machine": ("Machine", 'SELECT "name" AS __text, "id"::text AS __value FROM "Machine" ORDER BY "name"'),
+    "instance": ("guestd", "label_values(guestd_build_info, instance)"),
+}
+
+_SAMPLE = 'FROM "SystemMetrics" WHERE "machineId" = \'$machine\' AND $__timeFilter("timestamp") ORDER BY "timestamp"'
+_LATEST = (
+    'FROM "Machine" AS machine CROSS JOIN LATERAL (SELECT * FROM "SystemMetrics" AS sample'
+    ' WHERE sample."machineId" = machine."id" AND $__timeFilter(sample."timestamp")'
+    ' ORDER BY sample."timestamp" DESC LIMIT 1) AS sample'
+)
+
+FLEET = Board(
+    "guestd-fleet", "Fleet", (
+        Panel("Machines", "stat", "short", sql='SELECT count(*) FROM "Machine"'),
+        Panel("Reporting", "stat", "short", promql="sum(count(guest_cpu_usage_ratio) or vector(0))"),
+        Panel("Silent", "stat", "short", promql="sum(guestd_machines_without_data)", warns_at=1, alarms_at=5),
+        Panel("Fullest disk", "stat", "percentunit", promql="max(guest_disk_fullest_ratio) or vector(0)",
+              warns_at=0.8, alarms_at=0.95),
+        Panel("CPU in use, the busiest ten", "timeseries", "percentunit", promql="topk(10, guest_cpu_usage_ratio)",
+              legend="{{domain}}"),
+        Panel("Memory in use, the fullest ten", "timeseries", "percentunit",
+              promql="topk(10, guest_memory_used_bytes / guest_memory_total_bytes)", legend="{{domain}}"),
+        Panel("Machines and their last sample", "table", "short", links_to="guestd-machine", sql=(
+            'SELECT machine."id", machine."name", machine."status", sample."timestamp" AS "last sample",'
+            ' sample."cpuUsagePercent" AS "CPU %",'
+            ' round(100.0 * sample."usedMemoryKB" / nullif(sample."totalMemoryKB", 0)) AS "memory %",'
+            ' sample."uptime" AS "uptime s" ' + _LATEST + ' ORDER BY machine."name"'
+        )),
+        Panel("Machines by status", "bargauge", "short",
+              sql='SELECT "status", count(*) AS "machines" FROM "Machine" GROUP BY "status" ORDER BY "status"'),
+    ),
+)  # fmt: skip
+
+MACHINE = Board(
+    "guestd-machine", "One machine", (
+        Panel("CPU", "timeseries", "percent", warns_at=80, alarms_at=95,
+              sql='SELECT "timestamp" AS time, "cpuUsagePercent" AS "CPU" ' + _SAMPLE),
+        Panel("Memory", "timeseries", "bytes", sql=(
+            'SELECT "timestamp" AS time, "usedMemoryKB" * 1024 AS "used", "totalMemoryKB" * 1024 AS "total" ' + _SAMPLE
+        )),
+        Panel("File systems", "timeseries", "percent", warns_at=80, alarms_at=95, sql=(
+            'SELECT "timestamp" AS time, disk ->> \'mountPoint\' AS metric,'
+            " 100 * (disk ->> 'usedGB')::float / nullif((disk ->> 'totalGB')::float, 0) AS \"used\""
+            ' FROM "SystemMetrics", jsonb_array_elements("diskUsageStats") AS disk'
+            ' WHERE "machineId" = \'$machine\' AND $__timeFilter("timestamp") ORDER BY 1'
+        )),
+        Panel("Disk traffic", "timeseries", "Bps", sql=(
+            'SELECT "timestamp" AS time, ("diskIOStats" ->> \'readBytesPerSec\')::float AS "read",'
+            ' ("diskIOStats" ->> \'writeBytesPerSec\')::float AS "written" ' + _SAMPLE
+        )),
+        Panel("Network", "timeseries", "Bps", sql=(
+            'SELECT "timestamp" AS time, interface ->> \'interface\' AS metric,'
+            " (interface ->> 'bytesReceived')::float AS \"received\", (interface ->> 'bytesSent')::float AS \"sent\""
+            ' FROM "SystemMetrics", jsonb_array_elements("networkStats") AS interface'
+            ' WHERE "machineId" = \'$machine\' AND $__timeFilter("timestamp") ORDER BY 1'
+        )),
+        Panel("Processes with the most CPU time", "timeseries", "percent", sql=(
+            'SELECT "timestamp" AS time, "name" AS metric, sum("cpuUsagePercent") AS "CPU" FROM "ProcessSnapshot"'
+            ' WHERE "machineId" = \'$machine\' AND $__timeFilter("timestamp") AND "name" IN ('
+            ' SELECT "name" FROM "ProcessSnapshot" WHERE "machineId" = \'$machine\' AND $__timeFilter("timestamp")'
+            ' GROUP BY "name" ORDER BY sum("cpuUsagePercent") DESC NULLS LAST LIMIT 10)'
+            " GROUP BY 1, 2 ORDER BY 1"
+        )),
+        Panel("Applications", "table", "short", sql=(
+            'SELECT "applicationName", "version", "publisher", "totalUsageMinutes" AS "minutes", "lastSeen", "isActive"'
+            ' FROM "ApplicationUsage" WHERE "machineId" = \'$machine\' ORDER BY "lastAccessTime" DESC NULLS LAST'
+        )),
+        Panel("Ports that are listened on", "table", "short", sql=(
+            'SELECT DISTINCT ON ("port", "protocol") "port", "protocol", "processName", "connectionCount", "timestamp"'
+            ' FROM "PortUsage" WHERE "machineId" = \'$machine\' AND "isListening" AND $__timeFilter("timestamp")'
+            ' ORDER BY "port", "protocol", "timestamp" DESC'
+        )),
+        Panel("Services", "table", "short", sql=(
+            'SELECT "serviceName", "displayName", "startType", "currentState", "lastStateChange", "stateChangeCount"'
+            ' FROM "WindowsService" WHERE "machineId" = \'$machine\' ORDER BY "serviceName"'
+        )),
+    ), ("machine",),
+)  # fmt: skip
+
+DEPARTMENTS = Board(
+    "guestd-departments", "Departments and capacity", (
+        Panel("Machines by department", "bargauge", "short", sql=(
+            'SELECT coalesce(department."name", \'(none)\') AS "department", count(*) AS "machines"'
+            ' FROM "Machine" AS machine LEFT JOIN "Department" AS department'
+            ' ON machine."departmentId" = department."id" GROUP BY 1 ORDER BY 1'
+        )),
+        Panel("What departments use", "table", "short", sql=(
+            'SELECT coalesce(department."name", \'(none)\') AS "department", count(*) AS "machines",'
+            ' round(avg(sample."cpuUsagePercent")::numeric, 1) AS "CPU %",'
+            ' round(sum(sample."usedMemoryKB") / 1048576.0, 1) AS "memory used GiB",'
+            ' round(sum(sample."totalMemoryKB") / 1048576.0, 1) AS "memory GiB" '
+            + _LATEST + ' LEFT JOIN "Department" AS department ON machine."departmentId" = department."id"'
+            " GROUP BY 1 ORDER BY 1"
+        )),
+        Panel("Given to machines", "table", "short", sql=(
+            'SELECT coalesce(host."name", \'(none)\') AS "host", count(*) AS "machines",'
+            ' sum(machine."cpuCores") AS "cores", sum(machine."ramGB") AS "memory GB",'
+            ' sum(machine."diskSizeGB") AS "disk GB" FROM "Machine" AS machine'
+            ' LEFT JOIN "Host" AS host ON machine."hostId" = host."id" GROUP BY 1 ORDER BY 1'
+        )),
+        Panel("Machines that idle", "table", "short", links_to="guestd-machine", sql=(
+            'SELECT machine."id", machine."name", round(avg(sample."cpuUsagePercent")::numeric, 1) AS "CPU %"'
+            ' FROM "Machine" AS machine JOIN "SystemMetrics" AS sample ON sample."machineId" = machine."id"'
+            ' WHERE $__timeFilter(sample."timestamp") GROUP BY 1, 2 ORDER BY 3 LIMIT 20'
+        )),
+    ), since="now-24h",
+)  # fmt: skip
+
+FILTERS = Board(
+    "guestd-filters", "Network filters and drift", (
+        Panel("Wanted", "stat", "short", promql='sum(guestd_filters_wanted{instance=~"$instance"})'),
+        Panel("In force", "stat", "short", promql='sum(guestd_filters_in_force{instance=~"$instance"})'),
+        Panel("Pending", "stat", "short", promql='sum(guestd_filters_pending{instance=~"$instance"})', warns_at=1),
+        Panel("Held for a yes", "stat", "short", promql='sum(guestd_filters_held{instance=~"$instance"})', alarms_at=1),
+        Panel("Drift that was found", "timeseries", "short",
+              promql='increase(guestd_filters_drift_total{instance=~"$instance"}[5m])', legend="{{instance}}"),
+        Panel("Filters", "table", "short", sql=(
+            'SELECT filter."name", filter."type", count(DISTINCT rule."id") AS "rules",'
+            ' count(DISTINCT used."vmId") AS "machines", filter."problem", filter."updatedAt"'
+            ' FROM "NWFilter" AS filter LEFT JOIN "FWRule" AS rule ON rule."nwFilterId" = filter."id"'
+            ' LEFT JOIN "VMNWFilter" AS used ON used."nwFilterId" = filter."id" GROUP BY filter."id" ORDER BY 1'
+        )),
+        Panel("What was done", "table", "short", sql=(
+            'SELECT "occurredAt" AS time, "name", "action", "reason", "outcome" FROM "ReconcileEvent"'
+            ' WHERE $__timeFilter("occurredAt") ORDER BY "occurredAt" DESC LIMIT 200'
+        )),
+    ), ("instance",),
+)  # fmt: skip
+
+HEALTH = Board(
+    "guestd-health", "guestd's own health", (
+        Panel("Up", "stat", "short", promql='sum(up{job="guestd"})'),
+        Panel("Channels connected", "stat", "short", promql='sum(guestd_channels_connected{instance=~"$instance"})'),
+        Panel("Spool used", "stat", "percentunit", warns_at=0.5, alarms_at=0.95, promql=(
+            'max(guestd_spool_bytes{instance=~"$instance"} / guestd_spool_limit_bytes{instance=~"$instance"})'
+        )),
+        Panel("Quarantined frames held", "stat", "short", warns_at=1,
+              promql='max(guestd_quarantine_frames{instance=~"$instance"})'),
+        Panel("Frames accepted", "timeseries", "cps", legend="{{instance}}",
+              promql='rate(guestd_frames_accepted_total{instance=~"$instance"}[5m])'),
+        Panel("What became of frames", "timeseries", "cps", legend="{{outcome}}",
+              promql='sum by (outcome) (rate(guestd_frames_done_total{instance=~"$instance"}[5m]))'),
+        Panel("Refused lines", "timeseries", "cps", legend="{{reason}}",
+              promql='sum by (reason) (rate(guestd_frames_refused_total{instance=~"$instance"}[5m])) or vector(0)'),
+        Panel("From receipt to commit, 99th percentile", "timeseries", "s", legend="{{instance}}", promql=(
+            "histogram_quantile(0.99, sum by (instance, le) "
+            '(rate(guestd_receive_to_commit_seconds_bucket{instance=~"$instance"}[5m])))'
+        )),
+        Panel("A batch's transaction, 99th percentile", "timeseries", "s", legend="{{instance}}", promql=(
+            "histogram_quantile(0.99, sum by (instance, le) "
+            '(rate(guestd_write_seconds_bucket{instance=~"$instance"}[5m])))'
+        )),
+        Panel("A commit to the spool, 99th percentile", "timeseries", "s", legend="{{instance}}", promql=(
+            "histogram_quantile(0.99, sum by (instance, le) "
+            '(rate(guestd_spool_commit_seconds_bucket{instance=~"$instance"}[5m])))'
+        )),
+        Panel("Rows written", "timeseries", "cps", legend="{{table}}",
+              promql='sum by (table) (rate(guestd_rows_written_total{instance=~"$instance"}[5m]))'),
+        Panel("Memory and CPU", "timeseries", "bytes", legend="{{instance}}",
+              promql='process_resident_memory_bytes{job="guestd", instance=~"$instance"}'),
+        Panel("Set aside", "table", "short", sql=(
+            'SELECT "reason", count(*) AS "frames", max("receivedAt") AS "last" FROM "QuarantinedFrame"'
+            ' WHERE $__timeFilter("receivedAt") GROUP BY 1 ORDER BY 2 DESC'
+        )),
+    ), ("instance",),
+)  # fmt: skip
+
+BOARDS = (FLEET, MACHINE, DEPARTMENTS, FILTERS, HEALTH)
