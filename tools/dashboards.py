@@ -1,12 +1,14 @@
-"""Writes deploy/grafana/dashboards from tools/dashboards_panels.py, with Grafana's own SDK: `python -m tools.dashboards`."""
+"""Writes deploy/grafana/dashboards from tools/dashboards_panels.py by Grafana's SDK: `python -m tools.dashboards`."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from grafana_foundation_sdk.builders import bargauge, common, dashboard, prometheus, stat, table, timeseries
+from grafana_foundation_sdk.cog.builder import Builder
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models import common as models
 from grafana_foundation_sdk.models.dashboard import (
@@ -50,23 +52,37 @@ def rendered(board: Board) -> str:
         .time(board.since, "now")
         .timezone("browser")
         .tooltip(DashboardCursorSync.CROSSHAIR)
-        .link(_LinkToOthers())
+        .link(_ToOthers())
     )
     for name in board.variables:
         builder = builder.with_variable(_variable(name))
     for panel in board.panels:
         builder = builder.with_panel(_panel(panel))
     written = json.loads(json.dumps(builder.build(), cls=JSONEncoder))
+    places = _places(board)
     for panel, each in zip(board.panels, written["panels"], strict=True):
+        each["gridPos"] = next(places)
         if panel.sql:
             each["targets"] = [SqlQuery(panel)]
     return json.dumps(written, indent=1, sort_keys=True) + "\n"
 
 
-class _LinkToOthers:
+def _places(board: Board) -> Iterator[dict[str, int]]:
+    """Panels from left to right, in rows of 24."""
+    left = top = height_of_row = 0
+    for panel in board.panels:
+        width, height = _SPANS[panel.kind]
+        if left + width > 24:
+            left, top, height_of_row = 0, top + height_of_row, 0
+        yield {"x": left, "y": top, "w": width, "h": height}
+        left, height_of_row = left + width, max(height, height_of_row)
+
+
+class _ToOthers(Builder[DashboardLink]):
     """A menu of the other dashboards, which keeps the range and the variables."""
 
     def build(self) -> DashboardLink:
+        """As the SDK's own builders do."""
         return DashboardLink(
             title="guestd", type_val=DashboardLinkType.DASHBOARDS, icon="external link", tooltip="", tags=["guestd"],
             as_dropdown=True, target_blank=False, include_vars=True, keep_time=True,
@@ -82,8 +98,7 @@ def _variable(name: str) -> Any:
 
 
 def _panel(panel: Panel) -> Any:
-    width, height = _SPANS[panel.kind]
-    builder = _BUILDERS[panel.kind]().title(panel.title).unit(panel.unit).span(width).height(height)
+    builder = _BUILDERS[panel.kind]().title(panel.title).unit(panel.unit)
     builder = builder.datasource(STORE if panel.sql else PROMETHEUS)
     if panel.kind == "timeseries":
         builder = builder.min(0).legend(

@@ -1,4 +1,4 @@
-"""What deploy/grafana's dashboards show: a panel is a title, a kind, a unit, and a question to the store or to Prometheus.
+"""What deploy/grafana's dashboards show: a panel is a title, a kind, a unit, and a question to store or Prometheus.
 
 `$machine` is a Machine.id, `$instance` a guestd; `$__timeFilter(column)` is Grafana's, the range that is looked at.
 """
