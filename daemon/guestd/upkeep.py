@@ -7,6 +7,7 @@ samples down.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,9 @@ log = structlog.get_logger()
 
 UPKEEP_SECONDS = 60.0
 AGENTS_HELP = "Machines of this host, by whether the agent's port is there and open, and by what the agent speaks."
+ALARMS_HELP = "What is wrong with the store with age, by kind; `gueststore check` says it in words."
+# Of what comes with age: chunks far away, bloat, roll-ups that nobody does.
+LOOKED_OVER_SECONDS = 3600.0
 # Minutes or hours of machines in a transaction: a second or two of work.
 ROLLED_UP_AT_ONCE = {"roll_up_minutes": 5_000, "roll_up_hours": 500}
 
@@ -36,6 +40,8 @@ class Upkeep:
         self._silent = silent
         self._since: Mapping[str, float] = {}
         self._agents: Sequence[tuple[str | None, str | None, int]] = ()
+        self._alarms: Counter[str] = Counter()
+        self._looked_over_at: float | None = None
 
     def families(self) -> list[Family]:
         """Who does not report, and what the agents' ports and dialects are, as metrics."""
@@ -44,9 +50,11 @@ class Upkeep:
         counted: list[tuple[tuple[str, ...], float]] = [
             ((channel or "unknown", dialect or "none"), count) for channel, dialect, count in self._agents
         ]
+        alarms: list[tuple[tuple[str, ...], float]] = [((kind,), count) for kind, count in self._alarms.items()]
         return [
             Family("guestd_machine_without_data_since_timestamp_seconds", text, False, ("domain",), samples),
             Family("guestd_machine_agents", AGENTS_HELP, False, ("channel", "dialect"), counted),
+            Family("guestd_store_alarms", ALARMS_HELP, False, ("kind",), alarms),
         ]
 
     async def run(self) -> None:
@@ -73,11 +81,24 @@ class Upkeep:
                     await connection.execute(query("merge_ports"))
                     await connection.execute(query("prune_events"))
             await _roll_up(connection)
+            await self._look_over(connection)
             cursor = await connection.execute(query("list_without_data"), self._host)
             self._since = dict(await cursor.fetchall())
             cursor = await connection.execute(query("count_agents"), self._host)
             self._agents = await cursor.fetchall()
         self._silent(len(self._since))
+
+    async def _look_over(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        """At the start and every hour: say what is wrong with the store."""
+        now = asyncio.get_running_loop().time()
+        if self._looked_over_at is not None and now < self._looked_over_at + LOOKED_OVER_SECONDS:
+            return
+        cursor = await connection.execute(query("find_alarms"))
+        found = await cursor.fetchall()
+        self._looked_over_at = now
+        self._alarms = Counter(kind for kind, _ in found)
+        for kind, sentence in found:
+            log.warning("the store wants a person", kind=kind, why=sentence)
 
 
 async def _roll_up(connection: psycopg.AsyncConnection[Any]) -> None:

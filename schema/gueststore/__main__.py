@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from gueststore.catalogue import check
+from gueststore.alarms import alarms
 from gueststore.database import describe
 from gueststore.errors import ConfigurationError, StoreError
 from gueststore.migrations import migrate, status
@@ -13,6 +13,11 @@ from gueststore.reset import reset
 from gueststore.retention import due, enforce
 
 DSN_VARIABLE = "GUESTD_DATABASE_DSN"
+
+_EDITIONS = {
+    "apache": "TimescaleDB, Apache edition: plain chunks; guestd rolls up and drops old chunks",
+    "timescale": "TimescaleDB, Community edition: old chunks in the columnstore; guestd rolls up and drops old chunks",
+}
 
 _EPILOG = f"""\
 The database is named by --dsn or the environment variable {DSN_VARIABLE}, either as
@@ -48,7 +53,11 @@ def _parser() -> argparse.ArgumentParser:
     for name, run, help_line in (
         ("migrate", _migrate, "apply what the database lacks; safe to run at any time, also twice at once"),
         ("status", _status, "say what has run and what has not; exit code 1 when something has not"),
-        ("check", _check, "compare the live schema with what the migrations make; exit code 1 names every drift"),
+        (
+            "check",
+            _check,
+            "compare the live schema with what the migrations make, and look for what comes with age",
+        ),
         (
             "seed",
             _seed,
@@ -90,6 +99,7 @@ def _migrate(dsn: str, _options: argparse.Namespace) -> int:
 def _status(dsn: str, _options: argparse.Namespace) -> int:
     state = status(dsn)
     _say(f"schema version {state.version}; works with programs of version {state.compat} or newer")
+    _say(_EDITIONS.get(state.licence, "the extension timescaledb is not in this database yet"))
     for migration in state.applied:
         _say(f"  applied  {migration}")
     for script in state.pending:
@@ -100,11 +110,11 @@ def _status(dsn: str, _options: argparse.Namespace) -> int:
 
 
 def _check(dsn: str, _options: argparse.Namespace) -> int:
-    drift = check(dsn)
-    for difference in drift:
-        _say(difference)
-    _say(f"{len(drift)} differences" if drift else "the schema is as the migrations make it")
-    return 1 if drift else 0
+    found = alarms(dsn)
+    for each in found:
+        _say(each.sentence)
+    _say(f"{len(found)} differences or alarms" if found else "the schema is as the migrations make it")
+    return 1 if found else 0
 
 
 def _retention(dsn: str, options: argparse.Namespace) -> int:

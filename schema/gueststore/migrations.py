@@ -56,13 +56,17 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What a database has run of the scripts given. `version` is 0 before the first migration."""
+    """What a database has run of the scripts given. `version` is 0 before the first migration.
+
+    `licence` is TimescaleDB's: apache, timescale (the Community edition), or empty before the extension is there.
+    """
 
     version: int
     compat: int
     applied: tuple[Migration, ...]
     pending: tuple[Migration | Repeatable, ...]
     problems: tuple[str, ...]
+    licence: str
 
 
 def silent(_line: str) -> None:
@@ -150,6 +154,7 @@ def _require_timescaledb(connection: Connection, dsn: str) -> None:
 
 def _compare(connection: Connection, scripts: Scripts) -> Status:
     ran, repeated = _read_books(connection)
+    licence = str(_scalar(connection, "SELECT coalesce(current_setting('timescaledb.license', TRUE), '')"))
     known = {migration.number for migration in scripts.migrations}
     problems = [
         f"migration {migration} was edited after it ran here: restore its text and put the change into a new migration"
@@ -168,9 +173,10 @@ def _compare(connection: Connection, scripts: Scripts) -> Status:
         applied=tuple(migration for migration in scripts.migrations if migration.number in ran),
         pending=(
             *(migration for migration in scripts.migrations if migration.number not in ran),
-            *(script for script in scripts.repeatables if repeated.get(script.name) != script.checksum),
+            *(script for script in scripts.repeated_on(licence) if repeated.get(script.name) != script.checksum),
         ),
         problems=tuple(problems),
+        licence=licence,
     )
 
 

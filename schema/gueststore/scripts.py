@@ -51,11 +51,19 @@ class Repeatable:
 
 @dataclass(frozen=True, slots=True)
 class Scripts:
-    """Everything that makes a schema: the bootstrap, the migrations by number, the repeatables by name."""
+    """Everything that makes a schema: the bootstrap, the migrations by number, the repeatables by name.
+
+    `community` are repeatables for databases of TimescaleDB's Community edition alone.
+    """
 
     bootstrap: str
     migrations: tuple[Migration, ...]
     repeatables: tuple[Repeatable, ...]
+    community: tuple[Repeatable, ...] = ()
+
+    def repeated_on(self, licence: str) -> tuple[Repeatable, ...]:
+        """Return the repeatables for a database with this `timescaledb.license`, in the order in which they run."""
+        return self.repeatables + (self.community if licence == "timescale" else ())
 
 
 @cache
@@ -67,6 +75,10 @@ def packaged() -> Scripts:
         migrations=in_order(parse_migration(f.name, f.read_text("utf-8")) for f in _sql_files(sql / "migrations")),
         repeatables=tuple(
             Repeatable(f.name.removesuffix(".sql"), f.read_text("utf-8")) for f in _sql_files(sql / "repeatable")
+        ),
+        community=tuple(
+            Repeatable(f"community/{f.name.removesuffix('.sql')}", f.read_text("utf-8"))
+            for f in _sql_files(sql / "community")
         ),
     )
 

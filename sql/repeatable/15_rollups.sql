@@ -401,16 +401,7 @@ AS $$
     SELECT least(
         min(state."coveredUntil"),
         (SELECT min(waits."bucket") FROM public."RollupPending" AS waits WHERE waits."unit" = 'minute'),
-        (SELECT min(waits."bucket") FROM public."RollupPending" AS waits WHERE waits."unit" = 'hour'),
-        -- A refresh covers what was there a day before it began.
-        CASE WHEN bool_or(state."continuousFrom" IS NOT NULL) THEN (
-            SELECT coalesce(
-                min(coalesce(stats."last_successful_finish", '-infinity')) - INTERVAL '1 day', '-infinity'
-            )
-            FROM timescaledb_information.jobs AS job
-            LEFT JOIN timescaledb_information.job_stats AS stats ON job."job_id" = stats."job_id"
-            WHERE job."proc_name" = 'policy_refresh_continuous_aggregate'
-        ) END
+        (SELECT min(waits."bucket") FROM public."RollupPending" AS waits WHERE waits."unit" = 'hour')
     )
     FROM (
         VALUES

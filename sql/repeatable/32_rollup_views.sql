@@ -1,5 +1,5 @@
--- Roll-ups as people ask for them: what the tables hold, and what is newer computed from the series. One name on both
--- editions: community/20_aggregates.sql makes these views anew over continuous aggregates.
+-- Roll-ups as people ask for them: what the tables hold, and what is newer computed from the series. The same on
+-- both editions: docs/decisions/0046 says why.
 
 CREATE OR REPLACE VIEW "SystemMetrics_1m" AS
 SELECT

@@ -94,7 +94,7 @@ async def test_a_machine_that_does_not_report_is_named_with_the_time_of_its_last
     counts: list[int] = []
     keeper = upkeep(dsn, counts)
     await keeper.once()
-    family, _ = keeper.families()
+    family, *_ = keeper.families()
     assert family.samples == [((str(quiet),), last.timestamp())]
     assert counts == [1]
     assert rows(dsn, 'SELECT "id", "lastSampleAt", "since" FROM "MachineWithoutData"') == [(quiet, last, last)]
@@ -123,7 +123,7 @@ async def test_machines_are_counted_by_the_port_and_the_dialect_of_their_agents(
     )
     keeper = upkeep(dsn)
     await keeper.once()
-    _, family = keeper.families()
+    _, family, _ = keeper.families()
     assert sorted(family.samples) == [(("connected", "guestd"), 1), (("unknown", "none"), 1)]
 
 
@@ -136,3 +136,15 @@ async def test_old_events_are_removed(dsn: str) -> None:
         )
     await upkeep(dsn).once()
     assert rows(dsn, 'SELECT "name" FROM "ReconcileEvent"') == [("89 days",)]
+
+
+@pytest.mark.asyncio
+async def test_what_samples_there_are_is_rolled_up_and_what_is_wrong_with_age_is_counted(dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    report(dsn, machine_id, age=timedelta(hours=3))
+    execute(dsn, """DELETE FROM "RetentionSetting" WHERE "relation" = 'PortUsage'""")
+    looked_after = upkeep(dsn)
+    await looked_after.once()
+    assert rows(dsn, 'SELECT "samples" FROM "SystemMetricsMinute" WHERE "machineId" = %s', machine_id) == [(1,)]
+    (alarms,) = [family for family in looked_after.families() if family.name == "guestd_store_alarms"]
+    assert alarms.samples == [(("retention",), 1)]

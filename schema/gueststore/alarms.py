@@ -1,0 +1,34 @@
+"""What goes wrong with a store: drift, migrations that were edited or did not run, and what comes with age.
+
+`gueststore check` prints them; guestd looks at its start and every hour for those of age, which its role may see.
+"""
+
+from dataclasses import dataclass
+
+from psycopg.rows import class_row
+
+from gueststore import catalogue
+from gueststore.database import connect
+from gueststore.migrations import status
+from gueststore.queries import query
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Something that wants a person: `kind` is a word for a metric's label, `sentence` says what."""
+
+    kind: str
+    sentence: str
+
+
+def alarms(dsn: str) -> list[Alarm]:
+    """Return all of them, an empty list when all is well; errors as for `catalogue.check` and `migrations.status`."""
+    found = [Alarm("drift", difference) for difference in catalogue.check(dsn)]
+    state = status(dsn)
+    found += [Alarm("migration", problem) for problem in state.problems]
+    found += [Alarm("migration", f"{script} has not run: run `gueststore migrate`") for script in state.pending]
+    with connect(dsn) as connection, connection.cursor(row_factory=class_row(Alarm)) as cursor:
+        found += cursor.execute(query("find_alarms")).fetchall()
+        if connection.execute(query("has_statements")).fetchone() == (True,):
+            found += cursor.execute(query("find_slow_queries")).fetchall()
+    return found

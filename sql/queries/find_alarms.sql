@@ -1,0 +1,72 @@
+-- What goes wrong with a store as it ages, one sentence a row: kind, sentence. No parameters.
+SELECT
+    'unvalidated' AS "kind",
+    'constraint ' || conname || ' of ' || conrelid::regclass || ' was never validated' AS "sentence"
+FROM pg_catalog.pg_constraint
+WHERE connamespace = 'public'::regnamespace AND NOT convalidated
+UNION ALL
+SELECT
+    'retention' AS "kind",
+    'hypertable ' || hypertable.hypertable_name || ' has no row in RetentionSetting and grows for ever' AS "sentence"
+FROM timescaledb_information.hypertables AS hypertable
+WHERE
+    hypertable.hypertable_schema = 'public'
+    AND hypertable.hypertable_name IN (
+        'SystemMetrics', 'ProcessSnapshot', 'PortUsage', 'ApplicationUsageHistory', 'SystemMetricsMinute',
+        'SystemMetricsHour', 'ProcessUsageHour', 'ApplicationUsageDay', 'ListeningPortDay'
+    )
+    AND NOT EXISTS (
+        SELECT 1 FROM "RetentionSetting" AS setting
+        WHERE setting."relation" = hypertable.hypertable_name
+    )
+UNION ALL
+SELECT
+    'future' AS "kind",
+    count(*) || ' chunks of ' || chunk.hypertable_name || ' lie ahead of all that is due, up to '
+    || max(chunk.range_end) AS "sentence"
+FROM timescaledb_information.chunks AS chunk
+WHERE
+    chunk.hypertable_schema = 'public'
+    AND chunk.range_start > now() + greatest(INTERVAL '31 days', 2 * (chunk.range_end - chunk.range_start))
+GROUP BY chunk.hypertable_name
+UNION ALL
+SELECT
+    'past' AS "kind",
+    count(*) || ' chunks of ' || chunk.hypertable_name || ' are over a week past their retention' AS "sentence"
+FROM timescaledb_information.chunks AS chunk
+INNER JOIN "RetentionSetting" AS setting ON chunk.hypertable_name = setting."relation"
+WHERE
+    chunk.hypertable_schema = 'public'
+    AND chunk.range_end < now() - make_interval(days => setting."keepDays" + 7)
+GROUP BY chunk.hypertable_name
+UNION ALL
+SELECT
+    'rollup' AS "kind",
+    'roll-ups are behind: a ' || waits."unit" || ' of ' || min(waits."bucket") || ' still waits' AS "sentence"
+FROM "RollupPending" AS waits
+GROUP BY waits."unit"
+HAVING min(waits."bucket") < (
+    -- What is late waits for its turn as well; that no turn came for hours is what is wrong.
+    SELECT
+        CASE WHEN max(state."updatedAt") < now() - INTERVAL '3 hours' THEN now() - INTERVAL '3 hours' END
+    FROM "RollupState" AS state
+)
+UNION ALL
+SELECT
+    'bloat' AS "kind",
+    tables.relname || ' has ' || tables.n_dead_tup || ' dead rows beside ' || tables.n_live_tup
+    || ': autovacuum does not keep up' AS "sentence"
+FROM pg_catalog.pg_stat_user_tables AS tables
+WHERE tables.n_dead_tup > 100000 AND tables.n_dead_tup > tables.n_live_tup
+UNION ALL
+SELECT
+    'job' AS "kind",
+    'job ' || failed.job_id || ' (' || failed.proc_name || ') failed ' || count(*) || ' times in a day: '
+    || max(failed.err_message) AS "sentence"
+FROM timescaledb_information.job_errors AS failed
+WHERE
+    failed.start_time > now() - INTERVAL '1 day'
+    -- The Apache edition's own jobs fail for want of the other licence; nothing of ours is a job there.
+    AND current_setting('timescaledb.license', TRUE) = 'timescale'
+GROUP BY failed.job_id, failed.proc_name
+ORDER BY "kind" ASC, "sentence" ASC;

@@ -1,0 +1,8 @@
+-- Whether pg_stat_statements is in this database and can be read. One row: boolean.
+SELECT coalesce(
+    to_regclass('pg_stat_statements') IS NOT NULL
+    AND 'pg_stat_statements' = ANY(string_to_array(
+        replace(current_setting('shared_preload_libraries', TRUE), ' ', ''), ','
+    )),
+    FALSE
+);
