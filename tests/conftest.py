@@ -11,6 +11,7 @@ pytest_plugins = [
     "fix_lab",
     "fix_nwfilter",
     "fix_store",
+    "fix_wire",
 ]
 
 

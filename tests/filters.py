@@ -9,6 +9,11 @@ from guestd.filters.model import IPV6_OF, LINK_PROTOCOLS, PROTOCOLS, is_ipv6
 from guestd.filters.rows import FilterRow, RuleRow
 
 ROW = UUID(int=7)
+COLUMNS = {
+    "srcMacAddr": "src_mac_addr", "srcIpAddr": "src_ip_addr", "srcIpMask": "src_ip_mask", "dstIpAddr": "dst_ip_addr",
+    "dstIpMask": "dst_ip_mask", "srcPortStart": "src_port_start", "srcPortEnd": "src_port_end",
+    "dstPortStart": "dst_port_start", "dstPortEnd": "dst_port_end",
+}  # fmt: skip
 
 
 def rule_row(**columns: Any) -> RuleRow:

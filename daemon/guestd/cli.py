@@ -121,7 +121,7 @@ def _add_filters(parser: argparse.ArgumentParser) -> None:
     for sub in (show, explain):
         sub.add_argument("machine", metavar="MACHINE", help="id, internalName or name")
         sub.add_argument("--config", type=Path, metavar="FILE", help="TOML; deploy/guestd.toml lists every key")
-    explain.add_argument("protocol", choices=("tcp", "udp", "sctp", "icmp"))
+    explain.add_argument("protocol", choices=("tcp", "udp", "sctp", "icmp", "arp"))
     explain.add_argument("peer", metavar="ADDRESS[:PORT]", help="the other side, and the port that is connected to")
     explain.add_argument("way", choices=("in", "out"), help="as the machine sees it")
     show.set_defaults(run=_show_filters)

@@ -9,17 +9,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from ipaddress import ip_address
 
+from guestd.filters import verdict
 from guestd.filters.model import ROOT, Rule
-from guestd.filters.verdict import OPPOSITE, Packet, Placed, network
+from guestd.filters.verdict import OPPOSITE, Line, Packet, Placed, network
 
-_VERSIONS = {"ip": (4,), "ipv4": (4,), "ipv6": (6,), "mac": (4, 6)}
+# Chains and protocols, and what frames hold of which they speak.
+_KINDS = {"ip": ("4",), "ipv4": ("4",), "ipv6": ("6",), "arp": ("arp",), "mac": ("4", "6", "arp")}
+
+
+def outcome(packet: Packet, placed: Sequence[Placed], told: Sequence[Line]) -> tuple[str, Placed | None]:
+    """What becomes of a packet (accept, return, drop or reject), and the rule that says so, if any does.
+
+    `told` are the lines of `placed`. Only packets of IP reach them.
+    """
+    frame = decides(packet, placed)
+    if frame is not None and (frame.rule.action == "drop" or packet.protocol == "arp"):
+        return frame.rule.action, frame
+    line = None if packet.protocol == "arp" else verdict.decides(packet, told)
+    return ("accept", None) if line is None else (line.verdict, line.placed)
 
 
 def decides(packet: Packet, placed: Sequence[Placed]) -> Placed | None:
-    """The rule that accepts or drops the frame; None when none does and it goes on to iptables.
-
-    The machine sends under its own MAC address; others send under addresses that no rule names.
-    """
+    """The rule that accepts or drops the frame; None when none does and it goes on to iptables."""
     rules = [each for each in placed if each.rule.is_link]
     chains = {each.filter.chain: each.filter.priority for each in rules if each.filter.chain != ROOT}
     steps = [(priority, _of_chain(chain, rules)) for chain, priority in chains.items() if _is_seen(chain, packet)]
@@ -38,26 +49,32 @@ def _of_chain(chain: str, rules: Sequence[Placed]) -> list[Placed]:
 
 
 def _is_seen(chain: str, packet: Packet) -> bool:
-    return ip_address(packet.source).version in _VERSIONS.get(chain.partition("-")[0], ())
+    return _kind(packet) in _KINDS.get(chain.partition("-")[0], ())
+
+
+def _kind(packet: Packet) -> str:
+    return "arp" if packet.protocol == "arp" else str(ip_address(packet.source).version)
 
 
 def _is_match(placed: Placed, packet: Packet) -> bool:
     rule = placed.rule
-    if ip_address(packet.source).version not in _VERSIONS.get(rule.protocol, ()):
+    if _kind(packet) not in _KINDS.get(rule.protocol, ()):
         return False
     if rule.direction == OPPOSITE[packet.way]:
         return False
     is_turned = rule.direction == "inout" and packet.way == "out"
     mac = rule.value("srcmacaddr")
-    if mac is not None and (is_turned or packet.way == "in" or mac != "$MAC"):
+    if mac is not None and (is_turned or not packet.is_sent_by(mac)):
         return False
     source, destination = (packet.destination, packet.source) if is_turned else (packet.source, packet.destination)
     return _is_within(source, rule, "src", placed) and _is_within(destination, rule, "dst", placed)
 
 
 def _is_within(address: str, rule: Rule, side: str, placed: Placed) -> bool:
-    if rule.value(f"{side}ipaddr") is None:
+    field = f"arp{side}" if rule.protocol == "arp" else side
+    named = rule.value(f"{field}ipaddr")
+    if named is None:
         return True
-    values = [value for name, value in placed.variables if f"${name}" == rule.value(f"{side}ipaddr")] or [""]
-    found = (network(rule, side, value) for value in values)
+    values = [value for name, value in placed.variables if f"${name}" == named] or [""]
+    found = (network(rule, field, value) for value in values)
     return any(each is not None and ip_address(address) in each for each in found)

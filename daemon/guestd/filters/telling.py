@@ -11,7 +11,7 @@ from ipaddress import ip_address
 
 from guestd.filters import frames
 from guestd.filters.model import Filter, Match
-from guestd.filters.verdict import OPPOSITE, Line, Packet, Placed, contradictions, decides, lines, ordered
+from guestd.filters.verdict import OPPOSITE, Packet, Placed, contradictions, lines, ordered
 from guestd.filters.wanted import Asked, MachineRow
 
 # A client's own port is any of these; rules that name it are rare.
@@ -83,11 +83,7 @@ def explain(asked: Asked, machine: MachineRow, asking: Question) -> Iterator[str
         ("the answers", back),
         ("what follows", replace(first, state="ESTABLISHED")),
     ):
-        frame = frames.decides(packet, placed)
-        if frame is not None and frame.rule.action == "drop":
-            yield f"{title} ({packet.way}): is dropped: {_told(frame, asked.titles)}"
-        else:
-            yield f"{title} ({packet.way}): {_decision(decides(packet, told), asked.titles)}"
+        yield f"{title} ({packet.way}): {_decision(*frames.outcome(packet, placed, told), asked.titles)}"
     yield from _wrong(asked, machine, placed)
 
 
@@ -108,11 +104,11 @@ def _version(text: str) -> int | None:
         return None
 
 
-def _decision(line: Line | None, titles: Mapping[str, str]) -> str:
-    if line is None:
+def _decision(action: str, placed: Placed | None, titles: Mapping[str, str]) -> str:
+    if placed is None:
         return "passes, for no rule decides"
-    word = {"accept": "passes", "return": "passes", "drop": "is dropped", "reject": "is rejected"}[line.verdict]
-    return f"{word}: {_told(line.placed, titles)}"
+    word = {"accept": "passes", "return": "passes", "drop": "is dropped", "reject": "is rejected"}[action]
+    return f"{word}: {_told(placed, titles)}"
 
 
 def _told(placed: Placed, titles: Mapping[str, str]) -> str:

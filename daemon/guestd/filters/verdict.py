@@ -49,7 +49,11 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """A packet on its way; `state` is the kernel's word for its connection, `answer` that it goes back to who began."""
+    """A packet on its way; `state` is the kernel's word for its connection, `answer` that it goes back to who began.
+
+    Of protocol arp, the addresses are those in its header. `mac` is the sender's: without one, the machine sends under
+    its own, and others under one that no rule names.
+    """
 
     way: str
     protocol: str
@@ -59,6 +63,11 @@ class Packet:
     destination_port: int | None = None
     state: str = "NEW"
     answer: bool = False
+    mac: str | None = None
+
+    def is_sent_by(self, mac: str) -> bool:
+        """Whether its sender has the MAC address that a rule names, $MAC being the machine's own."""
+        return (self.way == "out" and self.mac is None) if mac == "$MAC" else mac == self.mac
 
 
 def ordered(top: Filter, filters: Mapping[str, Filter]) -> list[Placed]:
@@ -158,12 +167,12 @@ def _ports(rule: Rule, side: str) -> Range | None:
     return None if first is None else (int(first), int(rule.value(f"{side}portend") or first))
 
 
-def decides(packet: Packet, told: Sequence[Line], mac: str | None = None) -> Line | None:
-    """The first line that matches a packet; None when none does and it is let through. `mac` is that of its sender."""
-    return next((line for line in told if _is_match(line, packet, mac)), None)
+def decides(packet: Packet, told: Sequence[Line]) -> Line | None:
+    """The first line that matches a packet; None when none does and it is let through."""
+    return next((line for line in told if _is_match(line, packet)), None)
 
 
-def _is_match(line: Line, packet: Packet, mac: str | None) -> bool:
+def _is_match(line: Line, packet: Packet) -> bool:
     source, destination = ip_address(packet.source), ip_address(packet.destination)
     return (
         line.way == packet.way
@@ -173,7 +182,7 @@ def _is_match(line: Line, packet: Packet, mac: str | None) -> bool:
         and (line.destination is None or destination in line.destination)
         and _is_within(packet.source_port, line.source_ports)
         and _is_within(packet.destination_port, line.destination_ports)
-        and (line.mac is None or line.mac in ("$MAC", mac))
+        and (line.mac is None or packet.is_sent_by(line.mac))
         and (line.states is None or packet.state in line.states)
         and line.answer in (None, packet.answer)
     )

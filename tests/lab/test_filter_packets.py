@@ -1,0 +1,136 @@
+"""What `guestd filters explain` says is what happens to packets on the wire between a peer and a guest's interface."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from filter_trees import generated, lone_packets, questions
+from fix_faults import Reliability
+from fix_nwfilter import PORT
+from fix_wire import Wire
+from guestd.filters import frames
+from guestd.filters.nwfilterxml import read, write
+from guestd.filters.telling import CLIENT_PORT, Question, explain
+from guestd.filters.verdict import OPPOSITE, Packet, lines, ordered
+from guestd.filters.wanted import Asked, Rows, asked
+from guestd.plans.filters import Define, Seen, plan, wished
+from packets import ACK, GUEST_MAC, SYN, SYN_ACK
+
+pytestmark = pytest.mark.timeout(900)
+FIRST_SEED = 1
+CONNECTIONS = 16
+
+
+@dataclass(frozen=True)
+class Tried:
+    """One packet: what guestd said, and what happened."""
+
+    what: str
+    said: bool
+    happened: bool
+
+
+@pytest.fixture
+def guest(nwfilters: Any, wire: Wire) -> Iterator["Guest"]:
+    guest = Guest(nwfilters, wire)
+    yield guest
+    guest.unbind()
+
+
+class Guest:
+    """A guest's interface that libvirt filters, as it does when a machine starts; there is no kernel behind it."""
+
+    def __init__(self, connection: Any, wire: Wire) -> None:
+        self.connection = connection
+        self.wire = wire
+        self.binding: Any = None
+
+    def unbind(self) -> None:
+        if self.binding is not None:
+            self.binding.delete()
+            self.binding = None
+
+    def protect(self, rows: Rows) -> Asked:
+        """Tell libvirt what the rows say, by guestd's own plan, and bind the machine's filter."""
+        self.unbind()
+        found = asked(rows)
+        assert not found.problems
+        wanted = wished(found, [rows.machines[0].id])
+        seen = {each.name: each for each in (read(each.XMLDesc()) for each in self.connection.listAllNWFilters())}
+        for action in plan(wanted, Seen(seen), most_removals=0).actions:
+            assert isinstance(action, Define), action
+            self.connection.nwfilterDefineXML(write(action.definition))
+        top = found.umbrellas[rows.machines[0].id]
+        self.binding = self.connection.nwfilterBindingCreateXML(
+            f"<filterbinding><owner><name>m</name><uuid>{uuid4()}</uuid></owner><portdev name='{PORT}'/>"
+            f"<mac address='{GUEST_MAC}'/><filterref filter='{top.name}'/></filterbinding>"
+        )
+        return found
+
+    def try_connection(self, found: Asked, rows: Rows, asking: Question) -> Iterator[Tried]:
+        """Open it, answer, go on: for as long as the kernel would know what it is."""
+        self.wire.forget_connections()
+        told = [line for line in explain(found, rows.machines[0], asking) if line.startswith(_STEPS)]
+        for (packet, flags), line in zip(_conversation(rows, asking), told, strict=True):
+            is_said = line.split(": ")[1].startswith("passes")
+            tried = Tried(f"{asking}\n{line}", is_said, self.wire.arrives(packet, flags))
+            yield tried
+            if not tried.happened:
+                return
+
+    def try_packet(self, found: Asked, rows: Rows, packet: Packet) -> Tried:
+        """A packet by itself."""
+        self.wire.forget_connections()
+        placed = ordered(found.umbrellas[rows.machines[0].id], found.filters)
+        action, by = frames.outcome(packet, placed, lines(placed))
+        flags = SYN_ACK if packet.state == "INVALID" else SYN
+        happened = self.wire.arrives(packet, flags)
+        return Tried(f"{packet}: {action} by {by and by.rule}", action in ("accept", "return"), happened)
+
+
+_STEPS = ("opening it", "the answers", "what follows")
+
+
+def _conversation(rows: Rows, asking: Question) -> Iterator[tuple[Packet, int]]:
+    own = next(each for each in rows.machines[0].allowed_ips if (":" in each) == (":" in asking.peer))
+    source, destination = (asking.peer, own) if asking.way == "in" else (own, asking.peer)
+    client = None if asking.port is None else CLIENT_PORT
+    first = Packet(asking.way, asking.protocol, source, destination, client, asking.port)
+    yield first, SYN
+    back = Packet(OPPOSITE[asking.way], asking.protocol, destination, source, asking.port, client, "ESTABLISHED", True)
+    yield back, SYN_ACK
+    yield replace(first, state="ESTABLISHED"), ACK
+
+
+def told_rows(rows: Rows) -> str:
+    """What a person needs to see of a failing tree."""
+    made = [row for row in rows.filters if row.internal_name.startswith("ibay-tree")]
+    rules = "\n".join(f"  {row.internal_name}: {rule}" for row in made for rule in row.rules)
+    heads = "\n".join(f"{replace(row, rules=())}" for row in made)
+    return f"{heads}\n{rules}\n{rows.machines[0]}\n{rows.services}"
+
+
+def test_what_explain_says_happens_to_packets(guest: Guest, reliability: Reliability) -> None:
+    wrong, pairs, passed = list[str](), 0, 0
+    rounds = reliability.rounds(quick=2, full=40)
+    for seed in range(FIRST_SEED, FIRST_SEED + rounds):
+        dice = random.Random(seed)
+        rows = generated(dice)
+        found = guest.protect(rows)
+        tried = [each for asking in questions(dice, CONNECTIONS) for each in guest.try_connection(found, rows, asking)]
+        tried += [guest.try_packet(found, rows, packet) for packet in lone_packets(dice)]
+        pairs += len(tried)
+        passed += sum(each.happened for each in tried)
+        bad = [each for each in tried if each.said != each.happened]
+        wrong += [f"seed {seed}: {each}\n{told_rows(rows)}" for each in bad]
+    assert not wrong, "\n\n".join(wrong)
+    assert pairs >= 30 * rounds
+    assert 0.1 < passed / pairs < 0.95
+    reliability.record_filters(
+        f"explain against the kernel: rounds are trees, actions packets, of which {passed:,} pass",
+        rounds=rounds, actions=pairs, kills=0, wrong=len(wrong),
+    )  # fmt: skip
