@@ -13,7 +13,7 @@ from uuid import UUID, uuid5
 from filters import COLUMNS, filter_row, rule_row
 from guestd.filters.model import Filter
 from guestd.filters.rows import FilterRow, RuleRow, compiled
-from guestd.filters.services import Policy, Ports
+from guestd.filters.services import SERVICES, Policy, Ports
 from guestd.filters.telling import Question
 from guestd.filters.verdict import Packet
 from guestd.filters.wanted import MachineRow, Rows
@@ -65,6 +65,23 @@ def generated(dice: random.Random) -> Rows:
     return Rows((*seeded_rows(), *made), (machine,), {"dns": Policy(True, False)} if dice.random() < 0.3 else {})
 
 
+def all_services() -> Rows:
+    """A machine that uses and provides every service, and includes filters of the seed that include others."""
+    seeded = seeded_rows()
+    own = tuple(row.id for row in seeded if row.name in ("Web Server Security", "Drop All"))
+    services = dict.fromkeys(SERVICES, Policy(True, True))
+    machine = MachineRow(UUID(int=6), "all", "vm-all", GUEST, own, (), True, {}, {}, ())
+    return Rows(tuple(seeded), (machine,), services)
+
+
+def service_questions() -> list[Question]:
+    """A connection to every port of every service, both ways, and one to a port of none."""
+    ports = {port for _, each in SERVICES.values() for port in each} | {Ports("tcp", 9999, 9999)}
+    return [
+        Question(port.protocol, PEERS[0], port.first, way) for port in sorted(ports, key=str) for way in ("in", "out")
+    ]
+
+
 def _filter(dice: random.Random, number: int, targets: tuple[UUID, ...]) -> FilterRow:
     row = filter_row(
         id=UUID(int=number), internal_name=f"ibay-tree{number}", uuid=UUID(int=number), name=f"tree {number}",
@@ -90,7 +107,7 @@ def _rule(dice: random.Random) -> RuleRow:
     is_link = protocol in ("ip", "ipv6", "arp", "mac")
     columns: dict[str, Any] = {
         "protocol": protocol,
-        "action": dice.choice(["accept", "accept", "drop", "return", "continue" if is_link else "reject"]),
+        "action": dice.choice(["accept", "accept", "drop", "return", "drop" if is_link else "reject"]),
         "direction": dice.choice(["in", "out", "inout"]),
         "priority": dice.choice([-5, 100, 100, 500, 900]),
         "src_mac_addr": dice.choice([None] * 8 + ["$MAC", FALSE_MAC]),

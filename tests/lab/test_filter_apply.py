@@ -2,44 +2,22 @@
 
 import random
 from typing import Any
-from uuid import UUID, uuid5
+from uuid import UUID
 
 import pytest
 
-from filters import filter_row
+from filter_trees import seeded_rows
 from guestd.filters.model import Filter
 from guestd.filters.nwfilterxml import read, write
-from guestd.filters.rows import RuleRow, compiled
+from guestd.filters.wanted import Rows, asked
 from guestd.plans.filters import Define, Guard, Plan, Remove, Seen, Wanted, plan
-from gueststore.seeds import filters
 
 pytestmark = pytest.mark.timeout(600)
-SPACE = UUID(int=3)
-COLUMNS = {
-    "srcMacAddr": "src_mac_addr", "srcIpAddr": "src_ip_addr", "srcIpMask": "src_ip_mask", "dstIpAddr": "dst_ip_addr",
-    "dstIpMask": "dst_ip_mask", "srcPortStart": "src_port_start", "srcPortEnd": "src_port_end",
-    "dstPortStart": "dst_port_start", "dstPortEnd": "dst_port_end",
-}  # fmt: skip
 
 
 def seeded() -> dict[str, Filter]:
     """The filters of a new platform, by their names in libvirt."""
-    names = {uuid5(SPACE, each.name): f"ibay-{uuid5(SPACE, each.name).hex[:16]}" for each in filters()}
-    found = {}
-    for each in filters():
-        row_id = uuid5(SPACE, each.name)
-        rules = [
-            RuleRow(id=uuid5(row_id, str(number)), **{COLUMNS.get(name, name): value for name, value in rule.items()})  # type: ignore[arg-type]  # columns of several types
-            for number, rule in enumerate(each.rules)
-        ]
-        row = filter_row(
-            *rules, id=row_id, name=each.name, internal_name=names[row_id], uuid=row_id, chain=each.chain,
-            priority=each.priority, targets=tuple(uuid5(SPACE, target) for target in each.references),
-        )  # fmt: skip
-        became = compiled(row, names)
-        assert isinstance(became, Filter), became
-        found[became.name] = became
-    return found
+    return dict(asked(Rows(tuple(seeded_rows()), (), {})).filters)
 
 
 class Host:

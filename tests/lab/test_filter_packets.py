@@ -8,16 +8,17 @@ from uuid import uuid4
 
 import pytest
 
-from filter_trees import generated, lone_packets, questions
+from filter_trees import all_services, generated, lone_packets, questions, service_questions
 from fix_faults import Reliability
 from fix_nwfilter import PORT
 from fix_wire import Wire
 from guestd.filters import frames
+from guestd.filters.model import Filter
 from guestd.filters.nwfilterxml import read, write
 from guestd.filters.telling import CLIENT_PORT, Question, explain
 from guestd.filters.verdict import OPPOSITE, Packet, lines, ordered
 from guestd.filters.wanted import Asked, Rows, asked
-from guestd.plans.filters import Define, Seen, plan, wished
+from guestd.plans.filters import Define, Guard, Seen, plan, wished
 from packets import ACK, GUEST_MAC, SYN, SYN_ACK
 
 pytestmark = pytest.mark.timeout(900)
@@ -54,14 +55,17 @@ class Guest:
             self.binding.delete()
             self.binding = None
 
+    def seen(self) -> dict[str, Filter]:
+        found = [read(each.XMLDesc()) for each in self.connection.listAllNWFilters()]
+        return {each.name: each for each in found}
+
     def protect(self, rows: Rows) -> Asked:
         """Tell libvirt what the rows say, by guestd's own plan, and bind the machine's filter."""
         self.unbind()
         found = asked(rows)
         assert not found.problems
         wanted = wished(found, [rows.machines[0].id])
-        seen = {each.name: each for each in (read(each.XMLDesc()) for each in self.connection.listAllNWFilters())}
-        for action in plan(wanted, Seen(seen), most_removals=0).actions:
+        for action in plan(wanted, Seen(self.seen()), Guard(0)).actions:
             assert isinstance(action, Define), action
             self.connection.nwfilterDefineXML(write(action.definition))
         top = found.umbrellas[rows.machines[0].id]
@@ -116,7 +120,7 @@ def told_rows(rows: Rows) -> str:
 
 def test_what_explain_says_happens_to_packets(guest: Guest, reliability: Reliability) -> None:
     wrong, pairs, passed = list[str](), 0, 0
-    rounds = reliability.rounds(quick=2, full=40)
+    rounds = reliability.rounds(quick=2, full=30)
     for seed in range(FIRST_SEED, FIRST_SEED + rounds):
         dice = random.Random(seed)
         rows = generated(dice)
@@ -134,3 +138,13 @@ def test_what_explain_says_happens_to_packets(guest: Guest, reliability: Reliabi
         f"explain against the kernel: rounds are trees, actions packets, of which {passed:,} pass",
         rounds=rounds, actions=pairs, kills=0, wrong=len(wrong),
     )  # fmt: skip
+
+
+def test_every_service_and_three_levels_of_the_seed_are_taken_and_do_what_explain_says(guest: Guest) -> None:
+    rows = all_services()
+    found = guest.protect(rows)
+    wanted = wished(found, [rows.machines[0].id]).filters
+    assert {name: each for name, each in guest.seen().items() if name in wanted} == wanted
+    tried = [each for asking in service_questions() for each in guest.try_connection(found, rows, asking)]
+    assert [each for each in tried if each.said != each.happened] == []
+    assert {each.happened for each in tried} == {True, False}

@@ -3,9 +3,9 @@
 from dataclasses import replace
 from uuid import UUID
 
-from guestd.filters.frames import decides
+from guestd.filters.frames import decides, outcome
 from guestd.filters.model import Filter, Reference, Rule, matches
-from guestd.filters.verdict import Packet, Placed, ordered
+from guestd.filters.verdict import Packet, Placed, lines, ordered
 
 OUT = Packet("out", "tcp", "10.0.0.2", "10.0.0.5", 40000, 443)
 
@@ -64,5 +64,25 @@ def test_a_rule_for_both_ways_is_turned_on_the_way_out() -> None:
     assert verdict(replace(OUT, destination="10.0.0.6"), peer) is None
 
 
-def test_continue_decides_nothing() -> None:
-    assert verdict(OUT, chain("ipv4", -700, rule("continue out 1 ip"), rule("drop out 2 ip"))) == "drop"
+def test_the_addresses_in_the_header_of_arp_are_looked_at() -> None:
+    own = chain("arp-ip", -500, rule("return out 400 arp", arpsrcipaddr="$IP"), rule("drop out 500 arp"))
+    asking = Packet("out", "arp", "10.0.0.2", "10.0.0.5")
+    assert verdict(asking, own) is None
+    assert verdict(replace(asking, source="10.0.0.3"), own) == "drop"
+    assert verdict(OUT, own) is None
+
+
+def test_who_sends_under_another_address_than_the_machines_own_is_dropped() -> None:
+    false = "52:54:00:00:00:99"
+    assert verdict(replace(OUT, mac=false), OWN_MAC) == "drop"
+    named = chain("mac", -800, rule("drop in 500 mac", srcmacaddr=false))
+    coming = Packet("in", "tcp", "10.0.0.5", "10.0.0.2", 40000, 22)
+    assert verdict(coming, named) is None
+    assert verdict(replace(coming, mac=false), named) == "drop"
+
+
+def test_rules_for_packets_say_nothing_of_arp() -> None:
+    found = placed(chain("root", 0, rule("drop inout 1 all")))
+    told = lines(found)
+    assert outcome(Packet("out", "arp", "10.0.0.2", "10.0.0.5"), found, told) == ("accept", None)
+    assert outcome(OUT, found, told)[0] == "drop"

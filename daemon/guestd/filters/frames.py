@@ -1,7 +1,7 @@
 """Which rule of ebtables decides on the frame that a packet comes in, before iptables sees it.
 
 Pure. Rules of the root chain and the other chains as wholes are gone through by priority; a chain sees the frames of
-its family only. accept and drop end the look, return leaves a chain, continue goes on.
+its family only. accept and drop end the look, return leaves a chain.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def decides(packet: Packet, placed: Sequence[Placed]) -> Placed | None:
     steps = [(priority, _of_chain(chain, rules)) for chain, priority in chains.items() if _is_seen(chain, packet)]
     steps += [(each.rule.priority, [each]) for each in rules if each.filter.chain == ROOT]
     for _, step in sorted(steps, key=lambda each: each[0]):
-        found = next((each for each in step if each.rule.action != "continue" and _is_match(each, packet)), None)
+        found = next((each for each in step if _is_match(each, packet)), None)
         if found is not None and found.rule.action != "return":
             return found
         if found is not None and found.filter.chain == ROOT:
