@@ -10,6 +10,7 @@ import asyncio
 import functools
 import os
 import time
+import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -53,6 +54,8 @@ CommandLinesOf = Callable[[UUID], Awaitable[CommandLines]]
 
 # Between two of its turns a batch is prepared for so long, or one frame.
 BREATHE_SECONDS = 0.005
+# A bug's traceback is logged so often, however many frames reach it.
+BUG_SECONDS = 60.0
 
 
 async def redacted(_: UUID) -> CommandLines:
@@ -69,6 +72,7 @@ class Preparer:
         self._streams: dict[UUID, Stream] = {}
         self._latest: dict[UUID, datetime] = {}
         self._breathed_at = 0.0
+        self._silent_until: dict[tuple[str, int], float] = {}
 
     async def prepare(self, frames: Sequence[Frame], taken: Taken) -> list[Prepared]:
         """Rows of these frames, or why a frame has none. Raises what `taken` raises."""
@@ -137,8 +141,16 @@ class Preparer:
             return why
         except Exception as why:
             self._counters.bug()
-            log.exception("a guest's frame has reached a bug", machine=str(frame.machine_id), seq=frame.seq)
+            self._tell(frame, why)
             return BadFrame("bug", f"{type(why).__name__}: {why}")
+
+    def _tell(self, frame: Frame, why: Exception) -> None:
+        """Log the traceback, of each place in the code once a minute: guests can send such frames without end."""
+        *_, (step, line_number) = traceback.walk_tb(why.__traceback__)
+        place = step.f_code.co_filename, line_number
+        if time.monotonic() >= self._silent_until.get(place, 0.0):
+            self._silent_until[place] = time.monotonic() + BUG_SECONDS
+            log.exception("a guest's frame has reached a bug", machine=str(frame.machine_id), seq=frame.seq)
 
     def _moment(self, frame: Frame, message: decoding.Decoded) -> datetime:
         claimed = guest_time(message.metrics.timestamp)
