@@ -1,5 +1,6 @@
 """Filters for tests: rows that libvirt takes as they are, made up by hypothesis."""
 
+from dataclasses import replace
 from typing import Any, Literal
 from uuid import UUID
 
@@ -112,3 +113,35 @@ def filter_rows(draw: st.DrawFn) -> FilterRow:
     rules = draw(st.lists(rule_rows(is_stateful=is_stateful, protocols=frozenset(protocols)), max_size=6))
     priority = draw(st.integers(-1000, 1000).filter(lambda number: number != 0))
     return filter_row(*rules, state_match=is_stateful, chain=chain, priority=priority)
+
+
+# What people write, mistakes among them, by column; any column may hold any of its list.
+_WILD: dict[str, list[Any]] = {
+    "action": ["continue", "ACCEPT", "", "allow"],
+    "direction": ["both", "IN", ""],
+    "priority": [-1001, 1001, 2**31 - 1, 0, -1000, 1000],
+    "protocol": ["", "TCP", "all", "any", "gre", "icmpv6", "tcp-ipv6", "rarp", "stp", "udplite", "igmp"],
+    "ip_version": ["ipv4", "ipv6", "4", "both", ""],
+    "src_mac_addr": ["", "$MAC", "52:54:00", "0:0:0:0:0:0", "52-54-00-00-00-01", "$OTHER"],
+    "src_ip_addr": ["", "$IP", "$IPV6", "10.0.0", "10.0.0.0/8", "::ffff:10.0.0.1", "fe80::1%eth0", "010.0.0.1", "::"],
+    "dst_ip_addr": ["", "$IP", "$IPV6", "0.0.0.0", "FD00::A", "255.255.255.255", "1.2.3.4.5", "$DHCPSERVER"],
+    "src_ip_mask": ["", "0", "33", "255.0.255.0", "128", "-1", "0.0.0.0", "ffff::"],
+    "dst_ip_mask": ["", "0", "032", "255.255.255.255", "129", "64"],
+    "src_port_start": [-1, 0, 65535, 65536, 2**31 - 1],
+    "src_port_end": [-1, 0, 65535, 65536],
+    "dst_port_start": [-1, 0, 65535, 65536],
+    "dst_port_end": [-1, 0, 65535, 65536],
+    "state": [{}, {"new": False}, {"NONE": True}, ["new"], {"new": "yes"}, {"untracked": True}, {"New": True}],
+    "comment": ["", " ", "a\nb", "$IP", "<&>'\"", "x" * 256, "\u00e9" * 128, " two  spaces ", "\u2028", "a\tb"],
+}
+
+
+@st.composite
+def wild_filter_rows(draw: st.DrawFn) -> FilterRow:
+    """Rows as the store's own checks, or an older store, may let them stand: up to three columns are anything."""
+    row = draw(filter_rows().filter(lambda row: len(row.rules) > 0))
+    columns = draw(st.lists(st.sampled_from(sorted(_WILD)), min_size=1, max_size=3, unique=True))
+    changed = {column: draw(st.sampled_from(_WILD[column])) for column in columns}
+    chain = draw(st.sampled_from([row.chain, row.chain, "", "root-x", "ipv4-", "mac-0123456789", "IPV4", "ip"]))
+    priority = draw(st.sampled_from([row.priority, row.priority, 0, 1001]))
+    return replace(row, rules=(replace(row.rules[0], **changed), *row.rules[1:]), chain=chain, priority=priority)

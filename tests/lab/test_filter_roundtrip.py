@@ -4,9 +4,9 @@ from typing import Any
 from uuid import UUID, uuid5
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 
-from filters import filter_rows
+from filters import filter_rows, wild_filter_rows
 from guestd.filters.model import Filter
 from guestd.filters.nwfilterxml import read, write
 from guestd.filters.rows import FilterRow, compiled
@@ -16,12 +16,22 @@ COPY = "ibay-copy"
 SPACE = UUID(int=0)
 
 
-@settings(max_examples=200, deadline=None, database=None)
+@settings(max_examples=200, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(row=filter_rows())
 def test_a_generated_filter_comes_back_equal(nwfilters: Any, row: FilterRow) -> None:
     wanted = compiled(row, {})
     assert isinstance(wanted, Filter)
     assert read(nwfilters.nwfilterDefineXML(write(wanted)).XMLDesc()) == wanted
+
+
+@settings(max_examples=200, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(row=wild_filter_rows())
+def test_what_libvirt_would_change_is_refused_first(nwfilters: Any, row: FilterRow) -> None:
+    wanted = compiled(row, {})
+    if isinstance(wanted, Filter):
+        assert read(nwfilters.nwfilterDefineXML(write(wanted)).XMLDesc()) == wanted
+    else:
+        assert all(problem.column and problem.why for problem in wanted)
 
 
 def test_libvirts_own_filters_come_back_equal_under_another_name(nwfilters: Any) -> None:
