@@ -167,7 +167,10 @@ class Passes:
         actions = () if held else found.plan.actions
         drifted = sum(isinstance(each, Define) and found.why(each).startswith("drift") for each in found.plan.actions)
         done = await self._carry_out(actions, found)
-        flushed, reports = await self._flushed(found.look, found.wanted.filters)
+        flushed: Mapping[str, str] = {}
+        reports: Sequence[Report] = ()
+        if self._allowed.attach != "off":
+            flushed, reports = await self._flushed(found.look, found.wanted.filters)
         attaching = compare_interfaces(found, flushed, self._allowed)
         attached = await self._carry_out(attaching.actions, found)
         if attached:

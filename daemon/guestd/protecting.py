@@ -16,11 +16,11 @@ from guestd.filterpass import (
     Passes,
     compare,
     compare_interfaces,
-    nothing_flushed,
 )
 from guestd.filters.memory import Memory
 from guestd.filterstore import filter_store, read_rows, read_states
 from guestd.hypervisor import Hypervisor
+from guestd.kernelrules import own_kernel
 from guestd.lifecycle import Life
 from guestd.nwfilters import NWFilters
 from guestd.plans import interfaces
@@ -40,7 +40,7 @@ class Protecting:
             host_name=host_name(settings.libvirt),
             allowed=allowed_by(settings),
             interval_seconds=settings.filters.interval_seconds,
-            flushed=nothing_flushed,
+            flushed=own_kernel().flushed,
             counters=_counters(telemetry.filtering),
         )
 
@@ -88,7 +88,7 @@ async def applied(settings: Settings, *, is_confirmed: bool, is_taking: bool) ->
         version = await driver.version()
         name = host_name(settings.libvirt)
         async with filter_store(settings.store.dsn, name=name, uri=driver.uri, version=version) as store:
-            return await Passes(driver, store, allowed, nothing_flushed).full()
+            return await Passes(driver, store, allowed, own_kernel().flushed).full()
 
 
 def _counters(shown: Filtering) -> filterloop.Counters:

@@ -5,6 +5,7 @@ import pytest
 from fix_filters import ENFORCE, FilterHost
 from guestd.filterpass import Allowed
 from guestd.filters.effective import umbrella_name
+from guestd.kernelrules import KernelRules
 from guestd.plans.filters import Define, Guard
 
 pytestmark = pytest.mark.timeout(600)
@@ -191,3 +192,28 @@ def test_a_plan_shows_filters_beside_machines(filter_host: FilterHost) -> None:
     assert status == 0
     assert '"step":"Define"' in told[0]
     assert umbrella_name(machine_id) in told[0]
+
+
+def test_rules_that_were_flushed_behind_libvirts_back_come_back_with_a_new_binding(filter_host: FilterHost) -> None:
+    machine_id, name = filter_host.machine(is_running=True)
+    filter_host.give(machine_id, SSH)
+    filter_host.passed(ENFORCE)
+    port = filter_host.port(name)
+    kernel = KernelRules(filter_host.lab.run, lambda: [port])
+    assert filter_host.passed(ENFORCE, kernel.flushed).done == ()
+    filter_host.lab.run("iptables", "-F", f"FI-{port}")
+    reported = filter_host.passed(flushed=KernelRules(filter_host.lab.run, lambda: [port]).flushed)
+    assert any("has lost chain FI-" in report.text for report in reported.reports)
+    outcome = filter_host.passed(ENFORCE, kernel.flushed)
+    assert [type(action).__name__ for action, _ in outcome.done] == ["Bind"]
+    assert f"-A FI-{port} " in filter_host.lab.run("iptables-save", "-t", "filter")
+    assert filter_host.passed(ENFORCE, kernel.flushed).done == ()
+
+
+def test_who_may_not_look_at_the_kernel_says_so(filter_host: FilterHost) -> None:
+    filter_host.machine(is_running=True)
+    filter_host.passed(ENFORCE)
+    outcome = filter_host.passed(ENFORCE, KernelRules(filter_host.lab.run, list).flushed)
+    assert [report.text for report in outcome.reports if report.kind == "blind"] == [
+        "it is not in guestd's network namespace"
+    ]
