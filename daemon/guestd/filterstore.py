@@ -160,10 +160,14 @@ async def _rows(connection: psycopg.AsyncConnection[Any], memory: Memory) -> Row
     async with connection.transaction():
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
         filters = await (await connection.execute(query("read_filters"))).fetchall()
+        keys = [(*row[:-1], *row[-1]) for row in filters]
+        unknown = [row[0] for row, key in zip(filters, keys, strict=True) if not memory.knows(key)]
+        cursor = await connection.execute(query("read_filter_rules"), {"filters": unknown})
+        rules = dict(await cursor.fetchall())
         machines = await (await connection.execute(query("read_filtered_machines"))).fetchall()
         services = await (await connection.execute(query("read_global_services"))).fetchall()
     return Rows(
-        filters=tuple(memory.row((*row[:-1], *row[-1]), partial(_filter, row)) for row in filters),
+        filters=tuple(memory.row(key, partial(_filter, row, rules)) for row, key in zip(filters, keys, strict=True)),
         machines=tuple(_machine(row) for row in machines),
         services={key: Policy(uses, provides) for key, uses, provides in services},
     )
@@ -173,8 +177,8 @@ def _named(filters: Iterable[tuple[str, UUID]]) -> Jsonb:
     return Jsonb([{"name": name, "uuid": str(uuid)} for name, uuid in filters])
 
 
-def _filter(row: Sequence[Any]) -> FilterRow:
-    filter_id, name, internal_name, uuid, chain, priority, state_match, rules, targets = row
+def _filter(row: Sequence[Any], rules: Mapping[UUID, str]) -> FilterRow:
+    filter_id, name, internal_name, uuid, chain, priority, state_match, _version, targets = row
     return FilterRow(
         id=filter_id,
         name=name,
@@ -183,7 +187,7 @@ def _filter(row: Sequence[Any]) -> FilterRow:
         chain=chain,
         priority=priority,
         state_match=state_match,
-        rules=tuple(_rule(rule) for rule in msgspec.json.decode(rules)),
+        rules=tuple(_rule(rule) for rule in msgspec.json.decode(rules.get(filter_id, "[]"))),
         targets=tuple(targets),
     )
 

@@ -1,5 +1,6 @@
--- Every filter with its rules, as the text of a JSON list in one order, and the ids of those that it includes. The
--- columns are guestd.filterstore's, in its order.
+-- Every filter, what changes whenever one of its rules does, and the ids of those that it includes. The columns are
+-- guestd.filterstore's, in its order. The rules themselves are many, and asked for where this is new: a version of a row
+-- is known by its transaction.
 SELECT
     filter."id",
     filter."name",
@@ -8,12 +9,11 @@ SELECT
     filter."chain",
     filter."priority",
     filter."stateMatch",
-    coalesce(
-        (
-            SELECT jsonb_agg(to_jsonb(rule) ORDER BY rule."id") FROM "FWRule" AS rule
-            WHERE rule."nwFilterId" = filter."id"
-        ), '[]'
-    )::text AS "rules",
+    (
+        SELECT hashtextextended(string_agg(rule."id"::text || rule.xmin::text, ',' ORDER BY rule."id"), 0)
+        FROM "FWRule" AS rule
+        WHERE rule."nwFilterId" = filter."id"
+    ) AS "version",
     ARRAY(
         SELECT reference."targetFilterId" FROM "FilterReference" AS reference
         WHERE reference."sourceFilterId" = filter."id"

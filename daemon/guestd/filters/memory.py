@@ -60,6 +60,10 @@ class Memory:
         self._by_name = _Kept[str, Filter]()
         self._own_rules = _Kept[Hashable, tuple[Rule, ...]]()
 
+    def knows(self, stored: Hashable) -> bool:
+        """Whether `row` would decode nothing."""
+        return self._rows.get(stored) is not None
+
     def row(self, stored: Hashable, decode: Callable[[], FilterRow]) -> FilterRow:
         """A filter's row, decoded unless the store gave the very same before."""
         return self._rows.value(stored, decode)

@@ -1,0 +1,7 @@
+-- The rules of filters, of each as the text of a JSON list in one order. %(filters)s: uuid[].
+SELECT
+    rule."nwFilterId",
+    jsonb_agg(to_jsonb(rule) ORDER BY rule."id")::text AS "rules"
+FROM "FWRule" AS rule
+WHERE rule."nwFilterId" = ANY(%(filters)s)
+GROUP BY rule."nwFilterId";
