@@ -1,6 +1,7 @@
 """guestd under a real systemd, as deploy/systemd installs it: its own user, its own rights."""
 
 import json
+import re
 import shutil
 import sys
 import sysconfig
@@ -37,28 +38,29 @@ class Host:
         binds = {REPOSITORY: SOURCE, Path(sysconfig.get_path("purelib")): PACKAGES, self.channels: CHANNELS}
         self._install_program("/usr/bin/python3" if python == Path("/usr") else f"{PYTHON}/bin/python3")
         self.machine.up(binds if python == Path("/usr") else binds | {python: PYTHON})
-        for source, target in (
-            ("guestd.service", "systemd/system/guestd.service"),
-            ("sysusers.conf", "sysusers.d/guestd.conf"),
-            ("tmpfiles.conf", "tmpfiles.d/guestd.conf"),
-        ):
-            (self.etc / target).parent.mkdir(exist_ok=True)
-            shutil.copy(DEPLOY / source, self.etc / target)
-        self.run("systemd-sysusers")
-        self.run("systemd-tmpfiles", "--create", "/etc/tmpfiles.d/guestd.conf")
+        self.follow("Install")
         # As QEMU's sockets are: its group may write them.
         self.run("chgrp", "-R", "libvirt-qemu", CHANNELS)
         self.configure()
 
+    def follow(self, section: str) -> str:
+        """Run the commands of a section of docs/operations.md, in the checkout, until one fails; what they say."""
+        text = (REPOSITORY / "docs/operations.md").read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
+        (commands,) = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+        said = self.run("sh", "-exc", f"export PATH=/opt/bin:$PATH\ncd {SOURCE}\n{commands}echo all of it")
+        assert said.endswith("all of it\n"), said
+        return said
+
     def _install_program(self, python: str) -> None:
-        program = self.machine.root / "opt/guestd"
+        program = self.machine.root / "opt/bin/guestd"
+        program.parent.mkdir()
         path = f"{SOURCE}/daemon:{SOURCE}/schema:{PACKAGES}"
         variables = f"LD_LIBRARY_PATH={PYTHON}/lib PYTHONDONTWRITEBYTECODE=1 PYTHONPATH={path}"
         program.write_text(f'#!/bin/sh\n{variables} exec {python} -m guestd "$@"\n')
         program.chmod(0o755)
         drop_in = self.etc / "systemd/system/guestd.service.d/here.conf"
         drop_in.parent.mkdir()
-        start = "ExecStart=\nExecStart=/opt/guestd run --config /etc/guestd/guestd.toml\n"
+        start = "ExecStart=\nExecStart=/opt/bin/guestd run --config /etc/guestd/guestd.toml\n"
         # A frozen daemon is found sooner than on a host; the rest is the unit's own.
         drop_in.write_text(f"[Service]\n{start}WatchdogSec=5\nRestartSec=0.2\n")
 

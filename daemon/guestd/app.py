@@ -99,7 +99,7 @@ async def run(settings: Settings, reread: Callable[[], Settings]) -> None:
 
         port = await resources.enter_async_context(
             served(
-                telemetry.registry,
+                telemetry,
                 host=settings.telemetry.listen_host,
                 port=settings.telemetry.listen_port,
                 problems=problems,

@@ -8,11 +8,12 @@ from contextlib import asynccontextmanager
 from html import escape
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
 from guestd import __version__
 from guestd.errors import ConfigError
+from guestd.exposition import joined, rendered
+from guestd.telemetry import Telemetry
 from guestd.webconfig import Web
 
 Problems = Callable[[], list[str]]
@@ -32,15 +33,19 @@ _PAGE = """\
 
 @asynccontextmanager
 async def served(
-    registry: CollectorRegistry, *, host: str, port: int, problems: Problems, protection: Web
+    telemetry: Telemetry, *, host: str, port: int, problems: Problems, protection: Web
 ) -> AsyncIterator[int]:
     """Serve the pages while in the context; gives the port. `problems` says why guestd is not ready."""
 
     async def metrics(request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+
+        def written() -> bytes:
+            families = rendered(telemetry.hosting.families(), is_openmetrics="openmetrics" in content_type)
+            return joined(encode(telemetry.registry), families)
+
         # A thousand domains have tens of thousands of samples: on a thread, so that ingest goes on meanwhile.
-        body = await asyncio.to_thread(encode, registry)
-        return web.Response(body=body, headers={"Content-Type": content_type})
+        return web.Response(body=await asyncio.to_thread(written), headers={"Content-Type": content_type})
 
     async def alive(_: web.Request) -> web.Response:
         return web.Response(text="alive\n")

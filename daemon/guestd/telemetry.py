@@ -5,12 +5,10 @@ No label value ever comes from a guest. Reasons are closed sets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
 from guestd import __version__
 from guestd.domainmetrics import Family
@@ -53,12 +51,16 @@ class Hosting:
         self.moved = counter("guestd_vms_moved", "Of those, the ones that somebody else was faster with.")
         self.actions = counter("guestd_vms_actions", "Power actions on domains.", ["action", "outcome"])
         self.machines_without_data = gauge("guestd_machines_without_data", "Machines that run and do not report.")
-        self._registry = registry
+        self._shown: list[Callable[[], Sequence[Family]]] = []
         self.reports = gauge("guestd_vms_reports", "What needs a person, by kind.", ["kind"])
 
     def show(self, families: Callable[[], Sequence[Family]]) -> None:
         """Show these with the rest, as they are when somebody asks."""
-        self._registry.register(_Families(families))
+        self._shown.append(families)
+
+    def families(self) -> list[Family]:
+        """All of those."""
+        return [family for families in self._shown for family in families()]
 
 
 class Filtering:
@@ -77,21 +79,6 @@ class Filtering:
         self.pass_seconds = Histogram(
             "guestd_filters_pass_seconds", "Time of one pass over all filters.", registry=registry, buckets=LAG_BUCKETS
         )
-
-
-class _Families(Collector):
-    """Families that are made anew at every scrape."""
-
-    def __init__(self, families: Callable[[], Sequence[Family]]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterator[Metric]:
-        for family in self._families():
-            kind = CounterMetricFamily if family.is_counter else GaugeMetricFamily
-            metric = kind(family.name, family.text, labels=family.labels)
-            for labels, value in family.samples:
-                metric.add_metric(labels, value)
-            yield metric
 
 
 class Telemetry:

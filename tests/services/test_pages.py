@@ -27,7 +27,7 @@ USERS = f'basic_auth_users:\n  alice: "{bcrypt.hashpw(b"secret", bcrypt.gensalt(
 
 def serving(protection: Web | None = None, problems: Sequence[str] = ()) -> AbstractAsyncContextManager[int]:
     return served(
-        Telemetry().registry, host="127.0.0.1", port=0, problems=lambda: list(problems), protection=protection or Web()
+        Telemetry(), host="127.0.0.1", port=0, problems=lambda: list(problems), protection=protection or Web()
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 from fix_daemon import eventually
 from fix_libvirt import domain_xml, running, silent, uri_of
 from guestd.domainmetrics import Statistics, families
+from guestd.exposition import rendered
 from guestd.hypervisor import Hypervisor, statistics
 from guestd.sampler import Sampler
 from guestd.telemetry import Telemetry
@@ -89,6 +90,6 @@ async def test_a_libvirtd_that_never_answers_leaves_no_figures_and_ends(tmp_path
 async def test_figures_are_served_with_the_rest() -> None:
     telemetry = Telemetry()
     telemetry.hosting.show(lambda: families({"one": {"state.state": 1, "cpu.time": 5 * 10**9}}, []))
-    value = telemetry.registry.get_sample_value
-    assert value("libvirt_domain_info_cpu_time_seconds_total", {"domain": "one"}) == 5
-    assert value("libvirt_domain_info_state", {"domain": "one"}) == 1
+    page = rendered(telemetry.hosting.families(), is_openmetrics=False).decode()
+    assert 'libvirt_domain_info_cpu_time_seconds_total{domain="one"} 5.0\n' in page
+    assert 'libvirt_domain_info_state{domain="one"} 1.0\n' in page
