@@ -107,7 +107,7 @@ def _rule(dice: random.Random) -> RuleRow:
     is_link = protocol in ("ip", "ipv6", "arp", "mac")
     columns: dict[str, Any] = {
         "protocol": protocol,
-        "action": dice.choice(["accept", "accept", "drop", "return", "drop" if is_link else "reject"]),
+        "action": dice.choice(["accept", "accept", "drop", "return", "continue" if is_link else "reject"]),
         "direction": dice.choice(["in", "out", "inout"]),
         "priority": dice.choice([-5, 100, 100, 500, 900]),
         "src_mac_addr": dice.choice([None] * 8 + ["$MAC", FALSE_MAC]),

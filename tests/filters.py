@@ -60,7 +60,7 @@ def rule_rows(draw: st.DrawFn, *, is_stateful: bool = True, protocols: frozenset
     columns: dict[str, Any] = {
         "id": draw(st.uuids()),
         "protocol": protocol,
-        "action": draw(st.sampled_from(["accept", "drop", "return", *([] if is_link else ["reject"])])),
+        "action": draw(st.sampled_from(["accept", "drop", "return", "continue" if is_link else "reject"])),
         "direction": draw(st.sampled_from(["in", "out", "inout"])),
         "priority": draw(st.integers(-1000, 1000)),
         "src_mac_addr": draw(st.none() | macs),

@@ -64,6 +64,17 @@ def test_a_rule_for_both_ways_is_turned_on_the_way_out() -> None:
     assert verdict(replace(OUT, destination="10.0.0.6"), peer) is None
 
 
+def test_the_end_of_a_chain_lets_pass_what_a_later_one_would_drop() -> None:
+    false, other = replace(OUT, mac="52:54:00:00:00:99"), rule("drop out 1 ip", dstipaddr="10.0.0.9")
+    assert verdict(false, chain("ipv4", -900, other), OWN_MAC) is None
+    assert verdict(false, chain("ipv4", -900, other, rule("return out 2 ip")), OWN_MAC) == "drop"
+    assert verdict(false, chain("ipv4", -900, rule("drop in 1 ip")), OWN_MAC) == "drop"
+
+
+def test_continue_decides_nothing() -> None:
+    assert verdict(OUT, chain("ipv4", -700, rule("continue out 1 ip"), rule("drop out 2 ip"))) == "drop"
+
+
 def test_the_addresses_in_the_header_of_arp_are_looked_at() -> None:
     own = chain("arp-ip", -500, rule("return out 400 arp", arpsrcipaddr="$IP"), rule("drop out 500 arp"))
     asking = Packet("out", "arp", "10.0.0.2", "10.0.0.5")

@@ -75,7 +75,6 @@ def test_references_are_the_internal_names_of_their_targets() -> None:
         ("ipVersion", {"protocol": "arp", "ip_version": "ipv4"}),
         ("ipVersion", {"protocol": "ip", "ip_version": "ipv6"}),
         ("action", {"action": "continue"}),
-        ("action", {"action": "continue", "protocol": "mac"}),
         ("action", {"action": "reject", "protocol": "mac"}),
         ("action", {"action": "deny"}),
         ("direction", {"direction": "both"}),

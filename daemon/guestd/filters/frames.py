@@ -1,7 +1,8 @@
 """Which rule of ebtables decides on the frame that a packet comes in, before iptables sees it.
 
 Pure. Rules of the root chain and the other chains as wholes are gone through by priority; a chain sees the frames of
-its family only. accept and drop end the look, return leaves a chain.
+its family only. accept and drop end the look, return leaves a chain, continue goes on. A frame that comes to the end of
+a chain has passed them all: measured, and docs/decisions/0038 says where.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ def outcome(packet: Packet, placed: Sequence[Placed], told: Sequence[Line]) -> t
 
 def decides(packet: Packet, placed: Sequence[Placed]) -> Placed | None:
     """The rule that accepts or drops the frame; None when none does and it goes on to iptables."""
-    rules = [each for each in placed if each.rule.is_link]
+    rules = [each for each in placed if each.rule.is_link and each.rule.direction != OPPOSITE[packet.way]]
     chains = {each.filter.chain: each.filter.priority for each in rules if each.filter.chain != ROOT}
-    steps = [(priority, _of_chain(chain, rules)) for chain, priority in chains.items() if _is_seen(chain, packet)]
+    steps = [(chains[chain], _of_chain(chain, rules)) for chain in sorted(chains) if _is_seen(chain, packet)]
     steps += [(each.rule.priority, [each]) for each in rules if each.filter.chain == ROOT]
     for _, step in sorted(steps, key=lambda each: each[0]):
-        found = next((each for each in step if _is_match(each, packet)), None)
+        found = next((each for each in step if each.rule.action != "continue" and _is_match(each, packet)), None)
         if found is not None and found.rule.action != "return":
             return found
-        if found is not None and found.filter.chain == ROOT:
+        if (found is None) == (step[0].filter.chain != ROOT):
             return None
     return None
 
@@ -59,8 +60,6 @@ def _kind(packet: Packet) -> str:
 def _is_match(placed: Placed, packet: Packet) -> bool:
     rule = placed.rule
     if _kind(packet) not in _KINDS.get(rule.protocol, ()):
-        return False
-    if rule.direction == OPPOSITE[packet.way]:
         return False
     is_turned = rule.direction == "inout" and packet.way == "out"
     mac = rule.value("srcmacaddr")

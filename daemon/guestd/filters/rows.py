@@ -40,7 +40,7 @@ _NAME = re.compile(re.escape(PREFIX) + r"[0-9A-Za-z._-]{1,64}")
 _CHAIN = re.compile(r"root|(?:mac|vlan|stp|arp|rarp|ipv4|ipv6)(?:-[0-9A-Za-z._-]+)?")
 # XML has no characters below U+0020 but three, which it makes spaces of; the last two are no characters at all.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
-_ACTIONS = ("accept", "reject", "drop", "return")
+_ACTIONS = ("accept", "reject", "drop", "return", "continue")
 _STATES = {"new": "NEW", "established": "ESTABLISHED", "related": "RELATED", "invalid": "INVALID"}
 
 
@@ -174,10 +174,10 @@ def _protocol(rule: RuleRow) -> tuple[str, tuple[str, str] | None]:
 
 def _verdict_problems(rule: RuleRow, protocol: str, chain: str) -> Iterator[tuple[str, str]]:
     is_link = protocol in LINK_PROTOCOLS
-    if rule.action == "continue":
-        yield "action", "iptables does not know continue, and ebtables on nftables lets every frame pass that it meets"
-    elif rule.action not in _ACTIONS:
+    if rule.action not in _ACTIONS:
         yield "action", f"libvirt refuses {rule.action!r}"
+    elif rule.action == "continue" and not is_link:
+        yield "action", f"iptables knows no continue: a machine with this filter would not start (protocol {protocol})"
     elif rule.action == "reject" and is_link:
         yield "action", f"libvirt makes a drop of it: protocol {protocol} cannot reject"
     if rule.direction not in ("in", "out", "inout"):
