@@ -45,12 +45,12 @@ SELECT
     'roll-ups are behind: a ' || waits."unit" || ' of ' || min(waits."bucket") || ' still waits' AS "sentence"
 FROM "RollupPending" AS waits
 GROUP BY waits."unit"
-HAVING min(waits."bucket") < (
-    -- What is late waits for its turn as well; that no turn came for hours is what is wrong.
-    SELECT
-        CASE WHEN max(state."updatedAt") < now() - INTERVAL '3 hours' THEN now() - INTERVAL '3 hours' END
-    FROM "RollupState" AS state
-)
+HAVING
+    min(waits."bucket") < (
+        -- What is late waits for its turn as well; that no turn came for hours is what is wrong.
+        SELECT CASE WHEN max(state."updatedAt") < now() - INTERVAL '3 hours' THEN now() - INTERVAL '3 hours' END
+        FROM "RollupState" AS state
+    )
 UNION ALL
 SELECT
     'bloat' AS "kind",

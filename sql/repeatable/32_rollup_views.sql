@@ -340,14 +340,16 @@ SELECT
     bound."cutoff",
     bound."cutoff" < bound."wanted" AS "isHeldBack",
     CASE bound."relation"
-        WHEN 'ApplicationUsage' THEN (
-            SELECT count(*) FROM "ApplicationUsage" AS inactive
-            WHERE NOT inactive."isActive" AND inactive."lastSeen" < bound."cutoff"
-        )
-        WHEN 'QuarantinedFrame' THEN (
-            SELECT count(*) FROM "QuarantinedFrame" AS aside
-            WHERE aside."createdAt" < bound."cutoff"
-        )
+        WHEN 'ApplicationUsage'
+            THEN (
+                SELECT count(*) FROM "ApplicationUsage" AS inactive
+                WHERE NOT inactive."isActive" AND inactive."lastSeen" < bound."cutoff"
+            )
+        WHEN 'QuarantinedFrame'
+            THEN (
+                SELECT count(*) FROM "QuarantinedFrame" AS aside
+                WHERE aside."createdAt" < bound."cutoff"
+            )
         ELSE (
             SELECT count(*) FROM timescaledb_information.chunks AS chunk
             WHERE

@@ -60,13 +60,14 @@ SELECT
     usage."executablePath",
     usage."connectionCount"
 FROM "Machine" AS machine
-CROSS JOIN LATERAL (
-    SELECT sample."timestamp"
-    FROM "PortUsage" AS sample
-    WHERE sample."machineId" = machine."id"
-    ORDER BY sample."timestamp" DESC
-    LIMIT 1
-) AS latest
+CROSS JOIN
+    LATERAL (
+        SELECT sample."timestamp"
+        FROM "PortUsage" AS sample
+        WHERE sample."machineId" = machine."id"
+        ORDER BY sample."timestamp" DESC
+        LIMIT 1
+    ) AS latest
 CROSS JOIN LATERAL (
     SELECT sample.*
     FROM "PortUsage" AS sample
