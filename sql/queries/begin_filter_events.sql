@@ -3,7 +3,7 @@ INSERT INTO "ReconcileEvent" ("id", "hostId", "machineId", "name", "action", "re
 SELECT
     step."id",
     %(host_id)s,
-    machine."id",
+    machine."id" AS "machineId",
     step."name",
     step."action",
     step."why",

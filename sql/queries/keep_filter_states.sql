@@ -9,13 +9,14 @@ SELECT
     CASE WHEN seen."digest" IS NOT NULL THEN now() END,
     seen."isBound",
     seen."problem"
-FROM jsonb_to_recordset(%(states)s)
-    AS seen ("name" text, "uuid" uuid, "digest" text, "isBound" boolean, "problem" text)
+FROM
+    jsonb_to_recordset(%(states)s)
+        AS seen ("name" text, "uuid" uuid, "digest" text, "isBound" boolean, "problem" text)
 ON CONFLICT ("hostId", "name", "uuid") DO UPDATE SET
-"inForceAt" = CASE
-    WHEN "FilterHostState"."digest" = excluded."digest" THEN "FilterHostState"."inForceAt"
-    ELSE excluded."inForceAt"
-END,
-"digest" = excluded."digest",
-"isBound" = excluded."isBound",
-"problem" = excluded."problem";
+    "inForceAt" = CASE
+        WHEN "FilterHostState"."digest" = excluded."digest" THEN "FilterHostState"."inForceAt"
+        ELSE excluded."inForceAt"
+    END,
+    "digest" = excluded."digest",
+    "isBound" = excluded."isBound",
+    "problem" = excluded."problem";
