@@ -5,8 +5,9 @@ SELECT
     machine."dialect",
     count(*)
 FROM "MachineState" AS machine
-WHERE machine."hostId" IS NOT DISTINCT FROM (
-    SELECT host."id" FROM "Host" AS host
-    WHERE host."name" = %(name)s AND host."uri" = %(uri)s
-)
+WHERE
+    machine."hostId" IS NOT DISTINCT FROM (
+        SELECT host."id" FROM "Host" AS host
+        WHERE host."name" = %(name)s AND host."uri" = %(uri)s
+    )
 GROUP BY machine."channel", machine."dialect";
