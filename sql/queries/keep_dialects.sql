@@ -4,6 +4,7 @@ SELECT
     spoken."machineId",
     spoken."dialect"
 FROM unnest(%(machine_ids)s::uuid [], %(dialects)s::text []) AS spoken ("machineId", "dialect")
-ON CONFLICT (
-    "machineId") DO UPDATE SET "dialect" = excluded."dialect", "changedAt" = now()
+ON CONFLICT ("machineId") DO UPDATE SET
+    "dialect" = excluded."dialect",
+    "changedAt" = now()
 WHERE "MachineAgent"."dialect" <> excluded."dialect";
