@@ -222,7 +222,10 @@ class Hypervisor:
 
         One that comes when it was given up is closed: nobody else would, and it would tell of changes for ever.
         """
-        connection = libvirt.open(self.uri)
+        with _one_opens:
+            if given_up.is_set():
+                raise SourceLost(f"{self.uri}: too late to open it, another took so long")
+            connection = libvirt.open(self.uri)
 
         def changed(_connection: Any, domain: Any, *_: object) -> None:
             tell_loop(loop, self._notice, UUID(bytes=domain.UUID()))
@@ -232,7 +235,7 @@ class Hypervisor:
 
         try:
             connection.registerCloseCallback(closed, None)
-            _keep_alive(connection)
+            _keep_alive(connection, KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
             registered = [connection.domainEventRegisterAny(None, kind, changed, None) for kind in _event_kinds()]
         except libvirt.libvirtError:
             _close(connection, [])
@@ -261,8 +264,9 @@ def open_reader(uri: str) -> Any:
     """A connection that may only read; blocks. SourceLost when there is none."""
     _start_events()
     try:
-        connection = libvirt.openReadOnly(uri)
-        _keep_alive(connection)
+        with _one_opens:
+            connection = libvirt.openReadOnly(uri)
+        _keep_alive(connection, KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
     except libvirt.libvirtError as why:
         raise SourceLost(f"{uri}: {why}") from why
     return connection
@@ -279,9 +283,9 @@ def statistics(connection: Any, uuid: UUID) -> dict[str, Any]:
     return dict(found[0][1]) if found else {}
 
 
-def _keep_alive(connection: Any) -> None:
+def _keep_alive(connection: Any, seconds: int, count: int) -> None:
     try:
-        connection.setKeepAlive(KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
+        connection.setKeepAlive(seconds, count)
     except libvirt.libvirtError as why:  # drivers within this process have no line that could go dead
         if why.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
             raise
@@ -334,6 +338,8 @@ def _described(handle: Any) -> Description | None:
 
 def _close(connection: Any, registered: list[int]) -> None:
     try:
+        # A keepalive that fails while a call waits for its answer crashes libvirt 9.0 when libvirtd goes on.
+        _keep_alive(connection, 0, 0)
         for number in registered:
             connection.domainEventDeregisterAny(number)
         connection.unregisterCloseCallback()
@@ -342,6 +348,8 @@ def _close(connection: Any, registered: list[int]) -> None:
         pass
 
 
+# Of several that a libvirtd which hangs keeps waiting, the later ones see that they were given up, and open nothing.
+_one_opens = threading.Lock()
 _events_thread: threading.Thread | None = None
 
 
