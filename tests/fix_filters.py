@@ -26,16 +26,18 @@ libvirt = pytest.importorskip("libvirt", reason="libvirt-python is not installed
 WRITER = "-c role=guestd_writer"
 HOST = "host"
 OTHER = "other"
+BRIDGED = "<interface type='bridge'><source bridge='fbr0'/>"
 REPORT = Allowed(Guard(20, 0.5), "report")
 ENFORCE = Allowed(Guard(20, 0.5), "enforce")
 
 
-def domain_xml(name: str, uuid: UUID, mac: str, chosen: str = "") -> str:
-    """A domain with one card on the lab's bridge; its QEMU runs without a guest."""
+def domain_xml(name: str, uuid: UUID, mac: str, chosen: str = "", network: str = "") -> str:
+    """A domain with one card on the lab's bridge, or on a network; its QEMU runs without a guest."""
+    card = f"<interface type='network'><source network='{network}'/>" if network else BRIDGED
     named = f"<filterref filter='{chosen}'/>" if chosen else ""
     return f"""<domain type='qemu'><name>{name}</name><uuid>{uuid}</uuid><memory unit='MiB'>32</memory>
       <os><type arch='x86_64' machine='pc'>hvm</type></os>
-      <devices><interface type='bridge'><source bridge='fbr0'/><mac address='{mac}'/>{named}</interface></devices>
+      <devices>{card}<mac address='{mac}'/>{named}</interface></devices>
     </domain>"""
 
 
@@ -86,17 +88,29 @@ class FilterHost:
             f'[filters]\nattach = "{attach}"\ninterval_seconds = {interval_seconds}\n'
         )
 
-    def machine(self, *, is_running: bool = False, names: str = "") -> tuple[UUID, str]:
+    def machine(self, *, is_running: bool = False, names: str = "", network: str = "") -> tuple[UUID, str]:
         """A machine with a domain on this host; gives its id and its domain's name."""
         machine_id = add_machine(self.dsn)
         name = f"f{machine_id.hex[:8]}"
         self.run('UPDATE "Machine" SET "internalName" = %s WHERE "id" = %s', name, machine_id)
         mac = f"52:54:00:{machine_id.hex[:2]}:{machine_id.hex[2:4]}:{machine_id.hex[4:6]}"
-        domain = self.libvirt.defineXML(domain_xml(name, uuid4(), mac, names))
+        domain = self.libvirt.defineXML(domain_xml(name, uuid4(), mac, names, network))
         self._domains.append(name)
         if is_running:
             domain.createWithFlags(1)  # VIR_DOMAIN_START_PAUSED: nobody waits for a guest
         return machine_id, name
+
+    def network(self, name: str, **addresses: str) -> None:
+        """Have the network of this name give addresses to domains' interfaces; it is not started."""
+        hosts = "".join(
+            f"<host mac='{mac}' ip='{addresses[of]}'/>"
+            for of in addresses
+            for mac, *_ in interfaces(self.domain(of).XMLDesc())
+        )
+        self.libvirt.networkDefineXML(
+            f"<network><name>{name}</name><bridge name='lab-{name}'/>"
+            f"<ip address='10.9.0.1' prefix='24'><dhcp>{hosts}</dhcp></ip></network>"
+        )
 
     def filters(self) -> dict[str, Any]:
         """libvirt's filters, as models by name."""

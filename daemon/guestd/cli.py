@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from uuid import UUID
 
@@ -265,13 +265,26 @@ def _tell_filters(arguments: argparse.Namespace, tell: Callable[[Asked, MachineR
     from guestd.filterstore import read_rows
 
     try:
-        rows = asyncio.run(read_rows(_settings(arguments).store.dsn))
+        chosen = _settings(arguments)
+        rows = wanted.on_networks(asyncio.run(read_rows(chosen.store.dsn)), _static_ips(chosen.libvirt.uri))
         machine = telling.find(rows.machines, arguments.machine)
     except (StoreUnavailable, ValueError) as why:
         print(f"guestd: {why}", file=sys.stderr)
         return EXIT_FAILURE
     print("\n".join(tell(wanted.asked(rows), machine)))
     return 0
+
+
+def _static_ips(uri: str) -> Mapping[str, tuple[str, ...]]:
+    """What this host's networks give to machines; nothing, and why, when libvirt cannot be asked."""
+    from guestd import nwfilters
+    from guestd.errors import SourceLost
+
+    try:
+        return nwfilters.look(uri).static_ips if uri else {}
+    except (SourceLost, ConfigError) as why:
+        print(f"guestd: told without the addresses of libvirt's networks: {why}", file=sys.stderr)
+        return {}
 
 
 def _leaves(group: ExceptionGroup[Exception]) -> Iterator[Exception]:

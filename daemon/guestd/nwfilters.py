@@ -6,7 +6,7 @@ A connection of its own, each call on a thread with a deadline: redefining a fil
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -34,12 +34,16 @@ STUCK_CAP = 4
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What a host's libvirt has: filters, names of domains, their interfaces, and what is enforced on each device."""
+    """What a host's libvirt has: filters, names of domains, their interfaces, and what is enforced on each device.
+
+    `static_ips` are the addresses that libvirt's networks give a domain's interfaces by static host entries.
+    """
 
     seen: Seen
     domains: frozenset[str]
     interfaces: tuple[Interface, ...]
     bindings: dict[str, str]
+    static_ips: Mapping[str, tuple[str, ...]]
 
 
 class NWFilters:
@@ -176,13 +180,38 @@ def _look(connection: Any, memory: Memory) -> Look:
     found = [memory.read(text) for text in texts]
     interfaces: list[Interface] = []
     names = set[str]()
+    cards: dict[str, set[tuple[str, str]]] = {}
     for domain in connection.listAllDomains():
-        names.add(domain.name())
-        interfaces += _interfaces(domain)
+        name, live, stored = domain.name(), *_printed(domain)
+        names.add(name)
+        interfaces += _interfaces(name, UUID(domain.UUIDString()), live, stored)
+        cards[name] = {card for xml in (live, stored) if xml is not None for card in nwfilterxml.networks(xml)}
     bindings = {each.portDev(): each.filterName() for each in connection.listAllNWFilterBindings()}
     bound = {*bindings.values(), *(name for each in interfaces for name in (each.live, each.stored) if name)}
     seen = Seen({each.name: each for each in found}, frozenset(bound))
-    return Look(seen, frozenset(names), tuple(interfaces), bindings)
+    return Look(seen, frozenset(names), tuple(interfaces), bindings, _static_ips(connection, cards))
+
+
+def _static_ips(connection: Any, cards: Mapping[str, set[tuple[str, str]]]) -> dict[str, tuple[str, ...]]:
+    """The addresses of domains, of whose `cards` MAC address and network are given; those without any are left out."""
+    entries = {
+        network: _static_hosts(connection, network) for network in {n for each in cards.values() for _, n in each}
+    }
+    found = {
+        name: {ip for mac, network in each for entry, ip in entries[network] if entry == mac}
+        for name, each in cards.items()
+    }
+    return {name: tuple(sorted(ips)) for name, ips in found.items() if ips}
+
+
+def _static_hosts(connection: Any, network: str) -> list[tuple[str, str]]:
+    try:
+        return list(nwfilterxml.static_hosts(connection.networkLookupByName(network).XMLDesc()))
+    except libvirt.libvirtError as why:
+        # Only where there is surely none: taking protection away for want of an answer would be wrong.
+        if why.get_error_code() in (libvirt.VIR_ERR_NO_NETWORK, libvirt.VIR_ERR_NO_SUPPORT):
+            return []
+        raise
 
 
 def _text(ask: Callable[[], str]) -> str | None:
@@ -195,15 +224,19 @@ def _text(ask: Callable[[], str]) -> str | None:
         raise
 
 
-def _interfaces(domain: Any) -> Iterator[Interface]:
-    """What the domain names now, and what it will name when it is started again."""
+def _printed(domain: Any) -> tuple[str | None, str | None]:
+    """The domain as it is now, and as it will be when it is started again."""
     live = _text(domain.XMLDesc) if domain.isActive() else None
-    stored = _text(lambda: domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)) if domain.isPersistent() else None
+    return live, _text(lambda: domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)) if domain.isPersistent() else None
+
+
+def _interfaces(domain: str, uuid: UUID, live: str | None, stored: str | None) -> Iterator[Interface]:
+    """What the domain names now, and what it will name when it is started again."""
     now = {} if live is None else {mac: (port, name) for mac, port, name in nwfilterxml.interfaces(live)}
     later = {} if stored is None else {mac: name for mac, _, name in nwfilterxml.interfaces(stored)}
     for mac in {**now, **later}:
         port, name = now.get(mac, ("", None))
-        yield Interface(domain.name(), UUID(domain.UUIDString()), mac, port, name, later.get(mac))
+        yield Interface(domain, uuid, mac, port, name, later.get(mac))
 
 
 def _close(connection: Any) -> None:

@@ -5,6 +5,7 @@ import pytest
 from fix_filters import ENFORCE, FilterHost
 from guestd.filterpass import Allowed
 from guestd.filters.effective import umbrella_name
+from guestd.filters.model import Reference
 from guestd.kernelrules import KernelRules
 from guestd.plans.filters import Define, Guard
 
@@ -208,6 +209,32 @@ def test_rules_that_were_flushed_behind_libvirts_back_come_back_with_a_new_bindi
     assert [type(action).__name__ for action, _ in outcome.done] == ["Bind"]
     assert f"-A FI-{port} " in filter_host.lab.run("iptables-save", "-t", "filter")
     assert filter_host.passed(ENFORCE, kernel.flushed).done == ()
+
+
+def test_a_static_host_entry_of_its_network_is_a_machines_address_until_an_operator_says_another(
+    filter_host: FilterHost,
+) -> None:
+    machine_id, name = filter_host.machine(network="given")
+    filter_host.give(machine_id, "Clean Traffic")
+    outcome = filter_host.passed()
+    assert any("no address for $IP" in report.text for report in outcome.reports)
+    filter_host.network("given", **{name: "10.9.0.7"})
+    try:
+        outcome = filter_host.passed()
+        assert "unenforceable" not in {report.kind for report in outcome.reports}
+        top, clean = umbrella_name(machine_id), filter_host.internal("Clean Traffic")
+        assert filter_host.filters()[top].references == (Reference(clean, (("IP", "10.9.0.7"),)),)
+        assert filter_host.passed().done == ()
+        _, told = filter_host.guestd("filters", "explain", str(machine_id), "tcp", "10.9.0.9:80", "out")
+        assert not any("no such address" in line or line.startswith("not enforced") for line in told), told
+        filter_host.run('UPDATE "Machine" SET "allowedIps" = %s', ["10.9.0.8"])
+        outcome = filter_host.passed()
+    finally:
+        filter_host.libvirt.networkLookupByName("given").undefine()
+    assert filter_host.filters()[top].references == (Reference(clean, (("IP", "10.9.0.8"),)),)
+    assert [report.text for report in outcome.reports if report.kind == "unenforceable"] == [
+        "libvirt's network gives it 10.9.0.7, which is not in Machine.allowedIps: allowedIps holds"
+    ]
 
 
 def test_who_may_not_look_at_the_kernel_says_so(filter_host: FilterHost) -> None:

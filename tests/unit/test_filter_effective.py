@@ -91,9 +91,27 @@ def test_without_an_address_what_needs_one_is_left_out_and_reported_and_the_rest
     }
     definition, reports = made(replace(MACHINE, own=("ibay-basic",)), filters)
     assert definition.references == (Reference("ibay-mac"), Reference("ibay-web"))
-    assert reports == ("filter ibay-ip cannot be enforced: Machine.allowedIps has no address for $IP",)
+    assert reports == ("filter ibay-ip cannot be enforced: no address for $IP in Machine.allowedIps",)
 
 
 def test_what_is_no_address_is_reported_and_not_used() -> None:
     _, reports = made(replace(MACHINE, allowed_ips=("10.0.0.0/8",)), {})
     assert reports == ("Machine.allowedIps: '10.0.0.0/8' is not an IP address",)
+
+
+def test_a_static_host_entry_of_a_network_gives_the_address_as_allowed_ips_would() -> None:
+    filters = {"ibay-a": filter_of("ibay-a", OWN_IP)}
+    machine = replace(MACHINE, own=("ibay-a",))
+    by_network = made(replace(machine, static_ips=("10.0.0.1",)), filters)
+    assert by_network == made(replace(machine, allowed_ips=("10.0.0.1",)), filters)
+    assert by_network[1] == ()
+
+
+def test_of_two_sources_of_addresses_allowed_ips_holds_and_the_difference_is_reported() -> None:
+    filters = {"ibay-a": filter_of("ibay-a", OWN_IP)}
+    machine = replace(MACHINE, own=("ibay-a",), allowed_ips=("10.0.0.1",))
+    same = made(machine, filters)
+    assert made(replace(machine, static_ips=("10.0.0.1",)), filters) == same
+    definition, reports = made(replace(machine, static_ips=("10.0.0.1", "10.0.0.2")), filters)
+    assert definition == same[0]
+    assert reports == ("libvirt's network gives it 10.0.0.2, which is not in Machine.allowedIps: allowedIps holds",)

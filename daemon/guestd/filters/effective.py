@@ -2,7 +2,8 @@
 
 Pure. This umbrella includes the machine's filters, its department's, and Clean Traffic where the department wants it,
 and has the rules of its services and open ports itself. It carries the machine's addresses as parameters: they come
-from Machine.allowedIps, which an operator sets, and never from the guest.
+from Machine.allowedIps, or without any from static host entries of libvirt's networks. Operators set both; nothing
+comes from the guest.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class Machine:
     clean_traffic: tuple[str, ...] = ()
     services: Mapping[str, Policy] = field(default_factory=dict)
     ports: tuple[Ports, ...] = ()
+    static_ips: tuple[str, ...] = ()
 
 
 def umbrella_name(machine_id: UUID) -> str:
@@ -52,7 +54,7 @@ def umbrella(
 
     `rules` are its `own_rules`, `filters` those of the store by name, `needed` their `variables`.
     """
-    addresses, reports = _addresses(machine.allowed_ips)
+    addresses, reports = _addresses(machine)
     references: dict[str, Reference] = {}
     for target in (*machine.clean_traffic, *machine.department, *machine.own):
         for reference, why in _included(target, filters, needed, addresses):
@@ -98,17 +100,23 @@ def _own_variables(each: Filter) -> set[str]:
     return {match.value for rule in each.rules for match in rule.matches if match.value in _VARIABLES}
 
 
-def _addresses(allowed_ips: Iterable[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """The values of the address variables, and what is no address."""
+def _addresses(machine: Machine) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """The values of the address variables, and what is wrong with them."""
     found: dict[str, list[str]] = {}
     reports = []
-    for text in allowed_ips:
+    for text in machine.allowed_ips or machine.static_ips:
         try:
             address = ip_address(text)
         except ValueError:
             reports.append(f"Machine.allowedIps: {text!r} is not an IP address")
             continue
         found.setdefault("$IP" if address.version == 4 else "$IPV6", []).append(str(address))
+    known = {value for values in found.values() for value in values}
+    reports += [
+        f"libvirt's network gives it {address}, which is not in Machine.allowedIps: allowedIps holds"
+        for address in map(str, map(ip_address, machine.static_ips))
+        if address not in known
+    ]
     return {name: tuple(sorted(set(values))) for name, values in found.items()}, reports
 
 
@@ -125,7 +133,7 @@ def _included(
         parameters = [(variable[1:], value) for variable in wanted for value in addresses[variable]]
         yield Reference(name, tuple(parameters)), ""
     elif filters[name].rules:
-        yield None, f"filter {name} cannot be enforced: Machine.allowedIps has no address for {', '.join(missing)}"
+        yield None, f"filter {name} cannot be enforced: no address for {', '.join(missing)} in Machine.allowedIps"
     else:
         # It has no rules of its own: what it includes is included without it.
         for reference in filters[name].references:

@@ -39,6 +39,22 @@ def interfaces(domain_xml: str) -> Iterator[tuple[str, str, str]]:
             yield mac.get("address", ""), port, "" if chosen is None else chosen.get("filter", "")
 
 
+def networks(domain_xml: str) -> Iterator[tuple[str, str]]:
+    """MAC address and libvirt network of each interface of a domain that is on one."""
+    root = ElementTree.fromstring(domain_xml)  # noqa: S314 -- libvirt wrote it, and no guest can
+    for each in root.iterfind("devices/interface[@type='network']"):
+        mac, source = each.find("mac"), each.find("source")
+        if mac is not None and source is not None:
+            yield mac.get("address", ""), source.get("network", "")
+
+
+def static_hosts(network_xml: str) -> Iterator[tuple[str, str]]:
+    """MAC and IP address of each static host entry of a network that names both."""
+    root = ElementTree.fromstring(network_xml)  # noqa: S314 -- libvirt wrote it, and no guest can
+    for each in root.iterfind("ip/dhcp/host[@mac][@ip]"):
+        yield each.get("mac", "").lower(), each.get("ip", "")
+
+
 def with_filter(domain_xml: str, mac: str, name: str) -> str | None:
     """The interface of this MAC address as the domain has it, but with this filter; None when there is none."""
     root = ElementTree.fromstring(domain_xml)  # noqa: S314 -- libvirt wrote it, and no guest can

@@ -89,7 +89,7 @@ def explain(asked: Asked, machine: MachineRow, asking: Question) -> Iterator[str
 
 def _packet(machine: MachineRow, asking: Question) -> tuple[Packet, str | None]:
     version = ip_address(asking.peer).version
-    own = [each for each in machine.allowed_ips if _version(each) == version]
+    own = [each for each in machine.allowed_ips or machine.static_ips if _version(each) == version]
     guest = own[0] if own else None
     unknown = "0.0.0.0" if version == 4 else "::"  # noqa: S104 -- no address to listen on
     client = None if asking.port is None else CLIENT_PORT

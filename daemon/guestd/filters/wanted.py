@@ -6,7 +6,7 @@ Pure.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from guestd.filters.effective import CLEAN_TRAFFIC, Machine, umbrella, variables
@@ -18,7 +18,10 @@ from guestd.filters.services import Policy, Ports, policies
 
 @dataclass(frozen=True, slots=True)
 class MachineRow:
-    """A machine's network in the store: ids of its own and its department's filters, policies by service."""
+    """A machine's network in the store: ids of its own and its department's filters, policies by service.
+
+    `static_ips` are not of the store: libvirt's networks give them to it, on the host that has it.
+    """
 
     id: UUID
     name: str
@@ -30,6 +33,7 @@ class MachineRow:
     services: Mapping[str, Policy]
     department_services: Mapping[str, Policy]
     ports: tuple[Ports, ...]
+    static_ips: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,15 @@ class Asked:
     titles: Mapping[str, str]
     umbrellas: Mapping[UUID, Filter]
     reports: Mapping[UUID, tuple[str, ...]]
+
+
+def on_networks(rows: Rows, static_ips: Mapping[str, tuple[str, ...]]) -> Rows:
+    """The same rows, with the addresses that a host's networks give to machines, by their internal names."""
+    machines = tuple(
+        replace(each, static_ips=static_ips[each.internal_name]) if each.internal_name in static_ips else each
+        for each in rows.machines
+    )
+    return replace(rows, machines=machines)
 
 
 def asked(rows: Rows, memory: Memory | None = None) -> Asked:
@@ -93,4 +106,5 @@ def _machine(
         clean_traffic=clean if row.is_clean else (),
         services=policies(row.services, row.department_services, everywhere),
         ports=row.ports,
+        static_ips=row.static_ips,
     )
