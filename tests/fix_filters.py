@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 from uuid import UUID, uuid4
+from xml.etree import ElementTree
 
 import psycopg
 import pytest
@@ -15,7 +16,8 @@ from tools.lab import Lab
 from fix_daemon import add_machine, command, environment
 from guestd.filterpass import Allowed, Flushed, Outcome, Passes, nothing_flushed
 from guestd.filters.nwfilterxml import interfaces, read
-from guestd.filterstore import filter_store
+from guestd.filters.wanted import asked
+from guestd.filterstore import filter_store, read_rows
 from guestd.nwfilters import NWFilters
 from guestd.plans.filters import Guard
 from gueststore.seed import Admin, seed
@@ -120,6 +122,14 @@ class FilterHost:
                 found[each.name()] = read(each.XMLDesc())
         return found
 
+    def is_settled(self) -> bool:
+        """Whether libvirt has all that the rows say, and nothing else of guestd's, and the store says so."""
+        found = asked(asyncio.run(read_rows(self.dsn)))
+        wanted = {**found.filters, **{each.name: each for each in found.umbrellas.values()}}
+        seen = {name: each for name, each in self.filters().items() if name.startswith("ibay-")}
+        ((waiting,),) = self.run('SELECT count(*) FROM "NWFilter" WHERE "flushedAt" IS NULL')
+        return bool(seen == wanted and waiting == 0)
+
     def own(self) -> set[str]:
         """The names of those with guestd's prefix."""
         return {name for name in self.filters() if name.startswith("ibay-")}
@@ -171,6 +181,15 @@ class FilterHost:
     def port(self, name: str) -> str:
         """The device of a running domain's interface."""
         return next(port for _, port, _ in interfaces(self.domain(name).XMLDesc()))
+
+    def detach(self, name: str) -> None:
+        """Have a domain's interface name no filter, now and later; by hand."""
+        domain = self.domain(name)
+        card = ElementTree.fromstring(domain.XMLDesc()).find("devices/interface")
+        assert card is not None
+        for each in card.findall("filterref"):
+            card.remove(each)
+        domain.updateDeviceFlags(ElementTree.tostring(card, encoding="unicode"), 3)  # live and stored
 
     def define(self, name: str, rules: str, uuid: UUID | None = None) -> None:
         """By hand, as an operator with virsh."""

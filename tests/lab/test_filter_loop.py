@@ -1,20 +1,19 @@
 """guestd keeps a host's filters: woken by edits, through kills of its own and of libvirtd, whatever is done by hand."""
 
-import asyncio
 import random
 import signal
+import threading
 import time
 from contextlib import suppress
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import psycopg
 import pytest
 
 from fix_daemon import Daemon, eventually
 from fix_faults import Reliability
 from fix_filters import OTHER, FilterHost
 from guestd.filters.effective import umbrella_name
-from guestd.filters.wanted import asked
-from guestd.filterstore import read_rows
 
 libvirt = pytest.importorskip("libvirt", reason="libvirt-python is not installed: ./dev builds it where it can")
 pytestmark = pytest.mark.timeout(600)
@@ -31,17 +30,8 @@ class Kept:
         daemon.more_tables = f'[libvirt]\nuri = "{host.lab.uri}"\nhost_name = "host"\n'
         daemon.more_tables += f'[filters]\nattach = "{attach}"\ninterval_seconds = 1.0\nmost_removals_share = 1.0\n'
 
-    def is_settled(self) -> bool:
-        """Whether libvirt has all that the rows say, and nothing else of guestd's, and the store says so."""
-        rows = asyncio.run(read_rows(self.host.dsn))
-        found = asked(rows)
-        wanted = {**found.filters, **{each.name: each for each in found.umbrellas.values()}}
-        seen = {name: each for name, each in self.host.filters().items() if name.startswith("ibay-")}
-        ((waiting,),) = self.host.run('SELECT count(*) FROM "NWFilter" WHERE "flushedAt" IS NULL')
-        return bool(seen == wanted and waiting == 0)
-
     def settles(self) -> None:
-        eventually(self.is_settled, "libvirt has what the rows say", SECONDS)
+        eventually(self.host.is_settled, "libvirt has what the rows say", SECONDS)
 
 
 @pytest.fixture
@@ -110,6 +100,69 @@ def test_what_is_done_by_hand_is_healed_within_a_pass_while_rows_change(kept: Ke
     assert {name: each for name, each in host.filters().items() if name in foreign} == foreign
     reliability.record_filters(
         "filters changed by hand while rows change", rounds=rounds, actions=len(host.audit()), kills=0, wrong=0
+    )
+
+
+def edited(host: FilterHost, machine_id: UUID, dice: random.Random, refused: list[Exception]) -> None:
+    """Ten edits of one person, who has some filters of his own, and edits and includes everybody's."""
+    whose = f"made by {dice.random()}"
+    for _ in range(10):
+        with psycopg.connect(host.dsn) as connection:
+            try:
+                connection.execute(
+                    """UPDATE "FWRule" SET "dstPortStart" = %s, "dstPortEnd" = NULL, "priority" = %s
+                    WHERE "protocol" = 'tcp' AND random() < 0.05""",
+                    (dice.randint(1, 60000), dice.randint(-1000, 1000)),
+                )
+                connection.execute('DELETE FROM "NWFilter" WHERE "name" LIKE %s AND random() < 0.5', (f"{whose}%",))
+                connection.execute('DELETE FROM "VMNWFilter" WHERE random() < 0.2')
+                made = uuid4()
+                connection.execute(
+                    """INSERT INTO "NWFilter" ("id", "name", "internalName", "uuid")
+                    VALUES (%s, %s, %s, gen_random_uuid())""",
+                    (made, f"{whose} {made}", f"ibay-{made.hex[:16]}"),
+                )
+                connection.execute(
+                    """INSERT INTO "FilterReference" ("sourceFilterId", "targetFilterId")
+                    SELECT %s, "id" FROM "NWFilter" WHERE "id" <> %s ORDER BY random() LIMIT 2""",
+                    (made, made),
+                )
+                connection.execute(
+                    'INSERT INTO "VMNWFilter" ("vmId", "nwFilterId") VALUES (%s, %s)', (machine_id, made)
+                )
+            except (psycopg.errors.DeadlockDetected, psycopg.errors.ForeignKeyViolation) as why:
+                connection.rollback()
+                refused.append(why)
+
+
+def test_several_who_edit_at_once_are_followed_to_what_their_rows_say_in_the_end(
+    kept: Kept, reliability: Reliability
+) -> None:
+    host = kept.host
+    host.define(OTHER, RULE)
+    foreign = {name: each for name, each in host.filters().items() if not name.startswith("ibay-")}
+    machine_id, name = host.machine(is_running=True)
+    host.run('UPDATE "Machine" SET "allowedIps" = %s', ["10.9.0.2", "fd00::2"])
+    kept.daemon.start()
+    kept.settles()
+    rounds, refused = reliability.rounds(quick=2, full=30), list[Exception]()
+    for number in range(rounds):
+        people = [
+            threading.Thread(target=edited, args=(host, machine_id, random.Random(f"{number} {each}"), refused))
+            for each in range(3)
+        ]
+        for each in people:
+            each.start()
+        for each in people:
+            each.join()
+        host.run('DELETE FROM "NWFilter" WHERE "name" LIKE %s AND random() < 0.5', "made %")
+        kept.settles()
+    assert len(refused) < 30 * rounds  # the rest was made
+    assert {name: each for name, each in host.filters().items() if name in foreign} == foreign
+    top = umbrella_name(machine_id)
+    assert (host.named(name), host.bindings()[host.port(name)]) == (({top}, {top}), top)
+    reliability.record_filters(
+        "three people edit filters at once", rounds=rounds, actions=len(host.audit()), kills=0, wrong=0
     )
 
 

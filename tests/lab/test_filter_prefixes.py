@@ -1,0 +1,105 @@
+"""A plan that ends after any of its steps, because guestd or libvirtd is killed there: the next pass finishes it."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from fix_daemon import REPOSITORY, environment
+from fix_faults import Reliability
+from fix_filters import ENFORCE, OTHER, WRITER, FilterHost
+from guestd.filters.effective import umbrella_name
+
+pytestmark = pytest.mark.timeout(600)
+RULE = "<rule action='drop' direction='in' priority='7'><all/></rule>"
+STEPS = 12
+
+
+class Changing:
+    """A host with two running machines, and changes that always need a plan of STEPS steps."""
+
+    def __init__(self, host: FilterHost) -> None:
+        self.host = host
+        host.define(OTHER, RULE)
+        self.first, self.second = host.machine(is_running=True), host.machine(is_running=True)
+        self._times = 0
+        host.passed(ENFORCE)
+        self.change()
+        host.passed(ENFORCE)
+
+    def change(self) -> None:
+        """Two rules are edited, three filters go and three come, by hand one interface loses all and one its rules."""
+        host, self._times = self.host, self._times + 1
+        host.edit("Use SSH service", "dstPortStart", self._times)
+        host.edit("Use Ping", "comment", f"edit {self._times}")
+        host.run('DELETE FROM "NWFilter" WHERE "name" LIKE %s', "made %")
+        for number in range(3):
+            host.run('INSERT INTO "NWFilter" ("name", "internalName", "uuid") VALUES (%s, %s, gen_random_uuid())',
+                     f"made {number}", f"ibay-{uuid4().hex[:16]}")  # fmt: skip
+            host.run(
+                """INSERT INTO "FilterReference" ("sourceFilterId", "targetFilterId") SELECT one."id", other."id"
+                FROM "NWFilter" AS one, "NWFilter" AS other WHERE one."name" = %s AND other."name" = %s""",
+                f"made {number}", f"made {number - 1}",
+            )  # fmt: skip
+        host.give(self.first[0], "made 2")
+        host.detach(self.first[1])
+        host.libvirt.nwfilterBindingLookupByPortDev(host.port(self.second[1])).delete()
+
+    def is_right(self) -> bool:
+        """Whether libvirt has what the rows say, on filters and interfaces, and what is somebody else's."""
+        bindings = self.host.bindings()
+        return (
+            self.host.is_settled()
+            and all(self._is_held(machine_id, name, bindings) for machine_id, name in (self.first, self.second))
+            and bool(self.host.filters()[OTHER].rules)
+        )
+
+    def _is_held(self, machine_id: UUID, name: str, bindings: dict[str, str]) -> bool:
+        top = umbrella_name(machine_id)
+        return self.host.named(name) == ({top}, {top}) and bindings.get(self.host.port(name)) == top
+
+
+def halted(host: FilterHost, steps: int) -> subprocess.Popen[bytes]:
+    """A pass of another process, which waits after so many steps."""
+    program = Path(__file__).parents[1] / "halting_pass.py"
+    variables = environment()
+    variables["PYTHONPATH"] += f":{REPOSITORY}:{program.parent}"
+    process = subprocess.Popen(
+        [sys.executable, program, make_conninfo(host.dsn, options=WRITER), host.lab.uri, str(steps)],
+        env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"halted\n"
+    return process
+
+
+@pytest.mark.parametrize("who", ["guestd", "libvirtd"])
+def test_a_kill_after_any_step_of_a_plan_is_followed_by_what_the_rows_say(
+    filter_host: FilterHost, reliability: Reliability, who: str
+) -> None:
+    host, changing = filter_host, Changing(filter_host)
+    changing.change()
+    assert len(host.passed(ENFORCE).done) == STEPS
+    wrong, before = 0, len(host.audit())
+    prefixes = range(0, STEPS + 1, reliability.rounds(quick=STEPS // 2, full=1))
+    for steps in prefixes:
+        changing.change()
+        with halted(host, steps) as process:
+            if who == "libvirtd":
+                host.lab.stop_libvirtd(signal.SIGKILL)
+                host.lab.start_libvirtd()
+                host.reconnect()
+                process.communicate(b"\n", timeout=120)
+                assert process.returncode == 1  # its connection is gone
+            else:
+                process.kill()
+        host.passed(ENFORCE)
+        wrong += not (changing.is_right() and host.passed(ENFORCE).done == ())
+    reliability.record_filters(
+        f"kill -9 of {who} after each step of a plan of {STEPS}", rounds=len(prefixes),
+        actions=len(host.audit()) - before, kills=len(prefixes), wrong=wrong,
+    )  # fmt: skip
