@@ -65,6 +65,15 @@ def generated(dice: random.Random) -> Rows:
     return Rows((*seeded_rows(), *made), (machine,), {"dns": Policy(True, False)} if dice.random() < 0.3 else {})
 
 
+def forest(dice: random.Random, count: int) -> list[FilterRow]:
+    """So many filters; some include the one before."""
+    made: list[FilterRow] = []
+    for number in range(1, count + 1):
+        targets = (made[-1].id,) if made and dice.random() < 0.3 else ()
+        made.append(replace(_filter(dice, number, targets), internal_name=f"ibay-{number:016x}"))
+    return made
+
+
 def all_services() -> Rows:
     """A machine that uses and provides every service, and includes filters of the seed that include others."""
     seeded = seeded_rows()

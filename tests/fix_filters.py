@@ -1,21 +1,26 @@
 """A seeded store, the lab's libvirt, and passes over its filters; what people do to either by hand."""
 
 import asyncio
+import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Any
 from uuid import UUID, uuid4
 from xml.etree import ElementTree
 
 import psycopg
 import pytest
+from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from psycopg.types.json import Jsonb
 from tools.lab import Lab
 
 from fix_daemon import add_machine, command, environment
 from guestd.filterpass import Allowed, Flushed, Outcome, Passes, nothing_flushed
 from guestd.filters.nwfilterxml import interfaces, read
+from guestd.filters.rows import FilterRow
 from guestd.filters.wanted import asked
 from guestd.filterstore import filter_store, read_rows
 from guestd.nwfilters import NWFilters
@@ -27,6 +32,7 @@ libvirt = pytest.importorskip("libvirt", reason="libvirt-python is not installed
 # The loop has the rights that the daemon has, and no more.
 WRITER = "-c role=guestd_writer"
 HOST = "host"
+_CAMEL = re.compile("_([a-z])")
 OTHER = "other"
 BRIDGED = "<interface type='bridge'><source bridge='fbr0'/>"
 REPORT = Allowed(Guard(20, 0.5), "report")
@@ -147,6 +153,32 @@ class FilterHost:
         statement = f'''UPDATE "FWRule" SET "{column}" = %s
             WHERE "nwFilterId" = (SELECT "id" FROM "NWFilter" WHERE "name" = %s)'''
         self.run(statement, value, name)
+
+    def store(self, rows: Iterable[FilterRow]) -> None:
+        """Write filters into the store; each after those that it includes."""
+        with psycopg.connect(self.dsn) as connection:
+            for row in rows:
+                values = (row.id, row.name, row.internal_name, row.uuid, row.chain, row.priority, row.state_match)
+                connection.execute(
+                    """INSERT INTO "NWFilter" ("id", "name", "internalName", "uuid", "chain", "priority", "stateMatch")
+                    VALUES (%s, %s, %s, %s, %s, %s, %s)""",
+                    values,
+                )
+                for rule in row.rules:
+                    columns = {_CAMEL.sub(lambda part: part[1].upper(), name): of for name, of in asdict(rule).items()}
+                    columns |= {"nwFilterId": row.id, "state": Jsonb(rule.state) if rule.state else None}
+                    connection.execute(
+                        sql.SQL('INSERT INTO "FWRule" ({}) VALUES ({})').format(
+                            sql.SQL(", ").join(map(sql.Identifier, columns)),
+                            sql.SQL(", ").join([sql.Placeholder()] * len(columns)),
+                        ),
+                        list(columns.values()),
+                    )
+                for target in row.targets:
+                    connection.execute(
+                        'INSERT INTO "FilterReference" ("sourceFilterId", "targetFilterId") VALUES (%s, %s)',
+                        (row.id, target),
+                    )
 
     def give(self, machine_id: UUID, *names: str) -> None:
         """Filters of the store for a machine."""
