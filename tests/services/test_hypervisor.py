@@ -135,11 +135,27 @@ async def test_a_libvirtd_that_never_answers_holds_up_nobody(tmp_path: Path) -> 
         await asyncio.wait([life])
 
 
+class GivenUpMeanwhile(threading.Event):
+    """Not set when libvirt begins to open, set when it has: whoever waited has gone between the two."""
+
+    def is_set(self) -> bool:
+        was_set = super().is_set()
+        self.set()
+        return was_set
+
+
 async def test_a_connection_that_comes_when_it_was_given_up_is_closed(tmp_path: Path) -> None:
-    given_up = threading.Event()
     async with running(of_two(tmp_path)) as hypervisor:
-        given_up.set()
-        with pytest.raises(SourceLost, match="too late"):
+        with pytest.raises(SourceLost, match="connected too late"):
+            hypervisor._opened(asyncio.get_running_loop(), GivenUpMeanwhile())
+        assert len(await hypervisor.look()) == 2
+
+
+async def test_a_connection_that_was_given_up_before_its_turn_is_not_opened(tmp_path: Path) -> None:
+    given_up = threading.Event()
+    given_up.set()
+    async with running(of_two(tmp_path)) as hypervisor:
+        with pytest.raises(SourceLost, match="too late to open it"):
             hypervisor._opened(asyncio.get_running_loop(), given_up)
         assert len(await hypervisor.look()) == 2
 
