@@ -251,6 +251,7 @@ async def _maintenance(reload: Reload, telemetry: Telemetry) -> None:
                 events_per_machine=settings.events.keep_per_machine,
                 quarantine_days=settings.quarantine.keep_days,
                 quarantine_frames=settings.quarantine.max_frames,
+                quarantine_bytes=settings.quarantine.max_bytes,
             )
             telemetry.schema_differences.set(await asyncio.to_thread(_schema_differences, settings.store.dsn))
             telemetry.quarantine_frames.set(tidied.quarantined_held)

@@ -13,6 +13,7 @@ from guestd.errors import BadFrame
 from guestd.events import Event
 from guestd.messages import Header
 from guestd.normalise import Rows
+from guestd.redact import CommandLines
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class Prepared:
     payload: bytes
     content: Rows | Event | BadFrame
     digest: int | None
+    command_lines: CommandLines = "redacted"
 
     @property
     def times(self) -> tuple[datetime, ...]:

@@ -93,6 +93,7 @@ class Preparer:
                 continue
             header = messages.header(frame.payload)
             known_by = digest(frame.payload, header, message)
+            command_lines = await self._command_lines_of(frame.machine_id)
             content: Rows | BadFrame
             if isinstance(message, BadFrame):
                 content = message
@@ -102,12 +103,16 @@ class Preparer:
                     message=message,
                     timestamp=timestamps[frame.seq],
                     digest=known_by,
-                    command_lines=await self._command_lines_of(frame.machine_id),
+                    command_lines=command_lines,
                 )
                 content = self.guarded(frame, step)
             if isinstance(content, Rows):
                 self._counters.sample(content, frame.channel.value, header is not None)
-            prepared.append(Prepared(frame.seq, frame.machine_id, frame.received_at, frame.payload, content, known_by))
+            prepared.append(
+                Prepared(
+                    frame.seq, frame.machine_id, frame.received_at, frame.payload, content, known_by, command_lines
+                )
+            )
         return prepared
 
     async def _breathe(self) -> None:

@@ -13,6 +13,8 @@ import re
 from functools import lru_cache
 from typing import Literal
 
+import msgspec
+
 from guestd import limits
 
 CommandLines = Literal["full", "redacted", "off"]
@@ -111,3 +113,26 @@ def _without_secrets(command_line: str) -> str:
         if found := programme.search(command_line):
             command_line = command_line[: found.end()] + argument.sub(r"\1***", command_line[found.end() :])
     return command_line
+
+
+# A member of a process as it stands in a frame, which need not be JSON as a whole nor end where it should.
+_MEMBER = re.compile(rb'("(?:command_line|cmd_line)"\s*+:\s*+")((?:[^"\\]|\\.)*+)', re.DOTALL)
+
+
+def in_frame(payload: bytes, command_lines: CommandLines) -> bytes:
+    """A frame that is kept whole, its command lines as they would be stored; the rest is as it came."""
+    if command_lines == "full":
+        return payload
+    redaction = Redaction()
+
+    def kept(member: re.Match[bytes]) -> bytes:
+        if command_lines == "off":
+            return member[1]
+        try:
+            line = msgspec.json.decode(b'"%s"' % member[2], type=str)
+        except (msgspec.DecodeError, UnicodeError):
+            line = member[2].decode(errors="replace")
+        safe = redaction(line)
+        return member[0] if safe == line else member[1] + msgspec.json.encode(safe)[1:-1]
+
+    return _MEMBER.sub(kept, payload)

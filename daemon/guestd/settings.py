@@ -161,6 +161,8 @@ class Quarantine(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     max_frames: Positive = 10_000
     """The newest so many are kept, of one machine at most a tenth of it,"""
+    max_bytes: Positive = 1024**3
+    """and of their bytes so many, of one machine at most a tenth as well,"""
     keep_days: Positive = 30
     """and none for longer."""
 

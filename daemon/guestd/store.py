@@ -22,6 +22,7 @@ from psycopg.adapt import Dumper
 from psycopg.pq import Format
 from psycopg.types.json import Jsonb
 
+from guestd import redact
 from guestd.batch import Prepared
 from guestd.errors import BadFrame, RowsRejected, StoreUnavailable
 from guestd.events import Event
@@ -287,7 +288,7 @@ class Store:
                     [{"table": r.table, "key": printable(r.key), "reason": printable(r.reason)} for r in refusals]
                 ),
                 "stored": isinstance(frame.content, Rows) and reason == "row_refused",
-                "payload": frame.payload,
+                "payload": redact.in_frame(frame.payload, frame.command_lines),
                 "digest": frame.digest,
             },
         )
@@ -356,7 +357,13 @@ class Tidied:
 
 
 async def maintain(
-    dsn: str, *, event_days: int, events_per_machine: int, quarantine_days: int, quarantine_frames: int
+    dsn: str,
+    *,
+    event_days: int,
+    events_per_machine: int,
+    quarantine_days: int,
+    quarantine_frames: int,
+    quarantine_bytes: int,
 ) -> Tidied:
     """What a store needs done now and then, whichever host does it: chunks ahead, tombstones, what has its bounds."""
     async with connection_to(dsn) as connection, sorted_errors():
@@ -368,7 +375,8 @@ async def maintain(
         )
         (trimmed,) = await cursor.fetchone() or (0,)
         cursor = await connection.execute(
-            query("trim_quarantine"), {"keep_days": quarantine_days, "max_frames": quarantine_frames}
+            query("trim_quarantine"),
+            {"keep_days": quarantine_days, "max_frames": quarantine_frames, "max_bytes": quarantine_bytes},
         )
         dropped, held = await cursor.fetchone() or (0, 0)
         retired = await _enforce_retention(connection)

@@ -130,6 +130,7 @@ async def test_the_quarantine_is_bounded_in_frames_in_age_and_by_machine(dsn: st
         insert.format(machine="gen_random_uuid()", first=1, last=150),
     )
     bounds = {"event_days": 1, "events_per_machine": 1, "quarantine_days": 5, "quarantine_frames": 100}
+    bounds["quarantine_bytes"] = 10**9
     tidied = await maintain(dsn, **bounds)
     ((of_the_loud,),) = rows(dsn, f'SELECT count(*) FROM "QuarantinedFrame" WHERE "machineId" = {loud}')
     assert of_the_loud <= 10
@@ -154,10 +155,31 @@ async def test_a_guest_that_floods_the_quarantine_drops_nothing_of_the_others(ds
         insert.format(machine=quiet, age="1 hour", count=5),
         insert.format(machine=loud, age="1 minute", count=150),
     )
-    tidied = await maintain(dsn, event_days=1, events_per_machine=1, quarantine_days=5, quarantine_frames=100)
+    tidied = await maintain(
+        dsn, event_days=1, events_per_machine=1, quarantine_days=5, quarantine_frames=100, quarantine_bytes=10**9
+    )
     held = rows(dsn, 'SELECT "machineId", count(*) FROM "QuarantinedFrame" GROUP BY 1')
     assert dict(held) == {quiet: 5, loud: 10}
     assert (tidied.quarantined_dropped, tidied.quarantined_held) == (140, 15)
+
+
+@pytest.mark.asyncio
+async def test_the_quarantine_is_bounded_in_bytes_of_all_and_of_each_machine(dsn: str) -> None:
+    insert = """INSERT INTO "QuarantinedFrame"
+        ("machineId", "receivedAt", "spoolId", "seq", "reason", "detail", "payload", "createdAt")
+        SELECT {machine}, now(), gen_random_uuid(), n, 'json', '', decode(repeat('00', 1000), 'hex'),
+        now() - {age} * interval '1 minute' FROM generate_series(1, {count}) AS n"""
+    loud = f"'{uuid4()}'::uuid"
+    execute(
+        dsn,
+        insert.format(machine="gen_random_uuid()", age="(n + 30)", count=30),
+        insert.format(machine=loud, age="n", count=30),
+    )
+    tidied = await maintain(
+        dsn, event_days=1, events_per_machine=1, quarantine_days=5, quarantine_frames=1000, quarantine_bytes=20_000
+    )
+    assert rows(dsn, f'SELECT count(*) FROM "QuarantinedFrame" WHERE "machineId" = {loud}') == [(2,)]
+    assert (tidied.quarantined_held, tidied.quarantined_dropped) == (20, 40)
 
 
 def test_the_quarantine_of_a_store_that_cannot_be_reached_is_no_traceback() -> None:

@@ -213,6 +213,15 @@ async def test_equal_timestamps_of_one_machine_move_by_a_millisecond(tmp_path: P
 
 
 @pytest.mark.asyncio
+async def test_what_is_set_aside_tells_no_more_secrets_than_what_is_stored(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    broken = b'{"type":"metrics","data":{"processes":[{"pid":1,"cmd_line":"app --password=hunter2"},'
+    async with spooled(tmp_path, machine_id, [broken]) as spool:
+        await drain(spool, dsn)
+    assert rows(dsn, 'SELECT "payload" FROM "QuarantinedFrame"') == [(broken.replace(b"hunter2", b"***"),)]
+
+
+@pytest.mark.asyncio
 async def test_frames_that_were_committed_but_not_trimmed_are_not_stored_again(tmp_path: Path, dsn: str) -> None:
     machine_id = add_machine(dsn)
     async with spooled(tmp_path, machine_id, [b"rubbish"]) as spool, connected(dsn) as store:

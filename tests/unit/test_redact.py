@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guestd.limits import COMMAND_LINE_CHARS, SEARCHED_CHARS
-from guestd.redact import Redaction, redacted
+from guestd.redact import CommandLines, Redaction, in_frame, redacted
 
 SECRETS = [
     ("app --password=hunter2 -v", "app --password=*** -v"),
@@ -149,3 +149,33 @@ def test_a_programme_that_looks_like_a_secret_is_not_kept_either() -> None:
         redaction("x" * 4088 + "password")
     assert redaction("MY_TOKEN=abc app") == "***"
     assert redaction("app MY_TOKEN=abc") == "app ***"
+
+
+FRAME = (
+    rb'{"data":{"processes":[{"pid":1,"cmd_line":"app --password=\u0068unter2 \"x\""},{"command_line" : "ls"}],"x":"'
+)
+
+
+@pytest.mark.parametrize(
+    ("kept_as", "wanted"),
+    [
+        ("full", FRAME),
+        ("redacted", FRAME.replace(rb"\u0068unter2", b"***")),
+        ("off", FRAME.replace(rb"app --password=\u0068unter2 \"x\"", b"").replace(b'"ls"', b'""')),
+    ],
+)
+def test_a_frame_that_is_kept_whole_has_its_command_lines_as_they_would_be_stored(
+    kept_as: CommandLines, wanted: bytes
+) -> None:
+    assert in_frame(FRAME, kept_as) == wanted
+
+
+@pytest.mark.parametrize("end", [b"", b"\xff", b"\\", b"\\ud83d"])
+def test_a_secret_in_a_frame_that_is_cut_within_is_not_kept(end: bytes) -> None:
+    frame = b'{"cmd_line":"app --password=hunter2' + end
+    assert b"hunter2" not in in_frame(frame, "redacted")
+
+
+@given(st.binary())
+def test_a_frame_without_command_lines_is_kept_as_it_came(frame: bytes) -> None:
+    assert in_frame(frame, "redacted") == frame
