@@ -70,7 +70,10 @@ def forest(dice: random.Random, count: int) -> list[FilterRow]:
     made: list[FilterRow] = []
     for number in range(1, count + 1):
         targets = (made[-1].id,) if made and dice.random() < 0.3 else ()
-        made.append(replace(_filter(dice, number, targets), internal_name=f"ibay-{number:016x}"))
+        row = _filter(dice, number, targets)
+        # libvirt cannot lay filters of one chain that have several priorities: "No chain/target/match by that name".
+        priority = -100 * _CHAINS.index(row.chain) - 1
+        made.append(replace(row, internal_name=f"ibay-{number:016x}", priority=priority))
     return made
 
 
