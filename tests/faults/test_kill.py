@@ -72,7 +72,8 @@ def _kill_between_commit_and_trim(daemon: Daemon) -> None:
 
 def test_sigterm_under_load_loses_nothing(daemon: Daemon, reliability: Reliability) -> None:
     stops = reliability.rounds(quick=4, full=30)
-    with fleet(daemon, count=stops * LINES_PER_ROUND, guests=GUESTS, processes=PROCESSES) as load:
+    # Twice as many as a quiet machine needs: a busy one takes longer to start and to stop.
+    with fleet(daemon, count=2 * stops * LINES_PER_ROUND, guests=GUESTS, processes=PROCESSES) as load:
         for _ in range(stops):
             daemon.start()
             daemon.url()
