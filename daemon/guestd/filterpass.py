@@ -92,7 +92,7 @@ class Compared:
 def compare(rows: Rows, states: Iterable[HostState], look: Look, guard: Guard, memory: Memory) -> Compared:
     """What is and what should be on the host that has these domains. Pure."""
     rows = wanted.on_networks(rows, look.static_ips)
-    asked = wanted.asked(rows, memory)
+    asked = wanted.asked(rows, memory, look.seen.filters)
     here = tuple(machine for machine in rows.machines if machine.internal_name in look.domains)
     by_key = {(state.name, state.uuid): state for state in states}
     known = frozenset(key for key, state in by_key.items() if state.is_known)

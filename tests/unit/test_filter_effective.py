@@ -3,9 +3,11 @@
 from dataclasses import replace
 from uuid import UUID
 
+from filters import filter_row, rule_row
 from guestd.filters.effective import Machine, own_rules, umbrella, umbrella_name, variables
 from guestd.filters.model import Filter, Reference, Rule, matches
 from guestd.filters.services import SERVICES, Policy, Ports, policies
+from guestd.filters.wanted import MachineRow, Rows, asked
 
 MACHINE = Machine(UUID(int=5), "web")
 
@@ -115,3 +117,14 @@ def test_of_two_sources_of_addresses_allowed_ips_holds_and_the_difference_is_rep
     definition, reports = made(replace(machine, static_ips=("10.0.0.1", "10.0.0.2")), filters)
     assert definition == same[0]
     assert reports == ("libvirt's network gives it 10.0.0.2, which is not in Machine.allowedIps: allowedIps holds",)
+
+
+def test_a_filter_whose_row_is_refused_is_given_the_addresses_that_its_last_definition_needs() -> None:
+    row = filter_row(rule_row(protocol="ip", src_ip_addr="$IP"))
+    machine = MachineRow(MACHINE.id, "web", "vm-web", ("10.0.0.2",), (row.id,), (), False, {}, {}, ())
+    before = asked(Rows((row,), (machine,), {}))
+    refused = replace(row, rules=(replace(row.rules[0], protocol="no protocol"),))
+    after = asked(Rows((refused,), (machine,), {}), in_force=before.filters)
+    assert after.problems
+    assert after.umbrellas == before.umbrellas
+    assert before.umbrellas[machine.id].references == (Reference(row.internal_name, (("IP", "10.0.0.2"),)),)

@@ -68,8 +68,11 @@ def on_networks(rows: Rows, static_ips: Mapping[str, tuple[str, ...]]) -> Rows:
     return replace(rows, machines=machines)
 
 
-def asked(rows: Rows, memory: Memory | None = None) -> Asked:
-    """The filters of all rows, and one of each machine. Who asks again and again has a `memory`."""
+def asked(rows: Rows, memory: Memory | None = None, in_force: Mapping[str, Filter] | None = None) -> Asked:
+    """The filters of all rows, and one of each machine. Who asks again and again has a `memory`.
+
+    Of a row that is refused, libvirt keeps what it has: `in_force` tells by name what those filters need.
+    """
     memory = Memory() if memory is None else memory
     names = {row.id: row.internal_name for row in rows.filters}
     filters: dict[str, Filter] = {}
@@ -81,11 +84,13 @@ def asked(rows: Rows, memory: Memory | None = None) -> Asked:
         else:
             problems[row.internal_name] = became
     clean = tuple(row.internal_name for row in rows.filters if row.name == CLEAN_TRAFFIC)
-    needed = variables(filters)
+    kept = {name: in_force[name] for name in problems if name in in_force} if in_force else {}
+    included = {**kept, **filters}
+    needed = variables(included)
     umbrellas, reports = {}, {}
     for each in rows.machines:
         machine = _machine(each, names, clean, rows.services)
-        definition, wrong = umbrella(machine, memory.own_rules(machine.services, machine.ports), filters, needed)
+        definition, wrong = umbrella(machine, memory.own_rules(machine.services, machine.ports), included, needed)
         if each.is_clean and not clean:
             wrong = (*wrong, f"its department wants clean traffic, and there is no filter of the name {CLEAN_TRAFFIC}")
         umbrellas[each.id], reports[each.id] = definition, wrong
