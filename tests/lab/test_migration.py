@@ -60,7 +60,7 @@ def test_a_guest_that_is_migrated_live_changes_hands_once_and_is_never_off(
     done = rows(
         world.daemon.dsn,
         """SELECT e."action", h."name" FROM "ReconcileEvent" e JOIN "Host" h ON h."id" = e."hostId"
-        ORDER BY e."occurredAt" """,
+        WHERE e."action" NOT IN ('define', 'remove') ORDER BY e."occurredAt" """,
     )
     assert done == [("claim", "a"), *(("claim", target) for target in targets)]
     assert rows(world.daemon.dsn, 'SELECT "status" FROM "Machine"') == [("running",)]
