@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
 
 import pytest
 from tools.lab import Lab
@@ -126,7 +127,7 @@ def _namespace(lab: Lab, interface: str) -> str:
         "busybox", "sh", "-c", "busybox unshare -n busybox sleep 999999 >/dev/null 2>&1 </dev/null & echo $!"
     )
     lab.run("ip", "link", "set", interface, "netns", keeper.strip())
-    file = f"/proc/{lab.init_pid()}/root/proc/{keeper.strip()}/ns/net"
+    file = str(Path("/proc", str(lab.init_pid()), "root", "proc", keeper.strip(), "ns", "net"))
     with _inside(file):
         pass
     lab.run("busybox", "nsenter", f"--net=/proc/{keeper.strip()}/ns/net", "ip", "link", "set", interface, "up")

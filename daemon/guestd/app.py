@@ -16,16 +16,17 @@ import resource
 import secrets
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import structlog
 
-from guestd import __version__, intake, prepare, signing, supervision, systemd, webconfig, writer
+from guestd import __version__, metering, signing, supervision, systemd, webconfig
 from guestd.batch import Limits
 from guestd.broker import login
 from guestd.budget import Budget, Rate, Rates
@@ -44,7 +45,7 @@ from guestd.secretfile import first_line
 from guestd.settings import Settings
 from guestd.sources import mqtt, virtio
 from guestd.spool import Spool, open_spool
-from guestd.store import Outcome, maintain, watch_machines
+from guestd.store import maintain, watch_machines
 from guestd.supervision import Reload, Watchdog
 from guestd.telemetry import Telemetry
 from guestd.writer import Writer
@@ -67,42 +68,18 @@ async def run(settings: Settings, reread: Callable[[], Settings]) -> None:
     _stop_on_signals(stop)
     protection = webconfig.read(settings.telemetry.web_config_file)
     telemetry = Telemetry()
-    samples = LatestSamples()
-    roster = Roster()
-    telemetry.machines.set_function(lambda: roster.machines)
-    telemetry.hosting.show(lambda: samples.families(roster.domains(), datetime.now(UTC)))
     async with AsyncExitStack() as resources:
         spool = open_spool(
             Path(settings.spool.directory), max_bytes=settings.spool.max_bytes, share=settings.spool.machine_share
         )
         resources.callback(spool.close)
-        _show_spool(telemetry, spool)
-        budget = Budget(_rates(settings))
-        gate = Intake(spool, _intake_counters(telemetry), _now_ms, budget)
-        consumer = Writer(
-            spool,
-            dsn=settings.store.dsn,
-            limits=_batch_limits(settings),
-            counters=_writer_counters(telemetry, gate, samples),
-            command_lines_of=lambda machine_id: _command_lines(roster, reload.settings, machine_id),
-        )
-        reload = Reload(settings, reread=reread, applied=lambda now: _apply(now, consumer, budget))
-        watchdog = Watchdog(spool, consumer)
-        hosting = Hosting(settings, telemetry) if settings.libvirt.uri else None
-        channels = _from_channels(
-            settings, telemetry, place=_place(settings, roster, hosting), gate=gate, roster=roster
-        )
-        from_broker = _from_broker(settings, telemetry, spool=spool, gate=gate, roster=roster)
-
-        def problems() -> list[str]:
-            return _problems(consumer, spool, from_broker, hosting, watchdog)
-
+        parts = _wired(settings, reread, telemetry, spool)
         port = await resources.enter_async_context(
             served(
                 telemetry,
                 host=settings.telemetry.listen_host,
                 port=settings.telemetry.listen_port,
-                problems=problems,
+                problems=parts.problems,
                 protection=protection,
             )
         )
@@ -114,23 +91,94 @@ async def run(settings: Settings, reread: Callable[[], Settings]) -> None:
         systemd.notify("READY=1")
         await run_until(
             stop,
-            inputs={"virtio": channels.run()} | ({"mqtt": from_broker.run()} if from_broker else {}),
-            drains={"spool": spool.run(), "writer": consumer.run()},
-            background={
-                "maintenance": _maintenance(reload, telemetry),
-                "roster": _roster(settings.store.dsn, roster),
-                "upkeep": upkeep_of(settings, telemetry).run(),
-                "status": supervision.status(lambda: _standing(channels, spool, problems())),
-                "watchdog": watchdog.run(),
-                "reload": reload.run(),
-            }
-            | (hosting.lives() if hosting is not None else {}),
+            inputs=parts.inputs(),
+            drains={"spool": spool.run(), "writer": parts.consumer.run()},
+            background=parts.background(telemetry),
             seal=lambda: _seal(spool),
-            grace_seconds=lambda: (
-                NO_STORE_GRACE_SECONDS if consumer.store_error else reload.settings.stop_grace_seconds
-            ),
+            grace_seconds=parts.grace_seconds,
         )
         log.info("guestd has stopped", spool_frames=spool.frames)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What runs until guestd is stopped."""
+
+    spool: Spool
+    consumer: Writer
+    reload: Reload
+    watchdog: Watchdog
+    roster: Roster
+    channels: virtio.Virtio
+    from_broker: mqtt.Mqtt | None
+    hosting: Hosting | None
+
+    def inputs(self) -> dict[str, Coroutine[Any, Any, None]]:
+        return {"virtio": self.channels.run()} | ({"mqtt": self.from_broker.run()} if self.from_broker else {})
+
+    def background(self, telemetry: Telemetry) -> dict[str, Coroutine[Any, Any, None]]:
+        settings = self.reload.settings
+        return {
+            "maintenance": _maintenance(self.reload, telemetry),
+            "roster": _roster(settings.store.dsn, self.roster),
+            "upkeep": upkeep_of(settings, telemetry).run(),
+            "status": supervision.status(self._standing),
+            "watchdog": self.watchdog.run(),
+            "reload": self.reload.run(),
+        } | (self.hosting.lives() if self.hosting is not None else {})
+
+    def grace_seconds(self) -> float:
+        return NO_STORE_GRACE_SECONDS if self.consumer.store_error else self.reload.settings.stop_grace_seconds
+
+    def problems(self) -> list[str]:
+        """What is wrong, a sentence each, for /readyz and STATUS."""
+        spool = self.spool
+        problems = [] if self.hosting is None else self.hosting.problems()
+        if self.watchdog.problem is not None:
+            problems.append(f"guestd: {self.watchdog.problem}")
+        if self.from_broker is not None and self.from_broker.problem is not None:
+            problems.append(f"broker: {self.from_broker.problem}")
+        if self.consumer.problem is not None:
+            problems.append(f"store: {self.consumer.problem}")
+        if spool.error is not None:
+            problems.append(f"spool: it cannot be written: {spool.error}")
+        if spool.bytes > 0.95 * spool.max_bytes:
+            problems.append(f"spool: {spool.bytes} of {spool.max_bytes} bytes are used; when full, nothing is read")
+        return problems
+
+    def _standing(self) -> str:
+        wrong = "; ".join(self.problems())
+        return f"{self.channels.connected} channels, {self.spool.frames} frames in the spool; {wrong or 'well'}"
+
+
+def _wired(settings: Settings, reread: Callable[[], Settings], telemetry: Telemetry, spool: Spool) -> _Parts:
+    """Each part with those that it works with. Raises ConfigError."""
+    metering.show_spool(telemetry, spool)
+    samples = LatestSamples()
+    roster = Roster()
+    telemetry.machines.set_function(lambda: roster.machines)
+    telemetry.hosting.show(lambda: samples.families(roster.domains(), datetime.now(UTC)))
+    budget = Budget(_rates(settings))
+    gate = Intake(spool, metering.of_intake(telemetry), _now_ms, budget)
+    consumer = Writer(
+        spool,
+        dsn=settings.store.dsn,
+        limits=_batch_limits(settings),
+        counters=metering.of_writer(telemetry, gate, samples),
+        command_lines_of=lambda machine_id: _command_lines(roster, reload.settings, machine_id),
+    )
+    reload = Reload(settings, reread=reread, applied=lambda now: _apply(now, consumer, budget))
+    hosting = Hosting(settings, telemetry) if settings.libvirt.uri else None
+    return _Parts(
+        spool=spool,
+        consumer=consumer,
+        reload=reload,
+        watchdog=Watchdog(spool, consumer),
+        roster=roster,
+        channels=_from_channels(settings, telemetry, place=_place(settings, roster, hosting), gate=gate, roster=roster),
+        from_broker=_from_broker(settings, telemetry, spool=spool, gate=gate, roster=roster),
+        hosting=hosting,
+    )
 
 
 def _apply(settings: Settings, consumer: Writer, budget: Budget) -> None:
@@ -151,7 +199,7 @@ def _from_channels(
         place,
         intake=gate,
         roster=roster,
-        gauges=_channel_gauges(telemetry),
+        gauges=metering.of_channels(telemetry),
         max_frame_bytes=settings.virtio.max_frame_bytes,
         wrapped=_wrapping(settings.virtio.master_secret_file),
     )
@@ -266,27 +314,6 @@ async def _maintenance(reload: Reload, telemetry: Telemetry) -> None:
     await retrying(look_after, expected=StoreUnavailable, backoff=Backoff(cap_seconds=60), lost=lost)
 
 
-def _standing(channels: virtio.Virtio, spool: Spool, problems: list[str]) -> str:
-    return f"{channels.connected} channels, {spool.frames} frames in the spool; {'; '.join(problems) or 'well'}"
-
-
-def _problems(
-    consumer: Writer, spool: Spool, from_broker: mqtt.Mqtt | None, hosting: Hosting | None, watchdog: Watchdog
-) -> list[str]:
-    problems = [] if hosting is None else hosting.problems()
-    if watchdog.problem is not None:
-        problems.append(f"guestd: {watchdog.problem}")
-    if from_broker is not None and from_broker.problem is not None:
-        problems.append(f"broker: {from_broker.problem}")
-    if consumer.problem is not None:
-        problems.append(f"store: {consumer.problem}")
-    if spool.error is not None:
-        problems.append(f"spool: it cannot be written: {spool.error}")
-    if spool.bytes > 0.95 * spool.max_bytes:
-        problems.append(f"spool: {spool.bytes} of {spool.max_bytes} bytes are used; when it is full nothing is read")
-    return problems
-
-
 def _from_broker(
     settings: Settings, telemetry: Telemetry, *, spool: Spool, gate: Intake, roster: Roster
 ) -> mqtt.Mqtt | None:
@@ -297,67 +324,18 @@ def _from_broker(
     publications = Publications(
         spool,
         gate,
-        counters=_intake_counters(telemetry),
+        counters=metering.of_intake(telemetry),
         # In a shared group what is not here is with the others.
         missing=telemetry.broker_missing.inc if not chosen.shared_group else lambda _: None,
         now_ms=_now_ms,
         max_frame_bytes=chosen.max_frame_bytes,
     )
     topics = mqtt.Topics(chosen.prefix, chosen.shared_group)
-    return mqtt.Mqtt(login(chosen), topics, gate=publications, roster=roster, counters=_broker_counters(telemetry))
+    return mqtt.Mqtt(login(chosen), topics, gate=publications, roster=roster, counters=metering.of_broker(telemetry))
 
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-def _show_spool(telemetry: Telemetry, spool: Spool) -> None:
-    telemetry.spool_limit.set(spool.max_bytes)
-    telemetry.spool_bytes.set_function(lambda: spool.bytes)
-    telemetry.spool_frames.set_function(lambda: spool.frames)
-    spool.commit_seconds = telemetry.spool_commit.observe
-
-
-def _intake_counters(telemetry: Telemetry) -> intake.Counters:
-    def accepted(frames: int, size_bytes: int) -> None:
-        telemetry.frames_accepted.inc(frames)
-        telemetry.bytes_accepted.inc(size_bytes)
-
-    return intake.Counters(
-        accepted=accepted,
-        refused=lambda reason: telemetry.frames_refused.labels(reason).inc(),
-        duplicate=telemetry.frames_resent.inc,
-        dropped_by_agent=telemetry.agent_dropped.inc,
-        other=lambda name: telemetry.other_messages.labels(name).inc(),
-        held_back=telemetry.held_back.set,
-        held_back_seconds=telemetry.held_back_seconds.inc,
-    )
-
-
-def _channel_gauges(telemetry: Telemetry) -> virtio.Gauges:
-    return virtio.Gauges(
-        connected=telemetry.channels_connected.set,
-        channels=telemetry.channels.set,
-        unknown_machines=telemetry.unknown_machines.set,
-        not_collected=telemetry.not_collected.set,
-        lost=telemetry.channels_lost.inc,
-    )
-
-
-def _broker_counters(telemetry: Telemetry) -> mqtt.Counters:
-    return mqtt.Counters(
-        connected=telemetry.broker_connected.set,
-        lost=telemetry.broker_lost.inc,
-        sessions_lost=telemetry.broker_sessions_lost.inc,
-        received=telemetry.broker_received.inc,
-        acknowledged=telemetry.broker_acknowledged.inc,
-        late=telemetry.broker_late.inc,
-        retained=telemetry.broker_retained.inc,
-        refused=lambda reason: telemetry.frames_refused.labels(reason).inc(),
-        unacknowledged=telemetry.broker_unacknowledged.set,
-        guests_online=telemetry.broker_guests.set,
-        broker_dropped=telemetry.broker_dropped.set,
-    )
 
 
 def _rates(settings: Settings) -> Rates:
@@ -366,34 +344,4 @@ def _rates(settings: Settings) -> Rates:
         size_bytes=Rate(limits.bytes_per_second, limits.burst_bytes),
         frames=Rate(limits.frames_per_second, limits.burst_frames),
         rows=Rate(limits.rows_per_second, limits.burst_rows),
-    )
-
-
-def _writer_counters(telemetry: Telemetry, gate: Intake, samples: LatestSamples) -> writer.Counters:
-    def outcome(became: Outcome) -> None:
-        telemetry.frames_done.labels("stored").inc(became.stored)
-        telemetry.frames_done.labels("stored_in_part").inc(became.stored_in_part)
-        telemetry.frames_done.labels("duplicate").inc(became.duplicate)
-        telemetry.frames_done.labels("quarantined").inc(became.quarantined.total())
-        for reason, frames in became.quarantined.items():
-            telemetry.quarantined.labels(reason).inc(frames)
-        for table, rows in became.rows.items():
-            telemetry.rows_written.labels(table).inc(rows)
-
-    def committed(write_seconds: float, lag_seconds: float) -> None:
-        telemetry.write_seconds.observe(write_seconds)
-        telemetry.lag_seconds.observe(lag_seconds)
-
-    return writer.Counters(
-        outcome=outcome,
-        committed=committed,
-        store_lost=telemetry.store_lost.inc,
-        key_taken=telemetry.key_conflicts.inc,
-        preparing=prepare.Counters(
-            adjusted=lambda reason, times: telemetry.adjusted.labels(reason).inc(times),
-            bug=telemetry.bugs.inc,
-            skew_seconds=lambda seconds: telemetry.skew.observe(abs(seconds)),
-            rows=gate.charge_rows,
-            sample=samples.note,
-        ),
     )
