@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
@@ -108,8 +109,8 @@ def sends_rubbish(hostile: Hostile, rounds: int) -> None:
             line = hostile.line()
             place = random.randrange(len(line) - 40)
             hostile.cut_in_type += place <= len(b'{"type":"metrics')
-            number = b'"uptime_seconds":%d' % hostile.sent[-1]  # by which the books know it
-            hostile.guest.write(line[:place].replace(number, b"") + rubbish + number + b"\n")
+            begun = re.sub(rb'"uptime_seconds":\d*', b"", line[:place])  # a cut number would be another sample's
+            hostile.guest.write(begun + rubbish + b'"uptime_seconds":%d\n' % hostile.sent[-1])
 
 
 # What it does, and rounds in ./dev test and in ./dev faults.
