@@ -30,12 +30,15 @@ def survives(directory: Path, tests: Sequence[str]) -> bool:
         "-q",
         "-p",
         "no:cacheprovider",
-        "--timeout=60",
+        "--timeout=20",
         "--timeout-method=thread",
         "-o",
         f"pythonpath={directory} schema tests .",
     ]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(directory), str(ROOT / "schema")])}
+    environment = os.environ | {
+        "HYPOTHESIS_PROFILE": "mutant",
+        "PYTHONPATH": os.pathsep.join([str(directory), str(ROOT / "schema")]),
+    }
     command = [sys.executable, "-m", "pytest", *options, *tests]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 1), done.stdout + done.stderr
