@@ -179,6 +179,20 @@ REQUIRED: dict[str, Callable[[Connection], Row]] = {
         "lastSeen": NOW,
         "connectionCountMax": 1,
     },
+    "SystemFleetMinute": lambda c: {
+        "bucket": NOW,
+        "machines": 1,
+        "cpuUsagePercentAvg": 1.0,
+        "cpuUsagePercentMax": 1.0,
+        "usedMemoryKBAvg": 1.0,
+    },
+    "ProcessFleetHour": lambda c: {
+        "bucket": NOW,
+        "name": "vim",
+        "machines": 1,
+        "cpuUsagePercent": 1.0,
+        "memoryUsageKB": 1.0,
+    },
     "FilterHostState": lambda c: {
         "hostId": insert(c, "Host", **REQUIRED["Host"](c))["id"],
         "name": f"ibay-{uuid.uuid4().hex[:16]}",

@@ -55,7 +55,8 @@ def cluster() -> Iterator[Server]:
     # where there is room, a database is copied in 30 ms; on disks that we have met it took from 100 to 600.
     in_memory = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_MIN_BYTES
     directory = Path(tempfile.mkdtemp(prefix="guestd-", dir=MEMORY if in_memory else None))
-    cluster = Cluster(directory, prefix=prefix(), settings={"fsync": "off"})
+    libraries = "timescaledb,pg_stat_statements"
+    cluster = Cluster(directory, prefix=prefix(), settings={"fsync": "off", "shared_preload_libraries": libraries})
     try:
         cluster.start()
         yield cluster

@@ -7,6 +7,7 @@ samples down.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -18,17 +19,20 @@ from guestd.domainmetrics import Family
 from guestd.errors import RowsRejected, StoreUnavailable
 from guestd.lifecycle import Backoff, retrying
 from guestd.link import connection_to, sorted_errors
+from gueststore.alarms import Alarm, alarms
+from gueststore.errors import ConfigurationError, StoreError
 from gueststore.queries import query
 
 log = structlog.get_logger()
 
 UPKEEP_SECONDS = 60.0
 AGENTS_HELP = "Machines of this host, by whether the agent's port is there and open, and by what the agent speaks."
-ALARMS_HELP = "What is wrong with the store with age, by kind; `gueststore check` says it in words."
-# Of what comes with age: chunks far away, bloat, roll-ups that nobody does.
+ALARMS_HELP = "What is wrong with the store, by kind; `gueststore check` says it in words."
+# Nothing that is looked for comes within minutes, save drift, which maintenance counts too.
 LOOKED_OVER_SECONDS = 3600.0
-# Minutes or hours of machines in a transaction: a second or two of work.
-ROLLED_UP_AT_ONCE = {"roll_up_minutes": 5_000, "roll_up_hours": 500}
+# What is rolled up, how many in a transaction (a second or two of work), and how many in a turn. A machine that is
+# deleted leaves years of the fleet's hours to be added up anew: those wait for their turns, the newest first.
+ROLL_UPS = (("roll_up_minutes", 5_000, math.inf), ("roll_up_hours", 500, math.inf), ("roll_up_fleet", 12, 240))
 
 
 class Upkeep:
@@ -81,30 +85,39 @@ class Upkeep:
                     await connection.execute(query("merge_ports"))
                     await connection.execute(query("prune_events"))
             await _roll_up(connection)
-            await self._look_over(connection)
+            await self._look_over()
             cursor = await connection.execute(query("list_without_data"), self._host)
             self._since = dict(await cursor.fetchall())
             cursor = await connection.execute(query("count_agents"), self._host)
             self._agents = await cursor.fetchall()
         self._silent(len(self._since))
 
-    async def _look_over(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        """At the start and every hour: say what is wrong with the store."""
+    async def _look_over(self) -> None:
+        """At the start and every hour: say what `gueststore check` would."""
         now = asyncio.get_running_loop().time()
         if self._looked_over_at is not None and now < self._looked_over_at + LOOKED_OVER_SECONDS:
             return
-        cursor = await connection.execute(query("find_alarms"))
-        found = await cursor.fetchall()
+        found = await asyncio.to_thread(_alarms, self._dsn)
         self._looked_over_at = now
-        self._alarms = Counter(kind for kind, _ in found)
-        for kind, sentence in found:
-            log.warning("the store wants a person", kind=kind, why=sentence)
+        self._alarms = Counter(alarm.kind for alarm in found)
+        for alarm in found:
+            log.warning("the store wants a person", kind=alarm.kind, why=alarm.sentence)
+
+
+def _alarms(dsn: str) -> list[Alarm]:
+    try:
+        return alarms(dsn)
+    except (StoreError, ConfigurationError) as why:
+        raise StoreUnavailable(str(why)) from why
 
 
 async def _roll_up(connection: psycopg.AsyncConnection[Any]) -> None:
-    """All that waits and is closed, minutes before the hours that they are part of."""
-    for step, most in ROLLED_UP_AT_ONCE.items():
-        while True:
+    """What waits and is closed: minutes before the hours that they are part of, machines before the fleet."""
+    for step, most, in_all in ROLL_UPS:
+        done = 0
+        while done < in_all:
             cursor = await connection.execute(query(step), {"most": most})
-            if await cursor.fetchone() == (0,):
+            ((rolled_up,),) = await cursor.fetchall()
+            if rolled_up == 0:
                 break
+            done += rolled_up

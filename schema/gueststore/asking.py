@@ -58,6 +58,17 @@ class Point:
 
 
 @dataclass(frozen=True, slots=True)
+class FleetPoint:
+    """All machines that reported in a minute or an hour from `at` on, each counting the same in the means."""
+
+    at: datetime
+    machines: int
+    cpu_percent: float
+    cpu_percent_max: float
+    used_memory_kb: float
+
+
+@dataclass(frozen=True, slots=True)
 class Process:
     """A process in a sample. (at, process_id) is its place in a listing."""
 
@@ -72,7 +83,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """What the processes of a name used, mean over the window, added up over `machines`."""
+    """What the processes of a name used, mean over the window, added up over `machines` (the most of an hour)."""
 
     name: str
     machines: int
@@ -140,6 +151,11 @@ async def series(
     return await _ask(connection, Point, "ask_series", machine_id=machine_id, **window)
 
 
+async def fleet(connection: Connection, since: datetime, until: datetime, *, points: int = 400) -> list[FleetPoint]:
+    """The fleet from `since` to before `until`, by the minute up to four times `points`, by the hour beyond."""
+    return await _ask(connection, FleetPoint, "ask_fleet", since=since, until=until, points=points)
+
+
 async def processes(
     connection: Connection,
     machine_id: UUID,
@@ -158,7 +174,7 @@ async def processes(
 async def top_processes(
     connection: Connection, since: datetime, until: datetime, *, of: list[UUID] | None = None, most: int = 10
 ) -> list[Used]:
-    """The names that used most CPU on these machines, or on all; over more than 2 hours from whole hours."""
+    """The names that used most CPU on these machines, or on all; over more than 2 hours the mean of whole hours."""
     return await _ask(connection, Used, "ask_top", machine_ids=of, since=since, until=until, most=most)
 
 

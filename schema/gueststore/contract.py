@@ -7,7 +7,7 @@ live catalogue.
 from dataclasses import dataclass
 
 # The newest migration that this code was written for.
-SCHEMA_VERSION = 14
+SCHEMA_VERSION = 15
 
 
 @dataclass(frozen=True, slots=True)

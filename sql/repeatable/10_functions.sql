@@ -94,6 +94,7 @@ BEGIN
     DELETE FROM public."ProcessSnapshot" AS sample USING deleted WHERE sample."machineId" = deleted."id";
     DELETE FROM public."PortUsage" AS sample USING deleted WHERE sample."machineId" = deleted."id";
     DELETE FROM public."ApplicationUsageHistory" AS sample USING deleted WHERE sample."machineId" = deleted."id";
+    PERFORM public.guestd_note_fleet_of(ARRAY(SELECT deleted."id" FROM deleted));
     DELETE FROM public."SystemMetricsMinute" AS rolled USING deleted WHERE rolled."machineId" = deleted."id";
     DELETE FROM public."SystemMetricsHour" AS rolled USING deleted WHERE rolled."machineId" = deleted."id";
     DELETE FROM public."ProcessUsageHour" AS rolled USING deleted WHERE rolled."machineId" = deleted."id";
@@ -127,6 +128,8 @@ BEGIN
     TRUNCATE public."ProcessUsageHour";
     TRUNCATE public."ApplicationUsageDay";
     TRUNCATE public."ListeningPortDay";
+    TRUNCATE public."SystemFleetMinute";
+    TRUNCATE public."ProcessFleetHour";
     TRUNCATE public."RollupPending";
     RETURN NULL;
 END;
@@ -155,6 +158,7 @@ BEGIN
     GET DIAGNOSTICS found_rows = ROW_COUNT; total := total + found_rows;
     DELETE FROM public."ApplicationUsageHistory" AS sample USING unnest(swept) AS gone WHERE sample."machineId" = gone;
     GET DIAGNOSTICS found_rows = ROW_COUNT; total := total + found_rows;
+    PERFORM public.guestd_note_fleet_of(swept);
     DELETE FROM public."SystemMetricsMinute" AS rolled USING unnest(swept) AS gone WHERE rolled."machineId" = gone;
     DELETE FROM public."SystemMetricsHour" AS rolled USING unnest(swept) AS gone WHERE rolled."machineId" = gone;
     DELETE FROM public."ProcessUsageHour" AS rolled USING unnest(swept) AS gone WHERE rolled."machineId" = gone;

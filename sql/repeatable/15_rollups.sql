@@ -144,7 +144,9 @@ BEGIN
         WHERE waits."unit" = 'hour' AND waits."bucket" = date_trunc('hour', pair.bucket, 'UTC')
             AND waits."machineId" = pair.machine
     );
+    PERFORM public.guestd_roll_up_fleet_minutes(ARRAY(SELECT DISTINCT unnest(due.buckets)));
     PERFORM public.guestd_advance_rollup('SystemMetricsMinute', closed);
+    PERFORM public.guestd_advance_rollup('SystemFleetMinute', closed);
     RETURN coalesce(cardinality(due.machines), 0);
 END;
 $$;
@@ -212,6 +214,7 @@ BEGIN
     PERFORM public.guestd_roll_up_system_hours(due.machines, due.buckets);
     PERFORM public.guestd_roll_up_process_hours(due.machines, due.buckets);
     PERFORM public.guestd_roll_up_days(due.machines, due.buckets);
+    PERFORM public.guestd_note_fleet(due.buckets);
     FOREACH relation IN ARRAY ARRAY['SystemMetricsHour', 'ProcessUsageHour', 'ApplicationUsageDay', 'ListeningPortDay'] LOOP
         PERFORM public.guestd_advance_rollup(relation, closed);
     END LOOP;
@@ -369,6 +372,110 @@ $$;
 COMMENT ON FUNCTION public.guestd_roll_up_days(uuid [], timestamptz []) IS
 'Adds hours to the days of ApplicationUsageDay and ListeningPortDay.';
 
+CREATE OR REPLACE FUNCTION public.guestd_note_fleet(hours timestamptz []) RETURNS void
+LANGUAGE sql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+    INSERT INTO public."RollupPending" ("unit", "bucket", "machineId")
+    SELECT DISTINCT 'fleet', hour, '00000000-0000-0000-0000-000000000000'::uuid
+    FROM unnest(hours) AS hour
+    WHERE NOT EXISTS (
+        SELECT FROM public."RollupPending" AS waits WHERE waits."unit" = 'fleet' AND waits."bucket" = hour
+    )
+$$;
+
+COMMENT ON FUNCTION public.guestd_note_fleet(timestamptz []) IS
+'Notes hours in which what the fleet did is to be added up anew.';
+
+CREATE OR REPLACE FUNCTION public.guestd_note_fleet_of(machines uuid []) RETURNS void
+LANGUAGE sql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT public.guestd_note_fleet(ARRAY(
+        SELECT date_trunc('hour', rolled."bucket", 'UTC')
+        FROM public."SystemMetricsMinute" AS rolled
+        WHERE rolled."machineId" = ANY(machines)
+        UNION
+        SELECT rolled."bucket"
+        FROM public."ProcessUsageHour" AS rolled
+        WHERE rolled."machineId" = ANY(machines)
+    ))
+$$;
+
+COMMENT ON FUNCTION public.guestd_note_fleet_of(uuid []) IS
+'Notes the hours of the fleet that machines have a part in: before their roll-ups are deleted.';
+
+CREATE OR REPLACE FUNCTION public.guestd_roll_up_fleet_minutes(minutes timestamptz []) RETURNS void
+LANGUAGE sql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+    DELETE FROM public."SystemFleetMinute" WHERE "bucket" = ANY(minutes);
+    INSERT INTO public."SystemFleetMinute"
+    SELECT minute, fleet.*
+    FROM unnest(minutes) AS minute
+    -- Minute by minute through the index: the planner takes some hundred minutes for most of a chunk.
+    CROSS JOIN LATERAL (
+        SELECT
+            count(*) AS machines,
+            avg(rolled."cpuUsagePercentAvg"),
+            max(rolled."cpuUsagePercentMax"),
+            avg(rolled."usedMemoryKBAvg")
+        FROM public."SystemMetricsMinute" AS rolled
+        WHERE rolled."bucket" = minute
+    ) AS fleet
+    WHERE fleet.machines > 0
+$$;
+
+COMMENT ON FUNCTION public.guestd_roll_up_fleet_minutes(timestamptz []) IS
+'Computes minutes of SystemFleetMinute anew from those of the machines; each is named once.';
+
+CREATE OR REPLACE FUNCTION public.guestd_roll_up_fleet(most integer) RETURNS integer
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    closed CONSTANT timestamptz := date_trunc('hour', now() - INTERVAL '90 seconds', 'UTC');
+    hours timestamptz[];
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(hashtextextended('guestd roll-up', 0)) THEN
+        RETURN 0;
+    END IF;
+    -- The newest first: those are looked at, and a machine that was deleted has years of them.
+    hours := ARRAY(
+        SELECT DISTINCT waits."bucket" FROM public."RollupPending" AS waits
+        WHERE waits."unit" = 'fleet'
+        ORDER BY waits."bucket" DESC
+        LIMIT most
+    );
+    DELETE FROM public."RollupPending" WHERE "unit" = 'fleet' AND "bucket" = ANY(hours);
+    PERFORM public.guestd_roll_up_fleet_minutes(ARRAY(
+        SELECT hour + place * INTERVAL '1 minute' FROM unnest(hours) AS hour, generate_series(0, 59) AS place
+    ));
+    DELETE FROM public."ProcessFleetHour" WHERE "bucket" = ANY(hours);
+    INSERT INTO public."ProcessFleetHour"
+    SELECT
+        used."bucket",
+        used."name",
+        count(*),
+        sum(used."cpuUsagePercentSum" / messages."samples"),
+        sum(used."memoryUsageKBSum" / messages."samples"::double precision)
+    FROM public."ProcessUsageHour" AS used
+    INNER JOIN public."SystemMetricsHour" AS messages
+        ON messages."machineId" = used."machineId" AND messages."bucket" = used."bucket"
+    WHERE used."bucket" = ANY(hours) AND messages."bucket" = ANY(hours)
+    GROUP BY used."bucket", used."name";
+    PERFORM public.guestd_advance_rollup('ProcessFleetHour', closed);
+    RETURN cardinality(hours);
+END;
+$$;
+
+COMMENT ON FUNCTION public.guestd_roll_up_fleet(integer) IS
+'Adds up to so many waiting hours of the fleet up anew from those of the machines; returns how many, 0 when nothing is left or another session is at it.';
+
 CREATE OR REPLACE FUNCTION public.guestd_advance_rollup(rolled text, closed timestamptz) RETURNS void
 LANGUAGE sql
 SECURITY DEFINER
@@ -380,8 +487,11 @@ AS $$
         SELECT least(
             closed,
             (SELECT min(waits."bucket") FROM public."RollupPending" AS waits WHERE waits."unit" = 'minute'),
-            CASE WHEN rolled <> 'SystemMetricsMinute' THEN
+            CASE WHEN rolled NOT IN ('SystemMetricsMinute', 'SystemFleetMinute') THEN
                 (SELECT min(waits."bucket") FROM public."RollupPending" AS waits WHERE waits."unit" = 'hour')
+            END,
+            CASE WHEN rolled = 'ProcessFleetHour' THEN
+                (SELECT min(waits."bucket") FROM public."RollupPending" AS waits WHERE waits."unit" = 'fleet')
             END
         ) AS "until"
     ) AS moved
@@ -401,12 +511,18 @@ AS $$
     SELECT least(
         min(state."coveredUntil"),
         (SELECT min(waits."bucket") FROM public."RollupPending" AS waits WHERE waits."unit" = 'minute'),
-        (SELECT min(waits."bucket") FROM public."RollupPending" AS waits WHERE waits."unit" = 'hour')
+        (SELECT min(waits."bucket") FROM public."RollupPending" AS waits WHERE waits."unit" = 'hour'),
+        CASE WHEN raw IN ('SystemMetricsMinute', 'SystemMetricsHour', 'ProcessUsageHour') THEN
+            (SELECT min(waits."bucket") FROM public."RollupPending" AS waits WHERE waits."unit" = 'fleet')
+        END
     )
     FROM (
         VALUES
         ('SystemMetrics', 'SystemMetricsMinute'),
         ('SystemMetricsMinute', 'SystemMetricsHour'),
+        ('SystemMetricsMinute', 'SystemFleetMinute'),
+        ('SystemMetricsHour', 'ProcessFleetHour'),
+        ('ProcessUsageHour', 'ProcessFleetHour'),
         ('ProcessSnapshot', 'ProcessUsageHour'),
         ('ApplicationUsageHistory', 'ApplicationUsageDay'),
         ('PortUsage', 'ListeningPortDay')

@@ -19,6 +19,11 @@ SELECT
     "networkSentBytesPerSecAvg",
     "load1minAvg"
 FROM "SystemMetricsMinute"
+WHERE
+    "bucket" < (
+        SELECT state."coveredUntil" FROM "RollupState" AS state
+        WHERE state."relation" = 'SystemMetricsMinute'
+    )
 UNION ALL
 SELECT
     machine."id",
@@ -104,6 +109,11 @@ SELECT
     "networkSentBytesPerSecAvg",
     "load1minAvg"
 FROM "SystemMetricsHour"
+WHERE
+    "bucket" < (
+        SELECT state."coveredUntil" FROM "RollupState" AS state
+        WHERE state."relation" = 'SystemMetricsHour'
+    )
 UNION ALL
 SELECT
     minute."machineId",
@@ -159,6 +169,41 @@ COMMENT ON COLUMN "SystemMetrics_1h"."networkSentBytesPerSecAvg" IS
 COMMENT ON COLUMN "SystemMetrics_1h"."load1minAvg" IS
 'Runnable tasks over a minute, mean of the samples; NULL on Windows.';
 
+CREATE OR REPLACE VIEW "SystemFleet_1m" AS
+SELECT
+    "bucket",
+    "machines",
+    "cpuUsagePercentAvg",
+    "cpuUsagePercentMax",
+    "usedMemoryKBAvg"
+FROM "SystemFleetMinute"
+WHERE
+    "bucket" < (
+        SELECT state."coveredUntil" FROM "RollupState" AS state
+        WHERE state."relation" = 'SystemFleetMinute'
+    )
+UNION ALL
+SELECT
+    newer."bucket",
+    count(*)::integer AS "machines",
+    avg(newer."cpuUsagePercentAvg") AS "cpuUsagePercentAvg",
+    max(newer."cpuUsagePercentMax") AS "cpuUsagePercentMax",
+    avg(newer."usedMemoryKBAvg") AS "usedMemoryKBAvg"
+FROM "SystemMetrics_1m" AS newer
+WHERE
+    newer."bucket" >= (
+        SELECT state."coveredUntil" FROM "RollupState" AS state
+        WHERE state."relation" = 'SystemFleetMinute'
+    )
+GROUP BY newer."bucket";
+
+COMMENT ON VIEW "SystemFleet_1m" IS 'SystemMetrics of all machines together by minute, up to the last sample.';
+COMMENT ON COLUMN "SystemFleet_1m"."bucket" IS 'Where the minute begins; minutes of UTC.';
+COMMENT ON COLUMN "SystemFleet_1m"."machines" IS 'Machines with samples in it, count.';
+COMMENT ON COLUMN "SystemFleet_1m"."cpuUsagePercentAvg" IS 'CPU in use, mean of the machines, percent, 0 to 100.';
+COMMENT ON COLUMN "SystemFleet_1m"."cpuUsagePercentMax" IS 'CPU in use, the highest sample, percent, 0 to 100.';
+COMMENT ON COLUMN "SystemFleet_1m"."usedMemoryKBAvg" IS 'Memory in use, mean of the machines, KiB.';
+
 CREATE OR REPLACE VIEW "ProcessUsage_1h" AS
 SELECT
     "machineId",
@@ -172,6 +217,11 @@ SELECT
     "memoryUsageKBSum"::double precision / "samples" AS "memoryUsageKBAvg",
     "memoryUsageKBMax"
 FROM "ProcessUsageHour"
+WHERE
+    "bucket" < (
+        SELECT state."coveredUntil" FROM "RollupState" AS state
+        WHERE state."relation" = 'ProcessUsageHour'
+    )
 UNION ALL
 SELECT
     machine."id",

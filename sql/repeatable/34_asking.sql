@@ -242,26 +242,32 @@ BEGIN
     -- Hours that are rolled up serve long windows; they are whole hours, and the last one may be missing.
     IF until - since > INTERVAL '2 hours' THEN
         RETURN QUERY
-        SELECT used."name", count(*), sum(used.cpu), sum(used.memory)
-        FROM (
+        WITH hours AS MATERIALIZED (
+            SELECT fleet."bucket", fleet."name", fleet."machines", fleet."cpuUsagePercent", fleet."memoryUsageKB"
+            FROM public."ProcessFleetHour" AS fleet
+            WHERE asked IS NULL AND fleet."bucket" >= date_trunc('hour', since, 'UTC') AND fleet."bucket" < until
+            UNION ALL
             SELECT
-                hour."machineId",
+                hour."bucket",
                 hour."name",
-                sum(hour."cpuUsagePercentSum") / max(messages."samples") AS cpu,
-                sum(hour."memoryUsageKBSum") / max(messages."samples")::double precision AS memory
+                count(*)::integer,
+                sum(hour."cpuUsagePercentSum" / messages."samples"),
+                sum(hour."memoryUsageKBSum" / messages."samples"::double precision)
             FROM public."ProcessUsageHour" AS hour
-            INNER JOIN (
-                SELECT counted."machineId", sum(counted."samples") AS "samples"
-                FROM public."SystemMetricsHour" AS counted
-                WHERE counted."bucket" >= date_trunc('hour', since, 'UTC') AND counted."bucket" < until
-                    AND (asked IS NULL OR counted."machineId" = ANY(asked))
-                GROUP BY counted."machineId"
-            ) AS messages ON hour."machineId" = messages."machineId"
-            WHERE hour."bucket" >= date_trunc('hour', since, 'UTC') AND hour."bucket" < until
-                AND (asked IS NULL OR hour."machineId" = ANY(asked))
-            GROUP BY hour."machineId", hour."name"
-        ) AS used
-        GROUP BY used."name"
+            INNER JOIN public."SystemMetricsHour" AS messages
+                ON messages."machineId" = hour."machineId" AND messages."bucket" = hour."bucket"
+            WHERE hour."machineId" = ANY(asked) AND messages."machineId" = ANY(asked)
+                AND hour."bucket" >= date_trunc('hour', since, 'UTC') AND hour."bucket" < until
+                AND messages."bucket" >= date_trunc('hour', since, 'UTC') AND messages."bucket" < until
+            GROUP BY hour."bucket", hour."name"
+        )
+        SELECT
+            hours."name",
+            max(hours."machines")::bigint,
+            sum(hours."cpuUsagePercent") / (SELECT count(DISTINCT hours."bucket") FROM hours),
+            sum(hours."memoryUsageKB") / (SELECT count(DISTINCT hours."bucket") FROM hours)
+        FROM hours
+        GROUP BY hours."name"
         ORDER BY 3 DESC, 1
         LIMIT most;
     ELSE
@@ -292,7 +298,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_top_processes(uuid [], timestamptz, timestamptz, integer) IS
-'The names whose processes used most CPU in a window: on these machines or, for NULL, on all; mean of each machine, added up: percent of one core, KiB. Windows over 2 hours are answered from whole hours.';
+'The names whose processes used most CPU in a window: on these machines or, for NULL, on all; mean of each machine, added up: percent of one core, KiB. Windows over 2 hours are answered from whole hours, as the mean of the hours; machines are then the most of an hour.';
 
 CREATE OR REPLACE FUNCTION public.guestd_fleet_series(since timestamptz, until timestamptz, points integer DEFAULT 400)
 RETURNS TABLE (
@@ -306,20 +312,30 @@ LANGUAGE plpgsql
 STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
+#variable_conflict use_column
 BEGIN
-    -- By the minute up to two hours: a thousand machines have a thousand rows in each.
-    RETURN QUERY EXECUTE format(
-        'SELECT rolled."bucket"::timestamptz, count(*), avg(rolled."cpuUsagePercentAvg"),
-            max(rolled."cpuUsagePercentMax"), avg(rolled."usedMemoryKBAvg")
-        FROM public.%I AS rolled
-        WHERE rolled."bucket" >= $1 AND rolled."bucket" < $2
-        GROUP BY rolled."bucket"
-        ORDER BY rolled."bucket"',
-        CASE WHEN until - since <= least(points, 120) * INTERVAL '1 minute'
-            THEN 'SystemMetrics_1m' ELSE 'SystemMetrics_1h' END
-    ) USING since, until;
+    -- A screen's width of minutes, or four; beyond it hours, each the mean of its machines' minutes.
+    IF until - since <= points * INTERVAL '4 minutes' THEN
+        RETURN QUERY
+        SELECT
+            fleet."bucket"::timestamptz, fleet."machines"::bigint, fleet."cpuUsagePercentAvg", fleet."cpuUsagePercentMax",
+            fleet."usedMemoryKBAvg"
+        FROM public."SystemFleet_1m" AS fleet
+        WHERE fleet."bucket" >= since AND fleet."bucket" < until
+        ORDER BY fleet."bucket";
+    ELSE
+        RETURN QUERY
+        SELECT
+            date_trunc('hour', fleet."bucket", 'UTC'), max(fleet."machines")::bigint,
+            sum(fleet."cpuUsagePercentAvg" * fleet."machines") / sum(fleet."machines"), max(fleet."cpuUsagePercentMax"),
+            sum(fleet."usedMemoryKBAvg" * fleet."machines") / sum(fleet."machines")
+        FROM public."SystemFleet_1m" AS fleet
+        WHERE fleet."bucket" >= date_trunc('hour', since, 'UTC') AND fleet."bucket" < until
+        GROUP BY 1
+        ORDER BY 1;
+    END IF;
 END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_fleet_series(timestamptz, timestamptz, integer) IS
-'All machines together from one time to before another, by the minute for up to two hours and by the hour beyond.';
+'All machines together from one time to before another: by the minute where that gives four times so many points at most, by the hour beyond.';

@@ -223,4 +223,7 @@ def test_where_libvirts_bindings_cannot_be_built_one_sentence_says_what_is_lacki
 def test_an_unknown_name_of_packages_is_a_usage_error() -> None:
     done = start(ROOT / "tools/get-packages", "oracle")
     assert done.returncode == 2
-    assert done.stderr == "usage: tools/get-packages timescaledb|mosquitto|prometheus|pip|libvirt|lab|faketime\n"
+    assert (
+        done.stderr
+        == "usage: tools/get-packages timescaledb|timescaledb-newest|mosquitto|prometheus|pip|libvirt|lab|faketime\n"
+    )

@@ -6,10 +6,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from fix_daemon import eventually
 from fix_models import REQUIRED
-from fix_schema import insert
+from fix_schema import insert, rows
 from gueststore.alarms import Alarm, alarms
 from gueststore.database import Connection
+from gueststore.queries import query
 
 NOW = datetime.now(UTC)
 FAR = {"timestamp": NOW + timedelta(days=60)}
@@ -67,3 +69,41 @@ def test_the_command_prints_alarms_and_fails(dsn: str, connection: Connection) -
     )
     assert done.returncode == 1
     assert "hypertable PortUsage has no row in RetentionSetting and grows for ever\n" in done.stdout
+
+
+def test_a_table_of_more_dead_rows_than_rows_is_an_alarm(dsn: str, connection: Connection) -> None:
+    connection.execute('ALTER TABLE "DeletedMachine" SET (autovacuum_enabled = false)')
+    connection.execute('INSERT INTO "DeletedMachine" ("id") SELECT gen_random_uuid() FROM generate_series(1, 110000)')
+    connection.execute('DELETE FROM "DeletedMachine"')
+    connection.execute("SELECT pg_stat_force_next_flush()")
+    eventually(lambda: [each.kind for each in alarms(dsn)] == ["bloat"], "the dead rows are counted")
+    (found,) = alarms(dsn)
+    assert found.sentence == "DeletedMachine has 110000 dead rows beside 0: autovacuum does not keep up"
+
+
+def test_queries_that_are_slow_in_the_mean_are_an_alarm_but_for_roll_ups(dsn: str, connection: Connection) -> None:
+    if rows(connection, "SHOW shared_preload_libraries") == [("timescaledb",)]:
+        pytest.skip("this server does not load pg_stat_statements")
+    assert not [each for each in alarms(dsn, slow_query_ms=10) if each.kind == "slow"]
+    connection.execute("CREATE EXTENSION pg_stat_statements")
+    for _ in range(11):
+        connection.execute("SELECT pg_sleep(0.02)")
+        connection.execute("SELECT pg_sleep(0.02), guestd_roll_up_minutes(1)")
+    (found,) = [each for each in alarms(dsn, slow_query_ms=10) if each.kind == "slow"]
+    assert found.sentence.endswith(" ms in the mean, asked 11 times: SELECT pg_sleep($1)")
+    assert not [each for each in alarms(dsn) if each.kind == "slow"]
+
+
+def test_jobs_that_fail_are_an_alarm_where_jobs_are_ours(connection: Connection) -> None:
+    connection.execute("""
+        INSERT INTO _timescaledb_internal.bgw_job_stat_history
+            (job_id, pid, succeeded, execution_start, execution_finish, data)
+        VALUES (3, 1, FALSE, now(), now(), '{"error_data": {"message": "no space left"},
+            "job": {"proc_schema": "_timescaledb_functions", "proc_name": "policy_compression"}}')""")
+    assert not connection.execute(query("find_alarms")).fetchall()
+    # The Apache edition has no jobs of ours: what is asked elsewhere is asked here of a failure that was put there.
+    elsewhere = query("find_alarms").decode().replace("= 'timescale'", "IS NOT NULL")
+    found = connection.execute(elsewhere.encode()).fetchall()
+    assert {kind for kind, _ in found} == {"job"}
+    (ours,) = [sentence for _, sentence in found if sentence.startswith("job 3 (")]
+    assert ours.endswith(" in a day: no space left")

@@ -1,5 +1,6 @@
 """What is asked of the store: right, by the page, and by the index or roll-up that is meant for it."""
 
+import itertools
 import json
 import random
 import uuid
@@ -93,6 +94,32 @@ async def test_top_processes_are_those_that_used_most(
     assert [of_busy.cpu_percent, of_busy.memory_kb] == pytest.approx([50, 7])
     everywhere = await asking.top_processes(reader, NOW - span, NOW + timedelta(seconds=1), most=1)
     assert len(everywhere) == 1
+
+
+@pytest.mark.asyncio
+async def test_the_top_of_the_fleet_is_that_of_all_its_machines(
+    reader: asking.Connection, fleet: list[uuid.UUID]
+) -> None:
+    window = (NOW - 5 * HOUR, NOW + HOUR)
+    everywhere = await asking.top_processes(reader, *window)
+    named = await asking.top_processes(reader, *window, of=fleet)
+    assert [(used.name, used.machines) for used in everywhere] == [(used.name, used.machines) for used in named] != []
+    for one, other in zip(everywhere, named, strict=True):
+        assert [one.cpu_percent, one.memory_kb] == pytest.approx([other.cpu_percent, other.memory_kb])
+
+
+@pytest.mark.parametrize(("span", "step"), [(HOUR, timedelta(minutes=4)), (30 * 24 * HOUR, HOUR)])
+@pytest.mark.asyncio
+async def test_the_fleet_comes_by_the_minute_or_by_the_hour(
+    reader: asking.Connection, connection: Connection, fleet: list[uuid.UUID], span: timedelta, step: timedelta
+) -> None:
+    series = await asking.fleet(reader, NOW - span, NOW + HOUR)
+    assert {point.machines for point in series} == {3}
+    assert [b.at - a.at for a, b in itertools.pairwise(series)] == [step] * (len(series) - 1)
+    ((busiest, mean),) = rows(connection, 'SELECT max("cpuUsagePercent"), avg("cpuUsagePercent") FROM "SystemMetrics"')
+    if span > 24 * HOUR:
+        assert max(point.cpu_percent_max for point in series) == busiest
+        assert min(p.cpu_percent for p in series) <= mean <= max(p.cpu_percent for p in series)
 
 
 @pytest.mark.asyncio

@@ -63,7 +63,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("GuestEvent.GuestEvent_detail_is_an_object_check", {"detail": Jsonb([])}, "an object"),
     ("RetentionSetting.RetentionSetting_keepDays_1_to_36500_check", {"keepDays": 0}, "1 to 36500 days"),
     ("RetentionSetting.RetentionSetting_relation_that_is_pruned_check", {"relation": "User"}, "a series, a roll-up"),
-    ("RollupPending.RollupPending_unit_minute_or_hour_check", {"unit": "day"}, "minute or an hour"),
+    ("RollupPending.RollupPending_unit_minute_hour_or_fleet_check", {"unit": "day"}, "an hour of the fleet"),
     ("VmPort.VmPort_portStart_0_to_65535_check", {"portStart": -1}, "first port"),
     ("VmPort.VmPort_portEnd_0_to_65535_check", {"portEnd": 65536}, "last port"),
     ("VmPort.VmPort_portStart_not_above_end_check", {"portStart": 23, "portEnd": 22}, "not above"),

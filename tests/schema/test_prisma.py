@@ -167,7 +167,8 @@ def test_every_index_is_an_index() -> None:
 
 
 def test_every_foreign_key_is_a_relation_and_so_is_a_series_link_to_its_machine(models: dict[str, Any]) -> None:
-    live = {(table, "machineId", "Machine", "CASCADE") for table in SERIES}
+    of_machines = {table for table in SERIES if ("column", f"{table}.machineId") in packaged()}
+    live = {(table, "machineId", "Machine", "CASCADE") for table in of_machines}
     pattern = re.compile(r'FOREIGN KEY \("?(\w+)"?\) REFERENCES "(\w+)"\(id\) ON UPDATE CASCADE ON DELETE (.*)')
     for (kind, name), definition in packaged().items():
         found = pattern.fullmatch(definition) if kind == "constraint" else None

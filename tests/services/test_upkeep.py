@@ -148,3 +148,12 @@ async def test_what_samples_there_are_is_rolled_up_and_what_is_wrong_with_age_is
     assert rows(dsn, 'SELECT "samples" FROM "SystemMetricsMinute" WHERE "machineId" = %s', machine_id) == [(1,)]
     (alarms,) = [family for family in looked_after.families() if family.name == "guestd_store_alarms"]
     assert alarms.samples == [(("retention",), 1)]
+
+
+@pytest.mark.asyncio
+async def test_all_that_check_would_say_is_counted_at_the_start(dsn: str) -> None:
+    execute(dsn, 'DROP INDEX "Disk_nodeId_idx"', 'UPDATE "SchemaMigration" SET "checksum" = \'x\' WHERE "number" = 1')
+    looked_after = upkeep(dsn)
+    await looked_after.once()
+    (alarms,) = [family for family in looked_after.families() if family.name == "guestd_store_alarms"]
+    assert sorted(alarms.samples) == [(("drift",), 1), (("migration",), 1)]
