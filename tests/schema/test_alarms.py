@@ -105,5 +105,5 @@ def test_jobs_that_fail_are_an_alarm_where_jobs_are_ours(connection: Connection)
     elsewhere = query("find_alarms").decode().replace("= 'timescale'", "IS NOT NULL")
     found = connection.execute(elsewhere.encode()).fetchall()
     assert {kind for kind, _ in found} == {"job"}
-    (ours,) = [sentence for _, sentence in found if sentence.startswith("job 3 (")]
+    (ours,) = [sentence for _, sentence in found if sentence.startswith("job 3 (policy_compression) ")]
     assert ours.endswith(" in a day: no space left")
