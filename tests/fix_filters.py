@@ -18,7 +18,8 @@ from psycopg.types.json import Jsonb
 from tools.lab import Lab
 
 from fix_daemon import add_machine, command, environment
-from guestd.filterpass import Allowed, Flushed, Outcome, Passes, nothing_flushed
+from guestd.filterdiff import Allowed
+from guestd.filterpass import Flushed, Outcome, Passes, nothing_flushed
 from guestd.filters.nwfilterxml import interfaces, read
 from guestd.filters.rows import FilterRow
 from guestd.filters.wanted import asked

@@ -25,8 +25,9 @@ from tools.bench_filters import FILTERS, REFERENCES, RULES
 from tools.lab import Lab
 from tools.measuring import keep, own_store
 
+from guestd.filterdiff import Allowed
 from guestd.filterloop import Counters, FilterLoop
-from guestd.filterpass import Allowed, Outcome, Passes, nothing_flushed
+from guestd.filterpass import Outcome, Passes, nothing_flushed
 from guestd.filterstore import filter_store
 from guestd.nwfilters import NWFilters
 from guestd.plans.filters import Guard

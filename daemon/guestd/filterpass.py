@@ -7,23 +7,22 @@ dies in between is followed by somebody who can finish.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import structlog
 
-from guestd.filters import wanted
+from guestd.filterdiff import Allowed, Compared, compare, compare_interfaces, digest, reports_of
 from guestd.filters.memory import Memory
 from guestd.filters.model import Filter
-from guestd.filters.nwfilterxml import write
-from guestd.filters.wanted import Asked, MachineRow, Rows
+from guestd.filters.wanted import MachineRow
 from guestd.filterstore import FilterStore, HostState, Step
+from guestd.lifecycle import together
 from guestd.nwfilters import Look, NWFilters
-from guestd.plans import filters, interfaces
-from guestd.plans.filters import Define, Guard, Remove, Report
+from guestd.plans import filters
+from guestd.plans.filters import Define, Remove, Report
 from guestd.plans.interfaces import Attach, Bind
 
 log = structlog.get_logger()
@@ -33,17 +32,8 @@ STEPS_AT_ONCE = 50
 REPORT_KINDS = ("refused", "failed", "foreign", "used", "held", "unenforceable", "unattached", "taken", "blind")
 
 Action = Define | Remove | Attach | Bind
+Steps = tuple[tuple[Action, str], ...]
 Flushed = Callable[[Look, Mapping[str, Filter]], Awaitable[tuple[Mapping[str, str], Sequence[Report]]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Allowed:
-    """What a pass may do. A person said yes: `is_confirmed` to what the guard holds, `is_taking` to taking over."""
-
-    guard: Guard
-    attach: Literal["off", "report", "enforce"]
-    is_confirmed: bool = False
-    is_taking: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,80 +42,10 @@ class Outcome:
 
     wanted: int
     in_force: int
-    done: tuple[tuple[Action, str], ...]
+    done: Steps
     drifted: int
     held: str | None
     reports: tuple[Report, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """Rows and libvirt at one moment, and the plan that leads from one to the other."""
-
-    rows: Rows
-    asked: Asked
-    here: tuple[MachineRow, ...]
-    known: Mapping[tuple[str, UUID], HostState]
-    wanted: filters.Wanted
-    look: Look
-    plan: filters.Plan
-
-    def is_in_force(self, name: str) -> bool:
-        """Whether libvirt has a filter as it is wanted."""
-        return name in self.wanted.filters and self.look.seen.filters.get(name) == self.wanted.filters[name]
-
-    def umbrellas(self) -> dict[str, str]:
-        """Names of machines' own filters, by the names of their domains."""
-        return {machine.internal_name: self.asked.umbrellas[machine.id].name for machine in self.here}
-
-    def owners(self) -> dict[str, str]:
-        """Ids of machines, as text, by the names of their own filters."""
-        return {self.asked.umbrellas[machine.id].name: str(machine.id) for machine in self.here}
-
-    def why(self, action: Define) -> str:
-        """Why a filter is defined; what was in force already, somebody has changed."""
-        state = self.known.get((action.definition.name, action.definition.uuid))
-        is_drift = state is not None and state.digest == digest(action.definition)
-        return f"drift: {action.why}" if is_drift else action.why
-
-
-def compare(rows: Rows, states: Iterable[HostState], look: Look, guard: Guard, memory: Memory) -> Compared:
-    """What is and what should be on the host that has these domains. Pure."""
-    rows = wanted.on_networks(rows, look.static_ips)
-    asked = wanted.asked(rows, memory, look.seen.filters)
-    here = tuple(machine for machine in rows.machines if machine.internal_name in look.domains)
-    by_key = {(state.name, state.uuid): state for state in states}
-    known = frozenset(key for key, state in by_key.items() if state.is_known)
-    wishes = filters.wished(asked, frozenset(machine.id for machine in here), known)
-    return Compared(rows, asked, here, by_key, wishes, look, filters.plan(wishes, look.seen, guard))
-
-
-def compare_interfaces(found: Compared, flushed: Mapping[str, str], allowed: Allowed) -> interfaces.Plan:
-    """What is to be done to the interfaces of this host's machines. Pure."""
-    if allowed.attach == "off":
-        return interfaces.Plan((), ())
-    in_force = {name for name in found.umbrellas().values() if found.is_in_force(name)}
-    return interfaces.plan(
-        interfaces.Seen(found.look.interfaces, found.look.bindings, flushed), found.umbrellas(), in_force,
-        may_act=allowed.attach == "enforce", is_taking=allowed.is_taking,
-    )  # fmt: skip
-
-
-def reports_of(found: Compared) -> list[Report]:
-    """What a person should know of rows and filters. Pure."""
-    problems = [Report("refused", name, str(why)) for name, each in found.asked.problems.items() for why in each]
-    unmet = [
-        Report("unenforceable", machine.name, text)
-        for machine in found.here
-        for text in found.asked.reports[machine.id]
-    ]
-    held = [] if found.plan.guarded is None else [Report("held", "all", found.plan.guarded)]
-    return [*found.plan.reports, *problems, *unmet, *held]
-
-
-def digest(definition: Filter) -> str:
-    """What two hosts compare: SHA-256 of what libvirt is told."""
-    return hashlib.sha256(write(definition).encode()).hexdigest()
 
 
 class Passes:
@@ -140,30 +60,59 @@ class Passes:
         self._memory = Memory()
         self._digests: dict[str, tuple[Filter, str]] = {}
 
-    async def full(self) -> Outcome:
-        """Look at everything, and put it right."""
+    async def full(self, edited: asyncio.Event | None = None) -> Outcome:
+        """Look at everything, and put it right; whoever sets `edited` while it is looked at need not wait for that."""
         async with self._store.alone():
-            self._look = await self._driver.look(self._memory)
-            outcome = await self._once(await self._compared(self._look))
+            done, drifted = await self._looked(asyncio.Event() if edited is None else edited)
+            assert self._look is not None
+            outcome = await self._once(await self._compared(self._look), is_fresh=True)
             self._memory.end_pass()
-            return outcome
+            return replace(outcome, done=(*done, *outcome.done), drifted=drifted + outcome.drifted)
 
     async def quick(self) -> Outcome:
         """Put right what follows from changed rows, libvirt being as it was; nothing is removed by memory alone."""
         if self._look is None:
             return await self.full()
         async with self._store.alone():
+            return await self._quick(self._look)
+
+    async def _quick(self, look: Look) -> Outcome:
+        found = await self._compared(look)
+        if is_fresh := any(isinstance(action, Remove) for action in found.plan.actions):
+            self._look = await self._driver.look(self._memory)
             found = await self._compared(self._look)
-            if any(isinstance(action, Remove) for action in found.plan.actions):
-                self._look = await self._driver.look(self._memory)
-                found = await self._compared(self._look)
-            return await self._once(found)
+        return await self._once(found, is_fresh=is_fresh)
+
+    async def _looked(self, edited: asyncio.Event) -> tuple[Steps, int]:
+        """Look at all that libvirt has; what was done meanwhile, and how much of it was drift.
+
+        To look at a thousand filters takes half a second, in which edits are followed with what the look before found.
+        """
+        before, drifted = self._look, 0
+        done: Steps = ()
+        async with together() as tasks:
+            looking = tasks.create_task(self._driver.look(self._memory), name="filters-look")
+            looking.add_done_callback(lambda _: edited.set())
+            while before is not None and self._look is before:
+                await edited.wait()
+                edited.clear()
+                if looking.done():  # what was edited just now is among the rows that are read next
+                    break
+                outcome = await self._quick(before)
+                done, drifted = (*done, *outcome.done), drifted + outcome.drifted
+        if self._look is before:  # else the edit took another look since
+            self._look = look = looking.result()
+            for name in {_name(action) for action, _ in done}:
+                assert before is not None
+                _copy(name, before.seen.filters, look.seen.filters)
+        return done, drifted
 
     async def _compared(self, look: Look) -> Compared:
-        rows = await self._store.rows(self._memory)
-        return compare(rows, await self._store.states(), look, self._allowed.guard, self._memory)
+        rows, states = await self._store.rows(self._memory), await self._store.states()
+        # On a thread: of many filters that are new it takes a second, and guests would wait.
+        return await asyncio.to_thread(compare, rows, states, look, self._allowed.guard, self._memory)
 
-    async def _once(self, found: Compared) -> Outcome:
+    async def _once(self, found: Compared, *, is_fresh: bool) -> Outcome:
         held = None if self._allowed.is_confirmed else found.plan.guarded
         actions = () if held else found.plan.actions
         drifted = sum(isinstance(each, Define) and found.why(each).startswith("drift") for each in found.plan.actions)
@@ -179,7 +128,7 @@ class Passes:
             self._look = found.look
         failures = {_name(action): outcome for action, outcome in [*done, *attached] if outcome != "done"}
         held_names = {_name(action): held for action in found.plan.actions} if held else {}
-        await self._settle(found, held_names | failures)
+        await self._settle(found, held_names | failures, is_fresh=is_fresh)
         told = [*reports_of(found), *reports, *attaching.reports]
         told += [Report("failed", name, text) for name, text in failures.items()]
         return Outcome(
@@ -240,7 +189,7 @@ class Passes:
         look.seen.filters[definition.name] = has
         return None if has == definition else "libvirt took it, and has something else than it was told"
 
-    async def _settle(self, found: Compared, problems: Mapping[str, str]) -> None:
+    async def _settle(self, found: Compared, problems: Mapping[str, str], *, is_fresh: bool) -> None:
         states = self._states(found, problems)
         changed = [
             state
@@ -249,7 +198,8 @@ class Passes:
         ]
         kept = {(state.name, state.uuid) for state in states}
         there = {(each.name, each.uuid) for each in found.look.seen.filters.values()}
-        await self._store.settle(changed, found.known.keys() - kept - there)
+        # By an old look alone nothing is forgotten: somebody else's `guestd apply` may have defined it since.
+        await self._store.settle(changed, found.known.keys() - kept - there if is_fresh else ())
         bound = found.look.seen.bound
         machines = [each for each in found.here if self._is_open(found, each, bound)]
         await self._store.open_ports((each.id, port) for each in machines for port in each.ports)
@@ -280,6 +230,14 @@ class Passes:
         if before is None or (before[0] is not each and before[0] != each):
             before = self._digests[each.name] = (each, digest(each))
         return before[1]
+
+
+def _copy(name: str, of: Mapping[str, Filter], to: dict[str, Filter]) -> None:
+    """Have `to` say of a filter what `of` says."""
+    if name in of:
+        to[name] = of[name]
+    else:
+        to.pop(name, None)
 
 
 def _name(action: Action) -> str:

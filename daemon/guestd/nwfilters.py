@@ -56,7 +56,8 @@ class NWFilters:
         if libvirt is None:
             raise ConfigError("libvirt.uri is set and libvirt's bindings are not installed: guestd[libvirt] has them")
         self.uri = uri
-        self._calls = Calls("libvirt-filters", at_once=1, stuck_cap=STUCK_CAP, gave_up=gave_up)
+        # Two: what changes a filter need not wait for a look at all of them.
+        self._calls = Calls("libvirt-filters", at_once=2, stuck_cap=STUCK_CAP, gave_up=gave_up)
         self._connection: Any = None
 
     @property

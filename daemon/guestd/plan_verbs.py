@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from guestd import filterpass, hosting, protecting
+from guestd import filterdiff, hosting, protecting
 from guestd.errors import ConfigError, SourceLost, StoreUnavailable
 from guestd.settings import Settings
 
@@ -64,7 +64,7 @@ def _filters(settings: Settings) -> list[Any]:
         if "not supported by the connection driver" in str(why):
             return []
         raise
-    return [*found.plan.actions, *attaching.actions, *filterpass.reports_of(found), *attaching.reports]
+    return [*found.plan.actions, *attaching.actions, *filterdiff.reports_of(found), *attaching.reports]
 
 
 def _tell(steps: Sequence[Any], *, is_json: bool) -> None:

@@ -7,16 +7,9 @@ import platform
 from collections import Counter
 
 from guestd import filterloop, nwfilters
+from guestd.filterdiff import Allowed, Compared, compare, compare_interfaces
 from guestd.filterloop import FilterLoop
-from guestd.filterpass import (
-    REPORT_KINDS,
-    Allowed,
-    Compared,
-    Outcome,
-    Passes,
-    compare,
-    compare_interfaces,
-)
+from guestd.filterpass import REPORT_KINDS, Outcome, Passes
 from guestd.filters.memory import Memory
 from guestd.filterstore import filter_store, read_rows, read_states
 from guestd.hypervisor import Hypervisor

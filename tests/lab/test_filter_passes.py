@@ -3,7 +3,7 @@
 import pytest
 
 from fix_filters import ENFORCE, FilterHost
-from guestd.filterpass import Allowed
+from guestd.filterdiff import Allowed
 from guestd.filters.effective import umbrella_name
 from guestd.filters.model import Reference
 from guestd.kernelrules import KernelRules
