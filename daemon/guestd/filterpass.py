@@ -29,7 +29,18 @@ log = structlog.get_logger()
 
 # Steps between two writes to the store: few enough that little is unknown after a crash.
 STEPS_AT_ONCE = 50
-REPORT_KINDS = ("refused", "failed", "foreign", "used", "held", "unenforceable", "unattached", "taken", "blind")
+REPORT_KINDS = (
+    "refused",
+    "clash",
+    "failed",
+    "foreign",
+    "used",
+    "held",
+    "unenforceable",
+    "unattached",
+    "taken",
+    "blind",
+)
 
 Action = Define | Remove | Attach | Bind
 Steps = tuple[tuple[Action, str], ...]
@@ -211,7 +222,8 @@ class Passes:
 
     def _states(self, found: Compared, problems: Mapping[str, str]) -> list[HostState]:
         bound = filters.included(found.look.seen)
-        refused = {each.name: each.text for each in found.plan.reports if each.kind == "refused"} | dict(problems)
+        refused = {each.name: each.text for each in found.plan.reports if each.kind in ("refused", "clash")}
+        refused |= problems
         states = [
             HostState(
                 name, each.uuid, False, self._digest(each) if found.is_in_force(name) else None, name in bound,

@@ -12,6 +12,8 @@ import msgspec
 
 from guestd import filterdiff, hosting, protecting
 from guestd.errors import ConfigError, SourceLost, StoreUnavailable
+from guestd.filters import telling
+from guestd.plans.filters import Report
 from guestd.settings import Settings
 
 EXIT_FAILURE = 1
@@ -64,7 +66,8 @@ def _filters(settings: Settings) -> list[Any]:
         if "not supported by the connection driver" in str(why):
             return []
         raise
-    return [*found.plan.actions, *attaching.actions, *filterdiff.reports_of(found), *attaching.reports]
+    doubts = [Report("doubt", each.name, text) for each in found.here for text in telling.doubts(found.asked, each)]
+    return [*found.plan.actions, *attaching.actions, *filterdiff.reports_of(found), *attaching.reports, *doubts]
 
 
 def _tell(steps: Sequence[Any], *, is_json: bool) -> None:

@@ -3,9 +3,11 @@
 from dataclasses import replace
 from uuid import UUID
 
-from guestd.filters.frames import decides, outcome
+from filter_trees import all_services
+from guestd.filters.frames import decides, open_ends, outcome
 from guestd.filters.model import Filter, Reference, Rule, matches
 from guestd.filters.verdict import Packet, Placed, lines, ordered
+from guestd.filters.wanted import asked
 
 OUT = Packet("out", "tcp", "10.0.0.2", "10.0.0.5", 40000, 443)
 
@@ -97,3 +99,23 @@ def test_rules_for_packets_say_nothing_of_arp() -> None:
     told = lines(found)
     assert outcome(Packet("out", "arp", "10.0.0.2", "10.0.0.5"), found, told) == ("accept", None)
     assert outcome(OUT, found, told)[0] == "drop"
+
+
+def test_an_open_end_is_told_where_a_later_rule_would_have_dropped() -> None:
+    asks = chain("ipv6-x", -700, rule("accept out 500 ipv6", dstipaddr="fd00::9"))
+    assert open_ends(placed(asks)) == []
+    assert open_ends(placed(asks, OWN_MAC)) == []
+    later = replace(OWN_MAC, priority=-1)
+    assert open_ends(placed(asks, later)) == [("ipv6-x", "out")]
+    ended = replace(asks, rules=(*asks.rules, rule("return out 900 ipv6", comment="the end")))
+    assert open_ends(placed(ended, later)) == []
+    root = Filter("ibay-r", UUID(int=2), "root", 0, (rule("drop inout 9 ipv6"), rule("drop inout 9 ip")))
+    assert open_ends(placed(asks, root)) == [("ipv6-x", "out")]
+    assert open_ends(placed(OWN_IP, OWN_MAC, root)) == []
+
+
+def test_the_seeds_chains_are_closed_or_nothing_drops_behind_them() -> None:
+    rows = all_services()
+    found = asked(rows)
+    (top,) = found.umbrellas.values()
+    assert open_ends(ordered(top, found.filters)) == []

@@ -22,7 +22,8 @@ async def examined(settings: Settings) -> AsyncIterator[Finding]:
         if "not supported by the connection driver" not in str(why):
             yield fault("filters", str(why), "install libvirt-daemon-config-nwfilter; guestd's user must be in libvirt")
         return
-    plan, problems = found.plan, found.asked.problems
+    plan = found.plan
+    problems = {*found.asked.problems, *(each.name for each in plan.reports if each.kind in ("refused", "clash"))}
     steps = len(plan.actions) + len(attaching.actions)
     if problems:
         fix = "correct their rules: guestd filters plan says what is wrong with each"

@@ -15,7 +15,8 @@ from guestd.filters.model import ROOT, Rule
 from guestd.filters.verdict import OPPOSITE, Line, Packet, Placed, network
 
 # Chains and protocols, and what frames hold of which they speak.
-_KINDS = {"ip": ("4",), "ipv4": ("4",), "ipv6": ("6",), "arp": ("arp",), "mac": ("4", "6", "arp")}
+_ALL = ("4", "6", "arp", "rarp", "vlan", "stp")
+_KINDS = {"ip": ("4",), "ipv4": ("4",), "ipv6": ("6",), "mac": _ALL, **{each: (each,) for each in _ALL[2:]}}
 
 
 def outcome(packet: Packet, placed: Sequence[Placed], told: Sequence[Line]) -> tuple[str, Placed | None]:
@@ -43,6 +44,34 @@ def decides(packet: Packet, placed: Sequence[Placed]) -> Placed | None:
         if (found is None) == (step[0].filter.chain != ROOT):
             return None
     return None
+
+
+def open_ends(placed: Sequence[Placed]) -> list[tuple[str, str]]:
+    """Chains, each with a way, at whose end some frame passes that a later rule might have dropped."""
+    rules = [each for each in placed if each.rule.is_link]
+    return [
+        (chain, way)
+        for way in OPPOSITE
+        for chain in sorted({each.filter.chain for each in rules} - {ROOT})
+        if _is_open(chain, [each for each in rules if each.rule.direction in (way, "inout")])
+    ]
+
+
+def _is_open(chain: str, rules: Sequence[Placed]) -> bool:
+    """Whether rules, all of one way, leave the end of a chain open with one that drops behind it."""
+    own = _of_chain(chain, rules)
+    left = set(_KINDS[chain.partition("-")[0]])
+    for each in own:
+        if each.rule.action != "continue" and all(match.name == "comment" for match in each.rule.matches):
+            left -= {*_KINDS[each.rule.protocol]}
+    later = [each for each in rules if own and _place(each) > (own[-1].filter.priority, chain)]
+    return any(each.rule.action == "drop" and left & {*_KINDS[each.rule.protocol]} for each in later)
+
+
+def _place(placed: Placed) -> tuple[int, str]:
+    """Where a rule, or the chain that it is of, is gone through; the root chain's are after chains of that priority."""
+    is_root = placed.filter.chain == ROOT
+    return (placed.rule.priority, "~") if is_root else (placed.filter.priority, placed.filter.chain)
 
 
 def _of_chain(chain: str, rules: Sequence[Placed]) -> list[Placed]:

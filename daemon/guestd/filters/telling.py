@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 from guestd.filters import frames
+from guestd.filters.laying import clash
 from guestd.filters.model import Filter, Match
 from guestd.filters.verdict import OPPOSITE, Packet, Placed, contradictions, lines, ordered
 from guestd.filters.wanted import Asked, MachineRow
@@ -145,9 +146,25 @@ def _wrong(asked: Asked, machine: MachineRow, placed: Sequence[Placed]) -> Itera
         for problem in asked.problems.get(name, ()):
             yield f"refused: {asked.titles[name]} ({name}): {problem}"
     yield from (f"not enforced: {text}" for text in asked.reports[machine.id])
+    if (found := clash(asked.umbrellas[machine.id], asked.filters)) is not None:
+        yield f"refused: {found}"
+    yield from _doubts(placed, asked.titles)
+
+
+def doubts(asked: Asked, machine: MachineRow) -> list[str]:
+    """What of a machine's rules may not be meant so: it is told, and never changed."""
+    return list(_doubts(ordered(asked.umbrellas[machine.id], asked.filters), asked.titles))
+
+
+def _doubts(placed: Sequence[Placed], titles: Mapping[str, str]) -> Iterator[str]:
     pairs = {(one.placed, two.placed): None for one, two in contradictions(lines(placed))}
     for one, two in pairs:
-        yield f"undecided: of one priority: {_told(one, asked.titles)}  and  {_told(two, asked.titles)}"
+        yield f"undecided: of one priority: {_told(one, titles)}  and  {_told(two, titles)}"
+    for chain, way in frames.open_ends(placed):
+        yield (
+            f"open end: chain {chain}, {way}: what none of its rules for frames matches is asked no later one, and "
+            "passes: end it with return or drop of its whole protocol"
+        )
 
 
 def _tree(top: Filter, filters: Mapping[str, Filter]) -> set[str]:

@@ -7,7 +7,8 @@ Pure. What must hold after every single action of a plan, for guestd may die bet
 * No filter is undefined that an interface uses, directly or through others: no machine is without its rules for a
   moment. So a filter is redefined in place, under the same name and uuid.
 * Whatever a filter includes is there before it: definitions go targets first, removals referrers first.
-* What is refused (a row that libvirt would not take as it is, a cycle, a missing target) stays as libvirt last had it.
+* What is refused (a row that libvirt would not take as it is, a cycle, a missing target, filters that libvirt cannot
+  lay together) stays as libvirt last had it.
 
 A uuid cannot move to another name, nor a name to another uuid: there the old filter and all that include it are removed
 first, which is only done where no interface uses any of them. What that waits for may be in the same plan: it is done
@@ -20,8 +21,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from uuid import UUID
 
+from guestd.filters.laying import Clash
 from guestd.filters.model import PREFIX, Filter
 from guestd.filters.wanted import Asked
+from guestd.plans import laying
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ Action = Define | Remove
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a person should know of a filter. `kind` is refused, foreign or used."""
+    """What a person should know of a filter. `kind` is refused, clash, foreign or used."""
 
     kind: str
     name: str
@@ -66,12 +69,13 @@ class Report:
 class Wanted:
     """What the store asks for, by name; `held` are the names whose rows are refused.
 
-    `known` is what guestd has defined on this host: names with their uuids.
+    `known` is what guestd has defined on this host: names with their uuids. `tops` are machines' own filters.
     """
 
     filters: Mapping[str, Filter]
     held: frozenset[str] = frozenset()
     known: frozenset[tuple[str, UUID]] = frozenset()
+    tops: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,30 +110,53 @@ def wished(asked: Asked, machines: Collection[UUID], known: frozenset[tuple[str,
     """What a host that has these machines should have: every filter of the store, and the machines' own."""
     umbrellas = [each for machine_id, each in asked.umbrellas.items() if machine_id in machines]
     filters = {**asked.filters, **{each.name: each for each in umbrellas}}
-    return Wanted(filters, held=frozenset(asked.problems), known=known)
+    tops = frozenset(each.name for each in umbrellas)
+    return Wanted(filters, held=frozenset(asked.problems), known=known, tops=tops)
 
 
 def plan(wanted: Wanted, seen: Seen, guard: Guard) -> Plan:
     """What leads from what is seen to what is wanted. A plan that takes away too much says so in `guarded`."""
     refused: dict[str, str] = {}
-    while found := _refusals(wanted, seen, refused):
-        refused |= found
-    accepted = {name: each for name, each in wanted.filters.items() if name not in refused}
-    first = _in_the_way(accepted, seen)
+    clashes: dict[str, Clash] = {}
+    while True:
+        while found := _refusals(wanted, seen, refused):
+            refused |= found
+        accepted = {name: each for name, each in wanted.filters.items() if name not in refused}
+        first = _in_the_way(accepted, seen)
+        changed = [name for name, each in accepted.items() if name in first or seen.filters.get(name) != each]
+        there = {name: each for name, each in seen.filters.items() if name not in first}
+        tops = wanted.tops | seen.bound
+        targets_first = [accepted[name] for name in _targets_first(changed, accepted)]
+        definitions, unlaid = laying.in_order(targets_first, there, tops)
+        if not unlaid:
+            break
+        clashes |= unlaid
+        refused |= {name: str(why) for name, why in unlaid.items()}
     left, used = _left_over(accepted, wanted, seen)
-    changed = [name for name, each in accepted.items() if name in first or seen.filters.get(name) != each]
-    definitions = [accepted[name] for name in _targets_first(changed, accepted)]
     actions: tuple[Action, ...] = (
         *_removals(first, seen, "its name or uuid is another filter's now"),
         *(Define(each, _why(seen.filters.get(each.name), each)) for each in definitions),
         *_removals(left - first, seen, "the store has no such filter"),
     )
+    standing = laying.standing({**there, **{each.name: each for each in definitions}}, tops)
     reports = (
         *(Report("refused", name, text) for name, text in sorted(refused.items())),
+        *_clashing([*clashes.items(), *standing], refused),
         *(Report("used", name, "the store has no such filter, and it is still used") for name in sorted(used)),
         *(Report("foreign", name, "it has guestd's prefix and is not known") for name in _strays(wanted, seen)),
     )
     return Plan(actions, reports, _guarded(actions, wanted, seen, guard))
+
+
+def _clashing(found: Iterable[tuple[str, Clash]], refused: Collection[str]) -> list[Report]:
+    """What to tell of filters that machines include, and that libvirt cannot lay together."""
+    told = {
+        each.name: Report("clash", each.name, f"within {top}: {why}")
+        for top, why in found
+        for each in (why.early, why.late)
+        if each.name not in refused
+    }
+    return [told[name] for name in sorted(told)]
 
 
 def included(seen: Seen) -> frozenset[str]:
