@@ -4,13 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import TypeVar
 
 import pytest
 from psycopg.conninfo import make_conninfo
 
 from fix_daemon import eventually
 from fix_filters import HOST, REPORT, WRITER, FilterHost
-from guestd.filterpass import Passes, nothing_flushed
+from guestd.filterpass import Outcome, Passes, nothing_flushed
 from guestd.filters.memory import Memory
 from guestd.filterstore import filter_store
 from guestd.nwfilters import Look, NWFilters
@@ -36,9 +37,27 @@ class Slow(NWFilters):
         return found
 
 
+class Late(NWFilters):
+    """The driver; between its look and its steps somebody defines a filter by hand."""
+
+    def __init__(self, host: FilterHost, name: str) -> None:
+        super().__init__(host.lab.uri, lambda: None)
+        self._host = host
+        self._name = name
+
+    async def look(self, memory: Memory) -> Look:
+        """What was there before."""
+        found = await super().look(memory)
+        if self._name not in found.seen.filters:
+            self._host.define(self._name, "")
+        return found
+
+
+Driver = TypeVar("Driver", bound=NWFilters)
+
+
 @asynccontextmanager
-async def opened(host: FilterHost) -> AsyncIterator[tuple[Slow, Passes]]:
-    driver = Slow(host.lab.uri)
+async def opened(host: FilterHost, driver: Driver) -> AsyncIterator[tuple[Driver, Passes]]:
     store = filter_store(make_conninfo(host.dsn, options=WRITER), name=HOST, uri=driver.uri, version="9")
     async with driver.connected(), store as found:
         yield driver, Passes(driver, found, REPORT, nothing_flushed)
@@ -51,7 +70,7 @@ def is_defined(host: FilterHost, port: str) -> bool:
 
 def test_an_edit_does_not_wait_for_the_look_at_everything_and_is_made_once(filter_host: FilterHost) -> None:
     async def edited_during_a_look() -> None:
-        async with opened(filter_host) as (driver, passes):
+        async with opened(filter_host, Slow(filter_host.lab.uri)) as (driver, passes):
             await passes.full()
             driver.may_look.clear()
             edited = asyncio.Event()
@@ -77,7 +96,7 @@ def test_what_an_apply_beside_the_loop_has_defined_stays_known_when_its_row_goes
     made = "ibay-00000000000000aa"
 
     async def follows() -> None:
-        async with opened(filter_host) as (_, passes):
+        async with opened(filter_host, Slow(filter_host.lab.uri)) as (_, passes):
             await passes.full()
             filter_host.run(
                 """INSERT INTO "NWFilter" ("id", "name", "internalName", "uuid")
@@ -92,3 +111,24 @@ def test_what_an_apply_beside_the_loop_has_defined_stays_known_when_its_row_goes
 
     asyncio.run(follows())
     assert made not in filter_host.own()
+
+
+def test_what_libvirt_refuses_when_it_is_told_holds_up_only_what_includes_it(filter_host: FilterHost) -> None:
+    name = filter_host.internal("No MAC Spoofing")
+
+    async def once() -> Outcome:
+        async with opened(filter_host, Late(filter_host, name)) as (_, passes):
+            return await passes.full()
+
+    outcome = asyncio.run(once())
+    failed = {
+        action.definition.name: why for action, why in outcome.done if isinstance(action, Define) and why != "done"
+    }
+    assert "already exists with uuid" in failed.pop(name)
+    assert failed
+    assert all("it includes ibay-" in why for why in failed.values())
+    assert outcome.in_force == len(outcome.done) - len(failed) - 1 > 50
+    assert "already exists with uuid" in filter_host.row("No MAC Spoofing")[1]
+    filter_host.undefine(name)
+    assert filter_host.passed().in_force == outcome.wanted
+    assert filter_host.is_settled()

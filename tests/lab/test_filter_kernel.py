@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from filters import filter_row, rule_rows
 from fix_nwfilter import PORT
-from guestd.filters.model import PROTOCOLS, Filter, Reference
+from guestd.filters.model import PROTOCOLS, ROOT, Filter, Reference
 from guestd.filters.nwfilterxml import write
 from guestd.filters.rows import compiled
 from guestd.filters.verdict import Line, lines, ordered
+from guestd.kernelrules import LISTINGS, missing
 
 pytestmark = pytest.mark.timeout(900)
 MAC = "52:54:00:00:00:10"
@@ -134,7 +135,12 @@ def bound(nwfilters: Any, bridge_port: Callable[..., str]) -> Iterator[Callable[
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 @given(tree=trees())
-def test_the_lines_of_a_tree_are_those_of_the_kernel(nwfilters: Any, bound: Any, tree: list[Filter]) -> None:
+def test_the_lines_of_a_tree_are_those_of_the_kernel(
+    nwfilters: Any, bound: Any, bridge_port: Callable[..., str], tree: list[Filter]
+) -> None:
     for each in tree:
         nwfilters.nwfilterDefineXML(write(each))
     assert bound(tree[-1].name) == told_by_guestd(tree)
+    top = Filter("ibay-top", UUID(int=9), ROOT, 0, (), (Reference(tree[-1].name, ADDRESSES),))
+    listings = [bridge_port(*command) for command in LISTINGS]
+    assert list(missing(PORT, top, {each.name: each for each in tree}, listings)) == []

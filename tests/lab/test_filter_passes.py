@@ -1,7 +1,11 @@
 """Passes over a host's filters on a real libvirt: what the rows say is in force, and stays so."""
 
+from uuid import UUID
+
 import pytest
 
+from filters import filter_row, rule_row
+from fix_faults import Reliability
 from fix_filters import ENFORCE, FilterHost
 from guestd.filterdiff import Allowed
 from guestd.filters.effective import umbrella_name
@@ -204,11 +208,48 @@ def test_rules_that_were_flushed_behind_libvirts_back_come_back_with_a_new_bindi
     assert filter_host.passed(ENFORCE, kernel.flushed).done == ()
     filter_host.lab.run("iptables", "-F", f"FI-{port}")
     reported = filter_host.passed(flushed=KernelRules(filter_host.lab.run, lambda: [port]).flushed)
-    assert any("has lost chain FI-" in report.text for report in reported.reports)
+    assert any(f"chain FI-{port} of IPv4 has 0 rules, and should have 1" in report.text for report in reported.reports)
     outcome = filter_host.passed(ENFORCE, kernel.flushed)
     assert [type(action).__name__ for action, _ in outcome.done] == ["Bind"]
     assert f"-A FI-{port} " in filter_host.lab.run("iptables-save", "-t", "filter")
     assert filter_host.passed(ENFORCE, kernel.flushed).done == ()
+
+
+def test_rules_that_are_gone_or_too_many_are_found_in_each_of_the_kernels_tables(
+    filter_host: FilterHost, reliability: Reliability
+) -> None:
+    machine_id, name = filter_host.machine(is_running=True)
+    filter_host.store([
+        filter_row(
+            rule_row(protocol="all", ip_version="ipv6", src_ip_addr="$IPV6"), internal_name="ibay-six", name="six",
+        ),
+        filter_row(
+            rule_row(id=UUID(int=31), protocol="arp", src_ip_addr="$IP", direction="out"),
+            rule_row(id=UUID(int=32), protocol="arp", action="return", direction="inout"),
+            id=UUID(int=22), uuid=UUID(int=22), internal_name="ibay-arp", name="arps", chain="arp-x", priority=-5,
+        ),
+    ])  # fmt: skip
+    filter_host.run('UPDATE "Machine" SET "allowedIps" = %s', ["10.9.0.2", "10.9.0.3", "fd00::2"])
+    filter_host.give(machine_id, SSH, "six", "arps", "No MAC Spoofing")
+    filter_host.passed(ENFORCE)
+    port = filter_host.port(name)
+    kernel = KernelRules(filter_host.lab.run, lambda: [port])
+    assert filter_host.passed(ENFORCE, kernel.flushed).done == ()
+    sabotage = [
+        f"iptables -D FO-{port} 1", f"iptables -I FI-{port} -j RETURN", f"iptables -F HI-{port}",
+        "iptables -F libvirt-in", f"ip6tables -F FI-{port}", f"ip6tables -D FO-{port} 1", "ip6tables -F libvirt-out",
+        f"ebtables -t nat -F I-{port}-arp-x", f"ebtables -t nat -F libvirt-I-{port}", "ebtables -t nat -F PREROUTING",
+        f"ebtables -t nat -I libvirt-I-{port} 1 -j ACCEPT",
+    ]  # fmt: skip
+    for command in sabotage:
+        filter_host.lab.run(*command.split())
+        outcome = filter_host.passed(ENFORCE, kernel.flushed)
+        assert [type(action).__name__ for action, _ in outcome.done] == ["Bind"], command
+        assert filter_host.passed(ENFORCE, kernel.flushed).done == (), command
+    reliability.record_filters(
+        "rules deleted from and added to the kernel's chains by hand", rounds=len(sabotage), actions=len(sabotage),
+        kills=0, wrong=0,
+    )  # fmt: skip
 
 
 def test_a_static_host_entry_of_its_network_is_a_machines_address_until_an_operator_says_another(

@@ -7,8 +7,10 @@ a chain has passed them all: measured, and docs/decisions/0038 says where.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from ipaddress import ip_address
+from math import prod
 
 from guestd.filters import verdict
 from guestd.filters.model import ROOT, Rule
@@ -44,6 +46,24 @@ def decides(packet: Packet, placed: Sequence[Placed]) -> Placed | None:
         if (found is None) == (step[0].filter.chain != ROOT):
             return None
     return None
+
+
+def entries(placed: Sequence[Placed]) -> Counter[tuple[str, str]]:
+    """How many rules ebtables has in each chain, on each way: one for each value of a variable, and those to chains."""
+    found: Counter[tuple[str, str]] = Counter()
+    for each in placed:
+        for way in OPPOSITE if each.rule.is_link else ():
+            if each.rule.direction in (way, "inout"):
+                found[each.filter.chain, way] += _count(each)
+    for chain, way in list(found):
+        found[ROOT, way] += chain != ROOT
+    return found
+
+
+def _count(placed: Placed) -> int:
+    """A variable of a rule that has several values makes so many rules of it."""
+    named = {match.value[1:] for match in placed.rule.matches if match.value.startswith("$")} - {"MAC"}
+    return prod(len({value for name, value in placed.variables if name == each}) for each in named)
 
 
 def open_ends(placed: Sequence[Placed]) -> list[tuple[str, str]]:
