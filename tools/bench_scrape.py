@@ -1,14 +1,16 @@
 """./dev bench scrape: how long a real Prometheus takes to scrape one guestd that reads 1,000 guests.
 
 Simulated guests report at an interval; Prometheus scrapes every two seconds and says itself how long each scrape took.
+Whether ingest waits for scrapes: the mean from a frame's receipt to its commit, for an interval without any and with them.
 """
 
 import argparse
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-from tools.measuring import SEED, eventually, guestd, keep, metric, own_store
+from tools.measuring import SEED, eventually, guestd, keep, metric, own_store, samples
 from tools.prometheus import Prometheus
 
 
@@ -44,6 +46,12 @@ def _arguments() -> argparse.Namespace:
 def _scraped(url: str, directory: Path, arguments: argparse.Namespace) -> dict[str, float]:
     eventually(lambda: metric(url, "guestd_channels_connected") == arguments.guests, "all channels connected", 300)
     target = url.removeprefix("http://").removesuffix("/metrics")
+    accepted = metric(url, "guestd_frames_accepted_total")
+    full_round = arguments.guests + accepted
+    eventually(lambda: metric(url, "guestd_frames_accepted_total") >= full_round, "a round of all guests", 300)
+    before = _committed(url)
+    time.sleep(arguments.interval)
+    unscraped, before = _mean_lag_seconds(before, _committed(url)), _committed(url)
     prometheus = Prometheus(directory / "prometheus", [target], interval_seconds=2)
     prometheus.start()
     try:
@@ -57,9 +65,21 @@ def _scraped(url: str, directory: Path, arguments: argparse.Namespace) -> dict[s
             "scrape_p99_seconds": f"quantile_over_time(0.99, scrape_duration_seconds{window})",
             "samples_a_scrape": "scrape_samples_scraped",
         }
-        return {name: float(prometheus.query(expression)[0]["value"][1]) for name, expression in names.items()}
+        said = {name: float(prometheus.query(expression)[0]["value"][1]) for name, expression in names.items()}
+        scraped = _mean_lag_seconds(before, _committed(url))
+        return said | {"mean_lag_unscraped_seconds": unscraped, "mean_lag_scraped_seconds": scraped}
     finally:
         prometheus.stop()
+
+
+def _committed(url: str) -> tuple[float, float]:
+    """Sum of seconds and number, of all batches so far."""
+    page = samples(url)
+    return page["guestd_receive_to_commit_seconds_sum"], page["guestd_receive_to_commit_seconds_count"]
+
+
+def _mean_lag_seconds(before: tuple[float, float], after: tuple[float, float]) -> float:
+    return (after[0] - before[0]) / max(1.0, after[1] - before[1])
 
 
 if __name__ == "__main__":

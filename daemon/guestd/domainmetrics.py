@@ -7,7 +7,7 @@ both are in use). Labels are the domain's name and its host-side devices: nothin
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 Statistics = Mapping[str, int | float | str | bool]
@@ -16,13 +16,14 @@ NANOSECONDS, KIB, ONE = 1e-9, 1024.0, 1.0
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A metric: its labels' names, and its samples as (labels' values, value)."""
+    """A metric: its labels' names, and its samples as (labels' values, value); `lines` are samples written before."""
 
     name: str
     text: str
     is_counter: bool
     labels: tuple[str, ...]
     samples: list[tuple[tuple[str, ...], float]] = field(default_factory=list)
+    lines: Sequence[str] = ()
 
 
 # libvirt's key (N stands for an index), our name behind libvirt_domain_, unit factor, explanation.

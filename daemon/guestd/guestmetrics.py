@@ -6,7 +6,7 @@ on for ever says that a guest is well which is long gone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,6 +15,7 @@ from uuid import UUID
 import msgspec
 
 from guestd.domainmetrics import Family
+from guestd.exposition import line
 from guestd.normalise import Rows
 from gueststore import contract
 
@@ -22,7 +23,9 @@ SHOWN_SECONDS = 600.0
 # More than a host has; the one that was silent for the longest time makes room.
 MOST_GUESTS = 5000
 KIB, GIB = 1024.0, 1024.0**3
+AGENT_HELP = "1; how its agent speaks: numbered lines are resent until they are acknowledged."
 _LABELS = ("machine", "domain")
+_AGENT_LABELS = (*_LABELS, "channel", "dialect")
 _PLACE = {name: place for place, (name, _) in enumerate(contract.SYSTEM_METRICS.columns)}
 
 
@@ -46,6 +49,7 @@ class LatestSamples:
 
     def __init__(self) -> None:
         self._samples: dict[UUID, Sample] = {}
+        self._written: dict[UUID, _Written] = {}
 
     def note(self, rows: Rows, channel: str, is_numbered: bool) -> None:
         """Remember a sample; the newest of a machine is the last that was noted."""
@@ -58,31 +62,40 @@ class LatestSamples:
 
     def families(self, domains: Mapping[UUID, str], now: datetime) -> list[Family]:
         """The gauges of machines that `domains` names, and that were heard of lately."""
+        before, shown = self._written, {}
         # Of another thread than `note`'s: a copy, made in one step.
-        shown = [
-            ((str(machine_id), domains[machine_id]), sample)
-            for machine_id, sample in tuple(self._samples.items())
-            if machine_id in domains and (now - sample.received_at).total_seconds() <= SHOWN_SECONDS
+        for machine_id, sample in tuple(self._samples.items()):
+            if machine_id in domains and (now - sample.received_at).total_seconds() <= SHOWN_SECONDS:
+                known, domain = before.get(machine_id), domains[machine_id]
+                is_same = known is not None and known.sample is sample and known.domain == domain
+                shown[machine_id] = known if known and is_same else _Written(sample, domain, _lines(sample, domain))
+        self._written = shown
+        lines = zip(*(each.lines for each in shown.values()), strict=True) if shown else [()] * (1 + len(_GAUGES))
+        described: list[tuple[str, str, tuple[str, ...]]] = [("guest_agent_info", AGENT_HELP, _AGENT_LABELS)]
+        described += [(f"guest_{name}", text, _LABELS) for name, text, _ in _GAUGES]
+        return [
+            Family(name, text, False, labels, lines=each)
+            for (name, text, labels), each in zip(described, lines, strict=True)
         ]
-        return [_agents(shown), *_figures(shown)]
 
 
-def _agents(shown: Iterable[tuple[tuple[str, str], Sample]]) -> Family:
-    text = "1; how its agent speaks: numbered lines are resent until they are acknowledged."
-    family = Family("guest_agent_info", text, False, (*_LABELS, "channel", "dialect"))
-    for labels, sample in shown:
-        family.samples.append(((*labels, sample.channel, "numbered" if sample.is_numbered else "plain"), 1.0))
-    return family
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A sample's lines, one a metric, empty where the guest does not report it; `domain` is in them."""
+
+    sample: Sample
+    domain: str
+    lines: tuple[str, ...]
 
 
-def _figures(shown: Iterable[tuple[tuple[str, str], Sample]]) -> list[Family]:
-    families = [Family(f"guest_{name}", text, False, _LABELS) for name, text, _ in _GAUGES]
-    for labels, sample in shown:
-        for family, (_, _, figure) in zip(families, _GAUGES, strict=True):
-            value = figure(sample.row)
-            if value is not None:
-                family.samples.append((labels, value))
-    return families
+def _lines(sample: Sample, domain: str) -> tuple[str, ...]:
+    labels = (str(sample.row[_PLACE["machineId"]]), domain)
+    agent = (*labels, sample.channel, "numbered" if sample.is_numbered else "plain")
+    figures = ((f"guest_{name}", figure(sample.row)) for name, _, figure in _GAUGES)
+    return (
+        line("guest_agent_info", _AGENT_LABELS, agent, 1.0),
+        *("" if value is None else line(name, _LABELS, labels, value) for name, value in figures),
+    )
 
 
 def _column(name: str, factor: float = 1.0) -> Callable[[tuple[Any, ...]], float | None]:

@@ -19,6 +19,7 @@ from guestd.calls import Calls, tell_loop
 from guestd.domainmetrics import Family, Statistics, families
 from guestd.domains import Domain
 from guestd.errors import SourceLost
+from guestd.exposition import written
 
 log = structlog.get_logger()
 
@@ -55,6 +56,7 @@ class Sampler:
         self._asked: set[UUID] = set()
         self._latest: Mapping[str, Statistics] = {}
         self._timed_out: frozenset[str] = frozenset()
+        self._shown: list[Family] | None = None
 
     @property
     def stuck(self) -> int:
@@ -62,8 +64,11 @@ class Sampler:
         return self._calls.stuck
 
     def families(self) -> list[Family]:
-        """What the last round has found, as metrics."""
-        return families(self._latest, self._timed_out)
+        """What the last round has found, as metrics; written when somebody asks for the first time."""
+        shown = self._shown
+        if shown is None:
+            shown = self._shown = [written(family) for family in families(self._latest, self._timed_out)]
+        return shown
 
     async def run(self) -> None:
         """Ask all domains again and again, for ever."""
@@ -93,7 +98,7 @@ class Sampler:
         except SourceLost as why:
             self._connection = None
             log.debug("statistics of domains are not to be had", error=str(why))
-        self._latest, self._timed_out = found, frozenset(hanging)
+        self._latest, self._timed_out, self._shown = found, frozenset(hanging), None
 
     async def _connect(self) -> None:
         if self._connection is None or self._stuck_here >= STUCK_PER_CONNECTION:

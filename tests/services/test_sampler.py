@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from fix_daemon import eventually
 from fix_libvirt import domain_xml, running, silent, uri_of
@@ -22,8 +23,9 @@ pytestmark = pytest.mark.asyncio
 
 
 def shown(sampler: Sampler, name: str) -> dict[str, float]:
-    (family,) = [family for family in sampler.families() if family.name == name]
-    return {labels[0]: value for labels, value in family.samples}
+    page = rendered(sampler.families(), is_openmetrics=False).decode()
+    (family,) = [family for family in text_string_to_metric_families(page) if family.name == name]
+    return {sample.labels["domain"]: sample.value for sample in family.samples}
 
 
 def states(sampler: Sampler) -> dict[str, float]:

@@ -4,9 +4,11 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import msgspec
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
 from guestd.decoding import decode
-from guestd.domainmetrics import Family
+from guestd.exposition import rendered
 from guestd.guestmetrics import MOST_GUESTS, SHOWN_SECONDS, LatestSamples
 from guestd.normalise import Rows, Stream, normalise
 
@@ -33,12 +35,15 @@ def sample(machine_id: UUID, at: datetime = NOW) -> Rows:
     )  # fmt: skip
 
 
-def shown(latest: LatestSamples, *machines: UUID, now: datetime = NOW) -> dict[str, Family]:
-    return {family.name: family for family in latest.families(dict.fromkeys(machines, "vm"), now)}
+def shown(latest: LatestSamples, *machines: UUID, now: datetime = NOW, domain: str = "vm") -> dict[str, Metric]:
+    """What is read of the gauges when they are scraped."""
+    body = rendered(latest.families(dict.fromkeys(machines, domain), now), is_openmetrics=False).decode()
+    return {family.name: family for family in text_string_to_metric_families(body)}
 
 
-def value(families: dict[str, Family], name: str) -> float:
-    ((_, found),) = families[name].samples
+def value(families: dict[str, Metric], name: str) -> float:
+    (sample,) = families[name].samples
+    found: float = sample.value
     return found
 
 
@@ -46,13 +51,15 @@ def test_the_last_sample_of_a_machine_is_shown_in_base_units() -> None:
     latest, machine = LatestSamples(), uuid4()
     latest.note(sample(machine), "virtio", is_numbered=True)
     families = shown(latest, machine)
-    assert families["guest_memory_used_bytes"].samples == [((str(machine), "vm"), 1024 * 1024)]
+    (used,) = families["guest_memory_used_bytes"].samples
+    assert (used.labels, used.value) == ({"machine": str(machine), "domain": "vm"}, 1024 * 1024)
     assert value(families, "guest_cpu_usage_ratio") == 0.25
     assert value(families, "guest_disk_used_bytes") == 10 * 1024**3
     assert value(families, "guest_disk_fullest_ratio") == 0.9
     assert value(families, "guest_load1") == 0.5
     assert value(families, "guest_last_sample_timestamp_seconds") == NOW.timestamp()
-    assert families["guest_agent_info"].samples == [((str(machine), "vm", "virtio", "numbered"), 1.0)]
+    (agent,) = families["guest_agent_info"].samples
+    assert agent.labels == {"machine": str(machine), "domain": "vm", "channel": "virtio", "dialect": "numbered"}
 
 
 def test_what_a_guest_does_not_report_has_no_sample() -> None:
@@ -67,7 +74,18 @@ def test_a_machine_that_the_store_does_not_know_any_more_is_not_shown() -> None:
     latest, gone, here = LatestSamples(), uuid4(), uuid4()
     for machine in (gone, here):
         latest.note(sample(machine), "virtio", is_numbered=True)
-    assert [labels[0] for labels, _ in shown(latest, here)["guest_load1"].samples] == [str(here)]
+    assert [each.labels["machine"] for each in shown(latest, here)["guest_load1"].samples] == [str(here)]
+
+
+def test_a_newer_sample_and_another_name_are_shown_at_the_next_scrape() -> None:
+    latest, machine = LatestSamples(), uuid4()
+    latest.note(sample(machine), "virtio", is_numbered=True)
+    later = NOW + timedelta(seconds=5)
+    shown(latest, machine)
+    latest.note(sample(machine, later), "virtio", is_numbered=True)
+    assert value(shown(latest, machine), "guest_last_sample_timestamp_seconds") == later.timestamp()
+    (renamed,) = shown(latest, machine, domain="other")["guest_load1"].samples
+    assert renamed.labels["domain"] == "other"
 
 
 def test_a_machine_that_is_silent_is_not_shown_after_a_while() -> None:
