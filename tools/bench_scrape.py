@@ -1,7 +1,7 @@
 """./dev bench scrape: how long a real Prometheus takes to scrape one guestd that reads 1,000 guests.
 
 Simulated guests report at an interval; Prometheus scrapes every two seconds and says itself how long each scrape took.
-Whether ingest waits for scrapes: the mean from a frame's receipt to its commit, for an interval without any and with them.
+Whether ingest waits for scrapes: the mean from receipt to commit, for an interval without any and with them.
 """
 
 import argparse
