@@ -1,7 +1,8 @@
 """./dev bench store: how long it takes to ask a store of a thousand machines, and how many bytes a row has there.
 
 On a private server (fsync on): an empty database is migrated; machines get 30 samples of 100 processes over the last
-hour (3 million rows), 2 hours of SystemMetrics and 24 hours of roll-ups; then each question is asked, median of 9.
+hour (3 million rows), and 24 hours of SystemMetrics and of roll-ups; one of them has 24 hours of processes and ports as well.
+Then each question is asked, and each panel of deploy/grafana over 24 hours, median of 9.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from typing import Any
 
 import psycopg
 from tools.cluster import Cluster, create_database, prefix
+from tools.dashboards_panels import BOARDS, filled_in
 from tools.measuring import SERVER_SETTINGS, keep
 
 from gueststore.migrations import migrate
@@ -32,11 +34,11 @@ SYSTEM = """
 INSERT INTO "SystemMetrics" ("machineId", "timestamp", "cpuUsagePercent", "cpuCoresUsage", "totalMemoryKB",
     "usedMemoryKB", "availableMemoryKB", "diskUsageStats", "diskIOStats", "networkStats", "uptime", "loadAverage")
 SELECT machine."id", now() - minute * INTERVAL '1 minute', random() * 100, '[1, 2, 3, 4]', 8000000, 4000000, 3000000,
-    '[{"mountPoint": "/", "totalGB": 100, "usedGB": 50, "availableGB": 50}]',
-    '{"readBytesPerSec": 1000, "writeBytesPerSec": 2000, "readOpsPerSec": 1, "writeOpsPerSec": 2}',
-    '[{"interface": "eth0", "bytesReceived": 1000, "bytesSent": 2000, "packetsReceived": 10, "packetsSent": 20}]',
-    1000, '{"load1min": 1, "load5min": 1, "load15min": 1}'
-FROM generate_series(119, 0, -1) AS minute, "Machine" AS machine
+    '[{{"mountPoint": "/", "totalGB": 100, "usedGB": 50, "availableGB": 50}}]',
+    '{{"readBytesPerSec": 1000, "writeBytesPerSec": 2000, "readOpsPerSec": 1, "writeOpsPerSec": 2}}',
+    '[{{"interface": "eth0", "bytesReceived": 1000, "bytesSent": 2000, "packetsReceived": 10, "packetsSent": 20}}]',
+    1000, '{{"load1min": 1, "load5min": 1, "load15min": 1}}'
+FROM generate_series({oldest}, {newest}, -1) AS minute, "Machine" AS machine
 """
 PROCESSES = """
 INSERT INTO "ProcessSnapshot" ("machineId", "timestamp", "processId", "parentPid", "name", "executablePath",
@@ -44,7 +46,14 @@ INSERT INTO "ProcessSnapshot" ("machineId", "timestamp", "processId", "parentPid
 SELECT machine."id", now() - minute * INTERVAL '1 minute', process, 1, 'process-' || process % 60,
     '/usr/lib/program-' || process, '/usr/lib/program --with=some --options=that-are --as-long-as=they-are',
     random() * 20, process * 1000, 1000000, 2000000, 'sleeping', now() - INTERVAL '3 days'
-FROM generate_series(58, 0, -2) AS minute, "Machine" AS machine, generate_series(1, 100) AS process
+FROM generate_series({oldest}, {newest}, -{step}) AS minute, "Machine" AS machine, generate_series(1, 100) AS process
+WHERE {whose}
+"""
+PORTS = """
+INSERT INTO "PortUsage" ("machineId", "timestamp", "ordinal", "port", "protocol", "state", "isListening")
+SELECT machine."id", now() - minute * INTERVAL '1 minute', ordinal, 1000 + ordinal, 'TCP', 'LISTEN', TRUE
+FROM generate_series(1439, 0, -1) AS minute, "Machine" AS machine, generate_series(1, 20) AS ordinal
+WHERE {whose}
 """
 # As many hours and minutes as a day has, beside those that were rolled up from the above.
 DAY = """
@@ -57,7 +66,7 @@ INSERT INTO "ProcessUsageHour" SELECT machine."id", date_trunc('hour', now(), 'U
     'process-' || number, 60, random() * 1000, 20, 60000000, 100000
 FROM generate_series(1, 24) AS hour, "Machine" AS machine, generate_series(0, 59) AS number ON CONFLICT DO NOTHING
 """
-ONE = """(SELECT "id" FROM "Machine" ORDER BY "id" LIMIT 1 OFFSET 500)"""
+FLEET_DAY = """SELECT guestd_note_fleet(ARRAY(SELECT DISTINCT "bucket" FROM "SystemMetricsHour"))"""
 # What is asked, the most it may take in ms (None: not promised), and how.
 QUESTIONS: list[tuple[str, float | None, str]] = [
     (
@@ -68,35 +77,35 @@ QUESTIONS: list[tuple[str, float | None, str]] = [
     (
         "one machine's processes, last hour, by the minute",
         5,
-        f"""SELECT "timestamp", sum("cpuUsagePercent") FROM "ProcessSnapshot"
-        WHERE "machineId" = {ONE} AND "timestamp" >= now() - INTERVAL '1 hour' GROUP BY 1 ORDER BY 1""",
+        """SELECT "timestamp", sum("cpuUsagePercent") FROM "ProcessSnapshot"
+        WHERE "machineId" = '$machine' AND "timestamp" >= now() - INTERVAL '1 hour' GROUP BY 1 ORDER BY 1""",
     ),
     (
         "one machine's series, last hour",
         5,
-        f"SELECT * FROM guestd_machine_series({ONE}, now() - INTERVAL '1 hour', now())",
+        "SELECT * FROM guestd_machine_series('$machine', now() - INTERVAL '1 hour', now())",
     ),
     (
         "fleet CPU per minute, last hour, from the roll-up",
         20,
-        """SELECT "bucket", avg("cpuUsagePercentAvg") FROM "SystemMetricsMinute"
-        WHERE "bucket" >= now() - INTERVAL '1 hour' GROUP BY 1 ORDER BY 1""",
+        """SELECT "bucket", "cpuUsagePercentAvg" FROM "SystemFleetMinute"
+        WHERE "bucket" >= now() - INTERVAL '1 hour' ORDER BY 1""",
     ),
     (
         "the same up to the last sample",
         100,
         "SELECT * FROM guestd_fleet_series(now() - INTERVAL '1 hour', now())",
     ),
-    ("fleet by the hour, 24 h", 100, "SELECT * FROM guestd_fleet_series(now() - INTERVAL '24 hours', now())"),
+    ("fleet by the minute, 24 h", 100, "SELECT * FROM guestd_fleet_series(now() - INTERVAL '24 hours', now())"),
     (
         "one machine's series, 24 h",
         100,
-        f"SELECT * FROM guestd_machine_series({ONE}, now() - INTERVAL '24 hours', now())",
+        "SELECT * FROM guestd_machine_series('$machine', now() - INTERVAL '24 hours', now())",
     ),
     (
         "top processes of a machine, last hour",
         100,
-        f"SELECT * FROM guestd_top_processes(ARRAY[{ONE}], now() - INTERVAL '1 hour', now())",
+        "SELECT * FROM guestd_top_processes(ARRAY['$machine'::uuid], now() - INTERVAL '1 hour', now())",
     ),
     (
         "top processes of the fleet, last 5 minutes",
@@ -105,10 +114,11 @@ QUESTIONS: list[tuple[str, float | None, str]] = [
     ),
     (
         "top processes of the fleet, 24 h",
-        None,
+        100,
         "SELECT * FROM guestd_top_processes(NULL, now() - INTERVAL '24 hours', now())",
     ),
     ("machines without data", 100, 'SELECT * FROM "MachineWithoutData"'),
+    *((f"panel: {panel.title}", 100, panel.sql) for board in BOARDS for panel in board.panels if panel.sql),
 ]
 
 
@@ -130,7 +140,10 @@ def main() -> None:
         with psycopg.connect(cluster.dsn("bench"), autocommit=True) as connection:
             figures |= _fill(connection, arguments.machines)
             figures["bytes_a_row"] = _bytes_a_row(connection)
-            figures["ms"] = {name: _median_ms(connection, question) for name, _, question in QUESTIONS}
+            one = _one_of(connection)
+            figures["ms"] = {
+                name: _median_ms(connection, filled_in(question, one, hours=24)) for name, _, question in QUESTIONS
+            }
         _print(figures)
         keep(arguments.json, "store", figures)
     finally:
@@ -148,27 +161,61 @@ def _arguments() -> argparse.Namespace:
 def _fill(connection: psycopg.Connection[Any], machines: int) -> dict[str, Any]:
     connection.execute(MACHINES, {"machines": machines})
     began = time.monotonic()
-    connection.execute(SYSTEM.encode())
-    connection.execute(PROCESSES.encode())
+    connection.execute(SYSTEM.format(oldest=119, newest=0).encode())
+    connection.execute(PROCESSES.format(oldest=58, newest=0, step=2, whose="TRUE").encode())
     filled = time.monotonic()
-    pairs = 0
-    for step in ("roll_up_minutes", "roll_up_hours"):
-        while done := connection.execute(query(step), {"most": 5000}).fetchall()[0][0]:
-            pairs += done
+    pairs = _roll_up(connection)
     rolled_up = time.monotonic()
+    _fill_day(connection)
+    _roll_up(connection)
+    connection.execute("VACUUM ANALYZE")
+    return {"insert_s": round(filled - began, 1), "roll_up_s": round(rolled_up - filled, 1), "rolled_up": pairs}
+
+
+def _roll_up(connection: psycopg.Connection[Any]) -> int:
+    """All that waits; returns how many minutes and hours of machines and hours of the fleet."""
+    done = 0
+    for step, most in (("roll_up_minutes", 5000), ("roll_up_hours", 500), ("roll_up_fleet", 12)):
+        while some := connection.execute(query(step), {"most": most}).fetchall()[0][0]:
+            done += some
+    return done
+
+
+def _fill_day(connection: psycopg.Connection[Any]) -> None:
+    """The rest of 24 hours: samples without a note for the roll-ups, and roll-ups without samples, which is quicker."""
+    connection.execute('ALTER TABLE "SystemMetrics" DISABLE TRIGGER "SystemMetrics_note_pending"')
+    connection.execute(SYSTEM.format(oldest=1439, newest=120).encode())
+    connection.execute('ALTER TABLE "SystemMetrics" ENABLE TRIGGER "SystemMetrics_note_pending"')
+    whose = f"machine.\"id\" = '{_one_of(connection)}'"
+    connection.execute(PROCESSES.format(oldest=1439, newest=59, step=1, whose=whose).encode())
+    connection.execute(PORTS.format(whose=whose).encode())
     day = {"SystemMetricsMinute": ("minute", 1, 110, 1440), "SystemMetricsHour": ("hour", 60, 1, 24)}
     for table, (unit, samples, first, last) in day.items():
         fill = DAY.format(table=table, unit=unit, samples=samples, first=first, last=last)
         connection.execute(fill.encode())
     connection.execute(PROCESS_HOURS.encode())
-    connection.execute("VACUUM ANALYZE")
-    return {"insert_s": round(filled - began, 1), "roll_up_s": round(rolled_up - filled, 1), "rolled_up": pairs}
+    connection.execute(FLEET_DAY.encode())
+
+
+def _one_of(connection: psycopg.Connection[Any]) -> str:
+    """The machine that `$machine` stands for."""
+    found = connection.execute(
+        'SELECT "id" FROM "Machine" ORDER BY "id" LIMIT 1 OFFSET (SELECT count(*) / 2 FROM "Machine")'
+    )
+    return str(found.fetchall()[0][0])
 
 
 def _bytes_a_row(connection: psycopg.Connection[Any]) -> dict[str, float]:
-    tables = ("SystemMetrics", "ProcessSnapshot", "SystemMetricsMinute", "SystemMetricsHour", "ProcessUsageHour")
+    series = ("SystemMetrics", "ProcessSnapshot", "PortUsage")
+    rolled_up = (
+        "SystemMetricsMinute",
+        "SystemMetricsHour",
+        "ProcessUsageHour",
+        "SystemFleetMinute",
+        "ProcessFleetHour",
+    )
     sizes = {}
-    for table in tables:
+    for table in (*series, *rolled_up):
         sized = f"""SELECT hypertable_size('"{table}"')::float8 / (SELECT count(*) FROM "{table}")"""
         sizes[table] = round(connection.execute(sized.encode()).fetchall()[0][0], 1)
     return sizes

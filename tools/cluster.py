@@ -67,7 +67,7 @@ class Cluster:
         self._directory = directory.absolute()
         self._data = self._directory / "data"
         self._log = self._directory / "log"
-        self._programs = prefix / "usr/lib/postgresql/17/bin"
+        (self._programs,) = prefix.glob("usr/lib/postgresql/*/bin")
         self._settings = {**SETTINGS, "unix_socket_directories": str(self._data), **(settings or {})}
         self._identity: _Identity = {}
         if os.geteuid() == 0:
@@ -218,10 +218,11 @@ class Cluster:
 def prefix() -> Path:
     """Return the directory of PostgreSQL's programs, unpacking them first where that was never done.
 
-    Raises ClusterError after tools/get-packages has said on stderr what it lacks.
+    GUESTD_STORE_PACKAGES names another entry of tools/get-packages than timescaledb. Raises ClusterError after that has
+    said on stderr what it lacks.
     """
     try:
-        return unpacked("timescaledb")
+        return unpacked(os.environ.get("GUESTD_STORE_PACKAGES", "timescaledb"))
     except PackagesError as why:
         raise ClusterError("there is no PostgreSQL to start") from why
 

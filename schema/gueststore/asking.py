@@ -174,7 +174,10 @@ async def processes(
 async def top_processes(
     connection: Connection, since: datetime, until: datetime, *, of: list[UUID] | None = None, most: int = 10
 ) -> list[Used]:
-    """The names that used most CPU on these machines, or on all; over more than 2 hours the mean of whole hours."""
+    """The names that used most CPU on these machines, or on all.
+
+    Over more than 2 hours, of all machines over more than 10 minutes, that is the mean of whole hours.
+    """
     return await _ask(connection, Used, "ask_top", machine_ids=of, since=since, until=until, most=most)
 
 

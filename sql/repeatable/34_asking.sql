@@ -239,8 +239,9 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 BEGIN
-    -- Hours that are rolled up serve long windows; they are whole hours, and the last one may be missing.
-    IF until - since > INTERVAL '2 hours' THEN
+    -- Hours that are rolled up serve long windows; they are whole hours, and the last one may be missing. A fleet's processes
+    -- are too many to read more than some minutes of them.
+    IF until - since > (CASE WHEN asked IS NULL THEN INTERVAL '10 minutes' ELSE INTERVAL '2 hours' END) THEN
         RETURN QUERY
         WITH hours AS MATERIALIZED (
             SELECT fleet."bucket", fleet."name", fleet."machines", fleet."cpuUsagePercent", fleet."memoryUsageKB"
@@ -298,7 +299,50 @@ END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_top_processes(uuid [], timestamptz, timestamptz, integer) IS
-'The names whose processes used most CPU in a window: on these machines or, for NULL, on all; mean of each machine, added up: percent of one core, KiB. Windows over 2 hours are answered from whole hours, as the mean of the hours; machines are then the most of an hour.';
+'The names whose processes used most CPU in a window: on these machines or, for NULL, on all; mean of each machine, added up: percent of one core, KiB. Windows over 2 hours (10 minutes for all machines) are answered from whole hours, as the mean of the hours; machines are then the most of an hour.';
+
+CREATE OR REPLACE FUNCTION public.guestd_process_series(
+    machine uuid, since timestamptz, until timestamptz, most integer DEFAULT 10
+) RETURNS TABLE ("at" timestamptz, "name" text, "cpuUsagePercent" double precision)
+LANGUAGE plpgsql
+STABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+#variable_conflict use_column
+BEGIN
+    -- Each sample up to six hours, a dashboard's usual range; beyond it whole hours, which are a hundred times fewer rows.
+    IF until - since <= INTERVAL '6 hours' THEN
+        RETURN QUERY
+        WITH used AS MATERIALIZED (
+            SELECT process."timestamp" AS at, process."name", sum(process."cpuUsagePercent") AS cpu
+            FROM public."ProcessSnapshot" AS process
+            WHERE process."machineId" = machine AND process."timestamp" >= since AND process."timestamp" < until
+            GROUP BY process."timestamp", process."name"
+        )
+        SELECT used.at::timestamptz, used."name", used.cpu
+        FROM used
+        WHERE used."name" IN (SELECT top."name" FROM used AS top GROUP BY 1 ORDER BY sum(top.cpu) DESC, 1 LIMIT most)
+        ORDER BY 1, 2;
+    ELSE
+        RETURN QUERY
+        WITH used AS MATERIALIZED (
+            SELECT hour."bucket" AS at, hour."name", hour."cpuUsagePercentSum" / messages."samples" AS cpu
+            FROM public."ProcessUsage_1h" AS hour
+            INNER JOIN public."SystemMetrics_1h" AS messages ON messages."bucket" = hour."bucket"
+            WHERE hour."machineId" = machine AND messages."machineId" = machine
+                AND hour."bucket" >= date_trunc('hour', since, 'UTC') AND hour."bucket" < until
+                AND messages."bucket" >= date_trunc('hour', since, 'UTC') AND messages."bucket" < until
+        )
+        SELECT used.at::timestamptz, used."name", used.cpu
+        FROM used
+        WHERE used."name" IN (SELECT top."name" FROM used AS top GROUP BY 1 ORDER BY sum(top.cpu) DESC, 1 LIMIT most)
+        ORDER BY 1, 2;
+    END IF;
+END;
+$$;
+
+COMMENT ON FUNCTION public.guestd_process_series(uuid, timestamptz, timestamptz, integer) IS
+'The names whose processes used most CPU of a machine in a window, percent of one core: each sample up to 6 hours, the mean of each hour beyond.';
 
 CREATE OR REPLACE FUNCTION public.guestd_fleet_series(since timestamptz, until timestamptz, points integer DEFAULT 400)
 RETURNS TABLE (

@@ -163,6 +163,7 @@ public.guestd_covered_until(text),
 public.guestd_resolution(timestamptz, timestamptz, integer),
 public.guestd_machine_series(uuid, timestamptz, timestamptz, integer),
 public.guestd_top_processes(uuid [], timestamptz, timestamptz, integer),
+public.guestd_process_series(uuid, timestamptz, timestamptz, integer),
 public.guestd_fleet_series(timestamptz, timestamptz, integer)
 FROM public;
 GRANT EXECUTE ON FUNCTION
@@ -184,5 +185,6 @@ public.guestd_covered_until(text),
 public.guestd_resolution(timestamptz, timestamptz, integer),
 public.guestd_machine_series(uuid, timestamptz, timestamptz, integer),
 public.guestd_top_processes(uuid [], timestamptz, timestamptz, integer),
+public.guestd_process_series(uuid, timestamptz, timestamptz, integer),
 public.guestd_fleet_series(timestamptz, timestamptz, integer)
 TO guestd_writer, guestd_reader;

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
 from tools.dashboards import DIRECTORY, PROMETHEUS, STORE, rendered
-from tools.dashboards_panels import BOARDS, VARIABLES, Board, Panel
+from tools.dashboards_panels import BOARDS, VARIABLES, Board, Panel, filled_in
 from tools.prometheus import Prometheus
 
 from fix_daemon import REPOSITORY, Daemon, add_machine, eventually, execute, metrics_line, rows
@@ -34,6 +33,7 @@ ROWS = (
     """INSERT INTO "Department" ("name") VALUES ('Physics')""",
     'UPDATE "Machine" SET "departmentId" = (SELECT "id" FROM "Department" LIMIT 1), "cpuCores" = 2, "ramGB" = 4',
     """INSERT INTO "NWFilter" ("name", "internalName", "uuid") VALUES ('web', 'web', gen_random_uuid())""",
+    """INSERT INTO "ProcessFleetHour" VALUES (date_trunc('hour', now()) - INTERVAL '1 hour', 'nginx', 1, 3, 1024)""",
     """INSERT INTO "ReconcileEvent" ("name", "action", "reason", "outcome") VALUES ('web', 'define', 'new', 'done')""",
 )
 
@@ -45,12 +45,6 @@ def panels(*, by: str) -> list[tuple[Board, Panel]]:
 
 def named(value: object) -> str:
     return value.uid if isinstance(value, Board) else getattr(value, "title", "")
-
-
-def expanded(sql: str, machine_id: UUID) -> str:
-    """What Grafana makes of a question."""
-    sql = re.sub(r"\$__timeFilter\(([^)]*)\)", r"\1 BETWEEN now() - INTERVAL '6 hours' AND now()", sql)
-    return sql.replace("$machine", str(machine_id)).replace("%", "%%")
 
 
 @dataclass(frozen=True)
@@ -83,7 +77,7 @@ def observed(daemon: Daemon, directory: Path) -> Iterator[Observed]:
 def test_every_panel_has_something_to_show(observed: Observed) -> None:
     silent = []
     for board, panel in panels(by="sql"):
-        if not rows(observed.dsn, expanded(panel.sql, observed.machine_id)):
+        if not rows(observed.dsn, filled_in(panel.sql, observed.machine_id, hours=6).replace("%", "%%")):
             silent.append((board.uid, panel.title))
     assert silent == []
     for board, panel in panels(by="promql"):
