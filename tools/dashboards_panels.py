@@ -162,6 +162,8 @@ FILTERS = Board(
         Panel("Held for a yes", "stat", "short", promql='sum(guestd_filters_held{instance=~"$instance"})', alarms_at=1),
         Panel("Drift that was found", "timeseries", "short",
               promql='increase(guestd_filters_drift_total{instance=~"$instance"}[5m])', legend="{{instance}}"),
+        Panel("What needs a person, by kind", "timeseries", "short",
+              promql='sum by (kind) (guestd_filters_reports{instance=~"$instance"}) or vector(0)', legend="{{kind}}"),
         Panel("Filters", "table", "short", sql=(
             'SELECT filter."name", filter."type", count(DISTINCT rule."id") AS "rules",'
             ' count(DISTINCT used."vmId") AS "machines", filter."problem", filter."updatedAt"'
