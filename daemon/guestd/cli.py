@@ -26,6 +26,7 @@ DESCRIPTION = """\
 guestd reads what guest agents report, and writes it exactly once to TimescaleDB.
 
   guestd run --config /etc/guestd.toml     the daemon of a hypervisor host
+  guestd setup                             user, directories, unit and configuration on this host, as root
   guestd check --config /etc/guestd.toml   whether the configuration can be worked with; starts nothing
   guestd doctor --config /etc/guestd.toml  what is wrong on this host, at the store and the broker, each with its fix
   guestd plan --config /etc/guestd.toml    what it would do to virtual machines, rows and filters; does nothing
@@ -69,6 +70,12 @@ def _parser() -> argparse.ArgumentParser:
     run = verbs.add_parser("run", help="the daemon", description="Run the daemon in the foreground until SIGTERM.")
     run.add_argument("--config", type=Path, metavar="FILE", help="TOML; deploy/guestd.toml lists every key")
     run.set_defaults(run=_run)
+    setup = verbs.add_parser(
+        "setup",
+        help="user, directories, unit, configuration",
+        description="Lay down what systemd needs, as root; a configuration that is there is left alone.",
+    )
+    setup.set_defaults(run=_setup)
     for name, verb, text in (
         ("check", _check, "whether the configuration can be worked with"),
         ("doctor", _doctor, "what is wrong, each with its fix"),
@@ -177,6 +184,14 @@ def _quarantine(arguments: argparse.Namespace) -> int:
     from guestd import quarantine_verbs
 
     return quarantine_verbs.run(arguments, _settings(arguments))
+
+
+def _setup(_: argparse.Namespace) -> int:
+    from guestd import installation
+
+    for line in installation.set_up():
+        print(line)
+    return 0
 
 
 def _check(arguments: argparse.Namespace) -> int:
