@@ -3,9 +3,11 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
 import sysconfig
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,15 +19,17 @@ from fix_daemon import REPOSITORY, Guest, add_machine, eventually
 
 DEPLOY = REPOSITORY / "deploy/systemd"
 # The interpreter may live in somebody's home, which the unit may not see: it is shown under another name.
-PYTHON, PACKAGES, SOURCE, CHANNELS = "/opt/python", "/opt/packages", "/opt/source", "/srv/channels"
+PYTHON, PACKAGES, WHEEL, CHANNELS = "/opt/python", "/opt/packages", "/opt/wheel", "/srv/channels"
 
 
 class Host:
-    """A booted machine with guestd installed, and one guest."""
+    """A booted machine with guestd installed from a wheel, and its guests."""
 
-    def __init__(self, directory: Path, dsn: str) -> None:
+    def __init__(self, directory: Path, dsn: str, wheel: Path) -> None:
         self.directory = directory
         self.dsn = dsn
+        self.wheel = wheel
+        self.port = 0
         self.machine = Booted(directory / "machine")
         self.channels = directory / "channels"
         self.channels.mkdir()
@@ -35,7 +39,7 @@ class Host:
     def up(self) -> None:
         """Boot, and do what docs/operations.md has an operator do."""
         python = Path(sys.base_prefix)
-        binds = {REPOSITORY: SOURCE, Path(sysconfig.get_path("purelib")): PACKAGES, self.channels: CHANNELS}
+        binds = {Path(sysconfig.get_path("purelib")): PACKAGES, self.channels: CHANNELS}
         self._install_program("/usr/bin/python3" if python == Path("/usr") else f"{PYTHON}/bin/python3")
         self.machine.up(binds if python == Path("/usr") else binds | {python: PYTHON})
         self.follow("Install")
@@ -44,31 +48,39 @@ class Host:
         self.configure()
 
     def follow(self, section: str) -> str:
-        """Run the commands of a section of docs/operations.md, in the checkout, until one fails; what they say."""
+        """Run the commands of a section of docs/operations.md, until one fails; what they say."""
         text = (REPOSITORY / "docs/operations.md").read_text().partition(f"\n## {section}\n")[2].partition("\n## ")[0]
         (commands,) = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-        said = self.run("sh", "-exc", f"export PATH=/opt/bin:$PATH\ncd {SOURCE}\n{commands}echo all of it")
+        said = self.run("sh", "-exc", f"export PATH=/opt/bin:$PATH\n{commands}echo all of it")
         assert said.endswith("all of it\n"), said
         return said
 
     def _install_program(self, python: str) -> None:
         program = self.machine.root / "opt/bin/guestd"
         program.parent.mkdir()
-        path = f"{SOURCE}/daemon:{SOURCE}/schema:{PACKAGES}"
+        with zipfile.ZipFile(self.wheel) as archive:
+            archive.extractall(self.machine.root / WHEEL.removeprefix("/"))
+        path = f"{WHEEL}:{PACKAGES}"
         variables = f"LD_LIBRARY_PATH={PYTHON}/lib PYTHONDONTWRITEBYTECODE=1 PYTHONPATH={path}"
         program.write_text(f'#!/bin/sh\n{variables} exec {python} -m guestd "$@"\n')
         program.chmod(0o755)
         drop_in = self.etc / "systemd/system/guestd.service.d/here.conf"
         drop_in.parent.mkdir()
-        start = "ExecStart=\nExecStart=/opt/bin/guestd run --config /etc/guestd/guestd.toml\n"
         # A frozen daemon is found sooner than on a host; the rest is the unit's own.
-        drop_in.write_text(f"[Service]\n{start}WatchdogSec=5\nRestartSec=0.2\n")
+        drop_in.write_text("[Service]\nWatchdogSec=5\nRestartSec=0.2\n")
 
     def configure(self, more: str = "") -> None:
-        """Write its configuration; it is read at the next start or reload."""
+        """Write its configuration, `more` of which begins in [telemetry]; it is read at the next start or reload."""
         (self.etc / "guestd/guestd.toml").write_text(
-            f'[store]\ndsn = "{self.dsn}"\n[virtio]\ndirectory = "{CHANNELS}"\n[telemetry]\nlisten_port = 0\n{more}'
+            f'[store]\ndsn = "{self.dsn}"\n[virtio]\ndirectory = "{CHANNELS}"\n[telemetry]\n'
+            f"listen_port = {self.port}\n{more}"
         )
+
+    def secret(self, name: str, text: str) -> None:
+        """Write a credential of the unit; it is read at the next start."""
+        file = self.etc / "guestd/credentials" / name
+        file.write_text(text)
+        file.chmod(0o600)
 
     def guest(self) -> Guest:
         """A guest of a new machine, whose socket QEMU's group may use."""
@@ -108,8 +120,18 @@ class Host:
         eventually(lambda: words in self.messages(), words)
 
 
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a release would be."""
+    directory = tmp_path_factory.mktemp("wheel")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(directory)]
+    subprocess.run(build, cwd=REPOSITORY, check=True, capture_output=True)
+    (wheel,) = directory.glob("*.whl")
+    return wheel
+
+
 @pytest.fixture
-def host(dsn: str) -> Iterator[Host]:
+def host(dsn: str, wheel: Path) -> Iterator[Host]:
     """A machine that is up, with guestd installed and not started."""
     why = obstacle()
     if why is not None:
@@ -117,7 +139,7 @@ def host(dsn: str) -> Iterator[Host]:
     directory = Path(tempfile.mkdtemp(prefix="guestd-"))
     # guestd's user must get to the channels.
     directory.chmod(0o755)
-    host = Host(directory, dsn)
+    host = Host(directory, dsn, wheel)
     try:
         host.up()
         yield host

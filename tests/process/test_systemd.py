@@ -5,7 +5,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import bcrypt
 import pytest
+from tools.ports import free_port
 
 from fix_booted import DEPLOY, Host
 from fix_daemon import eventually, metrics_line, rows
@@ -63,9 +65,60 @@ def test_it_reads_a_guest_as_its_own_user_and_obeys_systemd(host: Host) -> None:
     priorities = {json.loads(line["MESSAGE"])["level"]: line["PRIORITY"] for line in host.journal() if _is_ours(line)}
     assert priorities == {"info": "6", "warning": "4"}
     assert host.show("MainPID") == pid
+    host.follow("Change the configuration")
+    assert host.show("MainPID") == pid
 
     host.run("kill", "-KILL", pid)
     host.is_up(after=pid)
+
+
+def test_a_secret_is_a_credential_of_the_unit_and_is_changed_by_a_restart(host: Host) -> None:
+    host.port = free_port()
+    host.configure('web_config_file = "/run/credentials/guestd.service/guestd_web.yml"\n')
+    host.secret("web.yml", users("first"))
+    host.run("systemctl", "start", "guestd")
+    host.is_up()
+    url = f"http://127.0.0.1:{host.port}/healthz"
+    assert host.run("curl", "-s", "--user", "alice:first", url) == "alive\n"
+    assert host.run("curl", "-s", url) == "who are you?\n"
+
+    host.secret("web.yml", users("second"))
+    assert host.follow("Rotate a secret").endswith("active\nall of it\n")
+    assert host.run("curl", "-s", "--user", "alice:first", url) == "who are you?\n"
+    assert host.run("curl", "-s", "--user", "alice:second", url) == "alive\n"
+    # Nobody else's to read, and in no line of the journal.
+    assert host.run("stat", "--format=%U %a", "/etc/guestd/credentials/web.yml").strip() == "root 600"
+    assert "$2b$" not in host.messages()
+
+
+def users(password: str) -> str:
+    return f'basic_auth_users:\n  alice: "{bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode()}"\n'
+
+
+def test_the_journal_has_nothing_of_what_guests_write_and_few_lines_of_a_noisy_one(host: Host) -> None:
+    host.run("systemctl", "start", "guestd")
+    guest = host.guest()
+    guest.write(b'{"type":"metrics","password":"of-the-guest"\n' * 500)
+    guest.write(metrics_line())
+    eventually(lambda: rows(host.dsn, 'SELECT 1 FROM "SystemMetrics"'), "the sample is stored")
+    eventually(lambda: rows(host.dsn, 'SELECT 1 FROM "QuarantinedFrame"'), "what cannot be read is set aside")
+    assert "of-the-guest" not in host.messages()
+    assert len(host.journal()) < 60
+
+
+def test_another_release_is_installed_over_it_and_its_host_retired(host: Host) -> None:
+    """The unit of an older release, and a configuration of the operator's."""
+    guest = host.guest()
+    (host.etc / "systemd/system/guestd.service").write_text("[Service]\nExecStart=/bin/false\n")
+    before = (host.etc / "guestd/guestd.toml").read_text()
+    said = host.follow("Upgrade and roll back")
+    assert "guestd.service: written" in said
+    assert (host.etc / "guestd/guestd.toml").read_text() == before
+    host.is_up()
+    guest.write(metrics_line())
+    eventually(lambda: rows(host.dsn, 'SELECT 1 FROM "SystemMetrics"'), "the sample is stored")
+    assert '"spool_frames": 0' in host.follow("Retire a host")
+    assert host.show("ActiveState") == "inactive"
 
 
 def _is_ours(line: dict[str, object]) -> bool:
