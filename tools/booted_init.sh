@@ -35,5 +35,7 @@ mkdir -p .old
 pivot_root . .old
 cd /
 umount -l .old
+# As on a host: credentials are mounted in a namespace of their own, and come from there to all others.
+mount --make-rshared /
 exec env -i container=booted PATH=/usr/sbin:/usr/bin:/sbin:/bin TERM=dumb \
   /usr/lib/systemd/systemd --system --unit=booted.target --show-status=0 </dev/null
