@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -18,13 +19,25 @@ T = TypeVar("T")
 
 
 class Calls:
-    """At most `at_once` calls that are waited for, and `stuck_cap` that were given up and have not come back."""
+    """At most `at_once` calls that are waited for, and `stuck_cap` that were given up and have not come back.
 
-    def __init__(self, name: str, *, at_once: int, stuck_cap: int, gave_up: Callable[[], None]) -> None:
+    `took` is told the seconds of each call that was answered, `gave_up` of each that was not.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        at_once: int,
+        stuck_cap: int,
+        gave_up: Callable[[], None],
+        took: Callable[[float], None] = lambda _: None,
+    ) -> None:
         self._name = name
         self._slots = asyncio.Semaphore(at_once)
         self._stuck_cap = stuck_cap
         self._gave_up = gave_up
+        self._took = took
         self.stuck = 0
 
     async def run(self, function: Callable[[], T], *, deadline_seconds: float) -> T:
@@ -37,10 +50,11 @@ class Calls:
             thread = threading.Thread(
                 target=self._work, args=(loop, function, result), name=f"{self._name}-call", daemon=True
             )
+            started = time.perf_counter()
             thread.start()
             try:
                 async with asyncio.timeout(deadline_seconds):
-                    return await asyncio.shield(result)
+                    answer = await asyncio.shield(result)
             except TimeoutError:
                 if result.done():  # it was the call's own
                     raise
@@ -50,6 +64,8 @@ class Calls:
                 if not result.done():
                     self.stuck += 1
                     result.add_done_callback(self._came_back)
+            self._took(time.perf_counter() - started)
+            return answer
 
     def _came_back(self, result: asyncio.Future[T]) -> None:
         self.stuck -= 1

@@ -39,7 +39,9 @@ class Hosting:
             counters=_loop_counters(telemetry.hosting),
         )
         shown, driver = telemetry.hosting, self.hypervisor
-        self._sampler = Sampler(chosen.uri, lambda: driver.domains, gave_up=shown.calls_given_up.inc)
+        self._sampler = Sampler(
+            chosen.uri, lambda: driver.domains, gave_up=shown.calls_given_up.inc, took=shown.call_seconds.observe
+        )
         self._protecting = Protecting(settings, telemetry)
         shown.show(self._sampler.families)
         shown.libvirt_up.set_function(lambda: self.hypervisor.error is None)
@@ -108,6 +110,7 @@ def _driver_counters(shown: HostingMetrics) -> hypervisor.Counters:
         lost=shown.libvirt_lost.inc,
         gave_up=shown.calls_given_up.inc,
         looked=shown.look_seconds.observe,
+        took=shown.call_seconds.observe,
     )
 
 

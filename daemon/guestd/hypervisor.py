@@ -50,6 +50,7 @@ class Counters:
     lost: Callable[[], None]
     gave_up: Callable[[], None]
     looked: Callable[[float], None]  # seconds
+    took: Callable[[float], None] = lambda _: None  # seconds, of each call
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +85,11 @@ class Hypervisor:
         """Monotonic second in which that look began."""
         self.error: str | None = "not connected yet"
         self._counters = counters
-        self._calls = Calls("libvirt", at_once=1, stuck_cap=STUCK_CAP, gave_up=counters.gave_up)
+        self._calls = Calls("libvirt", at_once=1, stuck_cap=STUCK_CAP, gave_up=counters.gave_up, took=counters.took)
         # Apart, for looking must not wait for a guest that takes a minute to start.
-        self._acts = Calls("libvirt-act", at_once=ACTS_AT_ONCE, stuck_cap=STUCK_CAP, gave_up=counters.gave_up)
+        self._acts = Calls(
+            "libvirt-act", at_once=ACTS_AT_ONCE, stuck_cap=STUCK_CAP, gave_up=counters.gave_up, took=counters.took
+        )
         self._connection: Any = None
         self._looking = asyncio.Lock()
         self._noticed = asyncio.Event()

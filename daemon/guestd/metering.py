@@ -16,7 +16,8 @@ def show_spool(telemetry: Telemetry, spool: Spool) -> None:
     telemetry.spool_limit.set(spool.max_bytes)
     telemetry.spool_bytes.set_function(lambda: spool.bytes)
     telemetry.spool_frames.set_function(lambda: spool.frames)
-    spool.commit_seconds = telemetry.spool_commit.observe
+    spool.commit_seconds = telemetry.timing.spool_commit.observe
+    spool.waited_seconds = telemetry.timing.to_spool.observe
 
 
 def of_intake(telemetry: Telemetry) -> intake.Counters:
@@ -75,12 +76,13 @@ def of_writer(telemetry: Telemetry, gate: Intake, samples: LatestSamples) -> wri
         telemetry.frames_done.labels("quarantined").inc(became.quarantined.total())
         for reason, frames in became.quarantined.items():
             telemetry.quarantined.labels(reason).inc(frames)
+        telemetry.timing.copy.observe(became.copy_seconds)
         for table, rows in became.rows.items():
             telemetry.rows_written.labels(table).inc(rows)
 
     def committed(write_seconds: float, lag_seconds: float) -> None:
-        telemetry.write_seconds.observe(write_seconds)
-        telemetry.lag_seconds.observe(lag_seconds)
+        telemetry.timing.write.observe(write_seconds)
+        telemetry.timing.to_commit.observe(lag_seconds)
 
     return writer.Counters(
         outcome=outcome,

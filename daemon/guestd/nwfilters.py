@@ -52,12 +52,12 @@ class NWFilters:
     Raises ConfigError when libvirt's bindings are missing.
     """
 
-    def __init__(self, uri: str, gave_up: Callable[[], None]) -> None:
+    def __init__(self, uri: str, gave_up: Callable[[], None], took: Callable[[float], None] = lambda _: None) -> None:
         if libvirt is None:
             raise ConfigError("libvirt.uri is set and libvirt's bindings are not installed: guestd[libvirt] has them")
         self.uri = uri
         # Two: what changes a filter need not wait for a look at all of them.
-        self._calls = Calls("libvirt-filters", at_once=2, stuck_cap=STUCK_CAP, gave_up=gave_up)
+        self._calls = Calls("libvirt-filters", at_once=2, stuck_cap=STUCK_CAP, gave_up=gave_up, took=took)
         self._connection: Any = None
 
     @property

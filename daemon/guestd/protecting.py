@@ -26,7 +26,8 @@ class Protecting:
     """Driver and loop of one host. Raises ConfigError where libvirt's bindings are missing."""
 
     def __init__(self, settings: Settings, telemetry: Telemetry) -> None:
-        self._driver = NWFilters(settings.libvirt.uri, telemetry.hosting.calls_given_up.inc)
+        shown = telemetry.hosting
+        self._driver = NWFilters(settings.libvirt.uri, shown.calls_given_up.inc, shown.call_seconds.observe)
         self._loop = FilterLoop(
             self._driver,
             dsn=settings.store.dsn,

@@ -43,6 +43,7 @@ class Sampler:
         domains: Callable[[], Sequence[Domain]],
         *,
         gave_up: Callable[[], None],
+        took: Callable[[float], None] = lambda _: None,
         read: Callable[[Any, UUID], Statistics] = hypervisor.statistics,
         deadline_seconds: float = DEADLINE_SECONDS,
     ) -> None:
@@ -50,7 +51,7 @@ class Sampler:
         self._read = read
         self._deadline_seconds = deadline_seconds
         self._domains = domains
-        self._calls = Calls("libvirt-statistics", at_once=AT_ONCE, stuck_cap=STUCK_CAP, gave_up=gave_up)
+        self._calls = Calls("libvirt-statistics", at_once=AT_ONCE, stuck_cap=STUCK_CAP, gave_up=gave_up, took=took)
         self._connection: Any = None
         self._stuck_here = 0
         self._asked: set[UUID] = set()

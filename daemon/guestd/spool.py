@@ -57,6 +57,7 @@ class Spool:
             self._bytes_by_machine[machine_id] += size_bytes
         self.bytes = sum(self._bytes_by_machine.values())
         self._pending: list[tuple[Sequence[Entry], asyncio.Future[None]]] = []
+        self._oldest_pending_at = 0.0
         self._work = asyncio.Event()
         self._trimmed = asyncio.Event()
         self._sealed = False
@@ -68,6 +69,8 @@ class Spool:
         self.tries = 0
         """Grows with every attempt to write, whatever came of it."""
         self.commit_seconds: Callable[[float], None] = lambda _: None
+        self.waited_seconds: Callable[[float], None] = lambda _: None
+        """Told how long the oldest of a group has waited to be on disk."""
         # Last, for opening needs room as well.
         spoolfile.put_ballast(self._ballast)
 
@@ -107,6 +110,8 @@ class Spool:
         Nothing of it is lost if the caller is cancelled meanwhile: the group goes to disk without it.
         """
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        if not self._pending:
+            self._oldest_pending_at = time.perf_counter()
         self._pending.append((entries, done))
         self._work.set()
         await done
@@ -135,13 +140,14 @@ class Spool:
         return self._has_ended
 
     async def _flush(self) -> None:
-        group, self._pending = self._pending, []
+        group, self._pending, oldest_at = self._pending, [], self._oldest_pending_at
         if not group:
             return
         entries = [entry for some, _ in group for entry in some]
         self.is_writing = True
         await self._commit_until_done(entries)
         self.is_writing = False
+        self.waited_seconds(time.perf_counter() - oldest_at)
         for _, done in group:
             if not done.done():
                 done.set_result(None)

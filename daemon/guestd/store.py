@@ -9,6 +9,7 @@ what could not be stored is set aside. Whatever goes wrong leaves here as StoreU
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -43,13 +44,14 @@ LOOK_AROUND = timedelta(days=7)
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a batch's frames, and the rows written by table."""
+    """What became of a batch's frames, and the rows written by table; how long their COPY took."""
 
     stored: int = 0
     stored_in_part: int = 0
     duplicate: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
     rows: Counter[str] = field(default_factory=Counter)
+    copy_seconds: float = 0.0
     dialects: dict[UUID, str] = field(default_factory=dict)
     """What agents speak, where that is news."""
 
@@ -222,9 +224,11 @@ class Store:
         return {machine_id for (machine_id,) in await cursor.fetchall()}
 
     async def _copy_series(self, series: Mapping[contract.Table, Sequence[Row]], outcome: Outcome) -> None:
+        started = time.perf_counter()
         for table, rows in series.items():
             await self._copy(table, rows)
             outcome.rows[table.name] += len(rows)
+        outcome.copy_seconds += time.perf_counter() - started
 
     async def _merge_inventories(self, contents: Sequence[Rows], outcome: Outcome) -> None:
         applications = [row for rows in contents for row in rows.applications]

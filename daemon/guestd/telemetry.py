@@ -30,6 +30,7 @@ DROPPED_HELP = "The broker's own count of messages it dropped ($SYS); outside wh
 DONE_HELP = "Accepted frames by what became of them: stored, stored_in_part, quarantined, duplicate."
 SKEW_HELP = "How far the clocks of guests are from this host's, either way."
 SCHEMA_HELP = "What of the live schema differs from what the migrations make: `gueststore check` names it."
+SPOOL_HELP = "From when the spool got a group's oldest frame to its fsync: what an acknowledgement waits for."
 LAG_HELP = "From the receipt of a batch's oldest frame to its commit."
 
 
@@ -44,6 +45,7 @@ class Hosting:
         self.libvirt_lost = counter("guestd_libvirt_lost", "Failed or ended connections to libvirt.")
         self.calls_given_up = counter("guestd_libvirt_calls_given_up", "Calls of libvirt without an answer in time.")
         self.calls_stuck = gauge("guestd_libvirt_calls_stuck", "Of those, the ones that have not come back.")
+        self.call_seconds = timed("guestd_libvirt_call_seconds", "Time of one call of libvirt that was answered.")
         self.look_seconds = timed("guestd_libvirt_look_seconds", "Time of one look at all domains.")
         self.pass_seconds = timed("guestd_vms_pass_seconds", "Time of one pass of the VM loop after its look.")
         self.lost = counter("guestd_vms_lost", "Ends of the VM loop by libvirt, store or another guestd.")
@@ -81,6 +83,18 @@ class Filtering:
         )
 
 
+class Timing:
+    """How long frames take on their way."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        timed = partial(Histogram, registry=registry, buckets=COMMIT_BUCKETS)
+        self.spool_commit = timed("guestd_spool_commit_seconds", "Time of one group commit to the spool.")
+        self.to_spool = timed("guestd_receive_to_spool_seconds", SPOOL_HELP)
+        self.copy = timed("guestd_copy_seconds", "Of a batch's transaction, the time of its COPY statements.")
+        self.write = timed("guestd_write_seconds", "Time of one batch's transaction.")
+        self.to_commit = Histogram("guestd_receive_to_commit_seconds", LAG_HELP, registry=registry, buckets=LAG_BUCKETS)
+
+
 class Telemetry:
     """The metrics, each in its place; own registry, so that two daemons in one test do not meet."""
 
@@ -88,7 +102,6 @@ class Telemetry:
         registry = self.registry = CollectorRegistry()
         _identify(registry)
         gauge, counter = partial(Gauge, registry=registry), partial(Counter, registry=registry)
-        commit_time = partial(Histogram, registry=registry, buckets=COMMIT_BUCKETS)
         # Channels
         self.channels = gauge("guestd_channels", "Channels that are to be read.")
         self.channels_connected = gauge("guestd_channels_connected", "Channels that are connected.")
@@ -123,7 +136,6 @@ class Telemetry:
         self.spool_bytes = gauge("guestd_spool_bytes", "Bytes that wait for the store.")
         self.spool_limit = gauge("guestd_spool_limit_bytes", "At so many guestd stops reading.")
         self.spool_frames = gauge("guestd_spool_frames", "Frames that wait for the store.")
-        self.spool_commit = commit_time("guestd_spool_commit_seconds", "Time of one group commit to the spool.")
         # Writer and store
         self.frames_done = counter("guestd_frames_done", DONE_HELP, ["outcome"])
         self.quarantined = counter("guestd_frames_quarantined", "Frames set aside, by reason.", ["reason"])
@@ -133,14 +145,11 @@ class Telemetry:
         self.rows_written = counter("guestd_rows_written", "Rows committed, by table.", ["table"])
         self.adjusted = counter("guestd_values_adjusted", "What guests got wrong and guestd put right.", ["reason"])
         self.skew = Histogram("guestd_guest_clock_skew_seconds", SKEW_HELP, registry=registry, buckets=SKEW_BUCKETS)
-        self.write_seconds = commit_time("guestd_write_seconds", "Time of one batch's transaction.")
-        self.lag_seconds = Histogram(
-            "guestd_receive_to_commit_seconds", LAG_HELP, registry=registry, buckets=LAG_BUCKETS
-        )
         self.store_lost = counter("guestd_store_lost", "Failed or ended connections to the store.")
         self.key_conflicts = counter("guestd_key_conflicts", "Batches with keys that somebody else's rows had taken.")
         self.bugs = counter("guestd_bugs", "Frames that reached a bug of ours; each is in the log.")
         self.schema_differences = gauge("guestd_schema_differences", SCHEMA_HELP)
+        self.timing = Timing(registry)
         self.hosting = Hosting(registry)
         self.filtering = Filtering(registry)
 
