@@ -204,6 +204,14 @@ HEALTH = Board(
             "histogram_quantile(0.99, sum by (instance, le) "
             '(rate(guestd_spool_commit_seconds_bucket{instance=~"$instance"}[5m])))'
         )),
+        Panel("Until a frame is on disk, 99th percentile", "timeseries", "s", legend="{{instance}}", promql=(
+            "histogram_quantile(0.99, sum by (instance, le) "
+            '(rate(guestd_receive_to_spool_seconds_bucket{instance=~"$instance"}[5m])))'
+        )),
+        Panel("What the store wants a person for", "timeseries", "short", legend="{{kind}}", warns_at=1,
+              promql='max by (kind) (guestd_store_alarms{instance=~"$instance"}) or vector(0)'),
+        Panel("Schema differences", "timeseries", "short", legend="{{instance}}", warns_at=1,
+              promql='max by (instance) (guestd_schema_differences{instance=~"$instance"})'),
         Panel("Rows written", "timeseries", "cps", legend="{{table}}",
               promql='sum by (table) (rate(guestd_rows_written_total{instance=~"$instance"}[5m]))'),
         Panel("Memory and CPU", "timeseries", "bytes", legend="{{instance}}",
