@@ -16,8 +16,8 @@ PAGE = Path(__file__).parent.parent / "docs/metrics.md"
 HEAD = """\
 # Metrics
 
-What `/metrics` says. Written by `python -m tools.metrics_page` from the code; a test compares. Counters are named as they are
-asked for, with `_total`; a histogram has `_bucket`, `_sum` and `_count`.
+What `/metrics` says. Written by `python -m tools.metrics_page` from the code; a test compares. Counters are named as
+they are asked for, with `_total`; a histogram has `_bucket`, `_sum` and `_count`.
 
 ## Where to look
 
