@@ -16,7 +16,7 @@ import resource
 import secrets
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -105,6 +105,7 @@ class _Parts:
     """What runs until guestd is stopped."""
 
     spool: Spool
+    gate: Intake
     consumer: Writer
     reload: Reload
     watchdog: Watchdog
@@ -119,13 +120,17 @@ class _Parts:
     def background(self, telemetry: Telemetry) -> dict[str, Coroutine[Any, Any, None]]:
         settings = self.reload.settings
         return {
-            "maintenance": _maintenance(self.reload, telemetry),
+            "maintenance": _maintenance(self.reload, telemetry, self._forget_the_deleted),
             "roster": _roster(settings.store.dsn, self.roster),
             "upkeep": upkeep_of(settings, telemetry).run(),
             "status": supervision.status(self._standing),
             "watchdog": self.watchdog.run(),
             "reload": self.reload.run(),
         } | (self.hosting.lives() if self.hosting is not None else {})
+
+    async def _forget_the_deleted(self) -> None:
+        self.consumer.forget(self.roster.knows)
+        await self.gate.forget(self.roster.knows)
 
     def grace_seconds(self) -> float:
         return NO_STORE_GRACE_SECONDS if self.consumer.store_error else self.reload.settings.stop_grace_seconds
@@ -171,6 +176,7 @@ def _wired(settings: Settings, reread: Callable[[], Settings], telemetry: Teleme
     hosting = Hosting(settings, telemetry) if settings.libvirt.uri else None
     return _Parts(
         spool=spool,
+        gate=gate,
         consumer=consumer,
         reload=reload,
         watchdog=Watchdog(spool, consumer),
@@ -286,7 +292,7 @@ def _schema_differences(dsn: str) -> int:
         raise StoreUnavailable(str(why)) from why
 
 
-async def _maintenance(reload: Reload, telemetry: Telemetry) -> None:
+async def _maintenance(reload: Reload, telemetry: Telemetry, forget: Callable[[], Awaitable[None]]) -> None:
     """Keep the store in shape for as long as guestd runs."""
 
     async def look_after() -> None:
@@ -306,6 +312,7 @@ async def _maintenance(reload: Reload, telemetry: Telemetry) -> None:
             telemetry.quarantine_dropped.inc(tidied.quarantined_dropped)
             if any((tidied.samples_of_deleted_machines, tidied.old_events, tidied.quarantined_dropped, tidied.retired)):
                 log.info("the store was tidied up", **asdict(tidied))
+            await forget()
             await asyncio.sleep(MAINTENANCE_SECONDS)
 
     def lost(why: Exception, _: float) -> None:

@@ -186,6 +186,18 @@ class Intake:
             return MOST_DEBT_SECONDS
         return MOST_DEBT_SECONDS + away_seconds * BACKLOG_SHARE
 
+    async def forget(self, knows: Callable[[UUID], bool]) -> None:
+        """Forget machines that nobody knows any more. Should one come back, the store knows what it has of it."""
+        gone = [machine_id for machine_id in self.senders if not knows(machine_id)]
+        if not gone:
+            return
+        for machine_id in gone:
+            del self.senders[machine_id]
+            self._returned.pop(machine_id, None)
+            self._asked.pop(machine_id, None)
+            self._broken.pop(machine_id, None)
+        await self._spool.forget(gone)
+
     def charge_rows(self, machine_id: UUID, rows: int) -> None:
         """What became of a machine's frames: the writer knows only when they are decoded."""
         self._budget.charge(machine_id, asyncio.get_running_loop().time(), rows=rows)

@@ -115,6 +115,12 @@ class Preparer:
             )
         return prepared
 
+    def forget(self, knows: Callable[[UUID], bool]) -> None:
+        """Forget what is remembered of machines that nobody knows any more."""
+        for machine_id in [each for each in self._latest if not knows(each)]:
+            del self._latest[machine_id]
+            self._streams.pop(machine_id, None)
+
     async def _breathe(self) -> None:
         """Let the loop read channels and answer when a batch takes long to prepare.
 

@@ -14,7 +14,7 @@ import asyncio
 import sqlite3
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, TypeVar
@@ -306,6 +306,10 @@ class Spool:
         What is stored goes in the same transaction, for under the new identity nobody would know.
         """
         self.spool_id = await self._until_written(lambda: spoolfile.new_identity(self._writing, stored_seq))
+
+    async def forget(self, machine_ids: Collection[UUID]) -> None:
+        """Forget where the streams of these machines stand, which are not heard any more."""
+        await self._until_written(lambda: spoolfile.forget_senders(self._writing, machine_ids))
 
     async def _until_written(self, write: Callable[[], T]) -> T:
         loop = asyncio.get_running_loop()

@@ -249,6 +249,13 @@ def senders(connection: sqlite3.Connection) -> dict[UUID, Sender]:
     }
 
 
+def forget_senders(connection: sqlite3.Connection, machine_ids: Iterable[UUID]) -> None:
+    """Forget where these machines' streams stand."""
+    with connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.executemany("DELETE FROM sender WHERE machine_id = ?", [(each.bytes,) for each in machine_ids])
+
+
 def as_bytes(below: int) -> bytes | None:
     """`Sender.below` as the file keeps it."""
     return None if below == -1 else below.to_bytes(below.bit_length() // 8 + 1, signed=True)

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from uuid import UUID
 
 import structlog
 
@@ -97,6 +98,10 @@ class Writer:
     def has_nothing_to_do(self) -> bool:
         """Whether all that was accepted is committed."""
         return self._spool.last_seq <= self._committed_seq
+
+    def forget(self, knows: Callable[[UUID], bool]) -> None:
+        """Forget what is remembered of machines that nobody knows any more."""
+        self._preparer.forget(knows)
 
     async def _connection(self) -> None:
         """One connection's life."""

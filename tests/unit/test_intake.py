@@ -414,3 +414,16 @@ def test_whatever_arrives_is_stored_once_in_order_and_without_unexplained_gaps(
 
     with tempfile.TemporaryDirectory() as directory:
         asyncio.run(deliver(Path(directory)))
+
+
+@pytest.mark.asyncio
+async def test_where_a_machine_stood_is_forgotten_when_nobody_knows_it_any_more(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        await gate.accept(numbered(1), numbered(2))
+        await gate.accept(numbered(1), machine_id=OTHER)
+        await gate.intake.forget(lambda machine_id: machine_id == OTHER)
+        assert set(gate.intake.senders) == {OTHER}
+    async with gate_on(tmp_path) as gate:
+        assert set(gate.intake.senders) == {OTHER}
+        # Should it come back: its agent goes on with the oldest line that it holds.
+        assert await gate.accept(numbered(3, oldest=3)) == ack(3)

@@ -1,8 +1,11 @@
-"""A bug that guests can reach fills no log."""
+"""What is remembered of machines between frames; a bug that guests can reach fills no log."""
 
-from datetime import UTC, datetime
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+import pytest
 from structlog.testing import capture_logs
 
 from guestd.errors import BadFrame
@@ -10,13 +13,35 @@ from guestd.normalise import Channel
 from guestd.prepare import Counters, Preparer
 from guestd.spoolfile import Frame
 
+SILENT = Counters(
+    adjusted=lambda *_: None, bug=lambda: None, skew_seconds=lambda _: None, rows=lambda *_: None
+)  # fmt: skip
+
+
+@pytest.mark.asyncio
+async def test_of_a_machine_that_nobody_knows_any_more_nothing_is_remembered() -> None:
+    kept, gone = UUID(int=1), UUID(int=2)
+    asked: list[UUID] = []
+
+    async def taken(moments: Sequence[tuple[UUID, datetime]]) -> set[tuple[UUID, datetime]]:
+        asked.extend(machine_id for machine_id, _ in moments)
+        return set()
+
+    preparer = Preparer(SILENT)
+    now = datetime.now(UTC)
+    for minute in range(2):
+        moment = now + timedelta(minutes=minute)
+        await preparer.placed([(kept, moment), (gone, moment)], taken)
+    assert asked == [kept, gone], "the store is asked only where it is not known that time goes forward"
+    preparer.forget(lambda machine_id: machine_id == kept)
+    moment = now + timedelta(minutes=2)
+    await preparer.placed([(kept, moment), (gone, moment)], taken)
+    assert asked == [kept, gone, gone]
+
 
 def test_the_traceback_of_a_bug_is_logged_once_however_many_frames_reach_it() -> None:
     counted: list[None] = []
-    silent = Counters(
-        adjusted=lambda *_: None, bug=lambda: counted.append(None), skew_seconds=lambda _: None, rows=lambda *_: None
-    )
-    preparer = Preparer(silent)
+    preparer = Preparer(replace(SILENT, bug=lambda: counted.append(None)))
 
     def one_bug(_: Frame) -> None:
         raise LookupError("one")
