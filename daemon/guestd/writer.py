@@ -1,5 +1,7 @@
 """From the spool to the store: batch, prepare, write; trim when it is committed.
 
+While the server works on one batch the next one gathers and is prepared, so that neither waits for the other.
+
 Accept, Reject, Keep: rows are stored; or refused for good, and then the batch is halved until the frame is found and
 set aside; or the store cannot take them now, and then the same rows are tried again on a new connection. After a lost
 answer to COMMIT the ledger tells whether they are there.
@@ -18,7 +20,7 @@ from uuid import UUID
 import structlog
 
 from guestd import books, prepare
-from guestd.batch import Limits, Prepared, halves, is_due
+from guestd.batch import Limits, Moment, Prepared, halves, is_due
 from guestd.errors import BadFrame, RowsRejected, StoreUnavailable
 from guestd.lifecycle import Backoff, retrying
 from guestd.link import KeyTaken
@@ -63,6 +65,10 @@ class Writer:
         self.limits = limits
         self._counters = counters
         self._prepared: Sequence[Prepared] = ()
+        # The batch behind `_prepared`: it outlives a connection, for what was prepared once is not prepared again.
+        self._ahead: asyncio.Task[Sequence[Prepared]] | None = None
+        self._store: Store | None = None
+        self._may_ask = asyncio.Event()
         self._committed_seq = 0
         self._has_opened_books = False
         self._is_in_doubt = False
@@ -85,7 +91,10 @@ class Writer:
                 "the store is not available, the spool keeps what comes", error=str(why), retry=round(delay_seconds, 1)
             )
 
-        await retrying(self._connection, expected=StoreUnavailable, backoff=Backoff(cap_seconds=5), lost=lost)
+        try:
+            await retrying(self._connection, expected=StoreUnavailable, backoff=Backoff(cap_seconds=5), lost=lost)
+        finally:
+            await self._forget_ahead()
 
     @property
     def problem(self) -> str | None:
@@ -109,6 +118,8 @@ class Writer:
             await self._open_books(store)
             self.store_error = None
             while frames := await self._next(store):
+                if self._ahead is None:
+                    self._ahead = asyncio.create_task(self._behind(frames[-1].seq), name="prepare")
                 await self._write(store, frames)
                 self._prepared = ()
 
@@ -143,6 +154,10 @@ class Writer:
                 await spool.rename(committed_seq)
                 await store.set_ledger(spool.spool_id, None, committed_seq)
         await spool.settle()
+        if committed_seq < self._committed_seq:
+            # The store was put back and the spool still holds what it lost: from there, and nothing left out.
+            self._prepared = ()
+            await self._forget_ahead()
         self._has_opened_books, self._is_in_doubt = True, False
         self._committed_seq = committed_seq
         self._prepared = [frame for frame in self._prepared if frame.seq > committed_seq]
@@ -158,18 +173,40 @@ class Writer:
         """The frames of the next batch: those that are still owed, or what has gathered; empty when all is done."""
         if self._prepared:
             return self._prepared
-        if not await self._gathered():
-            return ()
-        frames = await self._spool.read(
-            self._committed_seq, max_frames=self.limits.max_frames, max_bytes=self.limits.max_bytes
-        )
-        self._prepared = await self._preparer.prepare(frames, store.taken)
+        ahead = self._ahead or asyncio.create_task(self._behind(self._committed_seq), name="prepare")
+        self._ahead = ahead
+        self._store = store
+        self._may_ask.set()
+        try:
+            self._prepared = await ahead
+        finally:
+            self._may_ask.clear()
+            self._ahead = None
         return self._prepared
 
-    async def _gathered(self) -> bool:
-        """Wait until a batch is due; False when the spool is sealed and nothing is left."""
+    async def _behind(self, seq: int) -> Sequence[Prepared]:
+        """The batch that follows this number, prepared."""
+        if not await self._gathered(seq):
+            return ()
+        frames = await self._spool.read(seq, max_frames=self.limits.max_frames, max_bytes=self.limits.max_bytes)
+        return await self._preparer.prepare(frames, self._taken)
+
+    async def _taken(self, moments: Sequence[Moment]) -> set[Moment]:
+        """What the store says of them when nothing is being written: only then are all earlier batches in it."""
+        await self._may_ask.wait()
+        assert self._store is not None
+        return await self._store.taken(moments)
+
+    async def _forget_ahead(self) -> None:
+        if self._ahead is not None:
+            self._ahead.cancel()
+            await asyncio.wait([self._ahead])
+            self._ahead = None
+
+    async def _gathered(self, seq: int) -> bool:
+        """Wait until a batch behind this number is due; False when the spool is sealed and nothing is left."""
         spool = self._spool
-        while self.has_nothing_to_do:
+        while spool.last_seq <= seq:
             if spool.is_sealed:
                 return False
             spool.appended.clear()
@@ -179,11 +216,16 @@ class Writer:
                 # The disk refused the last trim.
                 await spool.trim(self._committed_seq)
         began = time.monotonic()
-        while not spool.is_sealed and not is_due(spool.bytes, time.monotonic() - began, self.limits):
+        while not spool.is_sealed and not is_due(self._waiting_bytes(), time.monotonic() - began, self.limits):
             spool.appended.clear()
             async with _at_most(began + self.limits.max_age_seconds - time.monotonic()):
                 await spool.appended.wait()
         return True
+
+    def _waiting_bytes(self) -> int:
+        """Of payloads in the spool that are in no batch yet, roughly: a spool counts more than the payload's bytes."""
+        in_batch = sum(len(frame.payload) for frame in self._prepared if frame.seq >= self._spool.oldest_seq)
+        return self._spool.bytes - in_batch
 
     async def _write(self, store: Store, frames: Sequence[Prepared]) -> None:
         """Commit frames, around keys that are taken; what is refused for good is found by halving and set aside."""
