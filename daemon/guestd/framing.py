@@ -38,12 +38,19 @@ class Framer:
         *ended, rest = chunk.split(b"\n")
         lines: list[bytes | Oversize] = []
         for part in ended:
-            self._extend(part)
-            line = self._take()
+            line = part if self._is_whole(part) else self._completed(part)
             if isinstance(line, Oversize) or (line and not line.isspace()):
                 lines.append(line)
         self._extend(rest)
         return lines
+
+    def _is_whole(self, part: bytes) -> bool:
+        """Whether it is a line by itself, as most are; these are handed on without being copied."""
+        return not self._size_bytes and len(part) <= self._limit_bytes
+
+    def _completed(self, part: bytes) -> bytes | Oversize:
+        self._extend(part)
+        return self._take()
 
     def _extend(self, part: bytes) -> None:
         self._size_bytes += len(part)

@@ -369,7 +369,7 @@ def _processes(
             kept(p.command_line) if p.command_line else p.command_line,
             p.cpu_usage_percent if p.cpu_usage_percent is not None and p.cpu_usage_percent > 0 else 0.0,
             p.memory_usage_kb, p.disk_read_bytes, p.disk_write_bytes, _process_status(p.status[:STATE_CHARS]),
-            _moment(p.start_time),
+            _start(p.start_time),
         )
         for p in d1
     }  # fmt: skip
@@ -380,7 +380,7 @@ def _processes(
             kept(q.cmd_line) if q.cmd_line else q.cmd_line,
             q.cpu_percent if q.cpu_percent is not None and q.cpu_percent > 0 else 0.0,
             q.memory_kb, q.disk_read_bytes, q.disk_write_bytes, _process_status(q.status[:STATE_CHARS]),
-            _moment(q.start_time),
+            _start(q.start_time),
         )  # fmt: skip
     if redaction.lines_cut:
         adjustments.append("text_cut")
@@ -407,11 +407,12 @@ _LATEST_MOMENT = datetime(2200, 1, 1, tzinfo=UTC)
 _LATEST_SECONDS = _LATEST_MOMENT.timestamp()
 
 
+def _start(claimed: str | float | None) -> datetime | float | None:
+    """When a process began; unix seconds, as every process of a D1 message has them, stay so (`dumpers` takes both)."""
+    return claimed if isinstance(claimed, float) and 0 < claimed < _LATEST_SECONDS else _moment(claimed)
+
+
 def _moment(claimed: str | float | None) -> datetime | None:
-    # Unix seconds, as every process of a D1 message has them: straight on. Not cached: a fleet has more processes than
-    # a cache of sensible size has places, and it would never be hit.
-    if isinstance(claimed, float) and 0 < claimed < _LATEST_SECONDS:
-        return datetime.fromtimestamp(claimed, UTC)
     moment = guest_time(claimed)
     return moment if moment is not None and _EPOCH < moment < _LATEST_MOMENT else None
 

@@ -19,11 +19,9 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
-from psycopg.adapt import Dumper
-from psycopg.pq import Format
 from psycopg.types.json import Jsonb
 
-from guestd import redact
+from guestd import dumpers, redact
 from guestd.batch import Prepared
 from guestd.errors import BadFrame, RowsRejected, StoreUnavailable
 from guestd.events import Event
@@ -58,16 +56,6 @@ class Outcome:
 
 class LedgerMoved(StoreUnavailable):
     """The ledger is not where we left it: a commit whose answer was lost, or another writer. Look again."""
-
-
-class _RawJsonb(Dumper):
-    """JSON that is bytes already, for jsonb columns in binary COPY: a version byte and the text."""
-
-    oid = psycopg.adapters.types["jsonb"].oid
-    format = Format.BINARY
-
-    def dump(self, obj: bytes) -> bytes:
-        return b"\x01" + obj
 
 
 class Store:
@@ -333,7 +321,7 @@ async def store_on(connection: psycopg.AsyncConnection[Any]) -> Store:
     """The same on a connection that the caller has."""
     await check_schema(connection)
     async with sorted_errors():
-        connection.adapters.register_dumper(None, _RawJsonb)
+        dumpers.put_on(connection)
         await connection.execute(query("create_incoming"))
     return Store(connection)
 

@@ -13,7 +13,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from fix_daemon import add_machine, metrics_line, rows
+from fix_daemon import add_machine, eventually, metrics_line, rows
 from fix_faults import sample_line
 from guestd import prepare, writer
 from guestd.batch import Limits, Moment, Prepared
@@ -34,6 +34,7 @@ class Tally:
         self.quarantined: Counter[str] = Counter()
         self.adjusted: Counter[str] = Counter()
         self.rows: Counter[UUID] = Counter()
+        self.prepared: list[UUID] = []
         self.bugs = 0
         self.store_lost = 0
         self.store_lost_twice = asyncio.Event()
@@ -53,6 +54,10 @@ class Tally:
         def bug() -> None:
             self.bugs += 1
 
+        def rows_made(machine_id: UUID, made: int) -> None:
+            self.rows.update({machine_id: made})
+            self.prepared.append(machine_id)
+
         return writer.Counters(
             outcome=outcome,
             committed=lambda *_: None,
@@ -62,7 +67,7 @@ class Tally:
                 adjusted=lambda reason, times: self.adjusted.update({reason: times}),
                 bug=bug,
                 skew_seconds=lambda _: None,
-                rows=lambda machine_id, made: self.rows.update({machine_id: made}),
+                rows=rows_made,
             ),
         )
 
@@ -88,7 +93,7 @@ async def drain(spool: Spool, dsn: str) -> Tally:
     tally = Tally()
     consumer = Writer(spool, dsn=dsn, limits=Limits(100, 1_000_000, 0.01), counters=tally.counters())
     spool.seal()
-    await asyncio.wait_for(consumer.run(), 30)
+    await asyncio.wait_for(consumer.run(), 90)
     assert spool.frames == 0
     return tally
 
@@ -407,3 +412,52 @@ async def test_a_batch_of_small_frames_does_not_wait_a_turn_of_the_loop_for_each
     busy.cancel()
     assert len(prepared) == 500
     assert 0 < turns < 500
+
+
+@pytest.mark.asyncio
+async def test_the_next_batch_is_prepared_while_the_store_works_on_one(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    async with (
+        spooled(tmp_path, machine_id, [line(cpu) for cpu in range(1, 7)]) as spool,
+        await psycopg.AsyncConnection.connect(dsn) as busy,
+    ):
+        await busy.execute('SELECT 1 FROM "Machine" WHERE "id" = %s FOR UPDATE', [machine_id])
+        tally = Tally()
+        writing = asyncio.create_task(
+            Writer(spool, dsn=dsn, limits=Limits(2, 1_000_000, 0.01), counters=tally.counters()).run()
+        )
+        async with asyncio.timeout(60):
+            await asyncio.to_thread(eventually, lambda: len(tally.prepared) == 4, "the second batch is prepared")
+            assert tally.frames["stored"] == 0
+            await busy.rollback()
+            spool.seal()
+            await writing
+    assert len(tally.prepared) == 6
+    assert [cpu for _, cpu in samples(dsn)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.asyncio
+async def test_what_was_prepared_ahead_outlives_the_connection(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    async with (
+        spooled(tmp_path, machine_id, [line(cpu) for cpu in range(1, 7)]) as spool,
+        await psycopg.AsyncConnection.connect(dsn) as busy,
+    ):
+        await busy.execute('SELECT 1 FROM "Machine" WHERE "id" = %s FOR UPDATE', [machine_id])
+        tally = Tally()
+        writing = asyncio.create_task(
+            Writer(spool, dsn=dsn, limits=Limits(2, 1_000_000, 0.01), counters=tally.counters()).run()
+        )
+        async with asyncio.timeout(60):
+            await asyncio.to_thread(eventually, lambda: len(tally.prepared) == 4, "the second batch is prepared")
+            with psycopg.connect(dsn, autocommit=True) as admin:
+                admin.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE application_name = 'guestd' AND datname = current_database()"
+                )
+            await asyncio.to_thread(eventually, lambda: tally.store_lost, "the connection is lost")
+            await busy.rollback()
+            spool.seal()
+            await writing
+    assert len(tally.prepared) == 6
+    assert [cpu for _, cpu in samples(dsn)] == [1, 2, 3, 4, 5, 6]

@@ -51,6 +51,8 @@ def plain(value: object, type_name: str) -> object:
     """A column's value as the vectors write it."""
     if isinstance(value, bytes):
         return json.loads(value) if type_name == "jsonb" else b64encode(value).decode()
+    if isinstance(value, float) and type_name == "timestamptz":
+        return datetime.fromtimestamp(value, UTC)
     return str(value) if isinstance(value, UUID) else value
 
 
@@ -70,6 +72,7 @@ PYTHON_TYPES: dict[str, type] = {
     "bool": bool,
     "bytea": bytes,
 }
+LATEST_START_SECONDS = datetime(2200, 1, 1, tzinfo=UTC).timestamp()
 # Of the tables that these rows are COPYd into: what may be NULL there.
 NULLABLE = {
     "SystemMetrics": {"cpuTemperature", "swapTotalKB", "swapUsedKB", "loadAverage", "frameDigest"},
@@ -94,6 +97,9 @@ def fits(table: contract.Table, row: tuple[Any, ...]) -> Iterator[str]:
         if value is None:
             if column not in NULLABLE[table.name]:
                 yield f"{column} is null"
+        elif column == "startTime" and type(value) is float:  # unix seconds are a time there as well
+            if not 0 < value < LATEST_START_SECONDS:
+                yield f"{column} is {value}"
         elif (found := type(value)) is not PYTHON_TYPES[type_name]:
             yield f"{column} is {found.__name__}"
         elif (type_name == "int4" and not -(2**31) <= value < 2**31) or (
