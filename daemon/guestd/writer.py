@@ -195,7 +195,11 @@ class Writer:
         """What the store says of them when nothing is being written: only then are all earlier batches in it."""
         await self._may_ask.wait()
         assert self._store is not None
-        return await self._store.taken(moments)
+        self._asked_at = time.monotonic()
+        try:
+            return await self._store.taken(moments)
+        finally:
+            self._asked_at = None
 
     async def _forget_ahead(self) -> None:
         if self._ahead is not None:
