@@ -461,3 +461,22 @@ async def test_what_was_prepared_ahead_outlives_the_connection(tmp_path: Path, d
             await writing
     assert len(tally.prepared) == 6
     assert [cpu for _, cpu in samples(dsn)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.asyncio
+async def test_a_store_that_does_not_say_whether_a_time_is_taken_is_told_of(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    async with (
+        spooled(tmp_path, machine_id, [line(1)]) as spool,
+        await psycopg.AsyncConnection.connect(dsn) as busy,
+    ):
+        await busy.execute('LOCK TABLE "SystemMetrics" IN ACCESS EXCLUSIVE MODE')
+        consumer = Writer(spool, dsn=dsn, limits=Limits(2, 1_000_000, 0.01), counters=Tally().counters())
+        writing = asyncio.create_task(consumer.run())
+        async with asyncio.timeout(90):
+            await asyncio.to_thread(eventually, lambda: "no answer for" in (consumer.problem or ""), "it says so")
+            await busy.rollback()
+            spool.seal()
+            await writing
+    assert consumer.problem is None
+    assert [cpu for _, cpu in samples(dsn)] == [1]
