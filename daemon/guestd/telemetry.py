@@ -116,7 +116,10 @@ class Telemetry:
         self.bytes_accepted = counter("guestd_accepted_bytes", "Bytes of those frames.")
         self.frames_refused = counter("guestd_frames_refused", REFUSED_HELP, ["reason"])
         self.frames_resent = counter("guestd_frames_duplicate", "Lines sent again that were on disk already.")
-        self.agent_dropped = counter("guestd_agent_lines_dropped", "Lines that agents gave up before guestd took them.")
+        self.agent_dropped = counter(
+            "guestd_agent_lines_dropped",
+            "Lines that agents no longer had: given up, or taken by another host of a migrated machine.",
+        )
         self.other_messages = counter("guestd_other_messages", "Guest messages without metrics, by type.", ["type"])
         self.held_back = gauge("guestd_guests_held_back", "Guests over their budget, not read on from for now.")
         self.held_back_seconds = counter("guestd_held_back_seconds", "Time that guests were not read on from.")
