@@ -8,7 +8,8 @@ import sys
 import sysconfig
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,11 @@ class Host:
         self.etc = self.machine.root / "etc"
         self.guests: list[Guest] = []
 
-    def up(self) -> None:
-        """Boot, and do what docs/operations.md has an operator do."""
+    def up(self, own_names: Iterable[Path] = ()) -> None:
+        """Boot, and do what docs/operations.md has an operator do; directories of `own_names` are there as they are."""
         python = Path(sys.base_prefix)
         binds = {Path(sysconfig.get_path("purelib")): PACKAGES, self.channels: CHANNELS}
+        binds |= {directory: str(directory) for directory in own_names}
         self._install_program("/usr/bin/python3" if python == Path("/usr") else f"{PYTHON}/bin/python3")
         self.machine.up(binds if python == Path("/usr") else binds | {python: PYTHON})
         self.follow("Install")
@@ -69,11 +71,10 @@ class Host:
         # A frozen daemon is found sooner than on a host; the rest is the unit's own.
         drop_in.write_text("[Service]\nWatchdogSec=5\nRestartSec=0.2\n")
 
-    def configure(self, more: str = "") -> None:
+    def configure(self, more: str = "", virtio: str = f'directory = "{CHANNELS}"') -> None:
         """Write its configuration, `more` of which begins in [telemetry]; it is read at the next start or reload."""
         (self.etc / "guestd/guestd.toml").write_text(
-            f'[store]\ndsn = "{self.dsn}"\n[virtio]\ndirectory = "{CHANNELS}"\n[telemetry]\n'
-            f"listen_port = {self.port}\n{more}"
+            f'[store]\ndsn = "{self.dsn}"\n[virtio]\n{virtio}\n[telemetry]\nlisten_port = {self.port}\n{more}'
         )
 
     def secret(self, name: str, text: str) -> None:
@@ -133,6 +134,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def host(dsn: str, wheel: Path) -> Iterator[Host]:
     """A machine that is up, with guestd installed and not started."""
+    with booted(dsn) as host:
+        yield host
+
+
+@contextmanager
+def booted(dsn: str, own_names: Iterable[Path] = ()) -> Iterator[Host]:
+    """The same, which also sees these directories of this host, under their own names."""
     why = obstacle()
     if why is not None:
         pytest.skip(f"no systemd can be booted here: {why}")
@@ -141,7 +149,7 @@ def host(dsn: str, wheel: Path) -> Iterator[Host]:
     directory.chmod(0o755)
     host = Host(directory, dsn, wheel)
     try:
-        host.up()
+        host.up(own_names)
         yield host
     finally:
         for guest in host.guests:

@@ -156,6 +156,12 @@ class LabGuest:
         self.run("kill -9 $(pidof python3.11)")
 
 
+def register(dsn: str, guest: LabGuest) -> None:
+    """Make the guest's Machine row."""
+    add_machine(dsn, guest.uuid)
+    execute(dsn, f"""UPDATE "Machine" SET "internalName" = '{guest.name}' WHERE "id" = '{guest.uuid}' """)
+
+
 class LabGuests:
     """The guests of a session."""
 
@@ -210,20 +216,12 @@ class World:
             for guest in booting:
                 eventually(guest.runs, f"{guest.name} has booted", BOOT_SECONDS)
         for guest in self.taken:
-            self.register(guest)
+            register(self.daemon.dsn, guest)
         self.daemon.start()
         for guest in self.taken:
             eventually(guest.runs, f"{guest.name} has begun a new run", BOOT_SECONDS)
             guest.goes_on()
         return self.taken
-
-    def register(self, guest: LabGuest) -> None:
-        """Make its Machine row."""
-        add_machine(self.daemon.dsn, guest.uuid)
-        execute(
-            self.daemon.dsn,
-            f"""UPDATE "Machine" SET "internalName" = '{guest.name}' WHERE "id" = '{guest.uuid}' """,
-        )
 
     def samples(self, guest: LabGuest) -> int:
         """How many of its samples are in the tables."""
@@ -251,7 +249,6 @@ class World:
             guest.run("touch /run/stop")
         for guest in guests:
             eventually(guest.is_acknowledged, f"all is acknowledged: {guest.tail()}", BOOT_SECONDS)
-        eventually(lambda: self.daemon.metric("guestd_spool_frames") == 0, "all is stored", 60)
         books = self.books()
         for guest in guests:
             guest.run("rm /run/stop")
@@ -263,10 +260,12 @@ class World:
         A run that went on to the end has sent what it says. Of one that was ended, no more is known than the numbers
         that were acknowledged or stored: all up to the highest of these.
         """
+        # Asked before the tables: what a guest hears acknowledged after that may still be in the spool.
+        told = [(guest, guest.runs()) for guest in self.taken]
+        eventually(lambda: self.daemon.metric("guestd_spool_frames") == 0, "all is stored", 60)
         stored = rows(self.daemon.dsn, 'SELECT "machineId", "uptime" FROM "SystemMetrics"')
         sent: dict[UUID, list[int]] = {}
-        for guest in self.taken:
-            runs = guest.runs()
+        for guest, runs in told:
             numbers = sorted(number for machine_id, number in stored if machine_id == guest.uuid)
             for run, following in zip(runs, [*(run.base for run in runs[1:]), 2**62], strict=True):
                 highest = max((number for number in numbers if run.base < number <= following), default=run.base)
@@ -287,10 +286,10 @@ def lab() -> Iterator[Lab]:
 
 
 @contextmanager
-def started_lab(*, beside: Lab | None = None) -> Iterator[Lab]:
+def started_lab(*, beside: Lab | None = None, where: Path | None = None) -> Iterator[Lab]:
     """A private libvirtd; `beside`: in the network of another, so that guests can be migrated."""
     # Of its own: the name of a socket must be short.
-    state = Path(tempfile.mkdtemp(prefix="guestd-lab-"))
+    state = Path(tempfile.mkdtemp(prefix="guestd-lab-", dir=where))
     lab = Lab(state, beside=beside)
     try:
         lab.up(*WITH_US)

@@ -9,7 +9,7 @@ import pytest
 
 from fix_daemon import eventually, rows
 from fix_faults import Reliability
-from fix_lab import BOOT_SECONDS, World
+from fix_lab import BOOT_SECONDS, World, register
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -73,7 +73,7 @@ def test_an_undefined_guest_leaves_its_samples_and_no_channel(world: World, reli
 def test_the_agent_itself_reports_a_real_guest(world: World) -> None:
     guest = world.guests.boot("lab.interval=1")
     world.taken.append(guest)
-    world.register(guest)
+    register(world.daemon.dsn, guest)
     world.daemon.start()
     eventually(lambda: world.samples(guest) >= 3, "three samples are in the tables", BOOT_SECONDS)
     guest.virsh("destroy")  # nothing counts its samples for a later test

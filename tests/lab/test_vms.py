@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 
 from fix_daemon import eventually, execute, rows
-from fix_lab import BOOT_SECONDS, LabGuest, LabGuests, World
+from fix_lab import BOOT_SECONDS, LabGuest, LabGuests, World, register
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -20,7 +20,7 @@ def two(world: World, guests: LabGuests) -> Iterator[tuple[LabGuest, LabGuest]]:
     """Two guests that nobody else gets."""
     first, second = guests.boot(), guests.boot()
     for guest in (first, second):
-        world.register(guest)
+        register(world.daemon.dsn, guest)
     yield first, second
     for guest in (first, second):
         guests.remove(guest)

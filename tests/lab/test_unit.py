@@ -1,0 +1,55 @@
+"""The systemd unit on a host with libvirt: its own user, with the rights that an operator gives it, and no others."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tools.lab import Lab
+from tools.packages import unpacked
+
+from fix_booted import Host, booted
+from fix_daemon import eventually, rows
+from fix_lab import BOOT_SECONDS, LabGuests, register, started_lab
+
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(os.environ.get("GUESTD_FAULTS") != "full", reason="./dev lab test boots a systemd and a guest"),
+]
+
+
+@pytest.fixture
+def libvirt_lab() -> Iterator[Lab]:
+    """A libvirtd whose sockets a unit with a /tmp of its own can see."""
+    pytest.importorskip("libvirt", reason="libvirt-python is not installed: ./dev builds it where it can")
+    with started_lab(where=Path("/srv")) as lab:
+        lab.state.chmod(0o755)
+        yield lab
+
+
+@pytest.fixture
+def host(dsn: str, libvirt_lab: Lab) -> Iterator[Host]:
+    """A machine with that libvirt."""
+    with booted(dsn, [libvirt_lab.state, unpacked("libvirt")]) as host:
+        yield host
+
+
+def test_the_unit_reads_a_real_guests_channel_that_libvirt_names(host: Host, libvirt_lab: Lab) -> None:
+    guest = LabGuests(libvirt_lab).boot()
+    register(host.dsn, guest)
+    eventually(guest.runs, f"{guest.name} has booted", BOOT_SECONDS)
+    host.configure(f'[libvirt]\nuri = "{libvirt_lab.uri}"\n', virtio='discovery = "libvirt"')
+    host.run("systemctl", "start", "guestd")
+    host.is_up()
+    # Both are root's in the lab. On a host libvirt's socket is its group's, and a channel is QEMU's.
+    host.says("permission denied")
+    for group, path in (("libvirt", libvirt_lab.socket), ("libvirt-qemu", guest.socket)):
+        host.run("chgrp", group, str(path))
+        host.run("chmod", "0770", str(path))
+    guest.goes_on()
+    stored = 'SELECT count(*) >= 10 FROM "SystemMetrics" WHERE "machineId" = %s'
+    eventually(lambda: rows(host.dsn, stored, guest.uuid) == [(True,)], "its samples are stored", BOOT_SECONDS)
+    state = 'SELECT "state", "channel" FROM "MachineState" WHERE "id" = %s'
+    eventually(lambda: rows(host.dsn, state, guest.uuid) == [("running", "connected")], "libvirt's word is kept", BOOT_SECONDS)
+    pid = host.show("MainPID")
+    assert host.run("stat", "--format=%U:%G", f"/proc/{pid}").strip() == "guestd:guestd"
