@@ -111,6 +111,8 @@ class LabGuest:
 
     def goes_on(self, samples: int = 10) -> None:
         """Wait until so many more samples are acknowledged."""
+        # On the console of a new host it has said nothing yet.
+        eventually(self.runs, f"{self.name} says how far it is", BOOT_SECONDS)
         wanted = self.acknowledged() + samples
         eventually(lambda: self.acknowledged() >= wanted, f"{self.name}: {self.tail()}", BOOT_SECONDS)
 

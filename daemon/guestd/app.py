@@ -148,7 +148,8 @@ class _Parts:
         if spool.error is not None:
             problems.append(f"spool: it cannot be written: {spool.error}")
         if spool.bytes > 0.95 * spool.max_bytes:
-            problems.append(f"spool: {spool.bytes} of {spool.max_bytes} bytes are used; when full, nothing is read")
+            used = f"{spool.bytes} of {spool.max_bytes} bytes are used"
+            problems.append(f"spool: {used}; when it is full nothing is read")
         return problems
 
     def _standing(self) -> str:

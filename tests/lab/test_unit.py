@@ -42,7 +42,7 @@ def test_the_unit_reads_a_real_guests_channel_that_libvirt_names(host: Host, lib
     host.run("systemctl", "start", "guestd")
     host.is_up()
     # Both are root's in the lab. On a host libvirt's socket is its group's, and a channel is QEMU's.
-    host.says("permission denied")
+    host.says("Permission denied")
     for group, path in (("libvirt", libvirt_lab.socket), ("libvirt-qemu", guest.socket)):
         host.run("chgrp", group, str(path))
         host.run("chmod", "0770", str(path))
