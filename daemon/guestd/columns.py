@@ -1,6 +1,6 @@
 """The JSON columns of a sample: disks, rates, interfaces, load. Pure; units are in the names (sql/migrations/0002).
 
-Figures below 0 cannot be: null, counted.
+Figures below 0, or too large to be summed up with others, cannot be: null, counted.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import msgspec
 from guestd import limits
 from guestd.messages import DiskIo, DiskUsage, Interface, LoadAverage, Number
 
+MOST_AMOUNT = 1e18
 _PSEUDO_FILE_SYSTEMS = frozenset(
     {
         "autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs",
@@ -93,7 +94,7 @@ def load_average(load: LoadAverage, adjustments: list[str]) -> bytes:
 
 
 def _amount(value: Number, adjustments: list[str]) -> Number:
-    if value is None or value >= 0:
+    if value is None or 0 <= value <= MOST_AMOUNT:
         return value
-    adjustments.append("negative_nulled")
+    adjustments.append("negative_nulled" if value < 0 else "too_large_nulled")
     return None

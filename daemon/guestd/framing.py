@@ -38,6 +38,8 @@ class Framer:
         *ended, rest = chunk.split(b"\n")
         lines: list[bytes | Oversize] = []
         for part in ended:
+            if not part and not self._size_bytes:
+                continue
             line = part if self._is_whole(part) else self._completed(part)
             if isinstance(line, Oversize) or (line and not line.isspace()):
                 lines.append(line)

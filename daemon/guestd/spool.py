@@ -56,6 +56,8 @@ class Spool:
         for _, machine_id, size_bytes in self._sizes:
             self._bytes_by_machine[machine_id] += size_bytes
         self.bytes = sum(self._bytes_by_machine.values())
+        self._coming: Counter[UUID] = Counter()
+        self._coming_bytes = 0
         self._pending: list[tuple[Sequence[Entry], asyncio.Future[None]]] = []
         self._oldest_pending_at = 0.0
         self._work = asyncio.Event()
@@ -90,12 +92,12 @@ class Spool:
 
     def fits(self, size_bytes: int, behind_bytes: int = 0) -> bool:
         """Whether a frame fits, behind others that are about to be appended; into an empty spool any one does."""
-        taken_bytes = self.bytes + behind_bytes
+        taken_bytes = self.bytes + self._coming_bytes + behind_bytes
         return not taken_bytes or taken_bytes + size_bytes <= self.max_bytes
 
     def has_share(self, machine_id: UUID, size_bytes: int, behind_bytes: int = 0) -> bool:
         """The same for its machine's share, behind others of that machine."""
-        taken_bytes = self._bytes_by_machine.get(machine_id, 0) + behind_bytes
+        taken_bytes = self._bytes_by_machine.get(machine_id, 0) + self._coming[machine_id] + behind_bytes
         return not taken_bytes or taken_bytes + size_bytes <= self._share_bytes
 
     async def room(self, machine_id: UUID, size_bytes: int) -> None:
@@ -112,6 +114,7 @@ class Spool:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if not self._pending:
             self._oldest_pending_at = time.perf_counter()
+        self._expect(entries, 1)
         self._pending.append((entries, done))
         self._work.set()
         await done
@@ -176,6 +179,7 @@ class Spool:
 
     def _account(self, entries: list[Entry], first_seq: int) -> None:
         seq = first_seq
+        self._expect(entries, -1)
         for entry in entries:
             if entry.payload is None:
                 continue
@@ -184,6 +188,14 @@ class Spool:
             self.bytes += entry.size_bytes
             self.last_seq = seq
             seq += 1
+
+    def _expect(self, entries: Sequence[Entry], sign: int) -> None:
+        """Count what is on its way to the disk: who waits for room must not be let in on the same room twice."""
+        for entry in entries:
+            self._coming_bytes += sign * entry.size_bytes
+            self._coming[entry.machine_id] += sign * entry.size_bytes
+            if not self._coming[entry.machine_id]:
+                del self._coming[entry.machine_id]
 
     def _commit_or_make_room(self, entries: list[Entry]) -> int:
         if self._inode != spoolfile.inode(self._file):

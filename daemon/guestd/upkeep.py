@@ -73,7 +73,7 @@ class Upkeep:
             look_after,
             expected=(StoreUnavailable, RowsRejected),
             backoff=Backoff(cap_seconds=60),
-            lost=lambda why, _: log.debug("the upkeep of machines waits", error=str(why)),
+            lost=_waits,
         )
 
     async def once(self) -> None:
@@ -84,8 +84,9 @@ class Upkeep:
                 if await cursor.fetchone() == (True,):
                     await connection.execute(query("merge_ports"))
                     await connection.execute(query("prune_events"))
-            await _roll_up(connection)
+            # Before the roll-ups: it is what tells of those that do not go on.
             await self._look_over()
+            await _roll_up(connection)
             cursor = await connection.execute(query("list_without_data"), self._host)
             self._since = dict(await cursor.fetchall())
             cursor = await connection.execute(query("count_agents"), self._host)
@@ -109,6 +110,12 @@ def _alarms(dsn: str) -> list[Alarm]:
         return alarms(dsn)
     except (StoreError, ConfigurationError) as why:
         raise StoreUnavailable(str(why)) from why
+
+
+def _waits(why: Exception, seconds: float) -> None:
+    # The writer says that the store is away.
+    say = log.debug if isinstance(why, StoreUnavailable) else log.warning
+    say("the upkeep of machines waits", error=str(why), retry_seconds=round(seconds, 1))
 
 
 async def _roll_up(connection: psycopg.AsyncConnection[Any]) -> None:

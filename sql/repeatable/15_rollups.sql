@@ -5,7 +5,7 @@ LANGUAGE sql
 IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT sum((element -> key)::double precision)
+    SELECT sum(least((element -> key)::double precision, 1e18))
     FROM jsonb_array_elements(CASE jsonb_typeof(stats) WHEN 'array' THEN stats ELSE '[]' END) AS element
     WHERE jsonb_typeof(element -> key) = 'number'
 $$;
@@ -18,7 +18,7 @@ LANGUAGE sql
 IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT CASE jsonb_typeof(stats -> key) WHEN 'number' THEN (stats -> key)::double precision END
+    SELECT CASE jsonb_typeof(stats -> key) WHEN 'number' THEN least((stats -> key)::double precision, 1e18) END
 $$;
 
 COMMENT ON FUNCTION public.guestd_number_of(jsonb, text) IS 'A number of an object; NULL where it has none.';
@@ -288,9 +288,9 @@ AS $$
         SELECT
             process."name",
             count(*),
-            sum(process."cpuUsagePercent"),
+            sum(least(process."cpuUsagePercent", 1e18)),
             max(process."cpuUsagePercent"),
-            sum(process."memoryUsageKB")::bigint,
+            least(sum(process."memoryUsageKB"), 9223372036854775807)::bigint,
             max(process."memoryUsageKB")
         FROM public."ProcessSnapshot" AS process
         WHERE process."machineId" = pair.machine

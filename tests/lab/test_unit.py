@@ -50,6 +50,8 @@ def test_the_unit_reads_a_real_guests_channel_that_libvirt_names(host: Host, lib
     stored = 'SELECT count(*) >= 10 FROM "SystemMetrics" WHERE "machineId" = %s'
     eventually(lambda: rows(host.dsn, stored, guest.uuid) == [(True,)], "its samples are stored", BOOT_SECONDS)
     state = 'SELECT "state", "channel" FROM "MachineState" WHERE "id" = %s'
-    eventually(lambda: rows(host.dsn, state, guest.uuid) == [("running", "connected")], "libvirt's word is kept", BOOT_SECONDS)
+    eventually(
+        lambda: rows(host.dsn, state, guest.uuid) == [("running", "connected")], "libvirt's word is kept", BOOT_SECONDS
+    )
     pid = host.show("MainPID")
     assert host.run("stat", "--format=%U:%G", f"/proc/{pid}").strip() == "guestd:guestd"

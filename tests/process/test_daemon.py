@@ -335,6 +335,18 @@ def _flood(guest: Guest, line: bytes) -> threading.Thread:
     return thread
 
 
+def test_a_guest_that_writes_nothing_but_newlines_holds_nobody_up(daemon: Daemon) -> None:
+    flooding, other = daemon.guest(), daemon.guest()
+    daemon.start()
+    flood = _flood(flooding, b"\n" * 64)
+    eventually(lambda: daemon.metric("guestd_channels_connected") == 2, "both channels")
+    other.write(metrics_lines(5))
+    eventually(lambda: _samples(daemon) == 5, "the other machine's samples")
+    assert daemon.stop() == 0
+    flood.join(30)
+    assert not flood.is_alive()
+
+
 @pytest.mark.parametrize("line", [b'{"type":"ping"}\n', metrics_line()])
 def test_a_guest_that_floods_does_not_hold_up_the_stop(daemon: Daemon, line: bytes) -> None:
     daemon.start()

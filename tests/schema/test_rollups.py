@@ -8,9 +8,10 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.types.json import Jsonb
 
 from fix_models import REQUIRED
-from fix_rollups import roll_up, send, step_of
+from fix_rollups import SAMPLE, roll_up, send, step_of
 from fix_schema import insert, make_machine, rows
 from gueststore.database import Connection
 from gueststore.queries import query
@@ -64,6 +65,30 @@ PLAIN["ProcessFleetHour"] = """
     ) AS messages USING ("machineId", "bucket")
     WHERE "bucket" < date_trunc('hour', now() - INTERVAL '90 seconds', 'UTC') GROUP BY 1, 2"""
 PLAIN["SystemMetrics_1h"] = PLAIN["SystemMetrics_1m"].replace("'minute'", "'hour'")
+
+
+def test_figures_that_no_sum_holds_do_not_end_the_roll_ups(connection: Connection) -> None:
+    hostile, other = make_machine(connection), make_machine(connection)
+    at = NOW - timedelta(hours=3)
+    huge = Jsonb([{"bytesReceived": 1e308, "bytesSent": 1e308}] * 2)
+    for second in range(3):
+        common = {"machineId": hostile, "timestamp": at + timedelta(seconds=second)}
+        system = {"networkStats": huge, "diskIOStats": Jsonb({"readBytesPerSec": 1e308}), "usedMemoryKB": 2**63 - 1}
+        insert(
+            connection,
+            "SystemMetrics",
+            **SAMPLE | {"availableMemoryKB": 2**63 - 1, "cpuUsagePercent": 1} | system | common,
+        )
+        for number in range(2):
+            process = {"processId": number, "name": "a", "status": "running"}
+            load = {"cpuUsagePercent": 1e308, "memoryUsageKB": 2**63 - 1}
+            insert(connection, "ProcessSnapshot", **process | load | common)
+    send(connection, other, at, random.Random(1))
+    roll_up(connection)
+    for relation in ("SystemMetrics_1m", "SystemMetrics_1h", "ProcessUsage_1h"):
+        seen = rows(connection, f'SELECT DISTINCT "machineId" FROM "{relation}"')
+        assert (hostile,) in seen, relation
+    assert (other,) in rows(connection, 'SELECT DISTINCT "machineId" FROM "SystemMetrics_1h"')
 
 
 def named(connection: Connection, select: str) -> dict[tuple[Any, ...], dict[str, Any]]:

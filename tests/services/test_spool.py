@@ -171,6 +171,25 @@ async def test_a_full_spool_makes_its_callers_wait_until_there_is_room(tmp_path:
 
 
 @pytest.mark.asyncio
+async def test_room_is_given_once_though_many_wait_for_it(tmp_path: Path) -> None:
+    async def waiter() -> None:
+        machine_id = uuid4()
+        await spool.room(machine_id, 600)
+        await spool.append([entry(b"x" * 500, machine_id=machine_id)])
+
+    async with opened(tmp_path, max_bytes=2000) as spool:
+        await spool.append([entry(b"x" * 1800)])
+        waiting = [asyncio.create_task(waiter()) for _ in range(50)]
+        for up_to in range(1, 52):
+            await spool.trim(up_to)
+            await asyncio.wait_for(spool.append([]), 5)
+            assert spool.bytes <= 2000
+            if all(task.done() for task in waiting):
+                break
+        await asyncio.wait_for(asyncio.gather(*waiting), 5)
+
+
+@pytest.mark.asyncio
 async def test_one_machine_may_fill_only_its_share(tmp_path: Path) -> None:
     async with opened(tmp_path, max_bytes=10_000, share=0.1) as spool:
         assert spool.has_room(MACHINE, 5_000), "a first frame is never refused for its machine's share"

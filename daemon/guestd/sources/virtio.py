@@ -206,6 +206,8 @@ class _Reader:
             # Ten thousand channels that wait, each with what it read last, are hundreds of megabytes.
             del chunk
             await self._intake.pace(self._machine_id, size_bytes=size_bytes, frames=frames)
+            # Where there is always more to read nothing above waits, and blank lines become nothing that would.
+            await asyncio.sleep(0)
 
     async def take_what_has_arrived(self) -> None:
         """On stopping: what QEMU had handed over would be lost with the connection.
@@ -217,6 +219,8 @@ class _Reader:
                 await self._hand_over()
                 while chunk := self._connection.recv(READ_BYTES):
                     await self._take(chunk)
+                    # Without a turn of the loop no time is ever over.
+                    await asyncio.sleep(0)
         except OSError:  # nothing more has arrived; or the time is over
             pass
 
