@@ -78,34 +78,34 @@ QUESTIONS: list[tuple[str, float | None, str]] = [
         "one machine's processes, last hour, by the minute",
         5,
         """SELECT "timestamp", sum("cpuUsagePercent") FROM "ProcessSnapshot"
-        WHERE "machineId" = '$machine' AND "timestamp" >= now() - INTERVAL '1 hour' GROUP BY 1 ORDER BY 1""",
+        WHERE "machineId" = '$machine' AND "timestamp" >= $__timeFrom() GROUP BY 1 ORDER BY 1""",
     ),
     (
         "one machine's series, last hour",
         5,
-        "SELECT * FROM guestd_machine_series('$machine', now() - INTERVAL '1 hour', now())",
+        "SELECT * FROM guestd_machine_series('$machine', $__timeFrom(), $__timeTo())",
     ),
     (
         "fleet CPU per minute, last hour, from the roll-up",
         20,
         """SELECT "bucket", "cpuUsagePercentAvg" FROM "SystemFleetMinute"
-        WHERE "bucket" >= now() - INTERVAL '1 hour' ORDER BY 1""",
+        WHERE "bucket" >= $__timeFrom() ORDER BY 1""",
     ),
     (
         "the same up to the last sample",
         100,
-        "SELECT * FROM guestd_fleet_series(now() - INTERVAL '1 hour', now())",
+        "SELECT * FROM guestd_fleet_series($__timeFrom(), $__timeTo())",
     ),
-    ("fleet by the minute, 24 h", 100, "SELECT * FROM guestd_fleet_series(now() - INTERVAL '24 hours', now())"),
+    ("fleet by the minute, 24 h", 100, "SELECT * FROM guestd_fleet_series($__timeFrom(), $__timeTo())"),
     (
         "one machine's series, 24 h",
         100,
-        "SELECT * FROM guestd_machine_series('$machine', now() - INTERVAL '24 hours', now())",
+        "SELECT * FROM guestd_machine_series('$machine', $__timeFrom(), $__timeTo())",
     ),
     (
         "top processes of a machine, last hour",
         100,
-        "SELECT * FROM guestd_top_processes(ARRAY['$machine'::uuid], now() - INTERVAL '1 hour', now())",
+        "SELECT * FROM guestd_top_processes(ARRAY['$machine'::uuid], $__timeFrom(), $__timeTo())",
     ),
     (
         "top processes of the fleet, last 5 minutes",
@@ -115,7 +115,7 @@ QUESTIONS: list[tuple[str, float | None, str]] = [
     (
         "top processes of the fleet, 24 h",
         100,
-        "SELECT * FROM guestd_top_processes(NULL, now() - INTERVAL '24 hours', now())",
+        "SELECT * FROM guestd_top_processes(NULL, $__timeFrom(), $__timeTo())",
     ),
     ("machines without data", 100, 'SELECT * FROM "MachineWithoutData"'),
     *((f"panel: {panel.title}", 100, panel.sql) for board in BOARDS for panel in board.panels if panel.sql),
@@ -142,7 +142,8 @@ def main() -> None:
             figures["bytes_a_row"] = _bytes_a_row(connection)
             one = _one_of(connection)
             figures["ms"] = {
-                name: _median_ms(connection, filled_in(question, one, hours=24)) for name, _, question in QUESTIONS
+                name: _median_ms(connection, filled_in(question, one, hours=1 if "last hour" in name else 24))
+                for name, _, question in QUESTIONS
             }
         _print(figures)
         keep(arguments.json, "store", figures)

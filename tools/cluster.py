@@ -67,7 +67,7 @@ class Cluster:
         self._directory = directory.absolute()
         self._data = self._directory / "data"
         self._log = self._directory / "log"
-        (self._programs,) = prefix.glob("usr/lib/postgresql/*/bin")
+        self._programs = programs_in(prefix)
         self._settings = {**SETTINGS, "unix_socket_directories": str(self._data), **(settings or {})}
         self._identity: _Identity = {}
         if os.geteuid() == 0:
@@ -225,6 +225,12 @@ def prefix() -> Path:
         return unpacked(os.environ.get("GUESTD_STORE_PACKAGES", "timescaledb"))
     except PackagesError as why:
         raise ClusterError("there is no PostgreSQL to start") from why
+
+
+def programs_in(prefix: Path) -> Path:
+    """The directory of the server's and the clients' programs, of whichever version of PostgreSQL is there."""
+    (programs,) = prefix.glob("usr/lib/postgresql/*/bin")
+    return programs
 
 
 def create_database(server: str, name: str) -> None:

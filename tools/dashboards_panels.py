@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Literal
 
 Kind = Literal["timeseries", "stat", "table", "bargauge"]
@@ -227,8 +228,9 @@ BOARDS = (FLEET, MACHINE, DEPARTMENTS, FILTERS, HEALTH)
 
 
 def filled_in(sql: str, machine_id: object, hours: int) -> str:
-    """What Grafana makes of a question, looking at the last `hours`."""
-    since = f"now() - INTERVAL '{hours} hours'"
-    sql = re.sub(r"\$__timeFilter\(([^)]*)\)", rf"\1 BETWEEN {since} AND now()", sql)
-    sql = sql.replace("$__timeFrom()", since).replace("$__timeTo()", "now()")
+    """What Grafana makes of a question, looking at the last `hours`: times are written out."""
+    now = datetime.now(UTC)
+    since, until = f"'{now - timedelta(hours=hours)}'", f"'{now}'"
+    sql = re.sub(r"\$__timeFilter\(([^)]*)\)", rf"\1 BETWEEN {since} AND {until}", sql)
+    sql = sql.replace("$__timeFrom()", since).replace("$__timeTo()", until)
     return sql.replace("$machine", str(machine_id))

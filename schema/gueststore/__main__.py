@@ -6,11 +6,13 @@ import sys
 from collections.abc import Sequence
 
 from gueststore.alarms import alarms
+from gueststore.contract import SCHEMA_VERSION
 from gueststore.database import describe
 from gueststore.errors import ConfigurationError, StoreError
 from gueststore.migrations import migrate, status
 from gueststore.reset import reset
 from gueststore.retention import due, enforce
+from gueststore.rollups import rollups
 
 DSN_VARIABLE = "GUESTD_DATABASE_DSN"
 
@@ -100,6 +102,9 @@ def _status(dsn: str, _options: argparse.Namespace) -> int:
     state = status(dsn)
     _say(f"schema version {state.version}; works with programs of version {state.compat} or newer")
     _say(_EDITIONS.get(state.licence, "the extension timescaledb is not in this database yet"))
+    if state.version == SCHEMA_VERSION:
+        for rollup in rollups(dsn):
+            _say(f"  roll-up  {rollup}")
     for migration in state.applied:
         _say(f"  applied  {migration}")
     for script in state.pending:

@@ -12,8 +12,8 @@ from psycopg import errors
 from gueststore import catalogue
 from gueststore.database import message
 
-# A chunk's own copy of a constraint, such as 1_1_SystemMetrics_pkey.
-_CHUNK_PREFIX = re.compile(r"^\d+_\d+_")
+# A chunk's own copy of a constraint: 1_1_SystemMetrics_pkey, of newer TimescaleDB 1_SystemMetrics_pkey.
+_CHUNK_PREFIX = re.compile(r"^\d+_(\d+_)?")
 _KEY = re.compile(r"\((?P<columns>[^=]+)\)=\((?P<values>.*)\)")
 
 

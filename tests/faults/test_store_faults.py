@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from tools.cluster import Cluster, create_database, prefix
+from tools.cluster import Cluster, create_database, prefix, programs_in
 
 from fix_daemon import Daemon, add_machine, eventually, execute, let_it_work, rows
 from fix_disk import small_disk_at
@@ -261,7 +261,7 @@ def _stored_through(daemon: Daemon, proxy: Proxy, cuts: int, direct: str) -> Boo
 def test_a_store_restored_from_an_older_dump_lacks_what_came_after_it_and_guestd_names_the_range(
     own_cluster: Cluster, directory: Path, reliability: Reliability
 ) -> None:
-    dsn, programs = own_cluster.dsn("guestd"), prefix() / "usr/lib/postgresql/17/bin"
+    dsn, programs = own_cluster.dsn("guestd"), programs_in(prefix())
     dump = directory / "dump"
     with guestd_on(own_cluster, directory) as daemon:
         machine_id = add_machine(dsn)

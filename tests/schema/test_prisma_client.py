@@ -152,7 +152,7 @@ ALLOWED = {
         f'ALTER TABLE "{name}" ADD CONSTRAINT "{name}_machineId_fkey" FOREIGN KEY ("machineId") '
         'REFERENCES "Machine"("id") ON DELETE CASCADE ON UPDATE CASCADE;'
         for kind, name in packaged()
-        if kind == "hypertable"
+        if kind == "hypertable" and ("column", f"{name}.machineId") in packaged()
     ),
     # An identity, which a trigger alone uses; Prisma has no word for it but a sequence's.
     'ALTER TABLE "RollupPending" ALTER COLUMN "id" DROP DEFAULT;',

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import psycopg
 from psycopg import sql
-from tools.cluster import prefix
+from tools.cluster import prefix, programs_in
 
 from fix_models import REQUIRED
 from fix_rollups import roll_up
@@ -15,7 +15,6 @@ from gueststore import contract
 from gueststore.catalogue import check
 from gueststore.database import Connection
 
-PROGRAMS = "usr/lib/postgresql/17/bin"
 NOW = datetime.now(UTC)
 
 
@@ -39,7 +38,7 @@ def test_a_dump_is_restored_with_its_hypertables(
             insert(connection, table.name, **REQUIRED[table.name](connection) | at)
     roll_up(connection)
     dump = tmp_path / "guestd.dump"
-    programs = prefix() / PROGRAMS
+    programs = programs_in(prefix())
     subprocess.run(
         [programs / "pg_dump", "--format=custom", f"--file={dump}", dsn], check=True, capture_output=True, text=True
     )

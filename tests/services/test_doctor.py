@@ -132,6 +132,18 @@ def drifted(world: World) -> None:
     execute(world.dsn, 'ALTER TABLE "Machine" ADD COLUMN "mine" text')
 
 
+def grows_for_ever(world: World) -> None:
+    execute(world.dsn, """DELETE FROM "RetentionSetting" WHERE "relation" = 'PortUsage'""")
+
+
+def not_rolled_up(world: World) -> None:
+    execute(
+        world.dsn,
+        """INSERT INTO "RollupPending" ("unit", "bucket", "machineId")
+        VALUES ('minute', now() - INTERVAL '4 hours', gen_random_uuid())""",
+    )
+
+
 def without_extension(world: World) -> None:
     dsn_with(world, dbname="postgres")
 
@@ -220,6 +232,8 @@ FAULTS: dict[str, tuple[Callable[[World], None], str, str, str]] = {
     "no TimescaleDB": (without_extension, "extension", "no TimescaleDB", "CREATE EXTENSION"),
     "a schema that is behind": (older_schema, "schema", "this program needs", "gueststore migrate"),
     "a schema that is ahead": (newer_schema, "schema", "newer", "install"),
+    "a series without retention": (grows_for_ever, "store", "PortUsage has no row in RetentionSetting", "runbook"),
+    "roll-ups that nobody does": (not_rolled_up, "roll-ups", "SystemMetricsMinute", "start a guestd"),
     "a schema that drifted": (drifted, "schema", "mine", "gueststore check"),
     "a user without rights": (no_rights, "rights", "permission denied", "GRANT guestd_writer"),
     "a right that is missing": (reader_only, "rights", "PortUsage", "GRANT guestd_writer"),
@@ -274,7 +288,7 @@ def test_a_host_where_all_is_well_has_nothing_to_fix(world: World, daemon: Daemo
     # Tests may run as root, and keep their spool in memory or on a disk that is nearly full.
     odd = [each for each in found if each.level != "well" and each.subject not in ("rights", "disk")]
     assert [each for each in odd if "in memory" not in each.text] == []
-    assert {"configuration", "spool", "store", "schema", "clock", "edition", "guestd"} <= {
+    assert {"configuration", "spool", "store", "schema", "clock", "edition", "roll-ups", "guestd"} <= {
         each.subject for each in found
     }
 

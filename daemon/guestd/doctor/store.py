@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
 
 import psycopg
 
@@ -12,12 +13,17 @@ from guestd.doctor.finding import Finding, fault, warning, well
 from guestd.errors import SchemaMismatch, StoreUnavailable
 from guestd.link import check_schema, connection_to, server_name
 from gueststore import catalogue
+from gueststore.alarms import alarms
 from gueststore.errors import ConfigurationError, StoreError
 from gueststore.queries import query
+from gueststore.rollups import Rollup, rollups
 
 # Less is lost in the time of asking; more moves samples that carry no time of their own.
 MOST_CLOCK_SECONDS = 2.0
 SHOWN_DIFFERENCES = 3
+# An hour waits until it is over, and a store that comes back has hours of samples to take and roll up.
+MOST_BEHIND = timedelta(hours=3)
+RUNBOOK = "docs/runbook.md#storewantsaperson"
 
 _FIXES = {
     "password": "put the password in the first line of store.password_file (a credential of the unit)",
@@ -75,7 +81,7 @@ async def _looked_into(connection: psycopg.AsyncConnection[object], dsn: str) ->
     if isinstance(row, tuple):
         for finding in _told(*row):
             yield finding
-    for finding in await asyncio.to_thread(_drift, dsn):
+    for finding in await asyncio.to_thread(_aged, dsn):
         yield finding
 
 
@@ -110,15 +116,36 @@ def _without_rights(why: str) -> Finding:
     return fault("rights", why, "as the owner: GRANT guestd_writer TO that user")
 
 
-def _drift(dsn: str) -> Iterator[Finding]:
+def _aged(dsn: str) -> Iterator[Finding]:
+    """What `gueststore check` says, and how far the roll-ups are."""
     try:
-        differences = catalogue.check(dsn)
+        found = alarms(dsn)
+        rolled_up = rollups(dsn)
     except (StoreError, ConfigurationError) as why:
         yield fault("schema", str(why), "gueststore check")
         return
-    if not differences:
-        yield well("schema", "it is as the migrations make it")
+    except psycopg.errors.UndefinedTable:
+        yield _drifted(catalogue.check(dsn))
         return
+    yield _drifted([alarm.sentence for alarm in found if alarm.kind == "drift"])
+    for alarm in found:
+        if alarm.kind != "drift":
+            yield warning("store", alarm.sentence, f"{RUNBOOK} says what to do about {alarm.kind}")
+    yield rolled(rolled_up, datetime.now(UTC))
+
+
+def _drifted(differences: list[str]) -> Finding:
+    if not differences:
+        return well("schema", "it is as the migrations make it")
     shown = "; ".join(differences[:SHOWN_DIFFERENCES])
     more = f" and {len(differences) - SHOWN_DIFFERENCES} more" if len(differences) > SHOWN_DIFFERENCES else ""
-    yield warning("schema", f"it has drifted: {shown}{more}", "gueststore check names all; put back what is not yours")
+    return warning("schema", f"it has drifted: {shown}{more}", "gueststore check names all; put back what is not yours")
+
+
+def rolled(found: list[Rollup], now: datetime) -> Finding:
+    """How the roll-ups stand: some guestd does what waits once a minute."""
+    behind = [each for each in found if each.oldest and each.oldest < now - MOST_BEHIND]
+    if behind:
+        fix = "start a guestd; where one runs, its log says why it does not roll up"
+        return warning("roll-ups", "behind: " + ", ".join(map(str, behind)), fix)
+    return well("roll-ups", "; ".join(map(str, found)))
