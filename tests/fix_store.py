@@ -81,7 +81,7 @@ def own_cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def template(cluster: Server) -> Iterator[str]:
     """The name of a database that has seen every migration, to copy."""
-    with _database(cluster, "template0") as name:
+    with database(cluster, "template0") as name:
         create_database(cluster.dsn("postgres"), name)
         migrate(cluster.dsn(name))
         _close(cluster, name)
@@ -91,14 +91,14 @@ def template(cluster: Server) -> Iterator[str]:
 @pytest.fixture
 def dsn(cluster: Server, template: str) -> Iterator[str]:
     """The DSN of a migrated database of this test's own."""
-    with _database(cluster, template) as name:
+    with database(cluster, template) as name:
         yield cluster.dsn(name)
 
 
 @pytest.fixture
 def empty_dsn(cluster: Server) -> Iterator[str]:
     """The DSN of an empty database of this test's own: the extension can be created, and is not."""
-    with _database(cluster, "template0") as name:
+    with database(cluster, "template0") as name:
         yield cluster.dsn(name)
 
 
@@ -112,7 +112,7 @@ def _close(cluster: Server, name: str) -> None:
 # Empty ones come from template0: into template1 TimescaleDB's own workers look now and then, and a template in use
 # cannot be copied.
 @contextmanager
-def _database(cluster: Server, template: str) -> Iterator[str]:
+def database(cluster: Server, template: str) -> Iterator[str]:
     name = f"guestd_test_{uuid.uuid4().hex}"
     create = sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), sql.Identifier(template))
     # FORCE ends the sessions that a failed test left behind.

@@ -6,7 +6,8 @@ SELECT
     || left(regexp_replace(asked.query, '\s+', ' ', 'g'), 120) AS "sentence"
 FROM pg_stat_statements AS asked
 INNER JOIN pg_catalog.pg_database AS here ON asked.dbid = here.oid
-WHERE here.datname = current_database() AND asked.mean_exec_time > %(mean_ms)s AND asked.calls > 10
+WHERE
+    here.datname = current_database() AND asked.mean_exec_time > %(mean_ms)s AND asked.calls > 10
     -- A batch of roll-ups is as long as guestd lets it be.
     AND asked.query !~ 'guestd_roll_up_'
 ORDER BY asked.mean_exec_time DESC

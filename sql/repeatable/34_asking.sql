@@ -123,8 +123,15 @@ SELECT
     changed."fromState",
     changed."toState",
     changed."reason"
-FROM "ServiceStateHistory" AS changed
-INNER JOIN "WindowsService" AS service ON changed."serviceId" = service."id"
+FROM "WindowsService" AS service
+CROSS JOIN
+    LATERAL (
+        SELECT history.*
+        FROM "ServiceStateHistory" AS history
+        WHERE history."serviceId" = service."id"
+        -- Service by service: a join reads what the services of all machines ever did.
+        OFFSET 0
+    ) AS changed
 UNION ALL
 SELECT
     "occurredAt",
@@ -257,7 +264,7 @@ BEGIN
             FROM public."ProcessUsageHour" AS hour
             INNER JOIN public."SystemMetricsHour" AS messages
                 ON messages."machineId" = hour."machineId" AND messages."bucket" = hour."bucket"
-            WHERE hour."machineId" = ANY(asked) AND messages."machineId" = ANY(asked)
+            WHERE asked IS NOT NULL AND hour."machineId" = ANY(asked) AND messages."machineId" = ANY(asked)
                 AND hour."bucket" >= date_trunc('hour', since, 'UTC') AND hour."bucket" < until
                 AND messages."bucket" >= date_trunc('hour', since, 'UTC') AND messages."bucket" < until
             GROUP BY hour."bucket", hour."name"

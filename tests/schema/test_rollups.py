@@ -149,9 +149,9 @@ def test_any_order_of_samples_roll_ups_and_deletions_leaves_what_group_by_gives(
             connection.execute('DELETE FROM "Machine" WHERE "id" = %s', (machines.pop(),))
             machines.append(make_machine(connection))
     assert_views_hold_what_is_closed(connection)
-    roll_up(connection)
-    assert_exact(connection)
-    assert roll_up(connection) == 0
+    for _ in range(2):  # again: nothing comes of it but what was closed since
+        roll_up(connection)
+        assert_exact(connection)
 
 
 def assert_views_hold_what_is_closed(connection: Connection) -> None:
