@@ -76,6 +76,13 @@ class Prometheus:
         result: list[dict[str, Any]] = self._api("query", query=expression)["result"]
         return result
 
+    def query_range(self, expression: str, *, seconds: float, step_seconds: float) -> list[dict[str, Any]]:
+        """What it gave over the last seconds: a metric and [time, value] pairs each."""
+        now = time.time()
+        span = {"start": f"{now - seconds}", "end": f"{now}", "step": f"{step_seconds}"}
+        result: list[dict[str, Any]] = self._api("query_range", query=expression, **span)["result"]
+        return result
+
     def targets(self) -> list[dict[str, Any]]:
         """Each target with its health and how long its last scrape took."""
         active: list[dict[str, Any]] = self._api("targets")["activeTargets"]

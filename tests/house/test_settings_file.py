@@ -3,6 +3,7 @@
 import ast
 import inspect
 import itertools
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from guestd import settings
+from guestd.reloading import AT_ONCE
 from guestd.settings import Settings, load
 
 FILE = Path(__file__).parents[2] / "deploy" / "guestd.toml"
@@ -65,3 +67,11 @@ def test_every_key_is_explained_as_in_the_code() -> None:
         if field not in tables.values()
     }
     assert commented() == expected
+
+
+def test_operators_are_told_which_keys_need_no_restart() -> None:
+    told = (FILE.parents[1] / "docs/operations.md").read_text().partition("In force at once:")[2].partition(". ")[0]
+    named = set(re.findall(r"`([\w.]+)`", told))
+    keys = {key for name in named for key in AT_ONCE if key == name or key.startswith(f"{name}.")}
+    assert keys == AT_ONCE
+    assert all(any(key == name or key.startswith(f"{name}.") for key in AT_ONCE) for name in named)

@@ -302,10 +302,8 @@ def test_a_guestd_whose_pages_are_for_users_is_known_as_one(world: World, daemon
     daemon.port = world.tables["telemetry"]["listen_port"]
     daemon.telemetry_lines = f'web_config_file = "{file}"\n'
     daemon.start()
-    eventually(
-        lambda: any(each.subject == "guestd" and "for users" in each.text for each in findings(world)),
-        "the doctor knows it for guestd",
-    )
+    daemon.url()
+    assert any(each.subject == "guestd" and "for users" in each.text for each in findings(world))
 
 
 def test_what_a_running_guestd_says_of_itself_is_passed_on(world: World, daemon: Daemon) -> None:

@@ -15,6 +15,7 @@ from guestd.settings import Settings
 
 FIXES = {
     "unknown field": "take the key out, or correct its name: deploy/guestd.toml lists them all",
+    "/run/credentials/": "it is there while the unit runs: start it; its file belongs to /etc/guestd/credentials",
     "No such file": "make the file, or correct its name",
     "everybody may read": "chmod o-rwx the file",
     "Permission denied": "let guestd's user read the file, or give it as a credential of the unit",
