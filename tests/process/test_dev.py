@@ -88,7 +88,7 @@ def test_alone_it_lists_its_verbs_one_line_each() -> None:
     done = start(ROOT / "dev")
     assert done.returncode == 0
     listed = [line.split()[1] for line in done.stdout.splitlines()]
-    assert " ".join(listed) == "demo test faults check fix up down run psql lab bench fuzz lock pictures new"
+    assert " ".join(listed) == "demo test newest faults check fix up down run psql lab bench fuzz lock pictures new"
 
 
 def test_an_unknown_verb_is_a_usage_error_with_a_hint() -> None:
