@@ -134,12 +134,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def host(dsn: str, wheel: Path) -> Iterator[Host]:
     """A machine that is up, with guestd installed and not started."""
-    with booted(dsn) as host:
+    with booted(dsn, wheel) as host:
         yield host
 
 
 @contextmanager
-def booted(dsn: str, own_names: Iterable[Path] = ()) -> Iterator[Host]:
+def booted(dsn: str, wheel: Path, own_names: Iterable[Path] = ()) -> Iterator[Host]:
     """The same, which also sees these directories of this host, under their own names."""
     why = obstacle()
     if why is not None:

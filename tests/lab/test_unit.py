@@ -28,9 +28,9 @@ def libvirt_lab() -> Iterator[Lab]:
 
 
 @pytest.fixture
-def host(dsn: str, libvirt_lab: Lab) -> Iterator[Host]:
+def host(dsn: str, wheel: Path, libvirt_lab: Lab) -> Iterator[Host]:
     """A machine with that libvirt."""
-    with booted(dsn, [libvirt_lab.state, unpacked("libvirt")]) as host:
+    with booted(dsn, wheel, [libvirt_lab.state, unpacked("libvirt")]) as host:
         yield host
 
 
