@@ -58,7 +58,7 @@ def _round(dsn: str, directory: Path, lines: dict[uuid.UUID, bytes], *, outage_s
         eventually(lambda: metric(url, "guestd_channels_connected") == len(lines), "all channels connected")
         with _store_closed(dsn):
             began = time.perf_counter()
-            go.set()
+            go.release()
             eventually(lambda: metric(url, "guestd_spool_frames") >= frames, "all frames in the spool", 600)
             took_seconds = time.perf_counter() - began
         opened, cpu_before = time.perf_counter(), cpu_seconds(pid)

@@ -121,7 +121,7 @@ def end_to_end(
         eventually(lambda: metric(metrics_url, "guestd_channels_connected") == len(lines), "all channels connected")
         before(metrics_url)
         cpu_before, started = cpu_seconds(pid), time.perf_counter()
-        go.set()
+        go.release()
         with psycopg.connect(dsn, autocommit=True) as connection:
             ledger = 'SELECT coalesce(sum("committedSeq"), 0) FROM "IngestLedger"'
             eventually(

@@ -5,12 +5,11 @@ Whether ingest waits for scrapes: the mean from receipt to commit, for an interv
 """
 
 import argparse
-import subprocess
-import sys
 import time
 from pathlib import Path
 
-from tools.measuring import SEED, eventually, guestd, keep, metric, own_store, samples
+from tools.fleet import fleet
+from tools.measuring import eventually, guestd, keep, metric, own_store, samples
 from tools.prometheus import Prometheus
 
 
@@ -20,15 +19,11 @@ def main() -> None:
     with own_store(arguments.guests) as (dsn, directory):
         channels = directory / "c"
         channels.mkdir()
-        command = [sys.executable, "-m", "guestd", "simulate", "--directory", str(channels), "--seed", str(SEED)]
-        command += ["--interval", str(arguments.interval), "--processes", "20", "--guests", str(arguments.guests)]
-        simulator = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        try:
-            with guestd(dsn, channels) as (_, url):
-                figures = _scraped(url, directory, arguments)
-        finally:
-            simulator.terminate()
-            simulator.wait()
+        with (
+            fleet(channels, arguments.guests, interval_seconds=arguments.interval, processes=20),
+            guestd(dsn, channels) as (_, url),
+        ):
+            figures = _scraped(url, directory, arguments)
     for name, value in figures.items():
         print(f"{name:>28} {value:12.3f}")
     keep(arguments.json, "scrape", {"arguments": vars(arguments) | {"json": str(arguments.json)}, "figures": figures})

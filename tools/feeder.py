@@ -1,13 +1,13 @@
-"""Guests that write what they have as fast as it is read: the load of `./dev bench ingest` and `drain`."""
+"""Guests that write what they have as fast as it is read: the load of `./dev bench ingest`, `scale` and `drain`."""
 
 import multiprocessing
 import signal
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from multiprocessing.synchronize import Event
+from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 
 from tools.measuring import SEED
@@ -27,18 +27,17 @@ def lines_of(guests: int, messages: int, processes: int) -> dict[uuid.UUID, byte
 
 
 @contextmanager
-def feeder(channels: Path, lines: dict[uuid.UUID, bytes]) -> Iterator[Event]:
-    """A process that serves every guest's socket, and writes all when the event is set."""
-    go = multiprocessing.Event()
-    listeners = []
-    for machine_id, feed in lines.items():
-        listener = socket.socket(socket.AF_UNIX)
+def feeder(channels: Path, *parts: Mapping[uuid.UUID, bytes]) -> Iterator[Semaphore]:
+    """A process that serves every guest's socket, and writes the next part whenever the semaphore is released."""
+    go = multiprocessing.Semaphore(0)
+    listeners = {}
+    for machine_id in parts[0]:
+        listeners[machine_id] = listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(channels / f"{machine_id}.socket"))
         listener.listen(1)
-        listeners.append((listener, feed))
-    process = multiprocessing.Process(target=_feed, args=(listeners, go), daemon=True)
+    process = multiprocessing.Process(target=_feed, args=(listeners, parts, go), daemon=True)
     process.start()
-    for listener, _ in listeners:
+    for listener in listeners.values():
         listener.close()
     try:
         yield go
@@ -47,19 +46,20 @@ def feeder(channels: Path, lines: dict[uuid.UUID, bytes]) -> Iterator[Event]:
         process.join()
 
 
-def _feed(listeners: list[tuple[socket.socket, bytes]], go: Event) -> None:
-    feeds = []
-    for listener, feed in listeners:
-        connection, _ = listener.accept()
+def _feed(
+    listeners: Mapping[uuid.UUID, socket.socket], parts: Sequence[Mapping[uuid.UUID, bytes]], go: Semaphore
+) -> None:
+    connections = {machine_id: listener.accept()[0] for machine_id, listener in listeners.items()}
+    for connection in connections.values():
         connection.setblocking(False)
-        feeds.append((connection, memoryview(feed)))
-    go.wait()
-    unsent = feeds
-    while unsent:
-        rest = [(connection, feed[_sent(connection, feed) :]) for connection, feed in unsent]
-        if sum(len(feed) for _, feed in rest) == sum(len(feed) for _, feed in unsent):
-            time.sleep(0.001)  # every buffer is full
-        unsent = [(connection, feed) for connection, feed in rest if feed]
+    for part in parts:
+        unsent = [(connections[machine_id], memoryview(feed)) for machine_id, feed in part.items()]
+        go.acquire()
+        while unsent:
+            rest = [(connection, feed[_sent(connection, feed) :]) for connection, feed in unsent]
+            if sum(len(feed) for _, feed in rest) == sum(len(feed) for _, feed in unsent):
+                time.sleep(0.001)  # every buffer is full
+            unsent = [(connection, feed) for connection, feed in rest if feed]
     # The connections stay open until we are killed: closing one would lose what guestd has not read.
     signal.pause()
 

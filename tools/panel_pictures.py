@@ -6,8 +6,6 @@ the question that Grafana asks. For people without a Grafana: what a panel will 
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,7 +18,8 @@ import psycopg
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tools.dashboards_panels import FLEET, HEALTH, MACHINE, Board, Panel, filled_in
-from tools.measuring import SEED, eventually, guestd, own_store
+from tools.fleet import fleet
+from tools.measuring import eventually, guestd, own_store
 from tools.prometheus import Prometheus
 
 DIRECTORY = Path(__file__).parent.parent / "docs/pictures"
@@ -35,22 +34,18 @@ def main() -> None:
     with own_store(GUESTS) as (dsn, directory):
         channels = directory / "c"
         channels.mkdir()
-        command = [sys.executable, "-m", "guestd", "simulate", "--directory", str(channels), "--seed", str(SEED)]
-        command += ["--interval", str(INTERVAL_SECONDS), "--processes", "20", "--guests", str(GUESTS)]
-        simulator = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        try:
-            with guestd(dsn, channels) as (_, url):
-                prometheus = Prometheus(
-                    directory / "prometheus", [url.removeprefix("http://").removesuffix("/metrics")], interval_seconds=5
-                )
-                prometheus.start()
-                try:
-                    _watch_and_draw(dsn, prometheus)
-                finally:
-                    prometheus.stop()
-        finally:
-            simulator.terminate()
-            simulator.wait()
+        with (
+            fleet(channels, GUESTS, interval_seconds=INTERVAL_SECONDS, processes=20),
+            guestd(dsn, channels) as (_, url),
+        ):
+            prometheus = Prometheus(
+                directory / "prometheus", [url.removeprefix("http://").removesuffix("/metrics")], interval_seconds=5
+            )
+            prometheus.start()
+            try:
+                _watch_and_draw(dsn, prometheus)
+            finally:
+                prometheus.stop()
 
 
 def _watch_and_draw(dsn: str, prometheus: Prometheus) -> None:
