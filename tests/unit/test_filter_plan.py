@@ -160,6 +160,17 @@ def test_targets_are_defined_before_those_that_include_them() -> None:
     assert names == ["ibay-3", "ibay-2", "ibay-1"]
 
 
+def test_a_filter_that_leads_back_through_one_that_stays_is_cut_first() -> None:
+    before = by_name(made("ibay-0"), made("ibay-1"), made("ibay-2", "ibay-5"), made("ibay-5", "ibay-0"))
+    # The new row of 2 is refused: what it includes is as it was.
+    cycle = made("ibay-1", "ibay-2"), made("ibay-2", "ibay-1")
+    wanted = Wanted(by_name(made("ibay-0", "ibay-2"), made("ibay-5"), *cycle))
+    world = World(before)
+    found = world.plan(wanted)
+    world.apply(found.actions)
+    assert [str(action).split(":")[0] for action in found.actions] == ["define ibay-5", "define ibay-0"]
+
+
 def test_a_cycle_is_refused_with_its_path_and_the_rest_goes_on() -> None:
     wanted = Wanted(by_name(made("ibay-1", "ibay-2"), made("ibay-2", "ibay-1"), made("ibay-3")))
     seen = World({}).plan(wanted)

@@ -6,7 +6,8 @@ Pure. What must hold after every single action of a plan, for guestd may die bet
   row's (same name, same uuid) or one that guestd is known to have defined on this host.
 * No filter is undefined that an interface uses, directly or through others: no machine is without its rules for a
   moment. So a filter is redefined in place, under the same name and uuid.
-* Whatever a filter includes is there before it: definitions go targets first, removals referrers first.
+* Whatever a filter includes is there before it, and is what it will be: definitions go targets first, through filters
+  that stay as they are as well, for what one of those leads to now may lead back. Removals go referrers first.
 * What is refused (a row that libvirt would not take as it is, a cycle, a missing target, filters that libvirt cannot
   lay together) stays as libvirt last had it.
 
@@ -126,7 +127,7 @@ def plan(wanted: Wanted, seen: Seen, guard: Guard) -> Plan:
         changed = [name for name, each in accepted.items() if name in first or seen.filters.get(name) != each]
         there = {name: each for name, each in seen.filters.items() if name not in first}
         tops = wanted.tops | seen.bound
-        targets_first = [accepted[name] for name in _targets_first(changed, accepted)]
+        targets_first = [accepted[name] for name in _targets_first(changed, {**there, **accepted})]
         definitions, unlaid = laying.in_order(targets_first, there, tops)
         if not unlaid:
             break

@@ -29,7 +29,8 @@ def in_order(
         left = []
         for each in waiting:
             found = _made_worse(each, world, suspects)
-            if found is None and all(to.target in world for to in each.references):
+            is_there = all(to.target in world for to in each.references)
+            if found is None and is_there and each.name not in _included(each, world):
                 world[each.name] = each
                 ordered.append(each)
             else:
@@ -69,7 +70,7 @@ def _suspects(
     chains = {name: {pair for each in both for pair in _chain(each)} for name, both in versions.items()}
     if not _is_mixed(chains.values()):
         return {}
-    trees = {top: frozenset(_included(top, versions)) for top in sorted(tops) if top in versions}
+    trees = {top: frozenset((top, *_reached(top, versions))) for top in sorted(tops) if top in versions}
     return {top: names for top, names in trees.items() if _is_mixed(chains[name] for name in names)}
 
 
@@ -83,8 +84,15 @@ def _is_mixed(found: Iterable[set[tuple[str, int]]]) -> bool:
     return len({chain for chain, _ in pairs}) < len(pairs)
 
 
-def _included(top: str, versions: Mapping[str, Sequence[Filter]]) -> set[str]:
-    met, waiting = set[str](), [top]
+def _included(each: Filter, world: Mapping[str, Filter]) -> set[str]:
+    """What it would include as things are, directly or through others."""
+    return _reached(each.name, {name: (other,) for name, other in {**world, each.name: each}.items()})
+
+
+def _reached(start: str, versions: Mapping[str, Sequence[Filter]]) -> set[str]:
+    """What any version of a filter includes, directly or through any version of others."""
+    met = set[str]()
+    waiting = [to.target for each in versions[start] for to in each.references]
     while waiting:
         name = waiting.pop()
         if name not in met and name in versions:
