@@ -72,7 +72,7 @@ def event_of(payload: bytes, *, machine_id: UUID, received_at: datetime) -> Even
 
 def delivered(event: Event, payload: bytes) -> Event:
     """The event of a message that a broker may deliver again: known by its bytes, if it tells a time of its own."""
-    if msgspec.json.decode(event.detail).get("timestamp") is None:
+    if _value(_members(payload).get("timestamp")) is None:
         return event
     return replace(event, id=_id(event.machine_id, b"", payload))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from guestd import intake, prepare, writer
+from guestd import intake, prepare, spoolfile, writer
 from guestd.guestmetrics import LatestSamples
 from guestd.intake import Intake
 from guestd.sources import mqtt, virtio
@@ -16,6 +16,7 @@ def show_spool(telemetry: Telemetry, spool: Spool) -> None:
     telemetry.spool_limit.set(spool.max_bytes)
     telemetry.spool_bytes.set_function(lambda: spool.bytes)
     telemetry.spool_frames.set_function(lambda: spool.frames)
+    telemetry.spool_set_aside.set_function(lambda: len(spoolfile.set_aside(spool.directory)))
     spool.commit_seconds = telemetry.timing.spool_commit.observe
     spool.waited_seconds = telemetry.timing.to_spool.observe
 

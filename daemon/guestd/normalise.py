@@ -104,6 +104,12 @@ def moved(rows: Rows, timestamp: datetime) -> Rows:
     )
 
 
+def known_as(rows: Rows, digest: int | None) -> Rows:
+    """The same rows with another digest of their frame."""
+    *rest, _ = rows.system_metrics
+    return replace(rows, system_metrics=(*rest, digest))
+
+
 def without(rows: Rows, taken: Set[tuple[str, UUID, datetime, str]]) -> tuple[Rows, list[Refusal]]:
     """The rows whose (table, machine, time, key) is not taken, and the others as refusals."""
     refusals: list[Refusal] = []

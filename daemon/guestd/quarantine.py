@@ -20,7 +20,7 @@ from psycopg.types.json import Jsonb
 from guestd.errors import BadFrame, RowsRejected
 from guestd.events import Event
 from guestd.link import WRITE_SECONDS, sorted_errors
-from guestd.normalise import Channel, Rows
+from guestd.normalise import Channel, Rows, known_as
 from guestd.prepare import CommandLinesOf, Counters, Preparer
 from guestd.redact import CommandLines
 from guestd.spoolfile import Frame
@@ -109,6 +109,9 @@ async def retried(connection: Connection, frame_id: UUID, command_lines: Command
             content = prepared.content
             if isinstance(content, BadFrame):
                 return await _kept(connection, frame, content.reason, str(content))
+            if isinstance(content, Rows):
+                # Of the bytes as they came: what is set aside may have lost its secrets.
+                content = known_as(content, frame.frameDigest)
             if not await store.rewrite(content, sample_at=await _sample_at(connection, frame, content)):
                 return await _kept(connection, frame, "unknown_machine", "the store has no such Machine")
             if isinstance(content, Rows) and content.refusals:

@@ -37,6 +37,7 @@ class Spool:
     def __init__(
         self, directory: Path, lock: IO[bytes], writing: sqlite3.Connection, *, max_bytes: int, share_bytes: int
     ) -> None:
+        self.directory = directory
         self._lock = lock
         self._file = directory / spoolfile.FILE
         self._inode = spoolfile.inode(self._file)

@@ -7,6 +7,7 @@ disk is full, so that what is stored can be deleted.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import sqlite3
 from collections.abc import Iterable, Sequence
@@ -52,6 +53,14 @@ CREATE TABLE IF NOT EXISTS sender (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS identity (spool_id TEXT NOT NULL, unsettled_seq INTEGER) STRICT;
 """
+_LAST_MS = int(datetime.max.replace(tzinfo=UTC).timestamp()) * 1000
+_NOT_OURS = """
+SELECT 'frame', seq
+FROM frame
+WHERE length(machine_id) <> 16 OR received_at_ms NOT BETWEEN 0 AND ? OR channel NOT IN (SELECT value FROM json_each(?))
+UNION ALL
+SELECT 'the sender', hex(machine_id) FROM sender WHERE length(machine_id) <> 16
+LIMIT 1"""
 # What files of earlier versions lack. Their frames are from virtio channels, the only ones that there were.
 _ADDED = (
     ("frame", "channel", "TEXT NOT NULL DEFAULT 'virtio'"),
@@ -161,6 +170,11 @@ def put_ballast(ballast: Path) -> None:
         ballast.unlink(missing_ok=True)
 
 
+def set_aside(directory: Path) -> list[Path]:
+    """Damaged files that are still there."""
+    return sorted(directory.glob(f"{FILE}.damaged-*T??????"))
+
+
 def connect(file: Path) -> sqlite3.Connection:
     """A connection for one thread at a time; transactions are begun by hand."""
     # Statements are not kept, for SQLite would keep with each a copy of the frames that it wrote last.
@@ -186,10 +200,22 @@ def _opened(file: Path) -> sqlite3.Connection:
             raise sqlite3.DatabaseError(verdict)  # noqa: TRY301 -- one way out for every kind of damage
         if connection.execute("SELECT count(*) FROM identity").fetchone() == (0,):
             new_identity(connection, 0)
+        _check_values(connection)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _check_values(connection: sqlite3.Connection) -> None:
+    """Raise sqlite3.DatabaseError where a value is none of ours, though the pages are sound: a bit may have flipped."""
+    found = connection.execute(_NOT_OURS, (_LAST_MS, json.dumps([each.value for each in Channel]))).fetchone()
+    if found is not None:
+        raise sqlite3.DatabaseError("{} {} cannot be read".format(*found))
+    try:
+        identity(connection)
+    except ValueError as why:
+        raise sqlite3.DatabaseError(f"its id cannot be read: {why}") from why
 
 
 def write_rows(connection: sqlite3.Connection, into: str, rows: Sequence[tuple[object, ...]]) -> None:

@@ -121,7 +121,7 @@ class Store:
         if isinstance(content, Event):
             await self._insert_events([content], outcome)
             return True
-        rows = content if sample_at is None else moved(content, sample_at)
+        rows = content if sample_at is None else await self._with_new_ports(moved(content, sample_at))
         cursor = await self._connection.execute(query("taken_rows"), _keys([rows]))
         left, _ = without(rows, set(await cursor.fetchall()))
         series = _series([left])
@@ -132,6 +132,18 @@ class Store:
         await self._copy_series(series, outcome)
         await self._merge_inventories([left], outcome)
         return True
+
+    async def _with_new_ports(self, rows: Rows) -> Rows:
+        """The same rows with those ports only that the sample does not have; its last ordinals are theirs.
+
+        A port's ordinal is its place among those that were not refused: others may be today.
+        """
+        sample = {"machine_id": rows.system_metrics[1], "at": rows.system_metrics[2]}
+        cursor = await self._connection.execute(query("read_ports"), sample)
+        stored = {tuple(port): ordinal async for ordinal, *port in cursor}
+        behind = max(stored.values(), default=-1) + 1
+        new = [row for row in rows.ports if row[3:10] not in stored]
+        return replace(rows, ports=[(*row[:2], place, *row[3:]) for place, row in enumerate(new, behind)])
 
     async def _write(self, spool_id: UUID, expected_seq: int, frames: Sequence[Prepared]) -> Outcome:
         outcome = Outcome()

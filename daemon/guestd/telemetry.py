@@ -138,6 +138,9 @@ class Telemetry:
         # Spool
         self.spool_bytes = gauge("guestd_spool_bytes", "Bytes that wait for the store.")
         self.spool_limit = gauge("guestd_spool_limit_bytes", "At so many guestd stops reading.")
+        self.spool_set_aside = gauge(
+            "guestd_spool_damaged_files", "Damaged spool files that were set aside; what they hold may not be stored."
+        )
         self.spool_frames = gauge("guestd_spool_frames", "Frames that wait for the store.")
         # Writer and store
         self.frames_done = counter("guestd_frames_done", DONE_HELP, ["outcome"])

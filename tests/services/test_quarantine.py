@@ -85,6 +85,36 @@ def test_the_rest_of_a_frame_that_was_stored_in_part_joins_its_sample(tmp_path: 
     assert rows(dsn, HELD) == []
 
 
+def test_a_port_that_was_refused_joins_the_others_and_none_is_stored_twice(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    ports = [{"port": port, "protocol": "TCP", "state": "Listen", "is_listening": True} for port in (80, 443)]
+    once_refused = [{"port": 22, "protocol": "TCP", "state": "Listen", "is_listening": True}, *ports]
+    stored, whole = (sample_line(1, uuid4(), ports=some) for some in (ports, once_refused))
+    set_aside(tmp_path, dsn, machine_id, stored)
+    execute(
+        dsn,
+        f"""INSERT INTO "QuarantinedFrame"
+        ("machineId", "receivedAt", "spoolId", "seq", "reason", "detail", "stored", "payload", "frameDigest")
+        SELECT "machineId", "receivedAt", '{uuid4()}', 1, 'row_refused', '', TRUE,
+        convert_to('{whole.decode().strip()}', 'UTF8'), "frameDigest" FROM "SystemMetrics" """,
+    )
+    ((frame_id,),) = rows(dsn, 'SELECT "id" FROM "QuarantinedFrame"')
+    quarantine(dsn, "retry", str(frame_id))
+    assert rows(dsn, 'SELECT "port", "ordinal" FROM "PortUsage" ORDER BY 2') == [(80, 0), (443, 1), (22, 2)]
+    assert rows(dsn, HELD) == []
+
+
+def test_a_retried_frame_is_known_again_when_its_line_is_redelivered(tmp_path: Path, dsn: str) -> None:
+    machine_id = uuid4()
+    secret = [{"id": 1, "name": "p", "memory_usage_kb": 1, "command_line": "p --password=hunter2"}]
+    line = metrics_line(datetime.now(UTC).isoformat(), processes=secret)
+    (frame,) = set_aside(tmp_path / "one", dsn, machine_id, line)
+    add_machine(dsn, machine_id)
+    quarantine(dsn, "retry", frame["id"])
+    assert set_aside(tmp_path / "two", dsn, machine_id, line) == []
+    assert rows(dsn, 'SELECT count(*) FROM "SystemMetrics"') == [(1,)]
+
+
 def test_a_frame_that_still_fails_says_why_and_counts_the_attempt(tmp_path: Path, dsn: str) -> None:
     machine_id = add_machine(dsn)
     frames = set_aside(tmp_path, dsn, machine_id, b"rubbish", b"more rubbish")

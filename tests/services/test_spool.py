@@ -4,7 +4,7 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -216,7 +216,16 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         open_spool(tmp_path / "file" / "spool", max_bytes=1000, share=1)
 
 
-@pytest.mark.parametrize("damage", ["overwritten", "truncated", "not a database"])
+# On sound pages.
+BITS_FLIPPED = {
+    "a channel that is none": "UPDATE frame SET channel = 'virtiO' WHERE seq = 7",
+    "a machine that is none": "UPDATE frame SET machine_id = x'00' WHERE seq = 7",
+    "a time that is none": f"UPDATE frame SET received_at_ms = {2**62} WHERE seq = 7",
+    "an id that is none": "UPDATE identity SET spool_id = replace(spool_id, '-', '+')",
+}
+
+
+@pytest.mark.parametrize("damage", ["overwritten", "truncated", "not a database", *BITS_FLIPPED])
 @pytest.mark.asyncio
 async def test_a_damaged_file_is_set_aside_and_a_new_spool_begins(tmp_path: Path, damage: str) -> None:
     async with opened(tmp_path) as spool:
@@ -236,6 +245,9 @@ def _damage(file: Path, damage: str) -> None:
         file.write_bytes(content[:8192] + b"\xff" * 8192 + content[16384:])
     elif damage == "truncated":
         file.write_bytes(content[: len(content) // 2])
+    elif damage in BITS_FLIPPED:
+        with closing(sqlite3.connect(file)) as connection, connection:
+            connection.execute(BITS_FLIPPED[damage])
     else:
         file.write_bytes(b"\xff" * 5000)
 

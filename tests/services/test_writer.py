@@ -244,6 +244,21 @@ async def test_frames_that_were_committed_but_not_trimmed_are_not_stored_again(t
 
 
 @pytest.mark.asyncio
+async def test_a_commit_that_is_still_under_way_is_waited_for(dsn: str) -> None:
+    """The connection was lost, and the server, slow to its disk, is not done with what came before."""
+    spool_id = uuid4()
+    async with connected(dsn) as store:
+        await store.set_ledger(spool_id, None, 5)
+        with psycopg.connect(dsn) as slow:
+            slow.execute('UPDATE "IngestLedger" SET "committedSeq" = 9 WHERE "spoolId" = %s', (spool_id,))
+            asked = asyncio.create_task(store.ledger(spool_id))
+            waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            await asyncio.to_thread(eventually, lambda: rows(dsn, waiting) == [(1,)], "the books are waited for")
+            slow.commit()
+        assert await asked == 9
+
+
+@pytest.mark.asyncio
 async def test_a_store_restored_from_a_backup_is_adopted(tmp_path: Path, dsn: str) -> None:
     machine_id = add_machine(dsn)
     async with spooled(tmp_path, machine_id, [line(1), line(2)]) as spool:

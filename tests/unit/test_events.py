@@ -114,6 +114,14 @@ def test_an_event_with_a_time_of_its_own_that_a_broker_delivers_again_is_the_sam
     assert by_broker(timeless, RECEIVED) != by_broker(timeless, later)
 
 
+def test_an_event_whose_detail_is_too_long_is_known_by_its_time_all_the_same() -> None:
+    members = {"timestamp": "t", **{f"m{number}": "x" * 900 for number in range(30)}}
+    payload = json.dumps(BASE | members).encode()
+    later = RECEIVED.replace(second=59)
+    ids = {delivered(event_of(payload, machine_id=MACHINE, received_at=at), payload).id for at in (RECEIVED, later)}
+    assert len(ids) == 1
+
+
 def test_the_whole_message_behind_its_own_half_is_taken() -> None:
     payload = VECTORS[0][0]
     assert event(payload[:40] + payload).message == "DeviceLost"
