@@ -140,6 +140,16 @@ class Lab:
         self.run("virsh", "-q", "define", str(xml))
         self.run("virsh", "-q", "start", name)
 
+    def knows_user(self, name: str, user: int, group: int) -> None:
+        """Make a user known to libvirtd, which refuses a client of whom it finds no record, whatever its rights."""
+        etc = Path("/proc", str(self.init_pid()), "root/etc")
+        for file, line in (
+            ("passwd", f"{name}:x:{user}:{group}::/:/usr/sbin/nologin"),
+            ("group", f"{name}:x:{group}:"),
+        ):
+            with (etc / file).open("a") as records:
+                records.write(f"{line}\n")
+
     def signal_libvirtd(self, number: signal.Signals) -> None:
         """Send libvirtd a signal."""
         self.run("busybox", "kill", f"-{int(number)}", (self.state / "run/libvirtd.pid").read_text())

@@ -46,6 +46,10 @@ def test_the_unit_reads_a_real_guests_channel_that_libvirt_names(host: Host, lib
     for group, path in (("libvirt", libvirt_lab.socket), ("libvirt-qemu", guest.socket)):
         host.run("chgrp", group, str(path))
         host.run("chmod", "0770", str(path))
+    # libvirtd knows the users of its own namespace, which on a host are the unit's too.
+    host.says("Failed to find user record")
+    assert "useradd" in doctor_of_libvirt(host)
+    libvirt_lab.knows_user("guestd", *(int(host.run("id", option, "guestd")) for option in ("--user", "--group")))
     guest.goes_on()
     stored = 'SELECT count(*) >= 10 FROM "SystemMetrics" WHERE "machineId" = %s'
     eventually(lambda: rows(host.dsn, stored, guest.uuid) == [(True,)], "its samples are stored", BOOT_SECONDS)
@@ -55,3 +59,11 @@ def test_the_unit_reads_a_real_guests_channel_that_libvirt_names(host: Host, lib
     )
     pid = host.show("MainPID")
     assert host.run("stat", "--format=%U:%G", f"/proc/{pid}").strip() == "guestd:guestd"
+    assert "answers: 1 domains" in doctor_of_libvirt(host)
+
+
+def doctor_of_libvirt(host: Host) -> str:
+    """What the doctor, as guestd's user with the unit's groups, says of libvirt."""
+    as_guestd = ("setpriv", "--reuid=guestd", "--regid=guestd", "--groups=libvirt,libvirt-qemu,kvm")
+    said = host.run(*as_guestd, "/opt/bin/guestd", "doctor", "--config", "/etc/guestd/guestd.toml")
+    return "\n".join(line for line in said.splitlines() if " libvirt " in line)

@@ -387,6 +387,7 @@ def test_what_is_amiss_with_a_domain_is_found(seen: Domain, subject: str, fix: s
         (unreachable("FATAL: sorry, too many clients already"), "max_connections"),
         (unreachable("certificate verify failed"), "sslrootcert"),
         (libvirt_lost("qemu:///system", "Permission denied"), "usermod -aG libvirt"),
+        (libvirt_lost("qemu:///system", "Failed to find user record for uid '996'"), "useradd"),
         (next(_descriptors(1024)), "LimitNOFILE"),
     ],
     ids=lambda value: value.text if isinstance(value, Finding) else "",

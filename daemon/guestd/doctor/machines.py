@@ -52,6 +52,9 @@ def libvirt_lost(uri: str, why: str) -> Finding:
         return fault(
             "libvirt", why, "add guestd's user to the group libvirt: usermod -aG libvirt guestd; restart guestd"
         )
+    if "user record" in why or "group record" in why:
+        fix = "libvirtd must know guestd's user and group: useradd them by the same numbers where libvirtd runs"
+        return fault("libvirt", why, fix)
     if "not installed" in why:
         return fault("libvirt", why, "install guestd[libvirt], or leave libvirt.uri empty")
     return fault("libvirt", why, f"systemctl start libvirtd (or virtqemud.socket), or correct libvirt.uri (now {uri})")
