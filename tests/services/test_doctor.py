@@ -1,6 +1,8 @@
 """The doctor finds what is wrong, and names what puts it right: one fault at a time, with real servers."""
 
 import json
+import os
+import pty
 import socket
 import sqlite3
 import subprocess
@@ -408,6 +410,19 @@ def test_a_terminal_gets_one_line_for_each_finding(world: World) -> None:
     assert status == 0
     assert len(said.splitlines()) == len(findings(world))
     assert any(line.startswith("warning  guestd") and "-> systemctl start" in line for line in said.splitlines())
+
+
+def test_colours_are_for_a_terminal(world: World) -> None:
+    master, terminal = pty.openpty()
+    arguments = command("guestd", "check", "--config", str(world.configuration()))
+    try:
+        subprocess.run(arguments, stdout=terminal, env=environment(), timeout=100, check=True)
+        shown = os.read(master, 65536)
+    finally:
+        os.close(terminal)
+        os.close(master)
+    assert shown.startswith(b"\x1b[32mwell")
+    assert "\x1b" not in run("check", world)[1]
 
 
 def test_a_program_gets_json_and_a_fault_is_an_exit_status(world: World) -> None:

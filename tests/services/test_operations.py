@@ -1,4 +1,4 @@
-"""docs/operations.md: the commands for the store as they stand; those for the host are in tests/process."""
+"""docs/operations.md and docs/runbook.md: the commands for the store as they stand; others are run in tests/process."""
 
 import os
 import re
@@ -72,3 +72,25 @@ def test_a_host_that_is_retired_claims_no_machine(dsn: str) -> None:
 def test_processes_are_kept_for_a_month_by_the_statement_for_it(dsn: str) -> None:
     execute(dsn, section("How long things are kept", "sql"))
     assert rows(dsn, """SELECT "keepDays" FROM "RetentionSetting" WHERE "relation" = 'ProcessSnapshot'""") == [(31,)]
+
+
+def runbook(program: str) -> list[str]:
+    """The commands of the runbook that begin with a program."""
+    text = (REPOSITORY / "docs/runbook.md").read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return sorted({line for block in blocks for line in block.splitlines() if line.startswith(f"{program} ")})
+
+
+@pytest.mark.parametrize("typed", [*runbook("psql"), *runbook("gueststore"), *runbook("guestd quarantine")])
+def test_what_the_runbook_says_to_type_of_the_store_is_understood(dsn: str, tmp_path: Path, typed: str) -> None:
+    for program in ("guestd", "gueststore"):
+        (tmp_path / program).write_text(f'#!/bin/sh\nexec {" ".join(command(program))} "$@"\n')
+        (tmp_path / program).chmod(0o755)
+    (tmp_path / "guestd.toml").write_text(f'[store]\ndsn = "{dsn}"\n')
+    path = [str(tmp_path), str(prefix() / "usr/lib/postgresql/17/bin"), os.environ["PATH"]]
+    done = subprocess.run(
+        ["sh", "-ec", typed.replace("/etc/guestd", str(tmp_path))],
+        env=environment() | {"PATH": os.pathsep.join(path), "GUESTD_DATABASE_DSN": dsn},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
