@@ -27,14 +27,18 @@ def joined(page: bytes, more: bytes) -> bytes:
 def written(family: Family) -> Family:
     """The same with its samples as lines."""
     name = _sample_name(family)
-    lines = [line(name, family.labels, values, value) for values, value in family.samples]
+    lines = [line(name, pairs(family.labels, values), value) for values, value in family.samples]
     return Family(family.name, family.text, family.is_counter, family.labels, lines=lines)
 
 
-def line(name: str, labels: Iterable[str], values: Iterable[str], value: float) -> str:
-    """One sample."""
-    pairs = ",".join([f'{label}="{_escaped(each)}"' for label, each in zip(labels, values, strict=True)])
-    return f"{name}{{{pairs}}} {_number(value)}\n"
+def line(name: str, labelled: str, value: float) -> str:
+    """One sample; `labelled` is what `pairs` has made."""
+    return f"{name}{labelled} {_number(value)}\n"
+
+
+def pairs(labels: Iterable[str], values: Iterable[str]) -> str:
+    """Labels with their values, as they stand in a line."""
+    return "{" + ",".join([f'{label}="{_escaped(each)}"' for label, each in zip(labels, values, strict=True)]) + "}"
 
 
 def _sample_name(family: Family) -> str:
@@ -49,7 +53,7 @@ def _lines(families: Iterable[Family], is_openmetrics: bool) -> Iterator[str]:
         yield f"# HELP {described} {text}\n# TYPE {described} {'counter' if family.is_counter else 'gauge'}\n"
         yield from family.lines
         for values, value in family.samples:
-            yield line(sample, family.labels, values, value)
+            yield line(sample, pairs(family.labels, values), value)
 
 
 def _escaped(value: str) -> str:

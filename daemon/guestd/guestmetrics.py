@@ -15,7 +15,7 @@ from uuid import UUID
 import msgspec
 
 from guestd.domainmetrics import Family
-from guestd.exposition import line
+from guestd.exposition import line, pairs
 from guestd.normalise import Rows
 from gueststore import contract
 
@@ -90,11 +90,13 @@ class _Written:
 
 def _lines(sample: Sample, domain: str) -> tuple[str, ...]:
     labels = (str(sample.row[_PLACE["machineId"]]), domain)
-    agent = (*labels, sample.channel, "numbered" if sample.is_numbered else "plain")
+    agent = pairs(_AGENT_LABELS, (*labels, sample.channel, "numbered" if sample.is_numbered else "plain"))
+    # The same in every line.
+    labelled = pairs(_LABELS, labels)
     figures = ((f"guest_{name}", figure(sample.row)) for name, _, figure in _GAUGES)
     return (
-        line("guest_agent_info", _AGENT_LABELS, agent, 1.0),
-        *("" if value is None else line(name, _LABELS, labels, value) for name, value in figures),
+        line("guest_agent_info", agent, 1.0),
+        *("" if value is None else line(name, labelled, value) for name, value in figures),
     )
 
 

@@ -14,7 +14,7 @@ import pytest
 import trustme
 from tools.prometheus import Prometheus, promtool
 
-from fix_daemon import Daemon, eventually, metrics_line
+from fix_daemon import Daemon, eventually, execute, metrics_line
 from guestd import webconfig
 from guestd.errors import ConfigError
 from guestd.pages import served
@@ -141,5 +141,7 @@ def test_a_real_prometheus_reads_guests_and_they_go_with_their_machine(
         eventually(lambda: prometheus.query("guest_memory_total_bytes"), "the guest's gauges are scraped")
         (up,) = prometheus.query("up")
         assert up["value"][1] == "1"
+        execute(daemon.dsn, 'DELETE FROM "Machine"')
+        eventually(lambda: not prometheus.query("guest_memory_total_bytes"), "they have gone")
     finally:
         prometheus.stop()
