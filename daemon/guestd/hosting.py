@@ -54,7 +54,7 @@ class Hosting:
             "libvirt": self.hypervisor.run(),
             "vms": self._loop.run(),
             "wishes": self._loop.watch_wishes(),
-            "statistics": self._sampler.run(),
+            "statistics": self._sampler.run(self.hypervisor.listener()),
         } | self._protecting.lives(self.hypervisor)
 
     def place(self, roster: Roster) -> Domains:

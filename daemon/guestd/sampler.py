@@ -71,8 +71,9 @@ class Sampler:
             shown = self._shown = [written(family) for family in families(self._latest, self._timed_out)]
         return shown
 
-    async def run(self) -> None:
-        """Ask all domains again and again, for ever."""
+    async def run(self, looked: asyncio.Event) -> None:
+        """Ask all domains again and again, for ever; first when it is known which there are: `looked` is set then."""
+        await looked.wait()
         while True:
             await self.round()
             await asyncio.sleep(ROUND_SECONDS)

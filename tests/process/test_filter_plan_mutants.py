@@ -9,7 +9,7 @@ from mutants import copied, mutate, survives
 TESTS = ("tests/unit/test_filter_plan.py",)
 # What breaks, the text of the plan, the text that takes its place.
 MUTANTS = [
-    ("definitions backwards", "in _targets_first(changed, accepted)]", "in sorted(changed)]"),
+    ("definitions backwards", "in _targets_first(changed, {**there, **accepted})]", "in sorted(changed)]"),
     ("removals run backwards", "referrers_first = reversed(", "referrers_first = list("),
     ("whatever has the prefix is ours", "(is_row or (name, there.uuid) in wanted.known)", "True"),
     ("whatever is known is ours", "return name.startswith(PREFIX) and", "return"),
