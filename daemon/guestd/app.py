@@ -16,9 +16,9 @@ import resource
 import secrets
 import signal
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -45,17 +45,14 @@ from guestd.secretfile import first_line
 from guestd.settings import Settings
 from guestd.sources import mqtt, virtio
 from guestd.spool import Spool, open_spool
-from guestd.store import maintain, watch_machines
+from guestd.store import watch_machines
 from guestd.supervision import Reload, Watchdog
 from guestd.telemetry import Telemetry
+from guestd.tidying import Tidying
 from guestd.writer import Writer
-from gueststore import catalogue
-from gueststore.errors import ConfigurationError, StoreError
 
 log = structlog.get_logger()
 
-# A chunk is made a whole interval (a day or a week) before it is needed: there is time.
-MAINTENANCE_SECONDS = 600.0
 # Without a store only the spool's last commit is worth waiting for.
 NO_STORE_GRACE_SECONDS = 1.0
 
@@ -108,6 +105,7 @@ class _Parts:
     gate: Intake
     consumer: Writer
     reload: Reload
+    tidying: Tidying
     watchdog: Watchdog
     roster: Roster
     channels: virtio.Virtio
@@ -120,7 +118,7 @@ class _Parts:
     def background(self, telemetry: Telemetry) -> dict[str, Coroutine[Any, Any, None]]:
         settings = self.reload.settings
         return {
-            "maintenance": _maintenance(self.reload, telemetry, self._forget_the_deleted),
+            "tidying": self.tidying.run(self._forget_the_deleted),
             "roster": _roster(settings.store.dsn, self.roster),
             "upkeep": upkeep_of(settings, telemetry).run(),
             "status": supervision.status(self._standing),
@@ -166,11 +164,12 @@ def _wired(settings: Settings, reread: Callable[[], Settings], telemetry: Teleme
     telemetry.hosting.show(lambda: samples.families(roster.domains(), datetime.now(UTC)))
     budget = Budget(_rates(settings))
     gate = Intake(spool, metering.of_intake(telemetry), _now_ms, budget)
+    tidying = Tidying(lambda: reload.settings, telemetry)
     consumer = Writer(
         spool,
         dsn=settings.store.dsn,
         limits=_batch_limits(settings),
-        counters=metering.of_writer(telemetry, gate, samples),
+        counters=metering.of_writer(telemetry, gate, samples, tidying),
         command_lines_of=lambda machine_id: _command_lines(roster, reload.settings, machine_id),
     )
     reload = Reload(settings, reread=reread, applied=lambda now: _apply(now, consumer, budget))
@@ -180,6 +179,7 @@ def _wired(settings: Settings, reread: Callable[[], Settings], telemetry: Teleme
         gate=gate,
         consumer=consumer,
         reload=reload,
+        tidying=tidying,
         watchdog=Watchdog(spool, consumer),
         roster=roster,
         channels=_from_channels(settings, telemetry, place=_place(settings, roster, hosting), gate=gate, roster=roster),
@@ -284,42 +284,6 @@ async def _roster(dsn: str, roster: Roster) -> None:
     await retrying(
         lambda: watch_machines(dsn, roster), expected=StoreUnavailable, backoff=Backoff(cap_seconds=5), lost=lost
     )
-
-
-def _schema_differences(dsn: str) -> int:
-    try:
-        return len(catalogue.check(dsn))
-    except (StoreError, ConfigurationError) as why:
-        raise StoreUnavailable(str(why)) from why
-
-
-async def _maintenance(reload: Reload, telemetry: Telemetry, forget: Callable[[], Awaitable[None]]) -> None:
-    """Keep the store in shape for as long as guestd runs."""
-
-    async def look_after() -> None:
-        while True:
-            settings = reload.settings
-            telemetry.quarantine_limit.set(settings.quarantine.max_frames)
-            tidied = await maintain(
-                settings.store.dsn,
-                event_days=settings.events.keep_days,
-                events_per_machine=settings.events.keep_per_machine,
-                quarantine_days=settings.quarantine.keep_days,
-                quarantine_frames=settings.quarantine.max_frames,
-                quarantine_bytes=settings.quarantine.max_bytes,
-            )
-            telemetry.schema_differences.set(await asyncio.to_thread(_schema_differences, settings.store.dsn))
-            telemetry.quarantine_frames.set(tidied.quarantined_held)
-            telemetry.quarantine_dropped.inc(tidied.quarantined_dropped)
-            if any((tidied.samples_of_deleted_machines, tidied.old_events, tidied.quarantined_dropped, tidied.retired)):
-                log.info("the store was tidied up", **asdict(tidied))
-            await forget()
-            await asyncio.sleep(MAINTENANCE_SECONDS)
-
-    def lost(why: Exception, _: float) -> None:
-        log.debug("maintenance of the store waits", error=str(why))
-
-    await retrying(look_after, expected=StoreUnavailable, backoff=Backoff(cap_seconds=60), lost=lost)
 
 
 def _from_broker(

@@ -52,7 +52,9 @@ class Event:
 
 
 def event_of(payload: bytes, *, machine_id: UUID, received_at: datetime) -> Event:
-    """One line to an event; raises `BadFrame` with reason json or type. The same frame gives the same id."""
+    """One line to an event; raises `BadFrame` with reason json, shape or type. The same frame gives the same id."""
+    if _texts(payload) > limits.EVENT_TEXTS:
+        raise BadFrame("shape", f"more than {limits.EVENT_TEXTS} texts")
     members = _members(payload)
     name = str(_value(members.pop("type")))
     severity, message = (_text(_value(members.pop(member, None))) for member in _TOLD_BY[name])
@@ -80,6 +82,11 @@ def delivered(event: Event, payload: bytes) -> Event:
 def _id(machine_id: UUID, moment: bytes, payload: bytes) -> UUID:
     told = b"%s %s %s" % (machine_id.bytes, moment, payload)
     return UUID(bytes=blake2b(told, digest_size=16).digest(), version=4)
+
+
+def _texts(payload: bytes) -> int:
+    """How many texts are in it, at least half of them: a quote within a text has a backslash before it."""
+    return (payload.count(b'"') - payload.count(b'\\"')) // 2
 
 
 _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])

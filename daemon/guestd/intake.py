@@ -198,6 +198,10 @@ class Intake:
             self._broken.pop(machine_id, None)
         await self._spool.forget(gone)
 
+    def charge(self, machine_id: UUID, size_bytes: int) -> None:
+        """Charge a machine for a message of which nothing is kept."""
+        self._budget.charge(machine_id, asyncio.get_running_loop().time(), size_bytes=size_bytes, frames=1)
+
     def charge_rows(self, machine_id: UUID, rows: int) -> None:
         """What became of a machine's frames: the writer knows only when they are decoded."""
         self._budget.charge(machine_id, asyncio.get_running_loop().time(), rows=rows)

@@ -24,6 +24,8 @@ PROCESSES = 5_000
 SOCKETS = 20_000
 SERVICES = 2_000
 APPLICATIONS = 2_000
+# Rows that one machine may have of each inventory: what it no longer names is kept for a while.
+INVENTORY = 10_000
 CORES = 4_096
 DISKS = 1_000
 INTERFACES = 1_000
@@ -49,6 +51,8 @@ SEARCHED_CHARS = 128 * 1024
 EVENT_CHARS = 1_000
 EVENT_MEMBERS = 50
 EVENT_DEPTH = 4
+# Texts in the whole message, names of members included: each member costs half a microsecond.
+EVENT_TEXTS = 20_000
 # Bytes.
 EVENT_BYTES = 8 * 1024
 ICON_BYTES = 64 * 1024

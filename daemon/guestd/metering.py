@@ -9,6 +9,7 @@ from guestd.sources import mqtt, virtio
 from guestd.spool import Spool
 from guestd.store import Outcome
 from guestd.telemetry import Telemetry
+from guestd.tidying import Tidying
 
 
 def show_spool(telemetry: Telemetry, spool: Spool) -> None:
@@ -67,8 +68,11 @@ def of_broker(telemetry: Telemetry) -> mqtt.Counters:
     )
 
 
-def of_writer(telemetry: Telemetry, gate: Intake, samples: LatestSamples) -> writer.Counters:
-    """What the writer counts; `gate` charges the rows to their guests, `samples` keeps the last of each."""
+def of_writer(telemetry: Telemetry, gate: Intake, samples: LatestSamples, tidying: Tidying) -> writer.Counters:
+    """What the writer counts; `gate` charges the rows to their guests, `samples` keeps the last of each.
+
+    `tidying` is told what was set aside.
+    """
 
     def outcome(became: Outcome) -> None:
         telemetry.frames_done.labels("stored").inc(became.stored)
@@ -78,6 +82,9 @@ def of_writer(telemetry: Telemetry, gate: Intake, samples: LatestSamples) -> wri
         for reason, frames in became.quarantined.items():
             telemetry.quarantined.labels(reason).inc(frames)
         telemetry.timing.copy.observe(became.copy_seconds)
+        if became.left_out:
+            telemetry.adjusted.labels("inventory_full").inc(became.left_out)
+        tidying.note(became)
         for table, rows in became.rows.items():
             telemetry.rows_written.labels(table).inc(rows)
 

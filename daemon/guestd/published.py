@@ -77,6 +77,7 @@ class Publications:
         machine_id, line = message.machine_id, message.payload
         name = messages.other_type(line)
         if name is not None and not self._gate.keeps(name, machine_id):
+            self._gate.charge(machine_id, len(line))
             return None
         header = messages.header(line)
         sender = self._gate.senders.get(machine_id)

@@ -21,7 +21,7 @@ from uuid import UUID
 import psycopg
 from psycopg.types.json import Jsonb
 
-from guestd import dumpers, redact
+from guestd import dumpers, limits, redact
 from guestd.batch import Prepared
 from guestd.errors import BadFrame, RowsRejected, StoreUnavailable
 from guestd.events import Event
@@ -49,6 +49,9 @@ class Outcome:
     duplicate: int = 0
     quarantined: Counter[str] = field(default_factory=Counter)
     rows: Counter[str] = field(default_factory=Counter)
+    left_out: int = 0
+    """Of inventories, beyond what a machine may have."""
+    quarantined_bytes: int = 0
     copy_seconds: float = 0.0
     dialects: dict[UUID, str] = field(default_factory=dict)
     """What agents speak, where that is news."""
@@ -157,7 +160,8 @@ class Store:
                 contents.append(content)
                 if content.refusals:
                     outcome.stored_in_part += 1
-                    await self._quarantine(spool_id, frame, "row_refused", f"{len(content.refusals)} rows refused")
+                    if await self._quarantine(spool_id, frame, "row_refused", f"{len(content.refusals)} rows refused"):
+                        outcome.quarantined_bytes += len(frame.payload)
                 else:
                     outcome.stored += 1
             elif isinstance(content, Event) and frame.machine_id in known:
@@ -210,6 +214,7 @@ class Store:
             reason, detail = content.reason, str(content)
         if await self._quarantine(spool_id, frame, reason, detail):
             outcome.quarantined[reason] += 1
+            outcome.quarantined_bytes += len(frame.payload)
         else:
             outcome.duplicate += 1
 
@@ -234,13 +239,17 @@ class Store:
         applications = [row for rows in contents for row in rows.applications]
         services = [row for rows in contents for row in rows.services]
         if applications:
-            await self._copy(contract.INCOMING_APPLICATION, applications)
-            await self._connection.execute(query("merge_applications"))
+            await self._merge(contract.INCOMING_APPLICATION, applications, "applications", outcome)
         if services:
-            await self._copy(contract.INCOMING_SERVICE, services)
-            await self._connection.execute(query("merge_services"))
+            await self._merge(contract.INCOMING_SERVICE, services, "services", outcome)
         outcome.rows["ApplicationUsage"] += len(applications)
         outcome.rows["WindowsService"] += len(services)
+
+    async def _merge(self, table: contract.Table, rows: Sequence[Row], name: str, outcome: Outcome) -> None:
+        await self._copy(table, rows)
+        cursor = await self._connection.execute(query(f"bound_{name}"), {"most": limits.INVENTORY})
+        outcome.left_out += cursor.rowcount
+        await self._connection.execute(query(f"merge_{name}"))
 
     async def _insert_events(self, reported: Sequence[Event], outcome: Outcome) -> None:
         """Few, and known again by their ids: what is there already is a duplicate."""

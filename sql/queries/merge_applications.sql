@@ -2,13 +2,24 @@
 -- The newest row of a program wins, if it is newer than what is stored; a program that its machine's newest message
 -- does not list becomes inactive; descriptive columns keep the last value that was known.
 
--- All rows of these machines, always in one order: two daemons wait for each other and never deadlock. The next
+-- All rows that may change, always in one order: two daemons wait for each other and never deadlock. The next
 -- statement then sees what the other one committed.
 SELECT COUNT(*)
 FROM (
     SELECT stored."id"
     FROM "ApplicationUsage" AS stored
-    WHERE stored."machineId" IN (SELECT incoming."machineId" FROM incoming_application AS incoming)
+    WHERE
+        stored."machineId" IN (SELECT incoming."machineId" FROM incoming_application AS incoming)
+        AND (
+            stored."isActive"
+            OR EXISTS (
+                SELECT 1
+                FROM incoming_application AS incoming
+                WHERE
+                    stored."machineId" = incoming."machineId"
+                    AND stored."executablePath" = incoming."executablePath"
+            )
+        )
     ORDER BY stored."machineId", stored."executablePath"
     FOR UPDATE
 ) AS locked;

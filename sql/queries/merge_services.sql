@@ -2,13 +2,18 @@
 -- Every change of state between two messages of a machine, the stored one included, becomes a row of history; the
 -- first sight of a service makes none; rows that are not newer than what is stored are ignored.
 
--- All rows of these machines, always in one order: two daemons wait for each other and never deadlock. The next
+-- All rows that may change, always in one order: two daemons wait for each other and never deadlock. The next
 -- statement then sees what the other one committed.
 SELECT COUNT(*)
 FROM (
     SELECT stored."id"
     FROM "WindowsService" AS stored
-    WHERE stored."machineId" IN (SELECT incoming."machineId" FROM incoming_service AS incoming)
+    WHERE
+        EXISTS (
+            SELECT 1
+            FROM incoming_service AS incoming
+            WHERE stored."machineId" = incoming."machineId" AND stored."serviceName" = incoming."serviceName"
+        )
     ORDER BY stored."machineId", stored."serviceName"
     FOR UPDATE
 ) AS locked;

@@ -61,6 +61,36 @@ def everything(connection: Connection) -> list[tuple[Any, ...]]:
     return rows(connection, 'SELECT xmin::text, * FROM "ApplicationUsage" ORDER BY "machineId", "executablePath"')
 
 
+def bounded(connection: Connection, most: int, *batch: dict[str, object]) -> int:
+    """How many are left out of a batch of which a machine may have so many, and the rest merged."""
+    with connection.transaction(), connection.cursor() as cursor:
+        cursor.execute(query("create_incoming"))
+        with cursor.copy(COPY) as copy:
+            for row in batch:
+                copy.write_row(tuple(row.values()))
+        cursor.execute(query("bound_applications"), {"most": most})
+        left_out = cursor.rowcount
+        cursor.execute(query("merge_applications"))
+    return left_out
+
+
+def test_a_machine_has_no_more_programs_than_it_may_and_those_that_it_has_are_kept_true(
+    connection: Connection, machine: uuid.UUID
+) -> None:
+    other = make_machine(connection)
+    first = [app(machine, 0, f"/bin/{number}") for number in range(3)]
+    assert bounded(connection, 4, *first) == 0
+    more = [app(machine, 60, f"/bin/{number}", accessCount=7) for number in range(6)]
+    assert bounded(connection, 4, *more, app(other, 60, "/bin/0")) == 2
+    paths = rows(
+        connection,
+        'SELECT "executablePath", "accessCount" FROM "ApplicationUsage" WHERE "machineId" = %s ORDER BY 1',
+        machine,
+    )
+    assert paths == [(f"/bin/{number}", 7) for number in range(4)]
+    assert rows(connection, 'SELECT count(*) FROM "ApplicationUsage" WHERE "machineId" = %s', other) == [(1,)]
+
+
 def test_a_new_application_is_stored_as_sent(connection: Connection, machine: uuid.UUID) -> None:
     merge(connection, app(machine, 0, version="1.0", iconData=b"png", iconFormat="png", fileSize=7))
     assert stored(connection, "version") == "1.0"

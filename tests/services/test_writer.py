@@ -1,6 +1,7 @@
 """The writer between a real spool and a real TimescaleDB."""
 
 import asyncio
+import json
 import shutil
 import sqlite3
 from collections import Counter
@@ -13,11 +14,12 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from fix_daemon import add_machine, eventually, metrics_line, rows
+from fix_daemon import add_machine, eventually, execute, metrics_line, rows
 from fix_faults import sample_line
 from guestd import prepare, writer
 from guestd.batch import Limits, Moment, Prepared
 from guestd.errors import BadFrame
+from guestd.limits import INVENTORY
 from guestd.normalise import Channel
 from guestd.prepare import Preparer
 from guestd.spool import Spool, open_spool
@@ -35,7 +37,7 @@ class Tally:
         self.adjusted: Counter[str] = Counter()
         self.rows: Counter[UUID] = Counter()
         self.prepared: list[UUID] = []
-        self.bugs = 0
+        self.bugs = self.left_out = 0
         self.store_lost = 0
         self.store_lost_twice = asyncio.Event()
 
@@ -44,6 +46,7 @@ class Tally:
             self.frames["stored"] += became.stored
             self.frames["stored_in_part"] += became.stored_in_part
             self.frames["duplicate"] += became.duplicate
+            self.left_out += became.left_out
             self.quarantined += became.quarantined
 
         def lost() -> None:
@@ -182,6 +185,23 @@ async def test_the_rows_of_a_frame_are_charged_to_its_machine(tmp_path: Path, ds
         tally = await drain(spool, dsn)
     # A sample, a process and a port of each message.
     assert tally.rows == {machine_id: 6}
+
+
+@pytest.mark.asyncio
+async def test_programs_beyond_what_a_machine_may_have_are_left_out_and_counted(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    execute(
+        dsn,
+        f"""INSERT INTO "ApplicationUsage" ("machineId", "executablePath", "applicationName", "lastSeen", "isActive")
+        SELECT '{machine_id}', '/old/' || n, 'old', now() - interval '1 day', FALSE
+        FROM generate_series(1, {INVENTORY} - 1) AS n""",
+    )
+    message = json.loads(metrics_line())
+    message["data"]["applications"] = [{"exe_path": f"/new/{number}", "name": "new"} for number in range(3)]
+    async with spooled(tmp_path, machine_id, [json.dumps(message).encode()]) as spool:
+        tally = await drain(spool, dsn)
+    assert (tally.frames["stored"], tally.left_out) == (1, 2)
+    assert rows(dsn, 'SELECT count(*) FROM "ApplicationUsage"') == [(INVENTORY,)]
 
 
 @pytest.mark.asyncio

@@ -127,6 +127,13 @@ def test_the_whole_message_behind_its_own_half_is_taken() -> None:
     assert event(payload[:40] + payload).message == "DeviceLost"
 
 
+def test_an_event_of_more_members_than_anybody_sends_is_set_aside_and_a_long_output_is_not() -> None:
+    with pytest.raises(BadFrame, match="texts") as refused:
+        of(**{f"m{number}": number for number in range(2 * limits.EVENT_TEXTS)})
+    assert refused.value.reason == "shape"
+    assert detail_of(of(stdout='"a", "b"\n' * 100_000))["stdout_bytes"] > 1_000_000
+
+
 def test_texts_lists_and_depth_are_bounded() -> None:
     found = of(severity="s" * 99, error_type="m" * 9999, text="t" * 9999, many=list(range(999)), deep=[[[[["x"]]]]])
     assert (len(found.severity or ""), len(found.message or "")) == (limits.STATE_CHARS, limits.EVENT_CHARS)
