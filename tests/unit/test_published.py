@@ -67,6 +67,14 @@ async def test_events_are_kept_and_other_messages_are_counted(tmp_path: Path) ->
 
 
 @pytest.mark.asyncio
+async def test_what_a_machine_says_beside_metrics_is_charged(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as gate:
+        await deliver(gate, *[b'{"type":"ping"}'] * 500, PLAIN)
+        assert await gate.payloads() == []
+        assert (gate.counts["ping"], gate.counts["rate"]) == (500, 1)
+
+
+@pytest.mark.asyncio
 async def test_what_finds_the_spool_full_is_left_with_all_behind_it(tmp_path: Path) -> None:
     line = b"x" * 900
     async with gate_on(tmp_path, max_bytes=10_000) as gate:
