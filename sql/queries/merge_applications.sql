@@ -2,24 +2,14 @@
 -- The newest row of a program wins, if it is newer than what is stored; a program that its machine's newest message
 -- does not list becomes inactive; descriptive columns keep the last value that was known.
 
--- All rows that may change, always in one order: two daemons wait for each other and never deadlock. The next
--- statement then sees what the other one committed.
+-- All rows of these machines, always in one order: two daemons wait for each other and never deadlock. Not only those
+-- that this message changes: the other daemon may make more of them active before the next statement, which sees what
+-- it committed, looks at them.
 SELECT COUNT(*)
 FROM (
     SELECT stored."id"
     FROM "ApplicationUsage" AS stored
-    WHERE
-        stored."machineId" IN (SELECT incoming."machineId" FROM incoming_application AS incoming)
-        AND (
-            stored."isActive"
-            OR EXISTS (
-                SELECT 1
-                FROM incoming_application AS incoming
-                WHERE
-                    stored."machineId" = incoming."machineId"
-                    AND stored."executablePath" = incoming."executablePath"
-            )
-        )
+    WHERE stored."machineId" IN (SELECT incoming."machineId" FROM incoming_application AS incoming)
     ORDER BY stored."machineId", stored."executablePath"
     FOR UPDATE
 ) AS locked;

@@ -2,18 +2,13 @@
 -- Every change of state between two messages of a machine, the stored one included, becomes a row of history; the
 -- first sight of a service makes none; rows that are not newer than what is stored are ignored.
 
--- All rows that may change, always in one order: two daemons wait for each other and never deadlock. The next
--- statement then sees what the other one committed.
+-- All rows of these machines, always in one order: two daemons wait for each other and never deadlock, whatever the
+-- other adds in between. The next statement then sees what it committed.
 SELECT COUNT(*)
 FROM (
     SELECT stored."id"
     FROM "WindowsService" AS stored
-    WHERE
-        EXISTS (
-            SELECT 1
-            FROM incoming_service AS incoming
-            WHERE stored."machineId" = incoming."machineId" AND stored."serviceName" = incoming."serviceName"
-        )
+    WHERE stored."machineId" IN (SELECT incoming."machineId" FROM incoming_service AS incoming)
     ORDER BY stored."machineId", stored."serviceName"
     FOR UPDATE
 ) AS locked;

@@ -9,6 +9,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from fix_daemon import eventually
 from fix_schema import make_machine, rows
 from gueststore.contract import INCOMING_APPLICATION
 from gueststore.database import Connection
@@ -196,6 +197,35 @@ def test_an_incoming_row_without_a_required_value_is_refused_before_the_merge(
 def test_the_waiting_rows_are_gone_after_the_commit(connection: Connection, machine: uuid.UUID) -> None:
     merge(connection, app(machine, 0))
     assert rows(connection, "SELECT count(*) FROM incoming_application") == [(0,)]
+
+
+def test_what_became_active_between_the_lock_and_the_merge_is_no_deadlock(
+    dsn: str, connection: Connection, machine: uuid.UUID
+) -> None:
+    merge(connection, app(machine, 0, isActive=False), app(machine, 0, VIM, isActive=False))
+    lock_rows, merge_rows = query("merge_applications").split(b";\n\n", 1)
+    failures: list[Exception] = []
+
+    def other_daemon() -> None:
+        try:
+            with psycopg.connect(dsn, autocommit=True) as own:
+                merge(own, app(machine, 2))
+                merge(own, app(machine, 5), app(machine, 5, VIM))
+        except psycopg.Error as why:
+            failures.append(why)
+
+    thread = threading.Thread(target=other_daemon)
+    with connection.transaction(), connection.cursor() as cursor, psycopg.connect(dsn, autocommit=True) as watcher:
+        with cursor.copy(COPY) as copy:
+            copy.write_row(tuple(app(machine, 4, VIM).values()))
+        cursor.execute(lock_rows)
+        thread.start()
+        blocked = "SELECT pid FROM pg_stat_activity WHERE %s = ANY(pg_blocking_pids(pid))"
+        eventually(lambda: rows(watcher, blocked, connection.info.backend_pid), "the other daemon waits")
+        cursor.execute(merge_rows)
+    thread.join(timeout=60)
+    assert failures == []
+    assert (stored(connection, "isActive"), stored(connection, "isActive", VIM)) == (True, True)
 
 
 def test_two_daemons_with_the_same_applications_do_not_deadlock(dsn: str, connection: Connection) -> None:
