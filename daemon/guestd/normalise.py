@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -51,7 +52,7 @@ from guestd.messages import (
     Service,
     System,
 )
-from guestd.redact import CommandLines, Redaction
+from guestd.redact import SUSPICIOUS, CommandLines, Redaction
 
 Row = tuple[Any, ...]
 
@@ -193,7 +194,9 @@ def normalise(
     content = metrics.data
     system = content.system
     adjustments: list[str] = []
-    processes = _processes(system.processes, content.processes, machine_id, timestamp, command_lines, adjustments)
+    process_snapshots = processes(
+        system.processes, content.processes, machine_id, timestamp, command_lines, adjustments
+    )
     ports = _ports(_first(limits.SOCKETS, adjustments, system.ports, content.ports), machine_id, timestamp)
     listed = _first(limits.SERVICES, adjustments, system.windows_services, content.windows_services)
     services = {service.name[:NAME_CHARS]: service for service in listed}
@@ -211,7 +214,7 @@ def normalise(
             stream=stream,
             adjustments=adjustments,
         ),
-        processes=processes,
+        processes=process_snapshots,
         ports=ports,
         application_history=[
             (machine_id, timestamp, path, app.access_count, app.usage_minutes, app.is_active)
@@ -355,39 +358,70 @@ def _interfaces_first_seen(
     return new
 
 
-def _processes(
+# What a process is asked for, in the order of its row.
+_D1 = (
+    "id", "parent_id", "name", "executable_path", "command_line", "cpu_usage_percent", "memory_usage_kb",
+    "disk_read_bytes", "disk_write_bytes", "status", "start_time",
+)  # fmt: skip
+_D2 = (
+    "pid", "ppid", "name", "exe_path", "cmd_line", "cpu_percent", "memory_kb", "disk_read_bytes", "disk_write_bytes",
+    "status", "start_time",
+)  # fmt: skip
+
+
+def process_rows_in_python(
+    rows: dict[int, Row],
+    processes: Sequence[ProcessD1 | ProcessD2],
+    names: tuple[str, ...],
+    machine_id: UUID,
+    timestamp: datetime,
+    chars: tuple[int, int, int, int],
+    _words: tuple[str, ...],
+    command_line: Callable[[str], str | None],
+    status: Callable[[str], str],
+    start: Callable[[str | float | None], datetime | float | None],
+    latest_start_seconds: float,
+) -> None:
+    """Add the rows of processes by pid: what rows.c does, where that is not compiled."""
+    name_chars, path_chars, state_chars, _ = chars
+    for process in map(attrgetter(*names), processes):
+        pid, parent, name, path, line, cpu, memory_kb, read, written, state, began = process
+        rows[pid] = (
+            machine_id, timestamp, pid, parent, name[:name_chars], path[:path_chars] if path else path,
+            command_line(line) if line else line, cpu if cpu is not None and cpu > 0 else 0.0,
+            memory_kb, read, written, status(state[:state_chars]),
+            began if isinstance(began, float) and 0 < began < latest_start_seconds else start(began),
+        )  # fmt: skip
+
+
+try:
+    from guestd_rows import process_rows
+except ImportError:
+    process_rows = process_rows_in_python
+
+
+def processes(
     some_d1: Sequence[ProcessD1] | None,
     some_d2: Sequence[ProcessD2] | None,
     machine_id: UUID,
     timestamp: datetime,
     command_lines: CommandLines,
     adjustments: list[str],
+    make_rows: Callable[..., None] = process_rows,
 ) -> list[Row]:
     """One row a pid, the last entry wins. The hot path: most rows of the store are made here."""
     d1 = _first(limits.PROCESSES, adjustments, some_d1)
     d2 = _first(limits.PROCESSES - len(d1), adjustments, some_d2)
     redaction = Redaction()
     kept: Callable[[str], str | None] = _KEPT.get(command_lines, redaction)
-    rows: dict[int, Row] = {
-        p.id: (
-            machine_id, timestamp, p.id, p.parent_id, p.name[:NAME_CHARS],
-            p.executable_path[:PATH_CHARS] if p.executable_path else p.executable_path,
-            kept(p.command_line) if p.command_line else p.command_line,
-            p.cpu_usage_percent if p.cpu_usage_percent is not None and p.cpu_usage_percent > 0 else 0.0,
-            p.memory_usage_kb, p.disk_read_bytes, p.disk_write_bytes, _process_status(p.status[:STATE_CHARS]),
-            _start(p.start_time),
+    # A line that has none of these words, and is no longer, stays as it is.
+    words, plain_chars = (SUSPICIOUS, COMMAND_LINE_CHARS) if kept is redaction else ((), -1)
+    chars = (NAME_CHARS, PATH_CHARS, STATE_CHARS, plain_chars)
+    rows: dict[int, Row] = {}
+    for entries, names in ((d1, _D1), (d2, _D2)):
+        make_rows(
+            rows, entries, names, machine_id, timestamp, chars, words, kept, _process_status, _moment, _LATEST_SECONDS
         )
-        for p in d1
-    }  # fmt: skip
-    for q in d2:
-        rows[q.pid] = (
-            machine_id, timestamp, q.pid, q.ppid, q.name[:NAME_CHARS],
-            q.exe_path[:PATH_CHARS] if q.exe_path else q.exe_path,
-            kept(q.cmd_line) if q.cmd_line else q.cmd_line,
-            q.cpu_percent if q.cpu_percent is not None and q.cpu_percent > 0 else 0.0,
-            q.memory_kb, q.disk_read_bytes, q.disk_write_bytes, _process_status(q.status[:STATE_CHARS]),
-            _start(q.start_time),
-        )  # fmt: skip
     if redaction.lines_cut:
         adjustments.append("text_cut")
     if redaction.lines_cut_short:
@@ -411,11 +445,6 @@ def _process_status(status: str) -> str:
 
 _LATEST_MOMENT = datetime(2200, 1, 1, tzinfo=UTC)
 _LATEST_SECONDS = _LATEST_MOMENT.timestamp()
-
-
-def _start(claimed: str | float | None) -> datetime | float | None:
-    """When a process began; unix seconds, as every process of a D1 message has them, stay so (`dumpers` takes both)."""
-    return claimed if isinstance(claimed, float) and 0 < claimed < _LATEST_SECONDS else _moment(claimed)
 
 
 def _moment(claimed: str | float | None) -> datetime | None:

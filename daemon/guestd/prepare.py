@@ -53,7 +53,7 @@ class Counters:
 CommandLinesOf = Callable[[UUID], Awaitable[CommandLines]]
 
 # Between two of its turns a batch is prepared for so long, or one frame.
-BREATHE_SECONDS = 0.005
+BREATHE_SECONDS = 0.002
 # A bug's traceback is logged so often, however many frames reach it.
 BUG_SECONDS = 60.0
 
@@ -76,44 +76,36 @@ class Preparer:
 
     async def prepare(self, frames: Sequence[Frame], taken: Taken) -> list[Prepared]:
         """Rows of these frames, or why a frame has none. Raises what `taken` raises."""
-        read = []
+        prepared = []
         for frame in frames:
             await self._breathe()
-            read.append((frame, self.guarded(frame, _decoded)))
-        good = [(frame, message) for frame, message in read if isinstance(message, decoding.Decoded)]
-        moments = await self.placed(
-            [(frame.machine_id, self._moment(frame, message)) for frame, message in good], taken
-        )
-        timestamps = {frame.seq: timestamp for (frame, _), (_, timestamp) in zip(good, moments, strict=True)}
-        prepared = []
-        for frame, message in read:
-            await self._breathe()
-            if isinstance(message, Event):
-                prepared.append(self._reported(frame, message))
-                continue
-            header = messages.header(frame.payload)
-            known_by = digest(frame.payload, header, message)
-            command_lines = await self._command_lines_of(frame.machine_id)
-            content: Rows | BadFrame
-            if isinstance(message, BadFrame):
-                content = message
-            else:
-                step = functools.partial(
-                    self._normalised,
-                    message=message,
-                    timestamp=timestamps[frame.seq],
-                    digest=known_by,
-                    command_lines=command_lines,
-                )
-                content = self.guarded(frame, step)
-            if isinstance(content, Rows):
-                self._counters.sample(content, frame.channel.value, header is not None)
-            prepared.append(
-                Prepared(
-                    frame.seq, frame.machine_id, frame.received_at, frame.payload, content, known_by, command_lines
-                )
+            # One by one: all that a batch decodes would not fit into a processor's cache.
+            prepared.append(await self._prepared(frame))
+        return await self.replaced(prepared, taken)
+
+    async def _prepared(self, frame: Frame) -> Prepared:
+        """A frame's rows under the time that it wishes for."""
+        message = self.guarded(frame, _decoded)
+        if isinstance(message, Event):
+            return self._reported(frame, message)
+        header = messages.header(frame.payload)
+        known_by = digest(frame.payload, header, message)
+        command_lines = await self._command_lines_of(frame.machine_id)
+        content: Rows | BadFrame
+        if isinstance(message, BadFrame):
+            content = message
+        else:
+            step = functools.partial(
+                self._normalised,
+                message=message,
+                timestamp=self._moment(frame, message),
+                digest=known_by,
+                command_lines=command_lines,
             )
-        return prepared
+            content = self.guarded(frame, step)
+        if isinstance(content, Rows):
+            self._counters.sample(content, frame.channel.value, header is not None)
+        return Prepared(frame.seq, frame.machine_id, frame.received_at, frame.payload, content, known_by, command_lines)
 
     def forget(self, knows: Callable[[UUID], bool]) -> None:
         """Forget what is remembered of machines that nobody knows any more."""
@@ -132,12 +124,16 @@ class Preparer:
             self._breathed_at = time.monotonic()
 
     async def replaced(self, frames: Sequence[Prepared], taken: Taken) -> list[Prepared]:
-        """The same frames, those moved whose time somebody else's sample has taken meanwhile."""
+        """The same frames, those moved whose time somebody else's sample has taken."""
         with_rows = [(frame, frame.content) for frame in frames if isinstance(frame.content, Rows)]
         wanted = [(frame.machine_id, rows.system_metrics[2]) for frame, rows in with_rows]
         moments = await self.placed(wanted, taken)
-        contents = {frame.seq: moved(rows, at) for (frame, rows), (_, at) in zip(with_rows, moments, strict=True)}
-        return [replace(frame, content=contents.get(frame.seq, frame.content)) for frame in frames]
+        contents = {
+            frame.seq: moved(rows, at)
+            for (frame, rows), (_, at), (_, wish) in zip(with_rows, moments, wanted, strict=True)
+            if at != wish
+        }
+        return [replace(frame, content=contents[frame.seq]) if frame.seq in contents else frame for frame in frames]
 
     def _reported(self, frame: Frame, event: Event) -> Prepared:
         """An event is known again by its own id."""

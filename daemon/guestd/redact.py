@@ -52,7 +52,7 @@ _ARGUMENTS = (
     (re.compile(rf"\b{_in_either_case('curl')}\b"), re.compile(r"(\s(?:-u|--user)[\s=]*+[^\s:]++:)\S+")),
 )
 # Nothing is found without one of these; most command lines have none, and looking costs a hundredth.
-_SUSPICIOUS = (
+SUSPICIOUS = (
     "passw", "passphrase", "pwd", "secret", "token", "key", "credential", "authorization", "://",
     "mysql", "mariadb", "sshpass", "curl",
 )  # fmt: skip
@@ -61,7 +61,7 @@ _SUSPICIOUS = (
 def is_suspicious(text: str) -> bool:
     """Whether there can be a secret in it."""
     lowered = text.lower()
-    return any(word in lowered for word in _SUSPICIOUS)
+    return any(word in lowered for word in SUSPICIOUS)
 
 
 def redacted(command_line: str) -> str:

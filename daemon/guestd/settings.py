@@ -22,7 +22,7 @@ class Store(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Of PostgreSQL; several hosts may be given, the writable one is used. Environment: GUESTD_DATABASE_DSN."""
     password_file: str = ""
     """Holds the password, where the server wants one, in its first line; such as a systemd credential."""
-    batch_bytes: Positive = 1024 * 1024
+    batch_bytes: Positive = 4 * 1024 * 1024
     """A batch is written when so many bytes of frames wait,"""
     batch_frames: Positive = 2000
     """or at most so many frames,"""

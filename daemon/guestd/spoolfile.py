@@ -1,4 +1,4 @@
-"""The spool's file: what is said to SQLite, and what lies beside it. No loop, no thread, no limits; see `spool`.
+"""The spool's file: what is said to SQLite, and what lies beside it. No loop, no limits; see `spool`.
 
 The directory holds the file with its log, a lock that says who has it, and the ballast: room that is given up when the
 disk is full, so that what is stored can be deleted.
@@ -11,6 +11,8 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
@@ -195,16 +197,26 @@ def _opened(file: Path) -> sqlite3.Connection:
         connection.executescript(_SCHEMA)
         for table, column, definition in _ADDED:
             _add_column(connection, table, column, definition)
-        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise sqlite3.DatabaseError(verdict)  # noqa: TRY301 -- one way out for every kind of damage
+        # Both read the whole file, which may be gigabytes, and hold up the start: at the same time.
+        with ThreadPoolExecutor(1, thread_name_prefix="spool-check") as beside:
+            checking = beside.submit(_check_pages, file)
+            _check_values(connection)
+            checking.result()
         if connection.execute("SELECT count(*) FROM identity").fetchone() == (0,):
             new_identity(connection, 0)
-        _check_values(connection)
+        _check_identity(connection)
     except BaseException:
         connection.close()
         raise
     return connection
+
+
+def _check_pages(file: Path) -> None:
+    """Raise sqlite3.DatabaseError where the file's pages do not hang together."""
+    with closing(connect(file)) as connection:
+        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise sqlite3.DatabaseError(verdict)
 
 
 def _check_values(connection: sqlite3.Connection) -> None:
@@ -212,6 +224,9 @@ def _check_values(connection: sqlite3.Connection) -> None:
     found = connection.execute(_NOT_OURS, (_LAST_MS, json.dumps([each.value for each in Channel]))).fetchone()
     if found is not None:
         raise sqlite3.DatabaseError("{} {} cannot be read".format(*found))
+
+
+def _check_identity(connection: sqlite3.Connection) -> None:
     try:
         identity(connection)
     except ValueError as why:

@@ -21,7 +21,7 @@ from uuid import UUID
 import psycopg
 from psycopg.types.json import Jsonb
 
-from guestd import dumpers, limits, redact
+from guestd import copyrows, dumpers, limits, redact
 from guestd.batch import Prepared
 from guestd.errors import BadFrame, RowsRejected, StoreUnavailable
 from guestd.events import Event
@@ -38,6 +38,10 @@ _KEY_PARTS = ("machines", "times", "keys")
 # A frame that comes again is looked for among the samples of so long before and after its own time: as long as a line
 # may wait in an agent's buffer or a broker's queue. A chunk of SystemMetrics is as long, so that three are probed.
 LOOK_AROUND = timedelta(days=7)
+# queries/merge_*.sql move lastSeen of what is otherwise the same no sooner. Programs in use say with every message when
+# they were used last; that is kept as often, and with each sample in ApplicationUsageHistory's "isActive".
+SEEN_AGAIN = timedelta(minutes=1)
+_LAST_ACCESS = [name for name, _ in contract.INCOMING_APPLICATION.columns].index("lastAccessTime")
 
 
 @dataclass(slots=True)
@@ -55,6 +59,20 @@ class Outcome:
     copy_seconds: float = 0.0
     dialects: dict[UUID, str] = field(default_factory=dict)
     """What agents speak, where that is news."""
+    inventories: dict[UUID, _Inventory] = field(default_factory=dict)
+    """Of these machines inventories were merged."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Inventory:
+    """What of a machine was merged last: the hash of what it said, and when that was received."""
+
+    content: int
+    received_at: datetime
+
+    def says(self, other: _Inventory) -> bool:
+        """Whether merging another one would change nothing: the same, and not so much later that it is to be seen."""
+        return self.content == other.content and timedelta() <= other.received_at - self.received_at <= SEEN_AGAIN
 
 
 class LedgerMoved(StoreUnavailable):
@@ -68,6 +86,7 @@ class Store:
         self._connection = connection
         # As this connection has written it: a batch that brings nothing new of it costs nothing.
         self._dialects: dict[UUID, str] = {}
+        self._inventories: dict[UUID, _Inventory] = {}
 
     async def ledger(self, spool_id: UUID) -> int | None:
         """Up to which sequence number the frames of a spool are stored; None when the store does not know it."""
@@ -110,6 +129,7 @@ class Store:
         async with sorted_errors(), asyncio.timeout(WRITE_SECONDS), self._connection.transaction():
             outcome = await self._write(spool_id, expected_seq, frames)
         self._dialects |= outcome.dialects
+        self._inventories |= outcome.inventories
         return outcome
 
     async def rewrite(self, content: Rows | Event, *, sample_at: datetime | None) -> bool:
@@ -228,7 +248,7 @@ class Store:
         cursor = await self._connection.execute(query("lock_machines"), {"ids": list(machine_ids)})
         return {machine_id for (machine_id,) in await cursor.fetchall()}
 
-    async def _copy_series(self, series: Mapping[contract.Table, Sequence[Row]], outcome: Outcome) -> None:
+    async def _copy_series(self, series: Mapping[contract.Table, list[Row]], outcome: Outcome) -> None:
         started = time.perf_counter()
         for table, rows in series.items():
             await self._copy(table, rows)
@@ -236,8 +256,9 @@ class Store:
         outcome.copy_seconds += time.perf_counter() - started
 
     async def _merge_inventories(self, contents: Sequence[Rows], outcome: Outcome) -> None:
-        applications = [row for rows in contents for row in rows.applications]
-        services = [row for rows in contents for row in rows.services]
+        news = self._changed(contents, outcome)
+        applications = [row for rows in news for row in rows.applications]
+        services = [row for rows in news for row in rows.services]
         if applications:
             await self._merge(contract.INCOMING_APPLICATION, applications, "applications", outcome)
         if services:
@@ -245,7 +266,21 @@ class Store:
         outcome.rows["ApplicationUsage"] += len(applications)
         outcome.rows["WindowsService"] += len(services)
 
-    async def _merge(self, table: contract.Table, rows: Sequence[Row], name: str, outcome: Outcome) -> None:
+    def _changed(self, contents: Sequence[Rows], outcome: Outcome) -> list[Rows]:
+        """Those whose inventories are not what was merged of their machine a moment ago, as most are."""
+        changed = []
+        for rows in contents:
+            if not rows.applications and not rows.services:
+                continue
+            machine_id, received_at = rows.system_metrics[1], rows.system_metrics[3]
+            inventory = _Inventory(_said_by(rows), received_at)
+            last = outcome.inventories.get(machine_id) or self._inventories.get(machine_id)
+            if last is None or not last.says(inventory):
+                outcome.inventories[machine_id] = inventory
+                changed.append(rows)
+        return changed
+
+    async def _merge(self, table: contract.Table, rows: list[Row], name: str, outcome: Outcome) -> None:
         await self._copy(table, rows)
         cursor = await self._connection.execute(query(f"bound_{name}"), {"most": limits.INVENTORY})
         outcome.left_out += cursor.rowcount
@@ -271,18 +306,16 @@ class Store:
         outcome.duplicate += len(reported) - cursor.rowcount
         outcome.rows["GuestEvent"] += cursor.rowcount
 
-    async def _copy(self, table: contract.Table, rows: Sequence[Row]) -> None:
+    async def _copy(self, table: contract.Table, rows: list[Row]) -> None:
         if not rows:
             return
         names = ", ".join(f'"{name}"' for name, _ in table.columns)
         statement = f'COPY "{table.name}" ({names}) FROM STDIN (FORMAT BINARY)'
         async with self._connection.cursor() as cursor, cursor.copy(statement.encode()) as copy:
-            copy.set_types([type_name for _, type_name in table.columns])
             try:
-                for row in rows:
-                    await copy.write_row(row)
+                await copyrows.write(copy, table, rows)
             except (OverflowError, TypeError, UnicodeError) as why:
-                # What psycopg raises for a value that does not fit its column's type.
+                # For a value that does not fit its column's type.
                 raise RowsRejected(f"{table.name}: {type(why).__name__}: {why}") from why
 
     async def _quarantine(self, spool_id: UUID, frame: Prepared, reason: str, detail: str) -> bool:
@@ -315,6 +348,12 @@ def _series(contents: Sequence[Rows]) -> dict[contract.Table, list[Row]]:
         contract.PORT_USAGE: [row for rows in contents for row in rows.ports],
         contract.APPLICATION_USAGE_HISTORY: [row for rows in contents for row in rows.application_history],
     }
+
+
+def _said_by(rows: Rows) -> int:
+    """The hash of a message's inventories; not of when they came, nor of when programs were used last."""
+    applications = tuple(row[2:_LAST_ACCESS] + row[_LAST_ACCESS + 1 :] for row in rows.applications)
+    return hash((applications, tuple(row[2:] for row in rows.services)))
 
 
 def _keys(contents: Sequence[Rows]) -> dict[str, object]:

@@ -28,7 +28,7 @@ def clone(tmp_path: Path) -> Path:
     """A clone of this repository, as far as ./dev needs one, with a test of its own."""
     clone = tmp_path / "clone"
     clone.mkdir()
-    for name in ("dev", "pyproject.toml", "requirements.lock", "requirements-libvirt.lock"):
+    for name in ("dev", "hatch_build.py", "pyproject.toml", "requirements.lock", "requirements-libvirt.lock"):
         shutil.copy2(ROOT / name, clone)
     for name in ("tools", "daemon", "schema", "sql"):
         shutil.copytree(ROOT / name, clone / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))

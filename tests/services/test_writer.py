@@ -36,6 +36,7 @@ class Tally:
         self.quarantined: Counter[str] = Counter()
         self.adjusted: Counter[str] = Counter()
         self.rows: Counter[UUID] = Counter()
+        self.stored_rows: Counter[str] = Counter()
         self.prepared: list[UUID] = []
         self.bugs = self.left_out = 0
         self.store_lost = 0
@@ -47,6 +48,7 @@ class Tally:
             self.frames["stored_in_part"] += became.stored_in_part
             self.frames["duplicate"] += became.duplicate
             self.left_out += became.left_out
+            self.stored_rows += became.rows
             self.quarantined += became.quarantined
 
         def lost() -> None:
@@ -202,6 +204,24 @@ async def test_programs_beyond_what_a_machine_may_have_are_left_out_and_counted(
         tally = await drain(spool, dsn)
     assert (tally.frames["stored"], tally.left_out) == (1, 2)
     assert rows(dsn, 'SELECT count(*) FROM "ApplicationUsage"') == [(INVENTORY,)]
+
+
+def listing(*programs: str) -> bytes:
+    message = json.loads(metrics_line())
+    message["data"]["applications"] = [{"exe_path": path, "name": path} for path in programs]
+    return json.dumps(message).encode()
+
+
+@pytest.mark.asyncio
+async def test_an_inventory_is_merged_again_only_when_it_says_something_new(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    lists = [listing("vi"), listing("vi"), listing("vi", "ed"), listing("vi", "ed"), listing("vi"), listing()]
+    async with spooled(tmp_path, machine_id, lists) as spool:
+        tally = await drain(spool, dsn)
+    assert tally.stored_rows["ApplicationUsage"] == 4
+    assert rows(dsn, 'SELECT count(*) FROM "ApplicationUsageHistory"') == [(7,)]
+    found = rows(dsn, 'SELECT "executablePath", "isActive" FROM "ApplicationUsage" ORDER BY 1')
+    assert found == [("ed", False), ("vi", True)]
 
 
 @pytest.mark.asyncio

@@ -1,0 +1,171 @@
+"""What is compiled (rows.c) does what its Python does.
+
+The encoder writes what the binary format's page says, value by value, and refuses what a column cannot hold; the rows
+of processes are those that Python makes.
+
+Values and their bytes: postgresql.org/docs/current/sql-copy.html and the server's send functions.
+"""
+
+import struct
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any, cast
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guestd import normalise
+from guestd.copyrows import kinds
+from guestd.messages import ProcessD1, ProcessD2
+from guestd.redact import SUSPICIOUS, CommandLines
+from gueststore import contract
+
+guestd_rows = pytest.importorskip("guestd_rows", reason="there was no compiler")
+encode = guestd_rows.encode
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]))
+EPOCH = datetime(2000, 1, 1, tzinfo=UTC)
+VALUES: dict[str, st.SearchStrategy[Any]] = {
+    "u": st.uuids(),
+    "t": st.datetimes(timezones=st.sampled_from([UTC, timezone(timedelta(hours=-3))]))
+    | st.floats(0, 7_258_118_400),  # until 2200
+    "i": st.integers(-(2**31), 2**31 - 1),
+    "q": st.integers(-(2**63), 2**63 - 1),
+    "d": st.floats() | st.integers(-1000, 1000),
+    "s": TEXTS,
+    "j": st.binary(),
+    "y": st.binary(),
+    "b": st.booleans(),
+}
+
+
+def moment(value: datetime | float) -> bytes:
+    if isinstance(value, float):
+        return struct.pack(">q", round(value * 1_000_000) - int(EPOCH.timestamp()) * 1_000_000)
+    return struct.pack(">q", (value - EPOCH) // timedelta(microseconds=1))
+
+
+SENT: dict[str, Callable[[Any], bytes]] = {
+    "u": lambda value: value.bytes,
+    "t": moment,
+    "i": struct.Struct(">i").pack,
+    "q": struct.Struct(">q").pack,
+    "d": struct.Struct(">d").pack,
+    "s": str.encode,
+    "j": lambda value: b"\x01" + value,
+    "y": bytes,
+    "b": lambda value: bytes([value]),
+}
+
+
+def as_documented(row: tuple[Any, ...], letters: str) -> bytes:
+    parts = [struct.pack(">h", len(row))]
+    for value, letter in zip(row, letters, strict=True):
+        sent = None if value is None else SENT[letter](value)
+        parts += [struct.pack(">i", -1)] if sent is None else [struct.pack(">i", len(sent)), sent]
+    return b"".join(parts)
+
+
+@given(st.data())
+def test_rows_of_any_kinds_are_written_as_the_format_says(data: st.DataObject) -> None:
+    letters = data.draw(st.text(st.sampled_from("".join(VALUES)), max_size=15))
+    row = st.tuples(*(st.none() | VALUES[letter] for letter in letters))
+    rows = data.draw(st.lists(row, max_size=8))
+    # As the rows of a message do, these share the very objects.
+    rows += [tuple(first for first in rows[0])] if rows else []
+    start = data.draw(st.integers(0, len(rows)))
+    stop = data.draw(st.integers(0, len(rows) + 3))
+    assert encode(rows, start, stop, letters) == b"".join(as_documented(each, letters) for each in rows[start:stop])
+
+
+@pytest.mark.parametrize(
+    ("letter", "value", "error"),
+    [
+        ("i", 2**31, OverflowError),
+        ("i", -(2**31) - 1, OverflowError),
+        ("q", 2**63, OverflowError),
+        ("i", 1.5, TypeError),
+        ("d", "1.5", TypeError),
+        ("s", 7, TypeError),
+        ("s", "\ud800", UnicodeError),
+        ("j", "{}", TypeError),
+        ("u", "b0a1f2c4-5d6e-4f70-8a91-0b1c2d3e4f50", AttributeError),
+        ("t", "2026-01-01", TypeError),
+        ("t", 12, TypeError),
+        ("t", float("nan"), OverflowError),
+        ("t", 1e300, OverflowError),
+    ],
+)
+def test_what_a_column_cannot_hold_is_refused(letter: str, value: object, error: type[Exception]) -> None:
+    with pytest.raises(error):
+        encode([(value,)], 0, 1, letter)
+
+
+@pytest.mark.parametrize("rows", [[(1, 2)], [[1]], [None]])
+def test_what_is_no_row_of_the_table_is_refused(rows: list[Any]) -> None:
+    with pytest.raises(TypeError):
+        encode(rows, 0, 1, "i")
+
+
+def test_every_type_of_the_contract_is_known() -> None:
+    key = UUID(int=1)
+    for table in (*contract.SERIES, contract.INCOMING_APPLICATION, contract.INCOMING_SERVICE):
+        assert len(kinds(table)) == len(table.columns)
+        nothing = (key, *[None] * (len(table.columns) - 1))
+        assert len(encode([nothing], 0, 1, kinds(table))) == 2 + 20 + 4 * (len(table.columns) - 1)
+
+
+MACHINE, NOW = UUID(int=1), datetime(2026, 11, 23, tzinfo=UTC)
+PIDS = st.integers(0, 5) | st.integers(0, 2**31 - 1)
+AMOUNTS = st.none() | st.integers(0, 2**63 - 1)
+# Long ones, empty ones, and small and capital letters of other scripts that fold into ours (the Kelvin sign is a K).
+PARTS = [
+    *SUSPICIOUS,
+    "--password=hunter2 ",
+    " -p",
+    "toKen",
+    "\u212aey=x ",
+    "Müller",
+    "/usr/bin/x ",
+    "p",
+    "tok",
+    "x" * 200,
+]
+LINES = st.lists(st.sampled_from(PARTS) | TEXTS, max_size=30).map("".join).map(lambda line: line + " ")
+PROCESSES = {
+    "pid": PIDS,
+    "name": TEXTS | st.just("n" * 300),
+    "memory": st.integers(0, 2**63 - 1),
+    "cpu": st.none() | st.floats(),
+    "ppid": st.none() | PIDS,
+    "path": st.none() | TEXTS | st.just("p" * 5000),
+    "line": st.none() | st.just("") | LINES | LINES.map(str.upper) | LINES.map(lambda line: line * 20),
+    "read": AMOUNTS,
+    "written": AMOUNTS,
+    "status": TEXTS | st.sampled_from(["Run", "Sleep", "s" * 60]),
+    "start": st.none() | st.floats() | st.just("2026-11-22T10:00:00Z") | TEXTS,
+}
+
+
+def entries(wanted: type[ProcessD1 | ProcessD2]) -> st.SearchStrategy[list[Any]]:
+    process = st.tuples(*PROCESSES.values()).map(lambda values: cast(Callable[..., Any], wanted)(*values))
+    return st.lists(process, max_size=6)
+
+
+@given(entries(ProcessD1), entries(ProcessD2), st.sampled_from(["redacted", "full", "off"]))
+def test_rows_of_processes_are_those_that_python_makes(
+    d1: list[ProcessD1], d2: list[ProcessD2], command_lines: CommandLines
+) -> None:
+    made = []
+    for make_rows in (guestd_rows.process_rows, normalise.process_rows_in_python):
+        adjustments: list[str] = []
+        rows = normalise.processes(d1, d2, MACHINE, NOW, command_lines, adjustments, make_rows)
+        made.append(repr((rows, adjustments)))
+    assert made[0] == made[1]
+
+
+def test_a_process_that_python_could_not_make_a_row_of_is_the_same_error() -> None:
+    with pytest.raises(AttributeError):
+        normalise.processes([cast(ProcessD1, object())], None, MACHINE, NOW, "off", [], guestd_rows.process_rows)
