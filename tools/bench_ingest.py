@@ -21,7 +21,7 @@ from typing import Any
 
 import psycopg
 from tools.feeder import feeder, lines_of
-from tools.measuring import cpu_seconds, eventually, guestd, keep, metric, own_store, truncate
+from tools.measuring import cpu_seconds, eventually, guestd, keep, metric, own_store, profiled, truncate
 
 from gueststore import contract
 
@@ -54,6 +54,11 @@ def main() -> None:
             rounds.append(measured)
             print(f"{number:5} {_figures(measured)}", flush=True)
         _report(rounds, arguments)
+        if arguments.profile:
+            # A round of its own: to be looked at takes time.
+            truncate(dsn)
+            end_to_end(dsn, directory, lines, profile=arguments.profile)
+            print(f"a flame graph is in {arguments.profile}")
 
 
 def _arguments() -> argparse.Namespace:
@@ -63,6 +68,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=100, help="in each message (default: 100)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, default=Path("bench-ingest.json"), help="where the figures go")
+    parser.add_argument("--profile", type=Path, help="draw what guestd does in one more round into this SVG, by py-spy")
     return parser.parse_args()
 
 
@@ -110,10 +116,11 @@ def end_to_end(
     *,
     more_tables: str = "",
     before: Callable[[str], None] = lambda _: None,
+    profile: Path | None = None,
 ) -> tuple[float, float]:
     """Seconds from the first byte until the last frame is committed, and guestd's CPU seconds.
 
-    `before` is called with the address of the metrics when all channels are connected.
+    `before` is called with the address of the metrics when all channels are connected; `profile` is where to draw.
     """
     channels = Path(tempfile.mkdtemp(prefix="c", dir=directory))
     frames = sum(feed.count(b"\n") for feed in lines.values())
@@ -122,7 +129,7 @@ def end_to_end(
         before(metrics_url)
         cpu_before, started = cpu_seconds(pid), time.perf_counter()
         go.release()
-        with psycopg.connect(dsn, autocommit=True) as connection:
+        with profiled(pid, profile), psycopg.connect(dsn, autocommit=True) as connection:
             ledger = 'SELECT coalesce(sum("committedSeq"), 0) FROM "IngestLedger"'
             eventually(
                 lambda: (connection.execute(ledger).fetchone() or (0,))[0] >= frames, "all frames committed", 600

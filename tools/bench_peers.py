@@ -9,20 +9,28 @@ only. What others do is re-created here with psycopg, by what they send to the s
 * COPY by thousands: a COPY for each table and 1,000 samples, as Telegraf's output and pgwatch's sink do with CopyFrom;
 * executemany: INSERT with psycopg's executemany (pipelined), a transaction a message;
 * one statement: an INSERT of many rows a table and message, as createMany does, a transaction a message;
-* upserts: INSERT ... ON CONFLICT DO UPDATE for each row by itself, a transaction a row, as upsert does.
+* asyncpg executemany: the same INSERT through asyncpg;
+* upserts: INSERT ... ON CONFLICT DO UPDATE for each row by itself, a transaction a row, as upsert does;
+* Prisma: what the platform's backend does with a message, through its own client (tools/prisma.py): one create, two
+  createMany, and an upsert for each program that the message lists. Left out where npm is not installed.
 """
 
 import argparse
 import asyncio
+import json
 import statistics
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import asyncpg
 import psycopg
+from tools import prisma
 from tools.feeder import lines_of
 from tools.measuring import keep, own_store, truncate
 
@@ -35,9 +43,10 @@ from gueststore import contract
 
 TABLES = contract.SERIES[:3]
 SAMPLES_AT_ONCE = 1000  # Telegraf's metric_batch_size, and pgwatch's
-FRAMES_AT_ONCE = 35  # of 30 KB each: what the daemon's batch of 1 MiB holds
+FRAMES_AT_ONCE = 130  # of 30 KB each: what the daemon's batch of 4 MiB holds
 Message = Mapping[contract.Table, Sequence[Row]]
-Way = Callable[[psycopg.AsyncConnection[Any], Sequence[Message]], Awaitable[None]]
+Way = Callable[[psycopg.AsyncConnection[Any], Sequence[Message]], Awaitable[float | None]]
+"""May tell the seconds that count, where something else took time as well."""
 
 
 def main() -> None:
@@ -85,8 +94,13 @@ async def _measured(dsn: str, frames: Sequence[Frame], arguments: argparse.Names
         "COPY by thousands": (_copy_by_thousands, messages),
         "executemany": (_executemany, slow),
         "one statement": (_one_statement, slow),
+        "asyncpg executemany": (_asyncpg_executemany(dsn), slow),
         "upserts": (_upserts, messages[: max(1, arguments.slow_messages // 10)]),
     }
+    if (client := prisma.generated()) is not None:
+        ways["Prisma"] = (_prisma(client, dsn), slow)
+    else:
+        print("Prisma is left out: npm is not installed")
     rates: dict[str, list[float]] = {"guestd": [], **{name: [] for name in ways}}
     for _ in range(arguments.rounds):
         truncate(dsn)
@@ -96,13 +110,13 @@ async def _measured(dsn: str, frames: Sequence[Frame], arguments: argparse.Names
             async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
                 dumpers.put_on(connection)
                 began = time.perf_counter()
-                await way(connection, some)
-                rates[name].append(sum(map(_rows, some)) / (time.perf_counter() - began))
+                took_seconds = await way(connection, some) or time.perf_counter() - began
+                rates[name].append(sum(map(_rows, some)) / took_seconds)
     return rates
 
 
 def _rows(message: Message) -> int:
-    return sum(map(len, message.values()))
+    return sum(len(message[table]) for table in TABLES)
 
 
 async def _messages(frames: Sequence[Frame]) -> list[Message]:
@@ -110,7 +124,8 @@ async def _messages(frames: Sequence[Frame]) -> list[Message]:
     messages: list[Message] = []
     for frame in prepared:
         rows: Any = frame.content
-        messages.append(dict(zip(TABLES, ([rows.system_metrics], rows.processes, rows.ports), strict=True)))
+        series = dict(zip(TABLES, ([rows.system_metrics], rows.processes, rows.ports), strict=True))
+        messages.append(series | {contract.INCOMING_APPLICATION: rows.applications})
     return messages
 
 
@@ -217,6 +232,64 @@ async def _upserts(connection: psycopg.AsyncConnection[Any], messages: Sequence[
             statement = f'{_insert(table)} ON CONFLICT ({key}) DO UPDATE SET "{changed}" = EXCLUDED."{changed}"'
             for row in _parameters(table, message[table]):
                 await connection.execute(statement.encode(), row)
+
+
+def _asyncpg_executemany(dsn: str) -> Way:
+    async def way(_: psycopg.AsyncConnection[Any], messages: Sequence[Message]) -> None:
+        connection = await asyncpg.connect(dsn)
+        for message in messages:
+            async with connection.transaction():
+                for table in TABLES:
+                    places = ", ".join(f"${place}" for place in range(1, len(table.columns) + 1))
+                    statement = f"INSERT INTO {_named(table)} VALUES ({places})"
+                    await connection.executemany(statement, _parameters(table, message[table]))
+        await connection.close()
+
+    return way
+
+
+def _prisma(client: Path, dsn: str) -> Way:
+    async def way(_: psycopg.AsyncConnection[Any], messages: Sequence[Message]) -> float:
+        with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+            for message in messages:
+                named = {table.name: _objects(table, message[table]) for table in TABLES}
+                named["ApplicationUsage"] = [
+                    _application(row)
+                    for row in _objects(contract.INCOMING_APPLICATION, message[contract.INCOMING_APPLICATION])
+                ]
+                file.write(json.dumps(named) + "\n")
+            file.flush()
+            return float(
+                await asyncio.to_thread(prisma.said_by, client, dsn, "bench.cjs", str(client), messages=file.name)
+            )
+
+    return way
+
+
+def _objects(table: contract.Table, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows as Prisma's client takes them, by column."""
+    return [
+        {
+            name: _as_json(value, type_name)
+            for (name, type_name), value in zip(table.columns, row, strict=True)
+            if value is not None
+        }
+        for row in _parameters(table, rows)
+    ]
+
+
+def _as_json(value: Any, type_name: str) -> Any:
+    if type_name == "jsonb":
+        return json.loads(value)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return str(value) if isinstance(value, UUID) else value
+
+
+def _application(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of the waiting table as one of ApplicationUsage; without its picture, which JSON cannot hold."""
+    described = {name: value for name, value in row.items() if name not in ("receivedAt", "iconData", "iconFormat")}
+    return described | {"firstSeen": row["receivedAt"], "lastSeen": row["receivedAt"]}
 
 
 def _insert(table: contract.Table, rows: int = 1) -> str:

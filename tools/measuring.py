@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -121,6 +122,23 @@ def eventually(look: Callable[[], bool], what: str, seconds: float = 60) -> None
         if time.monotonic() > deadline:
             raise SystemExit(f"not within {seconds} s: {what}")
         time.sleep(0.01)
+
+
+@contextmanager
+def profiled(pid: int, file: Path | None) -> Iterator[None]:
+    """Draw what a process does meanwhile as a flame graph into this SVG, if one is named; all its threads."""
+    if file is None:
+        yield
+        return
+    command = ["py-spy", "record", "--pid", str(pid), "--threads", "--output", str(file)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as spy:
+        try:
+            yield
+        finally:
+            spy.send_signal(signal.SIGINT)
+            _, said = spy.communicate()
+    if not file.exists():
+        raise SystemExit(f"no profile, for py-spy must be allowed to trace (root is): {said.strip()}")
 
 
 def keep(file: Path, suite: str, figures: dict[str, Any]) -> None:

@@ -3,62 +3,28 @@
 The client comes from npm into the cache that ./dev keeps, and is generated there, once; later runs are offline.
 """
 
-import hashlib
 import json
-import os
-import shutil
-import subprocess
 import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 from psycopg import sql
-from psycopg.conninfo import conninfo_to_dict
+from tools import prisma
+from tools.prisma import INSTALL_SECONDS, SCHEMA, said_by
 
 from fix_models import FOREIGN_KEYS, NOW, REQUIRED
 from fix_schema import insert, make_machine, rows
 from gueststore.catalogue import packaged
 from gueststore.database import Connection
 
-SCHEMA = Path(__file__).parents[2] / "schema/schema.prisma"
-PROOF = Path(__file__).parents[2] / "schema/prisma-client"
-# 157 packages over the network and a cold parser.
-INSTALL_SECONDS = 400
-
 
 @pytest.fixture(scope="module")
 def generated() -> Path:
     """The directory of Prisma's client for schema.prisma, made on first use."""
-    if shutil.which("npm") is None:
+    client = prisma.generated()
+    if client is None:
         pytest.skip("npm is not installed: the client is proven where it is, on CI for one")
-    lock = (PROOF / "package-lock.json").read_bytes()
-    name = hashlib.sha256(lock + SCHEMA.read_bytes()).hexdigest()[:12]
-    cache = Path(os.environ.get("GUESTD_CACHE") or Path.home() / ".cache/guestd")
-    packages = cache / f"prisma-client-{hashlib.sha256(lock).hexdigest()[:12]}"
-    if not (packages / "stamp").exists():
-        packages.mkdir(parents=True, exist_ok=True)
-        for file in ("package.json", "package-lock.json"):
-            shutil.copy(PROOF / file, packages)
-        install = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-        subprocess.run(install, cwd=packages, check=True, capture_output=True, timeout=INSTALL_SECONDS)
-        (packages / "stamp").touch()
-    client = packages / f"generated-{name}"
-    if not (client / "stamp").exists():
-        scratch = packages / f"schema-{name}.prisma"
-        # Of the two that Prisma generates from one page, that which node runs as it is.
-        text = SCHEMA.read_text("utf-8").replace('"prisma-client"', '"prisma-client-js"')
-        scratch.write_text(text.replace('"./generated"', f'"./{client.name}"'), "utf-8")
-        # It asks for an engine that only its migrations need, and takes any program for it.
-        environment = os.environ | {
-            "PRISMA_SCHEMA_ENGINE_BINARY": shutil.which("true") or "",
-            "CHECKPOINT_DISABLE": "1",
-        }
-        generate = ["node", "node_modules/prisma/build/index.js", "generate", "--schema", scratch.name]
-        subprocess.run(
-            generate, cwd=packages, env=environment, check=True, capture_output=True, timeout=INSTALL_SECONDS
-        )
-        (client / "stamp").touch()
     return client
 
 
@@ -101,24 +67,6 @@ def used(generated: Path, dsn: str, known: uuid.UUID) -> dict[str, Any]:
     """What schema/prisma-client/proof.cjs found in a database."""
     answer: dict[str, Any] = json.loads(said_by(generated, dsn, "proof.cjs", str(generated), known=str(known)))
     return answer
-
-
-def said_by(generated: Path, dsn: str, program: str, *words: str, **given: str) -> str:
-    """What a program of schema/prisma-client prints about a database."""
-    parts = conninfo_to_dict(dsn)
-    pool = {"host": parts["host"], "port": int(str(parts["port"])), "user": parts["user"], "database": parts["dbname"]}
-    if parts.get("password"):
-        pool["password"] = parts["password"]
-    done = subprocess.run(
-        ["node", PROOF / program, *words],
-        env=os.environ | {"NODE_PATH": str(generated.parent / "node_modules")},
-        input=json.dumps({"pool": pool} | given),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def assert_sees_what_guestd_wrote(answer: dict[str, Any], known: uuid.UUID) -> None:
