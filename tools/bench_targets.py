@@ -115,26 +115,27 @@ def main() -> None:
     failed = []
     for suite in _suites(arguments.rounds):
         print("+ ./dev bench", suite.name, *suite.arguments, flush=True)
-        if (figures := _figures(suite)) is None:
-            failed.append(suite.name)
-        else:
-            rows += suite.rows(figures)
+        try:
+            rows += suite.rows(_figures(suite))
+        except (subprocess.CalledProcessError, OSError, ValueError, KeyError) as why:
+            failed.append(f"{suite.name} ({type(why).__name__}: {why})")
     print(f"\n{'figure':<56} {'target':>14} {'measured':>10}")
     for row in rows:
         print(f"{row.figure:<56} {row.target:>14} {row.measured:10.3f} {'met' if row.is_met else 'missed'}")
     table = [{"figure": row.figure, "target": row.target, "measured": row.measured, "met": row.is_met} for row in rows]
     keep(arguments.json, "targets", {"rounds": arguments.rounds, "rows": table, "failed": failed})
     if failed:
-        raise SystemExit(f"these suites failed, and their rows are missing: {', '.join(failed)}")
+        raise SystemExit("these suites failed, and their rows are missing: " + "; ".join(failed))
 
 
-def _figures(suite: Suite) -> Figures | None:
-    """What a suite wrote; None when it failed."""
+def _figures(suite: Suite) -> Figures:
+    """What a suite wrote. Raises CalledProcessError when it failed, OSError or ValueError when it left no figures."""
     with tempfile.TemporaryDirectory(prefix="guestd-bench-") as directory:
         file = Path(directory) / "figures.json"
         program = Path(__file__).with_name(f"bench_{suite.name}.py")
-        done = subprocess.run([sys.executable, str(program), *suite.arguments, "--json", str(file)], check=False)
-        return json.loads(file.read_text()) if done.returncode == 0 else None
+        subprocess.run([sys.executable, str(program), *suite.arguments, "--json", str(file)], check=True)
+        figures: Figures = json.loads(file.read_text())
+        return figures
 
 
 if __name__ == "__main__":

@@ -130,6 +130,7 @@ def profiled(pid: int, file: Path | None) -> Iterator[None]:
     if file is None:
         yield
         return
+    file.unlink(missing_ok=True)
     command = ["py-spy", "record", "--pid", str(pid), "--threads", "--output", str(file)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as spy:
         try:
