@@ -49,9 +49,12 @@ def feeder(channels: Path, *parts: Mapping[uuid.UUID, bytes]) -> Iterator[Semaph
 def _feed(
     listeners: Mapping[uuid.UUID, socket.socket], parts: Sequence[Mapping[uuid.UUID, bytes]], go: Semaphore
 ) -> None:
-    connections = {machine_id: listener.accept()[0] for machine_id, listener in listeners.items()}
-    for connection in connections.values():
-        connection.setblocking(False)
+    connections = {}
+    for machine_id, listener in listeners.items():
+        connections[machine_id], _ = listener.accept()
+        connections[machine_id].setblocking(False)
+        # Both of ten thousand guests would be more files than many hosts allow a process.
+        listener.close()
     for part in parts:
         unsent = [(connections[machine_id], memoryview(feed)) for machine_id, feed in part.items()]
         go.acquire()
