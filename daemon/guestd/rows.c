@@ -218,7 +218,7 @@ static PyObject *encode(PyObject *module, PyObject *arguments) {
     return encoded;
 }
 
-/* ---- the rows of a message's processes, as normalise._processes makes them */
+/* ---- the rows of a message's processes, as normalise.process_rows_in_python makes them */
 
 /* What a process is asked for, in the order of its row behind the two values that all rows share. */
 enum { ID, PARENT, NAME, PATH, COMMAND, CPU, MEMORY, READ, WRITTEN, STATUS, START, ATTRIBUTES };
