@@ -21,7 +21,17 @@ from typing import Any
 
 import psycopg
 from tools.feeder import feeder, lines_of
-from tools.measuring import cpu_seconds, eventually, guestd, keep, metric, own_store, profiled, truncate
+from tools.measuring import (
+    cpu_seconds,
+    eventually,
+    guestd,
+    keep,
+    metric,
+    own_store,
+    profiled,
+    server_cpu_seconds,
+    truncate,
+)
 
 from gueststore import contract
 
@@ -34,6 +44,7 @@ class Round:
     end_to_end_seconds: float
     server_seconds: float
     guestd_cpu_seconds: float
+    server_cpu_seconds: float
 
     @property
     def ratio(self) -> float:
@@ -48,7 +59,8 @@ def main() -> None:
         print(f"rendering {arguments.guests} guests x {arguments.messages} messages x {arguments.processes} processes")
         lines = lines_of(arguments.guests, arguments.messages, arguments.processes)
         rounds = []
-        print(f"{'round':>5} {'rows':>9} {'end to end':>14} {'server COPY':>14} {'ratio':>6} {'guestd CPU':>12}")
+        names = f"{'end to end':>14} {'server COPY':>14} {'ratio':>6} {'guestd CPU':>14} {'server CPU':>14}"
+        print(f"{'round':>5} {'rows':>9} {names}")
         for number in range(1, arguments.rounds + 1):
             measured = _round(dsn, directory, lines)
             rounds.append(measured)
@@ -74,8 +86,9 @@ def _arguments() -> argparse.Namespace:
 
 def _figures(measured: Round) -> str:
     rate, server_rate = measured.rows / measured.end_to_end_seconds, measured.rows / measured.server_seconds
-    cpu_us = measured.guestd_cpu_seconds / measured.rows * 1e6
-    return f"{measured.rows:9} {rate:10.0f}/s {server_rate:12.0f}/s {measured.ratio:6.2f} {cpu_us:7.2f} us/row"
+    costs = (measured.guestd_cpu_seconds, measured.server_cpu_seconds)
+    cpu_us = "".join(f" {seconds / measured.rows * 1e6:7.2f} us/row" for seconds in costs)
+    return f"{measured.rows:9} {rate:10.0f}/s {server_rate:12.0f}/s {measured.ratio:6.2f}{cpu_us}"
 
 
 def _report(rounds: list[Round], arguments: argparse.Namespace) -> None:
@@ -84,10 +97,12 @@ def _report(rounds: list[Round], arguments: argparse.Namespace) -> None:
         "server_rows_per_second": statistics.median(each.rows / each.server_seconds for each in rounds),
         "ratio": statistics.median(each.ratio for each in rounds),
         "guestd_cpu_us_per_row": statistics.median(each.guestd_cpu_seconds / each.rows * 1e6 for each in rounds),
+        "server_cpu_us_per_row": statistics.median(each.server_cpu_seconds / each.rows * 1e6 for each in rounds),
     }
     print(
         f"median: {median['rows_per_second']:.0f} rows/s end to end, {median['server_rows_per_second']:.0f} rows/s "
-        f"server COPY, ratio {median['ratio']:.2f}, {median['guestd_cpu_us_per_row']:.2f} us of guestd CPU a row"
+        f"server COPY, ratio {median['ratio']:.2f}, {median['guestd_cpu_us_per_row']:.2f} us of guestd's CPU a row, "
+        f"{median['server_cpu_us_per_row']:.2f} us of the server's"
     )
     figures = {
         "guests": arguments.guests,
@@ -101,12 +116,14 @@ def _report(rounds: list[Round], arguments: argparse.Namespace) -> None:
 
 def _round(dsn: str, directory: Path, lines: dict[uuid.UUID, bytes]) -> Round:
     truncate(dsn)
+    server_before = server_cpu_seconds(directory)
     took_seconds, used_seconds = end_to_end(dsn, directory, lines)
+    server_used_seconds = server_cpu_seconds(directory) - server_before
     with psycopg.connect(dsn, autocommit=True) as connection:
         if connection.execute('SELECT count(*) FROM "QuarantinedFrame"').fetchone() != (0,):
             raise SystemExit("frames were quarantined: the figures would not be comparable")
         rows, server_seconds = _server_copy(connection)
-    return Round(rows, took_seconds, server_seconds, used_seconds)
+    return Round(rows, took_seconds, server_seconds, used_seconds, server_used_seconds)
 
 
 def end_to_end(

@@ -115,6 +115,23 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def server_cpu_seconds(directory: Path) -> float:
+    """The same of `own_store`'s server: its main process, those that it has, and those that have ended."""
+    main = int((directory / "store/data/postmaster.pid").read_text().split()[0])
+    tick_seconds = 1 / os.sysconf("SC_CLK_TCK")
+    used_ticks = 0
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            pid, fields = int(stat.parent.name), stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:  # ended meanwhile
+            continue
+        if pid == main:
+            used_ticks += sum(map(int, fields[11:15]))
+        elif int(fields[1]) == main:
+            used_ticks += sum(map(int, fields[11:13]))
+    return used_ticks * tick_seconds
+
+
 def eventually(look: Callable[[], bool], what: str, seconds: float = 60) -> None:
     """Poll until it is so; SystemExit says what did not come."""
     deadline = time.monotonic() + seconds
