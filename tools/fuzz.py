@@ -64,7 +64,9 @@ def main() -> None:
 
 
 def _search(work: Path, options: list[str], said: IO[bytes]) -> int:
-    path = os.pathsep.join(str(ROOT / name) for name in ("daemon", "schema", "tests"))
+    # Behind ours what ./dev has set: where rows.c is compiled.
+    paths = [*(str(ROOT / name) for name in ("daemon", "schema", "tests")), os.environ.get("PYTHONPATH", "")]
+    path = os.pathsep.join(filter(None, paths))
     environment = {**os.environ, "PYTHONPATH": path, "GUESTD_FUZZ_PROGRAM": str(work / "search")}
     command = [str(work / "search"), *options]
     return subprocess.run(command, stdout=said, stderr=said, check=False, env=environment).returncode
