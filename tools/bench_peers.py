@@ -235,15 +235,18 @@ async def _upserts(connection: psycopg.AsyncConnection[Any], messages: Sequence[
 
 
 def _asyncpg_executemany(dsn: str) -> Way:
-    async def way(_: psycopg.AsyncConnection[Any], messages: Sequence[Message]) -> None:
+    async def way(_: psycopg.AsyncConnection[Any], messages: Sequence[Message]) -> float:
         connection = await asyncpg.connect(dsn)
+        began = time.perf_counter()
         for message in messages:
             async with connection.transaction():
                 for table in TABLES:
                     places = ", ".join(f"${place}" for place in range(1, len(table.columns) + 1))
                     statement = f"INSERT INTO {_named(table)} VALUES ({places})"
                     await connection.executemany(statement, _parameters(table, message[table]))
+        took_seconds = time.perf_counter() - began
         await connection.close()
+        return took_seconds
 
     return way
 

@@ -5,8 +5,7 @@ hatch_build.py compiles it when guestd is installed; where there is no compiler 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import psycopg
 
@@ -43,13 +42,14 @@ async def write(copy: psycopg.AsyncCopy, table: contract.Table, rows: list[Row])
     if encode is None:
         await write_by_psycopg(copy, table, rows)
         return
+    letters = kinds(table)
     await copy.write(HEADER)
     for start in range(0, len(rows), ROWS_AT_ONCE):
-        await copy.write(encode(rows, start, start + ROWS_AT_ONCE, kinds(table)))
+        await copy.write(encode(rows, start, start + ROWS_AT_ONCE, letters))
     await copy.write(TRAILER)
 
 
-async def write_by_psycopg(copy: psycopg.AsyncCopy, table: contract.Table, rows: Sequence[Any]) -> None:
+async def write_by_psycopg(copy: psycopg.AsyncCopy, table: contract.Table, rows: list[Row]) -> None:
     """The same without the encoder."""
     copy.set_types([type_name for _, type_name in table.columns])
     for row in rows:

@@ -300,11 +300,13 @@ static PyObject *treated(PyObject *value, int place, const Treatment *by) {
         if (PyUnicode_GET_LENGTH(value) <= by->command_line_chars && is_without(value, &by->words))
             return value;
         return through(by->command_line, value);
-    case CPU:
-        if (PyFloat_Check(value) && PyFloat_AS_DOUBLE(value) > 0)
+    case CPU: {
+        int is_above = value == Py_None ? 0 : PyObject_RichCompareBool(value, by->zero, Py_GT);
+        if (is_above > 0)
             return value;
         Py_DECREF(value);
-        return Py_NewRef(by->zero);
+        return is_above < 0 ? NULL : Py_NewRef(by->zero);
+    }
     case STATUS: return through(by->status, cut(value, by->state_chars));
     case START:
         if (PyFloat_Check(value) && PyFloat_AS_DOUBLE(value) > 0 && PyFloat_AS_DOUBLE(value) < by->latest_start_seconds)

@@ -21,10 +21,10 @@ async function stored(message) {
   await prisma.systemMetrics.create({ data: message.SystemMetrics[0] });
   await prisma.processSnapshot.createMany({ data: message.ProcessSnapshot });
   await prisma.portUsage.createMany({ data: message.PortUsage });
-  for (const { machineId, executablePath, ...rest } of message.ApplicationUsage) {
+  for (const { machineId, executablePath, firstSeen, ...rest } of message.ApplicationUsage) {
     await prisma.applicationUsage.upsert({
       where: { machineId_executablePath: { machineId, executablePath } },
-      create: { machineId, executablePath, ...rest },
+      create: { machineId, executablePath, firstSeen, ...rest },
       update: rest,
     });
   }

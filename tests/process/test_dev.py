@@ -179,6 +179,19 @@ def test_a_host_without_a_new_enough_python_is_told_what_to_install(doctored: Pa
     assert done.stderr == "dev: guestd needs Python 3.11 or newer: install python3 of Debian 12 or later.\n"
 
 
+def test_a_host_that_cannot_compile_is_told_and_nothing_is_left_behind(tmp_path: Path, cache: Path) -> None:
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\necho 'rows.c: no Python.h' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    for compiled in cache.glob("rows-*"):
+        shutil.rmtree(compiled)
+    done = start(ROOT / "dev", "bench", "magic", PATH=path, GUESTD_CACHE=str(cache))
+    assert "rows.c is not compiled, guestd stores more slowly: rows.c: no Python.h" in done.stderr
+    assert "no such suite" in done.stderr
+    assert list(cache.glob("rows-*")) == []
+
+
 def test_a_host_without_apt_is_told_the_alternatives(tmp_path: Path, doctored: Path) -> None:
     (doctored / "apt-get").unlink()
     assert "this host has no apt-get" in get_timescaledb(tmp_path, {"PATH": str(doctored)})
