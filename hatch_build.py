@@ -1,4 +1,4 @@
-"""Compiles daemon/guestd/rows.c into the wheel; where there is no compiler the wheel is of Python alone.
+"""Compiles daemon/guestd/rows/compiled.c into the wheel; where there is no compiler the wheel is of Python alone.
 
 `python hatch_build.py DIRECTORY` compiles it for a checkout, where ./dev puts the directory on Python's path.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path(__file__).parent / "daemon" / "guestd" / "rows.c"
+SOURCE = Path(__file__).parent / "daemon" / "guestd" / "rows" / "compiled.c"
 
 
 def compiled(directory: Path) -> Path | None:
@@ -38,7 +38,7 @@ def compiled(directory: Path) -> Path | None:
         subprocess.run(command, check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as why:
         said = (getattr(why, "stderr", None) or str(why)).strip().partition("\n")[0]
-        sys.stderr.write(f"rows.c is not compiled, guestd stores more slowly: {said}\n")
+        sys.stderr.write(f"compiled.c is not compiled, guestd stores more slowly: {said}\n")
         return None
     return extension
 

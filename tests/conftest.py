@@ -6,15 +6,15 @@ import signal
 import pytest
 
 pytest_plugins = [
-    "fix_daemon",
-    "fix_booted",
-    "fix_faults",
-    "fix_broker",
-    "fix_filters",
-    "fix_lab",
-    "fix_nwfilter",
-    "fix_store",
-    "fix_wire",
+    "support.daemon",
+    "support.booted",
+    "support.faults",
+    "support.broker",
+    "support.filters",
+    "support.lab",
+    "support.nwfilter",
+    "support.store",
+    "support.wire",
 ]
 
 

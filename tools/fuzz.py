@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def _search(work: Path, options: list[str], said: IO[bytes]) -> int:
-    # Behind ours what ./dev has set: where rows.c is compiled.
+    # Behind ours what ./dev has set: where compiled.c is compiled.
     paths = [*(str(ROOT / name) for name in ("daemon", "schema", "tests")), os.environ.get("PYTHONPATH", "")]
     path = os.pathsep.join(filter(None, paths))
     environment = {**os.environ, "PYTHONPATH": path, "GUESTD_FUZZ_PROGRAM": str(work / "search")}
@@ -123,7 +123,10 @@ def _size(file: Path) -> int:
 
 def _dictionary(file: Path) -> None:
     """Words of the wire, so that the search need not find them letter by letter."""
-    sources = [(ROOT / "daemon/guestd" / name).read_text() for name in ("messages.py", "normalise.py", "columns.py")]
+    sources = [
+        (ROOT / "daemon/guestd" / name).read_text()
+        for name in ("wire/schema.py", "rows/normalise.py", "rows/json_columns.py")
+    ]
     names = sorted({name for source in sources for name in re.findall(r"^    (\w+): ", source, re.MULTILINE)})
     words = [f'\\"{name}\\":' for name in names] + [
         "NaN",

@@ -26,30 +26,34 @@ from uuid import UUID
 
 import structlog
 
-from guestd import __version__, metering, signing, supervision, systemd, webconfig
-from guestd.batch import Limits
-from guestd.broker import login
-from guestd.budget import Budget, Rate, Rates
-from guestd.channels import Directory, Place
-from guestd.errors import ConfigError, StoreUnavailable
-from guestd.guestmetrics import LatestSamples
-from guestd.hosting import Hosting, upkeep_of
-from guestd.intake import Intake
-from guestd.lifecycle import Backoff, retrying, run_until
-from guestd.link import check_dsn, server_name
-from guestd.pages import served
-from guestd.published import Publications
-from guestd.redact import CommandLines
-from guestd.roster import Roster
-from guestd.secretfile import first_line
-from guestd.settings import Settings
-from guestd.sources import mqtt, virtio
-from guestd.spool import Spool, open_spool
-from guestd.store import watch_machines
-from guestd.supervision import Reload, Watchdog
-from guestd.telemetry import Telemetry
-from guestd.tidying import Tidying
-from guestd.writer import Writer
+from guestd import __version__, metering
+from guestd.core.config import CommandLines, Settings, host_name
+from guestd.core.errors import ConfigError, StoreUnavailable
+from guestd.core.machines import Roster
+from guestd.core.secrets import first_line
+from guestd.core.tasks import Backoff, retrying, run_until
+from guestd.filters.service import Protecting
+from guestd.ingest import mqtt, virtio
+from guestd.ingest.discovery import Directory, Domains, Place
+from guestd.ingest.gate import Intake
+from guestd.ingest.mqtt_gate import Publications
+from guestd.ingest.rate_limit import Budget, Rate, Rates
+from guestd.ingest.writer import Writer
+from guestd.mqtt.options import login
+from guestd.rows.batch import Limits
+from guestd.service import http_auth, systemd
+from guestd.service import watchdog as supervision
+from guestd.service.http import served
+from guestd.service.watchdog import Reload, Watchdog
+from guestd.spool.queue import Spool, open_spool
+from guestd.store.batch_writer import watch_machines
+from guestd.store.connection import check_dsn, server_name
+from guestd.store.maintenance import Tidying
+from guestd.store.rollups import Upkeep
+from guestd.telemetry.guests import LatestSamples
+from guestd.telemetry.registry import Telemetry
+from guestd.vms.service import Hosting
+from guestd.wire import signing
 
 log = structlog.get_logger()
 
@@ -63,7 +67,7 @@ async def run(settings: Settings, reread: Callable[[], Settings]) -> None:
     _allow_many_channels()
     stop = asyncio.Event()
     _stop_on_signals(stop)
-    protection = webconfig.read(settings.telemetry.web_config_file)
+    protection = http_auth.read(settings.telemetry.web_config_file)
     telemetry = Telemetry()
     async with AsyncExitStack() as resources:
         spool = open_spool(
@@ -111,6 +115,7 @@ class _Parts:
     channels: virtio.Virtio
     from_broker: mqtt.Mqtt | None
     hosting: Hosting | None
+    protecting: Protecting | None
 
     def inputs(self) -> dict[str, Coroutine[Any, Any, None]]:
         return {"virtio": self.channels.run()} | ({"mqtt": self.from_broker.run()} if self.from_broker else {})
@@ -120,11 +125,16 @@ class _Parts:
         return {
             "tidying": self.tidying.run(self._forget_the_deleted),
             "roster": _roster(settings.store.dsn, self.roster),
-            "upkeep": upkeep_of(settings, telemetry).run(),
+            "upkeep": _upkeep(settings, telemetry).run(),
             "status": supervision.status(self._standing),
             "watchdog": self.watchdog.run(),
             "reload": self.reload.run(),
-        } | (self.hosting.lives() if self.hosting is not None else {})
+        } | self._reconcilers()
+
+    def _reconcilers(self) -> dict[str, Coroutine[Any, Any, None]]:
+        if self.hosting is None or self.protecting is None:
+            return {}
+        return self.hosting.lives() | self.protecting.lives(self.hosting.hypervisor)
 
     async def _forget_the_deleted(self) -> None:
         self.consumer.forget(self.roster.knows)
@@ -174,6 +184,10 @@ def _wired(settings: Settings, reread: Callable[[], Settings], telemetry: Teleme
     )
     reload = Reload(settings, reread=reread, applied=lambda now: _apply(now, consumer, budget))
     hosting = Hosting(settings, telemetry) if settings.libvirt.uri else None
+    protecting = Protecting(settings, telemetry) if settings.libvirt.uri else None
+    if hosting is not None and protecting is not None:
+        vms, filters = hosting, protecting
+        telemetry.hosting.calls_stuck.set_function(lambda: vms.stuck + filters.stuck)
     return _Parts(
         spool=spool,
         gate=gate,
@@ -185,11 +199,12 @@ def _wired(settings: Settings, reread: Callable[[], Settings], telemetry: Teleme
         channels=_from_channels(settings, telemetry, place=_place(settings, roster, hosting), gate=gate, roster=roster),
         from_broker=_from_broker(settings, telemetry, spool=spool, gate=gate, roster=roster),
         hosting=hosting,
+        protecting=protecting,
     )
 
 
 def _apply(settings: Settings, consumer: Writer, budget: Budget) -> None:
-    """Put changed settings in force; the others are asked for when they are needed (`guestd.reloading`)."""
+    """Put changed settings in force; the others are asked for when they are needed (`guestd.service.reload`)."""
     consumer.limits = _batch_limits(settings)
     budget.change(_rates(settings))
 
@@ -218,7 +233,24 @@ def _place(settings: Settings, roster: Roster, hosting: Hosting | None) -> Place
         return Directory(Path(settings.virtio.directory), roster)
     if hosting is None:
         raise ConfigError('virtio.discovery is "libvirt", and libvirt.uri is empty: set it, say to qemu:///system')
-    return hosting.place(roster)
+    driver = hosting.hypervisor
+    return Domains(
+        lambda: None if driver.looked_at is None else driver.domains,
+        driver.listener(),
+        roster=roster,
+        channel_names=settings.libvirt.channel_names,
+        memory=Path(settings.spool.directory, "channels.json"),
+    )
+
+
+def _upkeep(settings: Settings, telemetry: Telemetry) -> Upkeep:
+    """What is derived from stored samples; where there is no libvirt too."""
+    chosen, shown = settings.libvirt, telemetry.hosting
+    upkeep = Upkeep(
+        settings.store.dsn, host_name=host_name(chosen), uri=chosen.uri, silent=shown.machines_without_data.set
+    )
+    shown.show(upkeep.families)
+    return upkeep
 
 
 def _sought_in(settings: Settings) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from guestd import intake, prepare, spoolfile, writer
-from guestd.guestmetrics import LatestSamples
-from guestd.intake import Intake
-from guestd.sources import mqtt, virtio
-from guestd.spool import Spool
-from guestd.store import Outcome
-from guestd.telemetry import Telemetry
-from guestd.tidying import Tidying
+from guestd.ingest import gate as intake
+from guestd.ingest import mqtt, prepare, virtio, writer
+from guestd.ingest.gate import Intake
+from guestd.spool import file
+from guestd.spool.queue import Spool
+from guestd.store.batch_writer import Outcome
+from guestd.store.maintenance import Tidying
+from guestd.telemetry.guests import LatestSamples
+from guestd.telemetry.registry import Telemetry
 
 
 def show_spool(telemetry: Telemetry, spool: Spool) -> None:
@@ -17,7 +18,7 @@ def show_spool(telemetry: Telemetry, spool: Spool) -> None:
     telemetry.spool_limit.set(spool.max_bytes)
     telemetry.spool_bytes.set_function(lambda: spool.bytes)
     telemetry.spool_frames.set_function(lambda: spool.frames)
-    telemetry.spool_set_aside.set_function(lambda: len(spoolfile.set_aside(spool.directory)))
+    telemetry.spool_set_aside.set_function(lambda: len(file.set_aside(spool.directory)))
     spool.commit_seconds = telemetry.timing.spool_commit.observe
     spool.waited_seconds = telemetry.timing.to_spool.observe
 

@@ -1,6 +1,6 @@
 """Reading the store, typed: what people, dashboards and other services ask of it.
 
-Each function is one query through an index or a roll-up (tests/schema/test_asking.py holds that), on a connection of
+Each function is one query through an index or a roll-up (tests/integration/schema/test_asking.py), on a connection of
 the caller's; the role guestd_reader suffices. Times are aware datetimes, memory is in KiB, CPU of a machine is percent
 of all its cores and of a process percent of one. psycopg's errors go through.
 """

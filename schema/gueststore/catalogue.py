@@ -1,6 +1,6 @@
 """The schema as a value, read off a live database or off this package, and what differs between two of them.
 
-catalogue.json holds what the migrations make, as `tools/schema_pictures.py` found it in a fresh database; a test
+catalogue.json holds what the migrations make, as `tools/docs/schema_pictures.py` found it in a fresh database; a test
 keeps it true. So a database can be checked without a second one to compare it with.
 """
 

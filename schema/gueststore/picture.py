@@ -13,7 +13,7 @@ _FOREIGN_KEY = re.compile(
 _HEAD = """\
 # The schema
 
-Drawn from the catalogue of a freshly migrated database by `tools/schema_pictures.py`; do not edit, change the
+Drawn from the catalogue of a freshly migrated database by `tools/docs/schema_pictures.py`; do not edit, change the
 migrations. `gueststore check` compares a live database with the same catalogue. Where it differs from the schema
 document, docs/decisions/0022-differences-from-the-document.md says how and why.
 

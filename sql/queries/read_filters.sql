@@ -1,5 +1,5 @@
 -- Every filter, what changes whenever one of its rules does, and the ids of those that it includes. The columns are
--- guestd.filterstore's, in its order. The rules themselves are many, and asked for where this is new: a version of a row
+-- guestd.filters.store's, in its order. The rules themselves are many, and asked for where this is new: a version of a row
 -- is known by its transaction.
 SELECT
     filter."id",

@@ -1,5 +1,5 @@
 -- The machines that a host has and those of given domains, with what is kept beside them.
--- %(host_id)s: uuid, NULL for none. %(names)s: text[]. The columns are guestd.hoststore's, in its order.
+-- %(host_id)s: uuid, NULL for none. %(names)s: text[]. The columns are guestd.vms.store's, in its order.
 SELECT
     machine."id",
     machine."internalName",

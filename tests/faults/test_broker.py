@@ -5,12 +5,12 @@ import signal
 import sqlite3
 from uuid import UUID
 
-from tools.broker import Broker
+from tools.harness.broker import Broker
 
-from fix_broker import Load, Publisher, is_connected, known_machine, mqtt_table
-from fix_daemon import Daemon, eventually, let_it_work, rows
-from fix_faults import Reliability, counted, sample_line, store_closed
-from fix_proxy import Proxy
+from support.broker import Load, Publisher, is_connected, known_machine, mqtt_table
+from support.daemon import Daemon, eventually, let_it_work, rows
+from support.faults import Reliability, counted, sample_line, store_closed
+from support.proxy import Proxy
 
 MACHINES = 6
 # More than ten: none comes near its tenth of the spool.

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from psycopg.conninfo import conninfo_to_dict
-from tools.cluster import Cluster, prefix
+from tools.harness.cluster import Cluster, prefix
 
 from faults.test_store_faults import GUESTS, LINES_PER_ROUND, PROCESSES, guestd_on, is_ready
-from fix_daemon import Daemon, eventually, execute, let_it_work, rows
-from fix_faults import Fleet, Reliability, fleet, fleet_counted
+from support.daemon import Daemon, eventually, execute, let_it_work, rows
+from support.faults import Fleet, Reliability, fleet, fleet_counted
 
 
 @contextmanager

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from fix_daemon import Daemon, eventually
-from fix_disk import small_disk_at
-from fix_faults import Books, Reliability, fleet, fleet_counted, store_closed
+from support.daemon import Daemon, eventually
+from support.disk import small_disk_at
+from support.faults import Books, Reliability, fleet, fleet_counted, store_closed
 
 GUESTS = 5
 LINES_PER_GUEST = 300

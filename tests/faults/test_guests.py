@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from fix_daemon import Daemon, Guest, add_machine, environment, eventually, let_it_work
-from fix_faults import Books, Reliability, counted, fleet, fleet_counted, sample_line
+from support.daemon import Daemon, Guest, add_machine, environment, eventually, let_it_work
+from support.faults import Books, Reliability, counted, fleet, fleet_counted, sample_line
 
 MEBIBYTE = 2**20
 # As JSON text, put in the place of a value.

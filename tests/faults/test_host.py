@@ -6,8 +6,8 @@ from collections import defaultdict
 from pathlib import Path
 from uuid import UUID
 
-from fix_daemon import REPOSITORY, Daemon, add_machine, eventually, let_it_work, rows
-from fix_faults import Books, Reliability, counted, fleet, fleet_counted, sample_line, store_closed
+from support.daemon import REPOSITORY, Daemon, add_machine, eventually, let_it_work, rows
+from support.faults import Books, Reliability, counted, fleet, fleet_counted, sample_line, store_closed
 
 CLOCK_OFFSETS_SECONDS = (600, 0, -600, 0, 86_400, 0, -86_400, 0, 60, -60, 0)
 SAMPLES_PER_STEP = 20
@@ -15,7 +15,7 @@ SAMPLES_PER_STEP = 20
 
 def with_clock(daemon: Daemon, file: Path) -> None:
     """Let guestd see the wall clock that the file says, an offset to the true one; the monotonic clock stays true."""
-    prefix = Path(subprocess.check_output([REPOSITORY / "tools/get-packages", "faketime"], text=True).strip())
+    prefix = Path(subprocess.check_output([REPOSITORY / "tools/harness/get-packages", "faketime"], text=True).strip())
     (library,) = prefix.glob("usr/lib/*/faketime/libfaketimeMT.so.1")
     daemon.wrapper = [
         "env", f"LD_PRELOAD={library}", f"FAKETIME_TIMESTAMP_FILE={file}", "FAKETIME_NO_CACHE=1",

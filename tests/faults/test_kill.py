@@ -5,8 +5,8 @@ import sqlite3
 from contextlib import closing
 from uuid import UUID
 
-from fix_daemon import Daemon, add_machine, eventually, let_it_work, rows
-from fix_faults import Reliability, counted, fleet, fleet_counted, frames_on_disk, sample_line, sample_number
+from support.daemon import Daemon, add_machine, eventually, let_it_work, rows
+from support.faults import Reliability, counted, fleet, fleet_counted, frames_on_disk, sample_line, sample_number
 
 GUESTS = 10
 # A start takes seconds where the machine is busy, and the load must outlast it.

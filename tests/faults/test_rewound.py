@@ -11,10 +11,10 @@ from uuid import uuid4
 
 import pytest
 
-from fix_daemon import Daemon, add_machine, eventually, let_it_work, rows
-from fix_faults import Reliability, counted, sample_line
-from guestd.agent.channel import Sender, converse, listen
 from guestd.agent.outbox import Outbox
+from guestd.agent.transport import Sender, converse, listen
+from support.daemon import Daemon, add_machine, eventually, let_it_work, rows
+from support.faults import Reliability, counted, sample_line
 
 
 class Machine:

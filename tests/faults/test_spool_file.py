@@ -12,8 +12,8 @@ from uuid import UUID
 
 import pytest
 
-from fix_daemon import Daemon, eventually, let_it_work
-from fix_faults import Fleet, Reliability, fleet, fleet_counted, frames_on_disk, sample_ms, store_closed
+from support.daemon import Daemon, eventually, let_it_work
+from support.faults import Fleet, Reliability, fleet, fleet_counted, frames_on_disk, sample_ms, store_closed
 
 GUESTS = 5
 LINES_PER_ROUND = 100

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from tools.cluster import Cluster, create_database, prefix, programs_in
+from tools.harness.cluster import Cluster, create_database, prefix, programs_in
 
-from fix_daemon import Daemon, add_machine, eventually, execute, let_it_work, rows
-from fix_disk import small_disk_at
-from fix_faults import Books, Reliability, counted, fleet, fleet_counted, sample_line
-from fix_proxy import Proxy
 from gueststore.migrations import migrate
+from support.daemon import Daemon, add_machine, eventually, execute, let_it_work, rows
+from support.disk import small_disk_at
+from support.faults import Books, Reliability, counted, fleet, fleet_counted, sample_line
+from support.proxy import Proxy
 
 GUESTS = 10
 LINES_PER_ROUND = 120

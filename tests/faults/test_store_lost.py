@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tools.cluster import Cluster, create_database, prefix
+from tools.harness.cluster import Cluster, create_database, prefix
 
-from fix_daemon import Daemon, eventually, let_it_work, rows
-from fix_faults import Books, Reliability, fleet, fleet_counted
 from gueststore.migrations import migrate
+from support.daemon import Daemon, eventually, let_it_work, rows
+from support.faults import Books, Reliability, fleet, fleet_counted
 
 GUESTS = 10
 LINES_PER_FAULT = 40

@@ -10,7 +10,7 @@ import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore]  #
 with atheris.instrument_imports(include=["guestd"]):
     from fuzz.target import check
 
-from unit.poison import MARK, POISON, TEMPLATES
+from support.poison import MARK, POISON, TEMPLATES
 
 VALUES = [*POISON.values()]
 # A scalar in a JSON text, near enough.

@@ -8,11 +8,12 @@ from datetime import timedelta
 
 import msgspec
 
-from guestd import decoding, events, limits, messages
-from guestd.errors import BadFrame
-from guestd.framing import Framer, Oversize
-from guestd.normalise import Channel, Rows, Stream, guest_time, sample_time
-from unit.rows import MACHINE, RECEIVED, misfits, rows_of
+from guestd.core.channel import Channel
+from guestd.core.errors import BadFrame
+from guestd.rows.normalise import Rows, Stream, guest_time, sample_time
+from guestd.wire import decode, events, limits, schema
+from guestd.wire.framing import Framer, Oversize
+from support.rows import MACHINE, RECEIVED, misfits, rows_of
 
 # Short, so that the fuzzer finds lines over it.
 LIMIT_BYTES = 8 * 1024
@@ -27,8 +28,8 @@ def check(stream: bytes) -> None:
     remembered = Stream()
     for line in whole:
         head = line.head if isinstance(line, Oversize) else line
-        messages.other_type(head)
-        messages.header(head)
+        schema.other_type(head)
+        schema.header(head)
         if not isinstance(line, Oversize):
             _check_line(line, remembered)
 
@@ -42,12 +43,12 @@ def _in_pieces(stream: bytes) -> list[bytes | Oversize]:
 
 
 def _check_line(line: bytes, remembered: Stream) -> None:
-    messages.is_whole(line)
-    messages.is_json(line)
-    if messages.other_type(line) in events.TYPES:
+    schema.is_whole(line)
+    schema.is_json(line)
+    if schema.other_type(line) in events.TYPES:
         _check_event(line)
     try:
-        decoded = decoding.decode(line)
+        decoded = decode.decode(line)
         rows = rows_of(line, remembered)
     except BadFrame as why:
         if why.reason not in ("json", "shape", "type"):

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from tools.lab import Lab
+from tools.harness.lab import Lab
 
-from fix_daemon import eventually, rows
-from fix_faults import Reliability
-from fix_lab import BOOT_SECONDS, LabGuest, World
+from support.daemon import eventually, rows
+from support.faults import Reliability
+from support.lab import BOOT_SECONDS, LabGuest, World
 
 pytestmark = pytest.mark.timeout(900)
 

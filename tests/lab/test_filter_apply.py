@@ -6,11 +6,11 @@ from uuid import UUID
 
 import pytest
 
-from filter_trees import seeded_rows
+from guestd.filters.desired import Rows, asked
 from guestd.filters.model import Filter
-from guestd.filters.nwfilterxml import read, write
-from guestd.filters.wanted import Rows, asked
-from guestd.plans.filters import Define, Guard, Plan, Remove, Seen, Wanted, plan
+from guestd.filters.plan import Define, Guard, Plan, Remove, Seen, Wanted, plan
+from guestd.filters.xml import read, write
+from support.filter_trees import seeded_rows
 
 pytestmark = pytest.mark.timeout(600)
 

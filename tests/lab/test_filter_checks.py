@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from fix_filters import ENFORCE, OTHER, FilterHost
-from guestd.filters.effective import umbrella_name
+from guestd.filters.machine_filter import umbrella_name
+from support.filters import ENFORCE, OTHER, FilterHost
 
 pytestmark = pytest.mark.timeout(600)
 SSH, PING = "Use SSH service", "Use Ping"

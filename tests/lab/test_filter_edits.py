@@ -9,13 +9,13 @@ from typing import TypeVar
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from fix_daemon import eventually
-from fix_filters import HOST, REPORT, WRITER, FilterHost
-from guestd.filterpass import Outcome, Passes, nothing_flushed
-from guestd.filters.memory import Memory
-from guestd.filterstore import filter_store
-from guestd.nwfilters import Look, NWFilters
-from guestd.plans.filters import Define
+from guestd.filters.apply import Outcome, Passes, nothing_flushed
+from guestd.filters.cache import Memory
+from guestd.filters.driver import Look, NWFilters
+from guestd.filters.plan import Define
+from guestd.filters.store import filter_store
+from support.daemon import eventually
+from support.filters import HOST, REPORT, WRITER, FilterHost
 
 pytestmark = pytest.mark.timeout(600)
 SSH = "Use SSH service"

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from filters import filter_row, rule_rows
-from fix_nwfilter import PORT
+from guestd.filters.compiler import compiled
+from guestd.filters.kernel import LISTINGS, missing
 from guestd.filters.model import PROTOCOLS, ROOT, Filter, Reference
-from guestd.filters.nwfilterxml import write
-from guestd.filters.rows import compiled
-from guestd.filters.verdict import Line, lines, ordered
-from guestd.kernelrules import LISTINGS, missing
+from guestd.filters.packet_match import Line, lines, ordered
+from guestd.filters.xml import write
+from support.filter_rows import filter_row, rule_rows
+from support.nwfilter import PORT
 
 pytestmark = pytest.mark.timeout(900)
 MAC = "52:54:00:00:00:10"

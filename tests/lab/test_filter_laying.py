@@ -7,14 +7,14 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from filters import filter_row, rule_row
-from fix_faults import Reliability
-from fix_filters import ENFORCE, FilterHost
-from fix_nwfilter import PORT
-from guestd.filters.laying import clash
+from guestd.filters.chain_conflict import clash
+from guestd.filters.compiler import FilterRow
 from guestd.filters.model import Filter, Reference, Rule
-from guestd.filters.nwfilterxml import write
-from guestd.filters.rows import FilterRow
+from guestd.filters.xml import write
+from support.faults import Reliability
+from support.filter_rows import filter_row, rule_row
+from support.filters import ENFORCE, FilterHost
+from support.nwfilter import PORT
 
 libvirt = pytest.importorskip("libvirt", reason="libvirt-python is not installed: ./dev builds it where it can")
 pytestmark = pytest.mark.timeout(600)

@@ -6,12 +6,12 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from tools.lab import Lab
+from tools.harness.lab import Lab
 
-from fix_daemon import add_machine, command, environment
-from guestd.filters.effective import umbrella_name
-from guestd.nwfilters import look
+from guestd.filters.driver import look
+from guestd.filters.machine_filter import umbrella_name
 from gueststore.seed import Admin, seed
+from support.daemon import add_machine, command, environment
 
 pytestmark = pytest.mark.timeout(600)
 

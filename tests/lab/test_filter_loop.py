@@ -10,10 +10,10 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from fix_daemon import Daemon, eventually
-from fix_faults import Reliability
-from fix_filters import OTHER, FilterHost
-from guestd.filters.effective import umbrella_name
+from guestd.filters.machine_filter import umbrella_name
+from support.daemon import Daemon, eventually
+from support.faults import Reliability
+from support.filters import OTHER, FilterHost
 
 libvirt = pytest.importorskip("libvirt", reason="libvirt-python is not installed: ./dev builds it where it can")
 pytestmark = pytest.mark.timeout(600)

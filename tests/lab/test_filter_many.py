@@ -6,11 +6,11 @@ from uuid import UUID
 
 import pytest
 
-from filter_trees import GUEST, forest
-from fix_faults import Reliability
-from fix_filters import ENFORCE, OTHER, FilterHost
-from guestd.filters.effective import umbrella_name
+from guestd.filters.machine_filter import umbrella_name
 from guestd.filters.model import Filter
+from support.faults import Reliability
+from support.filter_trees import GUEST, forest
+from support.filters import ENFORCE, OTHER, FilterHost
 
 pytestmark = pytest.mark.timeout(600)
 RULE = "<rule action='drop' direction='in' priority='7'><all/></rule>"

@@ -8,18 +8,18 @@ from uuid import uuid4
 
 import pytest
 
-from filter_trees import all_services, generated, lone_packets, questions, service_questions
-from fix_faults import Reliability
-from fix_nwfilter import PORT
-from fix_wire import Wire
-from guestd.filters import frames
+from guestd.filters import frame_match
+from guestd.filters.desired import Asked, Rows, asked
+from guestd.filters.explain import CLIENT_PORT, Question, explain
 from guestd.filters.model import Filter
-from guestd.filters.nwfilterxml import read, write
-from guestd.filters.telling import CLIENT_PORT, Question, explain
-from guestd.filters.verdict import OPPOSITE, Packet, lines, ordered
-from guestd.filters.wanted import Asked, Rows, asked
-from guestd.plans.filters import Define, Guard, Seen, plan, wished
-from packets import ACK, GUEST_MAC, SYN, SYN_ACK
+from guestd.filters.packet_match import OPPOSITE, Packet, lines, ordered
+from guestd.filters.plan import Define, Guard, Seen, plan, wished
+from guestd.filters.xml import read, write
+from support.faults import Reliability
+from support.filter_trees import all_services, generated, lone_packets, questions, service_questions
+from support.nwfilter import PORT
+from support.packets import ACK, GUEST_MAC, SYN, SYN_ACK
+from support.wire import Wire
 
 pytestmark = pytest.mark.timeout(900)
 FIRST_SEED = 1
@@ -90,7 +90,7 @@ class Guest:
         """A packet by itself."""
         self.wire.forget_connections()
         placed = ordered(found.umbrellas[rows.machines[0].id], found.filters)
-        action, by = frames.outcome(packet, placed, lines(placed))
+        action, by = frame_match.outcome(packet, placed, lines(placed))
         flags = SYN_ACK if packet.state == "INVALID" else SYN
         happened = self.wire.arrives(packet, flags)
         return Tried(f"{packet}: {action} by {by and by.rule}", action in ("accept", "return"), happened)

@@ -4,14 +4,14 @@ from uuid import UUID
 
 import pytest
 
-from filters import filter_row, rule_row
-from fix_faults import Reliability
-from fix_filters import ENFORCE, FilterHost
-from guestd.filterdiff import Allowed
-from guestd.filters.effective import umbrella_name
+from guestd.filters.diff import Allowed
+from guestd.filters.kernel import KernelRules
+from guestd.filters.machine_filter import umbrella_name
 from guestd.filters.model import Reference
-from guestd.kernelrules import KernelRules
-from guestd.plans.filters import Define, Guard
+from guestd.filters.plan import Define, Guard
+from support.faults import Reliability
+from support.filter_rows import filter_row, rule_row
+from support.filters import ENFORCE, FilterHost
 
 pytestmark = pytest.mark.timeout(600)
 SSH = "Use SSH service"

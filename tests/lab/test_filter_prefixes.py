@@ -9,10 +9,10 @@ from uuid import UUID, uuid4
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from fix_daemon import REPOSITORY, environment
-from fix_faults import Reliability
-from fix_filters import ENFORCE, OTHER, WRITER, FilterHost
-from guestd.filters.effective import umbrella_name
+from guestd.filters.machine_filter import umbrella_name
+from support.daemon import REPOSITORY, environment
+from support.faults import Reliability
+from support.filters import ENFORCE, OTHER, WRITER, FilterHost
 
 pytestmark = pytest.mark.timeout(600)
 RULE = "<rule action='drop' direction='in' priority='7'><all/></rule>"
@@ -65,7 +65,7 @@ class Changing:
 
 def halted(host: FilterHost, steps: int) -> subprocess.Popen[bytes]:
     """A pass of another process, which waits after so many steps."""
-    program = Path(__file__).parents[1] / "halting_pass.py"
+    program = Path(__file__).parents[1] / "support/halting_pass.py"
     variables = environment()
     variables["PYTHONPATH"] += f":{REPOSITORY}:{program.parent}"
     process = subprocess.Popen(

@@ -6,10 +6,10 @@ from uuid import UUID, uuid5
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from filters import filter_rows, wild_filter_rows
+from guestd.filters.compiler import FilterRow, compiled
 from guestd.filters.model import Filter
-from guestd.filters.nwfilterxml import read, write
-from guestd.filters.rows import FilterRow, compiled
+from guestd.filters.xml import read, write
+from support.filter_rows import filter_rows, wild_filter_rows
 
 pytestmark = pytest.mark.timeout(600)
 COPY = "ibay-copy"

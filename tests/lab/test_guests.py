@@ -7,9 +7,9 @@ import signal
 
 import pytest
 
-from fix_daemon import eventually, rows
-from fix_faults import Reliability
-from fix_lab import BOOT_SECONDS, World, register
+from support.daemon import eventually, rows
+from support.faults import Reliability
+from support.lab import BOOT_SECONDS, World, register
 
 pytestmark = pytest.mark.timeout(900)
 

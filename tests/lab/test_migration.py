@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from fix_daemon import Daemon, eventually, let_it_work, rows
-from fix_faults import Reliability
-from fix_lab import BOOT_SECONDS, LabGuest, LabGuests, World, started_lab
-from guestd.plans.vms import OFF_SECONDS
+from guestd.vms.plan import OFF_SECONDS
+from support.daemon import Daemon, eventually, let_it_work, rows
+from support.faults import Reliability
+from support.lab import BOOT_SECONDS, LabGuest, LabGuests, World, started_lab
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tools.lab import Lab
-from tools.packages import unpacked
+from tools.harness.lab import Lab
+from tools.harness.packages import unpacked
 
-from fix_booted import Host, booted
-from fix_daemon import eventually, rows
-from fix_lab import BOOT_SECONDS, LabGuests, register, started_lab
+from support.booted import Host, booted
+from support.daemon import eventually, rows
+from support.lab import BOOT_SECONDS, LabGuests, register, started_lab
 
 pytestmark = [
     pytest.mark.timeout(900),

@@ -9,8 +9,8 @@ from functools import partial
 
 import pytest
 
-from fix_daemon import eventually, execute, rows
-from fix_lab import BOOT_SECONDS, LabGuest, LabGuests, World, register
+from support.daemon import eventually, execute, rows
+from support.lab import BOOT_SECONDS, LabGuest, LabGuests, World, register
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from guestd.agent.applications import MOST_APPLICATIONS, ApplicationWatch, Books, read_books, write_books
-from guestd.agent.message import Process
+from guestd.agent.payload import Process
 
 EDITOR = "/opt/editor/bin/editor"
 START_S = 1_790_000_000.0

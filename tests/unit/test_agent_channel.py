@@ -7,9 +7,9 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestd.agent.channel import Sender
 from guestd.agent.hostlines import HostLine, HostLines
 from guestd.agent.outbox import Outbox
+from guestd.agent.transport import Sender
 
 ACK = b'{"type":"ack","boot_id":"b","seq":12}\n'
 

@@ -11,7 +11,8 @@ import pytest
 
 from guestd.agent.desktop import Entry, icon_base64, parse_entry
 from guestd.agent.machine import is_whole_disk, rates
-from guestd.agent.message import (
+from guestd.agent.outbox import BODY_LIMIT_BYTES
+from guestd.agent.payload import (
     Application,
     Body,
     Content,
@@ -25,7 +26,6 @@ from guestd.agent.message import (
     System,
     fit,
 )
-from guestd.agent.outbox import BODY_LIMIT_BYTES
 from guestd.agent.processes import LONGEST_TEXT, clean, status_name
 from guestd.agent.services import services_of
 

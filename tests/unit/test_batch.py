@@ -6,9 +6,9 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestd.batch import Limits, Moment, Prepared, digest, halves, is_due, placed
-from guestd.errors import BadFrame
-from guestd.messages import Header
+from guestd.core.errors import BadFrame
+from guestd.rows.batch import Limits, Moment, Prepared, digest, halves, is_due, placed
+from guestd.wire.schema import Header
 
 START = datetime(2025, 10, 1, tzinfo=UTC)
 MACHINES = [UUID(int=number) for number in range(2)]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestd.books import Adopt, Rename, Resume, resumption
+from guestd.spool.resume import Adopt, Rename, Resume, resumption
 
 CASES = [
     # ledger, oldest held, last issued at opening, what to do

@@ -5,7 +5,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestd.budget import MOST_MACHINES, Budget, Rate, Rates
+from guestd.ingest.rate_limit import MOST_MACHINES, Budget, Rate, Rates
 
 MACHINE, OTHER = UUID(int=1), UUID(int=2)
 RATES = Rates(size_bytes=Rate(100, 1000), frames=Rate(1, 10), rows=Rate(10, 50))

@@ -1,6 +1,6 @@
 """libvirt's statistics under the names that dashboards use."""
 
-from guestd.domainmetrics import Statistics, families
+from guestd.telemetry.domains import Statistics, families
 
 # As libvirt gives them for a running QEMU, shortened.
 STATISTICS: Statistics = {

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from guestd.domains import Channel, Description, Domain, Graphics, describe, status_of, words
+from guestd.hypervisor.domains import Channel, Description, Domain, Graphics, describe, status_of, words
 
 LIVE = """
 <domain type='qemu' id='3'>

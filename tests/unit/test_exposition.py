@@ -10,8 +10,8 @@ from prometheus_client import openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
-from guestd.domainmetrics import Family
-from guestd.exposition import END, joined, rendered
+from guestd.telemetry.domains import Family
+from guestd.telemetry.exposition import END, joined, rendered
 
 Read = Callable[[str], Iterable[Any]]
 assert openmetrics

@@ -3,11 +3,11 @@
 from dataclasses import replace
 from uuid import UUID
 
-from filters import filter_row, rule_row
-from guestd.filters.effective import Machine, own_rules, umbrella, umbrella_name, variables
+from guestd.filters.desired import MachineRow, Rows, asked
+from guestd.filters.machine_filter import Machine, own_rules, umbrella, umbrella_name, variables
 from guestd.filters.model import Filter, Reference, Rule, matches
 from guestd.filters.services import SERVICES, Policy, Ports, policies
-from guestd.filters.wanted import MachineRow, Rows, asked
+from support.filter_rows import filter_row, rule_row
 
 MACHINE = Machine(UUID(int=5), "web")
 

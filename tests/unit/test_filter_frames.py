@@ -3,11 +3,11 @@
 from dataclasses import replace
 from uuid import UUID
 
-from filter_trees import all_services
-from guestd.filters.frames import decides, open_ends, outcome
+from guestd.filters.desired import asked
+from guestd.filters.frame_match import decides, open_ends, outcome
 from guestd.filters.model import Filter, Reference, Rule, matches
-from guestd.filters.verdict import Packet, Placed, lines, ordered
-from guestd.filters.wanted import asked
+from guestd.filters.packet_match import Packet, Placed, lines, ordered
+from support.filter_trees import all_services
 
 OUT = Packet("out", "tcp", "10.0.0.2", "10.0.0.5", 40000, 443)
 

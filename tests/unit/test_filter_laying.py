@@ -6,9 +6,9 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestd.filters.laying import clash
+from guestd.filters.chain_conflict import clash
 from guestd.filters.model import Filter, Reference, Rule
-from guestd.plans.filters import Define, Guard, Plan, Seen, Wanted, plan
+from guestd.filters.plan import Define, Guard, Plan, Seen, Wanted, plan
 
 TOP = "ibay-9"
 ALL = Guard(1000)

@@ -6,13 +6,13 @@ from uuid import UUID
 
 from hypothesis import given
 
-from filters import filter_row, filter_rows, rule_row
-from guestd.filters.memory import Memory
+from guestd.filters.cache import Memory
+from guestd.filters.compiler import FilterRow, compiled
+from guestd.filters.desired import MachineRow, Rows, asked
 from guestd.filters.model import Filter
-from guestd.filters.nwfilterxml import write
-from guestd.filters.rows import FilterRow, compiled
 from guestd.filters.services import Policy, Ports
-from guestd.filters.wanted import MachineRow, Rows, asked
+from guestd.filters.xml import write
+from support.filter_rows import filter_row, filter_rows, rule_row
 
 ROW = filter_row(rule_row(state={"new": True}))
 MACHINE = MachineRow(

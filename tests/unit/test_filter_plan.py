@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guestd.filters.model import Filter, Reference, Rule
-from guestd.plans.filters import Action, Define, Guard, Plan, Remove, Seen, Wanted, plan
+from guestd.filters.plan import Action, Define, Guard, Plan, Remove, Seen, Wanted, plan
 
 EVERYTHING_BUT_ALL = Guard(1000)
 RULE = Rule("accept", "in", 500, "tcp")

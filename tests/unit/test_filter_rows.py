@@ -7,10 +7,10 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 
-from filters import filter_row, filter_rows, rule_row
+from guestd.filters.compiler import FilterRow, compiled
 from guestd.filters.model import Filter, Match, Reference, Rule, matches
-from guestd.filters.nwfilterxml import read, write
-from guestd.filters.rows import FilterRow, compiled
+from guestd.filters.xml import read, write
+from support.filter_rows import filter_row, filter_rows, rule_row
 
 
 def taken(row: FilterRow) -> Filter:

@@ -4,7 +4,7 @@ from dataclasses import replace
 from uuid import UUID
 
 from guestd.filters.model import Filter, Reference, Rule, matches
-from guestd.filters.verdict import Line, Packet, contradictions, decides, lines, ordered
+from guestd.filters.packet_match import Line, Packet, contradictions, decides, lines, ordered
 
 SSH = Packet("in", "tcp", "10.0.0.5", "10.0.0.2", 40000, 22)
 ANSWER = Packet("out", "tcp", "10.0.0.2", "10.0.0.5", 22, 40000, state="ESTABLISHED", answer=True)

@@ -6,7 +6,7 @@ import tracemalloc
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestd.framing import HEAD_BYTES, Framer, Oversize
+from guestd.wire.framing import HEAD_BYTES, Framer, Oversize
 
 LIMIT_BYTES = 300
 STREAMS = st.lists(

@@ -7,10 +7,10 @@ import msgspec
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from guestd.decoding import decode
-from guestd.exposition import rendered
-from guestd.guestmetrics import MOST_GUESTS, SHOWN_SECONDS, LatestSamples
-from guestd.normalise import Rows, Stream, normalise
+from guestd.rows.normalise import Rows, Stream, normalise
+from guestd.telemetry.exposition import rendered
+from guestd.telemetry.guests import MOST_GUESTS, SHOWN_SECONDS, LatestSamples
+from guestd.wire.decode import decode
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 SYSTEM = {

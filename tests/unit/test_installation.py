@@ -1,11 +1,10 @@
-"""What `guestd setup` lays down; tests/process/test_systemd.py has a systemd that works with it."""
+"""What `guestd setup` lays down; tests/e2e/test_systemd.py has a systemd that works with it."""
 
 from pathlib import Path
 
 import pytest
 
-from guestd.errors import ConfigError
-from guestd.installation import (
+from guestd.cli.setup import (
     CONFIGURATION,
     NOTIFY_RELOAD,
     TMPFILES,
@@ -14,6 +13,7 @@ from guestd.installation import (
     installed_program,
     units_laid_down,
 )
+from guestd.core.errors import ConfigError
 
 PROGRAM = Path("/opt/bin/guestd")
 

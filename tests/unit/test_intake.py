@@ -9,20 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guestd.framing import HEAD_BYTES, Oversize
-from guestd.intake import ASK_AGAIN_MS, BROKEN_TIMES, MOST_DROPPED
-from guestd.spoolfile import from_milliseconds
-from unit.gate import (
-    MACHINE,
-    NEXT_BOOT,
-    OTHER,
-    PLAIN,
-    ack,
-    gate_on,
-    marked,
-    numbered,
-    resend,
-)
+from guestd.ingest.gate import ASK_AGAIN_MS, BROKEN_TIMES, MOST_DROPPED
+from guestd.spool.file import from_milliseconds
+from guestd.wire.framing import HEAD_BYTES, Oversize
+from support.gate import MACHINE, NEXT_BOOT, OTHER, PLAIN, ack, gate_on, marked, numbered, resend
 
 
 @pytest.mark.asyncio

@@ -5,13 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from unit.gate import (
-    DEADLINE_SECONDS,
-    MACHINE,
-    OTHER,
-    PLAIN,
-    gate_on,
-)
+from support.gate import DEADLINE_SECONDS, MACHINE, OTHER, PLAIN, gate_on
 
 
 @pytest.mark.asyncio

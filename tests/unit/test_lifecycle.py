@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from guestd.errors import SourceLost
-from guestd.lifecycle import Backoff, Life, UnexpectedExit, retrying, run_until
+from guestd.core.errors import SourceLost
+from guestd.core.tasks import Backoff, Life, UnexpectedExit, retrying, run_until
 
 DEADLINE_SECONDS = 5
 JITTER = (0.7, 1.3)

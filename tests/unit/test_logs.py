@@ -7,8 +7,8 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestd import logs
-from guestd.logs import TEXT_CHARS, harmless
+from guestd.core import logs
+from guestd.core.text import TEXT_CHARS, harmless
 
 HOSTILE = "\x1b[2J\x1b]0;title\x07\r\nguestd is well\x9b31m\u2028\u202e\x00"
 

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from guestd import answers, limits, messages
 from guestd.agent.hostlines import HostLine, HostLines
 from guestd.agent.outbox import NO_MARK, Outbox
-from guestd.decoding import decode
-from guestd.errors import BadFrame
-from guestd.messages import Header, header, is_whole, other_type
+from guestd.core.errors import BadFrame
+from guestd.wire import limits, replies, schema
+from guestd.wire.decode import decode
+from guestd.wire.schema import Header, header, is_whole, other_type
 
 VECTORS = Path(__file__).with_name("vectors")
 D1 = (VECTORS / "d1.wire").read_bytes().rstrip(b"\n")
@@ -215,8 +215,8 @@ def test_nan_and_infinity_are_null_however_they_are_spelled(spelling: str) -> No
 def test_a_number_that_is_not_whole_is_cut_and_one_out_of_bounds_is_left_out_or_zero() -> None:
     process = {"id": 7.0, "name": "a", "memory_usage_kb": -5, "parent_id": 2**40, "disk_read_bytes": 12.9}
     decoded = decode(changed(processes=[process], memory={"total_kb": 1.5, "used_kb": 2**63, "available_kb": None}))
-    assert decoded.metrics.data.system.processes == [messages.ProcessD1(7, "a", 0, disk_read_bytes=12)]
-    assert decoded.metrics.data.system.memory == messages.Memory(1, 0, 0)
+    assert decoded.metrics.data.system.processes == [schema.ProcessD1(7, "a", 0, disk_read_bytes=12)]
+    assert decoded.metrics.data.system.memory == schema.Memory(1, 0, 0)
     assert decoded.refusals == []
 
 
@@ -294,7 +294,7 @@ def test_other_messages_are_named_by_their_type() -> None:
 
 
 def test_a_known_type_is_seen_without_decoding() -> None:
-    for name in messages.OTHER_TYPES:
+    for name in schema.OTHER_TYPES:
         assert other_type(b'{"type":"%s","timestamp":1}' % name.encode()) == name
         assert other_type(b' { "type" : "%s"' % name.encode()) == name
 
@@ -311,7 +311,7 @@ def test_every_type_that_nobody_knows_has_one_name(name: str) -> None:
 
 @given(st.binary(max_size=60))
 def test_whatever_the_type_its_name_is_one_of_few(name: bytes) -> None:
-    assert other_type(b'{"type":"' + name) in messages.OTHER_TYPES | {None, "unknown"}
+    assert other_type(b'{"type":"' + name) in schema.OTHER_TYPES | {None, "unknown"}
 
 
 def test_the_answer_to_a_command_is_known_though_it_has_no_type() -> None:
@@ -369,10 +369,10 @@ def test_what_begins_otherwise_is_never_numbered(line: bytes) -> None:
 def test_the_agent_and_the_daemon_agree_on_answers() -> None:
     boot_id = str(uuid4())
     said = {
-        answers.ack(boot_id, 12, None): HostLine("ack", boot_id, 12),
-        answers.ack(boot_id, 12, "0123456789abcdef"): HostLine("ack", boot_id, 12, "0123456789abcdef"),
-        answers.resend(boot_id, 8, None): HostLine("ack", boot_id, 8, resend=True),
-        answers.resend(boot_id, 8, "0123456789abcdef"): HostLine("ack", boot_id, 8, "0123456789abcdef", resend=True),
+        replies.ack(boot_id, 12, None): HostLine("ack", boot_id, 12),
+        replies.ack(boot_id, 12, "0123456789abcdef"): HostLine("ack", boot_id, 12, "0123456789abcdef"),
+        replies.resend(boot_id, 8, None): HostLine("ack", boot_id, 8, resend=True),
+        replies.resend(boot_id, 8, "0123456789abcdef"): HostLine("ack", boot_id, 8, "0123456789abcdef", resend=True),
     }
     for line, heard in said.items():
         assert HostLines().feed(line + b"\n") == [heard]
@@ -465,5 +465,5 @@ def test_any_value_in_any_place_costs_at_most_the_frame(place: str, value: objec
 
 def test_a_line_of_hardly_anything_but_escapes_is_looked_at_without_an_error() -> None:
     line = b'{"type":"metrics","x":"' + rb"\u0041" * (limits.ESCAPES + 1) + b'"}'
-    assert not messages.is_json(line)
+    assert not schema.is_json(line)
     assert not is_whole(line)

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from guestd.normalise import Channel, Stream, guest_time, sample_time, uuid7, whole_milliseconds
-from unit.rows import RECEIVED, TABLES, by_table, misfits, named, rows_of
+from guestd.core.channel import Channel
+from guestd.rows.normalise import Stream, guest_time, sample_time, uuid7, whole_milliseconds
+from support.rows import RECEIVED, TABLES, by_table, misfits, named, rows_of
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TEXTS = st.text(max_size=20)

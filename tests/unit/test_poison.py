@@ -2,10 +2,10 @@
 
 import pytest
 
-from guestd.errors import BadFrame
-from guestd.normalise import Stream
-from unit.poison import POISON, Path, poisoned
-from unit.rows import misfits, rows_of
+from guestd.core.errors import BadFrame
+from guestd.rows.normalise import Stream
+from support.poison import POISON, Path, poisoned
+from support.rows import misfits, rows_of
 
 LISTS = {"processes", "ports", "windows_services", "applications", "usage_stats", "interfaces"}
 

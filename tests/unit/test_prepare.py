@@ -8,10 +8,10 @@ from uuid import UUID
 import pytest
 from structlog.testing import capture_logs
 
-from guestd.errors import BadFrame
-from guestd.normalise import Channel
-from guestd.prepare import Counters, Preparer
-from guestd.spoolfile import Frame
+from guestd.core.channel import Channel
+from guestd.core.errors import BadFrame
+from guestd.ingest.prepare import Counters, Preparer
+from guestd.spool.file import Frame
 
 SILENT = Counters(
     adjusted=lambda *_: None, bug=lambda: None, skew_seconds=lambda _: None, rows=lambda *_: None

@@ -1,6 +1,6 @@
 """A part that has work and does not move is stuck; one that waits or tries again is not."""
 
-from guestd.progress import Part, Progress
+from guestd.service.progress import Part, Progress
 
 
 class Worker:

@@ -6,8 +6,8 @@ from uuid import UUID
 
 import pytest
 
-from guestd.published import Publications, Published
-from unit.gate import MACHINE, OTHER, PLAIN, Gate, gate_on, marked, numbered
+from guestd.ingest.mqtt_gate import Publications, Published
+from support.gate import MACHINE, OTHER, PLAIN, Gate, gate_on, marked, numbered
 
 EVENT = b'{"type":"error_report","error_type":"e"}'
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestd.limits import COMMAND_LINE_CHARS, SEARCHED_CHARS
-from guestd.redact import CommandLines, Redaction, in_frame, redacted
+from guestd.core.config import CommandLines
+from guestd.rows.redact import Redaction, in_frame, redacted
+from guestd.wire.limits import COMMAND_LINE_CHARS, SEARCHED_CHARS
 
 SECRETS = [
     ("app --password=hunter2 -v", "app --password=*** -v"),

@@ -2,8 +2,8 @@
 
 import msgspec
 
-from guestd.reloading import AT_ONCE, reloaded
-from guestd.settings import Limits, Privacy, Settings, Store, Telemetry
+from guestd.core.config import Limits, Privacy, Settings, Store, Telemetry
+from guestd.service.reload import AT_ONCE, reloaded
 
 
 def test_a_file_that_says_the_same_changes_nothing() -> None:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from guestd.agent.hostlines import HostLines
 from guestd.agent.outbox import NO_PROGRESS_SECONDS, Outbox
-from guestd.framing import Framer
-from unit.gate import BOOT, MACHINE, Gate, gate_on
+from guestd.wire.framing import Framer
+from support.gate import BOOT, MACHINE, Gate, gate_on
 
 
 class World:

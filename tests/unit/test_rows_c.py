@@ -1,4 +1,4 @@
-"""What is compiled (rows.c) does what its Python does.
+"""What is compiled (compiled.c) does what its Python does.
 
 The encoder writes what the binary format's page says, value by value, and refuses what a column cannot hold; the rows
 of processes are those that Python makes.
@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestd import normalise
-from guestd.copyrows import kinds
-from guestd.messages import ProcessD1, ProcessD2
-from guestd.redact import SUSPICIOUS, CommandLines
+from guestd.core.config import CommandLines
+from guestd.rows import normalise
+from guestd.rows.redact import SUSPICIOUS
+from guestd.store.copy import kinds
+from guestd.wire.schema import ProcessD1, ProcessD2
 from gueststore import contract
 
 guestd_rows = pytest.importorskip("guestd_rows", reason="there was no compiler")

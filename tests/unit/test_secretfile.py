@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from guestd.errors import ConfigError
-from guestd.secretfile import first_line
+from guestd.core.errors import ConfigError
+from guestd.core.secrets import first_line
 
 
 def secret_in(directory: Path, content: bytes, mode: int = 0o600) -> Path:

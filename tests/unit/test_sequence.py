@@ -3,7 +3,7 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from guestd.sequence import WINDOW_LINES, Place, after, begun
+from guestd.ingest.replay_window import WINDOW_LINES, Place, after, begun
 
 MOST = 10**18
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from guestd.errors import ConfigError
-from guestd.settings import Settings, load
+from guestd.core.config import Settings, load
+from guestd.core.errors import ConfigError
 
 
 def refusal_of(file: Path) -> str:

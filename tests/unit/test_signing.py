@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestd.signing import WINDOW_MS, Opener, machine_secret, signature, signed
+from guestd.wire.signing import WINDOW_MS, Opener, machine_secret, signature, signed
 
 SECRET = b"cross-lang-test-key"
 NOW_MS = 1_700_000_000_000

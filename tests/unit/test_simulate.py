@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from guestd import simulate
-from guestd.decoding import decode
-from guestd.simulate.guest import Guest, rfc3339
+from guestd import simulator
+from guestd.simulator.guest import Guest, rfc3339
+from guestd.wire.decode import decode
 
 START_S = 1_790_000_000
 START_MS = START_S * 1000 + 123
@@ -34,13 +34,13 @@ def test_the_same_seed_gives_the_same_bytes() -> None:
 
 def test_another_seed_and_another_number_give_other_machines() -> None:
     assert guest(1).body(START_MS) != guest(1, seed=2).body(START_MS) != guest(6, seed=2).body(START_MS)
-    assert len({*simulate.machine_ids(50, 1), *simulate.machine_ids(50, 2)}) == 100
+    assert len({*simulator.machine_ids(50, 1), *simulator.machine_ids(50, 2)}) == 100
 
 
 def test_machine_ids_are_those_of_the_guests_in_their_order() -> None:
-    assert simulate.machine_ids(3, 7) == [guest(number, seed=7).machine_id for number in range(3)]
-    assert simulate.machine_ids(2, 7, first=1) == simulate.machine_ids(3, 7)[1:]
-    assert [str(known) for known in simulate.machine_ids(1, 1)] == ["d6030db1-ba75-56ac-8a82-d35947a587a6"]
+    assert simulator.machine_ids(3, 7) == [guest(number, seed=7).machine_id for number in range(3)]
+    assert simulator.machine_ids(2, 7, first=1) == simulator.machine_ids(3, 7)[1:]
+    assert [str(known) for known in simulator.machine_ids(1, 1)] == ["d6030db1-ba75-56ac-8a82-d35947a587a6"]
 
 
 def test_the_daemon_reads_every_message_without_a_refusal() -> None:
@@ -106,7 +106,7 @@ def test_timestamps_are_exact_to_the_millisecond(milliseconds: int) -> None:
 
 def parsed(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    simulate.add_arguments(parser)
+    simulator.add_arguments(parser)
     return parser.parse_args(["--directory", "channels", *words])
 
 

@@ -7,9 +7,9 @@ import statistics
 import time
 from collections.abc import Callable
 
-from guestd.normalise import Stream
-from guestd.simulate.guest import Guest
-from unit.rows import rows_of
+from guestd.rows.normalise import Stream
+from guestd.simulator.guest import Guest
+from support.rows import rows_of
 
 # About 1 here, on Python 3.11; whoever makes a frame several times as dear learns of it.
 MOST_TIMES_THE_REFERENCE = 4.0

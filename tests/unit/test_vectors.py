@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from guestd.decoding import decode
-from guestd.errors import BadFrame
-from guestd.framing import Framer, Oversize
-from guestd.normalise import Stream
+from guestd.core.errors import BadFrame
+from guestd.rows.normalise import Stream
+from guestd.wire.decode import decode
+from guestd.wire.framing import Framer, Oversize
 from gueststore import contract
-from unit.rows import TABLES, by_table, named, rows_of
+from support.rows import TABLES, by_table, named, rows_of
 
 LIMIT_BYTES = 16 * 1024
 VECTORS = Path(__file__).with_name("vectors")

@@ -6,8 +6,8 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestd.channels import Channel
-from guestd.sources.virtio import Close, Open, plan
+from guestd.ingest.discovery import Channel
+from guestd.ingest.virtio import Close, Open, plan
 
 
 def channel(number: int, inode: int = 1, created_ns: int = 1) -> Channel:

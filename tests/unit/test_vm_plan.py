@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestd.domains import Channel, Description, Domain, Graphics, status_of
-from guestd.plans import vms
-from guestd.plans.vms import (
+from guestd.hypervisor.domains import Channel, Description, Domain, Graphics, status_of
+from guestd.vms import plan
+from guestd.vms.plan import (
     Claim,
     Destroy,
     Facts,
@@ -87,9 +87,9 @@ class World:
         names = {each.name for each in self.domains.values()}
         mine = [each for each in self.machines.values() if each.host_id == HERE or each.name in names]
         domains = list(self.domains.values())
-        self.tries = vms.remembered(self.tries, mine, domains, self.now)
+        self.tries = plan.remembered(self.tries, mine, domains, self.now)
         chosen = rules(may_destroy=self.may_destroy, is_converging=self.is_converging)
-        return vms.plan(mine, domains, tries=self.tries, now=self.now, rules=chosen)
+        return plan.plan(mine, domains, tries=self.tries, now=self.now, rules=chosen)
 
     def apply(self, steps: Iterable[Write | Power]) -> None:
         for step in steps:
@@ -124,7 +124,7 @@ class World:
         assert row.desired == step.desired
         assert row.status in SETTLED, f"{step}: somebody is in the middle of it"
         assert seen.name == row.name
-        self.tries[row.id] = vms.tried(self.tries.get(row.id), step, self.now)
+        self.tries[row.id] = plan.tried(self.tries.get(row.id), step, self.now)
         match step:
             case Start():
                 assert not seen.is_active
@@ -303,7 +303,7 @@ def steps(row: Machine | None, seen: Domain | None, **changes: Any) -> list[str]
     """What is planned for one machine and one domain, in words."""
     tries = changes.pop("tries", {})
     now = changes.pop("now", BORN)
-    found = vms.plan(
+    found = plan.plan(
         [row] if row else [], [seen] if seen else [], tries=tries, now=now, rules=rules(**changes)
     )  # fmt: skip
     return [str(step) for step in (*found.writes, *found.actions, *found.reports) if not isinstance(step, KeepFacts)]
@@ -316,9 +316,9 @@ def test_a_row_follows_its_domain() -> None:
 
 
 def test_a_domain_that_stopped_a_moment_ago_may_be_rebooting() -> None:
-    stopped = domain(state="shutoff", since=BORN - vms.OFF_SECONDS + 1)
+    stopped = domain(state="shutoff", since=BORN - plan.OFF_SECONDS + 1)
     assert steps(machine(), stopped) == []
-    assert vms.plan([machine()], [stopped], tries={}, now=BORN, rules=rules()).look_again_seconds == 1
+    assert plan.plan([machine()], [stopped], tries={}, now=BORN, rules=rules()).look_again_seconds == 1
     assert steps(machine(), domain()) == []
 
 
@@ -413,23 +413,23 @@ def test_what_fails_is_tried_ever_more_rarely() -> None:
 
 def test_a_machine_that_keeps_crashing_is_left_with_a_reason_until_it_is_wanted_anew() -> None:
     row, crashed = machine(status="off", desired="running"), domain(state="shutoff", reason="crashed")
-    tries = {row.id: Tries("running", "Start", vms.STARTS_BEFORE_LEFT, BORN - 900)}
+    tries = {row.id: Tries("running", "Start", plan.STARTS_BEFORE_LEFT, BORN - 900)}
     assert steps(row, crashed, tries=tries) == [
         "left: vm1: started 5 times and it did not stay; set desiredStatus again"
     ]  # fmt: skip
-    assert vms.remembered(tries, [replace(row, desired=None)], [crashed], BORN) == {}
+    assert plan.remembered(tries, [replace(row, desired=None)], [crashed], BORN) == {}
 
 
 def test_starts_are_forgotten_when_the_machine_has_run_for_long() -> None:
     row, tries = machine(desired="running"), {UUID(int=1): Tries("running", "Start", 3, BORN)}
-    later = BORN + vms.HEALTHY_SECONDS
-    assert vms.remembered(tries, [row], [domain(since=BORN + 1)], later) == tries
-    assert vms.remembered(tries, [row], [domain(since=BORN + 1)], later + 1) == {}
-    assert vms.remembered(tries, [row], [domain(state="shutoff")], later + 9) == tries
+    later = BORN + plan.HEALTHY_SECONDS
+    assert plan.remembered(tries, [row], [domain(since=BORN + 1)], later) == tries
+    assert plan.remembered(tries, [row], [domain(since=BORN + 1)], later + 1) == {}
+    assert plan.remembered(tries, [row], [domain(state="shutoff")], later + 9) == tries
 
 
 def kept(seen: Domain, row: Machine) -> list[Write]:
-    found = vms.plan([row], [seen], tries={}, now=BORN, rules=rules())
+    found = plan.plan([row], [seen], tries={}, now=BORN, rules=rules())
     return [step for step in found.writes if isinstance(step, KeepGraphics)]
 
 
@@ -456,14 +456,14 @@ def test_the_screen_is_kept_and_a_machine_that_is_off_has_none() -> None:
 )
 def test_whether_the_agent_has_its_channel_open_is_kept(channels: tuple[Channel, ...], expected: str) -> None:
     seen = domain(description=description(channels=channels))
-    (facts,) = vms.plan([machine()], [seen], tries={}, now=BORN, rules=rules()).writes
+    (facts,) = plan.plan([machine()], [seen], tries={}, now=BORN, rules=rules()).writes
     assert isinstance(facts, KeepFacts)
     assert facts.facts.channel == expected
 
 
 def test_a_row_that_is_missing_its_domain_keeps_what_was_known_of_it() -> None:
     row = machine(facts=facts_of(domain(), channel="connected"))
-    (kept_facts,) = vms.plan([row], [], tries={}, now=BORN, rules=rules()).writes
+    (kept_facts,) = plan.plan([row], [], tries={}, now=BORN, rules=rules()).writes
     assert isinstance(kept_facts, KeepFacts)
     assert (kept_facts.facts.state, kept_facts.facts.channel) == ("missing", "absent")
     assert kept_facts.facts.vcpus == 2

@@ -14,15 +14,15 @@ from typing import Any
 import structlog
 
 from guestd.agent.applications import ApplicationWatch, Books, read_books, write_books
-from guestd.agent.channel import Sender, attend, listen, serve
 from guestd.agent.collect import Collector
-from guestd.agent.ending import until_signal
 from guestd.agent.hostlines import as_it_is
 from guestd.agent.mqtt import add_broker_arguments, attend_broker, broker_of
 from guestd.agent.outbox import LINE_LIMIT_BYTES, Outbox
-from guestd.errors import ConfigError
-from guestd.secretfile import first_line
-from guestd.signing import Opener
+from guestd.agent.signals import until_signal
+from guestd.agent.transport import Sender, attend, listen, serve
+from guestd.core.errors import ConfigError
+from guestd.core.secrets import first_line
+from guestd.wire.signing import Opener
 
 __all__ = ["add_arguments", "run"]
 

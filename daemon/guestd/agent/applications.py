@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from guestd.agent import desktop
-from guestd.agent.message import Application, Process
+from guestd.agent.payload import Application, Process
 
 # The longest unused are forgotten first; a machine that runs more different programs than this is a build farm.
 MOST_APPLICATIONS = 500

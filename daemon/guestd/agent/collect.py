@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from guestd.agent.applications import ApplicationWatch
 from guestd.agent.machine import MachineWatch, memory
-from guestd.agent.message import Body, Content, System, fit
+from guestd.agent.payload import Body, Content, System, fit
 from guestd.agent.processes import ProcessWatch, look_at_ports
 from guestd.agent.services import look_at_services
 

@@ -13,17 +13,7 @@ from typing import Any
 
 import psutil
 
-from guestd.agent.message import (
-    Cpu,
-    Disk,
-    DiskIo,
-    DiskUsage,
-    Interface,
-    LoadAverage,
-    Machine,
-    Memory,
-    Network,
-)
+from guestd.agent.payload import Cpu, Disk, DiskIo, DiskUsage, Interface, LoadAverage, Machine, Memory, Network
 
 BYTES_PER_GIB = 1024**3
 # Images that are full by nature; the packages of a desktop bring dozens.

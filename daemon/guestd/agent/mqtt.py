@@ -22,9 +22,9 @@ from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
-from guestd.agent.channel import Sender
-from guestd.errors import ConfigError
-from guestd.secretfile import first_line
+from guestd.agent.transport import Sender
+from guestd.core.errors import ConfigError
+from guestd.core.secrets import first_line
 
 # So many lines of a machine are on their way at once.
 WINDOW_LINES = 8

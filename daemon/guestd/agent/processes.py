@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from guestd.agent.message import Port, Process
+from guestd.agent.payload import Port, Process
 
 # A command line longer than this tells nothing more, and one process must not push the others out of the line.
 LONGEST_TEXT = 8192

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from guestd.agent.message import Service
+from guestd.agent.payload import Service
 from guestd.agent.processes import clean
 
 # An answer that takes longer is of no use: the sample waits for it.

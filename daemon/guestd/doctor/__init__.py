@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 
 import msgspec
 
-from guestd import logs
+from guestd.core.config import Settings
+from guestd.core.errors import ConfigError
+from guestd.core.text import harmless
 from guestd.doctor import broker, configuration, filters, host, machines, store
 from guestd.doctor.configuration import examined as check
 from guestd.doctor.configuration import refused
 from guestd.doctor.finding import Finding
-from guestd.errors import ConfigError
-from guestd.link import check_dsn
-from guestd.settings import Settings
+from guestd.store.connection import check_dsn
 
 __all__ = ["Finding", "check", "examine", "print_findings", "refused"]
 
@@ -65,4 +65,4 @@ def _line(finding: Finding, *, is_coloured: bool) -> str:
     if is_coloured:
         level = f"\x1b[{_COLOURS[finding.level]}m{level}\x1b[0m"
     fix = f"  -> {finding.fix}" if finding.fix else ""
-    return f"{level}  {finding.subject:13}  {logs.harmless(finding.text)}{logs.harmless(fix)}"
+    return f"{level}  {finding.subject:13}  {harmless(finding.text)}{harmless(fix)}"

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
 
-from guestd.broker import Connection, connected, login
+from guestd.core.config import Mqtt
+from guestd.core.errors import ConfigError, SourceLost
 from guestd.doctor.finding import Finding, fault, warning, well
-from guestd.errors import ConfigError, SourceLost
-from guestd.settings import Mqtt
+from guestd.mqtt.connection import Connection, connected
+from guestd.mqtt.options import login
 
 DROPS = "$SYS/broker/publish/messages/dropped"
 # The broker keeps its last figure, and the status of guests, and sends both to whoever asks.

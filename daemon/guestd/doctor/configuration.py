@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from guestd import hypervisor, webconfig
-from guestd.broker import login
+from guestd.core.config import Settings
+from guestd.core.errors import ConfigError
+from guestd.core.secrets import first_line
 from guestd.doctor.finding import Finding, fault, well
-from guestd.errors import ConfigError
-from guestd.link import check_dsn
-from guestd.secretfile import first_line
-from guestd.settings import Settings
+from guestd.hypervisor import connection
+from guestd.mqtt.options import login
+from guestd.service import http_auth
+from guestd.store.connection import check_dsn
 
 FIXES = {
     "unknown field": "take the key out, or correct its name: deploy/guestd.toml lists them all",
@@ -47,8 +48,8 @@ def _parts(settings: Settings) -> Iterator[Callable[[], object]]:
         yield lambda: first_line(Path(settings.virtio.master_secret_file), "virtio.master_secret_file")
     if settings.mqtt.host:
         yield lambda: login(settings.mqtt)
-    yield lambda: webconfig.read(settings.telemetry.web_config_file)
-    yield lambda: hypervisor.check(settings.libvirt.uri)
+    yield lambda: http_auth.read(settings.telemetry.web_config_file)
+    yield lambda: connection.check(settings.libvirt.uri)
     if settings.virtio.discovery == "libvirt" and not settings.libvirt.uri:
         yield _no_libvirt
 

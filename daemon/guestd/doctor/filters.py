@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
+from guestd.core.config import Settings
+from guestd.core.errors import ConfigError, SourceLost, StoreUnavailable
 from guestd.doctor.finding import Finding, fault, warning, well
-from guestd.errors import ConfigError, SourceLost, StoreUnavailable
-from guestd.protecting import previewed
-from guestd.settings import Settings
+from guestd.filters.service import previewed
 
 
 async def examined(settings: Settings) -> AsyncIterator[Finding]:

@@ -14,15 +14,16 @@ from contextlib import closing
 from http.client import HTTPException
 from pathlib import Path
 
-from guestd import spoolfile, webconfig
+from guestd.core.config import Settings, Spool, Telemetry, Virtio
+from guestd.core.errors import ConfigError
 from guestd.doctor.finding import Finding, fault, warning, well
-from guestd.errors import ConfigError
-from guestd.settings import Settings, Spool, Telemetry, Virtio
+from guestd.service import http_auth
+from guestd.spool import file as spoolfile
 
 # A descriptor a channel, and some for itself.
 FEWEST_DESCRIPTORS = 4096
 FULL_SHARE = 0.8
-# What guestd.pages says to whom it does not know.
+# What guestd.service.http says to whom it does not know.
 STRANGER = "who are you?\n"
 ANSWER_SECONDS = 5.0
 _IN_MEMORY = ("tmpfs", "ramfs")
@@ -193,7 +194,7 @@ def page(chosen: Telemetry, path: str) -> str:
     """The text of a page of guestd's, whatever its status. OSError when nobody answers."""
     host = _asked(chosen)
     shown = f"[{host}]" if ":" in host else host
-    scheme = "http" if webconfig.read(chosen.web_config_file).tls is None else "https"
+    scheme = "http" if http_auth.read(chosen.web_config_file).tls is None else "https"
     # Nothing is between us and our own port: no proxy of the environment, and nobody to be told from another by name.
     anybody = ssl.create_default_context()
     anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE

@@ -9,15 +9,15 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from guestd.channels import Directory, socket_paths
+from guestd.core.config import Settings
+from guestd.core.errors import ConfigError, SourceLost, StoreUnavailable
+from guestd.core.machines import Member, Roster
 from guestd.doctor.finding import Finding, fault, warning, well
-from guestd.domains import Domain
-from guestd.errors import ConfigError, SourceLost, StoreUnavailable
-from guestd.hypervisor import Counters as Counted
-from guestd.hypervisor import Hypervisor
-from guestd.link import connection_to, sorted_errors
-from guestd.roster import Member, Roster
-from guestd.settings import Settings
+from guestd.hypervisor.connection import Counters as Counted
+from guestd.hypervisor.connection import Hypervisor
+from guestd.hypervisor.domains import Domain
+from guestd.ingest.discovery import Directory, socket_paths
+from guestd.store.connection import connection_to, sorted_errors
 from gueststore.queries import query
 
 SHOWN = 5

@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 
 import psycopg
 
+from guestd.core.errors import SchemaMismatch, StoreUnavailable
 from guestd.doctor.finding import Finding, fault, warning, well
-from guestd.errors import SchemaMismatch, StoreUnavailable
-from guestd.link import check_schema, connection_to, server_name
+from guestd.store.connection import check_schema, connection_to, server_name
 from gueststore import catalogue
 from gueststore.alarms import alarms
 from gueststore.errors import ConfigurationError, StoreError

@@ -1,0 +1,1 @@
+"""The driver of libvirt: connection, domains, blocking calls with a deadline, statistics."""

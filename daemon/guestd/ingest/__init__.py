@@ -1,0 +1,1 @@
+"""A line becomes rows: sources, the gate, the writer, the quarantine."""

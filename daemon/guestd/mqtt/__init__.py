@@ -1,0 +1,1 @@
+"""The driver of an MQTT broker: paho-mqtt on the event loop, messages acknowledged by hand."""

@@ -1,1 +1,0 @@
-"""What should be done, as pure functions of what is wanted and what is seen."""

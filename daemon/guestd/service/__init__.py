@@ -1,0 +1,1 @@
+"""guestd as a service: systemd, watchdog, reload, HTTP pages."""

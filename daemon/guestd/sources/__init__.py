@@ -1,1 +1,0 @@
-"""Where frames come from; each source is one module and knows no sibling."""

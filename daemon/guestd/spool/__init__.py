@@ -1,0 +1,1 @@
+"""The durable queue on local disk: SQLite."""

@@ -1,0 +1,1 @@
+"""The driver of TimescaleDB: connection, COPY, batches, maintenance, roll-ups. psycopg."""

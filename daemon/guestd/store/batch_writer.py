@@ -1,0 +1,445 @@
+"""The store's driver: one connection that writes batches, and one that listens for machines.
+
+A batch is one transaction: the ledger is advanced by compare-and-set, the batch's machines are locked as a foreign key
+would, frames that the store has by another way are left out, rows are COPY'd in binary, inventories are merged, and
+what could not be stored is set aside. Whatever goes wrong leaves here as StoreUnavailable (keep the rows), RowsRejected
+(never these rows) or SchemaMismatch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import psycopg
+from psycopg.types.json import Jsonb
+
+from guestd.core.errors import BadFrame, RowsRejected, StoreUnavailable
+from guestd.core.machines import Member, Roster
+from guestd.core.text import printable
+from guestd.rows import redact
+from guestd.rows.batch import Prepared
+from guestd.rows.normalise import Row, Rows, moved, without
+from guestd.store import copy as copyrows
+from guestd.store import dumpers
+from guestd.store.connection import WRITE_SECONDS, check_schema, connection_to, sorted_errors
+from guestd.wire import limits
+from guestd.wire.events import Event
+from gueststore import contract
+from gueststore.queries import query
+
+# Notices only wake; this bounds how long a lost one can matter.
+ROSTER_SECONDS = 30
+LANE = 0
+_KEY_PARTS = ("machines", "times", "keys")
+# A frame that comes again is looked for among the samples of so long before and after its own time: as long as a line
+# may wait in an agent's buffer or a broker's queue. A chunk of SystemMetrics is as long, so that three are probed.
+LOOK_AROUND = timedelta(days=7)
+# queries/merge_*.sql move lastSeen of what is otherwise the same no sooner. Programs in use say with every message when
+# they were used last; that is kept as often, and with each sample in ApplicationUsageHistory's "isActive".
+SEEN_AGAIN = timedelta(minutes=1)
+_LAST_ACCESS = [name for name, _ in contract.INCOMING_APPLICATION.columns].index("lastAccessTime")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of a batch's frames, and the rows written by table; how long their COPY took."""
+
+    stored: int = 0
+    stored_in_part: int = 0
+    duplicate: int = 0
+    quarantined: Counter[str] = field(default_factory=Counter)
+    rows: Counter[str] = field(default_factory=Counter)
+    left_out: int = 0
+    """Of inventories, beyond what a machine may have."""
+    quarantined_bytes: int = 0
+    copy_seconds: float = 0.0
+    dialects: dict[UUID, str] = field(default_factory=dict)
+    """What agents speak, where that is news."""
+    inventories: dict[UUID, _Inventory] = field(default_factory=dict)
+    """Of these machines inventories were merged."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Inventory:
+    """What of a machine was merged last: the hash of what it said, and when that was received."""
+
+    content: int
+    received_at: datetime
+
+    def says(self, other: _Inventory) -> bool:
+        """Whether merging another one would change nothing: the same, and not so much later that it is to be seen."""
+        return self.content == other.content and timedelta() <= other.received_at - self.received_at <= SEEN_AGAIN
+
+
+class LedgerMoved(StoreUnavailable):
+    """The ledger is not where we left it: a commit whose answer was lost, or another writer. Look again."""
+
+
+class Store:
+    """A connection for one spool; not for concurrent use. Open with `connected`."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        self._connection = connection
+        # As this connection has written it: a batch that brings nothing new of it costs nothing.
+        self._dialects: dict[UUID, str] = {}
+        self._inventories: dict[UUID, _Inventory] = {}
+
+    async def ledger(self, spool_id: UUID) -> int | None:
+        """Up to which sequence number the frames of a spool are stored; None when the store does not know it."""
+        async with sorted_errors(), asyncio.timeout(WRITE_SECONDS):
+            cursor = await self._connection.execute(query("read_ledger"), {"spool_id": spool_id, "lane": LANE})
+            row = await cursor.fetchone()
+        return None if row is None else row[0]
+
+    async def set_ledger(self, spool_id: UUID, expected_seq: int | None, committed_seq: int) -> None:
+        """Begin the books of a spool (expected None), or move them without rows."""
+        books = {"spool_id": spool_id, "lane": LANE, "expected_seq": expected_seq, "committed_seq": committed_seq}
+        async with sorted_errors(), asyncio.timeout(WRITE_SECONDS):
+            await self._connection.execute(query("open_ledger" if expected_seq is None else "advance_ledger"), books)
+
+    async def taken(self, moments: Sequence[tuple[UUID, datetime]]) -> set[tuple[UUID, datetime]]:
+        """Which of these (machine, timestamp) already have a sample."""
+        machine_ids, timestamps = zip(*moments, strict=True)
+        async with sorted_errors(), asyncio.timeout(WRITE_SECONDS):
+            cursor = await self._connection.execute(
+                query("taken_timestamps"), {"machine_ids": list(machine_ids), "timestamps": list(timestamps)}
+            )
+            return {(machine_id, timestamp) for machine_id, timestamp in await cursor.fetchall()}
+
+    async def without_taken(self, frames: Sequence[Prepared]) -> list[Prepared]:
+        """The same frames less the rows whose keys are taken, which they then name as refused."""
+        with_rows = [(frame, frame.content) for frame in frames if isinstance(frame.content, Rows)]
+        if not with_rows:
+            return list(frames)
+        async with sorted_errors(), asyncio.timeout(WRITE_SECONDS):
+            cursor = await self._connection.execute(query("taken_rows"), _keys([rows for _, rows in with_rows]))
+            taken = set(await cursor.fetchall())
+        contents = {}
+        for frame, rows in with_rows:
+            left, refusals = without(rows, taken)
+            contents[frame.seq] = replace(left, refusals=[*rows.refusals, *refusals])
+        return [replace(frame, content=contents.get(frame.seq, frame.content)) for frame in frames]
+
+    async def write(self, spool_id: UUID, expected_seq: int, frames: Sequence[Prepared]) -> Outcome:
+        """Store a batch and advance the ledger from `expected_seq` to its last frame, or change nothing at all."""
+        async with sorted_errors(), asyncio.timeout(WRITE_SECONDS), self._connection.transaction():
+            outcome = await self._write(spool_id, expected_seq, frames)
+        self._dialects |= outcome.dialects
+        self._inventories |= outcome.inventories
+        return outcome
+
+    async def rewrite(self, content: Rows | Event, *, sample_at: datetime | None) -> bool:
+        """Store what is not there yet of one frame, whose sample is there under `sample_at` if that is given.
+
+        In the caller's transaction. False, and nothing done, when there is no such machine.
+        """
+        machine_id = content.machine_id if isinstance(content, Event) else content.system_metrics[1]
+        if not await self._lock_machines({machine_id}):
+            return False
+        outcome = Outcome()
+        if isinstance(content, Event):
+            await self._insert_events([content], outcome)
+            return True
+        rows = content if sample_at is None else await self._with_new_ports(moved(content, sample_at))
+        cursor = await self._connection.execute(query("taken_rows"), _keys([rows]))
+        left, _ = without(rows, set(await cursor.fetchall()))
+        series = _series([left])
+        if sample_at is not None:
+            del series[contract.SYSTEM_METRICS]
+            # The trigger on SystemMetrics tells the roll-ups otherwise.
+            await self._connection.execute(query("note_pending"), {"machine_id": machine_id, "at": sample_at})
+        await self._copy_series(series, outcome)
+        await self._merge_inventories([left], outcome)
+        return True
+
+    async def _with_new_ports(self, rows: Rows) -> Rows:
+        """The same rows with those ports only that the sample does not have; its last ordinals are theirs.
+
+        A port's ordinal is its place among those that were not refused: others may be today.
+        """
+        sample = {"machine_id": rows.system_metrics[1], "at": rows.system_metrics[2]}
+        cursor = await self._connection.execute(query("read_ports"), sample)
+        stored = {tuple(port): ordinal async for ordinal, *port in cursor}
+        behind = max(stored.values(), default=-1) + 1
+        new = [row for row in rows.ports if row[3:10] not in stored]
+        return replace(rows, ports=[(*row[:2], place, *row[3:]) for place, row in enumerate(new, behind)])
+
+    async def _write(self, spool_id: UUID, expected_seq: int, frames: Sequence[Prepared]) -> Outcome:
+        outcome = Outcome()
+        await self._advance(spool_id, expected_seq, frames[-1].seq)
+        known = await self._lock_machines({frame.machine_id for frame in frames})
+        contents: list[Rows] = []
+        reported: list[Event] = []
+        for frame in await self._new(frames, outcome):
+            content = frame.content
+            if isinstance(content, Rows) and frame.machine_id in known:
+                contents.append(content)
+                if content.refusals:
+                    outcome.stored_in_part += 1
+                    if await self._quarantine(spool_id, frame, "row_refused", f"{len(content.refusals)} rows refused"):
+                        outcome.quarantined_bytes += len(frame.payload)
+                else:
+                    outcome.stored += 1
+            elif isinstance(content, Event) and frame.machine_id in known:
+                reported.append(content)
+            else:
+                await self._set_aside(spool_id, frame, outcome)
+        await self._copy_series(_series(contents), outcome)
+        await self._merge_inventories(contents, outcome)
+        await self._insert_events(reported, outcome)
+        await self._keep_dialects(contents, outcome)
+        return outcome
+
+    async def _keep_dialects(self, contents: Sequence[Rows], outcome: Outcome) -> None:
+        spoken = {rows.system_metrics[1]: rows.dialect for rows in contents}
+        new = {machine_id: each for machine_id, each in spoken.items() if self._dialects.get(machine_id) != each}
+        if new:
+            # In one order, whoever writes: two hosts may store the samples of one migrated machine.
+            machine_ids = sorted(new)
+            values = {"machine_ids": machine_ids, "dialects": [new[each] for each in machine_ids]}
+            await self._connection.execute(query("keep_dialects"), values)
+        outcome.dialects = new
+
+    async def _new(self, frames: Sequence[Prepared], outcome: Outcome) -> list[Prepared]:
+        """The frames that the store does not hold yet, each once; counts the others."""
+        named = [(frame.machine_id, frame.digest) for frame in frames if frame.digest is not None]
+        if not named:
+            return list(frames)
+        machine_ids, digests = zip(*named, strict=True)
+        times = [moment for frame in frames for moment in frame.times]
+        window = {"earliest": min(times) - LOOK_AROUND, "latest": max(times) + LOOK_AROUND}
+        cursor = await self._connection.execute(
+            query("known_frames"), {"machine_ids": list(machine_ids), "digests": list(digests), **window}
+        )
+        held = set(await cursor.fetchall())
+        new = []
+        for frame in frames:
+            name = (frame.machine_id, frame.digest)
+            if name in held:
+                outcome.duplicate += 1
+                continue
+            if frame.digest is not None:
+                held.add(name)
+            new.append(frame)
+        return new
+
+    async def _set_aside(self, spool_id: UUID, frame: Prepared, outcome: Outcome) -> None:
+        content = frame.content
+        reason, detail = "unknown_machine", "the store has no such Machine"
+        if isinstance(content, BadFrame):
+            reason, detail = content.reason, str(content)
+        if await self._quarantine(spool_id, frame, reason, detail):
+            outcome.quarantined[reason] += 1
+            outcome.quarantined_bytes += len(frame.payload)
+        else:
+            outcome.duplicate += 1
+
+    async def _advance(self, spool_id: UUID, expected_seq: int, committed_seq: int) -> None:
+        books = {"spool_id": spool_id, "lane": LANE, "expected_seq": expected_seq, "committed_seq": committed_seq}
+        cursor = await self._connection.execute(query("advance_ledger"), books)
+        if cursor.rowcount != 1:
+            raise LedgerMoved(f"the ledger of spool {spool_id} is not at {expected_seq}")
+
+    async def _lock_machines(self, machine_ids: set[UUID]) -> set[UUID]:
+        cursor = await self._connection.execute(query("lock_machines"), {"ids": list(machine_ids)})
+        return {machine_id for (machine_id,) in await cursor.fetchall()}
+
+    async def _copy_series(self, series: Mapping[contract.Table, list[Row]], outcome: Outcome) -> None:
+        started = time.perf_counter()
+        for table, rows in series.items():
+            await self._copy(table, rows)
+            outcome.rows[table.name] += len(rows)
+        outcome.copy_seconds += time.perf_counter() - started
+
+    async def _merge_inventories(self, contents: Sequence[Rows], outcome: Outcome) -> None:
+        news = self._changed(contents, outcome)
+        applications = [row for rows in news for row in rows.applications]
+        services = [row for rows in news for row in rows.services]
+        if applications:
+            await self._merge(contract.INCOMING_APPLICATION, applications, "applications", outcome)
+        if services:
+            await self._merge(contract.INCOMING_SERVICE, services, "services", outcome)
+        outcome.rows["ApplicationUsage"] += len(applications)
+        outcome.rows["WindowsService"] += len(services)
+
+    def _changed(self, contents: Sequence[Rows], outcome: Outcome) -> list[Rows]:
+        """Those whose inventories are not what was merged of their machine a moment ago, as most are."""
+        changed = []
+        for rows in contents:
+            if not rows.applications and not rows.services:
+                continue
+            machine_id, received_at = rows.system_metrics[1], rows.system_metrics[3]
+            inventory = _Inventory(_said_by(rows), received_at)
+            last = outcome.inventories.get(machine_id) or self._inventories.get(machine_id)
+            if last is None or not last.says(inventory):
+                outcome.inventories[machine_id] = inventory
+                changed.append(rows)
+        return changed
+
+    async def _merge(self, table: contract.Table, rows: list[Row], name: str, outcome: Outcome) -> None:
+        await self._copy(table, rows)
+        cursor = await self._connection.execute(query(f"bound_{name}"), {"most": limits.INVENTORY})
+        outcome.left_out += cursor.rowcount
+        await self._connection.execute(query(f"merge_{name}"))
+
+    async def _insert_events(self, reported: Sequence[Event], outcome: Outcome) -> None:
+        """Few, and known again by their ids: what is there already is a duplicate."""
+        if not reported:
+            return
+        cursor = await self._connection.execute(
+            query("insert_events"),
+            {
+                "ids": [event.id for event in reported],
+                "machine_ids": [event.machine_id for event in reported],
+                "received_ats": [event.received_at for event in reported],
+                "types": [event.type for event in reported],
+                "severities": [event.severity for event in reported],
+                "messages": [event.message for event in reported],
+                "details": [event.detail for event in reported],
+            },
+        )
+        outcome.stored += cursor.rowcount
+        outcome.duplicate += len(reported) - cursor.rowcount
+        outcome.rows["GuestEvent"] += cursor.rowcount
+
+    async def _copy(self, table: contract.Table, rows: list[Row]) -> None:
+        if not rows:
+            return
+        names = ", ".join(f'"{name}"' for name, _ in table.columns)
+        statement = f'COPY "{table.name}" ({names}) FROM STDIN (FORMAT BINARY)'
+        async with self._connection.cursor() as cursor, cursor.copy(statement.encode()) as copy:
+            try:
+                await copyrows.write(copy, table, rows)
+            except (OverflowError, TypeError, UnicodeError) as why:
+                # For a value that does not fit its column's type.
+                raise RowsRejected(f"{table.name}: {type(why).__name__}: {why}") from why
+
+    async def _quarantine(self, spool_id: UUID, frame: Prepared, reason: str, detail: str) -> bool:
+        """Whether there is a row of it now that was not there before."""
+        refusals = frame.content.refusals if isinstance(frame.content, Rows) else []
+        cursor = await self._connection.execute(
+            query("quarantine_frame"),
+            {
+                "machine_id": frame.machine_id,
+                "received_at": frame.received_at,
+                "spool_id": spool_id,
+                "seq": frame.seq,
+                "reason": reason,
+                "detail": printable(detail),
+                "refusals": Jsonb(
+                    [{"table": r.table, "key": printable(r.key), "reason": printable(r.reason)} for r in refusals]
+                ),
+                "stored": isinstance(frame.content, Rows) and reason == "row_refused",
+                "payload": redact.in_frame(frame.payload, frame.command_lines),
+                "digest": frame.digest,
+            },
+        )
+        return cursor.rowcount == 1
+
+
+def _series(contents: Sequence[Rows]) -> dict[contract.Table, list[Row]]:
+    return {
+        contract.SYSTEM_METRICS: [rows.system_metrics for rows in contents],
+        contract.PROCESS_SNAPSHOT: [row for rows in contents for row in rows.processes],
+        contract.PORT_USAGE: [row for rows in contents for row in rows.ports],
+        contract.APPLICATION_USAGE_HISTORY: [row for rows in contents for row in rows.application_history],
+    }
+
+
+def _said_by(rows: Rows) -> int:
+    """The hash of a message's inventories; not of when they came, nor of when programs were used last."""
+    applications = tuple(row[2:_LAST_ACCESS] + row[_LAST_ACCESS + 1 :] for row in rows.applications)
+    return hash((applications, tuple(row[2:] for row in rows.services)))
+
+
+def _keys(contents: Sequence[Rows]) -> dict[str, object]:
+    """The keys of rows as queries/taken_rows.sql takes them."""
+    times = [rows.system_metrics[2] for rows in contents]
+    keys: dict[str, object] = {"earliest": min(times), "latest": max(times)}
+    for name, rows in zip(("process", "port", "application"), list(_series(contents).values())[1:], strict=True):
+        keys |= {f"{name}_{part}": [row[place] for row in rows] for place, part in enumerate(_KEY_PARTS)}
+    return keys
+
+
+@asynccontextmanager
+async def connected(dsn: str) -> AsyncIterator[Store]:
+    """A store that is reachable, of the schema that this daemon knows, ready for `write`."""
+    async with connection_to(dsn) as connection:
+        yield await store_on(connection)
+
+
+async def store_on(connection: psycopg.AsyncConnection[Any]) -> Store:
+    """The same on a connection that the caller has."""
+    await check_schema(connection)
+    async with sorted_errors():
+        dumpers.put_on(connection)
+        await connection.execute(query("create_incoming"))
+    return Store(connection)
+
+
+async def watch_machines(dsn: str, roster: Roster) -> None:
+    """Keep the roster true for as long as the connection lives; a new machine is seen when its row is committed."""
+    async with connection_to(dsn) as connection, sorted_errors():
+        await connection.execute("LISTEN guestd_machine")
+        while True:
+            cursor = await connection.execute(query("list_machines"))
+            roster.replace(Member(*row) for row in await cursor.fetchall())
+            async for _ in connection.notifies(timeout=ROSTER_SECONDS, stop_after=1):
+                pass
+
+
+@dataclass(frozen=True, slots=True)
+class Tidied:
+    """What one round of maintenance did."""
+
+    samples_of_deleted_machines: int
+    old_events: int
+    quarantined_dropped: int
+    quarantined_held: int
+    retired: int
+
+
+async def maintain(
+    dsn: str,
+    *,
+    event_days: int,
+    events_per_machine: int,
+    quarantine_days: int,
+    quarantine_frames: int,
+    quarantine_bytes: int,
+) -> Tidied:
+    """What a store needs done now and then, whichever host does it: chunks ahead, tombstones, what has its bounds."""
+    async with connection_to(dsn) as connection, sorted_errors():
+        await connection.execute(query("create_chunks_ahead"))
+        cursor = await connection.execute(query("sweep_deleted_machines"))
+        (swept,) = await cursor.fetchone() or (0,)
+        cursor = await connection.execute(
+            query("trim_events"), {"keep_days": event_days, "keep_per_machine": events_per_machine}
+        )
+        (trimmed,) = await cursor.fetchone() or (0,)
+        cursor = await connection.execute(
+            query("trim_quarantine"),
+            {"keep_days": quarantine_days, "max_frames": quarantine_frames, "max_bytes": quarantine_bytes},
+        )
+        dropped, held = await cursor.fetchone() or (0, 0)
+        retired = await _enforce_retention(connection)
+    return Tidied(swept, trimmed, dropped, held, retired)
+
+
+async def _enforce_retention(connection: psycopg.AsyncConnection[Any]) -> int:
+    """Chunks, and rows of plain tables, that were older than their settings; each relation is a transaction."""
+    retired = 0
+    cursor = await connection.execute(query("list_retention"))
+    for relation, *_ in await cursor.fetchall():
+        cursor = await connection.execute(query("enforce_retention"), {"relation": relation})
+        (gone,) = await cursor.fetchone() or (0,)
+        retired += gone
+    return retired

@@ -1,0 +1,128 @@
+"""One connection to the store, as every module that has one opens it, and what its errors mean.
+
+Whatever the driver or the server raises leaves here as StoreUnavailable (later), RowsRejected (never these rows) or
+SchemaMismatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from guestd.core.errors import ConfigError, RowsRejected, SchemaMismatch, StoreUnavailable
+from gueststore import contract
+from gueststore.queries import query
+
+CONNECT_SECONDS = 5
+# A statement that takes longer than this will not come back; the connection is given up and the rows are kept.
+WRITE_SECONDS = 60
+
+# Data exceptions, integrity violations, program limits: the rows themselves are what is wrong. Whatever else the server
+# says, the rows are kept and tried again, for a fault of the store's must not cost a guest's samples.
+_REFUSED_CLASSES = ("22", "23", "54")
+
+
+class KeyTaken(RowsRejected):
+    """A row's key is another row's already; where and which, the store can tell."""
+
+
+def check_dsn(dsn: str) -> None:
+    """ConfigError for a connection string that no server could ever answer."""
+    try:
+        parts = conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError as why:
+        raise ConfigError(f"store.dsn: {str(why).strip()}") from why
+    for name in ("port", "connect_timeout"):
+        numbers = str(parts.get(name) or "0").split(",")
+        if not all(number.isdigit() for number in numbers):
+            raise ConfigError(f"store.dsn: {name} must be a number and is {parts[name]!r}")
+    root = str(parts.get("sslrootcert") or "system")
+    if root != "system" and not Path(root).is_file():
+        raise ConfigError(f"store.dsn: sslrootcert: there is no file {root}")
+
+
+def with_password(dsn: str, password: bytes) -> str:
+    """The connection string with a password that was kept elsewhere."""
+    check_dsn(dsn)
+    return make_conninfo(dsn, password=password.decode("utf-8", "surrogateescape"))
+
+
+def server_name(dsn: str) -> str:
+    """Host, port and database of a DSN, without its password, for messages."""
+    parts = conninfo_to_dict(dsn)
+    parts = {key: parts[key] for key in ("host", "port", "dbname") if parts.get(key)}
+    return " ".join(f"{key}={value}" for key, value in parts.items()) or "the default server"
+
+
+@asynccontextmanager
+async def connection_to(dsn: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+    """A connection in autocommit, to the writable server of the DSN; StoreUnavailable when there is none."""
+    conninfo = make_conninfo(dsn, **_defaults(dsn))
+    try:
+        connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
+    except psycopg.Error as why:
+        hint = "; store.dsn: sslrootcert names who must have signed it" if "certificate" in str(why) else ""
+        raise StoreUnavailable(f"{server_name(dsn)}: {str(why).strip()}{hint}") from why
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+def _defaults(dsn: str) -> dict[str, Any]:
+    given = conninfo_to_dict(dsn)
+    wanted = {
+        "application_name": "guestd",
+        "connect_timeout": CONNECT_SECONDS,
+        "keepalives_idle": 10,
+        "keepalives_interval": 5,
+        "keepalives_count": 3,
+        "target_session_attrs": "read-write",
+    }
+    return {key: value for key, value in wanted.items() if key not in given}
+
+
+async def check_schema(connection: psycopg.AsyncConnection[Any]) -> None:
+    """SchemaMismatch when this program cannot work with the schema that is there."""
+    async with sorted_errors():
+        try:
+            cursor = await connection.execute(query("read_schema_version"))
+        except psycopg.errors.UndefinedTable:
+            version, compat = 0, 0
+        else:
+            version, compat = await cursor.fetchone() or (0, 0)
+    mismatch = contract.mismatch(version, compat)
+    if mismatch is not None:
+        raise SchemaMismatch(mismatch)
+
+
+@asynccontextmanager
+async def sorted_errors() -> AsyncIterator[None]:
+    """Every error of the driver or the server, as what the writer is to do about it."""
+    try:
+        yield
+    except psycopg.Error as why:
+        raise _sorted(why) from why
+    except TimeoutError as why:
+        raise StoreUnavailable(f"no answer within {WRITE_SECONDS} s") from why
+
+
+def _sorted(why: psycopg.Error) -> Exception:
+    state = why.sqlstate
+    message = f"{state or type(why).__name__}: {str(why).strip()}"
+    if state is None:
+        return RowsRejected(message) if isinstance(why, psycopg.DataError) else StoreUnavailable(message)
+    if state == "23505":
+        return KeyTaken(message)
+    if state.startswith(_REFUSED_CLASSES):
+        return RowsRejected(message)
+    if state.startswith("42"):
+        message += (
+            "; `gueststore check` says what differs from the schema that this program knows, or which right is missing"
+        )
+    return StoreUnavailable(message)

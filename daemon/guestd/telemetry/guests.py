@@ -1,0 +1,160 @@
+"""What guests reported last, as gauges: one of each kind a machine, and nothing of a guest's in a label. Pure.
+
+A machine that the store no longer knows, or that has been silent for a while, is not shown any more: a gauge that goes
+on for ever says that a guest is well which is long gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import msgspec
+
+from guestd.rows.normalise import Rows
+from guestd.telemetry.domains import Family
+from guestd.telemetry.exposition import line, pairs
+from gueststore import contract
+
+SHOWN_SECONDS = 600.0
+# More than a host has; the one that was silent for the longest time makes room.
+MOST_GUESTS = 5000
+KIB, GIB = 1024.0, 1024.0**3
+AGENT_HELP = "1; how its agent speaks: numbered lines are resent until they are acknowledged."
+_LABELS = ("machine", "domain")
+_AGENT_LABELS = (*_LABELS, "channel", "dialect")
+_PLACE = {name: place for place, (name, _) in enumerate(contract.SYSTEM_METRICS.columns)}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A machine's last one: the row of SystemMetrics, and how it came."""
+
+    row: tuple[Any, ...]
+    channel: str
+    is_numbered: bool
+
+    @property
+    def received_at(self) -> datetime:
+        """Host time."""
+        at: datetime = self.row[_PLACE["receivedAt"]]
+        return at
+
+
+class LatestSamples:
+    """The last sample of each machine, bounded."""
+
+    def __init__(self) -> None:
+        self._samples: dict[UUID, Sample] = {}
+        self._written: dict[UUID, _Written] = {}
+
+    def note(self, rows: Rows, channel: str, is_numbered: bool) -> None:
+        """Remember a sample; the newest of a machine is the last that was noted."""
+        machine_id = rows.system_metrics[_PLACE["machineId"]]
+        # Last in the order of the dictionary: it was heard last.
+        self._samples.pop(machine_id, None)
+        if len(self._samples) >= MOST_GUESTS:
+            del self._samples[next(iter(self._samples))]
+        self._samples[machine_id] = Sample(rows.system_metrics, channel, is_numbered)
+
+    def families(self, domains: Mapping[UUID, str], now: datetime) -> list[Family]:
+        """The gauges of machines that `domains` names, and that were heard of lately."""
+        before, shown = self._written, {}
+        # Of another thread than `note`'s: a copy, made in one step.
+        for machine_id, sample in tuple(self._samples.items()):
+            if machine_id in domains and (now - sample.received_at).total_seconds() <= SHOWN_SECONDS:
+                known, domain = before.get(machine_id), domains[machine_id]
+                is_same = known is not None and known.sample is sample and known.domain == domain
+                shown[machine_id] = known if known and is_same else _Written(sample, domain, _lines(sample, domain))
+        self._written = shown
+        lines = zip(*(each.lines for each in shown.values()), strict=True) if shown else [()] * (1 + len(_GAUGES))
+        described: list[tuple[str, str, tuple[str, ...]]] = [("guest_agent_info", AGENT_HELP, _AGENT_LABELS)]
+        described += [(f"guest_{name}", text, _LABELS) for name, text, _ in _GAUGES]
+        return [
+            Family(name, text, False, labels, lines=each)
+            for (name, text, labels), each in zip(described, lines, strict=True)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """A sample's lines, one a metric, empty where the guest does not report it; `domain` is in them."""
+
+    sample: Sample
+    domain: str
+    lines: tuple[str, ...]
+
+
+def _lines(sample: Sample, domain: str) -> tuple[str, ...]:
+    labels = (str(sample.row[_PLACE["machineId"]]), domain)
+    agent = pairs(_AGENT_LABELS, (*labels, sample.channel, "numbered" if sample.is_numbered else "plain"))
+    # The same in every line.
+    labelled = pairs(_LABELS, labels)
+    figures = ((f"guest_{name}", figure(sample.row)) for name, _, figure in _GAUGES)
+    return (
+        line("guest_agent_info", agent, 1.0),
+        *("" if value is None else line(name, labelled, value) for name, value in figures),
+    )
+
+
+def _column(name: str, factor: float = 1.0) -> Callable[[tuple[Any, ...]], float | None]:
+    place = _PLACE[name]
+    return lambda row: None if row[place] is None else row[place] * factor
+
+
+def _time(row: tuple[Any, ...]) -> float:
+    at: datetime = row[_PLACE["receivedAt"]]
+    return at.timestamp()
+
+
+def _listed(row: tuple[Any, ...], column: str) -> Any:
+    return msgspec.json.decode(row[_PLACE[column]] or b"null")
+
+
+def _disks(key: str) -> Callable[[tuple[Any, ...]], float | None]:
+    def total(row: tuple[Any, ...]) -> float | None:
+        figures = [disk[key] for disk in _listed(row, "diskUsageStats") if disk.get(key) is not None]
+        return sum(figures) * GIB if figures else None
+
+    return total
+
+
+def _fullest(row: tuple[Any, ...]) -> float | None:
+    disks = _listed(row, "diskUsageStats")
+    return max(
+        (disk["usedGB"] / disk["totalGB"] for disk in disks if disk.get("totalGB") and disk.get("usedGB")), default=None
+    )
+
+
+def _network(key: str) -> Callable[[tuple[Any, ...]], float | None]:
+    def total(row: tuple[Any, ...]) -> float | None:
+        interfaces = _listed(row, "networkStats")
+        figures = [each[key] for each in interfaces if each.get(key) is not None]
+        return float(sum(figures)) if figures else None
+
+    return total
+
+
+def _load(row: tuple[Any, ...]) -> float | None:
+    load = _listed(row, "loadAverage")
+    return load.get("load1min") if isinstance(load, dict) else None
+
+
+_GAUGES: tuple[tuple[str, str, Callable[[tuple[Any, ...]], float | None]], ...] = (
+    ("last_sample_timestamp_seconds", "When its last sample was received, host time.", _time),
+    ("cpu_usage_ratio", "CPU in use over all cores, 0 to 1.", _column("cpuUsagePercent", 0.01)),
+    ("memory_total_bytes", "Memory.", _column("totalMemoryKB", KIB)),
+    ("memory_used_bytes", "Memory in use.", _column("usedMemoryKB", KIB)),
+    ("memory_available_bytes", "Memory that programs can still get.", _column("availableMemoryKB", KIB)),
+    ("swap_used_bytes", "Swap in use.", _column("swapUsedKB", KIB)),
+    ("disk_total_bytes", "Size of its file systems, in sum.", _disks("totalGB")),
+    ("disk_used_bytes", "Used of them, in sum.", _disks("usedGB")),
+    ("disk_fullest_ratio", "Used part of its fullest file system, 0 to 1.", _fullest),
+    ("network_receive_bytes_per_second", "Received by its interfaces, in sum.", _network("bytesReceived")),
+    ("network_transmit_bytes_per_second", "Sent by its interfaces, in sum.", _network("bytesSent")),
+    ("load1", "Runnable processes, averaged over a minute.", _load),
+    ("uptime_seconds", "Since it was booted.", _column("uptime")),
+)

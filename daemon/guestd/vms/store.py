@@ -1,0 +1,184 @@
+"""The VM loop's side of the store: the host's own row, its machines, what is written of them and what was done.
+
+One connection, held for as long as a guestd keeps a host: with it goes a lock that no second guestd can have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from guestd.core.errors import StoreUnavailable
+from guestd.hypervisor.domains import Graphics
+from guestd.store.connection import check_schema, connection_to, sorted_errors
+from guestd.vms.plan import (
+    HEALTHY_SECONDS,
+    Claim,
+    Facts,
+    KeepFacts,
+    KeepGraphics,
+    Machine,
+    Power,
+    SetStatus,
+    Tries,
+    Write,
+)
+from gueststore.queries import query
+
+# Notices only wake; this bounds how long a lost one can matter.
+WISH_SECONDS = 30
+WRITE_SECONDS = 30
+# A host writes of what it holds: claims come first.
+WRITE_ORDER = ("claim_machine", "set_status", "keep_graphics", "keep_domain")
+
+
+class HostTaken(StoreUnavailable):
+    """Another guestd keeps the machines of this host. Tried again, for it may end."""
+
+
+class HostStore:
+    """A connection for one host, whose id it carries. Open with `keeping`."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any], host_id: UUID) -> None:
+        self._connection = connection
+        self.host_id = host_id
+        # An action that ends meanwhile must not write into the transaction of a pass.
+        self._lock = asyncio.Lock()
+
+    async def machines(self, names: Sequence[str]) -> list[Machine]:
+        """The machines that this host holds, and those whose domains have these names."""
+        async with self._lock, sorted_errors():
+            return await _machines(self._connection, self.host_id, names)
+
+    async def write(self, writes: Sequence[Write]) -> int:
+        """Write all in one transaction; gives the number of those that found something else than they expected."""
+        statements: dict[str, list[dict[str, Any]]] = {name: [] for name in WRITE_ORDER}
+        for write in writes:
+            name, values = _statement(write)
+            common = {"machine_id": write.machine_id, "host_id": self.host_id, "name": write.name}
+            statements[name].append(common | values)
+        moved = 0
+        async with (
+            self._lock,
+            sorted_errors(),
+            asyncio.timeout(WRITE_SECONDS),
+            self._connection.transaction(),
+            self._connection.cursor() as cursor,
+        ):
+            for name, rows in statements.items():
+                if rows:
+                    await cursor.executemany(query(name), rows)
+                    moved += len(rows) - cursor.rowcount
+        return moved
+
+    async def tries(self, now: float) -> dict[UUID, Tries]:
+        """What an earlier guestd tried last with the machines of this host. `now` is monotonic."""
+        values = {"host_id": self.host_id, "healthy_seconds": HEALTHY_SECONDS}
+        async with self._lock, sorted_errors():
+            cursor = await self._connection.execute(query("recall_tries"), values)
+            return {
+                machine_id: Tries(desired, action.capitalize(), attempt, now - seconds_ago)
+                for machine_id, desired, action, attempt, seconds_ago in await cursor.fetchall()
+            }
+
+    async def begin(self, action: Power, attempt: int) -> UUID | None:
+        """Write down that an action begins; None when it must not: machine or wish have changed hands.
+
+        `attempt`: which such action in a row it is, from 1.
+        """
+        values = {
+            "host_id": self.host_id, "machine_id": action.machine_id, "name": action.name, "desired": action.desired,
+            "action": type(action).__name__.lower(), "why": action.why, "attempt": attempt,
+        }  # fmt: skip
+        async with self._lock, sorted_errors():
+            cursor = await self._connection.execute(query("begin_event"), values)
+            row = await cursor.fetchone()
+        return None if row is None else row[0]
+
+    async def end(self, event_id: UUID, outcome: str) -> None:
+        """Write down what came of it."""
+        async with self._lock, sorted_errors():
+            await self._connection.execute(query("end_event"), {"event_id": event_id, "outcome": outcome})
+
+    async def touch(self) -> None:
+        """libvirt on this host has answered just now."""
+        async with self._lock, sorted_errors():
+            await self._connection.execute(query("touch_host"), {"host_id": self.host_id})
+
+
+@asynccontextmanager
+async def keeping(dsn: str, *, name: str, uri: str, version: str) -> AsyncIterator[HostStore]:
+    """The store for the one guestd that keeps a host; HostTaken when there is another."""
+    async with connection_to(dsn) as connection:
+        await check_schema(connection)
+        async with sorted_errors():
+            cursor = await connection.execute(query("register_host"), {"name": name, "uri": uri, "version": version})
+            (host_id,) = await cursor.fetchone() or (None,)
+            assert host_id is not None
+            cursor = await connection.execute(query("lock_host"), {"host_id": host_id})
+            if await cursor.fetchone() != (True,):
+                raise HostTaken(
+                    f"another guestd keeps the machines of host {name} ({uri}): end one of the two, or give one of two"
+                    " hosts of that name another libvirt.host_name"
+                )
+        yield HostStore(connection, host_id)
+
+
+async def host_machines(dsn: str, *, name: str, uri: str, domains: Sequence[str]) -> tuple[UUID | None, list[Machine]]:
+    """A host's id (None when no guestd was there yet) and the machines that concern it; changes nothing."""
+    async with connection_to(dsn) as connection:
+        await check_schema(connection)
+        async with sorted_errors():
+            cursor = await connection.execute(query("find_host"), {"name": name, "uri": uri})
+            (host_id,) = await cursor.fetchone() or (None,)
+            return host_id, await _machines(connection, host_id, domains)
+
+
+async def watch_wishes(dsn: str, wished: asyncio.Event) -> None:
+    """Set `wished` whenever what is wanted of a machine changes, for as long as the connection lives."""
+    async with connection_to(dsn) as connection, sorted_errors():
+        await connection.execute("LISTEN guestd_wish")
+        while True:
+            wished.set()
+            async for _ in connection.notifies(timeout=WISH_SECONDS, stop_after=1):
+                pass
+
+
+async def _machines(
+    connection: psycopg.AsyncConnection[Any], host_id: UUID | None, names: Sequence[str]
+) -> list[Machine]:
+    async with connection.cursor(binary=True) as cursor:
+        await cursor.execute(query("read_vms"), {"host_id": host_id, "names": list(names)})
+        return [_machine(row) for row in await cursor.fetchall()]
+
+
+def _machine(row: tuple[Any, ...]) -> Machine:
+    has_graphics, has_facts = row[8], row[12]
+    graphics = Graphics(*row[9:12]) if has_graphics else None
+    facts = Facts(*row[13:20]) if has_facts else None
+    machine_id, name, status, desired, host_id, is_holder_live, cpu_cores, ram_gb = row[:8]
+    return Machine(
+        machine_id, name, status, desired, host_id, is_holder_live, cpu_cores, ram_gb, graphics, facts
+    )  # fmt: skip
+
+
+def _statement(write: Write) -> tuple[str, dict[str, Any]]:
+    """The query of a write and its own parameters."""
+    match write:
+        case Claim():
+            return "claim_machine", {"holder": write.holder, "why": write.why}
+        case SetStatus():
+            return "set_status", {"before": write.before, "after": write.after, "why": write.why}
+        case KeepGraphics(graphics=graphics):
+            values = {"protocol": graphics.protocol, "port": graphics.port, "graphic_host": graphics.host}
+            return "keep_graphics", values
+        case KeepFacts(facts=facts):
+            return "keep_domain", {
+                "domain_uuid": facts.domain_uuid, "state": facts.state, "reason": facts.reason, "vcpus": facts.vcpus,
+                "memory_kib": facts.memory_kib, "channel": facts.channel, "problem": facts.problem,
+            }  # fmt: skip

@@ -1,0 +1,143 @@
+"""What the agent says about this machine, against what the machine's own tools say."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from typing import Any
+
+import psutil
+import pytest
+
+from guestd.agent.applications import ApplicationWatch, Books
+from guestd.agent.collect import Collector
+from guestd.agent.processes import ProcessWatch, look_at_ports
+from guestd.wire.decode import decode
+
+KIB_PER_GIB = 1024 * 1024
+
+
+def collector(most_processes: int | None = None) -> Collector:
+    return Collector(ApplicationWatch(Books()), most_processes)
+
+
+def sample(source: Collector) -> dict[str, Any]:
+    message: dict[str, Any] = json.loads(source.body())
+    return message
+
+
+def test_memory_is_what_free_says() -> None:
+    memory = sample(collector())["data"]["system"]["memory"]
+    lines = subprocess.run(["free", "-k"], capture_output=True, text=True, check=True).stdout.splitlines()
+    total, available = int(lines[1].split()[1]), int(lines[1].split()[6])
+    assert memory["total_kb"] == total
+    assert memory["available_kb"] == pytest.approx(available, rel=0.05)
+    # As free of procps 4 counts; older ones leave more out.
+    assert memory["used_kb"] == memory["total_kb"] - memory["available_kb"]
+    swap_total = int(lines[2].split()[1])
+    assert memory["swap_total_kb"] == (swap_total or None)
+
+
+def test_every_file_system_is_what_df_says() -> None:
+    disks = sample(collector())["data"]["system"]["disk"]["usage_stats"]
+    assert "/" in [disk["mount_point"] for disk in disks]
+    for disk in disks:
+        command = ["df", "-k", "--output=size,used,avail", disk["mount_point"]]
+        line = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[1]
+        said = [disk[name] * KIB_PER_GIB for name in ("total_gb", "used_gb", "available_gb")]
+        assert said == pytest.approx([int(word) for word in line.split()], rel=0.05, abs=2048)
+
+
+def test_the_daemon_reads_every_sample_without_a_refusal() -> None:
+    source = collector()
+    for _ in range(2):
+        decoded = decode(b'{"type":"metrics",' + source.body()[1:])
+        assert (decoded.refusals, decoded.repairs) == ([], [])
+
+
+def test_rates_of_the_network_are_null_in_the_first_sample_only() -> None:
+    source = collector()
+    first, second = (sample(source)["data"]["system"]["network"]["interfaces"] for _ in range(2))
+    assert all(interface["bytes_received"] is None for interface in first)
+    assert all(isinstance(interface["bytes_received"], int) for interface in second)
+
+
+def test_a_process_is_reported_with_what_it_runs_and_how_busy_it_is() -> None:
+    watch = ProcessWatch()
+    spinning = "while True: pass"
+    child = subprocess.Popen([sys.executable, "-c", spinning])
+    try:
+        [first] = [known for known in watch.look() if known.id == child.pid]
+        assert first.cpu_usage_percent is None
+        deadline = time.monotonic() + 10
+        while True:
+            [known] = [known for known in watch.look() if known.id == child.pid]
+            if known.cpu_usage_percent and known.cpu_usage_percent > 5 and spinning in (known.command_line or ""):
+                break
+            assert time.monotonic() < deadline, known
+            time.sleep(0.1)
+    finally:
+        child.kill()
+        child.wait()
+    assert known.memory_usage_kb > 1000
+    assert known.start_time is not None
+    assert abs(known.start_time - time.time()) < 60
+    assert child.pid not in [known.id for known in watch.look()]
+
+
+def test_a_process_that_has_ended_and_was_not_waited_for_is_a_zombie_and_not_an_error() -> None:
+    watch = ProcessWatch()
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    try:
+        deadline = time.monotonic() + 10
+        while [known.status for known in watch.look() if known.id == child.pid] != ["Zombie"]:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        child.wait()
+
+
+def test_a_command_line_that_is_not_utf8_does_not_spoil_the_sample() -> None:
+    child = subprocess.Popen([b"sleep", b"60"], executable="/bin/sleep")
+    odd = subprocess.Popen([b"\xff\xfe", b"60"], executable="/bin/sleep")
+    try:
+        names = {known["id"]: known["command_line"] for known in sample(collector())["data"]["system"]["processes"]}
+        assert names[child.pid] == "sleep 60"
+        assert names[odd.pid] == "?? 60"
+    finally:
+        for process in (child, odd):
+            process.kill()
+            process.wait()
+
+
+def test_listening_and_udp_sockets_are_reported_in_the_words_of_the_dialect() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.bind(("127.0.0.1", 0))
+        with socket.create_connection(tcp.getsockname()) as client:
+            ports = look_at_ports(ProcessWatch().look())
+            found = {(known.port, known.protocol, known.state, known.is_listening) for known in ports}
+            assert (tcp.getsockname()[1], "TCP", "Listen", True) in found
+            assert (client.getsockname()[1], "TCP", "Established", False) in found
+            assert (udp.getsockname()[1], "UDP", "UDP", True) in found
+            [listening] = [known for known in ports if known.port == tcp.getsockname()[1] and known.is_listening]
+            assert listening.exe_path is not None
+            assert listening.process_name
+
+
+def test_only_so_many_processes_are_reported_and_those_are_the_busiest() -> None:
+    source = collector(most_processes=3)
+    sample(source)
+    system = sample(source)["data"]["system"]
+    percents = [known["cpu_usage_percent"] or 0 for known in system["processes"]]
+    assert len(percents) == 3
+    assert percents == sorted(percents, reverse=True)
+
+
+def test_the_interpreter_of_this_test_is_an_application_in_use() -> None:
+    applications = {known["exe_path"]: known for known in sample(collector())["data"]["applications"]}
+    ours = applications[psutil.Process().exe()]
+    assert ours["is_active"] is True
+    assert ours["file_size"] > 0

@@ -1,0 +1,96 @@
+"""docs/operations.md and docs/runbook.md: the commands for the store as they stand; others are run in tests/process."""
+
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+from tools.harness.cluster import Cluster, prefix
+
+from gueststore.catalogue import check
+from support.daemon import REPOSITORY, add_machine, command, environment, execute, rows
+from support.store import Server
+
+
+def section(title: str, language: str) -> str:
+    """The commands of a section."""
+    text = (REPOSITORY / "docs/operations.md").read_text().partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    (found,) = re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return str(found)
+
+
+def test_a_store_is_made_by_the_commands_for_it(cluster: Server, tmp_path: Path) -> None:
+    if not isinstance(cluster, Cluster):
+        pytest.skip("roles and databases are made on a server of our own only")
+    place = conninfo_to_dict(cluster.dsn("postgres"))
+    (tmp_path / "gueststore").write_text(f'#!/bin/sh\nexec {" ".join(command("gueststore"))} "$@"\n')
+    (tmp_path / "gueststore").chmod(0o755)
+    path = [str(tmp_path), str(prefix() / "usr/lib/postgresql/17/bin"), os.environ["PATH"]]
+    variables = {
+        "PATH": os.pathsep.join(path),
+        "PGHOST": "127.0.0.1",
+        "PGPORT": str(place["port"]),
+        "PGUSER": "postgres",
+    }
+    # The server of tests has its socket elsewhere.
+    commands = section("The store", "sh").replace("host=/var/run/postgresql", "host=127.0.0.1")
+    try:
+        done = subprocess.run(
+            ["sh", "-exc", commands], env=environment() | variables, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert check(cluster.dsn("guestd")) == []
+        with psycopg.connect(cluster.dsn("guestd"), user="guestd") as writer:
+            assert writer.execute('SELECT count(*) FROM "Machine"').fetchone() == (0,)
+        with (
+            psycopg.connect(cluster.dsn("guestd"), user="grafana") as reader,
+            pytest.raises(psycopg.errors.DatabaseError),
+        ):
+            reader.execute('DELETE FROM "Machine"')
+    finally:
+        execute(cluster.dsn("postgres"), "DROP DATABASE IF EXISTS guestd WITH (FORCE)")
+        execute(
+            cluster.dsn("postgres"), *(f"DROP ROLE IF EXISTS {role}" for role in ("guestd", "grafana", "guestd_owner"))
+        )
+
+
+def test_a_host_that_is_retired_claims_no_machine(dsn: str) -> None:
+    machine = add_machine(dsn)
+    execute(
+        dsn,
+        """INSERT INTO "Host" ("name", "uri", "version") VALUES ('host-that-goes', 'a', '1'), ('another', 'a', '1')""",
+        """UPDATE "Machine" SET "hostId" = (SELECT "id" FROM "Host" WHERE "name" = 'host-that-goes')""",
+        section("Retire a host", "sql"),
+    )
+    assert rows(dsn, 'SELECT "hostId" FROM "Machine" WHERE "id" = %s', machine) == [(None,)]
+    assert rows(dsn, 'SELECT "name" FROM "Host"') == [("another",)]
+
+
+def test_processes_are_kept_for_a_month_by_the_statement_for_it(dsn: str) -> None:
+    execute(dsn, section("How long things are kept", "sql"))
+    assert rows(dsn, """SELECT "keepDays" FROM "RetentionSetting" WHERE "relation" = 'ProcessSnapshot'""") == [(31,)]
+
+
+def runbook(program: str) -> list[str]:
+    """The commands of the runbook that begin with a program."""
+    text = (REPOSITORY / "docs/runbook.md").read_text()
+    blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return sorted({line for block in blocks for line in block.splitlines() if line.startswith(f"{program} ")})
+
+
+@pytest.mark.parametrize("typed", [*runbook("psql"), *runbook("gueststore"), *runbook("guestd quarantine")])
+def test_what_the_runbook_says_to_type_of_the_store_is_understood(dsn: str, tmp_path: Path, typed: str) -> None:
+    for program in ("guestd", "gueststore"):
+        (tmp_path / program).write_text(f'#!/bin/sh\nexec {" ".join(command(program))} "$@"\n')
+        (tmp_path / program).chmod(0o755)
+    (tmp_path / "guestd.toml").write_text(f'[store]\ndsn = "{dsn}"\n')
+    path = [str(tmp_path), str(prefix() / "usr/lib/postgresql/17/bin"), os.environ["PATH"]]
+    done = subprocess.run(
+        ["sh", "-ec", typed.replace("/etc/guestd", str(tmp_path))],
+        env=environment() | {"PATH": os.pathsep.join(path), "GUESTD_DATABASE_DSN": dsn},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,150 @@
+"""Each question of `gueststore.asking`, and each view, goes by the index or the roll-up that is meant for it.
+
+The planner chooses for itself, on enough rows that it has a choice; auto_explain tells the plans of what functions ask.
+"""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import psycopg
+import pytest
+
+from gueststore.database import Connection
+from gueststore.queries import query
+from support.rollups import roll_up
+from support.schema import rows
+from support.store import Server, database
+
+NOW = datetime.now(UTC)
+HOUR = timedelta(hours=1)
+FILL = """
+INSERT INTO "MachineTemplate" ("name", "cores", "ram", "storage") VALUES ('t', 1, 1, 1);
+INSERT INTO "Department" ("name") VALUES ('Sales');
+INSERT INTO "Machine" ("name", "internalName", "status", "templateId", "os", "departmentId")
+SELECT 'vm-' || number, 'vm-' || number, 'running', template."id", 'linux', department."id"
+FROM "MachineTemplate" AS template, "Department" AS department, generate_series(1, 30) AS number;
+INSERT INTO "SystemMetrics" ("machineId", "timestamp", "cpuUsagePercent", "cpuCoresUsage", "totalMemoryKB",
+    "usedMemoryKB", "availableMemoryKB", "diskUsageStats", "diskIOStats", "networkStats", "uptime")
+SELECT machine."id", now() - place * INTERVAL '30 seconds', 1, '[]', 8000000, 4000000, 3000000, '[]', '{}', '[]', 1
+FROM generate_series(240, 0, -1) AS place, "Machine" AS machine;
+INSERT INTO "ProcessSnapshot" ("machineId", "timestamp", "processId", "name", "cpuUsagePercent", "memoryUsageKB",
+    "status")
+SELECT machine."id", now() - place * INTERVAL '5 minutes', process, 'process-' || process, 1, 1, 'sleeping'
+FROM generate_series(24, 0, -1) AS place, "Machine" AS machine, generate_series(1, 40) AS process;
+INSERT INTO "PortUsage" ("machineId", "timestamp", "ordinal", "port", "protocol", "state", "isListening")
+SELECT machine."id", now() - place * INTERVAL '5 minutes', ordinal, ordinal, 'TCP', 'LISTEN', TRUE
+FROM generate_series(24, 0, -1) AS place, "Machine" AS machine, generate_series(1, 10) AS ordinal;
+INSERT INTO "ApplicationUsage" ("machineId", "executablePath", "applicationName")
+SELECT machine."id", 'path-' || number, 'name-' || number FROM "Machine" AS machine, generate_series(1, 100) AS number;
+INSERT INTO "ReconcileEvent" ("occurredAt", "machineId", "name", "action", "reason", "outcome")
+SELECT now() - number * INTERVAL '1 minute', machine."id", 'vm', 'start', 'wanted', 'done'
+FROM "Machine" AS machine, generate_series(1, 200) AS number;
+INSERT INTO "WindowsService" ("machineId", "serviceName", "displayName", "serviceType", "startType",
+    "currentState")
+SELECT machine."id", 'service-' || number, 's', 'own', 'auto', 'running'
+FROM "Machine" AS machine, generate_series(1, 20) AS number;
+INSERT INTO "ServiceStateHistory" ("serviceId", "toState", "timestamp")
+SELECT service."id", 'running', now() - number * INTERVAL '1 minute'
+FROM "WindowsService" AS service, generate_series(1, 100) AS number;
+"""
+# A machine has a thirtieth of each: of these no question may read all.
+LARGE = {
+    "SystemMetrics", "ProcessSnapshot", "PortUsage", "SystemMetricsMinute", "ApplicationUsage", "ReconcileEvent",
+    "ServiceStateHistory",
+}  # fmt: skip
+FIRST_PAGE = {"after_at": NOW - 900 * HOUR, "after_id": -1, "most": 100}
+LAST_CHANGE = {"before_at": NOW + HOUR, "before_id": UUID(int=2**128 - 1), "most": 100}
+PROCESS_SERIES = "SELECT * FROM guestd_process_series(%(machine_id)s, %(since)s, %(until)s)"
+# What is asked, how long back, what else it is told; what it must read, and what it must not.
+QUESTIONS: list[tuple[str, timedelta, dict[str, object], set[str], set[str]]] = [
+    ("ask_machines", HOUR, {"wanted": None}, {"SystemMetrics"}, set()),
+    ("ask_without_data", HOUR, {}, {"SystemMetrics"}, set()),
+    ("ask_series", HOUR, {"points": 400}, {"SystemMetrics"}, {"SystemMetricsMinute"}),
+    ("ask_series", 24 * HOUR, {"points": 400}, {"SystemMetricsMinute"}, {"SystemMetricsHour"}),
+    ("ask_series", 900 * HOUR, {"points": 400}, {"SystemMetricsHour"}, set()),
+    ("ask_fleet", HOUR, {"points": 400}, {"SystemFleetMinute"}, {"SystemMetricsHour"}),
+    ("ask_fleet", 900 * HOUR, {"points": 400}, {"SystemFleetMinute"}, {"SystemMetricsHour"}),
+    ("ask_top", HOUR, {"machine_ids": "one", "most": 10}, {"ProcessSnapshot", "SystemMetrics"}, {"ProcessUsageHour"}),
+    ("ask_top", 24 * HOUR, {"machine_ids": "one", "most": 10}, {"ProcessUsageHour"}, {"ProcessSnapshot"}),
+    (
+        "ask_top",
+        24 * HOUR,
+        {"machine_ids": None, "most": 10},
+        {"ProcessFleetHour"},
+        {"ProcessSnapshot", "ProcessUsageHour"},
+    ),
+    ("ask_processes", HOUR, FIRST_PAGE, {"ProcessSnapshot"}, set()),
+    ("ask_ports", HOUR, {}, {"PortUsage"}, set()),
+    ("ask_applications", HOUR, {}, {"ApplicationUsage"}, set()),
+    ("ask_changes", HOUR, LAST_CHANGE, {"ReconcileEvent", "ServiceStateHistory"}, set()),
+    (PROCESS_SERIES, HOUR, {}, {"ProcessSnapshot"}, {"ProcessUsageHour"}),
+    (PROCESS_SERIES, 24 * HOUR, {}, {"ProcessUsageHour"}, set()),
+]
+
+
+@pytest.fixture(scope="module")
+def filled(cluster: Server, template: str) -> Iterator[Connection]:
+    """A store of thirty machines that have reported for some hours, rolled up; plans come as notices."""
+    with database(cluster, template) as name, psycopg.connect(cluster.dsn(name), autocommit=True) as connection:
+        for statement in FILL.split(";\n"):
+            connection.execute(statement.encode())
+        roll_up(connection, most=5000)
+        connection.execute("ANALYZE")
+        connection.execute("LOAD 'auto_explain'")
+        for setting in ("log_min_duration = 0", "log_nested_statements = on", "log_analyze = on", "log_timing = off"):
+            connection.execute(f"SET auto_explain.{setting}".encode())
+        connection.execute("SET auto_explain.log_format = json")
+        connection.execute("SET auto_explain.log_level = notice")
+        yield connection
+
+
+@pytest.mark.parametrize(
+    ("asked", "span", "told", "reads", "spares"),
+    QUESTIONS,
+    ids=[f"{name[:40]} {span / HOUR:.0f} h {told.get('machine_ids', '')}" for name, span, told, *_ in QUESTIONS],
+)
+def test_a_question_goes_by_what_is_meant_for_it(
+    filled: Connection, asked: str, span: timedelta, told: dict[str, object], reads: set[str], spares: set[str]
+) -> None:
+    filled.execute("SET auto_explain.log_min_duration = -1")
+    ((machine,),) = rows(filled, 'SELECT "id" FROM "Machine" ORDER BY "id" LIMIT 1')
+    tables = dict(rows(filled, "SELECT chunk_name::text, hypertable_name::text FROM timescaledb_information.chunks"))
+    given = {"machine_id": machine, "since": NOW - span, "until": NOW + HOUR} | told
+    if given.get("machine_ids") == "one":
+        given["machine_ids"] = [machine]
+    scans = []
+    for plan in plans(filled, query(asked) if asked.startswith("ask_") else asked.encode(), given):
+        scans += [(tables.get(node["Relation Name"], node["Relation Name"]), node) for node in scanning(plan)]
+    read = {table for table, _ in scans}
+    assert reads <= read
+    assert not spares & read
+    for table, node in scans:
+        assert table not in LARGE or node["Node Type"] in ("Index Scan", "Index Only Scan", "Bitmap Heap Scan"), node
+
+
+def plans(connection: Connection, statement: bytes, given: dict[str, Any]) -> list[dict[str, Any]]:
+    """The plan of a statement, and of each that a function of it runs."""
+    told: list[str] = []
+
+    def note(diagnostic: psycopg.errors.Diagnostic) -> None:
+        told.append(diagnostic.message_primary or "")
+
+    connection.execute("SET auto_explain.log_min_duration = 0")
+    connection.add_notice_handler(note)
+    connection.execute(statement, given)
+    connection.remove_notice_handler(note)
+    return [json.loads(each.partition("plan:")[2])["Plan"] for each in told if "plan:" in each]
+
+
+def scanning(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every node of a plan that reads a relation and was run."""
+    if plan.get("Actual Loops", 1) == 0:
+        return
+    # A hypertable's own node reads nothing: the chunks beneath it do.
+    if "Relation Name" in plan and plan["Node Type"] != "Custom Scan":
+        yield plan
+    for child in plan.get("Plans", ()):
+        yield from scanning(child)

@@ -1,0 +1,63 @@
+"""guestd show and guestd top on a real store, as a terminal has them."""
+
+import random
+import subprocess
+import sys
+from datetime import UTC, datetime
+
+from gueststore.database import Connection
+from support.rollups import send
+from support.schema import connection, make_machine
+
+__all__ = ["connection"]
+
+
+def guestd(dsn: str, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "guestd", *words]
+    environment = {"GUESTD_DATABASE_DSN": dsn, "PYTHONPATH": ":".join(sys.path)}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def test_show_says_what_is_known_of_a_machine(dsn: str, connection: Connection) -> None:
+    machine = make_machine(connection, name="mail \x1b[2J")
+    assert "no sample yet" in guestd(dsn, "show", str(machine)).stdout
+    for _ in range(5):
+        send(connection, machine, datetime.now(UTC), random.Random(2))
+    shown = guestd(dsn, "show", str(machine))
+    assert shown.returncode == 0, shown.stderr
+    assert "s ago: CPU " in shown.stdout
+    assert "\x1b" not in shown.stdout
+    assert "MiB  " in shown.stdout
+
+
+def test_show_of_a_name_that_none_or_several_have_says_so(dsn: str, connection: Connection) -> None:
+    for _ in range(2):
+        make_machine(connection, name="twin")
+    missing, twins = guestd(dsn, "show", "nobody"), guestd(dsn, "show", "twin")
+    assert (missing.returncode, twins.returncode) == (1, 1)
+    assert "0 machines are called 'nobody'" in missing.stderr
+    assert twins.stderr.count("\n") == 3
+
+
+def test_top_lists_every_machine_the_busiest_first(dsn: str, connection: Connection) -> None:
+    idle = make_machine(connection, name="idle")
+    busy = [make_machine(connection, name=f"busy-{number}") for number in range(3)]
+    for number, machine in enumerate(busy):
+        send(connection, machine, datetime.now(UTC), random.Random(number))
+    shown = guestd(dsn, "top", "--rounds", "2", "--seconds", "0.01")
+    assert shown.returncode == 0, shown.stderr
+    tables = shown.stdout.split("4 machines, by cpu, ")
+    assert len(tables) == 3
+    listed = [line.split() for line in tables[2].splitlines()[2:]]
+    cpu = [float(words[0]) for words in listed[:3]]
+    assert cpu == sorted(cpu, reverse=True)
+    assert listed[3][0] == "-"
+    assert listed[3][-1] == "idle"
+    assert idle not in busy
+    by_name = guestd(dsn, "top", "--rounds", "1", "--sort", "name").stdout
+    assert [line.split()[-1] for line in by_name.splitlines()[2:]] == ["busy-0", "busy-1", "busy-2", "idle"]
+
+
+def test_a_store_that_does_not_answer_is_named() -> None:
+    shown = guestd("host=127.0.0.1 port=1 dbname=guestd user=nobody", "top", "--rounds", "1")
+    assert (shown.returncode, shown.stderr.partition(" dbname")[0]) == (1, "guestd: host=127.0.0.1 port=1")

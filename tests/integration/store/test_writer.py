@@ -1,0 +1,537 @@
+"""The writer between a real spool and a real TimescaleDB."""
+
+import asyncio
+import json
+import shutil
+import sqlite3
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, closing
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+
+from guestd.core.channel import Channel
+from guestd.core.errors import BadFrame
+from guestd.ingest import prepare, writer
+from guestd.ingest.prepare import Preparer
+from guestd.ingest.writer import Writer
+from guestd.rows.batch import Limits, Moment, Prepared
+from guestd.spool.file import Entry, Frame
+from guestd.spool.queue import Spool, open_spool
+from guestd.store.batch_writer import Outcome, connected
+from guestd.wire.limits import INVENTORY
+from support.daemon import add_machine, eventually, execute, metrics_line, rows
+from support.faults import sample_line
+
+
+class Tally:
+    """What the writer counted."""
+
+    def __init__(self) -> None:
+        self.frames: Counter[str] = Counter()
+        self.quarantined: Counter[str] = Counter()
+        self.adjusted: Counter[str] = Counter()
+        self.rows: Counter[UUID] = Counter()
+        self.stored_rows: Counter[str] = Counter()
+        self.prepared: list[UUID] = []
+        self.bugs = self.left_out = 0
+        self.store_lost = 0
+        self.store_lost_twice = asyncio.Event()
+
+    def counters(self) -> writer.Counters:
+        def outcome(became: Outcome) -> None:
+            self.frames["stored"] += became.stored
+            self.frames["stored_in_part"] += became.stored_in_part
+            self.frames["duplicate"] += became.duplicate
+            self.left_out += became.left_out
+            self.stored_rows += became.rows
+            self.quarantined += became.quarantined
+
+        def lost() -> None:
+            self.store_lost += 1
+            if self.store_lost == 2:
+                self.store_lost_twice.set()
+
+        def bug() -> None:
+            self.bugs += 1
+
+        def rows_made(machine_id: UUID, made: int) -> None:
+            self.rows.update({machine_id: made})
+            self.prepared.append(machine_id)
+
+        return writer.Counters(
+            outcome=outcome,
+            committed=lambda *_: None,
+            store_lost=lost,
+            key_taken=lambda: self.frames.update(["key_taken"]),
+            preparing=prepare.Counters(
+                adjusted=lambda reason, times: self.adjusted.update({reason: times}),
+                bug=bug,
+                skew_seconds=lambda _: None,
+                rows=rows_made,
+            ),
+        )
+
+
+@asynccontextmanager
+async def spooled(directory: Path, machine_id: UUID, payloads: Sequence[bytes]) -> AsyncIterator[Spool]:
+    """A spool that holds these frames and takes no more after the block."""
+    spool = open_spool(directory, max_bytes=2**30, share=1)
+    running = asyncio.create_task(spool.run())
+    now_ms = int(datetime.now(UTC).timestamp() * 1000)
+    try:
+        if payloads:
+            await spool.append([Entry(machine_id, now_ms + place, line) for place, line in enumerate(payloads)])
+        yield spool
+    finally:
+        spool.seal()
+        await running
+        spool.close()
+
+
+async def drain(spool: Spool, dsn: str) -> Tally:
+    """Run a writer until the spool is empty."""
+    tally = Tally()
+    consumer = Writer(spool, dsn=dsn, limits=Limits(100, 1_000_000, 0.01), counters=tally.counters())
+    spool.seal()
+    await asyncio.wait_for(consumer.run(), 90)
+    assert spool.frames == 0
+    return tally
+
+
+def samples(dsn: str) -> list[tuple[datetime, float]]:
+    return [(at, cpu) for at, cpu in rows(dsn, 'SELECT "timestamp", "cpuUsagePercent" FROM "SystemMetrics" ORDER BY 1')]
+
+
+def line(cpu: float, timestamp: str | None = None) -> bytes:
+    return metrics_line(timestamp or "2020-01-01T00:00:00Z", cpu={"usage_percent": cpu, "cores_usage": []}).strip()
+
+
+EVENT = b'{"type":"error_report","error_type":"e","severity":"s"}'
+
+
+@pytest.mark.asyncio
+async def test_events_of_an_older_copy_of_the_spool_are_known_again(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    async with spooled(tmp_path / "a", machine_id, [EVENT, line(1), EVENT]):
+        pass
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    async with spooled(tmp_path / "a", machine_id, []) as spool:
+        tally = await drain(spool, dsn)
+    assert tally.frames == {"stored": 3, "stored_in_part": 0, "duplicate": 0}
+    async with spooled(tmp_path / "b", machine_id, []) as spool:
+        await spool.rename(0)
+        tally = await drain(spool, dsn)
+    assert tally.frames["stored"] == 0
+    assert rows(dsn, 'SELECT "type", "message" FROM "GuestEvent"') == [("error_report", "e")] * 2
+
+
+@pytest.mark.asyncio
+async def test_events_of_a_machine_that_is_gone_are_set_aside(tmp_path: Path, dsn: str) -> None:
+    async with spooled(tmp_path, uuid4(), [EVENT]) as spool:
+        tally = await drain(spool, dsn)
+    assert tally.quarantined == {"unknown_machine": 1}
+    assert rows(dsn, 'SELECT * FROM "GuestEvent"') == []
+
+
+@pytest.mark.asyncio
+async def test_frames_of_many_batches_are_stored_in_order(tmp_path: Path, dsn: str) -> None:
+    async with spooled(tmp_path, add_machine(dsn), [line(place / 4) for place in range(250)]) as spool:
+        tally = await drain(spool, dsn)
+    assert tally.frames["stored"] == 250
+    assert [cpu for _, cpu in samples(dsn)] == [place / 4 for place in range(250)]
+    ((committed,),) = rows(dsn, 'SELECT "committedSeq" FROM "IngestLedger"')
+    assert committed == 250
+
+
+@pytest.mark.asyncio
+async def test_what_a_machines_agent_speaks_is_kept_and_follows_it(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    kept = 'SELECT "dialect", "changedAt" FROM "MachineAgent"'
+    async with spooled(tmp_path / "a", machine_id, [line(1), line(2)]) as spool:
+        await drain(spool, dsn)
+    ((dialect, since),) = rows(dsn, kept)
+    assert dialect == "D1"
+    async with spooled(tmp_path / "b", machine_id, [line(3)]) as spool:
+        await drain(spool, dsn)
+    assert rows(dsn, kept) == [("D1", since)]
+    async with spooled(tmp_path / "c", machine_id, [sample_line(4, uuid4()).strip()]) as spool:
+        await drain(spool, dsn)
+    assert rows(dsn, 'SELECT "dialect" FROM "MachineState"') == [("guestd",)]
+
+
+@pytest.mark.asyncio
+async def test_a_poisoned_row_is_set_aside_and_the_rest_is_written(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    with psycopg.connect(dsn) as connection:
+        connection.execute("""ALTER TABLE "ProcessSnapshot" ADD CONSTRAINT "test_only" CHECK ("name" <> 'poison')""")
+    poison = metrics_line(processes=[{"id": 1, "name": "poison", "memory_usage_kb": 1}]).strip()
+    payloads = [line(1), line(2), poison, line(4), line(5)]
+    async with spooled(tmp_path, machine_id, payloads) as spool:
+        tally = await drain(spool, dsn)
+    assert [cpu for _, cpu in samples(dsn)] == [1, 2, 4, 5]
+    assert tally.quarantined == {"rejected_by_store": 1}
+    ((reason, detail, kept, seq),) = rows(dsn, 'SELECT "reason", "detail", "payload", "seq" FROM "QuarantinedFrame"')
+    assert (reason, kept, seq) == ("rejected_by_store", poison, 3)
+    assert "23514" in detail
+
+
+@pytest.mark.asyncio
+async def test_the_rows_of_a_frame_are_charged_to_its_machine(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    async with spooled(tmp_path, machine_id, [line(1), line(2), b"rubbish"]) as spool:
+        tally = await drain(spool, dsn)
+    # A sample, a process and a port of each message.
+    assert tally.rows == {machine_id: 6}
+
+
+@pytest.mark.asyncio
+async def test_programs_beyond_what_a_machine_may_have_are_left_out_and_counted(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    execute(
+        dsn,
+        f"""INSERT INTO "ApplicationUsage" ("machineId", "executablePath", "applicationName", "lastSeen", "isActive")
+        SELECT '{machine_id}', '/old/' || n, 'old', now() - interval '1 day', FALSE
+        FROM generate_series(1, {INVENTORY} - 1) AS n""",
+    )
+    message = json.loads(metrics_line())
+    message["data"]["applications"] = [{"exe_path": f"/new/{number}", "name": "new"} for number in range(3)]
+    async with spooled(tmp_path, machine_id, [json.dumps(message).encode()]) as spool:
+        tally = await drain(spool, dsn)
+    assert (tally.frames["stored"], tally.left_out) == (1, 2)
+    assert rows(dsn, 'SELECT count(*) FROM "ApplicationUsage"') == [(INVENTORY,)]
+
+
+def listing(*programs: str) -> bytes:
+    message = json.loads(metrics_line())
+    message["data"]["applications"] = [{"exe_path": path, "name": path} for path in programs]
+    return json.dumps(message).encode()
+
+
+@pytest.mark.asyncio
+async def test_an_inventory_is_merged_again_only_when_it_says_something_new(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    lists = [listing("vi"), listing("vi"), listing("vi", "ed"), listing("vi", "ed"), listing("vi"), listing()]
+    async with spooled(tmp_path, machine_id, lists) as spool:
+        tally = await drain(spool, dsn)
+    assert tally.stored_rows["ApplicationUsage"] == 4
+    assert rows(dsn, 'SELECT count(*) FROM "ApplicationUsageHistory"') == [(7,)]
+    found = rows(dsn, 'SELECT "executablePath", "isActive" FROM "ApplicationUsage" ORDER BY 1')
+    assert found == [("ed", False), ("vi", True)]
+
+
+@pytest.mark.asyncio
+async def test_frames_of_a_machine_that_is_gone_are_set_aside(tmp_path: Path, dsn: str) -> None:
+    async with spooled(tmp_path, uuid4(), [line(1)]) as spool:
+        tally = await drain(spool, dsn)
+    assert tally.quarantined == {"unknown_machine": 1}
+    assert samples(dsn) == []
+
+
+@pytest.mark.asyncio
+async def test_a_payload_that_claims_another_machine_is_set_aside(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    claims = [line(1)[:-1] + b',"vm_id":"%s"}' % str(claimed).encode() for claimed in (uuid4(), machine_id)]
+    async with spooled(tmp_path, machine_id, claims) as spool:
+        tally = await drain(spool, dsn)
+    assert tally.quarantined == {"identity": 1}
+    assert tally.frames["stored"] == 1
+
+
+@pytest.mark.asyncio
+async def test_equal_timestamps_of_one_machine_move_by_a_millisecond(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    now = datetime.now(UTC).replace(microsecond=0)
+    same = now.isoformat()
+    async with spooled(tmp_path, machine_id, [line(1, same), line(2, same)]) as spool:
+        await drain(spool, dsn)
+    # Another writer, which remembers nothing.
+    async with spooled(tmp_path, machine_id, [line(3, same), line(4, same)]) as spool:
+        tally = await drain(spool, dsn)
+    assert [(at - now).total_seconds() * 1000 for at, _ in samples(dsn)] == [0, 1, 2, 3]
+    assert [cpu for _, cpu in samples(dsn)] == [1, 2, 3, 4]
+    assert tally.quarantined == {}
+
+
+@pytest.mark.asyncio
+async def test_what_is_set_aside_tells_no_more_secrets_than_what_is_stored(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    broken = b'{"type":"metrics","data":{"processes":[{"pid":1,"cmd_line":"app --password=hunter2"},'
+    async with spooled(tmp_path, machine_id, [broken]) as spool:
+        await drain(spool, dsn)
+    assert rows(dsn, 'SELECT "payload" FROM "QuarantinedFrame"') == [(broken.replace(b"hunter2", b"***"),)]
+
+
+@pytest.mark.asyncio
+async def test_frames_that_were_committed_but_not_trimmed_are_not_stored_again(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    async with spooled(tmp_path, machine_id, [b"rubbish"]) as spool, connected(dsn) as store:
+        await store.set_ledger(spool.spool_id, None, 0)
+        await spool.settle()
+        received_at = datetime.now(UTC)
+        frame = Prepared(
+            1, machine_id, received_at, b"rubbish", BadFrame("json", "as if by a writer that was killed"), None
+        )
+        await store.write(spool.spool_id, 0, [frame])
+    async with spooled(tmp_path, machine_id, []) as spool:
+        tally = await drain(spool, dsn)
+    assert tally.quarantined == {}
+    assert rows(dsn, 'SELECT count(*) FROM "QuarantinedFrame"') == [(1,)]
+
+
+@pytest.mark.asyncio
+async def test_a_commit_that_is_still_under_way_is_waited_for(dsn: str) -> None:
+    """The connection was lost, and the server, slow to its disk, is not done with what came before."""
+    spool_id = uuid4()
+    async with connected(dsn) as store:
+        await store.set_ledger(spool_id, None, 5)
+        with psycopg.connect(dsn) as slow:
+            slow.execute('UPDATE "IngestLedger" SET "committedSeq" = 9 WHERE "spoolId" = %s', (spool_id,))
+            asked = asyncio.create_task(store.ledger(spool_id))
+            waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            await asyncio.to_thread(eventually, lambda: rows(dsn, waiting) == [(1,)], "the books are waited for")
+            slow.commit()
+        assert await asked == 9
+
+
+@pytest.mark.asyncio
+async def test_a_store_restored_from_a_backup_is_adopted(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    async with spooled(tmp_path, machine_id, [line(1), line(2)]) as spool:
+        await drain(spool, dsn)
+    with psycopg.connect(dsn) as connection:
+        connection.execute('UPDATE "IngestLedger" SET "committedSeq" = 1')
+    async with spooled(tmp_path, machine_id, [line(3)]) as spool:
+        await drain(spool, dsn)
+    assert [cpu for _, cpu in samples(dsn)] == [1, 2, 3]
+    assert rows(dsn, 'SELECT "committedSeq" FROM "IngestLedger"') == [(3,)]
+
+
+@pytest.mark.asyncio
+async def test_an_older_copy_of_the_spool_stores_nothing_twice_and_goes_on_under_a_new_id(
+    tmp_path: Path, dsn: str
+) -> None:
+    machine_id = add_machine(dsn)
+    older = tmp_path / "older"
+    async with spooled(tmp_path / "spool", machine_id, [line(1)]) as spool:
+        old_id = spool.spool_id
+        await spool.settle()
+    (tmp_path / "spool").rename(older)
+    current = tmp_path / "spool"
+    current.mkdir()
+    for file in older.iterdir():
+        (current / file.name).write_bytes(file.read_bytes())
+    async with spooled(current, machine_id, [line(2), line(3)]) as spool:
+        await drain(spool, dsn)
+    async with spooled(older, machine_id, [line(4)]) as spool:
+        # What the old copy held is stored; the new frame has a number that the ledger has passed.
+        tally = await drain(spool, dsn)
+        assert spool.spool_id != old_id
+    assert [cpu for _, cpu in samples(dsn)] == [1, 2, 3, 4]
+    assert tally.frames["stored"] == 1
+
+
+@pytest.mark.asyncio
+async def test_a_frame_that_reaches_a_bug_of_ours_is_set_aside_and_counted(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    async with spooled(tmp_path, machine_id, [line(1)]) as spool:
+        tally = Tally()
+        (frame,) = await spool.read(0, max_frames=1, max_bytes=1)
+
+        def buggy(_: object) -> object:
+            raise LookupError("a bug")
+
+        content = Preparer(tally.counters().preparing).guarded(frame, buggy)
+    assert isinstance(content, BadFrame)
+    assert (content.reason, tally.bugs) == ("bug", 1)
+
+
+@pytest.mark.asyncio
+async def test_nothing_is_stored_before_the_spool_knows_that_its_books_are_settled(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    async with spooled(tmp_path / "spool", machine_id, [line(1)]) as spool:
+        spool._writing.execute("PRAGMA busy_timeout = 10")
+        with closing(sqlite3.connect(tmp_path / "spool/spool.db", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")  # a disk that takes nothing
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(drain(spool, dsn), 2)
+        assert samples(dsn) == []
+        # Else a crash here would leave a ledger that is ahead of what the file says: an older copy, it would seem.
+        await drain(spool, dsn)
+    assert [cpu for _, cpu in samples(dsn)] == [1]
+
+
+@pytest.mark.asyncio
+async def test_an_older_copy_that_took_frames_before_it_reached_the_store_loses_none_of_them(
+    tmp_path: Path, dsn: str
+) -> None:
+    machine_id = add_machine(dsn)
+    async with spooled(tmp_path / "spool", machine_id, [line(1)]) as spool:
+        await spool.settle()
+    shutil.copytree(tmp_path / "spool", tmp_path / "copy")
+    async with spooled(tmp_path / "spool", machine_id, [line(2), line(3), line(4)]) as spool:
+        await drain(spool, dsn)
+    for cpu in (5, 6):  # two starts without a store
+        async with spooled(tmp_path / "copy", machine_id, [line(cpu)]):
+            pass
+    async with spooled(tmp_path / "copy", machine_id, []) as spool:
+        await drain(spool, dsn)
+    assert sorted(cpu for _, cpu in samples(dsn)) == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.asyncio
+async def test_two_hosts_with_a_cloned_spool_lose_nothing_of_what_each_of_them_took(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    async with spooled(tmp_path / "one", machine_id, [line(1)]) as spool:
+        await drain(spool, dsn)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    async with (
+        spooled(tmp_path / "one", machine_id, []) as one,
+        spooled(tmp_path / "two", machine_id, []) as two,
+    ):
+        writers = [asyncio.create_task(_written(spool, dsn)) for spool in (one, two)]
+        now_ms = int(datetime.now(UTC).timestamp() * 1000)
+        for cpu in range(2, 12):
+            for host, spool in enumerate((one, two)):
+                await spool.append([Entry(machine_id, now_ms + cpu * 10 + host, line(cpu + 20 * host))])
+        for spool in (one, two):
+            spool.seal()
+        await asyncio.wait_for(asyncio.gather(*writers), 30)
+        assert one.spool_id != two.spool_id
+    assert sorted(cpu for _, cpu in samples(dsn)) == [1, *range(2, 12), *range(22, 32)]
+
+
+async def _written(spool: Spool, dsn: str) -> None:
+    await Writer(spool, dsn=dsn, limits=Limits(2, 1_000_000, 0.01), counters=Tally().counters()).run()
+
+
+@pytest.mark.asyncio
+async def test_a_guest_whose_clock_stands_still_does_not_hold_up_the_writer(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    stuck = datetime.now(UTC).replace(microsecond=0).isoformat()
+    async with spooled(tmp_path, machine_id, [line(0.01 * place, stuck) for place in range(3000)]) as spool:
+        await drain(spool, dsn)
+    async with spooled(tmp_path, machine_id, [line(2, stuck)]) as spool, connected(dsn) as store:
+        (frame,) = await spool.read(0, max_frames=1, max_bytes=1)
+        questions: list[int] = []
+
+        async def taken(moments: Sequence[Moment]) -> set[Moment]:
+            questions.append(len(moments))
+            return await store.taken(moments)
+
+        (prepared,) = await Preparer(Tally().counters().preparing).prepare([frame], taken)
+    assert prepared.seq == frame.seq
+    assert len(questions) < 20
+
+
+@pytest.mark.asyncio
+async def test_an_error_of_the_store_itself_costs_no_frame(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    with psycopg.connect(dsn) as connection:
+        connection.execute('ALTER TABLE "IngestLedger" RENAME COLUMN "updatedAt" TO "gone"')
+    async with spooled(tmp_path, machine_id, [line(1)]) as spool:
+        tally = Tally()
+        consumer = Writer(spool, dsn=dsn, limits=Limits(100, 1_000_000, 0.01), counters=tally.counters())
+        spool.seal()
+        writing = asyncio.create_task(consumer.run())
+        async with asyncio.timeout(30):
+            await tally.store_lost_twice.wait()
+            assert "gueststore check" in (consumer.store_error or "")
+            with psycopg.connect(dsn) as connection:
+                connection.execute('ALTER TABLE "IngestLedger" RENAME COLUMN "gone" TO "updatedAt"')
+            await writing
+    assert tally.frames["stored"] == 1
+    assert tally.quarantined == {}
+
+
+@pytest.mark.asyncio
+async def test_a_batch_of_small_frames_does_not_wait_a_turn_of_the_loop_for_each() -> None:
+    async def taken(moments: Sequence[Moment]) -> set[Moment]:
+        return set()
+
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await asyncio.sleep(0)
+            turns += 1
+
+    frames = [Frame(seq, uuid4(), datetime.now(UTC), line(1), Channel.VIRTIO) for seq in range(1, 501)]
+    busy = asyncio.create_task(others())
+    prepared = await Preparer(Tally().counters().preparing).prepare(frames, taken)
+    busy.cancel()
+    assert len(prepared) == 500
+    assert 0 < turns < 500
+
+
+@pytest.mark.asyncio
+async def test_the_next_batch_is_prepared_while_the_store_works_on_one(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    async with (
+        spooled(tmp_path, machine_id, [line(cpu) for cpu in range(1, 7)]) as spool,
+        await psycopg.AsyncConnection.connect(dsn) as busy,
+    ):
+        await busy.execute('SELECT 1 FROM "Machine" WHERE "id" = %s FOR UPDATE', [machine_id])
+        tally = Tally()
+        writing = asyncio.create_task(
+            Writer(spool, dsn=dsn, limits=Limits(2, 1_000_000, 0.01), counters=tally.counters()).run()
+        )
+        async with asyncio.timeout(60):
+            await asyncio.to_thread(eventually, lambda: len(tally.prepared) == 4, "the second batch is prepared")
+            assert tally.frames["stored"] == 0
+            await busy.rollback()
+            spool.seal()
+            await writing
+    assert len(tally.prepared) == 6
+    assert [cpu for _, cpu in samples(dsn)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.asyncio
+async def test_what_was_prepared_ahead_outlives_the_connection(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    async with (
+        spooled(tmp_path, machine_id, [line(cpu) for cpu in range(1, 7)]) as spool,
+        await psycopg.AsyncConnection.connect(dsn) as busy,
+    ):
+        await busy.execute('SELECT 1 FROM "Machine" WHERE "id" = %s FOR UPDATE', [machine_id])
+        tally = Tally()
+        writing = asyncio.create_task(
+            Writer(spool, dsn=dsn, limits=Limits(2, 1_000_000, 0.01), counters=tally.counters()).run()
+        )
+        async with asyncio.timeout(60):
+            await asyncio.to_thread(eventually, lambda: len(tally.prepared) == 4, "the second batch is prepared")
+            with psycopg.connect(dsn, autocommit=True) as admin:
+                admin.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                    " WHERE application_name = 'guestd' AND datname = current_database()"
+                )
+            await asyncio.to_thread(eventually, lambda: tally.store_lost, "the connection is lost")
+            await busy.rollback()
+            spool.seal()
+            await writing
+    assert len(tally.prepared) == 6
+    assert [cpu for _, cpu in samples(dsn)] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.asyncio
+async def test_a_store_that_does_not_say_whether_a_time_is_taken_is_told_of(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    async with (
+        spooled(tmp_path, machine_id, [line(1)]) as spool,
+        await psycopg.AsyncConnection.connect(dsn) as busy,
+    ):
+        await busy.execute('LOCK TABLE "SystemMetrics" IN ACCESS EXCLUSIVE MODE')
+        consumer = Writer(spool, dsn=dsn, limits=Limits(2, 1_000_000, 0.01), counters=Tally().counters())
+        writing = asyncio.create_task(consumer.run())
+        async with asyncio.timeout(90):
+            await asyncio.to_thread(eventually, lambda: "no answer for" in (consumer.problem or ""), "it says so")
+            await busy.rollback()
+            spool.seal()
+            await writing
+    assert consumer.problem is None
+    assert [cpu for _, cpu in samples(dsn)] == [1]

@@ -1,0 +1,102 @@
+"""What the documents say of the code is true: the picture of the house, and the tests, metrics and verbs they name."""
+
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from guestd.telemetry.registry import Telemetry
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+DECISIONS = sorted(ROOT.glob("docs/decisions/*.md"))
+FAILURE_MODES = (ROOT / "docs/failure-modes.md").read_text()
+PAGE_LINES = 60
+
+
+def drawn_layers() -> list[set[str]]:
+    """The groups of the picture in docs/architecture.md, from above."""
+    house = (ROOT / "docs/architecture.md").read_text().partition("## The house")[2]
+    picture = house.split("```")[1].strip()
+    return [set(re.findall(r"\b[a-z_]+\b", line[:42])) for line in picture.splitlines()]
+
+
+def enforced_layers() -> list[set[str]]:
+    """The same, as import-linter holds them."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    return [{module.strip() for module in re.split("[|:]", layer)} for layer in layers]
+
+
+def test_the_picture_of_the_house_is_what_import_linter_holds() -> None:
+    assert drawn_layers() == enforced_layers()
+
+
+def test_every_module_has_its_place_in_the_picture() -> None:
+    files = [*(ROOT / "daemon/guestd").glob("*.py"), *(ROOT / "daemon/guestd").glob("*/__init__.py")]
+    modules = {file.parent.name if file.name == "__init__.py" else file.stem for file in files} - {"guestd"}
+    assert set.union(*drawn_layers()) == modules
+
+
+def failure_rows() -> list[str]:
+    """The rows of the failure modes that have tests."""
+    tested = FAILURE_MODES.partition("## Without a test")[0]
+    return [line for line in tested.splitlines() if re.match(r"\| (?!what breaks)\w|\| \W\w", line)]
+
+
+@pytest.mark.parametrize("row", failure_rows(), ids=lambda row: row.split("|")[1].strip())
+def test_every_failure_mode_names_tests_that_exist(row: str) -> None:
+    named = re.findall(r"(tests/[\w/]+\.py)::(test_\w+)", row)
+    assert named
+    for file, test in named:
+        assert re.search(rf"^ *(async )?def {test}\(", (ROOT / file).read_text(), re.MULTILINE), f"{file}::{test}"
+
+
+def test_every_metric_of_the_failure_modes_is_served() -> None:
+    served = {sample.name for family in Telemetry().registry.collect() for sample in family.samples}
+    families = {family.name for family in Telemetry().registry.collect()}
+    families |= {f"{name}_total" for name in families}
+    named = set(re.findall(r"`(guestd_\w+)", FAILURE_MODES))
+    assert named <= served | families
+
+
+def links(document: Path) -> Iterator[str]:
+    """The files that a document links to."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+        if "://" not in target and not target.startswith("#"):
+            yield target.partition("#")[0]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_to_a_file(document: Path) -> None:
+    assert [link for link in links(document) if not (document.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_verb_that_a_document_names_is_there(document: Path) -> None:
+    verbs = set(re.findall(r"^#: (\w+)", (ROOT / "dev").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\./dev ([a-z]+)", document.read_text())) - verbs == set()
+
+
+def test_every_suite_of_the_benchmarks_has_its_section() -> None:
+    suites = {
+        file.stem.removeprefix("suite_")
+        for file in ROOT.glob("tools/bench/suite_*.py")
+        if "def main" in file.read_text()
+    }
+    described = re.findall(r"^## `\./dev bench (\w+)`$", (ROOT / "docs/benchmarks.md").read_text(), re.MULTILINE)
+    assert sorted(described) == sorted(suites)
+
+
+@pytest.mark.parametrize("decision", DECISIONS, ids=lambda path: path.stem)
+def test_a_decision_is_one_page_under_its_number(decision: Path) -> None:
+    lines = decision.read_text().splitlines()
+    assert lines[0].startswith(f"# {int(decision.name[:4])}. ")
+    assert len(lines) <= PAGE_LINES
+
+
+def test_no_two_decisions_have_one_number() -> None:
+    numbers = [decision.name[:4] for decision in DECISIONS]
+    assert len(numbers) == len(set(numbers))

@@ -1,0 +1,168 @@
+"""Trees of filters made up from a seed, as rows, and the connections and packets to try on them.
+
+All move within a few addresses and ports, so that rules and packets meet. What libvirt would not take as it says is not
+among the rows.
+"""
+
+import random
+from dataclasses import replace
+from ipaddress import ip_address
+from typing import Any
+from uuid import UUID, uuid5
+
+from guestd.filters.compiler import FilterRow, RuleRow, compiled
+from guestd.filters.desired import MachineRow, Rows
+from guestd.filters.explain import Question
+from guestd.filters.model import Filter
+from guestd.filters.packet_match import Packet
+from guestd.filters.services import SERVICES, Policy, Ports
+from gueststore.seeds import filters
+from support.filter_rows import COLUMNS, filter_row, rule_row
+from support.packets import FALSE_MAC
+
+SPACE = UUID(int=3)
+GUEST = ("10.9.0.2", "fd00::2")
+PEERS = ("10.9.0.5", "10.9.1.5", "fd00::5", "fd01::5")
+STRANGER = "10.9.7.7"
+PORTS = (22, 53, 80, 443, 8080)
+_MASKS = {4: (None, "32", "24", "16", "255.255.255.0", "0"), 6: (None, "128", "64", "16")}
+_CHAINS = (None, None, "root", "ipv4", "ipv6-x", "mac", "arp-x", "ipv4-y")
+_STATES = ({"new": True}, {"established": True}, {"new": True, "established": True}, {"invalid": True})
+
+
+def seeded_rows() -> list[FilterRow]:
+    """The filters of a new platform."""
+    names = {uuid5(SPACE, each.name): f"ibay-{uuid5(SPACE, each.name).hex[:16]}" for each in filters()}
+    found = []
+    for each in filters():
+        row_id = uuid5(SPACE, each.name)
+        rules = [
+            RuleRow(id=uuid5(row_id, str(number)), **{COLUMNS.get(name, name): value for name, value in rule.items()})  # type: ignore[arg-type]  # columns of several types
+            for number, rule in enumerate(each.rules)
+        ]
+        row = filter_row(
+            *rules, id=row_id, name=each.name, internal_name=names[row_id], uuid=row_id, chain=each.chain,
+            priority=each.priority, targets=tuple(uuid5(SPACE, target) for target in each.references),
+        )  # fmt: skip
+        found.append(row)
+    return found
+
+
+def generated(dice: random.Random) -> Rows:
+    """The rows of one machine: a few filters that include each other, services, open ports, sometimes the seed's."""
+    made: list[FilterRow] = []
+    for number in range(1, dice.randint(2, 4)):
+        targets = [row.id for row in made if dice.random() < 0.6]
+        made.append(_filter(dice, number, tuple(targets)))
+    ids = [row.id for row in made]
+    own = [ids[-1], *(each for each in ids[:-1] if dice.random() < 0.3)]
+    services = {key: Policy(dice.random() < 0.5, dice.random() < 0.5) for key in dice.sample(["ssh", "http", "dns"], 2)}
+    machine = MachineRow(
+        UUID(int=5), "web", "vm-web", GUEST, tuple(own), tuple(dice.sample(ids, dice.randint(0, 1))),
+        dice.random() < 0.3, services if dice.random() < 0.5 else {}, {"https": Policy(True, True)},
+        (Ports("tcp", 8000, 8100),) if dice.random() < 0.3 else (),
+    )  # fmt: skip
+    return Rows((*seeded_rows(), *made), (machine,), {"dns": Policy(True, False)} if dice.random() < 0.3 else {})
+
+
+def forest(dice: random.Random, count: int) -> list[FilterRow]:
+    """So many filters; some include the one before."""
+    made: list[FilterRow] = []
+    for number in range(1, count + 1):
+        targets = (made[-1].id,) if made and dice.random() < 0.3 else ()
+        row = _filter(dice, number, targets)
+        # libvirt cannot lay filters of one chain that have several priorities: "No chain/target/match by that name".
+        priority = -100 * _CHAINS.index(row.chain) - 1
+        made.append(replace(row, internal_name=f"ibay-{number:016x}", priority=priority))
+    return made
+
+
+def all_services() -> Rows:
+    """A machine that uses and provides every service, and includes filters of the seed that include others."""
+    seeded = seeded_rows()
+    own = tuple(row.id for row in seeded if row.name in ("Web Server Security", "Drop All"))
+    services = dict.fromkeys(SERVICES, Policy(True, True))
+    machine = MachineRow(UUID(int=6), "all", "vm-all", GUEST, own, (), True, {}, {}, ())
+    return Rows(tuple(seeded), (machine,), services)
+
+
+def service_questions() -> list[Question]:
+    """A connection to every port of every service, both ways, and one to a port of none."""
+    ports = {port for _, each in SERVICES.values() for port in each} | {Ports("tcp", 9999, 9999)}
+    return [
+        Question(port.protocol, PEERS[0], port.first, way) for port in sorted(ports, key=str) for way in ("in", "out")
+    ]
+
+
+def _filter(dice: random.Random, number: int, targets: tuple[UUID, ...]) -> FilterRow:
+    row = filter_row(
+        id=UUID(int=number), internal_name=f"ibay-tree{number}", uuid=UUID(int=number), name=f"tree {number}",
+        chain=dice.choice(_CHAINS), priority=dice.choice((-750, -10, 100, 500)), state_match=dice.random() < 0.75,
+    )  # fmt: skip
+    rules: list[RuleRow] = []
+    while len(rules) < dice.randint(1, 5):
+        rule = replace(_rule(dice), id=UUID(int=100 * number + len(rules)))
+        if isinstance(compiled(replace(row, rules=(rule,)), {}), Filter):
+            rules.append(rule)
+    # Most trees end with a rule that drops, or little of what follows would be tried.
+    if dice.random() < 0.6:
+        last = rule_row(id=UUID(int=100 * number + 99), action=dice.choice(["drop", "reject"]), priority=950)
+        version = dice.choice(["ipv4", "ipv4", "ipv6"])
+        rules.append(replace(last, protocol="all", ip_version=version, direction=dice.choice(["in", "out", "inout"])))
+    return replace(row, rules=tuple(rules), targets=targets)
+
+
+def _rule(dice: random.Random) -> RuleRow:
+    version = dice.choice((4, 4, 4, 6))
+    kinds = {"tcp": 6, "udp": 4, "icmp": 2, "all": 2, "ip": 1, "ipv6": 1, "arp": 1, "mac": 1}
+    (protocol,) = dice.choices(list(kinds), list(kinds.values()))
+    is_link = protocol in ("ip", "ipv6", "arp", "mac")
+    columns: dict[str, Any] = {
+        "protocol": protocol,
+        "action": dice.choice(["accept", "accept", "drop", "return", "continue" if is_link else "reject"]),
+        "direction": dice.choice(["in", "out", "inout"]),
+        "priority": dice.choice([-5, 100, 100, 500, 900]),
+        "src_mac_addr": dice.choice([None] * 8 + ["$MAC", FALSE_MAC]),
+        "ip_version": "ipv6" if version == 6 and not is_link else None,
+    }
+    version = {"ip": 4, "arp": 4, "ipv6": 6}.get(protocol, version)
+    for side in ("src", "dst"):
+        if protocol != "mac" and dice.random() < 0.35:
+            variable = "$IP" if version == 4 else "$IPV6"
+            known = [each for each in (*GUEST, *PEERS, STRANGER) if ip_address(each).version == version]
+            columns[f"{side}_ip_addr"] = dice.choice([*known, variable, variable])
+            columns[f"{side}_ip_mask"] = dice.choice(_MASKS[version])
+        if protocol in ("tcp", "udp") and dice.random() < (0.2 if side == "src" else 0.7):
+            first = dice.choice((*PORTS, 49152))
+            columns |= {f"{side}_port_start": first, f"{side}_port_end": dice.choice([None, first, first + 400])}
+    if not is_link and dice.random() < 0.25:
+        columns["state"] = dice.choice(_STATES)
+    return rule_row(**columns)
+
+
+def questions(dice: random.Random, number: int) -> list[Question]:
+    """Connections that one could ask `guestd filters explain` about."""
+    found = []
+    for _ in range(number):
+        protocol = dice.choice(["tcp", "tcp", "udp", "icmp"])
+        port = None if protocol == "icmp" else dice.choice((*PORTS, 9999))
+        found.append(Question(protocol, dice.choice(PEERS), port, dice.choice(["in", "out"])))
+    return found
+
+
+def lone_packets(dice: random.Random) -> list[Packet]:
+    """Packets that belong to no connection: false senders, ARP, and what the kernel calls invalid."""
+    guest, peer, port = GUEST[0], dice.choice(PEERS[:2]), dice.choice(PORTS)
+    out, back = Packet("out", "tcp", guest, peer, 40001, port), Packet("in", "tcp", peer, guest, 40001, port)
+    return [
+        replace(out, source=STRANGER),
+        replace(out, mac=FALSE_MAC),
+        replace(back, mac=FALSE_MAC),
+        replace(out, state="INVALID"),
+        replace(back, state="INVALID"),
+        Packet("out", "arp", guest, peer),
+        Packet("out", "arp", STRANGER, peer),
+        Packet("out", "arp", guest, peer, mac=FALSE_MAC),
+        Packet("in", "arp", peer, guest),
+        Packet("out", "udp", GUEST[1], PEERS[2], 40001, port, mac=FALSE_MAC),
+    ]

@@ -1,0 +1,323 @@
+"""The lab for tests: real guests on a real libvirtd, and their samples counted against the tables.
+
+Booting takes seconds, so guests live for the session: a test takes some, each begins a new run of its sender for it,
+and those that a test has not destroyed are taken again.
+"""
+
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import pytest
+from tools.harness.lab import Lab, LabError, obstacle
+from tools.harness.lab_domain import agent_channel_xml
+from tools.harness.packages import PackagesError
+
+from support.daemon import Daemon, add_machine, eventually, execute, rows
+from support.faults import Books, counted
+
+# An emulated guest on a machine that others use, too.
+BOOT_SECONDS = 300.0
+# More of them take longer, each and in sum.
+BOOT_AT_ONCE = 3
+SAMPLE_MILLISECONDS = 50
+# Ends what it started when the session is killed.
+WITH_US = ("setpriv", "--pdeathsig", "KILL")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a guest's sender, as its console last told: numbers are base + 1 .. base + posted."""
+
+    base: int
+    posted: int
+    acknowledged: int
+
+
+class LabGuest:
+    """One guest of the lab."""
+
+    def __init__(self, lab: Lab, name: str, uuid: UUID) -> None:
+        self.lab = lab
+        self.name = name
+        self.uuid = uuid
+        self.first_base = 0
+
+    @property
+    def console(self) -> Path:
+        """What its kernel and its sender print."""
+        return self.lab.channels / f"{self.name}.log"
+
+    @property
+    def socket(self) -> Path:
+        """The agent's channel."""
+        return self.lab.channels / f"{self.uuid}.socket"
+
+    def virsh(self, command: str, *words: str) -> str:
+        """Run a virsh command on this guest."""
+        return self.lab.run("virsh", "-q", command, self.name, *words).strip()
+
+    def run(self, command: str) -> str:
+        """Run a shell command in the guest and return what it prints."""
+        with socket.socket(socket.AF_UNIX) as control:
+            control.settimeout(BOOT_SECONDS)
+            control.connect(str(self.lab.channels / f"{self.name}.control"))
+            control.sendall(command.encode() + b"\n")
+            said = b""
+            while b"#status " not in said:
+                chunk = control.recv(65536)
+                assert chunk, f"{self.name} has gone"
+                said += chunk
+        return said.partition(b"#status ")[0].decode()
+
+    @contextmanager
+    def told(self, command: str) -> Iterator[None]:
+        """Have the guest run a command that it may not live to answer: what has not arrived goes with the client."""
+        with socket.socket(socket.AF_UNIX) as control:
+            control.connect(str(self.lab.channels / f"{self.name}.control"))
+            control.sendall(command.encode() + b"\n")
+            yield
+
+    def runs(self) -> list[Run]:
+        """The runs of its sender since this test took it, oldest first."""
+        latest: dict[int, Run] = {}
+        said = self.console.read_text(errors="replace")
+        assert "Traceback" not in said, said[-2000:]
+        for line in said.splitlines():
+            word, _, rest = line.partition(" ")
+            if word == "lab-sender" and len(fields := rest.split()) == 4 and all(map(str.isdigit, fields)):
+                base, posted, acknowledged, given_up = map(int, fields)
+                assert given_up == 0, line
+                latest[base] = Run(base, posted, acknowledged)
+        return [run for base, run in sorted(latest.items()) if base >= self.first_base]
+
+    def begins_again(self, before: int) -> None:
+        """Wait until more than `before` runs have begun, and the latest is under way."""
+        eventually(lambda: len(self.runs()) > before, f"{self.name} has begun a new run", BOOT_SECONDS)
+        self.goes_on()
+
+    def acknowledged(self) -> int:
+        """Of its latest run."""
+        return self.runs()[-1].acknowledged
+
+    def is_acknowledged(self) -> bool:
+        """Whether guestd has all that its latest run has posted."""
+        return self.runs()[-1].acknowledged == self.runs()[-1].posted
+
+    def goes_on(self, samples: int = 10) -> None:
+        """Wait until so many more samples are acknowledged."""
+        # On the console of a new host it has said nothing yet.
+        eventually(self.runs, f"{self.name} says how far it is", BOOT_SECONDS)
+        wanted = self.acknowledged() + samples
+        eventually(lambda: self.acknowledged() >= wanted, f"{self.name}: {self.tail()}", BOOT_SECONDS)
+
+    def tail(self) -> str:
+        """The end of its console."""
+        return self.console.read_text(errors="replace")[-300:]
+
+    def unplug_channel(self) -> None:
+        """Take the agent's channel away, and wait until it is gone."""
+        self._device("detach-device")
+        eventually(lambda: str(self.socket) not in self.virsh("dumpxml"), "the channel is gone", BOOT_SECONDS)
+
+    def plug_channel(self) -> None:
+        """Give it back."""
+        self._device("attach-device")
+
+    def _device(self, command: str) -> None:
+        device = self.lab.state / "channel.xml"
+        device.write_text(agent_channel_xml(self.uuid, self.lab.channels))
+        self.virsh(command, str(device), "--live")
+
+    def migrate(self, target: Lab) -> None:
+        """Move it to another lab while it runs; its definition stays behind, and it is defined there, too."""
+        import libvirt  # noqa: PLC0415 -- where it is missing the fixtures skip, and this module is still imported
+
+        here, there = libvirt.open(self.lab.uri), libvirt.open(target.uri)
+        try:
+            domain = here.lookupByName(self.name)
+            xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE)
+            # Each lab has sockets and consoles of its own.
+            parameters = {
+                libvirt.VIR_MIGRATE_PARAM_DEST_XML: xml.replace(str(self.lab.state), str(target.state)),
+                libvirt.VIR_MIGRATE_PARAM_URI: "tcp://127.0.0.1:49152",
+            }
+            domain.migrate3(there, parameters, libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PERSIST_DEST)
+        finally:
+            here.close()
+            there.close()
+        self.lab = target
+
+    def restart_sender(self) -> None:
+        """Begin a new run."""
+        self.run("kill -9 $(pidof python3.11)")
+
+
+def register(dsn: str, guest: LabGuest) -> None:
+    """Make the guest's Machine row."""
+    add_machine(dsn, guest.uuid)
+    execute(dsn, f"""UPDATE "Machine" SET "internalName" = '{guest.name}' WHERE "id" = '{guest.uuid}' """)
+
+
+class LabGuests:
+    """The guests of a session."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.idle: list[LabGuest] = []
+        self._made = 0
+
+    def boot(self, program: str = f"lab.sender={SAMPLE_MILLISECONDS}") -> LabGuest:
+        """A new guest, not up yet."""
+        self._made += 1
+        guest = LabGuest(self.lab, f"lab{self._made}", uuid4())
+        self.lab.add_guest(guest.name, guest.uuid, program)
+        return guest
+
+    def remove(self, guest: LabGuest) -> None:
+        """Destroy and undefine it, whatever state it is in."""
+        for command in ("destroy", "undefine"):
+            with suppress(LabError):  # it was off, or undefined, already
+                guest.virsh(command)
+
+
+class World:
+    """A guestd on the lab's channels, and the guests of one test."""
+
+    def __init__(self, daemon: Daemon, guests: LabGuests) -> None:
+        self.daemon = daemon
+        self.guests = guests
+        self.taken: list[LabGuest] = []
+        daemon.virtio_lines = 'discovery = "libvirt"\n'
+        daemon.more_tables = f'[libvirt]\nuri = "{guests.lab.uri}"\n'
+
+    @property
+    def lab(self) -> Lab:
+        """Where the guests are."""
+        return self.guests.lab
+
+    def take(self, count: int = 1, *, sample_milliseconds: int = SAMPLE_MILLISECONDS) -> list[LabGuest]:
+        """So many guests that send to guestd, which runs; each has begun a new run and got some of it acknowledged.
+
+        Those that are new send so often; others as they always did.
+        """
+        reused = [self.guests.idle.pop() for _ in range(min(count, len(self.guests.idle)))]
+        self.taken += reused
+        for guest in reused:
+            guest.first_base = guest.runs()[-1].base + 1
+            guest.restart_sender()
+        while len(self.taken) < count:
+            program = f"lab.sender={sample_milliseconds}"
+            booting = [self.guests.boot(program) for _ in range(min(BOOT_AT_ONCE, count - len(self.taken)))]
+            self.taken += booting
+            for guest in booting:
+                eventually(guest.runs, f"{guest.name} has booted", BOOT_SECONDS)
+        for guest in self.taken:
+            register(self.daemon.dsn, guest)
+        self.daemon.start()
+        for guest in self.taken:
+            eventually(guest.runs, f"{guest.name} has begun a new run", BOOT_SECONDS)
+            guest.goes_on()
+        return self.taken
+
+    def samples(self, guest: LabGuest) -> int:
+        """How many of its samples are in the tables."""
+        return int(
+            rows(self.daemon.dsn, 'SELECT count(*) FROM "SystemMetrics" WHERE "machineId" = %s', guest.uuid)[0][0]
+        )
+
+    def status_becomes(self, guest: LabGuest, status: str) -> None:
+        """Wait until the guest's row says so."""
+        self._becomes(guest, 'SELECT "status" FROM "Machine" WHERE "id" = %s', status)
+
+    def state_becomes(self, guest: LabGuest, state: str) -> None:
+        """Wait until MachineState says so, which knows of libvirts that do not answer."""
+        self._becomes(guest, 'SELECT "state" FROM "MachineState" WHERE "id" = %s', state)
+
+    def _becomes(self, guest: LabGuest, question: str, word: str) -> None:
+        def says() -> bool:
+            return rows(self.daemon.dsn, question, guest.uuid) == [(word,)]
+
+        eventually(says, f"{guest.name} is {word}", BOOT_SECONDS)
+
+    def settled(self, *guests: LabGuest) -> Books:
+        """Let the guests end their samples, wait until all are acknowledged and stored, and count."""
+        for guest in guests:
+            guest.run("touch /run/stop")
+        for guest in guests:
+            eventually(guest.is_acknowledged, f"all is acknowledged: {guest.tail()}", BOOT_SECONDS)
+        books = self.books()
+        for guest in guests:
+            guest.run("rm /run/stop")
+        return books
+
+    def books(self) -> Books:
+        """What the test's guests sent, as far as anybody can know, against the tables.
+
+        A run that went on to the end has sent what it says. Of one that was ended, no more is known than the numbers
+        that were acknowledged or stored: all up to the highest of these.
+        """
+        # Asked before the tables: what a guest hears acknowledged after that may still be in the spool.
+        told = [(guest, guest.runs()) for guest in self.taken]
+        eventually(lambda: self.daemon.metric("guestd_spool_frames") == 0, "all is stored", 60)
+        stored = rows(self.daemon.dsn, 'SELECT "machineId", "uptime" FROM "SystemMetrics"')
+        sent: dict[UUID, list[int]] = {}
+        for guest, runs in told:
+            numbers = sorted(number for machine_id, number in stored if machine_id == guest.uuid)
+            for run, following in zip(runs, [*(run.base for run in runs[1:]), 2**62], strict=True):
+                highest = max((number for number in numbers if run.base < number <= following), default=run.base)
+                sent.setdefault(guest.uuid, []).extend(
+                    range(run.base + 1, max(highest, run.base + run.acknowledged) + 1)
+                )
+        return counted(self.daemon.dsn, sent)
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """A private libvirtd, for the session."""
+    if why := obstacle():
+        pytest.skip(why)
+    pytest.importorskip("libvirt", reason="libvirt-python is not installed: ./dev builds it where it can")
+    with started_lab() as lab:
+        yield lab
+
+
+@contextmanager
+def started_lab(*, beside: Lab | None = None, where: Path | None = None) -> Iterator[Lab]:
+    """A private libvirtd; `beside`: in the network of another, so that guests can be migrated."""
+    # Of its own: the name of a socket must be short.
+    state = Path(tempfile.mkdtemp(prefix="guestd-lab-", dir=where))
+    lab = Lab(state, beside=beside)
+    try:
+        lab.up(*WITH_US)
+    except PackagesError as why:
+        pytest.skip(str(why))
+    try:
+        yield lab
+    finally:
+        lab.down()
+        shutil.rmtree(state)
+
+
+@pytest.fixture(scope="session")
+def guests(lab: Lab) -> LabGuests:
+    """The guests of the session."""
+    return LabGuests(lab)
+
+
+@pytest.fixture
+def world(daemon: Daemon, guests: LabGuests) -> Iterator[World]:
+    """A guestd for this test, started when the first guest is taken; guests that are still well stay for the next."""
+    world = World(daemon, guests)
+    yield world
+    for guest in world.taken:
+        is_running = guest.name in guests.lab.run("virsh", "-q", "list", "--name", "--state-running").split()
+        if is_running:
+            guests.idle.append(guest)
+        else:
+            guests.remove(guest)

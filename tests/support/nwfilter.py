@@ -1,0 +1,32 @@
+"""The lab's libvirt, asked for filters, and a bridge with a port that filters can be bound to: no guest is needed."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from tools.harness.lab import Lab
+
+PORT = "gtap"
+
+
+@pytest.fixture
+def nwfilters(lab: Lab) -> Iterator[Any]:
+    """A connection to the lab's libvirt, for each test: one may have ended libvirtd."""
+    libvirt = pytest.importorskip("libvirt")
+    libvirt.registerErrorHandler(lambda *_: None, None)
+    connection = libvirt.open(lab.uri)
+    yield connection
+    connection.close()
+
+
+@pytest.fixture(scope="session")
+def bridge_port(lab: Lab) -> Callable[..., str]:
+    """Makes PORT, a port of a bridge in the lab's network namespace, and runs commands there."""
+    for command in (
+        "link add fbr0 type bridge",
+        f"link add {PORT} type veth peer name {PORT}in",
+        f"link set {PORT} master fbr0 up",
+        "link set fbr0 up",
+    ):
+        lab.run("ip", *command.split())
+    return lab.run

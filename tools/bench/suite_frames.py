@@ -1,0 +1,110 @@
+"""./dev bench frames: how long the dearest frames take that a guest can make, from a line to rows.
+
+Each is just below the cap of 4 MiB, or of the size at which it is dearest. Processor time, the least of several tries.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
+
+from tools.bench.flood import FRAME_BYTES, HEAD, hostile_command_lines, large_frames, wrong_values
+from tools.bench.measuring import keep
+
+from guestd.core.errors import BadFrame
+from guestd.rows.normalise import Stream, normalise
+from guestd.wire import events, schema
+from guestd.wire.decode import decode
+
+ROOM = FRAME_BYTES - 4096
+NOW = datetime(2025, 10, 1, 12, tzinfo=UTC)
+
+
+def main() -> None:
+    """Try every frame, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(prog="./dev bench frames", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--tries", type=int, default=5)
+    parser.add_argument("--json", type=Path, default=Path("bench-frames.json"), help="where the figures go")
+    arguments = parser.parse_args()
+    print(f"{'frame':>36} {'bytes':>9} {'to rows ms':>11} {'intake ms':>10}  outcome")
+    figures = {}
+    for name, frame in _frames():
+        outcome, rows_ms, intake_ms = _tried(frame, arguments.tries)
+        figures[name] = {"bytes": len(frame), "to_rows_ms": rows_ms, "intake_ms": intake_ms}
+        print(f"{name:>36} {len(frame):9} {rows_ms:11.1f} {intake_ms:10.1f}  {outcome}", flush=True)
+    print(f"the dearest: {max(each['to_rows_ms'] for each in figures.values()):.1f} ms")
+    keep(arguments.json, "frames", {"frames": figures})
+
+
+def _tried(frame: bytes, tries: int) -> tuple[str, float, float]:
+    outcome, rows_ms, intake_ms = "", [], []
+    for _ in range(tries):
+        began = time.process_time()
+        outcome = _to_rows(frame)
+        rows_ms.append((time.process_time() - began) * 1000)
+        began = time.process_time()
+        schema.is_whole(frame)
+        intake_ms.append((time.process_time() - began) * 1000)
+    return outcome, min(rows_ms), min(intake_ms)
+
+
+def _to_rows(frame: bytes) -> str:
+    try:
+        if schema.other_type(frame) in events.TYPES:
+            events.event_of(frame, machine_id=UUID(int=1), received_at=NOW)
+            return "event"
+        rows = normalise(
+            decode(frame).metrics,
+            row_id=UUID(int=2),
+            machine_id=UUID(int=1),
+            timestamp=NOW,
+            received_at=NOW,
+            digest=None,
+            stream=Stream(),
+            command_lines="redacted",
+        )
+    except BadFrame as why:
+        return f"set aside: {why.reason}"
+    return f"{rows.count} rows"
+
+
+def _frames() -> Iterator[tuple[str, bytes]]:
+    yield "sockets", large_frames().strip()
+    yield "sockets that all differ", _list("ports", b'{"port":%d,"protocol":"p%d","state":"s%d"}', 80_000)
+    yield "hostile command lines", hostile_command_lines().strip()
+    process = b'{"id":%d,"name":"p%d","memory_usage_kb":%d,'
+    yield "long harmless lines", _list("processes", process + b'"command_line":"' + b"java a.jar " * 370 + b'"}', 990)
+    yield "processes", _list("processes", process + b'"start_time":"2025-10-01T10:30:30.123456+02:00"}', 27_000)
+    yield "every value wrong", wrong_values().strip()
+    yield "numbers of thousands of digits", HEAD + b'"processes":[' + _many(b'{"id":' + b"9" * 4000 + b"},") + b"1]}}}"
+    yield "one number of millions of digits", HEAD + b'"uptime_seconds":' + b"9" * ROOM + b"}}}"
+    yield "wrong processor cores", HEAD + b'"cpu":{"cores_usage":[' + b'"",' * 240_000 + b"1]}}}}"
+    address = b'{"name":"n","is_up":5,"ip_addresses":[' + b'"1",' * 230 + b'"1"]},'
+    yield "wrong interfaces", HEAD + b'"network":{"interfaces":[' + address * 1000 + b"1]}}}}"
+    icon = b'{"exe_path":"%d","name":"n","icon_base64":"' + b"QUJD" * 480 + b'"}'
+    yield "icons", HEAD + b'"x":1},"applications":[' + b",".join(icon % number for number in range(2000)) + b"]}}"
+    yield "escapes", HEAD + b'"x":"' + rb"\ud83d\ude00" * 49_000 + rb"\u0000" + b'"}}}'
+    yield "nothing but escapes", HEAD + b'"x":"' + _many(rb"\u0041") + b'"}}}'
+    yield "no UTF-8", HEAD + b'"x":"' + b"\xff" * 250_000 + b'"}}}'
+    yield "NaN", HEAD + b'"cpu":{"cores_usage":[' + b"NaN," * 60_000 + b"1]}}}}"
+    yield "no JSON, full of colons", HEAD + b'"x":"' + b":" * 250_000 + b'",y}}}'
+    yield "halves of lines", b'{"type":' * 8 + b"[" + b"1," * 240_000 + b'"aaaaaaaaaaaaaaaaaaaaaaaaaaaa" ' * 100_000
+    yield "brackets", HEAD + b'"x":' + b"[" * ROOM
+    yield "commas", HEAD + b'"x":[' + b"1," * (ROOM // 2) + b"1]}}}"
+    members = b",".join(b'"%d":"x"' % number for number in range(240_000))
+    yield "an event of many members", b'{"type":"error_report",' + members + b"}"
+
+
+def _many(piece: bytes) -> bytes:
+    return piece * (ROOM // len(piece))
+
+
+def _list(name: str, entry: bytes, entries: int) -> bytes:
+    listed = b",".join(entry % (number % 65536, number, number) for number in range(entries))
+    return HEAD + b'"%s":[' % name.encode() + listed + b"]}}}"
+
+
+if __name__ == "__main__":
+    main()
