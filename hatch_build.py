@@ -36,8 +36,8 @@ def compiled(directory: Path) -> Path | None:
             "-lm",
         ]
         subprocess.run(command, check=True, capture_output=True, text=True)
-    except (OSError, subprocess.CalledProcessError) as why:
-        said = (getattr(why, "stderr", None) or str(why)).strip().partition("\n")[0]
+    except (OSError, subprocess.CalledProcessError) as exc:
+        said = (getattr(exc, "stderr", None) or str(exc)).strip().partition("\n")[0]
         sys.stderr.write(f"compiled.c is not compiled, guestd stores more slowly: {said}\n")
         return None
     return extension

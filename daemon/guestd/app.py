@@ -29,10 +29,10 @@ import structlog
 from guestd import __version__, metering
 from guestd.core.config import CommandLines, Settings, host_name
 from guestd.core.errors import ConfigError, StoreUnavailable
-from guestd.core.machines import Roster
+from guestd.core.machines import MachineRegistry
 from guestd.core.secrets import first_line
 from guestd.core.tasks import Backoff, retrying, run_until
-from guestd.filters.service import Protecting
+from guestd.filters.service import FilterService
 from guestd.ingest import mqtt, virtio
 from guestd.ingest.discovery import Directory, Domains, Place
 from guestd.ingest.gate import Intake
@@ -52,7 +52,7 @@ from guestd.store.maintenance import Tidying
 from guestd.store.rollups import Upkeep
 from guestd.telemetry.guests import LatestSamples
 from guestd.telemetry.registry import Telemetry
-from guestd.vms.service import Hosting
+from guestd.vms.service import VmService
 from guestd.wire import signing
 
 log = structlog.get_logger()
@@ -111,11 +111,11 @@ class _Parts:
     reload: Reload
     tidying: Tidying
     watchdog: Watchdog
-    roster: Roster
+    machine_registry: MachineRegistry
     channels: virtio.Virtio
     from_broker: mqtt.Mqtt | None
-    hosting: Hosting | None
-    protecting: Protecting | None
+    vm_service: VmService | None
+    filter_service: FilterService | None
 
     def inputs(self) -> dict[str, Coroutine[Any, Any, None]]:
         return {"virtio": self.channels.run()} | ({"mqtt": self.from_broker.run()} if self.from_broker else {})
@@ -124,7 +124,7 @@ class _Parts:
         settings = self.reload.settings
         return {
             "tidying": self.tidying.run(self._forget_the_deleted),
-            "roster": _roster(settings.store.dsn, self.roster),
+            "machine-registry": _machine_registry(settings.store.dsn, self.machine_registry),
             "upkeep": _upkeep(settings, telemetry).run(),
             "status": supervision.status(self._standing),
             "watchdog": self.watchdog.run(),
@@ -132,13 +132,13 @@ class _Parts:
         } | self._reconcilers()
 
     def _reconcilers(self) -> dict[str, Coroutine[Any, Any, None]]:
-        if self.hosting is None or self.protecting is None:
+        if self.vm_service is None or self.filter_service is None:
             return {}
-        return self.hosting.lives() | self.protecting.lives(self.hosting.hypervisor)
+        return self.vm_service.lives() | self.filter_service.lives(self.vm_service.hypervisor)
 
     async def _forget_the_deleted(self) -> None:
-        self.consumer.forget(self.roster.knows)
-        await self.gate.forget(self.roster.knows)
+        self.consumer.forget(self.machine_registry.knows)
+        await self.gate.forget(self.machine_registry.knows)
 
     def grace_seconds(self) -> float:
         return NO_STORE_GRACE_SECONDS if self.consumer.store_error else self.reload.settings.stop_grace_seconds
@@ -146,7 +146,7 @@ class _Parts:
     def problems(self) -> list[str]:
         """What is wrong, a sentence each, for /readyz and STATUS."""
         spool = self.spool
-        problems = [] if self.hosting is None else self.hosting.problems()
+        problems = [] if self.vm_service is None else self.vm_service.problems()
         if self.watchdog.problem is not None:
             problems.append(f"guestd: {self.watchdog.problem}")
         if self.from_broker is not None and self.from_broker.problem is not None:
@@ -169,9 +169,9 @@ def _wired(settings: Settings, reread: Callable[[], Settings], telemetry: Teleme
     """Each part with those that it works with. Raises ConfigError."""
     metering.show_spool(telemetry, spool)
     samples = LatestSamples()
-    roster = Roster()
-    telemetry.machines.set_function(lambda: roster.machines)
-    telemetry.hosting.show(lambda: samples.families(roster.domains(), datetime.now(UTC)))
+    machine_registry = MachineRegistry()
+    telemetry.machines.set_function(lambda: machine_registry.machines)
+    telemetry.vms.show(lambda: samples.families(machine_registry.domains(), datetime.now(UTC)))
     budget = Budget(_rates(settings))
     gate = Intake(spool, metering.of_intake(telemetry), _now_ms, budget)
     tidying = Tidying(lambda: reload.settings, telemetry)
@@ -180,14 +180,14 @@ def _wired(settings: Settings, reread: Callable[[], Settings], telemetry: Teleme
         dsn=settings.store.dsn,
         limits=_batch_limits(settings),
         counters=metering.of_writer(telemetry, gate, samples, tidying),
-        command_lines_of=lambda machine_id: _command_lines(roster, reload.settings, machine_id),
+        command_lines_of=lambda machine_id: _command_lines(machine_registry, reload.settings, machine_id),
     )
     reload = Reload(settings, reread=reread, applied=lambda now: _apply(now, consumer, budget))
-    hosting = Hosting(settings, telemetry) if settings.libvirt.uri else None
-    protecting = Protecting(settings, telemetry) if settings.libvirt.uri else None
-    if hosting is not None and protecting is not None:
-        vms, filters = hosting, protecting
-        telemetry.hosting.calls_stuck.set_function(lambda: vms.stuck + filters.stuck)
+    vm_service = VmService(settings, telemetry) if settings.libvirt.uri else None
+    filter_service = FilterService(settings, telemetry) if settings.libvirt.uri else None
+    if vm_service is not None and filter_service is not None:
+        vms, filters = vm_service, filter_service
+        telemetry.vms.calls_stuck.set_function(lambda: vms.stuck + filters.stuck)
     return _Parts(
         spool=spool,
         gate=gate,
@@ -195,11 +195,17 @@ def _wired(settings: Settings, reread: Callable[[], Settings], telemetry: Teleme
         reload=reload,
         tidying=tidying,
         watchdog=Watchdog(spool, consumer),
-        roster=roster,
-        channels=_from_channels(settings, telemetry, place=_place(settings, roster, hosting), gate=gate, roster=roster),
-        from_broker=_from_broker(settings, telemetry, spool=spool, gate=gate, roster=roster),
-        hosting=hosting,
-        protecting=protecting,
+        machine_registry=machine_registry,
+        channels=_from_channels(
+            settings,
+            telemetry,
+            place=_place(settings, machine_registry, vm_service),
+            gate=gate,
+            machine_registry=machine_registry,
+        ),
+        from_broker=_from_broker(settings, telemetry, spool=spool, gate=gate, machine_registry=machine_registry),
+        vm_service=vm_service,
+        filter_service=filter_service,
     )
 
 
@@ -214,30 +220,30 @@ def _batch_limits(settings: Settings) -> Limits:
 
 
 def _from_channels(
-    settings: Settings, telemetry: Telemetry, *, place: Place, gate: Intake, roster: Roster
+    settings: Settings, telemetry: Telemetry, *, place: Place, gate: Intake, machine_registry: MachineRegistry
 ) -> virtio.Virtio:
     """The source that reads what QEMU serves. Raises ConfigError for a secret that cannot be read."""
     return virtio.Virtio(
         place,
         intake=gate,
-        roster=roster,
+        machine_registry=machine_registry,
         gauges=metering.of_channels(telemetry),
         max_frame_bytes=settings.virtio.max_frame_bytes,
         wrapped=_wrapping(settings.virtio.master_secret_file),
     )
 
 
-def _place(settings: Settings, roster: Roster, hosting: Hosting | None) -> Place:
+def _place(settings: Settings, machine_registry: MachineRegistry, vm_service: VmService | None) -> Place:
     """Where channels are looked for."""
     if settings.virtio.discovery == "directory":
-        return Directory(Path(settings.virtio.directory), roster)
-    if hosting is None:
+        return Directory(Path(settings.virtio.directory), machine_registry)
+    if vm_service is None:
         raise ConfigError('virtio.discovery is "libvirt", and libvirt.uri is empty: set it, say to qemu:///system')
-    driver = hosting.hypervisor
+    driver = vm_service.hypervisor
     return Domains(
         lambda: None if driver.looked_at is None else driver.domains,
         driver.listener(),
-        roster=roster,
+        machine_registry=machine_registry,
         channel_names=settings.libvirt.channel_names,
         memory=Path(settings.spool.directory, "channels.json"),
     )
@@ -245,7 +251,7 @@ def _place(settings: Settings, roster: Roster, hosting: Hosting | None) -> Place
 
 def _upkeep(settings: Settings, telemetry: Telemetry) -> Upkeep:
     """What is derived from stored samples; where there is no libvirt too."""
-    chosen, shown = settings.libvirt, telemetry.hosting
+    chosen, shown = settings.libvirt, telemetry.vms
     upkeep = Upkeep(
         settings.store.dsn, host_name=host_name(chosen), uri=chosen.uri, silent=shown.machines_without_data.set
     )
@@ -302,24 +308,27 @@ def _tune_collector() -> None:
     gc.set_threshold(100_000, 50, 50)
 
 
-async def _command_lines(roster: Roster, settings: Settings, machine_id: UUID) -> CommandLines:
+async def _command_lines(machine_registry: MachineRegistry, settings: Settings, machine_id: UUID) -> CommandLines:
     # What is set for a machine must be known before a row of it is made.
-    await roster.known.wait()
-    return roster.command_lines(machine_id) or settings.privacy.command_lines
+    await machine_registry.known.wait()
+    return machine_registry.command_lines(machine_id) or settings.privacy.command_lines
 
 
-async def _roster(dsn: str, roster: Roster) -> None:
-    def lost(why: Exception, _: float) -> None:
-        roster.tried.set()
-        log.debug("the roster of machines is not being updated", error=str(why))
+async def _machine_registry(dsn: str, machine_registry: MachineRegistry) -> None:
+    def lost(exc: Exception, _: float) -> None:
+        machine_registry.tried.set()
+        log.debug("the machine registry of machines is not being updated", error=str(exc))
 
     await retrying(
-        lambda: watch_machines(dsn, roster), expected=StoreUnavailable, backoff=Backoff(cap_seconds=5), lost=lost
+        lambda: watch_machines(dsn, machine_registry),
+        expected=StoreUnavailable,
+        backoff=Backoff(cap_seconds=5),
+        lost=lost,
     )
 
 
 def _from_broker(
-    settings: Settings, telemetry: Telemetry, *, spool: Spool, gate: Intake, roster: Roster
+    settings: Settings, telemetry: Telemetry, *, spool: Spool, gate: Intake, machine_registry: MachineRegistry
 ) -> mqtt.Mqtt | None:
     """The source that the settings name a broker for. Raises ConfigError for files that cannot be used."""
     chosen = settings.mqtt
@@ -335,7 +344,13 @@ def _from_broker(
         max_frame_bytes=chosen.max_frame_bytes,
     )
     topics = mqtt.Topics(chosen.prefix, chosen.shared_group)
-    return mqtt.Mqtt(login(chosen), topics, gate=publications, roster=roster, counters=metering.of_broker(telemetry))
+    return mqtt.Mqtt(
+        login(chosen),
+        topics,
+        gate=publications,
+        machine_registry=machine_registry,
+        counters=metering.of_broker(telemetry),
+    )
 
 
 def _now_ms() -> int:

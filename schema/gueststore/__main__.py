@@ -35,11 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(_dsn(options.dsn), options))
-    except ConfigurationError as why:
-        print(f"gueststore: {why}", file=sys.stderr)
+    except ConfigurationError as exc:
+        print(f"gueststore: {exc}", file=sys.stderr)
         return 78
-    except StoreError as why:
-        print(f"gueststore: {why}", file=sys.stderr)
+    except StoreError as exc:
+        print(f"gueststore: {exc}", file=sys.stderr)
         return 1
 
 

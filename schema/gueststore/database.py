@@ -29,8 +29,8 @@ def connect(dsn: str) -> Iterator[Connection]:
         connection.execute("SELECT set_config('search_path', 'public', FALSE)")
         try:
             yield connection
-        except psycopg.Error as why:
-            raise StoreError(f"{describe(dsn)}: {message(why)}") from why
+        except psycopg.Error as exc:
+            raise StoreError(f"{describe(dsn)}: {message(exc)}") from exc
 
 
 def _open(dsn: str) -> Connection:
@@ -39,19 +39,19 @@ def _open(dsn: str) -> Connection:
         return psycopg.connect(
             dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT_SECONDS, application_name="gueststore"
         )
-    except psycopg.OperationalError as why:
-        reason = str(why).strip().splitlines()[-1]
+    except psycopg.OperationalError as exc:
+        reason = str(exc).strip().splitlines()[-1]
         if "FATAL:" in reason and not any(words in reason for words in _PASSING):
-            raise ConfigurationError(f"{place} refused the login: {reason.partition('FATAL:')[2].strip()}") from why
-        raise StoreError(f"cannot reach {place}: {reason}") from why
+            raise ConfigurationError(f"{place} refused the login: {reason.partition('FATAL:')[2].strip()}") from exc
+        raise StoreError(f"cannot reach {place}: {reason}") from exc
 
 
 def describe(dsn: str) -> str:
     """Name the database and host of a DSN, never its password. ConfigurationError when it is malformed."""
     try:
         parts = conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError as why:
-        raise ConfigurationError(f"the DSN cannot be read: {str(why).strip()}") from why
+    except psycopg.ProgrammingError as exc:
+        raise ConfigurationError(f"the DSN cannot be read: {str(exc).strip()}") from exc
     database = parts.get("dbname") or parts.get("user") or "the default database"
     host = parts.get("host") or parts.get("hostaddr") or "the local socket"
     port = parts.get("port") or "5432"

@@ -145,11 +145,11 @@ def _require_timescaledb(connection: Connection, dsn: str) -> None:
         )
     try:
         connection.execute("CREATE EXTENSION IF NOT EXISTS timescaledb")
-    except psycopg.Error as why:
+    except psycopg.Error as exc:
         raise ConfigurationError(
-            f"TimescaleDB cannot be enabled in {describe(dsn)} ({why.diag.message_primary}): add timescaledb to the "
+            f"TimescaleDB cannot be enabled in {describe(dsn)} ({exc.diag.message_primary}): add timescaledb to the "
             "server's shared_preload_libraries and restart it, or have a superuser run CREATE EXTENSION timescaledb"
-        ) from why
+        ) from exc
 
 
 def _compare(connection: Connection, scripts: Scripts) -> Status:
@@ -219,10 +219,10 @@ def _run(connection: Connection, body: str, what: str) -> None:
     connection.execute("SELECT set_config('client_min_messages', 'warning', FALSE)")
     try:
         connection.execute(body.encode())
-    except psycopg.errors.LockNotAvailable as why:
-        raise StoreError(f"{what} could not get its locks within {LOCK_TIMEOUT}; nothing changed, run again") from why
-    except psycopg.Error as why:
-        raise StoreError(f"{what} failed and nothing of it stays: {message(why)}") from why
+    except psycopg.errors.LockNotAvailable as exc:
+        raise StoreError(f"{what} could not get its locks within {LOCK_TIMEOUT}; nothing changed, run again") from exc
+    except psycopg.Error as exc:
+        raise StoreError(f"{what} failed and nothing of it stays: {message(exc)}") from exc
 
 
 def _scalar(connection: Connection, select: str, *parameters: object) -> object:

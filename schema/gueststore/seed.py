@@ -72,10 +72,10 @@ def seed(dsn: str, admin: Admin, *, report: Report = silent) -> int:
                 ):
                     report(f"{what}: {rows} rows added" if rows else f"{what}: all there")
                     added += rows
-        except psycopg.errors.UndefinedTable as why:
-            raise StoreError("the database lacks tables: run `gueststore migrate` first") from why
-        except psycopg.Error as why:
-            raise StoreError(f"nothing was added: {explain(why)}") from why
+        except psycopg.errors.UndefinedTable as exc:
+            raise StoreError("the database lacks tables: run `gueststore migrate` first") from exc
+        except psycopg.Error as exc:
+            raise StoreError(f"nothing was added: {explain(exc)}") from exc
     return added
 
 

@@ -102,7 +102,7 @@ def test_an_unknown_machine_is_reported_and_read_as_soon_as_its_row_appears(daem
     execute(daemon.dsn, f'DELETE FROM "Machine" WHERE "id" = \'{machine_id}\'')
     guest = daemon.guest(machine_id)
     daemon.start()
-    # The roster is known once the other channel's line is stored.
+    # The machine registry is known once the other channel's line is stored.
     known.write(metrics_line())
     eventually(lambda: _samples(daemon) == 1, "the known machine's sample")
     eventually(lambda: daemon.metric("guestd_channels_unknown_machine") == 1, "the unknown machine counted")

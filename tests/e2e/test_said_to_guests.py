@@ -153,9 +153,9 @@ def test_our_agent_with_a_secret_hears_nothing_else_and_loses_nothing_by_it(daem
         eventually(lambda: daemon.metric("guestd_frames_duplicate_total") >= 1, "the first line again")
         assert daemon.stop() == 0
     assert _samples(daemon) == 1
-    why = "its signature is of another secret" if signs else "it is not signed"
+    exc = "its signature is of another secret" if signs else "it is not signed"
     assert log.read_text().count("a line of the host was not taken") == 1
-    assert why in log.read_text()
+    assert exc in log.read_text()
 
 
 @pytest.mark.parametrize(("secret", "mode", "what"), [(MASTER, 0o644, "everybody may read it"), (b"", 0o600, "empty")])

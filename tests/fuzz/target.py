@@ -50,8 +50,8 @@ def _check_line(line: bytes, remembered: Stream) -> None:
     try:
         decoded = decode.decode(line)
         rows = rows_of(line, remembered)
-    except BadFrame as why:
-        if why.reason not in ("json", "shape", "type"):
+    except BadFrame as exc:
+        if exc.reason not in ("json", "shape", "type"):
             raise
         return
     assert misfits(rows) == []
@@ -66,8 +66,8 @@ def _check_line(line: bytes, remembered: Stream) -> None:
 def _check_event(line: bytes) -> None:
     try:
         event = events.event_of(line, machine_id=MACHINE, received_at=RECEIVED)
-    except BadFrame as why:
-        if why.reason != "json":
+    except BadFrame as exc:
+        if exc.reason != "json":
             raise
         return
     assert event.type in events.TYPES

@@ -122,11 +122,11 @@ def test_what_libvirt_refuses_when_it_is_told_holds_up_only_what_includes_it(fil
 
     outcome = asyncio.run(once())
     failed = {
-        action.definition.name: why for action, why in outcome.done if isinstance(action, Define) and why != "done"
+        action.definition.name: exc for action, exc in outcome.done if isinstance(action, Define) and exc != "done"
     }
     assert "already exists with uuid" in failed.pop(name)
     assert failed
-    assert all("it includes ibay-" in why for why in failed.values())
+    assert all("it includes ibay-" in exc for exc in failed.values())
     assert outcome.in_force == len(outcome.done) - len(failed) - 1 > 50
     assert "already exists with uuid" in filter_host.row("No MAC Spoofing")[1]
     filter_host.undefine(name)

@@ -112,7 +112,7 @@ def test_filters_that_cannot_be_laid_together_are_refused_and_what_was_in_force_
     host.domain(name).createWithFlags(1)  # what is in force lets it start
     host.give(machine_id, "third")
     host.run("""UPDATE "NWFilter" SET "priority" = 100 WHERE "name" IN ('high', 'third')""")
-    assert {why for _, why in host.passed(ENFORCE).done} == {"done"}
+    assert {exc for _, exc in host.passed(ENFORCE).done} == {"done"}
     assert host.is_settled()
     host.run("""UPDATE "NWFilter" SET "priority" = 900 WHERE "name" = 'third'""")
     assert {(each.kind, each.name) for each in host.passed(ENFORCE).reports} == {

@@ -130,9 +130,9 @@ def edited(host: FilterHost, machine_id: UUID, dice: random.Random, refused: lis
                 connection.execute(
                     'INSERT INTO "VMNWFilter" ("vmId", "nwFilterId") VALUES (%s, %s)', (machine_id, made)
                 )
-            except (psycopg.errors.DeadlockDetected, psycopg.errors.ForeignKeyViolation) as why:
+            except (psycopg.errors.DeadlockDetected, psycopg.errors.ForeignKeyViolation) as exc:
                 connection.rollback()
-                refused.append(why)
+                refused.append(exc)
 
 
 def test_several_who_edit_at_once_are_followed_to_what_their_rows_say_in_the_end(

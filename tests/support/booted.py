@@ -141,9 +141,9 @@ def host(dsn: str, wheel: Path) -> Iterator[Host]:
 @contextmanager
 def booted(dsn: str, wheel: Path, own_names: Iterable[Path] = ()) -> Iterator[Host]:
     """The same, which also sees these directories of this host, under their own names."""
-    why = obstacle()
-    if why is not None:
-        pytest.skip(f"no systemd can be booted here: {why}")
+    exc = obstacle()
+    if exc is not None:
+        pytest.skip(f"no systemd can be booted here: {exc}")
     directory = Path(tempfile.mkdtemp(prefix="guestd-"))
     # guestd's user must get to the channels.
     directory.chmod(0o755)

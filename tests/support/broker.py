@@ -97,7 +97,7 @@ class Publisher:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, why: BaseException | None, where: TracebackType | None
+        self, kind: type[BaseException] | None, exc: BaseException | None, where: TracebackType | None
     ) -> None:
         self.client.disconnect()
         self.client.loop_stop()
@@ -134,7 +134,7 @@ class Load:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, why: BaseException | None, where: TracebackType | None
+        self, kind: type[BaseException] | None, exc: BaseException | None, where: TracebackType | None
     ) -> None:
         self._ending.set()
         self._thread.join()

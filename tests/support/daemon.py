@@ -225,8 +225,8 @@ class Daemon:
         try:
             with urllib.request.urlopen(self.url() + path, timeout=10) as answer:
                 return answer.status, answer.read().decode()
-        except urllib.error.HTTPError as why:
-            return why.code, why.read().decode()
+        except urllib.error.HTTPError as exc:
+            return exc.code, exc.read().decode()
 
     def metric(self, name: str, **labels: str) -> float:
         """The value of one sample; 0 when it is not there."""

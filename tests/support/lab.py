@@ -280,8 +280,8 @@ class World:
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """A private libvirtd, for the session."""
-    if why := obstacle():
-        pytest.skip(why)
+    if exc := obstacle():
+        pytest.skip(exc)
     pytest.importorskip("libvirt", reason="libvirt-python is not installed: ./dev builds it where it can")
     with started_lab() as lab:
         yield lab
@@ -295,8 +295,8 @@ def started_lab(*, beside: Lab | None = None, where: Path | None = None) -> Iter
     lab = Lab(state, beside=beside)
     try:
         lab.up(*WITH_US)
-    except PackagesError as why:
-        pytest.skip(str(why))
+    except PackagesError as exc:
+        pytest.skip(str(exc))
     try:
         yield lab
     finally:

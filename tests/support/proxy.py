@@ -34,7 +34,7 @@ class Proxy:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, why: BaseException | None, where: TracebackType | None
+        self, kind: type[BaseException] | None, exc: BaseException | None, where: TracebackType | None
     ) -> None:
         _shut(self._listener)
         self._listener.close()

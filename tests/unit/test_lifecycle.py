@@ -94,7 +94,7 @@ async def test_a_bug_in_any_task_ends_all_and_reaches_the_caller(kind: str) -> N
     async with running(daemon.run(**{kind: {"buggy": failing()}})) as task:
         with pytest.raises(ExceptionGroup) as caught:
             await task
-    assert [str(why) for why in caught.value.exceptions] == ["a bug"]
+    assert [str(exc) for exc in caught.value.exceptions] == ["a bug"]
     assert sorted(daemon.diary) == ["background ended", "drain ended", "input ended"]
 
 
@@ -105,9 +105,9 @@ async def test_an_eternal_task_that_returns_is_an_error_with_its_name(kind: str)
     async with running(daemon.run(**{kind: {"quitter": returning()}})) as task:
         with pytest.raises(ExceptionGroup) as caught:
             await task
-    (why,) = caught.value.exceptions
-    assert isinstance(why, UnexpectedExit)
-    assert str(why) == "quitter"
+    (exc,) = caught.value.exceptions
+    assert isinstance(exc, UnexpectedExit)
+    assert str(exc) == "quitter"
 
 
 @pytest.mark.asyncio
@@ -147,7 +147,7 @@ async def test_an_input_that_fails_while_it_is_stopped_is_reported_and_nothing_h
         daemon.stop.set()
         with pytest.raises(ExceptionGroup) as caught:
             await task
-    assert [str(why) for why in caught.value.exceptions] == ["while closing"]
+    assert [str(exc) for exc in caught.value.exceptions] == ["while closing"]
     assert "background ended" in daemon.diary
 
 
@@ -181,7 +181,7 @@ async def test_an_expected_error_is_tried_again_until_the_attempt_returns() -> N
     told: list[str] = []
     async with asyncio.timeout(DEADLINE_SECONDS):
         await retrying(
-            attempts(outcomes), expected=SourceLost, backoff=quick(), lost=lambda why, _: told.append(str(why))
+            attempts(outcomes), expected=SourceLost, backoff=quick(), lost=lambda exc, _: told.append(str(exc))
         )
     assert told == ["one", "two"]
     assert len(outcomes) == 1
@@ -192,7 +192,7 @@ async def test_an_error_that_is_not_expected_passes_through_at_once() -> None:
     told: list[Exception] = []
     with pytest.raises(LookupError):
         await retrying(
-            attempts([LookupError()]), expected=SourceLost, backoff=quick(), lost=lambda why, _: told.append(why)
+            attempts([LookupError()]), expected=SourceLost, backoff=quick(), lost=lambda exc, _: told.append(exc)
         )
     assert told == []
 

@@ -30,8 +30,8 @@ def said(renderer: structlog.typing.Processor) -> str:
     stream = io.StringIO()
     processors: list[structlog.typing.Processor] = [structlog.processors.format_exc_info, logs.all_harmless, renderer]
     log = structlog.wrap_logger(structlog.PrintLogger(stream), processors=processors)
-    why = ValueError(HOSTILE)
-    log.error("a frame was refused", error=str(why), reason=HOSTILE, exc_info=why)
+    exc = ValueError(HOSTILE)
+    log.error("a frame was refused", error=str(exc), reason=HOSTILE, exc_info=exc)
     return stream.getvalue()
 
 

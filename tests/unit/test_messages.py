@@ -32,8 +32,8 @@ def reason_of(payload: bytes) -> str:
 def outcome_of(payload: bytes) -> str:
     try:
         decode(payload)
-    except BadFrame as why:
-        return why.reason
+    except BadFrame as exc:
+        return exc.reason
     return "decoded"
 
 

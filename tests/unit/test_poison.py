@@ -20,6 +20,6 @@ def test_any_poison_in_any_field_costs_at_most_its_entry_or_its_frame(name: str)
     for path, payload in poisoned(name):
         try:
             found = [problem for _, problem in misfits(rows_of(payload, Stream()))]
-        except BadFrame as why:
-            found = [] if may_cost_the_frame(path, name) and why.reason in ("json", "shape", "type") else [str(why)]
+        except BadFrame as exc:
+            found = [] if may_cost_the_frame(path, name) and exc.reason in ("json", "shape", "type") else [str(exc)]
         assert found == [], path

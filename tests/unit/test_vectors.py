@@ -30,8 +30,8 @@ def outcome_of(line: bytes | Oversize, expected: dict[str, Any], stream: Stream)
         return {"oversize": line.size_bytes}
     try:
         decoded = decode(line)
-    except BadFrame as why:
-        return {"bad_frame": why.reason}
+    except BadFrame as exc:
+        return {"bad_frame": exc.reason}
     tables = by_table(rows := rows_of(line, stream))
     found: dict[str, Any] = {"rows": {}}
     for name, wanted in expected.get("rows", {}).items():

@@ -65,8 +65,8 @@ def _to_rows(frame: bytes) -> str:
             stream=Stream(),
             command_lines="redacted",
         )
-    except BadFrame as why:
-        return f"set aside: {why.reason}"
+    except BadFrame as exc:
+        return f"set aside: {exc.reason}"
     return f"{rows.count} rows"
 
 

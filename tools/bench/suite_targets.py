@@ -117,8 +117,8 @@ def main() -> None:
         print("+ ./dev bench", suite.name, *suite.arguments, flush=True)
         try:
             rows += suite.rows(_figures(suite))
-        except (subprocess.CalledProcessError, OSError, ValueError, KeyError) as why:
-            failed.append(f"{suite.name} ({type(why).__name__}: {why})")
+        except (subprocess.CalledProcessError, OSError, ValueError, KeyError) as exc:
+            failed.append(f"{suite.name} ({type(exc).__name__}: {exc})")
     print(f"\n{'figure':<56} {'target':>14} {'measured':>10}")
     for row in rows:
         print(f"{row.figure:<56} {row.target:>14} {row.measured:10.3f} {'met' if row.is_met else 'missed'}")

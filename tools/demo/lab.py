@@ -50,11 +50,11 @@ def main() -> int:
         with only_one(cache), ExitStack() as ending:
             end(cache)
             _run(begin(cache, os.environ.get("GUESTD_DATABASE_DSN")), arguments.guests, ending, cache)
-    except (ClusterError, DemoError, LabError, PackagesError, StoreError) as why:
-        complain(str(why))
+    except (ClusterError, DemoError, LabError, PackagesError, StoreError) as exc:
+        complain(str(exc))
         return 1
-    except psycopg.Error as why:
-        complain(f"the store has failed: {str(why).strip()}; {end_of_store_log(cache)}")
+    except psycopg.Error as exc:
+        complain(f"the store has failed: {str(exc).strip()}; {end_of_store_log(cache)}")
         return 1
     except KeyboardInterrupt:
         complain("interrupted; everything is stopped")

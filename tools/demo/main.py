@@ -61,11 +61,11 @@ def main() -> int:
                 note("stopped, and nothing of it is left" if end(cache) else "there is nothing to stop")
                 return 0
             return _demo(arguments, cache)
-    except (ClusterError, DemoError, StoreError) as why:
-        complain(str(why))
+    except (ClusterError, DemoError, StoreError) as exc:
+        complain(str(exc))
         return 1
-    except psycopg.Error as why:
-        complain(f"the store has failed: {str(why).strip()}; {end_of_store_log(cache)}")
+    except psycopg.Error as exc:
+        complain(f"the store has failed: {str(exc).strip()}; {end_of_store_log(cache)}")
         return 1
     except KeyboardInterrupt:
         complain("interrupted; everything is stopped")

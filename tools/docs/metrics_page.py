@@ -97,7 +97,7 @@ def page() -> str:
 def _all() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
     """Name, kind, labels and explanation of each: the registry's, then what is made at a scrape."""
     telemetry = Telemetry()
-    for holder in (telemetry, telemetry.timing, telemetry.hosting, telemetry.filtering):
+    for holder in (telemetry, telemetry.timing, telemetry.vms, telemetry.filters):
         for metric in vars(holder).values():
             if hasattr(metric, "describe"):
                 (described,) = metric.describe()

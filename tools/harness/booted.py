@@ -85,9 +85,9 @@ class Booted:
 
     def up(self, binds: Mapping[Path, str]) -> None:
         """Boot, with directories of this host under other names; BootedError when that fails."""
-        why, unified = obstacle(), _unified()
-        if why is not None or unified is None:
-            raise BootedError(why or "no cgroup2")
+        exc, unified = obstacle(), _unified()
+        if exc is not None or unified is None:
+            raise BootedError(exc or "no cgroup2")
         self._group = unified / f"guestd-booted-{os.getpid()}"
         self._group.mkdir()
         namespaces = [

@@ -180,8 +180,8 @@ def prefix() -> Path:
     """
     try:
         return unpacked("mosquitto")
-    except PackagesError as why:
-        raise BrokerError("there is no mosquitto to start") from why
+    except PackagesError as exc:
+        raise BrokerError("there is no mosquitto to start") from exc
 
 
 def _arguments() -> argparse.Namespace:
@@ -219,5 +219,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except BrokerError as why:
-        sys.exit(f"broker: {why}")
+    except BrokerError as exc:
+        sys.exit(f"broker: {exc}")

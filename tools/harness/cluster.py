@@ -223,8 +223,8 @@ def prefix() -> Path:
     """
     try:
         return unpacked(os.environ.get("GUESTD_STORE_PACKAGES", "timescaledb"))
-    except PackagesError as why:
-        raise ClusterError("there is no PostgreSQL to start") from why
+    except PackagesError as exc:
+        raise ClusterError("there is no PostgreSQL to start") from exc
 
 
 def programs_in(prefix: Path) -> Path:
@@ -278,5 +278,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except ClusterError as why:
-        sys.exit(f"cluster: {why}")
+    except ClusterError as exc:
+        sys.exit(f"cluster: {exc}")

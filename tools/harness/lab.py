@@ -82,9 +82,9 @@ class Lab:
 
         `wrapper` is a command to start them under: `setpriv --pdeathsig KILL` ends them with the caller.
         """
-        why = obstacle()
-        if why is not None:
-            raise LabError(why)
+        exc = obstacle()
+        if exc is not None:
+            raise LabError(exc)
         packages = unpacked("lab")
         self._make_directories(packages)
         guest = self.state / "guest"
@@ -252,5 +252,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (LabError, PackagesError) as why:
-        sys.exit(f"lab: {why}")
+    except (LabError, PackagesError) as exc:
+        sys.exit(f"lab: {exc}")

@@ -83,8 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         with ExitStack() as open_:
             asyncio.run(_run(arguments, open_))
-    except OSError as why:
-        _log.error("cannot go on", why=str(why))
+    except OSError as exc:
+        _log.error("cannot go on", why=str(exc))
         return 1
     return 0
 
@@ -138,10 +138,10 @@ def _opening(secret_file: Path | None) -> Callable[[bytes], bytes | None]:
     def opened(line: bytes) -> bytes | None:
         try:
             return opener.payload(line, time.time_ns() // 1_000_000)
-        except ValueError as why:
-            if str(why) not in reported:
-                reported.add(str(why))
-                _log.warning("a line of the host was not taken", why=str(why))
+        except ValueError as exc:
+            if str(exc) not in reported:
+                reported.add(str(exc))
+                _log.warning("a line of the host was not taken", why=str(exc))
             return None
 
     return opened
@@ -153,8 +153,8 @@ async def _save(state: Path, books: Books) -> None:
         await asyncio.sleep(SAVE_SECONDS)
         try:
             write_books(state, books)
-        except OSError as why:
-            _log.warning("state not saved", file=str(state), why=str(why))
+        except OSError as exc:
+            _log.warning("state not saved", file=str(state), why=str(exc))
 
 
 async def _sample(collector: Collector, sender: Sender, asked: asyncio.Event, interval_seconds: float) -> None:

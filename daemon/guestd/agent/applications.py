@@ -99,8 +99,8 @@ def read_books(path: Path | None) -> Books:
         return msgspec.json.decode(path.read_bytes(), type=Books)
     except FileNotFoundError:
         return Books()
-    except (OSError, msgspec.DecodeError) as why:
-        _log.warning("application minutes start anew", file=str(path), why=str(why))
+    except (OSError, msgspec.DecodeError) as exc:
+        _log.warning("application minutes start anew", file=str(path), why=str(exc))
         return Books()
 
 

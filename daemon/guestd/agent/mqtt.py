@@ -88,8 +88,8 @@ def _tls(arguments: argparse.Namespace) -> ssl.SSLContext | None:
         context = ssl.create_default_context(cafile=arguments.mqtt_ca)
         if arguments.mqtt_cert is not None:
             context.load_cert_chain(arguments.mqtt_cert, arguments.mqtt_key)
-    except OSError as why:  # an SSLError is one too
-        raise ConfigError(f"--mqtt-ca, --mqtt-cert, --mqtt-key: {why.strerror or why}") from why
+    except OSError as exc:  # an SSLError is one too
+        raise ConfigError(f"--mqtt-ca, --mqtt-cert, --mqtt-key: {exc.strerror or exc}") from exc
     return context
 
 

@@ -39,8 +39,8 @@ def look_at_services() -> list[Service]:
     try:
         listing = subprocess.run(_SYSTEMCTL, capture_output=True, timeout=SYSTEMCTL_SECONDS, check=True).stdout
         return services_of(listing)
-    except (OSError, subprocess.SubprocessError, msgspec.DecodeError) as why:
-        _log.warning("no list of services", why=str(why))
+    except (OSError, subprocess.SubprocessError, msgspec.DecodeError) as exc:
+        _log.warning("no list of services", why=str(exc))
         return []
 
 

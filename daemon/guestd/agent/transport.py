@@ -247,9 +247,9 @@ async def attend(device: Path, sender: Sender) -> None:
                 await _attend_open(fd, sender)
             finally:
                 os.close(fd)
-        except OSError as why:
-            if str(why) != trouble:
-                trouble = str(why)
+        except OSError as exc:
+            if str(exc) != trouble:
+                trouble = str(exc)
                 _log.warning("port not usable, trying again", device=str(device), why=trouble)
         await asyncio.sleep(LONGEST_PAUSE_SECONDS)
 

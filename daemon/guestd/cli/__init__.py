@@ -51,12 +51,12 @@ def main(argv: list[str] | None = None) -> int:
     logs.configure()
     try:
         return int(arguments.run(arguments))
-    except ConfigError as why:
-        print(logs.error_line(f"guestd: {why}"), file=sys.stderr)
+    except ConfigError as exc:
+        print(logs.error_line(f"guestd: {exc}"), file=sys.stderr)
         return EXIT_CONFIG
-    except OSError as why:
+    except OSError as exc:
         # What the system refused before there was anything to lose: no bug, and perhaps gone at the next start.
-        print(logs.error_line(f"guestd: {why}"), file=sys.stderr)
+        print(logs.error_line(f"guestd: {exc}"), file=sys.stderr)
         return EXIT_FAILURE
 
 
@@ -208,8 +208,8 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     try:
         found = doctor.examine(_settings(arguments))
-    except ConfigError as why:
-        found = [doctor.refused(str(why))]
+    except ConfigError as exc:
+        found = [doctor.refused(str(exc))]
     return doctor.print_findings(found, as_json=arguments.json)
 
 
@@ -222,11 +222,11 @@ def _run(arguments: argparse.Namespace) -> int:
         uvloop.run(app.run(_settings(arguments), lambda: _settings(arguments)))
     except ExceptionGroup as group:
         failures = list(_leaves(group))
-        for why in failures:
-            if isinstance(why, ConfigError):
-                raise why from None
-        for why in failures:
-            structlog.get_logger().error("guestd ends because a task failed", exc_info=why)
+        for exc in failures:
+            if isinstance(exc, ConfigError):
+                raise exc from None
+        for exc in failures:
+            structlog.get_logger().error("guestd ends because a task failed", exc_info=exc)
         return EXIT_FAILURE
     return 0
 
@@ -271,8 +271,8 @@ def _show_filters(arguments: argparse.Namespace) -> int:
 def _explain_filters(arguments: argparse.Namespace) -> int:
     try:
         asking = telling.question(arguments.protocol, arguments.peer, arguments.way)
-    except ValueError as why:
-        print(f"guestd: {why}", file=sys.stderr)
+    except ValueError as exc:
+        print(f"guestd: {exc}", file=sys.stderr)
         return EXIT_USAGE
     return _tell_filters(arguments, lambda asked, machine: telling.explain(asked, machine, asking))
 
@@ -285,8 +285,8 @@ def _tell_filters(arguments: argparse.Namespace, tell: Callable[[Asked, MachineR
         chosen = _settings(arguments)
         rows = desired.on_networks(asyncio.run(read_rows(chosen.store.dsn)), _static_ips(chosen.libvirt.uri))
         machine = telling.find(rows.machines, arguments.machine)
-    except (StoreUnavailable, ValueError) as why:
-        print(f"guestd: {why}", file=sys.stderr)
+    except (StoreUnavailable, ValueError) as exc:
+        print(f"guestd: {exc}", file=sys.stderr)
         return EXIT_FAILURE
     print("\n".join(tell(desired.asked(rows), machine)))
     return 0
@@ -299,14 +299,14 @@ def _static_ips(uri: str) -> Mapping[str, tuple[str, ...]]:
 
     try:
         return driver.look(uri).static_ips if uri else {}
-    except (SourceLost, ConfigError) as why:
-        print(f"guestd: told without the addresses of libvirt's networks: {why}", file=sys.stderr)
+    except (SourceLost, ConfigError) as exc:
+        print(f"guestd: told without the addresses of libvirt's networks: {exc}", file=sys.stderr)
         return {}
 
 
 def _leaves(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
-    for why in group.exceptions:
-        if isinstance(why, ExceptionGroup):
-            yield from _leaves(why)
+    for exc in group.exceptions:
+        if isinstance(exc, ExceptionGroup):
+            yield from _leaves(exc)
         else:
-            yield why
+            yield exc

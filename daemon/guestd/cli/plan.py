@@ -26,8 +26,8 @@ def plan(arguments: argparse.Namespace, settings: Settings) -> int:
     try:
         found = asyncio.run(vms_service.planned(settings))
         filters = _filters(settings)
-    except (SourceLost, StoreUnavailable) as why:
-        return _failed(why)
+    except (SourceLost, StoreUnavailable) as exc:
+        return _failed(exc)
     _tell([*found.writes, *found.actions, *found.reports, *filters], is_json=arguments.json)
     return 0
 
@@ -37,8 +37,8 @@ def plan_filters(_: argparse.Namespace, settings: Settings) -> int:
     _check(settings)
     try:
         steps = _filters(settings)
-    except (SourceLost, StoreUnavailable) as why:
-        return _failed(why)
+    except (SourceLost, StoreUnavailable) as exc:
+        return _failed(exc)
     _tell(steps, is_json=False)
     return 0
 
@@ -50,8 +50,8 @@ def apply(arguments: argparse.Namespace, settings: Settings) -> int:
         raise ConfigError('--take gives interfaces another filter, which filters.attach = "enforce" allows')
     try:
         outcome = asyncio.run(filters_service.applied(settings, is_confirmed=arguments.yes, is_taking=arguments.take))
-    except (SourceLost, StoreUnavailable) as why:
-        return _failed(why)
+    except (SourceLost, StoreUnavailable) as exc:
+        return _failed(exc)
     for action, result in outcome.done:
         print(action if result == "done" else f"failed: {action}: {result}")
     print("\n".join(map(str, outcome.reports)), end="\n" if outcome.reports else "")
@@ -63,8 +63,8 @@ def _filters(settings: Settings) -> list[Any]:
     """Steps on filters and interfaces, and what there is to tell; empty where libvirt has no network filters."""
     try:
         found, attaching = asyncio.run(filters_service.previewed(settings))
-    except SourceLost as why:
-        if "not supported by the connection driver" in str(why):
+    except SourceLost as exc:
+        if "not supported by the connection driver" in str(exc):
             return []
         raise
     doubts = [Report("doubt", each.name, text) for each in found.here for text in explain.doubts(found.asked, each)]
@@ -84,6 +84,6 @@ def _check(settings: Settings) -> None:
         raise ConfigError("libvirt.uri is empty: guestd has nothing to do with virtual machines here")
 
 
-def _failed(why: Exception) -> int:
-    print(f"guestd: {why}", file=sys.stderr)
+def _failed(exc: Exception) -> int:
+    print(f"guestd: {exc}", file=sys.stderr)
     return EXIT_FAILURE

@@ -24,8 +24,8 @@ def run(arguments: argparse.Namespace, settings: Settings) -> int:
     """Do the verb; returns the exit status."""
     try:
         return asyncio.run(_VERBS[arguments.quarantine_verb](arguments, settings))
-    except (StoreUnavailable, RowsRejected) as why:
-        print(f"guestd: {why}", file=sys.stderr)
+    except (StoreUnavailable, RowsRejected) as exc:
+        print(f"guestd: {exc}", file=sys.stderr)
         return 1
 
 

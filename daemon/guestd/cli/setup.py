@@ -86,7 +86,7 @@ def _ran(*command: str) -> str:
     """What a command says; ConfigError when it is not there or fails."""
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    except FileNotFoundError as why:
-        raise ConfigError(f"setup: this host has no {command[0]}") from why
-    except subprocess.CalledProcessError as why:
-        raise ConfigError(f"setup: {' '.join(command)}: {why.stderr.strip()}") from why
+    except FileNotFoundError as exc:
+        raise ConfigError(f"setup: this host has no {command[0]}") from exc
+    except subprocess.CalledProcessError as exc:
+        raise ConfigError(f"setup: {' '.join(command)}: {exc.stderr.strip()}") from exc

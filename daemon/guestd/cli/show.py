@@ -44,8 +44,8 @@ def top(arguments: argparse.Namespace, settings: Settings) -> int:
 def _with_errors(looking: Coroutine[Any, Any, int]) -> int:
     try:
         return asyncio.run(looking)
-    except (StoreUnavailable, RowsRejected) as why:
-        print(f"guestd: {why}", file=sys.stderr)
+    except (StoreUnavailable, RowsRejected) as exc:
+        print(f"guestd: {exc}", file=sys.stderr)
         return 1
 
 

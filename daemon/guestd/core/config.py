@@ -202,12 +202,12 @@ def load(path: Path) -> Settings:
     """Read a file; ConfigError names the file, the key and what is wrong."""
     try:
         return msgspec.toml.decode(path.read_bytes(), type=Settings)
-    except OSError as why:
-        raise ConfigError(f"{path}: {why.strerror}") from why
-    except msgspec.DecodeError as why:
-        raise ConfigError(f"{path}: {why}") from why
-    except UnicodeDecodeError as why:
-        raise ConfigError(f"{path}: not UTF-8") from why
+    except OSError as exc:
+        raise ConfigError(f"{path}: {exc.strerror}") from exc
+    except msgspec.DecodeError as exc:
+        raise ConfigError(f"{path}: {exc}") from exc
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{path}: not UTF-8") from exc
 
 
 def host_name(chosen: Libvirt) -> str:

@@ -11,7 +11,7 @@ from guestd.core.config import CommandLines
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class RegisteredMachine:
     """What the store says of one machine. `command_lines` None: as the host's setting says."""
 
     machine_id: UUID
@@ -20,19 +20,19 @@ class Member:
     is_collected: bool = True
 
 
-class Roster:
+class MachineRegistry:
     """None until the store was reached for the first time: then nobody is turned away, the spool keeps what comes."""
 
     def __init__(self) -> None:
         self.named: Mapping[str, UUID] | None = None
         """By internal name, which is the name of the domain."""
-        self._members: Mapping[UUID, Member] = {}
+        self._members: Mapping[UUID, RegisteredMachine] = {}
         self.changed = asyncio.Event()
         # The store has answered, or could not be reached: nothing is gained by waiting for it any longer.
         self.tried = asyncio.Event()
         self.known = asyncio.Event()
 
-    def replace(self, members: Iterable[Member]) -> None:
+    def replace(self, members: Iterable[RegisteredMachine]) -> None:
         """The store's answer; wakes whoever waits for `changed` when it differs."""
         by_id = {member.machine_id: member for member in members}
         if self.named is None or by_id != self._members:

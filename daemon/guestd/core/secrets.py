@@ -15,8 +15,8 @@ def first_line(path: Path, named_by: str) -> bytes:
     """
     try:
         mode, content = path.stat().st_mode, path.read_bytes()
-    except OSError as why:
-        raise ConfigError(f"{named_by} {path}: {why.strerror}") from why
+    except OSError as exc:
+        raise ConfigError(f"{named_by} {path}: {exc.strerror}") from exc
     if mode & stat.S_IROTH:
         raise ConfigError(f"{named_by} {path}: everybody may read it; chmod o-rwx {path}")
     secret = content.partition(b"\n")[0].strip()

@@ -58,9 +58,9 @@ async def retrying(
         started = time.monotonic()
         try:
             return await attempt()
-        except expected as why:
+        except expected as exc:
             delay_seconds = backoff.after(time.monotonic() - started)
-            lost(why, delay_seconds)
+            lost(exc, delay_seconds)
         await asyncio.sleep(delay_seconds)
 
 

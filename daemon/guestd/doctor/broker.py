@@ -39,10 +39,10 @@ async def examined(chosen: Mqtt) -> AsyncIterator[Finding]:
             yield well("broker", f"{chosen.host} port {chosen.port} lets us in")
             async for finding in _heard(connection, chosen.prefix):
                 yield finding
-    except SourceLost as why:
-        fix = next((fix for words, fix in _FIXES.items() if words in str(why)), "")
+    except SourceLost as exc:
+        fix = next((fix for words, fix in _FIXES.items() if words in str(exc)), "")
         yield fault(
-            "broker", str(why), fix or "start the broker (systemctl start mosquitto), or correct mqtt.host and port"
+            "broker", str(exc), fix or "start the broker (systemctl start mosquitto), or correct mqtt.host and port"
         )
 
 

@@ -28,18 +28,18 @@ FIXES = {
 
 def examined(settings: Settings) -> Iterator[Finding]:
     """A fault for each setting that cannot be worked with."""
-    refusals = [str(why) for why in map(_refusal, _parts(settings)) if why is not None]
+    refusals = [str(exc) for exc in map(_refusal, _parts(settings)) if exc is not None]
     yield from (refused(each) for each in refusals)
     if not refusals:
         yield well("configuration", "every setting can be worked with")
 
 
-def refused(why: str) -> Finding:
+def refused(exc: str) -> Finding:
     """The finding for a ConfigError's text."""
     fix = next(
-        (fix for words, fix in FIXES.items() if words in why), "correct it; deploy/guestd.toml explains each key"
+        (fix for words, fix in FIXES.items() if words in exc), "correct it; deploy/guestd.toml explains each key"
     )
-    return fault("configuration", why, fix)
+    return fault("configuration", exc, fix)
 
 
 def _parts(settings: Settings) -> Iterator[Callable[[], object]]:
@@ -61,6 +61,6 @@ def _no_libvirt() -> None:
 def _refusal(part: Callable[[], object]) -> ConfigError | None:
     try:
         part()
-    except ConfigError as why:
-        return why
+    except ConfigError as exc:
+        return exc
     return None

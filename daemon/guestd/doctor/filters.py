@@ -18,9 +18,9 @@ async def examined(settings: Settings) -> AsyncIterator[Finding]:
         found, attaching = await previewed(settings)
     except (StoreUnavailable, ConfigError):
         return
-    except SourceLost as why:
-        if "not supported by the connection driver" not in str(why):
-            yield fault("filters", str(why), "install libvirt-daemon-config-nwfilter; guestd's user must be in libvirt")
+    except SourceLost as exc:
+        if "not supported by the connection driver" not in str(exc):
+            yield fault("filters", str(exc), "install libvirt-daemon-config-nwfilter; guestd's user must be in libvirt")
         return
     plan = found.plan
     problems = {*found.asked.problems, *(each.name for each in plan.reports if each.kind in ("refused", "clash"))}

@@ -99,12 +99,12 @@ def _spool_file(file: Path, max_bytes: int) -> Iterator[Finding]:
             connection.execute("SELECT spool_id FROM identity").fetchone()
             connection.execute("SELECT max(seq) FROM frame").fetchone()
             used_bytes = _used_bytes(connection)
-    except sqlite3.OperationalError as why:
-        yield fault("spool", f"{file} cannot be read: {why}", f"let guestd's user read and write {file.parent}")
+    except sqlite3.OperationalError as exc:
+        yield fault("spool", f"{file} cannot be read: {exc}", f"let guestd's user read and write {file.parent}")
         return
-    except sqlite3.DatabaseError as why:
+    except sqlite3.DatabaseError as exc:
         fix = "restart guestd: it sets the file aside and begins a new one; what was not stored is in the old one"
-        yield fault("spool", f"{file} is damaged: {why}", fix)
+        yield fault("spool", f"{file} is damaged: {exc}", fix)
         return
     if used_bytes > FULL_SHARE * max_bytes:
         fix = "bring the store back: the spool empties by itself; at its limit guests are not read on"
@@ -174,8 +174,8 @@ def _pages(chosen: Telemetry) -> Iterator[Finding]:
     except ConnectionRefusedError:
         yield warning("guestd", f"it does not run: nobody listens on {host} port {port}", "systemctl start guestd")
         return
-    except (OSError, HTTPException) as why:
-        alive = str(why)
+    except (OSError, HTTPException) as exc:
+        alive = str(exc)
     if alive == STRANGER:
         yield well("guestd", f"it runs, and its pages are for users (port {port})")
         return
@@ -203,8 +203,8 @@ def page(chosen: Telemetry, path: str) -> str:
     try:
         with opener.open(f"{scheme}://{shown}:{chosen.listen_port}{path}", timeout=ANSWER_SECONDS) as answer:
             text: bytes = answer.read()
-    except urllib.error.HTTPError as why:
-        text = why.read()
-    except urllib.error.URLError as why:
-        raise why.reason if isinstance(why.reason, OSError) else OSError(str(why.reason)) from why
+    except urllib.error.HTTPError as exc:
+        text = exc.read()
+    except urllib.error.URLError as exc:
+        raise exc.reason if isinstance(exc.reason, OSError) else OSError(str(exc.reason)) from exc
     return text.decode("utf-8", "replace")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from guestd.core.config import Settings
 from guestd.core.errors import ConfigError, SourceLost, StoreUnavailable
-from guestd.core.machines import Member, Roster
+from guestd.core.machines import MachineRegistry, RegisteredMachine
 from guestd.doctor.finding import Finding, fault, warning, well
 from guestd.hypervisor.connection import Counters as Counted
 from guestd.hypervisor.connection import Hypervisor
@@ -30,8 +30,8 @@ async def examined(settings: Settings) -> AsyncIterator[Finding]:
     if settings.libvirt.uri:
         try:
             domains = await _domains(settings.libvirt.uri)
-        except (SourceLost, ConfigError) as why:
-            yield libvirt_lost(settings.libvirt.uri, str(why))
+        except (SourceLost, ConfigError) as exc:
+            yield libvirt_lost(settings.libvirt.uri, str(exc))
         else:
             yield well("libvirt", f"{settings.libvirt.uri} answers: {len(domains)} domains")
     try:
@@ -46,18 +46,18 @@ async def examined(settings: Settings) -> AsyncIterator[Finding]:
             yield finding
 
 
-def libvirt_lost(uri: str, why: str) -> Finding:
+def libvirt_lost(uri: str, exc: str) -> Finding:
     """The fault of a libvirt that does not let us in, with the fix for what it says."""
-    if "ermission denied" in why or "authentication" in why or "polkit" in why:
+    if "ermission denied" in exc or "authentication" in exc or "polkit" in exc:
         return fault(
-            "libvirt", why, "add guestd's user to the group libvirt: usermod -aG libvirt guestd; restart guestd"
+            "libvirt", exc, "add guestd's user to the group libvirt: usermod -aG libvirt guestd; restart guestd"
         )
-    if "user record" in why or "group record" in why:
+    if "user record" in exc or "group record" in exc:
         fix = "libvirtd must know guestd's user and group: useradd them by the same numbers where libvirtd runs"
-        return fault("libvirt", why, fix)
-    if "not installed" in why:
-        return fault("libvirt", why, "install guestd[libvirt], or leave libvirt.uri empty")
-    return fault("libvirt", why, f"systemctl start libvirtd (or virtqemud.socket), or correct libvirt.uri (now {uri})")
+        return fault("libvirt", exc, fix)
+    if "not installed" in exc:
+        return fault("libvirt", exc, "install guestd[libvirt], or leave libvirt.uri empty")
+    return fault("libvirt", exc, f"systemctl start libvirtd (or virtqemud.socket), or correct libvirt.uri (now {uri})")
 
 
 async def _domains(uri: str) -> Sequence[Domain]:
@@ -67,13 +67,15 @@ async def _domains(uri: str) -> Sequence[Domain]:
         return await driver.look()
 
 
-async def _members(dsn: str) -> Sequence[Member]:
+async def _members(dsn: str) -> Sequence[RegisteredMachine]:
     async with connection_to(dsn) as connection, sorted_errors():
         cursor = await connection.execute(query("list_machines"))
-        return [Member(*row) for row in await cursor.fetchall()]
+        return [RegisteredMachine(*row) for row in await cursor.fetchall()]
 
 
-def of_domains(domains: Sequence[Domain], members: Sequence[Member], channel_names: Sequence[str]) -> Iterator[Finding]:
+def of_domains(
+    domains: Sequence[Domain], members: Sequence[RegisteredMachine], channel_names: Sequence[str]
+) -> Iterator[Finding]:
     """What is amiss with running domains; channel by channel."""
     known = {member.internal_name for member in members}
     running = [domain for domain in domains if domain.is_active]
@@ -101,10 +103,10 @@ def _deaf(running: Sequence[Domain], channel_names: Sequence[str]) -> Iterator[F
         yield warning("agents", f"nobody in the guest has opened the channel: {_some(unopened)}", fix)
 
 
-async def _of_directory(directory: Path, members: Sequence[Member]) -> AsyncIterator[Finding]:
-    roster = Roster()
-    roster.replace(members)
-    found = await Directory(directory, roster).look()
+async def _of_directory(directory: Path, members: Sequence[RegisteredMachine]) -> AsyncIterator[Finding]:
+    machine_registry = MachineRegistry()
+    machine_registry.replace(members)
+    found = await Directory(directory, machine_registry).look()
     if found is None:
         return
     if found.unknown:

@@ -44,15 +44,15 @@ async def examined(dsn: str) -> AsyncIterator[Finding]:
             yield well("store", f"{server_name(dsn)} answers and takes writes")
             async for finding in _looked_into(connection, dsn):
                 yield finding
-    except StoreUnavailable as why:
-        yield unreachable(str(why))
+    except StoreUnavailable as exc:
+        yield unreachable(str(exc))
 
 
-def unreachable(why: str) -> Finding:
+def unreachable(exc: str) -> Finding:
     """The fault of a store that does not let us in, with the fix for what it says."""
     default = "start PostgreSQL there (systemctl start postgresql), or correct host and port in store.dsn"
-    fix = next((fix for words, fix in _FIXES.items() if words in why), default)
-    return fault("store", why, fix)
+    fix = next((fix for words, fix in _FIXES.items() if words in exc), default)
+    return fault("store", exc, fix)
 
 
 async def _looked_into(connection: psycopg.AsyncConnection[object], dsn: str) -> AsyncIterator[Finding]:
@@ -63,21 +63,21 @@ async def _looked_into(connection: psycopg.AsyncConnection[object], dsn: str) ->
         return
     try:
         await check_schema(connection)
-    except SchemaMismatch as why:
-        fix = "install that guestd" if "newer guestd" in str(why) else "gueststore migrate, with the owner's DSN"
-        yield fault("schema", str(why), fix)
+    except SchemaMismatch as exc:
+        fix = "install that guestd" if "newer guestd" in str(exc) else "gueststore migrate, with the owner's DSN"
+        yield fault("schema", str(exc), fix)
         return
-    except StoreUnavailable as why:
-        yield _without_rights(str(why))
+    except StoreUnavailable as exc:
+        yield _without_rights(str(exc))
         return
     try:
         row = await (await connection.execute(query("examine_store"))).fetchone()
-    except psycopg.errors.InsufficientPrivilege as why:
-        yield _without_rights(str(why).strip())
+    except psycopg.errors.InsufficientPrivilege as exc:
+        yield _without_rights(str(exc).strip())
         return
-    except psycopg.errors.UndefinedTable as why:
+    except psycopg.errors.UndefinedTable as exc:
         row = None
-        yield fault("schema", str(why).splitlines()[0], "gueststore check names what is missing; put it back")
+        yield fault("schema", str(exc).splitlines()[0], "gueststore check names what is missing; put it back")
     if isinstance(row, tuple):
         for finding in _told(*row):
             yield finding
@@ -112,8 +112,8 @@ def clock(ahead_seconds: float) -> Finding:
     return fault("clock", f"the store's clock is {abs(ahead_seconds):.0f} s {way} this host's", fix)
 
 
-def _without_rights(why: str) -> Finding:
-    return fault("rights", why, "as the owner: GRANT guestd_writer TO that user")
+def _without_rights(exc: str) -> Finding:
+    return fault("rights", exc, "as the owner: GRANT guestd_writer TO that user")
 
 
 def _aged(dsn: str) -> Iterator[Finding]:
@@ -121,8 +121,8 @@ def _aged(dsn: str) -> Iterator[Finding]:
     try:
         found = alarms(dsn)
         rolled_up = rollups(dsn)
-    except (StoreError, ConfigurationError) as why:
-        yield fault("schema", str(why), "gueststore check")
+    except (StoreError, ConfigurationError) as exc:
+        yield fault("schema", str(exc), "gueststore check")
         return
     except psycopg.errors.UndefinedTable:
         yield _drifted(catalogue.check(dsn))

@@ -232,9 +232,9 @@ class Passes:
             for name, each in found.wanted.filters.items()
         ]  # fmt: skip
         for row in found.rows.filters:
-            if why := found.asked.problems.get(row.internal_name):
+            if exc := found.asked.problems.get(row.internal_name):
                 name = row.internal_name
-                states.append(HostState(name, row.uuid, False, None, name in bound, "; ".join(map(str, why))))
+                states.append(HostState(name, row.uuid, False, None, name in bound, "; ".join(map(str, exc))))
         return states
 
     def _digest(self, each: Filter) -> str:
@@ -262,8 +262,8 @@ def _name(action: Action) -> str:
 
 def _step(action: Action, found: Compared) -> Step:
     name, owners = _name(action), found.owners()
-    why = found.why(action) if isinstance(action, Define) else str(action) if isinstance(action, Attach) else action.why
-    return Step(str(uuid4()), owners.get(name), name, type(action).__name__.lower(), why)
+    exc = found.why(action) if isinstance(action, Define) else str(action) if isinstance(action, Attach) else action.why
+    return Step(str(uuid4()), owners.get(name), name, type(action).__name__.lower(), exc)
 
 
 async def nothing_flushed(_look: Look, _filters: Mapping[str, Filter]) -> tuple[Mapping[str, str], Sequence[Report]]:

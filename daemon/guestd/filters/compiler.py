@@ -99,9 +99,9 @@ def compiled(row: FilterRow, names: Mapping[UUID, str]) -> Filter | tuple[Proble
 
     `names` are the internal names of all filters of the store, by id.
     """
-    problems = [Problem(None, column, why) for column, why in _filter_problems(row, names)]
+    problems = [Problem(None, column, exc) for column, exc in _filter_problems(row, names)]
     for rule in row.rules:
-        problems += [Problem(rule.id, column, why) for column, why in _rule_problems(rule, row)]
+        problems += [Problem(rule.id, column, exc) for column, exc in _rule_problems(rule, row)]
     if problems:
         return tuple(problems)
     return Filter(
@@ -141,9 +141,9 @@ def _filter_problems(row: FilterRow, names: Mapping[UUID, str]) -> Iterator[tupl
 
 
 def _rule_problems(rule: RuleRow, row: FilterRow) -> Iterator[tuple[str, str]]:
-    protocol, why = _protocol(rule)
-    if why is not None:
-        yield why
+    protocol, exc = _protocol(rule)
+    if exc is not None:
+        yield exc
         return
     yield from _verdict_problems(rule, protocol, row.chain or ROOT)
     yield from _mac_problems(rule)
@@ -273,8 +273,8 @@ def _comment_problems(comment: str) -> Iterator[tuple[str, str]]:
 def _unless(column: str, check: Callable[[str], object], text: str) -> Iterator[tuple[str, str]]:
     try:
         check(text)
-    except ValueError as why:
-        yield column, str(why)
+    except ValueError as exc:
+        yield column, str(exc)
 
 
 def _rule(rule: RuleRow, row: FilterRow) -> Rule:

@@ -87,7 +87,7 @@ def compare_interfaces(found: Compared, flushed: Mapping[str, str], allowed: All
 
 def reports_of(found: Compared) -> list[Report]:
     """What a person should know of rows and filters."""
-    problems = [Report("refused", name, str(why)) for name, each in found.asked.problems.items() for why in each]
+    problems = [Report("refused", name, str(exc)) for name, each in found.asked.problems.items() for exc in each]
     unmet = [
         Report("unenforceable", machine.name, text)
         for machine in found.here

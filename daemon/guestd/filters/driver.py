@@ -103,8 +103,8 @@ class NWFilters:
         def act(connection: Any) -> str | None:
             try:
                 found = connection.nwfilterLookupByName(name)
-            except libvirt.libvirtError as why:
-                if why.get_error_code() == libvirt.VIR_ERR_NO_NWFILTER:
+            except libvirt.libvirtError as exc:
+                if exc.get_error_code() == libvirt.VIR_ERR_NO_NWFILTER:
                     return None
                 raise
             if UUID(found.UUIDString()) != uuid:
@@ -150,18 +150,18 @@ class NWFilters:
         def done() -> T | str:
             try:
                 return act(connection)
-            except libvirt.libvirtError as why:
+            except libvirt.libvirtError as exc:
                 if connection.isAlive() != 1:
                     raise
-                return str(why)
+                return str(exc)
 
         return await self._call(done, ACT_SECONDS)
 
     async def _call(self, function: Callable[[], T], deadline_seconds: float) -> T:
         try:
             return await self._calls.run(function, deadline_seconds=deadline_seconds)
-        except libvirt.libvirtError as why:
-            raise SourceLost(f"{self.uri}: {why}") from why
+        except libvirt.libvirtError as exc:
+            raise SourceLost(f"{self.uri}: {exc}") from exc
 
 
 def look(uri: str) -> Look:
@@ -172,8 +172,8 @@ def look(uri: str) -> Look:
     try:
         with closing(libvirt.openReadOnly(uri)) as connection:
             return _look(connection, Memory())
-    except libvirt.libvirtError as why:
-        raise SourceLost(f"{uri}: {why}") from why
+    except libvirt.libvirtError as exc:
+        raise SourceLost(f"{uri}: {exc}") from exc
 
 
 def _look(connection: Any, memory: Memory) -> Look:
@@ -208,9 +208,9 @@ def _static_ips(connection: Any, cards: Mapping[str, set[tuple[str, str]]]) -> d
 def _static_hosts(connection: Any, network: str) -> list[tuple[str, str]]:
     try:
         return list(nwfilterxml.static_hosts(connection.networkLookupByName(network).XMLDesc()))
-    except libvirt.libvirtError as why:
+    except libvirt.libvirtError as exc:
         # Only where there is surely none: taking protection away for want of an answer would be wrong.
-        if why.get_error_code() in (libvirt.VIR_ERR_NO_NETWORK, libvirt.VIR_ERR_NO_SUPPORT):
+        if exc.get_error_code() in (libvirt.VIR_ERR_NO_NETWORK, libvirt.VIR_ERR_NO_SUPPORT):
             return []
         raise
 
@@ -219,8 +219,8 @@ def _text(ask: Callable[[], str]) -> str | None:
     """What libvirt prints; None of what was undefined meanwhile."""
     try:
         return ask()
-    except libvirt.libvirtError as why:
-        if why.get_error_code() in (libvirt.VIR_ERR_NO_NWFILTER, libvirt.VIR_ERR_NO_DOMAIN):
+    except libvirt.libvirtError as exc:
+        if exc.get_error_code() in (libvirt.VIR_ERR_NO_NWFILTER, libvirt.VIR_ERR_NO_DOMAIN):
             return None
         raise
 

@@ -47,8 +47,8 @@ class KernelRules:
         elsewhere = sorted(bound.keys() - set(self._devices()))
         try:
             listings = await asyncio.to_thread(lambda: [self._run(*command) for command in LISTINGS])
-        except OSError as why:
-            return {}, [Report("blind", "all", f"the kernel's rules cannot be looked at: {why}")]
+        except OSError as exc:
+            return {}, [Report("blind", "all", f"the kernel's rules cannot be looked at: {exc}")]
         found = {
             port: f"the kernel's rules are not libvirt's: {gone[0]}"
             for port, top in bound.items()
@@ -59,7 +59,7 @@ class KernelRules:
         self._told = frozenset(found)
         reports = [Report("blind", port, "it is not in guestd's network namespace") for port in elsewhere]
         reports += [Report("blind", port, f"{found[port]}, and a new binding did not help") for port in sorted(again)]
-        return {port: why for port, why in found.items() if port not in again}, reports
+        return {port: exc for port, exc in found.items() if port not in again}, reports
 
 
 def _is_own(name: str, look: Look, filters: Mapping[str, Filter]) -> bool:

@@ -57,9 +57,9 @@ def umbrella(
     addresses, reports = _addresses(machine)
     references: dict[str, Reference] = {}
     for target in (*machine.clean_traffic, *machine.department, *machine.own):
-        for reference, why in _included(target, filters, needed, addresses):
+        for reference, exc in _included(target, filters, needed, addresses):
             if reference is None:
-                reports.append(why)
+                reports.append(exc)
             else:
                 references[reference.target] = reference
     reports += [f"service {key} is not one that guestd knows" for key in sorted(set(machine.services) - set(SERVICES))]

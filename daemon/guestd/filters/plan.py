@@ -132,7 +132,7 @@ def plan(wanted: Wanted, seen: Seen, guard: Guard) -> Plan:
         if not unlaid:
             break
         clashes |= unlaid
-        refused |= {name: str(why) for name, why in unlaid.items()}
+        refused |= {name: str(exc) for name, exc in unlaid.items()}
     left, used = _left_over(accepted, wanted, seen)
     actions: tuple[Action, ...] = (
         *_removals(first, seen, "its name or uuid is another filter's now"),
@@ -152,9 +152,9 @@ def plan(wanted: Wanted, seen: Seen, guard: Guard) -> Plan:
 def _clashing(found: Iterable[tuple[str, Clash]], refused: Collection[str]) -> list[Report]:
     """What to tell of filters that machines include, and that libvirt cannot lay together."""
     told = {
-        each.name: Report("clash", each.name, f"within {top}: {why}")
-        for top, why in found
-        for each in (why.early, why.late)
+        each.name: Report("clash", each.name, f"within {top}: {exc}")
+        for top, exc in found
+        for each in (exc.early, exc.late)
         if each.name not in refused
     }
     return [told[name] for name in sorted(told)]
@@ -180,12 +180,12 @@ def _refusals(wanted: Wanted, seen: Seen, refused: Mapping[str, str]) -> dict[st
     names = {each.uuid: name for name, each in seen.filters.items()}
     found = {}
     for name, each in accepted.items():
-        if why := _conflict(each, _taken_by_others(each, seen, names), accepted, wanted, seen):
-            found[name] = why
+        if exc := _conflict(each, _taken_by_others(each, seen, names), accepted, wanted, seen):
+            found[name] = exc
     if not found:
         gone = _in_the_way(accepted, seen)
         edges = _edges({name: each for name, each in seen.filters.items() if name not in gone}) | _edges(accepted)
-        found = {name: why for name in _unsettled(edges) if name in accepted and (why := _bad_path(name, edges))}
+        found = {name: exc for name in _unsettled(edges) if name in accepted and (exc := _bad_path(name, edges))}
     return found
 
 
@@ -311,9 +311,9 @@ def _targets_first(names: Iterable[str], filters: Mapping[str, Filter]) -> list[
     return [name for name in ordered if name in chosen]
 
 
-def _removals(names: Iterable[str], seen: Seen, why: str) -> list[Remove]:
+def _removals(names: Iterable[str], seen: Seen, exc: str) -> list[Remove]:
     referrers_first = reversed(_targets_first(names, seen.filters))
-    return [Remove(name, seen.filters[name].uuid, why) for name in referrers_first]
+    return [Remove(name, seen.filters[name].uuid, exc) for name in referrers_first]
 
 
 def _why(before: Filter | None, after: Filter) -> str:

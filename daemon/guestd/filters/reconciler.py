@@ -60,10 +60,10 @@ class FilterLoop:
     async def run(self) -> None:
         """Keep them, for ever."""
 
-        def lost(why: Exception, seconds: float) -> None:
-            if str(why) != self.error:
-                log.warning("filters are not being kept", error=str(why), retry=round(seconds, 1))
-            self.error = str(why)
+        def lost(exc: Exception, seconds: float) -> None:
+            if str(exc) != self.error:
+                log.warning("filters are not being kept", error=str(exc), retry=round(seconds, 1))
+            self.error = str(exc)
             self._counters.lost()
 
         await retrying(
@@ -76,7 +76,7 @@ class FilterLoop:
             lambda: watch_filters(self._dsn, self._wake),
             expected=StoreUnavailable,
             backoff=Backoff(cap_seconds=5),
-            lost=lambda why, _: log.debug("edits of filters are not heard of", error=str(why)),
+            lost=lambda exc, _: log.debug("edits of filters are not heard of", error=str(exc)),
         )
 
     async def watch_domains(self, hypervisor: Hypervisor) -> None:

@@ -18,14 +18,14 @@ from guestd.filters.plan import Guard
 from guestd.filters.reconciler import FilterLoop
 from guestd.filters.store import filter_store, read_rows, read_states
 from guestd.hypervisor.connection import Hypervisor
-from guestd.telemetry.registry import Filtering, Telemetry
+from guestd.telemetry.registry import FilterMetrics, Telemetry
 
 
-class Protecting:
+class FilterService:
     """Driver and loop of one host. Raises ConfigError where libvirt's bindings are missing."""
 
     def __init__(self, settings: Settings, telemetry: Telemetry) -> None:
-        shown = telemetry.hosting
+        shown = telemetry.vms
         self._driver = NWFilters(settings.libvirt.uri, shown.calls_given_up.inc, shown.call_seconds.observe)
         self._loop = FilterLoop(
             self._driver,
@@ -34,7 +34,7 @@ class Protecting:
             allowed=allowed_by(settings),
             interval_seconds=settings.filters.interval_seconds,
             flushed=own_kernel().flushed,
-            counters=_counters(telemetry.filtering),
+            counters=_counters(telemetry.filters),
         )
 
     @property
@@ -79,7 +79,7 @@ async def applied(settings: Settings, *, is_confirmed: bool, is_taking: bool) ->
             return await Passes(driver, store, allowed, own_kernel().flushed).full()
 
 
-def _counters(shown: Filtering) -> reconciler.Counters:
+def _counters(shown: FilterMetrics) -> reconciler.Counters:
     def passed(outcome: Outcome, seconds: float) -> None:
         shown.wanted.set(outcome.wanted)
         shown.in_force.set(outcome.in_force)

@@ -76,8 +76,8 @@ class Calls:
     def _work(loop: asyncio.AbstractEventLoop, function: Callable[[], T], result: asyncio.Future[T]) -> None:
         try:
             value = function()
-        except BaseException as why:  # handed over to whoever waits, and raised there
-            tell_loop(loop, result.set_exception, why)
+        except BaseException as exc:  # handed over to whoever waits, and raised there
+            tell_loop(loop, result.set_exception, exc)
         else:
             tell_loop(loop, result.set_result, value)
 

@@ -112,11 +112,11 @@ class Hypervisor:
     async def run(self) -> None:
         """Stay connected and look whenever libvirt tells of a change, for ever."""
 
-        def lost(why: Exception, seconds: float) -> None:
-            self.error = str(why)
+        def lost(exc: Exception, seconds: float) -> None:
+            self.error = str(exc)
             self._counters.lost()
             self._tell_listeners()
-            log.warning("libvirt is not available: its machines are unknown", error=str(why), retry=round(seconds, 1))
+            log.warning("libvirt is not available: its machines are unknown", error=str(exc), retry=round(seconds, 1))
 
         await retrying(self._life, expected=SourceLost, backoff=Backoff(cap_seconds=5), lost=lost)
 
@@ -168,16 +168,16 @@ class Hypervisor:
         def refused() -> str | None:
             try:
                 act(connection.lookupByUUID(uuid.bytes))
-            except libvirt.libvirtError as why:
+            except libvirt.libvirtError as exc:
                 if connection.isAlive() != 1:
                     raise
-                return str(why)
+                return str(exc)
             return None
 
         try:
             return await self._acts.run(refused, deadline_seconds=ACT_DEADLINE_SECONDS)
-        except libvirt.libvirtError as why:
-            raise SourceLost(f"{self.uri}: {why}") from why
+        except libvirt.libvirtError as exc:
+            raise SourceLost(f"{self.uri}: {exc}") from exc
 
     def _live(self) -> Any:
         if self._connection is None:
@@ -187,8 +187,8 @@ class Hypervisor:
     async def _call(self, function: Callable[[], T]) -> T:
         try:
             return await self._calls.run(function, deadline_seconds=self._deadline_seconds)
-        except libvirt.libvirtError as why:
-            raise SourceLost(f"{self.uri}: {why}") from why
+        except libvirt.libvirtError as exc:
+            raise SourceLost(f"{self.uri}: {exc}") from exc
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
@@ -270,8 +270,8 @@ def open_reader(uri: str) -> Any:
         with _one_opens:
             connection = libvirt.openReadOnly(uri)
         _keep_alive(connection, KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
-    except libvirt.libvirtError as why:
-        raise SourceLost(f"{uri}: {why}") from why
+    except libvirt.libvirtError as exc:
+        raise SourceLost(f"{uri}: {exc}") from exc
     return connection
 
 
@@ -279,18 +279,18 @@ def statistics(connection: Any, uuid: UUID) -> dict[str, Any]:
     """All that libvirt counts of a domain, by its own keys, empty when there is no such domain; blocks."""
     try:
         found = connection.domainListGetStats([connection.lookupByUUID(uuid.bytes)], 0, 0)
-    except libvirt.libvirtError as why:
-        if why.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
+    except libvirt.libvirtError as exc:
+        if exc.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
             return {}
-        raise SourceLost(str(why)) from why
+        raise SourceLost(str(exc)) from exc
     return dict(found[0][1]) if found else {}
 
 
 def _keep_alive(connection: Any, seconds: int, count: int) -> None:
     try:
         connection.setKeepAlive(seconds, count)
-    except libvirt.libvirtError as why:  # drivers within this process have no line that could go dead
-        if why.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
+    except libvirt.libvirtError as exc:  # drivers within this process have no line that could go dead
+        if exc.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
             raise
 
 
@@ -333,8 +333,8 @@ def _described(handle: Any) -> Description | None:
     """What its XML says; None when it was undefined meanwhile."""
     try:
         return describe(handle.XMLDesc())
-    except libvirt.libvirtError as why:
-        if why.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+    except libvirt.libvirtError as exc:
+        if exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
             return None
         raise
 

@@ -97,9 +97,9 @@ class Sampler:
         try:
             await self._connect()
             await asyncio.gather(*(ask() for _ in range(AT_ONCE)))
-        except SourceLost as why:
+        except SourceLost as exc:
             self._connection = None
-            log.debug("statistics of domains are not to be had", error=str(why))
+            log.debug("statistics of domains are not to be had", error=str(exc))
         self._latest, self._timed_out, self._shown = found, frozenset(hanging), None
 
     async def _connect(self) -> None:

@@ -19,7 +19,7 @@ import structlog
 import watchfiles
 
 from guestd.core.errors import SourceLost
-from guestd.core.machines import Roster
+from guestd.core.machines import MachineRegistry
 from guestd.core.tasks import Backoff, retrying
 from guestd.hypervisor.domains import Domain
 
@@ -59,18 +59,18 @@ class Place(Protocol):
 class Directory:
     """Channels are the sockets of a directory that are named `<Machine.id>.socket`."""
 
-    def __init__(self, directory: Path, roster: Roster) -> None:
+    def __init__(self, directory: Path, machine_registry: MachineRegistry) -> None:
         self._directory = directory
-        self._roster = roster
+        self._machine_registry = machine_registry
 
     async def look(self) -> Found | None:
         """The sockets there; an absent directory holds none, one that cannot be read tells nothing."""
         try:
             paths = await asyncio.to_thread(_named_sockets, self._directory)
-        except OSError as why:
-            log.warning("the channel directory cannot be read", directory=str(self._directory), error=why.strerror)
+        except OSError as exc:
+            log.warning("the channel directory cannot be read", directory=str(self._directory), error=exc.strerror)
             return None
-        known = {machine_id: path for machine_id, path in paths.items() if self._roster.knows(machine_id)}
+        known = {machine_id: path for machine_id, path in paths.items() if self._machine_registry.knows(machine_id)}
         return Found(await asyncio.to_thread(_sockets, known), frozenset(str(each) for each in paths.keys() - known))
 
     async def watch(self, changed: Callable[[], None]) -> None:
@@ -82,11 +82,11 @@ class Directory:
                     self._directory, watch_filter=None, recursive=False, debounce=100, step=50, rust_timeout=5000
                 ):
                     changed()
-            except (FileNotFoundError, PermissionError, RuntimeError) as why:
-                raise SourceLost(f"virtio.directory {self._directory}: {why}") from why
+            except (FileNotFoundError, PermissionError, RuntimeError) as exc:
+                raise SourceLost(f"virtio.directory {self._directory}: {exc}") from exc
 
-        def lost(why: Exception, seconds: float) -> None:
-            log.warning("the channel directory cannot be watched", error=str(why), retry=seconds)
+        def lost(exc: Exception, seconds: float) -> None:
+            log.warning("the channel directory cannot be watched", error=str(exc), retry=seconds)
 
         await retrying(follow, expected=SourceLost, backoff=Backoff(cap_seconds=10), lost=lost)
 
@@ -111,20 +111,20 @@ class Domains:
         seen: Callable[[], Sequence[Domain] | None],
         looked: asyncio.Event,
         *,
-        roster: Roster,
+        machine_registry: MachineRegistry,
         channel_names: Sequence[str],
         memory: Path,
     ) -> None:
         self._seen = seen
         self._looked = looked
-        self._roster = roster
+        self._machine_registry = machine_registry
         self._channel_names = channel_names
         self._file = memory
         self._memory = _remembered(memory)
 
     async def look(self) -> Found | None:
         """The sockets of running domains; which machine a domain is, only the store can tell, or has told before."""
-        domains, machines = self._seen(), self._roster.named
+        domains, machines = self._seen(), self._machine_registry.named
         if domains is None or machines is None:
             return await self._recalled(domains)
         paths = dict(socket_paths(domains, self._channel_names))
@@ -142,7 +142,7 @@ class Domains:
             paths = dict(socket_paths(domains, self._channel_names))
             known = {memory.machines[name]: path for name, path in paths.items() if name in memory.machines}
             return Found(await asyncio.to_thread(_sockets, known), frozenset())
-        known = {key: Path(path) for key, (path, _, _) in memory.channels.items() if self._roster.knows(key)}
+        known = {key: Path(path) for key, (path, _, _) in memory.channels.items() if self._machine_registry.knows(key)}
         found = await asyncio.to_thread(_sockets, known)
         # Another socket under the old name may be another machine's.
         same = {key: each for key, each in found.items() if memory.channels[key][1:] == (each.inode, each.created_ns)}
@@ -150,11 +150,11 @@ class Domains:
 
     async def _remember(self, machines: Mapping[str, UUID], channels: Mapping[UUID, Channel]) -> None:
         memory = _Memory(
-            {name: key for name, key in machines.items() if self._roster.collects(key)},
+            {name: key for name, key in machines.items() if self._machine_registry.collects(key)},
             {
                 key: (str(each.path), each.inode, each.created_ns)
                 for key, each in channels.items()
-                if self._roster.collects(key)
+                if self._machine_registry.collects(key)
             },
         )
         if memory == self._memory:
@@ -162,8 +162,8 @@ class Domains:
         self._memory = memory
         try:
             await asyncio.to_thread(_write, self._file, msgspec.json.encode(memory))
-        except OSError as why:
-            log.warning("what is known of channels cannot be kept", file=str(self._file), error=why.strerror)
+        except OSError as exc:
+            log.warning("what is known of channels cannot be kept", file=str(self._file), error=exc.strerror)
 
     async def watch(self, changed: Callable[[], None]) -> None:
         """Follow the looks at libvirt."""

@@ -21,7 +21,7 @@ from uuid import UUID
 import structlog
 
 from guestd.core.errors import SourceLost
-from guestd.core.machines import Roster
+from guestd.core.machines import MachineRegistry
 from guestd.core.tasks import Backoff, retrying
 from guestd.ingest.mqtt_gate import Publications, Published
 from guestd.mqtt.client import Message
@@ -90,11 +90,13 @@ class Topics:
 class Mqtt:
     """All that comes of one broker."""
 
-    def __init__(self, login: Login, topics: Topics, *, gate: Publications, roster: Roster, counters: Counters) -> None:
+    def __init__(
+        self, login: Login, topics: Topics, *, gate: Publications, machine_registry: MachineRegistry, counters: Counters
+    ) -> None:
         self._login = login
         self._topics = topics
         self._gate = gate
-        self._roster = roster
+        self._machine_registry = machine_registry
         self._counters = counters
         self._online: set[UUID] = set()
         self._had_session = False
@@ -104,11 +106,11 @@ class Mqtt:
         """Take what comes, for ever."""
         with suppress(TimeoutError):
             async with asyncio.timeout(FIRST_ROSTER_SECONDS):
-                await self._roster.tried.wait()
+                await self._machine_registry.tried.wait()
         await retrying(self._connection, expected=SourceLost, backoff=Backoff(cap_seconds=10), lost=self._on_lost)
 
-    def _on_lost(self, why: Exception, seconds: float) -> None:
-        self.problem = str(why)
+    def _on_lost(self, exc: Exception, seconds: float) -> None:
+        self.problem = str(exc)
         self._counters.lost()
         log.warning("the broker is not available, it keeps what comes", error=self.problem, retry=round(seconds, 1))
 
@@ -136,9 +138,9 @@ class Mqtt:
         if refused:
             connection.give_up(f"the broker refuses us {metrics}: {refused} (mqtt.username, mqtt.prefix, or its ACL)")
             return
-        for topic, why in zip((self._topics.status, BROKER_DROPS), others, strict=True):
-            if why:
-                log.info("the broker refuses us a topic that we can do without", topic=topic, error=why)
+        for topic, exc in zip((self._topics.status, BROKER_DROPS), others, strict=True):
+            if exc:
+                log.info("the broker refuses us a topic that we can do without", topic=topic, error=exc)
         connection.publish(self._topics.own_status(self._login.client_id), b"online")
         self.problem = None
         self._counters.connected(1)
@@ -188,9 +190,9 @@ class Mqtt:
         machine_id = _machine_id(machine)
         if machine_id is None or kind not in ("metrics", "status"):
             self._counters.refused("topic")
-        elif not self._roster.knows(machine_id):
+        elif not self._machine_registry.knows(machine_id):
             self._counters.refused("unknown_machine")
-        elif not self._roster.collects(machine_id):
+        elif not self._machine_registry.collects(machine_id):
             self._counters.refused("not_collected")
         elif kind == "status":
             self._note_status(machine_id, message.payload)

@@ -145,16 +145,16 @@ class Preparer:
         """What a step makes of a frame; BadFrame for whatever it raises."""
         try:
             return step(frame)
-        except BadFrame as why:
-            return why
-        except Exception as why:
+        except BadFrame as exc:
+            return exc
+        except Exception as exc:
             self._counters.bug()
-            self._tell(frame, why)
-            return BadFrame("bug", f"{type(why).__name__}: {why}")
+            self._tell(frame, exc)
+            return BadFrame("bug", f"{type(exc).__name__}: {exc}")
 
-    def _tell(self, frame: Frame, why: Exception) -> None:
+    def _tell(self, frame: Frame, exc: Exception) -> None:
         """Log the traceback, of each place in the code once a minute: guests can send such frames without end."""
-        *_, (step, line_number) = traceback.walk_tb(why.__traceback__)
+        *_, (step, line_number) = traceback.walk_tb(exc.__traceback__)
         place = step.f_code.co_filename, line_number
         if time.monotonic() >= self._silent_until.get(place, 0.0):
             self._silent_until[place] = time.monotonic() + BUG_SECONDS

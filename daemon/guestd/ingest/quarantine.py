@@ -120,11 +120,11 @@ async def retried(connection: Connection, frame_id: UUID, command_lines: Command
                 return await _kept(connection, frame, "row_refused", f"{len(content.refusals)} rows refused", content)
             await dropped(connection, ids=[frame_id], reason=None, older_than=None)
             return Retried(is_stored=True, why="")
-    except RowsRejected as why:
+    except RowsRejected as exc:
         # The transaction is gone with all that it had stored.
         assert frame is not None
         async with sorted_errors(), connection.transaction():
-            return await _kept(connection, frame, "rejected_by_store", str(why))
+            return await _kept(connection, frame, "rejected_by_store", str(exc))
 
 
 def _as_it_came(frame: Held) -> Frame:

@@ -1,7 +1,7 @@
 """Virtio-serial channels: QEMU serves one unix socket a machine, guestd is its client.
 
 What should be read (the channels that `place` finds) is compared with what is being read; readers are opened and closed
-by the difference. The place's events, the roster and a timer only wake the comparison.
+by the difference. The place's events, the machine registry and a timer only wake the comparison.
 
 What a channel is like (measured): connecting proves nothing, for a second client waits in QEMU's backlog and hears
 nothing; a guest's reset gives no end of stream; a first line may be the rest of one; what was not read when the
@@ -22,7 +22,7 @@ from uuid import UUID
 import structlog
 
 from guestd.core.errors import SourceLost
-from guestd.core.machines import Roster
+from guestd.core.machines import MachineRegistry
 from guestd.core.tasks import Backoff, retrying, woken
 from guestd.ingest.discovery import Channel, Place
 from guestd.ingest.gate import Intake
@@ -81,7 +81,7 @@ class Virtio:
         place: Place,
         *,
         intake: Intake,
-        roster: Roster,
+        machine_registry: MachineRegistry,
         gauges: Gauges,
         max_frame_bytes: int,
         wrapped: Callable[[UUID, bytes], bytes],
@@ -89,7 +89,7 @@ class Virtio:
         self._place = place
         self._wrapped = wrapped
         self._intake = intake
-        self._roster = roster
+        self._machine_registry = machine_registry
         self._gauges = gauges
         self._max_frame_bytes = max_frame_bytes
         self._running: dict[UUID, tuple[Channel, asyncio.Task[None]]] = {}
@@ -101,8 +101,8 @@ class Virtio:
         """Read all channels, for ever."""
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._place.watch(self._look.set), name="virtio-watch")
-            tasks.create_task(self._watch_roster(), name="virtio-roster")
-            await woken(self._roster.tried, FIRST_ROSTER_SECONDS)
+            tasks.create_task(self._watch_roster(), name="virtio-machine registry")
+            await woken(self._machine_registry.tried, FIRST_ROSTER_SECONDS)
             while True:
                 self._look.clear()
                 found = await self._place.look()
@@ -120,7 +120,7 @@ class Virtio:
         self._gauges.unknown_machines(len(unknown))
 
     def _collected(self, channels: Mapping[UUID, Channel]) -> Mapping[UUID, Channel]:
-        wanted = {key: channel for key, channel in channels.items() if self._roster.collects(key)}
+        wanted = {key: channel for key, channel in channels.items() if self._machine_registry.collects(key)}
         self._gauges.not_collected(len(channels) - len(wanted))
         return wanted
 
@@ -139,14 +139,14 @@ class Virtio:
 
     async def _watch_roster(self) -> None:
         while True:
-            await self._roster.changed.wait()
-            self._roster.changed.clear()
+            await self._machine_registry.changed.wait()
+            self._machine_registry.changed.clear()
             self._look.set()
 
     async def _read(self, channel: Channel) -> None:
-        def lost(why: Exception, seconds: float) -> None:
+        def lost(exc: Exception, seconds: float) -> None:
             self._gauges.lost()
-            log.info("channel lost", machine=str(channel.machine_id), error=str(why), retry_seconds=round(seconds, 1))
+            log.info("channel lost", machine=str(channel.machine_id), error=str(exc), retry_seconds=round(seconds, 1))
 
         await retrying(lambda: self._connection(channel), expected=SourceLost, backoff=Backoff(), lost=lost)
 
@@ -198,8 +198,8 @@ class _Reader:
         while True:
             try:
                 chunk = await loop.sock_recv(self._connection, READ_BYTES)
-            except OSError as why:
-                raise SourceLost(why.strerror) from why
+            except OSError as exc:
+                raise SourceLost(exc.strerror) from exc
             if not chunk:
                 raise SourceLost("closed by the other side")
             frames, size_bytes = await self._take(chunk), len(chunk)
@@ -264,17 +264,17 @@ class _Reader:
 async def _connected(path: Path) -> socket.socket:
     try:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    except OSError as why:
-        raise SourceLost(f"{path}: {why.strerror}") from why
+    except OSError as exc:
+        raise SourceLost(f"{path}: {exc.strerror}") from exc
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
             await asyncio.get_running_loop().sock_connect(connection, str(path))
-    except PermissionError as why:
+    except PermissionError as exc:
         connection.close()
-        raise SourceLost(f"{path}: permission denied; guestd's user must be in the group that owns the socket") from why
-    except OSError as why:  # a TimeoutError is one too
+        raise SourceLost(f"{path}: permission denied; guestd's user must be in the group that owns the socket") from exc
+    except OSError as exc:  # a TimeoutError is one too
         connection.close()
-        raise SourceLost(f"{path}: {why.strerror or 'no answer'}") from why
+        raise SourceLost(f"{path}: {exc.strerror or 'no answer'}") from exc
     except BaseException:
         connection.close()
         raise

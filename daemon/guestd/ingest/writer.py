@@ -82,14 +82,14 @@ class Writer:
     async def run(self) -> None:
         """Write until the spool is sealed and empty. Raises SchemaMismatch; an unreachable store is waited for."""
 
-        def lost(why: Exception, delay_seconds: float) -> None:
-            self.store_error = str(why)
+        def lost(exc: Exception, delay_seconds: float) -> None:
+            self.store_error = str(exc)
             self.moves += 1
             self._counters.store_lost()
-            if isinstance(why, LedgerMoved):
+            if isinstance(exc, LedgerMoved):
                 return
             log.warning(
-                "the store is not available, the spool keeps what comes", error=str(why), retry=round(delay_seconds, 1)
+                "the store is not available, the spool keeps what comes", error=str(exc), retry=round(delay_seconds, 1)
             )
 
         try:
@@ -237,12 +237,12 @@ class Writer:
         for _ in range(KEY_TRIES):
             try:
                 await self._commit(store, frames)
-            except KeyTaken as why:
-                log.warning("rows have keys that are taken, they are moved or left out", error=str(why))
+            except KeyTaken as exc:
+                log.warning("rows have keys that are taken, they are moved or left out", error=str(exc))
                 self._counters.key_taken()
                 frames = await store.without_taken(await self._preparer.replaced(frames, store.taken))
-            except RowsRejected as why:
-                await self._write_parts(store, frames, why)
+            except RowsRejected as exc:
+                await self._write_parts(store, frames, exc)
                 return
             else:
                 return
@@ -266,7 +266,7 @@ class Writer:
         self._counters.committed(time.monotonic() - started, oldest_age_seconds)
         await self._spool.trim(self._committed_seq)
 
-    async def _write_parts(self, store: Store, frames: Sequence[Prepared], why: RowsRejected) -> None:
+    async def _write_parts(self, store: Store, frames: Sequence[Prepared], exc: RowsRejected) -> None:
         if len(frames) > 1:
             for part in halves(frames):
                 await self._write(store, part)
@@ -274,9 +274,9 @@ class Writer:
         (frame,) = frames
         if isinstance(frame.content, BadFrame):
             # Setting it aside writes nothing of the guest's but bytes: refused, it is our bug and not the guest's.
-            raise why
-        log.warning("a frame was refused by the store and is set aside", machine=str(frame.machine_id), error=str(why))
-        await self._write(store, [replace(frame, content=BadFrame("rejected_by_store", str(why)))])
+            raise exc
+        log.warning("a frame was refused by the store and is set aside", machine=str(frame.machine_id), error=str(exc))
+        await self._write(store, [replace(frame, content=BadFrame("rejected_by_store", str(exc)))])
 
 
 @asynccontextmanager

@@ -92,10 +92,10 @@ class Connection:
         assert mid is not None
         self._subscribing[mid] = heard
 
-    def give_up(self, why: str) -> None:
+    def give_up(self, exc: str) -> None:
         """Make this connection one that is lost."""
         self._last_error = ""
-        self._fail(why)
+        self._fail(exc)
 
     def publish(self, topic: str, payload: bytes) -> None:
         """Say something once, to be kept for later listeners."""
@@ -208,9 +208,9 @@ class Connection:
             self._news.clear()
             await self._news.wait()
 
-    def _fail(self, why: str) -> None:
+    def _fail(self, exc: str) -> None:
         if self._lost is None:
-            self._lost = SourceLost(_address(self._login) + (self._last_error or why))
+            self._lost = SourceLost(_address(self._login) + (self._last_error or exc))
             self._tick.cancel()
             self._news.set()
 
@@ -276,10 +276,10 @@ async def connected(login: Login) -> AsyncIterator[Connection]:
     client.connect_timeout = ANSWER_SECONDS
     try:
         await asyncio.to_thread(_connect, client, login)
-    except ssl.SSLCertVerificationError as why:
-        raise SourceLost(f"{_address(login)}{why.verify_message} (mqtt.tls_ca_file, mqtt.host)") from why
-    except (OSError, UnicodeError) as why:  # the latter of names that cannot be one
-        raise SourceLost(f"{_address(login)}{getattr(why, 'strerror', None) or why}") from why
+    except ssl.SSLCertVerificationError as exc:
+        raise SourceLost(f"{_address(login)}{exc.verify_message} (mqtt.tls_ca_file, mqtt.host)") from exc
+    except (OSError, UnicodeError) as exc:  # the latter of names that cannot be one
+        raise SourceLost(f"{_address(login)}{getattr(exc, 'strerror', None) or exc}") from exc
     connection = Connection(client, login)
     try:
         await connection.greeted()

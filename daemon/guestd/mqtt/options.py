@@ -65,12 +65,12 @@ def _tls(settings: Mqtt) -> ssl.SSLContext | None:
         return None
     try:
         context = ssl.create_default_context(cafile=settings.tls_ca_file or None)
-    except OSError as why:  # an SSLError is one too
-        raise ConfigError(f"mqtt.tls_ca_file {settings.tls_ca_file}: {why.strerror or why}") from why
+    except OSError as exc:  # an SSLError is one too
+        raise ConfigError(f"mqtt.tls_ca_file {settings.tls_ca_file}: {exc.strerror or exc}") from exc
     if settings.tls_certificate_file:
         try:
             context.load_cert_chain(settings.tls_certificate_file, settings.tls_key_file or None)
-        except OSError as why:
+        except OSError as exc:
             named = f"mqtt.tls_certificate_file {settings.tls_certificate_file}, mqtt.tls_key_file"
-            raise ConfigError(f"{named} {settings.tls_key_file}: {why.strerror or why}") from why
+            raise ConfigError(f"{named} {settings.tls_key_file}: {exc.strerror or exc}") from exc
     return context

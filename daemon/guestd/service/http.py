@@ -41,7 +41,7 @@ async def served(
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
 
         def written() -> bytes:
-            families = rendered(telemetry.hosting.families(), is_openmetrics="openmetrics" in content_type)
+            families = rendered(telemetry.vms.families(), is_openmetrics="openmetrics" in content_type)
             return joined(encode(telemetry.registry), families)
 
         # A thousand domains have tens of thousands of samples: on a thread, so that ingest goes on meanwhile.
@@ -72,8 +72,8 @@ async def served(
         site = web.TCPSite(runner, host, port, ssl_context=protection.tls)
         try:
             await site.start()
-        except OSError as why:
-            raise ConfigError(f"telemetry: cannot listen on {host} port {port}: {why.strerror}") from why
+        except OSError as exc:
+            raise ConfigError(f"telemetry: cannot listen on {host} port {port}: {exc.strerror}") from exc
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()

@@ -73,10 +73,10 @@ def read(file: str) -> Web:
     path = Path(file)
     try:
         found = msgspec.yaml.decode(path.read_bytes(), type=_File)
-    except OSError as why:
-        raise ConfigError(f"telemetry.web_config_file {file}: {why.strerror}") from why
-    except msgspec.DecodeError as why:
-        raise ConfigError(f"telemetry.web_config_file {file}: {why}") from why
+    except OSError as exc:
+        raise ConfigError(f"telemetry.web_config_file {file}: {exc.strerror}") from exc
+    except msgspec.DecodeError as exc:
+        raise ConfigError(f"telemetry.web_config_file {file}: {exc}") from exc
     users = {user: hashed.encode() for user, hashed in found.basic_auth_users.items()}
     for user, hashed in users.items():
         if not hashed.startswith((b"$2a$", b"$2b$", b"$2y$")):
@@ -95,8 +95,8 @@ def _context(chosen: _Tls, beside: Path) -> ssl.SSLContext:
         if chosen.client_auth_type == "RequireAndVerifyClientCert":
             context.load_verify_locations(beside / chosen.client_ca_file)
             context.verify_mode = ssl.CERT_REQUIRED
-    except OSError as why:  # an SSLError is one too
-        raise ConfigError(f"telemetry.web_config_file: its certificates: {why.strerror or why}") from why
+    except OSError as exc:  # an SSLError is one too
+        raise ConfigError(f"telemetry.web_config_file: its certificates: {exc.strerror or exc}") from exc
     return context
 
 

@@ -86,8 +86,8 @@ class Reload:
     async def _reload(self) -> None:
         try:
             read = await asyncio.to_thread(self._reread)
-        except ConfigError as why:
-            log.error("the configuration was not reloaded, the old one stays in force", error=str(why))
+        except ConfigError as exc:
+            log.error("the configuration was not reloaded, the old one stays in force", error=str(exc))
             return
         found = reloaded(self.settings, read)
         self.settings = found.settings

@@ -15,7 +15,7 @@ import structlog
 
 from guestd.agent.mqtt import Address, add_broker_arguments, broker_of
 from guestd.agent.signals import until_signal
-from guestd.simulator.fleet import Member, Plan, enlarge_descriptor_limit, live, open_fleet
+from guestd.simulator.fleet import Plan, RegisteredMachine, enlarge_descriptor_limit, live, open_fleet
 from guestd.simulator.guest import machine_id
 
 __all__ = ["add_arguments", "machine_ids", "run"]
@@ -75,8 +75,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     try:
         return asyncio.run(_simulate(plan, arguments.manifest))
-    except OSError as why:
-        _log.error("cannot simulate", why=str(why))
+    except OSError as exc:
+        _log.error("cannot simulate", why=str(exc))
         return 1
 
 
@@ -94,7 +94,7 @@ async def _simulate(plan: Plan, manifest: Path | None) -> int:
     return 0 if finished or plan.count is None else 1
 
 
-def _write_manifest(path: Path, members: list[Member]) -> None:
+def _write_manifest(path: Path, members: list[RegisteredMachine]) -> None:
     path.write_bytes(b"".join(msgspec.json.encode(member.tally()) + b"\n" for member in members))
 
 

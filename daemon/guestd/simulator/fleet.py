@@ -50,7 +50,7 @@ class Plan:
 
 
 @dataclass(slots=True)
-class Member:
+class RegisteredMachine:
     """A guest, what it still holds for the host, and how it speaks; when its messages were taken, if few."""
 
     guest: Guest
@@ -86,7 +86,7 @@ def enlarge_descriptor_limit(guests: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def open_fleet(plan: Plan, open_: ExitStack) -> list[Member]:
+def open_fleet(plan: Plan, open_: ExitStack) -> list[RegisteredMachine]:
     """All guests, listening or on their way to the broker; closing `open_` ends that. OSError when one cannot listen.
 
     Of a broker the loop must run, and `open_` be closed in it.
@@ -97,7 +97,7 @@ def open_fleet(plan: Plan, open_: ExitStack) -> list[Member]:
     for number in range(plan.first, plan.first + plan.guests):
         guest = Guest(number, seed=plan.seed, processes=plan.processes, start_s=start_s)
         sender = Sender(Outbox(str(uuid.uuid4()), BUFFER_BYTES), on_request=_not_asked)
-        members.append(Member(guest, sender, ways(guest.machine_id, sender), deque(maxlen=plan.count or 0)))
+        members.append(RegisteredMachine(guest, sender, ways(guest.machine_id, sender), deque(maxlen=plan.count or 0)))
     return members
 
 
@@ -134,7 +134,7 @@ def _not_asked() -> None:
     """A simulated guest reports when its plan says so, whatever the host asks."""
 
 
-async def live(members: list[Member], plan: Plan) -> None:
+async def live(members: list[RegisteredMachine], plan: Plan) -> None:
     """Serve every guest until each has sent its messages and has them acknowledged; for ever without a
     count."""
     async with asyncio.TaskGroup() as tasks:
@@ -148,7 +148,7 @@ async def live(members: list[Member], plan: Plan) -> None:
             task.cancel()
 
 
-async def _live(member: Member, plan: Plan, delay_seconds: float) -> None:
+async def _live(member: RegisteredMachine, plan: Plan, delay_seconds: float) -> None:
     loop = asyncio.get_running_loop()
     due = loop.time() + delay_seconds
     timestamp_ms = 0

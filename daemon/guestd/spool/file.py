@@ -124,9 +124,9 @@ def opened_or_begun(directory: Path) -> sqlite3.Connection:
         return _opened(directory / FILE)
     except sqlite3.OperationalError:
         raise
-    except sqlite3.DatabaseError as why:
+    except sqlite3.DatabaseError as exc:
         aside = directory / f"{FILE}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}"
-        log.error("the spool file is damaged and was set aside", file=str(aside), error=str(why))
+        log.error("the spool file is damaged and was set aside", file=str(aside), error=str(exc))
         for suffix in ("", "-wal", "-shm"):
             part = directory / (FILE + suffix)
             if part.exists():
@@ -148,8 +148,8 @@ def locked(directory: Path) -> IO[bytes]:
     except BlockingIOError:
         lock.close()
         raise ConfigError(f"spool.directory {directory}: another guestd is running on it") from None
-    except OSError as why:
-        raise ConfigError(f"spool.directory {directory}: {why.strerror}") from why
+    except OSError as exc:
+        raise ConfigError(f"spool.directory {directory}: {exc.strerror}") from exc
     return lock
 
 
@@ -229,8 +229,8 @@ def _check_values(connection: sqlite3.Connection) -> None:
 def _check_identity(connection: sqlite3.Connection) -> None:
     try:
         identity(connection)
-    except ValueError as why:
-        raise sqlite3.DatabaseError(f"its id cannot be read: {why}") from why
+    except ValueError as exc:
+        raise sqlite3.DatabaseError(f"its id cannot be read: {exc}") from exc
 
 
 def write_rows(connection: sqlite3.Connection, into: str, rows: Sequence[tuple[object, ...]]) -> None:

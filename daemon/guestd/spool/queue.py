@@ -166,12 +166,12 @@ class Spool:
             self.tries += 1
             try:
                 first_seq = await loop.run_in_executor(self._write_thread, self._commit_or_make_room, entries)
-            except sqlite3.OperationalError as why:
-                self.error = str(why)
+            except sqlite3.OperationalError as exc:
+                self.error = str(exc)
                 log.error("the spool cannot be written, nothing more is acknowledged", error=self.error)
                 await asyncio.sleep(1)
                 if self._inode != file.inode(self._file) and not self._sizes:
-                    raise OSError(f"{self._file}: {self.error}; what it held is stored, a new one is to begin") from why
+                    raise OSError(f"{self._file}: {self.error}; what it held is stored, a new one is to begin") from exc
                 continue
             self.error = None
             self.commit_seconds(time.perf_counter() - started)
@@ -265,9 +265,9 @@ class Spool:
         loop = asyncio.get_running_loop()
         try:
             await loop.run_in_executor(self._write_thread, self._delete, up_to_seq)
-        except sqlite3.OperationalError as why:
+        except sqlite3.OperationalError as exc:
             # The ledger has moved on: what is still here is skipped, and the next trim takes it along.
-            self.error = str(why)
+            self.error = str(exc)
             log.error("the spool cannot be trimmed", error=self.error)
             return
         while self._sizes and self._sizes[0][0] <= up_to_seq:
@@ -287,8 +287,8 @@ class Spool:
         """On a full disk even deleting needs room, for the log of what changes: that is what the ballast is for."""
         try:
             return write()
-        except sqlite3.OperationalError as why:
-            if "locked" in str(why) or not self._ballast.exists():
+        except sqlite3.OperationalError as exc:
+            if "locked" in str(exc) or not self._ballast.exists():
                 raise
             self._ballast.unlink()
             written = write()
@@ -330,8 +330,8 @@ class Spool:
             self.tries += 1
             try:
                 written = await loop.run_in_executor(self._write_thread, self._with_ballast, write)
-            except sqlite3.OperationalError as why:
-                self.error = str(why)
+            except sqlite3.OperationalError as exc:
+                self.error = str(exc)
                 log.error("the spool cannot be written, nothing is stored", error=self.error)
                 await asyncio.sleep(1)
                 continue
@@ -357,11 +357,11 @@ def open_spool(directory: Path, *, max_bytes: int, share: float) -> Spool:
         try:
             writing = file.opened_or_begun(directory)
             return Spool(directory, lock, writing, max_bytes=max_bytes, share_bytes=int(max_bytes * share))
-        except sqlite3.OperationalError as why:
+        except sqlite3.OperationalError as exc:
             # A full or failing disk, a file that another process holds: the frames are sound.
-            if ballast.exists() and "full" in str(why):
+            if ballast.exists() and "full" in str(exc):
                 log.warning("the spool's disk is full: its ballast was given up to open it")
                 ballast.unlink()
                 continue
             lock.close()
-            raise OSError(f"spool.directory {directory}: {why}") from why
+            raise OSError(f"spool.directory {directory}: {exc}") from exc

@@ -22,7 +22,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from guestd.core.errors import BadFrame, RowsRejected, StoreUnavailable
-from guestd.core.machines import Member, Roster
+from guestd.core.machines import MachineRegistry, RegisteredMachine
 from guestd.core.text import printable
 from guestd.rows import redact
 from guestd.rows.batch import Prepared
@@ -318,9 +318,9 @@ class Store:
         async with self._connection.cursor() as cursor, cursor.copy(statement.encode()) as copy:
             try:
                 await copyrows.write(copy, table, rows)
-            except (OverflowError, TypeError, UnicodeError) as why:
+            except (OverflowError, TypeError, UnicodeError) as exc:
                 # For a value that does not fit its column's type.
-                raise RowsRejected(f"{table.name}: {type(why).__name__}: {why}") from why
+                raise RowsRejected(f"{table.name}: {type(exc).__name__}: {exc}") from exc
 
     async def _quarantine(self, spool_id: UUID, frame: Prepared, reason: str, detail: str) -> bool:
         """Whether there is a row of it now that was not there before."""
@@ -385,13 +385,13 @@ async def store_on(connection: psycopg.AsyncConnection[Any]) -> Store:
     return Store(connection)
 
 
-async def watch_machines(dsn: str, roster: Roster) -> None:
-    """Keep the roster true for as long as the connection lives; a new machine is seen when its row is committed."""
+async def watch_machines(dsn: str, machine_registry: MachineRegistry) -> None:
+    """Keep the machine registry current while the connection lives; a new machine is seen when its row is committed."""
     async with connection_to(dsn) as connection, sorted_errors():
         await connection.execute("LISTEN guestd_machine")
         while True:
             cursor = await connection.execute(query("list_machines"))
-            roster.replace(Member(*row) for row in await cursor.fetchall())
+            machine_registry.replace(RegisteredMachine(*row) for row in await cursor.fetchall())
             async for _ in connection.notifies(timeout=ROSTER_SECONDS, stop_after=1):
                 pass
 

@@ -35,8 +35,8 @@ def check_dsn(dsn: str) -> None:
     """ConfigError for a connection string that no server could ever answer."""
     try:
         parts = conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError as why:
-        raise ConfigError(f"store.dsn: {str(why).strip()}") from why
+    except psycopg.ProgrammingError as exc:
+        raise ConfigError(f"store.dsn: {str(exc).strip()}") from exc
     for name in ("port", "connect_timeout"):
         numbers = str(parts.get(name) or "0").split(",")
         if not all(number.isdigit() for number in numbers):
@@ -65,9 +65,9 @@ async def connection_to(dsn: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]
     conninfo = make_conninfo(dsn, **_defaults(dsn))
     try:
         connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
-    except psycopg.Error as why:
-        hint = "; store.dsn: sslrootcert names who must have signed it" if "certificate" in str(why) else ""
-        raise StoreUnavailable(f"{server_name(dsn)}: {str(why).strip()}{hint}") from why
+    except psycopg.Error as exc:
+        hint = "; store.dsn: sslrootcert names who must have signed it" if "certificate" in str(exc) else ""
+        raise StoreUnavailable(f"{server_name(dsn)}: {str(exc).strip()}{hint}") from exc
     try:
         yield connection
     finally:
@@ -106,17 +106,17 @@ async def sorted_errors() -> AsyncIterator[None]:
     """Every error of the driver or the server, as what the writer is to do about it."""
     try:
         yield
-    except psycopg.Error as why:
-        raise _sorted(why) from why
-    except TimeoutError as why:
-        raise StoreUnavailable(f"no answer within {WRITE_SECONDS} s") from why
+    except psycopg.Error as exc:
+        raise _sorted(exc) from exc
+    except TimeoutError as exc:
+        raise StoreUnavailable(f"no answer within {WRITE_SECONDS} s") from exc
 
 
-def _sorted(why: psycopg.Error) -> Exception:
-    state = why.sqlstate
-    message = f"{state or type(why).__name__}: {str(why).strip()}"
+def _sorted(exc: psycopg.Error) -> Exception:
+    state = exc.sqlstate
+    message = f"{state or type(exc).__name__}: {str(exc).strip()}"
     if state is None:
-        return RowsRejected(message) if isinstance(why, psycopg.DataError) else StoreUnavailable(message)
+        return RowsRejected(message) if isinstance(exc, psycopg.DataError) else StoreUnavailable(message)
     if state == "23505":
         return KeyTaken(message)
     if state.startswith(_REFUSED_CLASSES):

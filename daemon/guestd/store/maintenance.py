@@ -62,8 +62,8 @@ class Tidying:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._is_crowded.wait(), ROUND_SECONDS - self._at_least_seconds)
 
-        def lost(why: Exception, _: float) -> None:
-            log.debug("maintenance of the store waits", error=str(why))
+        def lost(exc: Exception, _: float) -> None:
+            log.debug("maintenance of the store waits", error=str(exc))
 
         await retrying(rounds, expected=StoreUnavailable, backoff=Backoff(cap_seconds=60), lost=lost)
 
@@ -88,5 +88,5 @@ class Tidying:
 def _schema_differences(dsn: str) -> int:
     try:
         return len(catalogue.check(dsn))
-    except (StoreError, ConfigurationError) as why:
-        raise StoreUnavailable(str(why)) from why
+    except (StoreError, ConfigurationError) as exc:
+        raise StoreUnavailable(str(exc)) from exc

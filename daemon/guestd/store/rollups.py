@@ -108,14 +108,14 @@ class Upkeep:
 def _alarms(dsn: str) -> list[Alarm]:
     try:
         return alarms(dsn)
-    except (StoreError, ConfigurationError) as why:
-        raise StoreUnavailable(str(why)) from why
+    except (StoreError, ConfigurationError) as exc:
+        raise StoreUnavailable(str(exc)) from exc
 
 
-def _waits(why: Exception, seconds: float) -> None:
+def _waits(exc: Exception, seconds: float) -> None:
     # The writer says that the store is away.
-    say = log.debug if isinstance(why, StoreUnavailable) else log.warning
-    say("the upkeep of machines waits", error=str(why), retry_seconds=round(seconds, 1))
+    say = log.debug if isinstance(exc, StoreUnavailable) else log.warning
+    say("the upkeep of machines waits", error=str(exc), retry_seconds=round(seconds, 1))
 
 
 async def _roll_up(connection: psycopg.AsyncConnection[Any]) -> None:

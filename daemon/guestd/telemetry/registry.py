@@ -34,7 +34,7 @@ SPOOL_HELP = "From when the spool got a group's oldest frame to its fsync: what 
 LAG_HELP = "From the receipt of a batch's oldest frame to its commit."
 
 
-class Hosting:
+class VmMetrics:
     """The metrics of libvirt and of the machines that are kept through it."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -65,7 +65,7 @@ class Hosting:
         return [family for families in self._shown for family in families()]
 
 
-class Filtering:
+class FilterMetrics:
     """The metrics of the network filters that are kept."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -83,7 +83,7 @@ class Filtering:
         )
 
 
-class Timing:
+class TimingMetrics:
     """How long frames take on their way."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -155,9 +155,9 @@ class Telemetry:
         self.key_conflicts = counter("guestd_key_conflicts", "Batches with keys that somebody else's rows had taken.")
         self.bugs = counter("guestd_bugs", "Frames that reached a bug of ours; each is in the log.")
         self.schema_differences = gauge("guestd_schema_differences", SCHEMA_HELP)
-        self.timing = Timing(registry)
-        self.hosting = Hosting(registry)
-        self.filtering = Filtering(registry)
+        self.timing = TimingMetrics(registry)
+        self.vms = VmMetrics(registry)
+        self.filters = FilterMetrics(registry)
 
 
 def _identify(registry: CollectorRegistry) -> None:

@@ -280,13 +280,13 @@ def _seen(
     machine: Machine, domain: Domain, tries: Tries | None, now: float, rules: Rules
 ) -> Iterator[Write | Power | Report | Wait]:
     if machine.host_id != rules.host_id:
-        why = _claim(machine, domain)
-        if why is None:
+        exc = _claim(machine, domain)
+        if exc is None:
             if domain.is_active and status_of(domain) is not None:
                 yield Report("duplicate", machine.name, f"it also runs on host {machine.host_id}, which holds it")
                 yield Wait(CONTESTED_SECONDS)
             return
-        yield Claim(machine.id, machine.name, machine.host_id, why)
+        yield Claim(machine.id, machine.name, machine.host_id, exc)
     yield from _drift(machine, domain)
     power: Power | Report | Wait | None = None
     problem = None
@@ -311,20 +311,20 @@ def _seen(
 def _claim(machine: Machine, domain: Domain) -> str | None:
     """Why this host may take the machine, or None."""
     facts = machine.facts
-    why = None
+    exc = None
     if status_of(domain) is None:
         pass
     elif machine.host_id is None:
-        why = "nobody held it"
+        exc = "nobody held it"
     elif not domain.is_active:
         pass
     elif not machine.is_holder_live:
-        why = f"it is active here and host {machine.host_id} is not heard of"
+        exc = f"it is active here and host {machine.host_id} is not heard of"
     elif facts is None or not facts.is_active:
-        why = f"it is active here and no longer on host {machine.host_id}"
+        exc = f"it is active here and no longer on host {machine.host_id}"
     elif domain.reason == "migrated" and domain.uuid == facts.domain_uuid:
-        why = f"it was migrated here from host {machine.host_id}"
-    return why
+        exc = f"it was migrated here from host {machine.host_id}"
+    return exc
 
 
 def _status(machine: Machine, domain: Domain) -> Iterator[SetStatus]:
@@ -387,16 +387,16 @@ def _power(
         return None
     if tries is not None and tries.desired != desired:
         tries = None
-    kind, why = _step(desired, actual, domain, tries, rules)
+    kind, exc = _step(desired, actual, domain, tries, rules)
     if kind is None:
-        return Report("cannot", machine.name, why)
+        return Report("cannot", machine.name, exc)
     count = 0 if tries is None or tries.action != kind.__name__ else tries.count
     if kind is Start and count >= STARTS_BEFORE_LEFT:
         return Report("left", machine.name, f"started {count} times and it did not stay; set desiredStatus again")
     left = 0.0 if tries is None else tries.at + _delay(tries, rules) - now
     if left > 0:
         return Wait(left)
-    return kind(machine.id, machine.name, domain.uuid, desired, why)
+    return kind(machine.id, machine.name, domain.uuid, desired, exc)
 
 
 def _step(

@@ -65,11 +65,11 @@ class Reconciler:
     async def run(self) -> None:
         """Keep them, for ever."""
 
-        def lost(why: Exception, seconds: float) -> None:
-            if str(why) != self.error:
-                say = log.error if isinstance(why, HostTaken | RowsRejected) else log.warning
-                say("machines are not being kept", error=str(why), retry=round(seconds, 1))
-            self.error = str(why)
+        def lost(exc: Exception, seconds: float) -> None:
+            if str(exc) != self.error:
+                say = log.error if isinstance(exc, HostTaken | RowsRejected) else log.warning
+                say("machines are not being kept", error=str(exc), retry=round(seconds, 1))
+            self.error = str(exc)
             self._counters.lost()
 
         await retrying(self._life, expected=_FAILURES, backoff=Backoff(cap_seconds=5), lost=lost)
@@ -80,7 +80,7 @@ class Reconciler:
             lambda: watch_wishes(self._dsn, self._wake),
             expected=StoreUnavailable,
             backoff=Backoff(cap_seconds=5),
-            lost=lambda why, _: log.debug("wishes are not heard of", error=str(why)),
+            lost=lambda exc, _: log.debug("wishes are not heard of", error=str(exc)),
         )
 
     async def _life(self) -> None:
@@ -143,8 +143,8 @@ class Reconciler:
             try:
                 refused = await self._apply(action)
                 result = "done" if refused is None else "refused"
-            except SourceLost as why:
-                refused, result = str(why), "no_answer"
+            except SourceLost as exc:
+                refused, result = str(exc), "no_answer"
             self._counters.acted(type(action).__name__.lower(), result)
             if refused is not None:
                 log.warning("an action failed", what=str(action), machine=str(action.machine_id), error=refused)

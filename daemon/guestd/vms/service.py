@@ -11,8 +11,8 @@ from guestd.core.tasks import Life
 from guestd.hypervisor import connection
 from guestd.hypervisor.connection import Hypervisor
 from guestd.hypervisor.domain_stats import Sampler
-from guestd.telemetry.registry import Hosting as HostingMetrics
 from guestd.telemetry.registry import Telemetry
+from guestd.telemetry.registry import VmMetrics as HostingMetrics
 from guestd.vms import reconciler
 from guestd.vms.plan import REPORT_KINDS, Plan, Report, Rules
 from guestd.vms.reconciler import Reconciler, preview
@@ -20,20 +20,20 @@ from guestd.vms.reconciler import Reconciler, preview
 NOBODY = UUID(int=0)
 
 
-class Hosting:
+class VmService:
     """Driver, loop and statistics of one host. Raises ConfigError where libvirt's bindings are missing."""
 
     def __init__(self, settings: Settings, telemetry: Telemetry) -> None:
         chosen = settings.libvirt
-        self.hypervisor = Hypervisor(chosen.uri, _driver_counters(telemetry.hosting))
+        self.hypervisor = Hypervisor(chosen.uri, _driver_counters(telemetry.vms))
         self._loop = Reconciler(
             self.hypervisor,
             dsn=settings.store.dsn,
             host_name=host_name(chosen),
             rules=rules_of(chosen),
-            counters=_loop_counters(telemetry.hosting),
+            counters=_loop_counters(telemetry.vms),
         )
-        shown, driver = telemetry.hosting, self.hypervisor
+        shown, driver = telemetry.vms, self.hypervisor
         self._sampler = Sampler(
             chosen.uri, lambda: driver.domains, gave_up=shown.calls_given_up.inc, took=shown.call_seconds.observe
         )
@@ -75,7 +75,7 @@ def rules_of(chosen: Libvirt) -> Rules:
 
 async def planned(settings: Settings) -> Plan:
     """What a guestd that starts now would do to machines and rows; SourceLost or StoreUnavailable where it cannot."""
-    driver = Hypervisor(settings.libvirt.uri, _driver_counters(Telemetry().hosting))
+    driver = Hypervisor(settings.libvirt.uri, _driver_counters(Telemetry().vms))
     async with driver.connected():
         return await preview(
             driver, dsn=settings.store.dsn, host_name=host_name(settings.libvirt), rules=rules_of(settings.libvirt)

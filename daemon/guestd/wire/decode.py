@@ -88,8 +88,8 @@ def _decode_somehow(text: bytes, repairs: list[str]) -> Decoded:
     """As it is; else the whole message behind the half of one; else what can be read of it."""
     try:
         return _decode_once(text, repairs)
-    except SYNTAX_ERRORS as why:
-        first_error = why
+    except SYNTAX_ERRORS as exc:
+        first_error = exc
     for candidate in filter(is_value, restarts(text)):
         with suppress(*SYNTAX_ERRORS):
             return _decode_once(candidate, [*repairs, "restarted_line"])
@@ -147,8 +147,8 @@ def _part_by_part(text: bytes, repairs: list[str]) -> Decoded:
         if kind != b'"metrics"':
             raise _not_metrics(kind[:60].decode(errors="replace").strip('"'))
         return Decoded(found.object("", text, Metrics), found.refusals, found.repairs)
-    except msgspec.ValidationError as why:
-        raise BadFrame("shape", str(why)[:300]) from why
+    except msgspec.ValidationError as exc:
+        raise BadFrame("shape", str(exc)[:300]) from exc
 
 
 @dataclass(slots=True)
@@ -172,8 +172,8 @@ class _Found:
                     self.repairs.append("field_left_out")
         try:
             return wanted(**values)
-        except TypeError as why:
-            raise msgspec.ValidationError(f"{why} in {path or 'the message'}") from why
+        except TypeError as exc:
+            raise msgspec.ValidationError(f"{exc} in {path or 'the message'}") from exc
 
     def _part(self, path: str, members: dict[str, msgspec.Raw], each: msgspec.structs.FieldInfo) -> Any:
         raw = members[each.encode_name]
@@ -189,8 +189,8 @@ class _Found:
         table, entry_type, key, most = _LISTS[path]
         try:
             entries = _LIST.decode(raw)
-        except msgspec.ValidationError as why:
-            raise BadFrame("shape", f"{why} in {path}"[:300]) from why
+        except msgspec.ValidationError as exc:
+            raise BadFrame("shape", f"{exc} in {path}"[:300]) from exc
         if entries is None:
             raise msgspec.ValidationError(f"null in {path}")
         if len(entries) > most:
@@ -199,8 +199,8 @@ class _Found:
         for entry in entries[:most]:
             try:
                 kept.append(self._entry(entry, entry_type))
-            except msgspec.ValidationError as why:
-                self._refuse(table, _key_of(entry, key), str(why))
+            except msgspec.ValidationError as exc:
+                self._refuse(table, _key_of(entry, key), str(exc))
         return kept
 
     def _entry(self, raw: msgspec.Raw, wanted: type[Struct]) -> Struct:

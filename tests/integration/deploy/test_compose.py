@@ -59,8 +59,8 @@ def test_grafana_is_told_all_that_its_provisioning_asks_for() -> None:
 def test_a_real_mosquitto_takes_the_configuration_that_it_is_given() -> None:
     try:
         program = prefix() / "usr/sbin/mosquitto"
-    except BrokerError as why:
-        pytest.skip(str(why))
+    except BrokerError as exc:
+        pytest.skip(str(exc))
     with tempfile.TemporaryDirectory(prefix="guestd-") as name:
         own = Path(name)
         own.chmod(0o777)

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from guestd.core.machines import Member, Roster
+from guestd.core.machines import MachineRegistry, RegisteredMachine
 from guestd.hypervisor.domains import Channel, Description, Domain
 from guestd.ingest.discovery import Directory, Domains, socket_paths
 
@@ -31,17 +31,17 @@ def sockets(directory: Path) -> Iterator[Path]:
         yield directory
 
 
-def roster(**named: UUID) -> Roster:
-    known = Roster()
-    known.replace(Member(machine_id, name) for name, machine_id in named.items())
+def machine_registry(**named: UUID) -> MachineRegistry:
+    known = MachineRegistry()
+    known.replace(RegisteredMachine(machine_id, name) for name, machine_id in named.items())
     return known
 
 
 def look(
-    seen: list[Domain] | None, known: Roster, memory: Path = Path("/none/memory")
+    seen: list[Domain] | None, known: MachineRegistry, memory: Path = Path("/none/memory")
 ) -> tuple[dict[UUID, str], frozenset[str]] | None:
     """What is found: the socket's name by machine, and who is unknown."""
-    place = Domains(lambda: seen, asyncio.Event(), roster=known, channel_names=[AGENT, OLD], memory=memory)
+    place = Domains(lambda: seen, asyncio.Event(), machine_registry=known, channel_names=[AGENT, OLD], memory=memory)
     found = asyncio.run(place.look())
     if found is None:
         return None
@@ -60,66 +60,66 @@ def test_the_first_of_the_names_that_a_running_domain_has_is_its_channel() -> No
 
 
 def test_a_domains_channel_belongs_to_the_machine_of_that_internal_name(sockets: Path) -> None:
-    assert look([domain("vm", (AGENT, sockets / "a"))], roster(vm=MACHINE)) == ({MACHINE: "a"}, frozenset())
+    assert look([domain("vm", (AGENT, sockets / "a"))], machine_registry(vm=MACHINE)) == ({MACHINE: "a"}, frozenset())
 
 
 def test_a_domain_without_a_machine_is_reported_and_not_read(sockets: Path) -> None:
     seen = [domain("vm", (AGENT, sockets / "a")), domain("stray", (AGENT, sockets / "b"))]
-    assert look(seen, roster(vm=MACHINE)) == ({MACHINE: "a"}, frozenset({"stray"}))
+    assert look(seen, machine_registry(vm=MACHINE)) == ({MACHINE: "a"}, frozenset({"stray"}))
 
 
 def test_a_socket_that_is_not_there_is_no_channel(sockets: Path) -> None:
-    assert look([domain("vm", (AGENT, sockets / "gone"))], roster(vm=MACHINE)) == ({}, frozenset())
+    assert look([domain("vm", (AGENT, sockets / "gone"))], machine_registry(vm=MACHINE)) == ({}, frozenset())
 
 
 def test_before_libvirt_or_the_store_has_answered_nothing_can_be_told(sockets: Path) -> None:
-    assert look(None, roster(vm=MACHINE)) is None
-    assert look([domain("vm", (AGENT, sockets / "a"))], Roster()) is None
+    assert look(None, machine_registry(vm=MACHINE)) is None
+    assert look([domain("vm", (AGENT, sockets / "a"))], MachineRegistry()) is None
 
 
 def test_what_a_look_has_shown_is_known_to_the_next_guestd_without_libvirt_or_store(sockets: Path) -> None:
     memory, seen = sockets / "memory", [domain("vm", (AGENT, sockets / "a"))]
-    assert look(seen, roster(vm=MACHINE), memory) == ({MACHINE: "a"}, frozenset())
+    assert look(seen, machine_registry(vm=MACHINE), memory) == ({MACHINE: "a"}, frozenset())
     again = [domain("vm", (AGENT, sockets / "b")), domain("new", (AGENT, sockets / "a"))]
-    assert look(again, Roster(), memory) == ({MACHINE: "b"}, frozenset())
-    assert look(None, Roster(), memory) == ({MACHINE: "a"}, frozenset())
-    assert look(None, roster(vm=MACHINE), memory) == ({MACHINE: "a"}, frozenset())
-    assert look(None, roster(other=uuid4()), memory) == ({}, frozenset())
+    assert look(again, MachineRegistry(), memory) == ({MACHINE: "b"}, frozenset())
+    assert look(None, MachineRegistry(), memory) == ({MACHINE: "a"}, frozenset())
+    assert look(None, machine_registry(vm=MACHINE), memory) == ({MACHINE: "a"}, frozenset())
+    assert look(None, machine_registry(other=uuid4()), memory) == ({}, frozenset())
 
 
 def test_a_remembered_socket_that_was_made_anew_is_nobodys_until_libvirt_names_it(sockets: Path) -> None:
     memory = sockets / "memory"
-    look([domain("vm", (AGENT, sockets / "a"))], roster(vm=MACHINE), memory)
+    look([domain("vm", (AGENT, sockets / "a"))], machine_registry(vm=MACHINE), memory)
     with socket.socket(socket.AF_UNIX) as other:
         (sockets / "b").rename(sockets / "old")
         other.bind(str(sockets / "b"))
         (sockets / "b").rename(sockets / "a")
-    assert look(None, Roster(), memory) == ({}, frozenset())
+    assert look(None, MachineRegistry(), memory) == ({}, frozenset())
 
 
 def test_machines_whose_samples_are_not_wanted_are_not_remembered_by_name(sockets: Path) -> None:
     memory, seen = sockets / "memory", [domain("vm", (AGENT, sockets / "a"))]
-    known = Roster()
-    known.replace([Member(MACHINE, "vm", None, is_collected=False)])
+    known = MachineRegistry()
+    known.replace([RegisteredMachine(MACHINE, "vm", None, is_collected=False)])
     look(seen, known, memory)
-    assert look(seen, Roster(), memory) == ({}, frozenset())
-    assert look(None, Roster(), memory) == ({}, frozenset())
+    assert look(seen, MachineRegistry(), memory) == ({}, frozenset())
+    assert look(None, MachineRegistry(), memory) == ({}, frozenset())
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"machines": 1}', b'{"machines": {}, "channels": {"a": []}}'])
 def test_a_memory_that_cannot_be_read_is_none(sockets: Path, content: bytes) -> None:
     (sockets / "memory").write_bytes(content)
-    assert look(None, Roster(), sockets / "memory") is None
+    assert look(None, MachineRegistry(), sockets / "memory") is None
 
 
 def test_a_memory_that_cannot_be_written_costs_nothing(sockets: Path) -> None:
     seen = [domain("vm", (AGENT, sockets / "a"))]
-    assert look(seen, roster(vm=MACHINE), sockets / "none/memory") == ({MACHINE: "a"}, frozenset())
+    assert look(seen, machine_registry(vm=MACHINE), sockets / "none/memory") == ({MACHINE: "a"}, frozenset())
 
 
 def test_a_socket_made_anew_is_another_channel(directory: Path) -> None:
     path = directory / f"{MACHINE}.socket"
-    place = Directory(directory, roster(vm=MACHINE))
+    place = Directory(directory, machine_registry(vm=MACHINE))
 
     def found() -> object:
         with socket.socket(socket.AF_UNIX) as listener:
@@ -134,7 +134,7 @@ def test_a_socket_made_anew_is_another_channel(directory: Path) -> None:
 
 def test_a_directory_that_cannot_be_read_tells_nothing(directory: Path) -> None:
     (directory / "file").touch()
-    assert asyncio.run(Directory(directory / "file", Roster()).look()) is None
-    absent = asyncio.run(Directory(directory / "absent", Roster()).look())
+    assert asyncio.run(Directory(directory / "file", MachineRegistry()).look()) is None
+    absent = asyncio.run(Directory(directory / "absent", MachineRegistry()).look())
     assert absent is not None
     assert absent.channels == {}

@@ -91,7 +91,7 @@ async def test_a_libvirtd_that_never_answers_leaves_no_figures_and_ends(tmp_path
 
 async def test_figures_are_served_with_the_rest() -> None:
     telemetry = Telemetry()
-    telemetry.hosting.show(lambda: families({"one": {"state.state": 1, "cpu.time": 5 * 10**9}}, []))
-    page = rendered(telemetry.hosting.families(), is_openmetrics=False).decode()
+    telemetry.vms.show(lambda: families({"one": {"state.state": 1, "cpu.time": 5 * 10**9}}, []))
+    page = rendered(telemetry.vms.families(), is_openmetrics=False).decode()
     assert 'libvirt_domain_info_cpu_time_seconds_total{domain="one"} 5.0\n' in page
     assert 'libvirt_domain_info_state{domain="one"} 1.0\n' in page

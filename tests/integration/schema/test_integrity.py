@@ -161,8 +161,8 @@ def test_chunks_made_ahead_by_two_daemons_while_samples_arrive_do_not_deadlock(
                 for day in range(10):
                     for table in contract.SERIES:
                         own.execute("SELECT guestd_create_chunk(%s, %s)", (table.name, NOW + timedelta(days=day)))
-        except psycopg.Error as why:
-            failures.append(why)
+        except psycopg.Error as exc:
+            failures.append(exc)
 
     daemons = [threading.Thread(target=make_ahead) for _ in range(2)]
     for daemon in daemons:

@@ -211,8 +211,8 @@ def test_what_became_active_between_the_lock_and_the_merge_is_no_deadlock(
             with psycopg.connect(dsn, autocommit=True) as own:
                 merge(own, app(machine, 2))
                 merge(own, app(machine, 5), app(machine, 5, VIM))
-        except psycopg.Error as why:
-            failures.append(why)
+        except psycopg.Error as exc:
+            failures.append(exc)
 
     thread = threading.Thread(target=other_daemon)
     with connection.transaction(), connection.cursor() as cursor, psycopg.connect(dsn, autocommit=True) as watcher:
@@ -241,8 +241,8 @@ def test_two_daemons_with_the_same_applications_do_not_deadlock(dsn: str, connec
                     listed = paths[second % 3 :: 2]  # some come, some go
                     batch = [app(machine, second, path, accessCount=second) for machine in machines for path in listed]
                     merge(own, *batch[::order])
-        except psycopg.Error as why:
-            failures.append(why)
+        except psycopg.Error as exc:
+            failures.append(exc)
 
     threads = [threading.Thread(target=daemon, args=(order,)) for order in (1, -1)]
     for thread in threads:

@@ -179,8 +179,8 @@ def test_two_daemons_with_the_same_services_neither_deadlock_nor_count_twice(dsn
                     state = "stopped" if second % 2 else "running"
                     batch = [service(m, second, state, name) for m in machines for name in names]
                     merge(own, *batch[::order])
-        except psycopg.Error as why:
-            failures.append(why)
+        except psycopg.Error as exc:
+            failures.append(exc)
 
     threads = [threading.Thread(target=daemon, args=(order,)) for order in (1, -1)]
     for thread in threads:

@@ -25,7 +25,7 @@ from tools.harness.ports import free_port
 from guestd import doctor
 from guestd.core.config import load
 from guestd.core.errors import ConfigError
-from guestd.core.machines import Member
+from guestd.core.machines import RegisteredMachine
 from guestd.doctor import Finding
 from guestd.doctor.host import _descriptors
 from guestd.doctor.machines import libvirt_lost, of_agents, of_domains
@@ -253,8 +253,8 @@ def findings(world: World) -> list[Finding]:
     """What the doctor finds there."""
     try:
         return doctor.examine(load(world.configuration()))
-    except ConfigError as why:
-        return [doctor.refused(str(why))]
+    except ConfigError as exc:
+        return [doctor.refused(str(exc))]
 
 
 def run(verb: str, world: World, *words: str) -> tuple[int, str]:
@@ -376,7 +376,7 @@ AGENT = "org.infinibay.agent"
     ids=["a domain of no machine", "a domain without a channel", "no agent in the guest", "a socket that is gone"],
 )
 def test_what_is_amiss_with_a_domain_is_found(seen: Domain, subject: str, fix: str) -> None:
-    found = of_domains([seen], [Member(uuid4(), "known")], [AGENT])
+    found = of_domains([seen], [RegisteredMachine(uuid4(), "known")], [AGENT])
     assert [each.subject for each in found if fix in each.fix] == [subject]
 
 

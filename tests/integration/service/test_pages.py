@@ -38,8 +38,8 @@ async def got(url: str, context: ssl.SSLContext | None = None, **headers: str) -
         try:
             with urllib.request.urlopen(urllib.request.Request(url, headers=headers), context=context) as answer:
                 return answer.status, answer.headers["Content-Type"], answer.read().decode()
-        except urllib.error.HTTPError as why:
-            return why.code, why.headers["Content-Type"], why.read().decode()
+        except urllib.error.HTTPError as exc:
+            return exc.code, exc.headers["Content-Type"], exc.read().decode()
 
     return await asyncio.to_thread(ask)
 
