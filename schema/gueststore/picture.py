@@ -15,7 +15,7 @@ _HEAD = """\
 
 Drawn from the catalogue of a freshly migrated database by `tools/docs/schema_pictures.py`; do not edit, change the
 migrations. `gueststore check` compares a live database with the same catalogue. Where it differs from the schema
-document, docs/decisions/0022-differences-from-the-document.md says how and why.
+document, docs/decisions/0018-deviations-from-the-schema-document.md says how and why.
 
 """
 

@@ -1,4 +1,4 @@
--- Roll-ups and retention. docs/decisions/0044 and 0045 say why they are kept this way.
+-- Roll-ups and retention. docs/decisions/0037 and 0038 say why they are kept this way.
 
 CREATE OR REPLACE FUNCTION public.guestd_sum_of(stats jsonb, key text) RETURNS double precision
 LANGUAGE sql

@@ -1,5 +1,5 @@
 -- Roll-ups as people ask for them: what the tables hold, and what is newer computed from the series. The same on
--- both editions: docs/decisions/0046 says why.
+-- both editions: docs/decisions/0039 says why.
 
 CREATE OR REPLACE VIEW "SystemMetrics_1m" AS
 SELECT

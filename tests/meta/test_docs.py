@@ -11,9 +11,10 @@ from guestd.telemetry.registry import Telemetry
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
-DECISIONS = sorted(ROOT.glob("docs/decisions/*.md"))
+DECISIONS = sorted(ROOT.glob("docs/decisions/[0-9]*.md"))
 FAILURE_MODES = (ROOT / "docs/failure-modes.md").read_text()
 PAGE_LINES = 60
+TEXT_SUFFIXES = {".c", ".conf", ".md", ".prisma", ".py", ".service", ".sh", ".sql", ".toml", ".yaml", ".yml"}
 
 
 def drawn_layers() -> list[set[str]]:
@@ -91,12 +92,38 @@ def test_every_suite_of_the_benchmarks_has_its_section() -> None:
 
 
 @pytest.mark.parametrize("decision", DECISIONS, ids=lambda path: path.stem)
-def test_a_decision_is_one_page_under_its_number(decision: Path) -> None:
+def test_a_decision_is_one_page_with_number_title_status_and_date(decision: Path) -> None:
     lines = decision.read_text().splitlines()
-    assert lines[0].startswith(f"# {int(decision.name[:4])}. ")
+    assert re.fullmatch(rf"# {int(decision.name[:4])}\. [A-Z].+", lines[0])
+    assert re.fullmatch(r"Status: (accepted|superseded by \d{4})", lines[2])
+    assert re.fullmatch(r"Date: 20\d\d-\d\d-\d\d", lines[3])
     assert len(lines) <= PAGE_LINES
 
 
-def test_no_two_decisions_have_one_number() -> None:
-    numbers = [decision.name[:4] for decision in DECISIONS]
-    assert len(numbers) == len(set(numbers))
+def test_decisions_are_numbered_without_holes() -> None:
+    assert [int(decision.name[:4]) for decision in DECISIONS] == list(range(1, len(DECISIONS) + 1))
+
+
+def text_files() -> Iterator[Path]:
+    """What may name a decision. Migrations are never edited: docs/decisions/README.md maps the numbers in them."""
+    for folder in ("daemon", "deploy", "docs", "schema", "sql", "tests", "tools"):
+        for file in (ROOT / folder).rglob("*"):
+            if file.suffix in TEXT_SUFFIXES and file.parent != ROOT / "sql/migrations":
+                yield file
+
+
+def test_every_decision_that_is_named_exists() -> None:
+    numbers = {decision.name[:4] for decision in DECISIONS}
+    named = {
+        (str(file.relative_to(ROOT)), number)
+        for file in text_files()
+        for number in re.findall(r"(?:decisions/|[Dd]ecision )(\d{4})", file.read_text())
+    }
+    assert {place for place in named if place[1] not in numbers} == set()
+
+
+def test_every_decision_that_a_migration_names_is_in_the_table_of_old_numbers() -> None:
+    table = set(re.findall(r"^\| (\d{4}) \|", (ROOT / "docs/decisions/README.md").read_text(), re.MULTILINE))
+    comments = " ".join(file.read_text() for file in ROOT.glob("sql/migrations/*.sql"))
+    named = re.findall(r"docs/decisions/(\d{4})(?: and (\d{4}))?", comments)
+    assert {number for pair in named for number in pair if number} == table

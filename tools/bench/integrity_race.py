@@ -2,7 +2,7 @@
 
 A writer does what the daemon does, at READ COMMITTED: FOR KEY SHARE on the machines of its batch, COPY for those that
 exist, commit. The deleter deletes and adds machines at the isolation level in question, from a snapshot that is
-already old when it deletes, which is where a lock alone is not enough (docs/decisions/0021).
+already old when it deletes, which is where a lock alone is not enough (docs/decisions/0017).
 """
 
 import threading

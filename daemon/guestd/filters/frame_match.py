@@ -2,7 +2,7 @@
 
 Pure. Rules of the root chain and the other chains as wholes are gone through by priority; a chain sees the frames of
 its family only. accept and drop end the look, return leaves a chain, continue goes on. A frame that comes to the end of
-a chain has passed them all: measured, and docs/decisions/0038 says where.
+a chain has passed them all: measured, and docs/decisions/0033 says where.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The services that policies switch (VMServiceConfig, DepartmentServiceConfig, GlobalServiceConfig), and their rules.
 
-Pure. The platform's list, with its bugs put right (docs/decisions/0033): using a service opens connections and not only
+Pure. The platform's list, with its bugs put right (docs/decisions/0029): using a service opens connections and not only
 goes on with them, answers follow from libvirt's own connection tracking, and a rule belongs to its service alone.
 """
 

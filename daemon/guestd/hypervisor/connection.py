@@ -1,6 +1,6 @@
 """libvirt's driver: what domains there are, as plain values, and the calls that change them.
 
-libvirt's own event loop runs on a thread of its own and every call on another (docs/decisions/0029), so that a libvirtd
+libvirt's own event loop runs on a thread of its own and every call on another (docs/decisions/0025), so that a libvirtd
 that hangs, or is gone, holds up nobody. Events carry no truth: each makes `run` look again. A look asks only what never
 waits for a QEMU: all states in one call, and the XML of the domains that changed or were not read for the longest time.
 """

@@ -6,7 +6,7 @@ comes again after a reconnect. When the spool is full guestd acknowledges nothin
 `receive_maximum`.
 
 One connection carries all machines, so nobody is waited for: what a machine sends beyond its budget or its share of the
-spool is refused and counted (docs/decisions/0008-one-machine-never-holds-up-a-broker.md).
+spool is refused and counted (docs/decisions/0008-refuse-per-machine-on-mqtt.md).
 """
 
 from __future__ import annotations

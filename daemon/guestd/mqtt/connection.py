@@ -5,7 +5,7 @@ numbers from 1 again, and an acknowledgement of the connection before would be t
 connection that is lost is not mended; its successor is another object.
 
 No thread of its own: paho asks the kernel four times a message, and each time would have to wait for whoever holds the
-interpreter (docs/decisions/0007-paho-on-the-event-loop.md).
+interpreter (docs/decisions/0007-drive-paho-from-the-event-loop.md).
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def assert_writes_what_it_means(written: dict[str, Any]) -> None:
 
 # All that Prisma's migration engine would change, and why it stays as it is.
 ALLOWED = {
-    # A foreign key on a hypertable doubles the cost of a batch; decision 0021 has what is there in its stead.
+    # A foreign key on a hypertable doubles the cost of a batch; decision 0017 has what is there in its stead.
     *(
         f'ALTER TABLE "{name}" ADD CONSTRAINT "{name}_machineId_fkey" FOREIGN KEY ("machineId") '
         'REFERENCES "Machine"("id") ON DELETE CASCADE ON UPDATE CASCADE;'
