@@ -31,7 +31,7 @@ def alarms(dsn: str, *, slow_query_ms: float = SLOW_QUERY_MS) -> list[Alarm]:
     found += [Alarm("migration", problem) for problem in state.problems]
     found += [Alarm("migration", f"{script} has not run: run `gueststore migrate`") for script in state.pending]
     with connect(dsn) as connection, connection.cursor(row_factory=class_row(Alarm)) as cursor:
-        found += cursor.execute(query("find_alarms")).fetchall()
-        if connection.execute(query("has_statements")).fetchone() == (True,):
-            found += cursor.execute(query("find_slow_queries"), {"mean_ms": slow_query_ms}).fetchall()
+        found += cursor.execute(query("schema/read_alarms")).fetchall()
+        if connection.execute(query("schema/has_statements")).fetchone() == (True,):
+            found += cursor.execute(query("schema/read_slow_queries"), {"mean_ms": slow_query_ms}).fetchall()
     return found

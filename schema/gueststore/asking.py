@@ -140,7 +140,7 @@ class Silent:
 
 async def machines(connection: Connection, wanted: str | None = None) -> list[MachineNow]:
     """Every machine with its latest sample, or those whose id, internalName or name is `wanted`; by name."""
-    return await _ask(connection, MachineNow, "ask_machines", wanted=wanted)
+    return await _ask(connection, MachineNow, "read_api/read_machines", wanted=wanted)
 
 
 async def series(
@@ -148,12 +148,12 @@ async def series(
 ) -> list[Point]:
     """A machine from `since` to before `until`, in the finest resolution that gives about `points` points at most."""
     window = {"since": since, "until": until, "points": points}
-    return await _ask(connection, Point, "ask_series", machine_id=machine_id, **window)
+    return await _ask(connection, Point, "read_api/read_series", machine_id=machine_id, **window)
 
 
 async def fleet(connection: Connection, since: datetime, until: datetime, *, points: int = 400) -> list[FleetPoint]:
     """The fleet from `since` to before `until`, by the minute up to four times `points`, by the hour beyond."""
-    return await _ask(connection, FleetPoint, "ask_fleet", since=since, until=until, points=points)
+    return await _ask(connection, FleetPoint, "read_api/read_fleet", since=since, until=until, points=points)
 
 
 async def processes(
@@ -168,7 +168,7 @@ async def processes(
     """A page of at most `most` processes in order of time: the first, or the one that follows `after`."""
     at, process_id = (after.at, after.process_id) if after else _BEFORE_ALL
     place = {"since": since, "until": until, "after_at": at, "after_id": process_id, "most": most}
-    return await _ask(connection, Process, "ask_processes", machine_id=machine_id, **place)
+    return await _ask(connection, Process, "read_api/read_processes", machine_id=machine_id, **place)
 
 
 async def top_processes(
@@ -178,23 +178,25 @@ async def top_processes(
 
     Over more than 2 hours, of all machines over more than 10 minutes, that is the mean of whole hours.
     """
-    return await _ask(connection, Used, "ask_top", machine_ids=of, since=since, until=until, most=most)
+    return await _ask(
+        connection, Used, "read_api/read_top_processes", machine_ids=of, since=since, until=until, most=most
+    )
 
 
 async def members(connection: Connection, department_id: UUID) -> list[UUID]:
     """The ids of a department's machines, for `top_processes`."""
-    cursor = await connection.execute(query("ask_members"), {"department_id": department_id})
+    cursor = await connection.execute(query("read_api/read_department_machines"), {"department_id": department_id})
     return [machine_id for (machine_id,) in await cursor.fetchall()]
 
 
 async def ports(connection: Connection, machine_id: UUID) -> list[Listener]:
     """What listened on a machine at its latest sample with ports."""
-    return await _ask(connection, Listener, "ask_ports", machine_id=machine_id)
+    return await _ask(connection, Listener, "read_api/read_ports", machine_id=machine_id)
 
 
 async def applications(connection: Connection, machine_id: UUID) -> list[Application]:
     """What is installed on a machine, by name."""
-    return await _ask(connection, Application, "ask_applications", machine_id=machine_id)
+    return await _ask(connection, Application, "read_api/read_applications", machine_id=machine_id)
 
 
 async def changes(
@@ -203,12 +205,12 @@ async def changes(
     """A page of at most `most` changes, the newest first: the first, or the one that follows `before`."""
     at, change_id = (before.at, before.id) if before else _AFTER_ALL
     place = {"before_at": at, "before_id": change_id, "most": most}
-    return await _ask(connection, Change, "ask_changes", machine_id=machine_id, **place)
+    return await _ask(connection, Change, "read_api/read_changes", machine_id=machine_id, **place)
 
 
 async def without_data(connection: Connection) -> list[Silent]:
     """Machines that run and do not report, the longest silence first."""
-    return await _ask(connection, Silent, "ask_without_data")
+    return await _ask(connection, Silent, "read_api/read_machines_without_data")
 
 
 async def _ask(connection: Connection, kind: type[Answer], name: str, **given: object) -> list[Answer]:

@@ -22,7 +22,7 @@ _STANDS_ALONE = frozenset({"table", "view", "hypertable", "function"})
 
 def read(connection: Connection) -> Catalogue:
     """Return the catalogue of a live database, in reading order."""
-    found = connection.execute(query("read_catalogue")).fetchall()
+    found = connection.execute(query("schema/read_catalogue")).fetchall()
     return {(str(kind), str(name)): str(definition) for kind, name, definition in found}
 
 

@@ -94,7 +94,7 @@ APPLICATION_USAGE_HISTORY = Table(
 # The hypertables, in the order in which a batch writes them.
 SERIES = (SYSTEM_METRICS, PROCESS_SNAPSHOT, PORT_USAGE, APPLICATION_USAGE_HISTORY)
 
-# Temporary tables of queries/create_incoming.sql, merged by queries/merge_*.sql.
+# Temporary tables of queries/ingest/create_incoming.sql, merged by queries/ingest/merge_*.sql.
 INCOMING_APPLICATION = Table(
     "incoming_application",
     (
@@ -139,7 +139,7 @@ def mismatch(version: int, compat: int) -> str | None:
     """Say in one sentence why this code cannot work on a database, or None when it can.
 
     `version` is the newest migration that the database has run, 0 for none; `compat` the highest compat
-    number among them: the oldest version whose programs still work there (queries/read_schema_version.sql).
+    number among them: the oldest version whose programs still work there (queries/schema/read_version.sql).
     """
     if version < SCHEMA_VERSION:
         return (

@@ -185,7 +185,7 @@ def _read_books(connection: Connection) -> tuple[dict[int, _Row], dict[str, str]
     if _scalar(connection, "SELECT to_regclass('public.\"SchemaMigration\"') IS NULL"):
         return {}, {}
     with connection.cursor(row_factory=class_row(_Row)) as cursor:
-        ran = {row.number: row for row in cursor.execute(query("read_migrations"))}
+        ran = {row.number: row for row in cursor.execute(query("schema/read_migrations"))}
     repeated: dict[str, str] = dict(connection.execute(b'SELECT "name", "checksum" FROM "SchemaRepeatable"').fetchall())
     return ran, repeated
 
@@ -207,9 +207,9 @@ def _record(connection: Connection, script: Migration | Repeatable) -> None:
     row: dict[str, object] = {"name": script.name, "checksum": script.checksum}
     if isinstance(script, Migration):
         row |= {"number": script.number, "body": script.body, "compat": script.compat}
-        connection.execute(query("record_migration"), row)
+        connection.execute(query("schema/insert_migration"), row)
     else:
-        connection.execute(query("record_repeatable"), row)
+        connection.execute(query("schema/upsert_repeatable"), row)
 
 
 def _run(connection: Connection, body: str, what: str) -> None:

@@ -1,4 +1,4 @@
-"""The named queries of sql/queries, one file each; a file's header says its parameters and its result."""
+"""The named queries of sql/queries, a folder for each caller; a file's header names its parameters and its result."""
 
 from functools import cache
 from importlib.resources import files
@@ -6,5 +6,8 @@ from importlib.resources import files
 
 @cache
 def query(name: str) -> bytes:
-    """Return the text of sql/queries/<name>.sql as psycopg takes it; FileNotFoundError when there is none."""
+    """Return the text of sql/queries/<name>.sql, such as `ingest/lock_machines`, as psycopg takes it.
+
+    FileNotFoundError when there is no such file.
+    """
     return (files("gueststore") / "sql" / "queries" / f"{name}.sql").read_bytes()

@@ -35,15 +35,15 @@ class Due:
 def due(dsn: str) -> list[Due]:
     """Say what `enforce` would take, and take nothing. StoreError when the database does not answer."""
     with connect(dsn) as connection, connection.cursor(row_factory=class_row(Due)) as cursor:
-        return cursor.execute(query("list_retention")).fetchall()
+        return cursor.execute(query("maintenance/read_retention")).fetchall()
 
 
 def enforce(dsn: str) -> dict[str, int]:
     """Take it; returns chunks or rows that went, by relation, of those that lost any. Errors as for `due`."""
     gone = {}
     with connect(dsn) as connection:
-        for relation, *_ in connection.execute(query("list_retention")).fetchall():
-            row = connection.execute(query("enforce_retention"), {"relation": relation}).fetchone()
+        for relation, *_ in connection.execute(query("maintenance/read_retention")).fetchall():
+            row = connection.execute(query("maintenance/apply_retention"), {"relation": relation}).fetchone()
             if row is not None and row[0]:
                 gone[relation] = int(row[0])
     return gone

@@ -29,7 +29,7 @@ class Rollup:
 def rollups(dsn: str) -> list[Rollup]:
     """Every roll-up, by name. StoreError when the database does not answer."""
     with connect(dsn) as connection, connection.cursor(row_factory=class_row(Rollup)) as cursor:
-        return cursor.execute(query("list_rollups")).fetchall()
+        return cursor.execute(query("rollups/read_rollups")).fetchall()
 
 
 def _minute(moment: datetime) -> str:

@@ -43,8 +43,8 @@ def test_without_a_compiler_the_wheel_is_for_every_python(tmp_path: Path) -> Non
 
 def test_the_wheel_brings_its_sql_and_its_programs_start(tmp_path: Path) -> None:
     installed = installed_wheel(tmp_path)
-    packed = {path.name for path in (installed / "gueststore/sql").rglob("*.sql")}
-    assert packed == {path.name for path in (ROOT / "sql").rglob("*.sql")}
+    packed = {path.relative_to(installed / "gueststore") for path in (installed / "gueststore/sql").rglob("*.sql")}
+    assert packed == {path.relative_to(ROOT) for path in (ROOT / "sql").rglob("*.sql")}
     environment = os.environ | {"PYTHONPATH": str(installed)}
     for program in ("guestd", "gueststore"):
         started = [sys.executable, "-c", f"from {program}.__main__ import main; raise SystemExit(main(['--help']))"]

@@ -22,7 +22,7 @@ SAMPLE: dict[str, Any] = {
 def roll_up(connection: Connection, most: int = 1000) -> int:
     """All that waits, as the daemon does it; returns how many pairs of machine and bucket."""
     done = 0
-    for step in ("roll_up_minutes", "roll_up_hours", "roll_up_fleet"):
+    for step in ("rollups/roll_up_minutes", "rollups/roll_up_hours", "rollups/roll_up_fleet"):
         while pairs := step_of(connection, step, most):
             done += pairs
     return done

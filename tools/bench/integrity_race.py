@@ -105,7 +105,7 @@ def _write(dsn: str, machines: list[uuid.UUID], number: int, end: float, result:
 
 def _store(connection: Connection, machines: list[uuid.UUID], at: datetime) -> list[uuid.UUID]:
     with connection.transaction(), connection.cursor() as cursor:
-        known = [row[0] for row in cursor.execute(query("lock_machines"), {"ids": machines})]
+        known = [row[0] for row in cursor.execute(query("ingest/lock_machines"), {"ids": machines})]
         with cursor.copy(COPY) as copy:
             for machine in known:
                 for process in range(PROCESSES):

@@ -130,7 +130,7 @@ def _copy(connection: Connection, table: str, machines: list[uuid.UUID], process
 
 def _locked_copy(connection: Connection, machines: list[uuid.UUID], processes: int, at: datetime) -> None:
     with connection.transaction():
-        connection.execute(query("lock_machines"), {"ids": machines}).fetchall()
+        connection.execute(query("ingest/lock_machines"), {"ids": machines}).fetchall()
         _copy(connection, "ProcessSnapshot", machines, processes, at)
 
 

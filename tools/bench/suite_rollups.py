@@ -86,7 +86,11 @@ def _batch_ms(connection: psycopg.Connection[Any], role: str, lines: dict[str, s
 
 def _roll_up(connection: psycopg.Connection[Any]) -> tuple[int, float]:
     began, pairs = time.perf_counter(), 0
-    for step, most in (("roll_up_minutes", 5000), ("roll_up_hours", 500), ("roll_up_fleet", 12)):
+    for step, most in (
+        ("rollups/roll_up_minutes", 5000),
+        ("rollups/roll_up_hours", 500),
+        ("rollups/roll_up_fleet", 12),
+    ):
         while done := connection.execute(query(step), {"most": most}).fetchall()[0][0]:
             pairs += done
     return pairs, (time.perf_counter() - began) * 1000

@@ -176,7 +176,11 @@ def _fill(connection: psycopg.Connection[Any], machines: int) -> dict[str, Any]:
 def _roll_up(connection: psycopg.Connection[Any]) -> int:
     """All that waits; returns how many minutes and hours of machines and hours of the fleet."""
     done = 0
-    for step, most in (("roll_up_minutes", 5000), ("roll_up_hours", 500), ("roll_up_fleet", 12)):
+    for step, most in (
+        ("rollups/roll_up_minutes", 5000),
+        ("rollups/roll_up_hours", 500),
+        ("rollups/roll_up_fleet", 12),
+    ):
         while some := connection.execute(query(step), {"most": most}).fetchall()[0][0]:
             done += some
     return done

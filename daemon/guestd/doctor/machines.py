@@ -69,7 +69,7 @@ async def _domains(uri: str) -> Sequence[Domain]:
 
 async def _members(dsn: str) -> Sequence[RegisteredMachine]:
     async with connection_to(dsn) as connection, sorted_errors():
-        cursor = await connection.execute(query("list_machines"))
+        cursor = await connection.execute(query("machines/read_machines"))
         return [RegisteredMachine(*row) for row in await cursor.fetchall()]
 
 

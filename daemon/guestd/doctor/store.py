@@ -71,7 +71,7 @@ async def _looked_into(connection: psycopg.AsyncConnection[object], dsn: str) ->
         yield _without_rights(str(exc))
         return
     try:
-        row = await (await connection.execute(query("examine_store"))).fetchone()
+        row = await (await connection.execute(query("doctor/read_store"))).fetchone()
     except psycopg.errors.InsufficientPrivilege as exc:
         yield _without_rights(str(exc).strip())
         return

@@ -60,11 +60,11 @@ class FilterStore:
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
         """Nobody else changes this host's filters meanwhile; StoreUnavailable when somebody does for too long."""
-        await self._run("lock_filters")
+        await self._run("filters/lock_filters")
         try:
             yield
         finally:
-            await self._run("unlock_filters")
+            await self._run("filters/unlock_filters")
 
     async def rows(self, memory: Memory) -> Rows:
         """All filters and machines; what has not changed is not decoded again."""
@@ -74,19 +74,19 @@ class FilterStore:
     async def states(self) -> list[HostState]:
         """What this host had of the filters."""
         async with sorted_errors():
-            cursor = await self._connection.execute(query("read_filter_states"), self._host)
+            cursor = await self._connection.execute(query("filters/read_states"), self._host)
             return [HostState(*row) for row in await cursor.fetchall()]
 
     async def begin(self, steps: Iterable[Step], defined: Iterable[tuple[str, UUID]]) -> None:
         """Write down that actions begin, and that these filters are guestd's from now on."""
         async with sorted_errors(), self._connection.transaction():
-            await self._run("begin_filter_events", actions=Jsonb([asdict(step) for step in steps]))
-            await self._run("intend_filters", filters=_named(defined))
+            await self._run("filters/insert_events", actions=Jsonb([asdict(step) for step in steps]))
+            await self._run("filters/upsert_definitions", filters=_named(defined))
 
     async def end(self, outcomes: Mapping[str, str]) -> None:
         """Write down what came of actions, by their ids."""
         rows = [{"id": step_id, "outcome": outcome} for step_id, outcome in outcomes.items()]
-        await self._run("end_filter_events", outcomes=Jsonb(rows))
+        await self._run("filters/update_events", outcomes=Jsonb(rows))
 
     async def settle(self, states: Sequence[HostState], gone: Collection[tuple[str, UUID]]) -> None:
         """Write down what has changed of this host's filters, and what follows from it for NWFilter."""
@@ -96,18 +96,18 @@ class FilterStore:
             for each in states
         ]  # fmt: skip
         async with sorted_errors(), self._connection.transaction():
-            await self._run("touch_host")
+            await self._run("hosts/update_last_seen")
             if rows:
-                await self._run("keep_filter_states", states=Jsonb(rows))
+                await self._run("filters/upsert_states", states=Jsonb(rows))
             if gone:
-                await self._run("forget_filter_states", filters=_named(gone))
-            await self._run("settle_filters")
+                await self._run("filters/delete_states", filters=_named(gone))
+            await self._run("filters/update_flushed")
 
     async def open_ports(self, ports: Iterable[tuple[UUID, Ports]]) -> None:
         """These ports of machines are open now."""
         rows = [{"machine": str(machine_id)} | asdict(port) for machine_id, port in ports]
         if rows:
-            await self._run("open_ports", ports=Jsonb(rows))
+            await self._run("filters/update_ports", ports=Jsonb(rows))
 
     async def _run(self, name: str, **values: Any) -> None:
         async with sorted_errors():
@@ -121,7 +121,9 @@ async def filter_store(dsn: str, *, name: str, uri: str, version: str) -> AsyncI
         await check_schema(connection)
         async with sorted_errors():
             await connection.execute("SET lock_timeout = '30s'")
-            cursor = await connection.execute(query("register_host"), {"name": name, "uri": uri, "version": version})
+            cursor = await connection.execute(
+                query("hosts/upsert_host"), {"name": name, "uri": uri, "version": version}
+            )
             (host_id,) = await cursor.fetchone() or (None,)
             assert host_id is not None
         yield FilterStore(connection, host_id)
@@ -141,7 +143,7 @@ async def read_rows(dsn: str, memory: Memory | None = None) -> Rows:
 async def read_states(dsn: str, *, name: str, uri: str) -> list[HostState]:
     """What a host had of the filters; nothing of a host that no guestd has seen."""
     async with connection_to(dsn) as connection, sorted_errors():
-        cursor = await connection.execute(query("find_host"), {"name": name, "uri": uri})
+        cursor = await connection.execute(query("hosts/read_host"), {"name": name, "uri": uri})
         (host_id,) = await cursor.fetchone() or (None,)
         return await FilterStore(connection, host_id).states() if host_id else []
 
@@ -159,13 +161,13 @@ async def watch_filters(dsn: str, edited: asyncio.Event) -> None:
 async def _rows(connection: psycopg.AsyncConnection[Any], memory: Memory) -> Rows:
     async with connection.transaction():
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        filters = await (await connection.execute(query("read_filters"))).fetchall()
+        filters = await (await connection.execute(query("filters/read_filters"))).fetchall()
         keys = [(*row[:-1], *row[-1]) for row in filters]
         unknown = [row[0] for row, key in zip(filters, keys, strict=True) if not memory.knows(key)]
-        cursor = await connection.execute(query("read_filter_rules"), {"filters": unknown})
+        cursor = await connection.execute(query("filters/read_rules"), {"filters": unknown})
         rules = dict(await cursor.fetchall())
-        machines = await (await connection.execute(query("read_filtered_machines"))).fetchall()
-        services = await (await connection.execute(query("read_global_services"))).fetchall()
+        machines = await (await connection.execute(query("filters/read_machines"))).fetchall()
+        services = await (await connection.execute(query("filters/read_global_services"))).fetchall()
     return Rows(
         filters=tuple(memory.row(key, partial(_filter, row, rules)) for row, key in zip(filters, keys, strict=True)),
         machines=tuple(_machine(row) for row in machines),

@@ -75,14 +75,14 @@ class Retried:
 async def listed(connection: Connection, *, reason: str | None, limit: int) -> Sequence[Listed]:
     """The newest frames of a reason, or of all."""
     async with sorted_errors(), connection.cursor(row_factory=class_row(Listed)) as cursor:
-        await cursor.execute(query("list_quarantine"), {"reason": reason, "most": limit})
+        await cursor.execute(query("quarantine/read_frames"), {"reason": reason, "most": limit})
         return await cursor.fetchall()
 
 
 async def held(connection: Connection, frame_id: UUID) -> Held | None:
     """One frame whole; None when it is not there."""
     async with sorted_errors(), connection.cursor(row_factory=class_row(Held)) as cursor:
-        await cursor.execute(query("read_quarantined"), {"id": frame_id})
+        await cursor.execute(query("quarantine/lock_frame"), {"id": frame_id})
         return await cursor.fetchone()
 
 
@@ -92,7 +92,7 @@ async def dropped(
     """Delete the frames that meet all conditions that are given; how many there were."""
     async with sorted_errors():
         conditions = {"ids": None if ids is None else list(ids), "reason": reason, "older_than": older_than}
-        return (await connection.execute(query("drop_quarantined"), conditions)).rowcount
+        return (await connection.execute(query("quarantine/delete_frames"), conditions)).rowcount
 
 
 async def retried(connection: Connection, frame_id: UUID, command_lines: CommandLines) -> Retried:
@@ -154,7 +154,7 @@ async def _sample_at(connection: Connection, frame: Held, content: Rows | Event)
         return None
     times = (frame.receivedAt, content.system_metrics[2])
     cursor = await connection.execute(
-        query("find_sample"),
+        query("quarantine/read_sample_time"),
         {
             "machine_id": frame.machineId,
             "received_at": frame.receivedAt,
@@ -175,7 +175,7 @@ async def _kept(connection: Connection, frame: Held, reason: str, detail: str, s
             for each in stored.refusals
         ]
     await connection.execute(
-        query("keep_quarantined"),
+        query("quarantine/update_frame"),
         {
             "id": frame.id,
             "reason": reason,

@@ -42,8 +42,8 @@ _KEY_PARTS = ("machines", "times", "keys")
 # A frame that comes again is looked for among the samples of so long before and after its own time: as long as a line
 # may wait in an agent's buffer or a broker's queue. A chunk of SystemMetrics is as long, so that three are probed.
 LOOK_AROUND = timedelta(days=7)
-# queries/merge_*.sql move lastSeen of what is otherwise the same no sooner. Programs in use say with every message when
-# they were used last; that is kept as often, and with each sample in ApplicationUsageHistory's "isActive".
+# queries/ingest/merge_*.sql update lastSeen of an otherwise unchanged row no sooner. Programs in use report with every
+# message when they were used last; stored as often, and with each sample in ApplicationUsageHistory's "isActive".
 SEEN_AGAIN = timedelta(minutes=1)
 _LAST_ACCESS = [name for name, _ in contract.INCOMING_APPLICATION.columns].index("lastAccessTime")
 
@@ -95,7 +95,7 @@ class Store:
     async def ledger(self, spool_id: UUID) -> int | None:
         """Up to which sequence number the frames of a spool are stored; None when the store does not know it."""
         async with sorted_errors(), asyncio.timeout(WRITE_SECONDS):
-            cursor = await self._connection.execute(query("read_ledger"), {"spool_id": spool_id, "lane": LANE})
+            cursor = await self._connection.execute(query("ingest/read_ledger"), {"spool_id": spool_id, "lane": LANE})
             row = await cursor.fetchone()
         return None if row is None else row[0]
 
@@ -103,14 +103,17 @@ class Store:
         """Begin the books of a spool (expected None), or move them without rows."""
         books = {"spool_id": spool_id, "lane": LANE, "expected_seq": expected_seq, "committed_seq": committed_seq}
         async with sorted_errors(), asyncio.timeout(WRITE_SECONDS):
-            await self._connection.execute(query("open_ledger" if expected_seq is None else "advance_ledger"), books)
+            await self._connection.execute(
+                query("ingest/insert_ledger" if expected_seq is None else "ingest/advance_ledger"), books
+            )
 
     async def taken(self, moments: Sequence[tuple[UUID, datetime]]) -> set[tuple[UUID, datetime]]:
         """Which of these (machine, timestamp) already have a sample."""
         machine_ids, timestamps = zip(*moments, strict=True)
         async with sorted_errors(), asyncio.timeout(WRITE_SECONDS):
             cursor = await self._connection.execute(
-                query("taken_timestamps"), {"machine_ids": list(machine_ids), "timestamps": list(timestamps)}
+                query("ingest/read_stored_timestamps"),
+                {"machine_ids": list(machine_ids), "timestamps": list(timestamps)},
             )
             return {(machine_id, timestamp) for machine_id, timestamp in await cursor.fetchall()}
 
@@ -120,7 +123,9 @@ class Store:
         if not with_rows:
             return list(frames)
         async with sorted_errors(), asyncio.timeout(WRITE_SECONDS):
-            cursor = await self._connection.execute(query("taken_rows"), _keys([rows for _, rows in with_rows]))
+            cursor = await self._connection.execute(
+                query("ingest/read_stored_rows"), _keys([rows for _, rows in with_rows])
+            )
             taken = set(await cursor.fetchall())
         contents = {}
         for frame, rows in with_rows:
@@ -149,13 +154,15 @@ class Store:
             await self._insert_events([content], outcome)
             return True
         rows = content if sample_at is None else await self._with_new_ports(moved(content, sample_at))
-        cursor = await self._connection.execute(query("taken_rows"), _keys([rows]))
+        cursor = await self._connection.execute(query("ingest/read_stored_rows"), _keys([rows]))
         left, _ = without(rows, set(await cursor.fetchall()))
         series = _series([left])
         if sample_at is not None:
             del series[contract.SYSTEM_METRICS]
             # The trigger on SystemMetrics tells the roll-ups otherwise.
-            await self._connection.execute(query("note_pending"), {"machine_id": machine_id, "at": sample_at})
+            await self._connection.execute(
+                query("ingest/insert_pending_rollup"), {"machine_id": machine_id, "at": sample_at}
+            )
         await self._copy_series(series, outcome)
         await self._merge_inventories([left], outcome)
         return True
@@ -166,7 +173,7 @@ class Store:
         A port's ordinal is its place among those that were not refused: others may be today.
         """
         sample = {"machine_id": rows.system_metrics[1], "at": rows.system_metrics[2]}
-        cursor = await self._connection.execute(query("read_ports"), sample)
+        cursor = await self._connection.execute(query("ingest/read_ports"), sample)
         stored = {tuple(port): ordinal async for ordinal, *port in cursor}
         behind = max(stored.values(), default=-1) + 1
         new = [row for row in rows.ports if row[3:10] not in stored]
@@ -205,7 +212,7 @@ class Store:
             # In one order, whoever writes: two hosts may store the samples of one migrated machine.
             machine_ids = sorted(new)
             values = {"machine_ids": machine_ids, "dialects": [new[each] for each in machine_ids]}
-            await self._connection.execute(query("keep_dialects"), values)
+            await self._connection.execute(query("ingest/upsert_dialects"), values)
         outcome.dialects = new
 
     async def _new(self, frames: Sequence[Prepared], outcome: Outcome) -> list[Prepared]:
@@ -217,7 +224,7 @@ class Store:
         times = [moment for frame in frames for moment in frame.times]
         window = {"earliest": min(times) - LOOK_AROUND, "latest": max(times) + LOOK_AROUND}
         cursor = await self._connection.execute(
-            query("known_frames"), {"machine_ids": list(machine_ids), "digests": list(digests), **window}
+            query("ingest/read_stored_frames"), {"machine_ids": list(machine_ids), "digests": list(digests), **window}
         )
         held = set(await cursor.fetchall())
         new = []
@@ -244,12 +251,12 @@ class Store:
 
     async def _advance(self, spool_id: UUID, expected_seq: int, committed_seq: int) -> None:
         books = {"spool_id": spool_id, "lane": LANE, "expected_seq": expected_seq, "committed_seq": committed_seq}
-        cursor = await self._connection.execute(query("advance_ledger"), books)
+        cursor = await self._connection.execute(query("ingest/advance_ledger"), books)
         if cursor.rowcount != 1:
             raise LedgerMoved(f"the ledger of spool {spool_id} is not at {expected_seq}")
 
     async def _lock_machines(self, machine_ids: set[UUID]) -> set[UUID]:
-        cursor = await self._connection.execute(query("lock_machines"), {"ids": list(machine_ids)})
+        cursor = await self._connection.execute(query("ingest/lock_machines"), {"ids": list(machine_ids)})
         return {machine_id for (machine_id,) in await cursor.fetchall()}
 
     async def _copy_series(self, series: Mapping[contract.Table, list[Row]], outcome: Outcome) -> None:
@@ -286,16 +293,16 @@ class Store:
 
     async def _merge(self, table: contract.Table, rows: list[Row], name: str, outcome: Outcome) -> None:
         await self._copy(table, rows)
-        cursor = await self._connection.execute(query(f"bound_{name}"), {"most": limits.INVENTORY})
+        cursor = await self._connection.execute(query(f"ingest/limit_{name}"), {"most": limits.INVENTORY})
         outcome.left_out += cursor.rowcount
-        await self._connection.execute(query(f"merge_{name}"))
+        await self._connection.execute(query(f"ingest/merge_{name}"))
 
     async def _insert_events(self, reported: Sequence[Event], outcome: Outcome) -> None:
         """Few, and known again by their ids: what is there already is a duplicate."""
         if not reported:
             return
         cursor = await self._connection.execute(
-            query("insert_events"),
+            query("ingest/insert_guest_events"),
             {
                 "ids": [event.id for event in reported],
                 "machine_ids": [event.machine_id for event in reported],
@@ -326,7 +333,7 @@ class Store:
         """Whether there is a row of it now that was not there before."""
         refusals = frame.content.refusals if isinstance(frame.content, Rows) else []
         cursor = await self._connection.execute(
-            query("quarantine_frame"),
+            query("ingest/insert_quarantined_frame"),
             {
                 "machine_id": frame.machine_id,
                 "received_at": frame.received_at,
@@ -361,7 +368,7 @@ def _said_by(rows: Rows) -> int:
 
 
 def _keys(contents: Sequence[Rows]) -> dict[str, object]:
-    """The keys of rows as queries/taken_rows.sql takes them."""
+    """The keys of rows as queries/ingest/read_stored_rows.sql takes them."""
     times = [rows.system_metrics[2] for rows in contents]
     keys: dict[str, object] = {"earliest": min(times), "latest": max(times)}
     for name, rows in zip(("process", "port", "application"), list(_series(contents).values())[1:], strict=True):
@@ -381,7 +388,7 @@ async def store_on(connection: psycopg.AsyncConnection[Any]) -> Store:
     await check_schema(connection)
     async with sorted_errors():
         dumpers.put_on(connection)
-        await connection.execute(query("create_incoming"))
+        await connection.execute(query("ingest/create_incoming"))
     return Store(connection)
 
 
@@ -390,7 +397,7 @@ async def watch_machines(dsn: str, machine_registry: MachineRegistry) -> None:
     async with connection_to(dsn) as connection, sorted_errors():
         await connection.execute("LISTEN guestd_machine")
         while True:
-            cursor = await connection.execute(query("list_machines"))
+            cursor = await connection.execute(query("machines/read_machines"))
             machine_registry.replace(RegisteredMachine(*row) for row in await cursor.fetchall())
             async for _ in connection.notifies(timeout=ROSTER_SECONDS, stop_after=1):
                 pass
@@ -418,15 +425,16 @@ async def maintain(
 ) -> Tidied:
     """What a store needs done now and then, whichever host does it: chunks ahead, tombstones, what has its bounds."""
     async with connection_to(dsn) as connection, sorted_errors():
-        await connection.execute(query("create_chunks_ahead"))
-        cursor = await connection.execute(query("sweep_deleted_machines"))
+        await connection.execute(query("maintenance/create_chunks"))
+        cursor = await connection.execute(query("maintenance/delete_missed_samples"))
         (swept,) = await cursor.fetchone() or (0,)
         cursor = await connection.execute(
-            query("trim_events"), {"keep_days": event_days, "keep_per_machine": events_per_machine}
+            query("maintenance/delete_old_guest_events"),
+            {"keep_days": event_days, "keep_per_machine": events_per_machine},
         )
         (trimmed,) = await cursor.fetchone() or (0,)
         cursor = await connection.execute(
-            query("trim_quarantine"),
+            query("maintenance/delete_excess_frames"),
             {"keep_days": quarantine_days, "max_frames": quarantine_frames, "max_bytes": quarantine_bytes},
         )
         dropped, held = await cursor.fetchone() or (0, 0)
@@ -437,9 +445,9 @@ async def maintain(
 async def _enforce_retention(connection: psycopg.AsyncConnection[Any]) -> int:
     """Chunks, and rows of plain tables, that were older than their settings; each relation is a transaction."""
     retired = 0
-    cursor = await connection.execute(query("list_retention"))
+    cursor = await connection.execute(query("maintenance/read_retention"))
     for relation, *_ in await cursor.fetchall():
-        cursor = await connection.execute(query("enforce_retention"), {"relation": relation})
+        cursor = await connection.execute(query("maintenance/apply_retention"), {"relation": relation})
         (gone,) = await cursor.fetchone() or (0,)
         retired += gone
     return retired

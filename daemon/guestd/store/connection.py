@@ -91,7 +91,7 @@ async def check_schema(connection: psycopg.AsyncConnection[Any]) -> None:
     """SchemaMismatch when this program cannot work with the schema that is there."""
     async with sorted_errors():
         try:
-            cursor = await connection.execute(query("read_schema_version"))
+            cursor = await connection.execute(query("schema/read_version"))
         except psycopg.errors.UndefinedTable:
             version, compat = 0, 0
         else:

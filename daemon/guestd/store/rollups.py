@@ -32,7 +32,11 @@ ALARMS_HELP = "What is wrong with the store, by kind; `gueststore check` says it
 LOOKED_OVER_SECONDS = 3600.0
 # What is rolled up, how many in a transaction (a second or two of work), and how many in a turn. A machine that is
 # deleted leaves years of the fleet's hours to be added up anew: those wait for their turns, the newest first.
-ROLL_UPS = (("roll_up_minutes", 5_000, math.inf), ("roll_up_hours", 500, math.inf), ("roll_up_fleet", 12, 240))
+ROLL_UPS = (
+    ("rollups/roll_up_minutes", 5_000, math.inf),
+    ("rollups/roll_up_hours", 500, math.inf),
+    ("rollups/roll_up_fleet", 12, 240),
+)
 
 
 class Upkeep:
@@ -80,16 +84,16 @@ class Upkeep:
         """For all hosts, if nobody else is at it: ports, old events, roll-ups; then who does not report on this one."""
         async with connection_to(self._dsn) as connection, sorted_errors():
             async with connection.transaction():
-                cursor = await connection.execute(query("lock_upkeep"))
+                cursor = await connection.execute(query("maintenance/lock_maintenance"))
                 if await cursor.fetchone() == (True,):
-                    await connection.execute(query("merge_ports"))
-                    await connection.execute(query("prune_events"))
+                    await connection.execute(query("maintenance/merge_ports"))
+                    await connection.execute(query("maintenance/delete_old_reconcile_events"))
             # Before the roll-ups: it is what tells of those that do not go on.
             await self._look_over()
             await _roll_up(connection)
-            cursor = await connection.execute(query("list_without_data"), self._host)
+            cursor = await connection.execute(query("maintenance/read_machines_without_data"), self._host)
             self._since = dict(await cursor.fetchall())
-            cursor = await connection.execute(query("count_agents"), self._host)
+            cursor = await connection.execute(query("maintenance/read_agent_counts"), self._host)
             self._agents = await cursor.fetchall()
         self._silent(len(self._since))
 

@@ -34,7 +34,7 @@ from gueststore.queries import query
 WISH_SECONDS = 30
 WRITE_SECONDS = 30
 # A host writes of what it holds: claims come first.
-WRITE_ORDER = ("claim_machine", "set_status", "keep_graphics", "keep_domain")
+WRITE_ORDER = ("vms/update_holder", "vms/update_status", "vms/upsert_graphics", "vms/upsert_domain")
 
 
 class HostTaken(StoreUnavailable):
@@ -80,7 +80,7 @@ class HostStore:
         """What an earlier guestd tried last with the machines of this host. `now` is monotonic."""
         values = {"host_id": self.host_id, "healthy_seconds": HEALTHY_SECONDS}
         async with self._lock, sorted_errors():
-            cursor = await self._connection.execute(query("recall_tries"), values)
+            cursor = await self._connection.execute(query("vms/read_attempts"), values)
             return {
                 machine_id: Tries(desired, action.capitalize(), attempt, now - seconds_ago)
                 for machine_id, desired, action, attempt, seconds_ago in await cursor.fetchall()
@@ -96,19 +96,19 @@ class HostStore:
             "action": type(action).__name__.lower(), "why": action.why, "attempt": attempt,
         }  # fmt: skip
         async with self._lock, sorted_errors():
-            cursor = await self._connection.execute(query("begin_event"), values)
+            cursor = await self._connection.execute(query("vms/insert_event"), values)
             row = await cursor.fetchone()
         return None if row is None else row[0]
 
     async def end(self, event_id: UUID, outcome: str) -> None:
         """Write down what came of it."""
         async with self._lock, sorted_errors():
-            await self._connection.execute(query("end_event"), {"event_id": event_id, "outcome": outcome})
+            await self._connection.execute(query("vms/update_event"), {"event_id": event_id, "outcome": outcome})
 
     async def touch(self) -> None:
         """libvirt on this host has answered just now."""
         async with self._lock, sorted_errors():
-            await self._connection.execute(query("touch_host"), {"host_id": self.host_id})
+            await self._connection.execute(query("hosts/update_last_seen"), {"host_id": self.host_id})
 
 
 @asynccontextmanager
@@ -117,10 +117,12 @@ async def keeping(dsn: str, *, name: str, uri: str, version: str) -> AsyncIterat
     async with connection_to(dsn) as connection:
         await check_schema(connection)
         async with sorted_errors():
-            cursor = await connection.execute(query("register_host"), {"name": name, "uri": uri, "version": version})
+            cursor = await connection.execute(
+                query("hosts/upsert_host"), {"name": name, "uri": uri, "version": version}
+            )
             (host_id,) = await cursor.fetchone() or (None,)
             assert host_id is not None
-            cursor = await connection.execute(query("lock_host"), {"host_id": host_id})
+            cursor = await connection.execute(query("vms/lock_host"), {"host_id": host_id})
             if await cursor.fetchone() != (True,):
                 raise HostTaken(
                     f"another guestd keeps the machines of host {name} ({uri}): end one of the two, or give one of two"
@@ -134,7 +136,7 @@ async def host_machines(dsn: str, *, name: str, uri: str, domains: Sequence[str]
     async with connection_to(dsn) as connection:
         await check_schema(connection)
         async with sorted_errors():
-            cursor = await connection.execute(query("find_host"), {"name": name, "uri": uri})
+            cursor = await connection.execute(query("hosts/read_host"), {"name": name, "uri": uri})
             (host_id,) = await cursor.fetchone() or (None,)
             return host_id, await _machines(connection, host_id, domains)
 
@@ -153,7 +155,7 @@ async def _machines(
     connection: psycopg.AsyncConnection[Any], host_id: UUID | None, names: Sequence[str]
 ) -> list[Machine]:
     async with connection.cursor(binary=True) as cursor:
-        await cursor.execute(query("read_vms"), {"host_id": host_id, "names": list(names)})
+        await cursor.execute(query("vms/read_machines"), {"host_id": host_id, "names": list(names)})
         return [_machine(row) for row in await cursor.fetchall()]
 
 
@@ -171,14 +173,14 @@ def _statement(write: Write) -> tuple[str, dict[str, Any]]:
     """The query of a write and its own parameters."""
     match write:
         case Claim():
-            return "claim_machine", {"holder": write.holder, "why": write.why}
+            return "vms/update_holder", {"holder": write.holder, "why": write.why}
         case SetStatus():
-            return "set_status", {"before": write.before, "after": write.after, "why": write.why}
+            return "vms/update_status", {"before": write.before, "after": write.after, "why": write.why}
         case KeepGraphics(graphics=graphics):
             values = {"protocol": graphics.protocol, "port": graphics.port, "graphic_host": graphics.host}
-            return "keep_graphics", values
+            return "vms/upsert_graphics", values
         case KeepFacts(facts=facts):
-            return "keep_domain", {
+            return "vms/upsert_domain", {
                 "domain_uuid": facts.domain_uuid, "state": facts.state, "reason": facts.reason, "vcpus": facts.vcpus,
                 "memory_kib": facts.memory_kib, "channel": facts.channel, "problem": facts.problem,
             }  # fmt: skip

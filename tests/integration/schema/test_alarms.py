@@ -100,9 +100,9 @@ def test_jobs_that_fail_are_an_alarm_where_jobs_are_ours(connection: Connection)
             (job_id, pid, succeeded, execution_start, execution_finish, data)
         VALUES (3, 1, FALSE, now(), now(), '{"error_data": {"message": "no space left"},
             "job": {"proc_schema": "_timescaledb_functions", "proc_name": "policy_compression"}}')""")
-    assert not connection.execute(query("find_alarms")).fetchall()
+    assert not connection.execute(query("schema/read_alarms")).fetchall()
     # The Apache edition has no jobs of ours: what is asked elsewhere is asked here of a failure that was put there.
-    elsewhere = query("find_alarms").decode().replace("= 'timescale'", "IS NOT NULL")
+    elsewhere = query("schema/read_alarms").decode().replace("= 'timescale'", "IS NOT NULL")
     found = connection.execute(elsewhere.encode()).fetchall()
     assert {kind for kind, _ in found} == {"job"}
     (ours,) = [sentence for _, sentence in found if sentence.startswith("job 3 (policy_compression) ")]

@@ -26,13 +26,13 @@ def test_a_series_is_copied_with_all_its_columns_in_their_types(connection: Conn
     "table", [contract.INCOMING_APPLICATION, contract.INCOMING_SERVICE], ids=lambda table: table.name
 )
 def test_an_inventory_waits_in_a_table_of_the_contracts_columns(connection: Connection, table: Table) -> None:
-    connection.execute(query("create_incoming"))
-    connection.execute(query("create_incoming"))  # once more does no harm
+    connection.execute(query("ingest/create_incoming"))
+    connection.execute(query("ingest/create_incoming"))  # once more does no harm
     assert dict(table.columns) == dict(rows(connection, COLUMNS, table.name))
 
 
 def test_the_contract_is_written_for_the_newest_migration(connection: Connection) -> None:
     newest = packaged().migrations[-1]
     assert newest.number == contract.SCHEMA_VERSION
-    version, compat = connection.execute(query("read_schema_version")).fetchone() or (0, 0)
+    version, compat = connection.execute(query("schema/read_version")).fetchone() or (0, 0)
     assert contract.mismatch(version, compat) is None

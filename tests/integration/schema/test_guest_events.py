@@ -22,7 +22,7 @@ def writer(dsn: str) -> Iterator[Connection]:
 
 def trimmed(writer: Connection, keep_days: int | None, keep_per_machine: int | None) -> int:
     limits = {"keep_days": keep_days, "keep_per_machine": keep_per_machine}
-    row = writer.execute(query("trim_events"), limits).fetchone()
+    row = writer.execute(query("maintenance/delete_old_guest_events"), limits).fetchone()
     assert row is not None
     return int(row[0])
 

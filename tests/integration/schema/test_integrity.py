@@ -60,7 +60,7 @@ def test_a_delete_from_an_old_snapshot_leaves_a_tombstone_and_the_sweep_what_it_
         deleter.execute(f"SET TRANSACTION ISOLATION LEVEL {level}".encode())
         deleter.execute('SELECT count(*) FROM "Machine"')
         with connection.transaction():
-            assert connection.execute(query("lock_machines"), {"ids": [machine]}).fetchall() == [(machine,)]
+            assert connection.execute(query("ingest/lock_machines"), {"ids": [machine]}).fetchall() == [(machine,)]
             missed = fill(connection, machine, 2)
         deleter.execute('DELETE FROM "Machine" WHERE "id" = %s', (machine,))
     assert samples(connection, machine) == missed
@@ -75,7 +75,7 @@ def test_a_delete_at_read_committed_needs_no_tombstone(dsn: str, connection: Con
     with psycopg.connect(dsn) as deleter:
         deleter.execute('SELECT count(*) FROM "Machine"')
         with connection.transaction():
-            connection.execute(query("lock_machines"), {"ids": [machine]})
+            connection.execute(query("ingest/lock_machines"), {"ids": [machine]})
             fill(connection, machine, 2)
         deleter.execute('DELETE FROM "Machine" WHERE "id" = %s', (machine,))
     assert samples(connection, machine) == 0
@@ -87,12 +87,12 @@ def test_a_machine_in_a_batch_is_not_deleted_until_the_batch_is_stored(dsn: str,
     with psycopg.connect(dsn, autocommit=True) as deleter:
         deleter.execute("SET lock_timeout = '100ms'")
         with connection.transaction():
-            connection.execute(query("lock_machines"), {"ids": [machine]})
+            connection.execute(query("ingest/lock_machines"), {"ids": [machine]})
             with pytest.raises(psycopg.errors.LockNotAvailable):
                 deleter.execute('DELETE FROM "Machine" WHERE "id" = %s', (machine,))
         deleter.execute('DELETE FROM "Machine" WHERE "id" = %s', (machine,))
     with connection.transaction():
-        assert connection.execute(query("lock_machines"), {"ids": [machine]}).fetchall() == []
+        assert connection.execute(query("ingest/lock_machines"), {"ids": [machine]}).fetchall() == []
 
 
 def test_ordinary_updates_of_a_machine_do_not_wait_for_the_writer(dsn: str, connection: Connection) -> None:
@@ -100,7 +100,7 @@ def test_ordinary_updates_of_a_machine_do_not_wait_for_the_writer(dsn: str, conn
     with psycopg.connect(dsn, autocommit=True) as platform:
         platform.execute("SET lock_timeout = '100ms'")
         with connection.transaction():
-            connection.execute(query("lock_machines"), {"ids": [machine]})
+            connection.execute(query("ingest/lock_machines"), {"ids": [machine]})
             platform.execute('UPDATE "Machine" SET "status" = \'off\' WHERE "id" = %s', (machine,))
 
 
@@ -143,8 +143,10 @@ def test_a_taken_timestamp_is_found_by_one_probe_in_one_chunk(connection: Connec
         "machine_ids": [machine, machine, other],
         "timestamps": [at, at - timedelta(milliseconds=1), at],
     }
-    assert connection.execute(query("taken_timestamps"), pairs).fetchall() == [(machine, at)]
-    plan = "\n".join(row[0] for row in connection.execute(b"EXPLAIN (ANALYZE) " + query("taken_timestamps"), pairs))
+    assert connection.execute(query("ingest/read_stored_timestamps"), pairs).fetchall() == [(machine, at)]
+    plan = "\n".join(
+        row[0] for row in connection.execute(b"EXPLAIN (ANALYZE) " + query("ingest/read_stored_timestamps"), pairs)
+    )
     read = [line for line in plan.splitlines() if "_chunk" in line and "never executed" not in line]
     assert len(read) <= 1, plan
 
@@ -169,7 +171,7 @@ def test_chunks_made_ahead_by_two_daemons_while_samples_arrive_do_not_deadlock(
         daemon.start()
     for day in range(10):
         with connection.transaction():
-            connection.execute(query("lock_machines"), {"ids": [machine]})
+            connection.execute(query("ingest/lock_machines"), {"ids": [machine]})
             for table in contract.SERIES:
                 values = REQUIRED[table.name](connection) | {"machineId": machine}
                 insert(connection, table.name, **values | {"timestamp": NOW + timedelta(days=day)})

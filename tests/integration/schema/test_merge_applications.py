@@ -44,11 +44,11 @@ def app(machine: uuid.UUID, second: float, path: str = FIREFOX, **values: object
 def merge(connection: Connection, *batch: dict[str, object]) -> None:
     """Store a batch as the daemon does: COPY, merge, commit."""
     with connection.transaction(), connection.cursor() as cursor:
-        cursor.execute(query("create_incoming"))
+        cursor.execute(query("ingest/create_incoming"))
         with cursor.copy(COPY) as copy:
             for row in batch:
                 copy.write_row(tuple(row.values()))
-        cursor.execute(query("merge_applications"))
+        cursor.execute(query("ingest/merge_applications"))
 
 
 def stored(connection: Connection, column: str, path: str = FIREFOX) -> Any:
@@ -65,13 +65,13 @@ def everything(connection: Connection) -> list[tuple[Any, ...]]:
 def bounded(connection: Connection, most: int, *batch: dict[str, object]) -> int:
     """How many are left out of a batch of which a machine may have so many, and the rest merged."""
     with connection.transaction(), connection.cursor() as cursor:
-        cursor.execute(query("create_incoming"))
+        cursor.execute(query("ingest/create_incoming"))
         with cursor.copy(COPY) as copy:
             for row in batch:
                 copy.write_row(tuple(row.values()))
-        cursor.execute(query("bound_applications"), {"most": most})
+        cursor.execute(query("ingest/limit_applications"), {"most": most})
         left_out = cursor.rowcount
-        cursor.execute(query("merge_applications"))
+        cursor.execute(query("ingest/merge_applications"))
     return left_out
 
 
@@ -203,7 +203,7 @@ def test_what_became_active_between_the_lock_and_the_merge_is_no_deadlock(
     dsn: str, connection: Connection, machine: uuid.UUID
 ) -> None:
     merge(connection, app(machine, 0, isActive=False), app(machine, 0, VIM, isActive=False))
-    lock_rows, merge_rows = query("merge_applications").split(b";\n\n", 1)
+    lock_rows, merge_rows = query("ingest/merge_applications").split(b";\n\n", 1)
     failures: list[Exception] = []
 
     def other_daemon() -> None:

@@ -56,11 +56,11 @@ def service(
 def merge(connection: Connection, *batch: dict[str, object]) -> None:
     """Store a batch as the daemon does: COPY, merge, commit."""
     with connection.transaction(), connection.cursor() as cursor:
-        cursor.execute(query("create_incoming"))
+        cursor.execute(query("ingest/create_incoming"))
         with cursor.copy(COPY) as copy:
             for row in batch:
                 copy.write_row(tuple(row.values()))
-        cursor.execute(query("merge_services"))
+        cursor.execute(query("ingest/merge_services"))
 
 
 def changes(connection: Connection, machine: uuid.UUID, name: str = "sshd") -> list[tuple[str, str, float]]:

@@ -60,26 +60,38 @@ LAST_CHANGE = {"before_at": NOW + HOUR, "before_id": UUID(int=2**128 - 1), "most
 PROCESS_SERIES = "SELECT * FROM guestd_process_series(%(machine_id)s, %(since)s, %(until)s)"
 # What is asked, how long back, what else it is told; what it must read, and what it must not.
 QUESTIONS: list[tuple[str, timedelta, dict[str, object], set[str], set[str]]] = [
-    ("ask_machines", HOUR, {"wanted": None}, {"SystemMetrics"}, set()),
-    ("ask_without_data", HOUR, {}, {"SystemMetrics"}, set()),
-    ("ask_series", HOUR, {"points": 400}, {"SystemMetrics"}, {"SystemMetricsMinute"}),
-    ("ask_series", 24 * HOUR, {"points": 400}, {"SystemMetricsMinute"}, {"SystemMetricsHour"}),
-    ("ask_series", 900 * HOUR, {"points": 400}, {"SystemMetricsHour"}, set()),
-    ("ask_fleet", HOUR, {"points": 400}, {"SystemFleetMinute"}, {"SystemMetricsHour"}),
-    ("ask_fleet", 900 * HOUR, {"points": 400}, {"SystemFleetMinute"}, {"SystemMetricsHour"}),
-    ("ask_top", HOUR, {"machine_ids": "one", "most": 10}, {"ProcessSnapshot", "SystemMetrics"}, {"ProcessUsageHour"}),
-    ("ask_top", 24 * HOUR, {"machine_ids": "one", "most": 10}, {"ProcessUsageHour"}, {"ProcessSnapshot"}),
+    ("read_api/read_machines", HOUR, {"wanted": None}, {"SystemMetrics"}, set()),
+    ("read_api/read_machines_without_data", HOUR, {}, {"SystemMetrics"}, set()),
+    ("read_api/read_series", HOUR, {"points": 400}, {"SystemMetrics"}, {"SystemMetricsMinute"}),
+    ("read_api/read_series", 24 * HOUR, {"points": 400}, {"SystemMetricsMinute"}, {"SystemMetricsHour"}),
+    ("read_api/read_series", 900 * HOUR, {"points": 400}, {"SystemMetricsHour"}, set()),
+    ("read_api/read_fleet", HOUR, {"points": 400}, {"SystemFleetMinute"}, {"SystemMetricsHour"}),
+    ("read_api/read_fleet", 900 * HOUR, {"points": 400}, {"SystemFleetMinute"}, {"SystemMetricsHour"}),
     (
-        "ask_top",
+        "read_api/read_top_processes",
+        HOUR,
+        {"machine_ids": "one", "most": 10},
+        {"ProcessSnapshot", "SystemMetrics"},
+        {"ProcessUsageHour"},
+    ),
+    (
+        "read_api/read_top_processes",
+        24 * HOUR,
+        {"machine_ids": "one", "most": 10},
+        {"ProcessUsageHour"},
+        {"ProcessSnapshot"},
+    ),
+    (
+        "read_api/read_top_processes",
         24 * HOUR,
         {"machine_ids": None, "most": 10},
         {"ProcessFleetHour"},
         {"ProcessSnapshot", "ProcessUsageHour"},
     ),
-    ("ask_processes", HOUR, FIRST_PAGE, {"ProcessSnapshot"}, set()),
-    ("ask_ports", HOUR, {}, {"PortUsage"}, set()),
-    ("ask_applications", HOUR, {}, {"ApplicationUsage"}, set()),
-    ("ask_changes", HOUR, LAST_CHANGE, {"ReconcileEvent", "ServiceStateHistory"}, set()),
+    ("read_api/read_processes", HOUR, FIRST_PAGE, {"ProcessSnapshot"}, set()),
+    ("read_api/read_ports", HOUR, {}, {"PortUsage"}, set()),
+    ("read_api/read_applications", HOUR, {}, {"ApplicationUsage"}, set()),
+    ("read_api/read_changes", HOUR, LAST_CHANGE, {"ReconcileEvent", "ServiceStateHistory"}, set()),
     (PROCESS_SERIES, HOUR, {}, {"ProcessSnapshot"}, {"ProcessUsageHour"}),
     (PROCESS_SERIES, 24 * HOUR, {}, {"ProcessUsageHour"}, set()),
 ]
@@ -104,7 +116,10 @@ def filled(cluster: Server, template: str) -> Iterator[Connection]:
 @pytest.mark.parametrize(
     ("asked", "span", "told", "reads", "spares"),
     QUESTIONS,
-    ids=[f"{name[:40]} {span / HOUR:.0f} h {told.get('machine_ids', '')}" for name, span, told, *_ in QUESTIONS],
+    ids=[
+        f"{name.removeprefix('read_api/')[:40]} {span / HOUR:.0f} h {told.get('machine_ids', '')}"
+        for name, span, told, *_ in QUESTIONS
+    ],
 )
 def test_a_question_goes_by_what_is_meant_for_it(
     filled: Connection, asked: str, span: timedelta, told: dict[str, object], reads: set[str], spares: set[str]
@@ -116,7 +131,7 @@ def test_a_question_goes_by_what_is_meant_for_it(
     if given.get("machine_ids") == "one":
         given["machine_ids"] = [machine]
     scans = []
-    for plan in plans(filled, query(asked) if asked.startswith("ask_") else asked.encode(), given):
+    for plan in plans(filled, query(asked) if asked.startswith("read_api/") else asked.encode(), given):
         scans += [(tables.get(node["Relation Name"], node["Relation Name"]), node) for node in scanning(plan)]
     read = {table for table, _ in scans}
     assert reads <= read

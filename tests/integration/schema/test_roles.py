@@ -88,31 +88,31 @@ def test_a_reader_writes_nothing_and_calls_nothing(reader: Connection) -> None:
 def test_the_daemons_whole_transaction_works_as_the_writer(connection: Connection, writer: Connection) -> None:
     machine, spool = make_machine(connection), uuid.uuid4()
     before = rows(connection, 'SELECT "updatedAt" FROM "Machine"')
-    writer.execute(query("open_ledger"), {"spool_id": spool, "lane": 0, "committed_seq": 0})
+    writer.execute(query("ingest/insert_ledger"), {"spool_id": spool, "lane": 0, "committed_seq": 0})
     with writer.transaction(), writer.cursor() as cursor:
-        known = cursor.execute(query("lock_machines"), {"ids": [machine, uuid.uuid4()]}).fetchall()
-        cursor.execute(query("taken_timestamps"), {"machine_ids": [machine], "timestamps": [NOW]})
+        known = cursor.execute(query("ingest/lock_machines"), {"ids": [machine, uuid.uuid4()]}).fetchall()
+        cursor.execute(query("ingest/read_stored_timestamps"), {"machine_ids": [machine], "timestamps": [NOW]})
         digests = {"machine_ids": [machine], "digests": [1], "earliest": NOW, "latest": NOW}
-        assert cursor.execute(query("known_frames"), digests).fetchall() == []
-        cursor.execute(query("create_incoming"))
+        assert cursor.execute(query("ingest/read_stored_frames"), digests).fetchall() == []
+        cursor.execute(query("ingest/create_incoming"))
         for table in (*contract.SERIES, contract.INCOMING_APPLICATION, contract.INCOMING_SERVICE):
             names = sql.SQL(", ").join(sql.Identifier(name) for name, _type in table.columns)
             with cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN").format(sql.Identifier(table.name), names)) as copy:
                 copy.write_row([a_value(machine, name, kind) for name, kind in table.columns])
-        cursor.execute(query("merge_applications"))
-        cursor.execute(query("merge_services"))
+        cursor.execute(query("ingest/merge_applications"))
+        cursor.execute(query("ingest/merge_services"))
         frame = {"machine_id": machine, "received_at": NOW, "spool_id": spool, "seq": 1, "reason": "json"}
         rest = {"detail": "", "refusals": Jsonb([]), "stored": False, "payload": b"", "digest": 1}
-        cursor.execute(query("quarantine_frame"), frame | rest)
+        cursor.execute(query("ingest/insert_quarantined_frame"), frame | rest)
         moved = cursor.execute(
-            query("advance_ledger"), {"spool_id": spool, "lane": 0, "expected_seq": 0, "committed_seq": 1}
+            query("ingest/advance_ledger"), {"spool_id": spool, "lane": 0, "expected_seq": 0, "committed_seq": 1}
         ).fetchall()
     assert (known, moved) == ([(machine,)], [(1,)])
-    assert writer.execute(query("read_ledger"), {"spool_id": spool, "lane": 0}).fetchall() == [(1,)]
-    assert writer.execute(query("list_machines")).fetchall() == rows(
+    assert writer.execute(query("ingest/read_ledger"), {"spool_id": spool, "lane": 0}).fetchall() == [(1,)]
+    assert writer.execute(query("machines/read_machines")).fetchall() == rows(
         connection, 'SELECT "id", "internalName", "commandLines", "isCollected" FROM "Machine"'
     )
-    assert writer.execute(query("read_schema_version")).fetchone() == (contract.SCHEMA_VERSION, 1)
+    assert writer.execute(query("schema/read_version")).fetchone() == (contract.SCHEMA_VERSION, 1)
     assert rows(connection, 'SELECT count(*) FROM "ProcessSnapshot"') == [(1,)]
     assert rows(connection, 'SELECT count(*) FROM "ApplicationUsage"') == [(1,)]
     assert rows(connection, 'SELECT "updatedAt" FROM "Machine"') == before

@@ -143,7 +143,7 @@ def test_any_order_of_samples_roll_ups_and_deletions_leaves_what_group_by_gives(
         elif act < 0.97:
             roll_up(connection, most=chance.choice((1, 3, 1000)))
         elif act < 0.98:
-            step_of(connection, "roll_up_minutes", 1)
+            step_of(connection, "rollups/roll_up_minutes", 1)
             assert_views_hold_what_is_closed(connection)
         else:
             connection.execute('DELETE FROM "Machine" WHERE "id" = %s', (machines.pop(),))
@@ -177,7 +177,7 @@ def test_a_minute_that_is_rolled_up_for_some_machines_is_in_the_view_once_for_ea
     chance = random.Random(8)
     for machine in machines:
         send(connection, machine, NOW - timedelta(minutes=5), chance)
-    assert step_of(connection, "roll_up_minutes", 1) == 1
+    assert step_of(connection, "rollups/roll_up_minutes", 1) == 1
     for view in ("SystemMetrics_1m", "SystemMetrics_1h", "SystemFleet_1m"):
         assert len(named(connection, f'SELECT * FROM "{view}"')) == (1 if "Fleet" in view else 2), view
     roll_up(connection)
@@ -205,7 +205,7 @@ def test_rows_that_are_added_to_a_message_later_are_rolled_up_when_that_is_noted
     roll_up(connection)
     added = {"machineId": machines[0], "timestamp": at, "processId": 99, "name": "late", "status": "running"}
     insert(connection, "ProcessSnapshot", **added, cpuUsagePercent=1.0, memoryUsageKB=1)
-    connection.execute(query("note_pending"), {"machine_id": machines[0], "at": at})
+    connection.execute(query("ingest/insert_pending_rollup"), {"machine_id": machines[0], "at": at})
     roll_up(connection)
     assert_exact(connection)
 
@@ -213,7 +213,7 @@ def test_rows_that_are_added_to_a_message_later_are_rolled_up_when_that_is_noted
 def test_only_one_session_rolls_up_at_a_time(dsn: str, connection: Connection, machines: list[uuid.UUID]) -> None:
     send(connection, machines[0], NOW - timedelta(hours=3), random.Random(4))
     with psycopg.connect(dsn) as other:
-        assert step_of(other, "roll_up_minutes", 10) == 1
+        assert step_of(other, "rollups/roll_up_minutes", 10) == 1
         assert roll_up(connection) == 0
     roll_up(connection)
     assert_exact(connection)
@@ -310,11 +310,11 @@ def test_the_fleets_hours_are_added_up_the_newest_first(connection: Connection, 
     hours = [NOW - timedelta(hours=ago) for ago in (30, 20, 10)]
     for at in hours:
         send(connection, machines[0], at, random.Random(7))
-    for step in ("roll_up_minutes", "roll_up_hours"):
+    for step in ("rollups/roll_up_minutes", "rollups/roll_up_hours"):
         while step_of(connection, step, 1000):
             pass
     connection.execute('TRUNCATE "SystemFleetMinute"')
-    assert step_of(connection, "roll_up_fleet", 1) == 1
+    assert step_of(connection, "rollups/roll_up_fleet", 1) == 1
     newest = hours[-1].replace(second=0, microsecond=0)
     assert rows(connection, 'SELECT "bucket" FROM "SystemFleetMinute"') == [(newest,)]
     roll_up(connection)

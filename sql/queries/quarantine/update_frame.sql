@@ -1,4 +1,3 @@
--- keep_quarantined
 -- A retry that did not store everything. %(id)s: uuid, %(reason)s, %(detail)s: text, %(refusals)s: jsonb array,
 -- %(stored)s: boolean, whether some of it is stored now.
 UPDATE "QuarantinedFrame"

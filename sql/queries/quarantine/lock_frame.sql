@@ -1,4 +1,3 @@
--- read_quarantined
 -- One frame that is set aside, locked for whoever retries it; no row when it is gone. %(id)s: uuid.
 -- id, machineId, receivedAt, seq, reason, detail, refusals, stored, attempts, frameDigest, payload.
 SELECT

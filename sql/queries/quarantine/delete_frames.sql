@@ -1,4 +1,3 @@
--- drop_quarantined
 -- Deletes frames that are set aside: by id, by reason, or by age; NULL leaves a condition out, and at least one must not
 -- be NULL. %(ids)s: uuid[], %(reason)s: text, %(older_than)s: timestamptz, by the time of receipt.
 DELETE FROM "QuarantinedFrame"

@@ -1,4 +1,3 @@
--- trim_quarantine
 -- Deletes frames that are set aside beyond an age, a number and a size, of which no machine has more than a tenth (but one
 -- frame); the oldest go first. What a machine has beyond its tenth does not count against the others: it may be any number
 -- by the time we look.

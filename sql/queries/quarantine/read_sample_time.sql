@@ -1,4 +1,3 @@
--- find_sample
 -- The timestamp under which a frame's rows are stored; no row when none is. %(machine_id)s: uuid, %(received_at)s,
 -- %(earliest)s, %(latest)s: timestamptz, the last two bounds of what is looked at; %(digest)s: bigint or NULL.
 SELECT "timestamp"

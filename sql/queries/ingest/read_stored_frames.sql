@@ -1,4 +1,3 @@
--- known_frames
 -- Which of these frames the store holds already, as a sample or set aside: (machineId, frameDigest), in no order.
 -- %(machine_ids)s: uuid[], %(digests)s: bigint[] of the same length; %(earliest)s, %(latest)s: timestamptz, the times
 -- between which a sample is looked for, so that the planner leaves out all other chunks. LATERAL makes it one probe each.

@@ -1,4 +1,3 @@
--- taken_rows
 -- Which rows of a batch's series have a key that a stored row has: ("table", "machineId", "timestamp", "key" as text).
 -- Of each series machines: uuid[], times: timestamptz[], and keys: integer[] of processes and ports, text[] of
 -- applications, all of one length. %(earliest)s, %(latest)s: timestamptz, bounds of all of these times.
