@@ -27,14 +27,14 @@ from uuid import UUID
 import structlog
 
 from guestd import __version__, metering
-from guestd.core.config import CommandLines, Settings, host_name
+from guestd.core.config import CommandLines, Settings, get_host_name
 from guestd.core.errors import ConfigError, StoreUnavailable
 from guestd.core.machines import MachineRegistry
-from guestd.core.secrets import first_line
-from guestd.core.tasks import Backoff, retrying, run_until
+from guestd.core.secrets import read_secret
+from guestd.core.tasks import Backoff, run_until, run_with_retry
 from guestd.filters.service import FilterService
 from guestd.ingest import mqtt, virtio
-from guestd.ingest.discovery import Directory, Domains, Place
+from guestd.ingest.discovery import ChannelDiscovery, DirectoryDiscovery, LibvirtDiscovery
 from guestd.ingest.gate import Intake
 from guestd.ingest.mqtt_gate import Publications
 from guestd.ingest.rate_limit import Budget, Rate, Rates
@@ -43,13 +43,13 @@ from guestd.mqtt.options import login
 from guestd.rows.batch import Limits
 from guestd.service import http_auth, systemd
 from guestd.service import watchdog as supervision
-from guestd.service.http import served
-from guestd.service.watchdog import Reload, Watchdog
+from guestd.service.http import serve_pages
+from guestd.service.watchdog import ConfigReloader, Watchdog
 from guestd.spool.queue import Spool, open_spool
 from guestd.store.batch_writer import watch_machines
 from guestd.store.connection import check_dsn, server_name
-from guestd.store.maintenance import Tidying
-from guestd.store.rollups import Upkeep
+from guestd.store.maintenance import StoreMaintenance
+from guestd.store.rollups import RollupRefresher
 from guestd.telemetry.guests import LatestSamples
 from guestd.telemetry.registry import Telemetry
 from guestd.vms.service import VmService
@@ -67,7 +67,7 @@ async def run(settings: Settings, reread: Callable[[], Settings]) -> None:
     _allow_many_channels()
     stop = asyncio.Event()
     _stop_on_signals(stop)
-    protection = http_auth.read(settings.telemetry.web_config_file)
+    protection = http_auth.read_web_config(settings.telemetry.web_config_file)
     telemetry = Telemetry()
     async with AsyncExitStack() as resources:
         spool = open_spool(
@@ -76,7 +76,7 @@ async def run(settings: Settings, reread: Callable[[], Settings]) -> None:
         resources.callback(spool.close)
         parts = _wired(settings, reread, telemetry, spool)
         port = await resources.enter_async_context(
-            served(
+            serve_pages(
                 telemetry,
                 host=settings.telemetry.listen_host,
                 port=settings.telemetry.listen_port,
@@ -108,8 +108,8 @@ class _Parts:
     spool: Spool
     gate: Intake
     consumer: Writer
-    reload: Reload
-    tidying: Tidying
+    reload: ConfigReloader
+    tidying: StoreMaintenance
     watchdog: Watchdog
     machine_registry: MachineRegistry
     channels: virtio.Virtio
@@ -126,7 +126,7 @@ class _Parts:
             "tidying": self.tidying.run(self._forget_the_deleted),
             "machine-registry": _machine_registry(settings.store.dsn, self.machine_registry),
             "upkeep": _upkeep(settings, telemetry).run(),
-            "status": supervision.status(self._standing),
+            "status": supervision.report_status(self._standing),
             "watchdog": self.watchdog.run(),
             "reload": self.reload.run(),
         } | self._reconcilers()
@@ -134,7 +134,7 @@ class _Parts:
     def _reconcilers(self) -> dict[str, Coroutine[Any, Any, None]]:
         if self.vm_service is None or self.filter_service is None:
             return {}
-        return self.vm_service.lives() | self.filter_service.lives(self.vm_service.hypervisor)
+        return self.vm_service.get_tasks() | self.filter_service.get_tasks(self.vm_service.hypervisor)
 
     async def _forget_the_deleted(self) -> None:
         self.consumer.forget(self.machine_registry.knows)
@@ -170,11 +170,11 @@ def _wired(settings: Settings, reread: Callable[[], Settings], telemetry: Teleme
     metering.show_spool(telemetry, spool)
     samples = LatestSamples()
     machine_registry = MachineRegistry()
-    telemetry.machines.set_function(lambda: machine_registry.machines)
-    telemetry.vms.show(lambda: samples.families(machine_registry.domains(), datetime.now(UTC)))
+    telemetry.machines.set_function(lambda: machine_registry.count)
+    telemetry.vms.show(lambda: samples.families(machine_registry.get_domain_names(), datetime.now(UTC)))
     budget = Budget(_rates(settings))
     gate = Intake(spool, metering.of_intake(telemetry), _now_ms, budget)
-    tidying = Tidying(lambda: reload.settings, telemetry)
+    tidying = StoreMaintenance(lambda: reload.settings, telemetry)
     consumer = Writer(
         spool,
         dsn=settings.store.dsn,
@@ -182,7 +182,7 @@ def _wired(settings: Settings, reread: Callable[[], Settings], telemetry: Teleme
         counters=metering.of_writer(telemetry, gate, samples, tidying),
         command_lines_of=lambda machine_id: _command_lines(machine_registry, reload.settings, machine_id),
     )
-    reload = Reload(settings, reread=reread, applied=lambda now: _apply(now, consumer, budget))
+    reload = ConfigReloader(settings, reread=reread, applied=lambda now: _apply(now, consumer, budget))
     vm_service = VmService(settings, telemetry) if settings.libvirt.uri else None
     filter_service = FilterService(settings, telemetry) if settings.libvirt.uri else None
     if vm_service is not None and filter_service is not None:
@@ -220,7 +220,12 @@ def _batch_limits(settings: Settings) -> Limits:
 
 
 def _from_channels(
-    settings: Settings, telemetry: Telemetry, *, place: Place, gate: Intake, machine_registry: MachineRegistry
+    settings: Settings,
+    telemetry: Telemetry,
+    *,
+    place: ChannelDiscovery,
+    gate: Intake,
+    machine_registry: MachineRegistry,
 ) -> virtio.Virtio:
     """The source that reads what QEMU serves. Raises ConfigError for a secret that cannot be read."""
     return virtio.Virtio(
@@ -233,27 +238,27 @@ def _from_channels(
     )
 
 
-def _place(settings: Settings, machine_registry: MachineRegistry, vm_service: VmService | None) -> Place:
+def _place(settings: Settings, machine_registry: MachineRegistry, vm_service: VmService | None) -> ChannelDiscovery:
     """Where channels are looked for."""
     if settings.virtio.discovery == "directory":
-        return Directory(Path(settings.virtio.directory), machine_registry)
+        return DirectoryDiscovery(Path(settings.virtio.directory), machine_registry)
     if vm_service is None:
         raise ConfigError('virtio.discovery is "libvirt", and libvirt.uri is empty: set it, say to qemu:///system')
     driver = vm_service.hypervisor
-    return Domains(
-        lambda: None if driver.looked_at is None else driver.domains,
-        driver.listener(),
+    return LibvirtDiscovery(
+        lambda: None if driver.observed_at is None else driver.domains,
+        driver.subscribe(),
         machine_registry=machine_registry,
         channel_names=settings.libvirt.channel_names,
-        memory=Path(settings.spool.directory, "channels.json"),
+        cache_file=Path(settings.spool.directory, "channels.json"),
     )
 
 
-def _upkeep(settings: Settings, telemetry: Telemetry) -> Upkeep:
+def _upkeep(settings: Settings, telemetry: Telemetry) -> RollupRefresher:
     """What is derived from stored samples; where there is no libvirt too."""
     chosen, shown = settings.libvirt, telemetry.vms
-    upkeep = Upkeep(
-        settings.store.dsn, host_name=host_name(chosen), uri=chosen.uri, silent=shown.machines_without_data.set
+    upkeep = RollupRefresher(
+        settings.store.dsn, host_name=get_host_name(chosen), uri=chosen.uri, silent=shown.machines_without_data.set
     )
     shown.show(upkeep.families)
     return upkeep
@@ -267,7 +272,7 @@ def _wrapping(master_secret_file: str) -> Callable[[UUID, bytes], bytes]:
     """What a line to a machine looks like on its channel: as it is, or signed with a secret of the machine's own."""
     if not master_secret_file:
         return lambda _, line: line
-    master = first_line(Path(master_secret_file), "virtio.master_secret_file")
+    master = read_secret(Path(master_secret_file), "virtio.master_secret_file")
 
     def signed(machine_id: UUID, line: bytes) -> bytes:
         secret = signing.machine_secret(master, machine_id)
@@ -310,20 +315,20 @@ def _tune_collector() -> None:
 
 async def _command_lines(machine_registry: MachineRegistry, settings: Settings, machine_id: UUID) -> CommandLines:
     # What is set for a machine must be known before a row of it is made.
-    await machine_registry.known.wait()
-    return machine_registry.command_lines(machine_id) or settings.privacy.command_lines
+    await machine_registry.loaded.wait()
+    return machine_registry.get_command_lines(machine_id) or settings.privacy.command_lines
 
 
 async def _machine_registry(dsn: str, machine_registry: MachineRegistry) -> None:
     def lost(exc: Exception, _: float) -> None:
-        machine_registry.tried.set()
+        machine_registry.attempted.set()
         log.debug("the machine registry of machines is not being updated", error=str(exc))
 
-    await retrying(
+    await run_with_retry(
         lambda: watch_machines(dsn, machine_registry),
         expected=StoreUnavailable,
         backoff=Backoff(cap_seconds=5),
-        lost=lost,
+        on_failure=lost,
     )
 
 

@@ -8,7 +8,7 @@ from guestd.ingest.gate import Intake
 from guestd.spool import file
 from guestd.spool.queue import Spool
 from guestd.store.batch_writer import Outcome
-from guestd.store.maintenance import Tidying
+from guestd.store.maintenance import StoreMaintenance
 from guestd.telemetry.guests import LatestSamples
 from guestd.telemetry.registry import Telemetry
 
@@ -69,7 +69,7 @@ def of_broker(telemetry: Telemetry) -> mqtt.Counters:
     )
 
 
-def of_writer(telemetry: Telemetry, gate: Intake, samples: LatestSamples, tidying: Tidying) -> writer.Counters:
+def of_writer(telemetry: Telemetry, gate: Intake, samples: LatestSamples, tidying: StoreMaintenance) -> writer.Counters:
     """What the writer counts; `gate` charges the rows to their guests, `samples` keeps the last of each.
 
     `tidying` is told what was set aside.

@@ -158,7 +158,7 @@ def test_our_agent_with_a_secret_hears_nothing_else_and_loses_nothing_by_it(daem
     assert exc in log.read_text()
 
 
-@pytest.mark.parametrize(("secret", "mode", "what"), [(MASTER, 0o644, "everybody may read it"), (b"", 0o600, "empty")])
+@pytest.mark.parametrize(("secret", "mode", "what"), [(MASTER, 0o644, "it is world-readable"), (b"", 0o600, "empty")])
 def test_a_master_secret_that_will_not_do_is_refused_at_start(
     daemon: Daemon, secret: bytes, mode: int, what: str
 ) -> None:

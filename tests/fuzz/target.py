@@ -8,8 +8,8 @@ from datetime import timedelta
 
 import msgspec
 
-from guestd.core.channel import Channel
 from guestd.core.errors import BadFrame
+from guestd.core.transport import Transport
 from guestd.rows.normalise import Rows, Stream, guest_time, sample_time
 from guestd.wire import decode, events, limits, schema
 from guestd.wire.framing import Framer, Oversize
@@ -59,7 +59,7 @@ def _check_line(line: bytes, remembered: Stream) -> None:
     assert rows.count <= MOST_ROWS
     _check_bounds(rows)
     claimed = guest_time(decoded.metrics.timestamp)
-    for channel in Channel:
+    for channel in Transport:
         assert abs(sample_time(claimed, RECEIVED, channel) - RECEIVED) < FARTHEST
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from guestd.vms.plan import OFF_SECONDS
+from guestd.vms.plan import SHUTOFF_DEBOUNCE_SECONDS
 from support.daemon import Daemon, eventually, let_it_work, rows
 from support.faults import Reliability
 from support.lab import BOOT_SECONDS, LabGuest, LabGuests, World, started_lab
@@ -56,7 +56,7 @@ def test_a_guest_that_is_migrated_live_changes_hands_once_and_is_never_off(
         hosts.holds(guest, target)
         guest.goes_on()
         # Long enough for the old host to take what it still has defined for a machine that is off.
-        let_it_work(2 * OFF_SECONDS)
+        let_it_work(2 * SHUTOFF_DEBOUNCE_SECONDS)
     done = rows(
         world.daemon.dsn,
         """SELECT e."action", h."name" FROM "ReconcileEvent" e JOIN "Host" h ON h."id" = e."hostId"

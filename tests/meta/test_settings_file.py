@@ -11,8 +11,8 @@ from pathlib import Path
 import msgspec
 
 from guestd.core import config
-from guestd.core.config import Settings, load
-from guestd.service.reload import AT_ONCE
+from guestd.core.config import Settings, load_settings
+from guestd.service.reload import RELOADABLE_KEYS
 
 FILE = Path(__file__).parents[2] / "deploy" / "guestd.toml"
 
@@ -52,7 +52,7 @@ def commented() -> dict[tuple[str, str], str]:
 
 
 def test_the_file_holds_the_defaults() -> None:
-    assert load(FILE) == Settings()
+    assert load_settings(FILE) == Settings()
 
 
 def test_the_file_mentions_every_setting() -> None:
@@ -72,6 +72,6 @@ def test_every_key_is_explained_as_in_the_code() -> None:
 def test_operators_are_told_which_keys_need_no_restart() -> None:
     told = (FILE.parents[1] / "docs/operations.md").read_text().partition("In force at once:")[2].partition(". ")[0]
     named = set(re.findall(r"`([\w.]+)`", told))
-    keys = {key for name in named for key in AT_ONCE if key == name or key.startswith(f"{name}.")}
-    assert keys == AT_ONCE
-    assert all(any(key == name or key.startswith(f"{name}.") for key in AT_ONCE) for name in named)
+    keys = {key for name in named for key in RELOADABLE_KEYS if key == name or key.startswith(f"{name}.")}
+    assert keys == RELOADABLE_KEYS
+    assert all(any(key == name or key.startswith(f"{name}.") for key in RELOADABLE_KEYS) for name in named)

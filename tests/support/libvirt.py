@@ -44,7 +44,7 @@ def silent() -> Counters:
 @asynccontextmanager
 async def running(hypervisor: Hypervisor) -> AsyncIterator[Hypervisor]:
     """The driver while it is connected."""
-    looked = hypervisor.listener()
+    looked = hypervisor.subscribe()
     life = asyncio.create_task(hypervisor.run())
     try:
         async with asyncio.timeout(30):
@@ -57,7 +57,7 @@ async def running(hypervisor: Hypervisor) -> AsyncIterator[Hypervisor]:
 
 async def seen(hypervisor: Hypervisor, name: str, what: Callable[[Domain], bool]) -> Domain:
     """Wait until the driver has seen a domain in some condition, by itself."""
-    looked = hypervisor.listener()
+    looked = hypervisor.subscribe()
     async with asyncio.timeout(30):
         while True:
             looked.clear()

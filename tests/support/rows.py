@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from guestd.core.channel import Channel
 from guestd.core.config import CommandLines
+from guestd.core.transport import Transport
 from guestd.rows.batch import digest
 from guestd.rows.normalise import Rows, Stream, guest_time, normalise, sample_time
 from guestd.wire.decode import decode
@@ -29,7 +29,7 @@ def rows_of(payload: bytes, stream: Stream, command_lines: CommandLines = "redac
         metrics,
         row_id=ROW,
         machine_id=MACHINE,
-        timestamp=sample_time(guest_time(metrics.timestamp), RECEIVED, Channel.VIRTIO),
+        timestamp=sample_time(guest_time(metrics.timestamp), RECEIVED, Transport.VIRTIO),
         received_at=RECEIVED,
         digest=digest(payload, header(payload), message),
         stream=stream,

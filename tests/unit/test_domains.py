@@ -5,7 +5,15 @@ from uuid import UUID
 
 import pytest
 
-from guestd.hypervisor.domains import Channel, Description, Domain, Graphics, describe, status_of, words
+from guestd.hypervisor.domains import (
+    Domain,
+    DomainChannel,
+    DomainDescription,
+    Graphics,
+    derive_status,
+    name_state,
+    parse_description,
+)
 
 LIVE = """
 <domain type='qemu' id='3'>
@@ -40,30 +48,30 @@ DEFINED = """
 
 
 def domain(state: str, reason: str = "unknown") -> Domain:
-    description = Description(vcpus=1, memory_kib=1, graphics=None, channels=())
+    description = DomainDescription(vcpus=1, memory_kib=1, graphics=None, channels=())
     return Domain(UUID(int=1), "vm", state, reason, state not in ("shutoff", "nostate"), 0.0, description)
 
 
 def test_a_live_domain_is_described_with_its_first_screen_and_its_unix_channels() -> None:
-    assert describe(LIVE) == Description(
+    assert parse_description(LIVE) == DomainDescription(
         vcpus=2,
         memory_kib=2097152,
         graphics=Graphics("spice", 5901, "127.0.0.1"),
         channels=(
-            Channel("org.infinibay.agent", "/run/channels/one", True),
-            Channel("org.qemu.guest_agent.0", "/run/channels/two", False),
+            DomainChannel("org.infinibay.agent", "/run/channels/one", True),
+            DomainChannel("org.qemu.guest_agent.0", "/run/channels/two", False),
         ),
     )
 
 
 def test_a_defined_domain_has_neither_a_port_nor_a_path_yet() -> None:
-    described = describe(DEFINED)
+    described = parse_description(DEFINED)
     assert described.graphics == Graphics("vnc", -1, "0.0.0.0")
-    assert described.channels == (Channel("org.infinibay.agent", None, None),)
+    assert described.channels == (DomainChannel("org.infinibay.agent", None, None),)
 
 
 def test_a_domain_without_devices_is_described_as_such() -> None:
-    assert describe("<domain/>") == Description(vcpus=0, memory_kib=0, graphics=None, channels=())
+    assert parse_description("<domain/>") == DomainDescription(vcpus=0, memory_kib=0, graphics=None, channels=())
 
 
 @pytest.mark.parametrize(
@@ -85,7 +93,7 @@ def test_a_domain_without_devices_is_described_as_such() -> None:
     ],
 )
 def test_numbers_become_libvirts_own_words(numbers: tuple[int, int], expected: tuple[str, str]) -> None:
-    assert words(*numbers) == expected
+    assert name_state(*numbers) == expected
 
 
 EXPECTED: list[Any] = [
@@ -113,4 +121,4 @@ EXPECTED: list[Any] = [
 
 @pytest.mark.parametrize(("state", "reason", "status"), EXPECTED)
 def test_a_state_becomes_a_status_or_is_left_to_others(state: str, reason: str, status: str | None) -> None:
-    assert status_of(domain(state, reason)) == status
+    assert derive_status(domain(state, reason)) == status

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from guestd.core.channel import Channel
+from guestd.core.transport import Transport
 from guestd.rows.normalise import Stream, guest_time, sample_time, uuid7, whole_milliseconds
 from support.rows import RECEIVED, TABLES, by_table, misfits, named, rows_of
 
@@ -264,7 +264,7 @@ def test_long_texts_do_not_stay_in_memory() -> None:
 
 @given(st.datetimes(timezones=st.just(UTC)))
 def test_a_guests_time_is_kept_within_five_minutes_and_replaced_beyond(claimed: datetime) -> None:
-    kept = sample_time(claimed, RECEIVED, Channel.VIRTIO)
+    kept = sample_time(claimed, RECEIVED, Transport.VIRTIO)
     is_near = abs(claimed - RECEIVED) <= timedelta(minutes=5)
     assert kept == whole_milliseconds(claimed if is_near else RECEIVED)
 
@@ -273,14 +273,14 @@ def test_a_guests_time_is_kept_within_five_minutes_and_replaced_beyond(claimed: 
 @example(RECEIVED - timedelta(days=7))
 @example(RECEIVED + timedelta(seconds=61))
 def test_a_time_by_mqtt_may_be_as_old_as_a_brokers_queue_and_hardly_ahead(claimed: datetime) -> None:
-    kept = sample_time(claimed, RECEIVED, Channel.MQTT)
+    kept = sample_time(claimed, RECEIVED, Transport.MQTT)
     is_plausible = timedelta(days=-7) <= claimed - RECEIVED <= timedelta(seconds=60)
     assert kept == whole_milliseconds(claimed if is_plausible else RECEIVED)
 
 
 @given(st.timedeltas(timedelta(minutes=-5), timedelta(minutes=5)))
 def test_a_plausible_time_is_cut_to_whole_milliseconds(off: timedelta) -> None:
-    kept = sample_time(RECEIVED + off, RECEIVED, Channel.VIRTIO)
+    kept = sample_time(RECEIVED + off, RECEIVED, Transport.VIRTIO)
     assert kept.microsecond % 1000 == 0
     assert timedelta(0) <= RECEIVED + off - kept < timedelta(milliseconds=1)
 

@@ -8,8 +8,8 @@ from uuid import UUID
 import pytest
 from structlog.testing import capture_logs
 
-from guestd.core.channel import Channel
 from guestd.core.errors import BadFrame
+from guestd.core.transport import Transport
 from guestd.ingest.prepare import Counters, Preparer
 from guestd.spool.file import Frame
 
@@ -51,7 +51,7 @@ def test_the_traceback_of_a_bug_is_logged_once_however_many_frames_reach_it() ->
 
     with capture_logs() as told:
         for seq, step in enumerate([one_bug] * 100 + [another]):
-            frame = Frame(seq, UUID(int=1), datetime.now(UTC), b"{}", Channel.VIRTIO)
+            frame = Frame(seq, UUID(int=1), datetime.now(UTC), b"{}", Transport.VIRTIO)
             assert isinstance(preparer.guarded(frame, step), BadFrame)
     assert len(counted) == 101
     assert [entry["seq"] for entry in told] == [0, 100]

@@ -6,16 +6,16 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestd.ingest.discovery import Channel
+from guestd.ingest.discovery import ChannelSocket
 from guestd.ingest.virtio import Close, Open, plan
 
 
-def channel(number: int, inode: int = 1, created_ns: int = 1) -> Channel:
+def channel(number: int, inode: int = 1, created_ns: int = 1) -> ChannelSocket:
     machine_id = UUID(int=number)
-    return Channel(machine_id, Path(f"{machine_id}.socket"), inode, created_ns)
+    return ChannelSocket(machine_id, Path(f"{machine_id}.socket"), inode, created_ns)
 
 
-def keyed(*channels: Channel) -> dict[UUID, Channel]:
+def keyed(*channels: ChannelSocket) -> dict[UUID, ChannelSocket]:
     return {each.machine_id: each for each in channels}
 
 
@@ -24,7 +24,7 @@ CHANNELS = st.dictionaries(st.integers(0, 5), st.integers(1, 3), max_size=6).map
 )
 
 
-def applied(running: dict[UUID, Channel], actions: tuple[Open | Close, ...]) -> dict[UUID, Channel]:
+def applied(running: dict[UUID, ChannelSocket], actions: tuple[Open | Close, ...]) -> dict[UUID, ChannelSocket]:
     world = dict(running)
     for action in actions:
         match action:
@@ -38,20 +38,20 @@ def applied(running: dict[UUID, Channel], actions: tuple[Open | Close, ...]) -> 
 
 
 @given(CHANNELS, CHANNELS)
-def test_a_plan_leads_to_what_is_wanted(wanted: dict[UUID, Channel], running: dict[UUID, Channel]) -> None:
+def test_a_plan_leads_to_what_is_wanted(wanted: dict[UUID, ChannelSocket], running: dict[UUID, ChannelSocket]) -> None:
     assert applied(running, plan(wanted, running)) == wanted
 
 
 @given(CHANNELS, CHANNELS, st.integers(0, 12))
 def test_a_plan_that_was_cut_short_is_planned_again_and_leads_there_too(
-    wanted: dict[UUID, Channel], running: dict[UUID, Channel], done: int
+    wanted: dict[UUID, ChannelSocket], running: dict[UUID, ChannelSocket], done: int
 ) -> None:
     middle = applied(running, plan(wanted, running)[:done])
     assert applied(middle, plan(wanted, middle)) == wanted
 
 
 @given(CHANNELS)
-def test_nothing_is_done_when_all_is_as_wanted(wanted: dict[UUID, Channel]) -> None:
+def test_nothing_is_done_when_all_is_as_wanted(wanted: dict[UUID, ChannelSocket]) -> None:
     assert plan(wanted, dict(wanted)) == ()
 
 

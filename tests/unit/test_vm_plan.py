@@ -9,24 +9,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestd.hypervisor.domains import Channel, Description, Domain, Graphics, status_of
+from guestd.hypervisor.domains import Domain, DomainChannel, DomainDescription, Graphics, derive_status
 from guestd.vms import plan
 from guestd.vms.plan import (
+    Attempts,
     Claim,
     Destroy,
-    Facts,
+    DomainFacts,
     KeepFacts,
     KeepGraphics,
-    Machine,
-    Plan,
-    Power,
+    PowerAction,
     Resume,
-    Rules,
     SetStatus,
     Shutdown,
     Start,
     Suspend,
-    Tries,
+    VmPlan,
+    VmPolicy,
+    VmRecord,
     Write,
 )
 
@@ -38,15 +38,15 @@ AGENT = "org.infinibay.agent"
 BORN = 1000.0
 
 
-def rules(**changes: Any) -> Rules:
-    before = Rules(
+def rules(**changes: Any) -> VmPolicy:
+    before = VmPolicy(
         host_id=HERE, is_converging=True, may_destroy=False, shutdown_seconds=60.0, channel_names=(AGENT,)
     )  # fmt: skip
     return replace(before, **changes)
 
 
-def description(**changes: Any) -> Description:
-    return replace(Description(vcpus=2, memory_kib=1048576, graphics=None, channels=()), **changes)
+def description(**changes: Any) -> DomainDescription:
+    return replace(DomainDescription(vcpus=2, memory_kib=1048576, graphics=None, channels=()), **changes)
 
 
 def domain(number: int = 1, state: str = "running", reason: str = "unknown", **changes: Any) -> Domain:
@@ -55,16 +55,16 @@ def domain(number: int = 1, state: str = "running", reason: str = "unknown", **c
     return replace(before, **changes)
 
 
-def facts_of(seen: Domain, **changes: Any) -> Facts:
+def facts_of(seen: Domain, **changes: Any) -> DomainFacts:
     described = seen.description
-    before = Facts(
+    before = DomainFacts(
         seen.uuid, seen.state, seen.reason, described.vcpus, described.memory_kib, "absent", None
     )  # fmt: skip
     return replace(before, **changes)
 
 
-def machine(number: int = 1, status: str = "running", **changes: Any) -> Machine:
-    before = Machine(
+def machine(number: int = 1, status: str = "running", **changes: Any) -> VmRecord:
+    before = VmRecord(
         id=UUID(int=number), name=f"vm{number}", status=status, desired=None, host_id=HERE, is_holder_live=True,
         cpu_cores=0, ram_gb=0, graphics=None, facts=None,
     )  # fmt: skip
@@ -75,26 +75,26 @@ def machine(number: int = 1, status: str = "running", **changes: Any) -> Machine
 class World:
     """One host's domains, the store's rows, and time; refuses what the real ones would refuse."""
 
-    machines: dict[UUID, Machine]
+    machines: dict[UUID, VmRecord]
     domains: dict[UUID, Domain]
     is_stubborn: bool = False
     may_destroy: bool = False
     is_converging: bool = True
     now: float = BORN
-    tries: dict[UUID, Tries] = field(default_factory=dict)
+    tries: dict[UUID, Attempts] = field(default_factory=dict)
 
-    def plan(self) -> Plan:
+    def plan(self) -> VmPlan:
         names = {each.name for each in self.domains.values()}
         mine = [each for each in self.machines.values() if each.host_id == HERE or each.name in names]
         domains = list(self.domains.values())
-        self.tries = plan.remembered(self.tries, mine, domains, self.now)
+        self.tries = plan.keep_recent_attempts(self.tries, mine, domains, self.now)
         chosen = rules(may_destroy=self.may_destroy, is_converging=self.is_converging)
-        return plan.plan(mine, domains, tries=self.tries, now=self.now, rules=chosen)
+        return plan.plan_vms(mine, domains, tries=self.tries, now=self.now, rules=chosen)
 
-    def apply(self, steps: Iterable[Write | Power]) -> None:
+    def apply(self, steps: Iterable[Write | PowerAction]) -> None:
         for step in steps:
             match step:
-                case Power():
+                case PowerAction():
                     self._power(step)
                 case _:
                     self._write(step)
@@ -118,13 +118,13 @@ class World:
             case KeepFacts():
                 self.machines[row.id] = replace(row, facts=step.facts)
 
-    def _power(self, step: Power) -> None:
+    def _power(self, step: PowerAction) -> None:
         row, seen = self.machines[step.machine_id], self.domains[step.domain_uuid]
         assert row.host_id == HERE
         assert row.desired == step.desired
         assert row.status in SETTLED, f"{step}: somebody is in the middle of it"
         assert seen.name == row.name
-        self.tries[row.id] = plan.tried(self.tries.get(row.id), step, self.now)
+        self.tries[row.id] = plan.record_attempt(self.tries.get(row.id), step, self.now)
         match step:
             case Start():
                 assert not seen.is_active
@@ -154,10 +154,10 @@ class World:
             found = self.plan()
             self.apply([*found.writes, *found.actions])
             if not found.writes and not found.actions:
-                if found.look_again_seconds is None or self.now > BORN + 2000:
+                if found.recheck_seconds is None or self.now > BORN + 2000:
                     return
                 # A contested machine is looked at for ever: time goes by faster here.
-                self.now += max(found.look_again_seconds, 40.0) + 0.001
+                self.now += max(found.recheck_seconds, 40.0) + 0.001
         raise AssertionError("it does not come to rest")
 
 
@@ -170,7 +170,7 @@ STATES = st.sampled_from(
     ]
 )  # fmt: skip
 GRAPHICS = st.sampled_from([None, Graphics("spice", 5900, "127.0.0.1"), Graphics("vnc", -1, None)])
-CHANNELS = st.sampled_from([(), (Channel(AGENT, "/a", True),), (Channel("other", "/b", True),)])
+CHANNELS = st.sampled_from([(), (DomainChannel(AGENT, "/a", True),), (DomainChannel("other", "/b", True),)])
 
 
 @st.composite
@@ -182,7 +182,7 @@ def domains(draw: st.DrawFn, number: int) -> Domain:
 
 
 @st.composite
-def machines(draw: st.DrawFn, number: int) -> Machine:
+def machines(draw: st.DrawFn, number: int) -> VmRecord:
     uuid = draw(st.sampled_from([100 + number, 7]))
     seen = draw(st.sampled_from(["running", "shutoff", "missing"]))
     return machine(
@@ -193,7 +193,7 @@ def machines(draw: st.DrawFn, number: int) -> Machine:
         is_holder_live=draw(st.booleans()),
         cpu_cores=draw(st.integers(0, 2)),
         graphics=draw(GRAPHICS),
-        facts=draw(st.sampled_from([None, Facts(UUID(int=uuid), seen, "unknown", 1, 1, "absent", None)])),
+        facts=draw(st.sampled_from([None, DomainFacts(UUID(int=uuid), seen, "unknown", 1, 1, "absent", None)])),
     )
 
 
@@ -222,7 +222,7 @@ def ended(world: World) -> tuple[Any, ...]:
     )
 
 
-def unreachable(world: World, row: Machine, seen: Domain) -> bool:
+def unreachable(world: World, row: VmRecord, seen: Domain) -> bool:
     """Whether what is wanted needs a person, or a patience that this world does not have."""
     is_plain = seen.state in ("running", "blocked", "shutoff") or (seen.state, seen.reason) == ("paused", "user")
     is_stuck = row.desired == "off" and world.is_stubborn and not world.may_destroy
@@ -249,9 +249,9 @@ def test_when_it_has_come_to_rest_the_rows_say_what_is_so(world: World) -> None:
             continue
         assert row.facts is not None
         assert (row.facts.domain_uuid, row.facts.state) == (seen.uuid, seen.state)
-        if status_of(seen) is not None:
-            assert SAME.get(row.status, row.status) == status_of(seen)
-            reached = row.desired in (None, status_of(seen))
+        if derive_status(seen) is not None:
+            assert SAME.get(row.status, row.status) == derive_status(seen)
+            reached = row.desired in (None, derive_status(seen))
             assert reached or not world.is_converging or unreachable(world, row, seen)
 
 
@@ -299,11 +299,11 @@ def test_a_status_of_somebody_elses_is_left_alone_and_so_is_its_domain(world: Wo
 # ---- one rule each
 
 
-def steps(row: Machine | None, seen: Domain | None, **changes: Any) -> list[str]:
+def steps(row: VmRecord | None, seen: Domain | None, **changes: Any) -> list[str]:
     """What is planned for one machine and one domain, in words."""
     tries = changes.pop("tries", {})
     now = changes.pop("now", BORN)
-    found = plan.plan(
+    found = plan.plan_vms(
         [row] if row else [], [seen] if seen else [], tries=tries, now=now, rules=rules(**changes)
     )  # fmt: skip
     return [str(step) for step in (*found.writes, *found.actions, *found.reports) if not isinstance(step, KeepFacts)]
@@ -316,9 +316,9 @@ def test_a_row_follows_its_domain() -> None:
 
 
 def test_a_domain_that_stopped_a_moment_ago_may_be_rebooting() -> None:
-    stopped = domain(state="shutoff", since=BORN - plan.OFF_SECONDS + 1)
+    stopped = domain(state="shutoff", since=BORN - plan.SHUTOFF_DEBOUNCE_SECONDS + 1)
     assert steps(machine(), stopped) == []
-    assert plan.plan([machine()], [stopped], tries={}, now=BORN, rules=rules()).look_again_seconds == 1
+    assert plan.plan_vms([machine()], [stopped], tries={}, now=BORN, rules=rules()).recheck_seconds == 1
     assert steps(machine(), domain()) == []
 
 
@@ -389,13 +389,13 @@ def test_drift_is_reported_and_nothing_is_changed() -> None:
     ],
 )
 def test_what_is_wanted_is_brought_about(desired: str, seen: Domain, expected: str) -> None:
-    row = machine(status=status_of(seen) or "", desired=desired)
+    row = machine(status=derive_status(seen) or "", desired=desired)
     assert steps(row, seen) == [expected]
     assert steps(row, seen, is_converging=False) == []
 
 
 def test_a_guest_that_does_not_shut_down_is_destroyed_only_when_that_is_allowed() -> None:
-    row, asked = machine(desired="off"), {UUID(int=1): Tries("off", "Shutdown", 1, BORN)}
+    row, asked = machine(desired="off"), {UUID(int=1): Attempts("off", "Shutdown", 1, BORN)}
     assert steps(row, domain(), tries=asked, now=BORN + 59, may_destroy=True) == []
     assert steps(row, domain(), tries=asked, now=BORN + 61, may_destroy=True) == [
         "destroy vm1: it did not shut down in time"
@@ -406,30 +406,30 @@ def test_a_guest_that_does_not_shut_down_is_destroyed_only_when_that_is_allowed(
 def test_what_fails_is_tried_ever_more_rarely() -> None:
     row = machine(status="suspended", desired="running")
     for count, delay in ((1, 2), (2, 4), (5, 32), (20, 300)):
-        tries = {row.id: Tries("running", "Resume", count, BORN)}
+        tries = {row.id: Attempts("running", "Resume", count, BORN)}
         assert steps(row, domain(state="paused"), tries=tries, now=BORN + delay - 0.1) == []
         assert len(steps(row, domain(state="paused"), tries=tries, now=BORN + delay)) == 1
 
 
 def test_a_machine_that_keeps_crashing_is_left_with_a_reason_until_it_is_wanted_anew() -> None:
     row, crashed = machine(status="off", desired="running"), domain(state="shutoff", reason="crashed")
-    tries = {row.id: Tries("running", "Start", plan.STARTS_BEFORE_LEFT, BORN - 900)}
+    tries = {row.id: Attempts("running", "Start", plan.MAX_START_ATTEMPTS, BORN - 900)}
     assert steps(row, crashed, tries=tries) == [
         "left: vm1: started 5 times and it did not stay; set desiredStatus again"
     ]  # fmt: skip
-    assert plan.remembered(tries, [replace(row, desired=None)], [crashed], BORN) == {}
+    assert plan.keep_recent_attempts(tries, [replace(row, desired=None)], [crashed], BORN) == {}
 
 
 def test_starts_are_forgotten_when_the_machine_has_run_for_long() -> None:
-    row, tries = machine(desired="running"), {UUID(int=1): Tries("running", "Start", 3, BORN)}
+    row, tries = machine(desired="running"), {UUID(int=1): Attempts("running", "Start", 3, BORN)}
     later = BORN + plan.HEALTHY_SECONDS
-    assert plan.remembered(tries, [row], [domain(since=BORN + 1)], later) == tries
-    assert plan.remembered(tries, [row], [domain(since=BORN + 1)], later + 1) == {}
-    assert plan.remembered(tries, [row], [domain(state="shutoff")], later + 9) == tries
+    assert plan.keep_recent_attempts(tries, [row], [domain(since=BORN + 1)], later) == tries
+    assert plan.keep_recent_attempts(tries, [row], [domain(since=BORN + 1)], later + 1) == {}
+    assert plan.keep_recent_attempts(tries, [row], [domain(state="shutoff")], later + 9) == tries
 
 
-def kept(seen: Domain, row: Machine) -> list[Write]:
-    found = plan.plan([row], [seen], tries={}, now=BORN, rules=rules())
+def kept(seen: Domain, row: VmRecord) -> list[Write]:
+    found = plan.plan_vms([row], [seen], tries={}, now=BORN, rules=rules())
     return [step for step in found.writes if isinstance(step, KeepGraphics)]
 
 
@@ -448,22 +448,22 @@ def test_the_screen_is_kept_and_a_machine_that_is_off_has_none() -> None:
     ("channels", "expected"),
     [
         ((), "absent"),
-        ((Channel("org.qemu.guest_agent.0", "/x", True),), "absent"),
-        ((Channel(AGENT, "/x", None),), "disconnected"),
-        ((Channel(AGENT, "/x", False),), "disconnected"),
-        ((Channel(AGENT, "/x", True),), "connected"),
+        ((DomainChannel("org.qemu.guest_agent.0", "/x", True),), "absent"),
+        ((DomainChannel(AGENT, "/x", None),), "disconnected"),
+        ((DomainChannel(AGENT, "/x", False),), "disconnected"),
+        ((DomainChannel(AGENT, "/x", True),), "connected"),
     ],
 )
-def test_whether_the_agent_has_its_channel_open_is_kept(channels: tuple[Channel, ...], expected: str) -> None:
+def test_whether_the_agent_has_its_channel_open_is_kept(channels: tuple[DomainChannel, ...], expected: str) -> None:
     seen = domain(description=description(channels=channels))
-    (facts,) = plan.plan([machine()], [seen], tries={}, now=BORN, rules=rules()).writes
+    (facts,) = plan.plan_vms([machine()], [seen], tries={}, now=BORN, rules=rules()).writes
     assert isinstance(facts, KeepFacts)
     assert facts.facts.channel == expected
 
 
 def test_a_row_that_is_missing_its_domain_keeps_what_was_known_of_it() -> None:
     row = machine(facts=facts_of(domain(), channel="connected"))
-    (kept_facts,) = plan.plan([row], [], tries={}, now=BORN, rules=rules()).writes
+    (kept_facts,) = plan.plan_vms([row], [], tries={}, now=BORN, rules=rules()).writes
     assert isinstance(kept_facts, KeepFacts)
     assert (kept_facts.facts.state, kept_facts.facts.channel) == ("missing", "absent")
     assert kept_facts.facts.vcpus == 2

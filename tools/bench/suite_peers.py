@@ -34,7 +34,7 @@ from tools.bench.feeder import lines_of
 from tools.bench.measuring import keep, own_store, truncate
 from tools.harness import prisma
 
-from guestd.core.channel import Channel
+from guestd.core.transport import Transport
 from guestd.ingest.prepare import Counters, Preparer
 from guestd.rows.normalise import Row
 from guestd.spool.file import Frame, from_milliseconds
@@ -79,7 +79,7 @@ def _frames(arguments: argparse.Namespace) -> list[Frame]:
     now_ms = int(time.time() * 1000)
     by_message = zip(*([(key, line) for line in feed.splitlines()] for key, feed in lines.items()), strict=True)
     return [
-        Frame(seq, key, from_milliseconds(now_ms + seq), line, Channel.VIRTIO)
+        Frame(seq, key, from_milliseconds(now_ms + seq), line, Transport.VIRTIO)
         for seq, (key, line) in enumerate(chain.from_iterable(by_message), 1)
     ]
 

@@ -29,8 +29,8 @@ from tools.bench.measuring import keep, own_store
 from guestd.hypervisor import connection as hypervisor
 from guestd.hypervisor.connection import Hypervisor
 from guestd.vms import reconciler
-from guestd.vms.plan import Rules
-from guestd.vms.reconciler import Reconciler
+from guestd.vms.plan import VmPolicy
+from guestd.vms.reconciler import VmReconciler
 
 SEED = 1
 WRITTEN = "SELECT coalesce(sum(n_tup_ins + n_tup_upd + n_tup_del), 0) FROM pg_stat_user_tables WHERE relname = ANY(%s)"
@@ -70,8 +70,8 @@ class _Kept:
     def __init__(self, dsn: str, hypervisor_: Hypervisor) -> None:
         self.hypervisor = hypervisor_
         self._has_passed = asyncio.Event()
-        rules = Rules(UUID(int=0), True, False, 60.0, ("org.infinibay.agent",))
-        self.loop = Reconciler(hypervisor_, dsn=dsn, host_name="bench", rules=rules, counters=self._counters())
+        rules = VmPolicy(UUID(int=0), True, False, 60.0, ("org.infinibay.agent",))
+        self.loop = VmReconciler(hypervisor_, dsn=dsn, host_name="bench", rules=rules, counters=self._counters())
 
     def _counters(self) -> reconciler.Counters:
         return reconciler.Counters(

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from guestd.store.rollups import Upkeep
+from guestd.store.rollups import RollupRefresher
 from guestd.telemetry import domains
 from guestd.telemetry.domains import Family
 from guestd.telemetry.guests import LatestSamples
@@ -109,7 +109,7 @@ def _all() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
 
 
 def _at_a_scrape() -> Iterator[Family]:
-    yield from Upkeep("", host_name="", uri="", silent=lambda _: None).families()
+    yield from RollupRefresher("", host_name="", uri="", silent=lambda _: None).families()
     yield from LatestSamples().families({}, datetime.now(UTC))
     yield from domains.families({}, [])
 

@@ -21,7 +21,7 @@ from guestd.agent.outbox import LINE_LIMIT_BYTES, Outbox
 from guestd.agent.signals import until_signal
 from guestd.agent.transport import Sender, attend, listen, serve
 from guestd.core.errors import ConfigError
-from guestd.core.secrets import first_line
+from guestd.core.secrets import read_secret
 from guestd.wire.signing import Opener
 
 __all__ = ["add_arguments", "run"]
@@ -132,7 +132,7 @@ def _opening(secret_file: Path | None) -> Callable[[bytes], bytes | None]:
     """How a line of the host is read; with a secret only what is signed with it, and what is not is logged once."""
     if secret_file is None:
         return as_it_is
-    opener = Opener(first_line(secret_file, "--secret-file"))
+    opener = Opener(read_secret(secret_file, "--secret-file"))
     reported: set[str] = set()
 
     def opened(line: bytes) -> bytes | None:

@@ -24,7 +24,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 
 from guestd.agent.transport import Sender
 from guestd.core.errors import ConfigError
-from guestd.core.secrets import first_line
+from guestd.core.secrets import read_secret
 
 # So many lines of a machine are on their way at once.
 WINDOW_LINES = 8
@@ -77,7 +77,7 @@ def broker_of(arguments: argparse.Namespace) -> Address:
     if not port.isdecimal():
         raise ConfigError(f"--mqtt {arguments.mqtt}: must be HOST or HOST:PORT")
     file = arguments.mqtt_password_file
-    password = first_line(file, "--mqtt-password-file").decode() if file else None
+    password = read_secret(file, "--mqtt-password-file").decode() if file else None
     return Address(host, int(port), arguments.mqtt_prefix, arguments.mqtt_user, password, _tls(arguments))
 
 

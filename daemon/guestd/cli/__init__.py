@@ -14,8 +14,9 @@ import msgspec
 import structlog
 
 from guestd import __version__
-from guestd.core import config, logs
+from guestd.core import config
 from guestd.core.errors import ConfigError
+from guestd.core.log import configure_logging, format_error_line
 from guestd.filters import desired
 from guestd.filters import explain as telling
 from guestd.filters.desired import Asked, MachineRow
@@ -48,15 +49,15 @@ guestd reads what guest agents report, and writes it exactly once to TimescaleDB
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    logs.configure()
+    configure_logging()
     try:
         return int(arguments.run(arguments))
     except ConfigError as exc:
-        print(logs.error_line(f"guestd: {exc}"), file=sys.stderr)
+        print(format_error_line(f"guestd: {exc}"), file=sys.stderr)
         return EXIT_CONFIG
     except OSError as exc:
         # What the system refused before there was anything to lose: no bug, and perhaps gone at the next start.
-        print(logs.error_line(f"guestd: {exc}"), file=sys.stderr)
+        print(format_error_line(f"guestd: {exc}"), file=sys.stderr)
         return EXIT_FAILURE
 
 
@@ -232,13 +233,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _settings(arguments: argparse.Namespace) -> config.Settings:
-    chosen = config.load(arguments.config) if arguments.config else config.Settings()
+    chosen = config.load_settings(arguments.config) if arguments.config else config.Settings()
     dsn = os.environ.get("GUESTD_DATABASE_DSN") or chosen.store.dsn
     if chosen.store.password_file:
-        from guestd.core.secrets import first_line
+        from guestd.core.secrets import read_secret
         from guestd.store.connection import with_password
 
-        dsn = with_password(dsn, first_line(Path(chosen.store.password_file), "store.password_file"))
+        dsn = with_password(dsn, read_secret(Path(chosen.store.password_file), "store.password_file"))
     return msgspec.structs.replace(chosen, store=msgspec.structs.replace(chosen.store, dsn=dsn))
 
 
@@ -254,13 +255,13 @@ def _planning(verb: str) -> Callable[[argparse.Namespace], int]:
 
 
 def _secret(arguments: argparse.Namespace) -> int:
-    from guestd.core.secrets import first_line
+    from guestd.core.secrets import read_secret
     from guestd.wire.signing import machine_secret
 
     file = _settings(arguments).virtio.master_secret_file
     if not file:
         raise ConfigError("virtio.master_secret_file is empty: nothing is signed here")
-    print(machine_secret(first_line(Path(file), "virtio.master_secret_file"), arguments.machine).decode())
+    print(machine_secret(read_secret(Path(file), "virtio.master_secret_file"), arguments.machine).decode())
     return 0
 
 

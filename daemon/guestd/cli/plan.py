@@ -24,7 +24,7 @@ def plan(arguments: argparse.Namespace, settings: Settings) -> int:
     """Print what a guestd that starts now would do to machines, rows and filters."""
     _check(settings)
     try:
-        found = asyncio.run(vms_service.planned(settings))
+        found = asyncio.run(vms_service.preview_plan(settings))
         filters = _filters(settings)
     except (SourceLost, StoreUnavailable) as exc:
         return _failed(exc)

@@ -11,7 +11,7 @@ import msgspec
 
 from guestd.core.config import Settings
 from guestd.core.errors import RowsRejected, StoreUnavailable
-from guestd.core.text import printable
+from guestd.core.text import escape_to_ascii
 from guestd.ingest import quarantine
 from guestd.store.connection import connection_to
 
@@ -41,7 +41,7 @@ async def _list(arguments: argparse.Namespace, settings: Settings) -> int:
         machine = str(each.machineId or "")
         print(
             f"{each.id!s:36}  {machine:36}  {received:20}  {each.reason:17}  {each.size_bytes:8}  {each.attempts:5}"
-            f"  {printable(each.detail)[:80]}"
+            f"  {escape_to_ascii(each.detail)[:80]}"
         )
     return 0
 
@@ -52,7 +52,7 @@ async def _show(arguments: argparse.Namespace, settings: Settings) -> int:
     if frame is None:
         print(f"guestd: there is no frame {arguments.id} in the quarantine", file=sys.stderr)
         return 1
-    whole = printable(frame.payload.decode("utf-8", "backslashreplace"))
+    whole = escape_to_ascii(frame.payload.decode("utf-8", "backslashreplace"))
     described = msgspec.to_builtins(frame)
     described["payload"] = whole
     if arguments.json:
@@ -60,7 +60,7 @@ async def _show(arguments: argparse.Namespace, settings: Settings) -> int:
         return 0
     described["payload"] = whole if len(whole) <= SHOWN_BYTES else f"{whole[:SHOWN_BYTES]}... (--json shows all)"
     for name, value in described.items():
-        print(f"{name}: {printable(str(value)) if name != 'payload' else value}")
+        print(f"{name}: {escape_to_ascii(str(value)) if name != 'payload' else value}")
     return 0
 
 

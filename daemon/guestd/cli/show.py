@@ -12,7 +12,7 @@ from typing import Any
 
 from guestd.core.config import Settings
 from guestd.core.errors import RowsRejected, StoreUnavailable
-from guestd.core.text import printable
+from guestd.core.text import escape_to_ascii
 from guestd.store.connection import connection_to, sorted_errors
 from gueststore import asking
 from gueststore.asking import MachineNow
@@ -59,17 +59,19 @@ async def _show(dsn: str, wanted: str) -> int:
             return 1
         machine, now = found[0], datetime.now(UTC)
         print(
-            f"{printable(machine.name)} ({printable(machine.internal_name)}, {machine.id}): {printable(machine.status)}"
+            f"{escape_to_ascii(machine.name)} ({escape_to_ascii(machine.internal_name)}, {machine.id}):"
+            f" {escape_to_ascii(machine.status)}"
         )
         print(_latest(machine, now))
         window = (now - LAST_HOUR, now)
         for used in await asking.top_processes(connection, *window, of=[machine.id], most=LISTED):
-            print(f"  {used.cpu_percent:6.1f} % {used.memory_kb / 1024:8.0f} MiB  {printable(used.name)}")
+            print(f"  {used.cpu_percent:6.1f} % {used.memory_kb / 1024:8.0f} MiB  {escape_to_ascii(used.name)}")
         for port in await asking.ports(connection, machine.id):
-            print(f"  {port.protocol} {port.port} opened by {printable(port.process_name or 'it does not say whom')}")
+            process = escape_to_ascii(port.process_name or "it does not say whom")
+            print(f"  {port.protocol} {port.port} opened by {process}")
         for change in await asking.changes(connection, machine.id, most=LISTED):
-            states = " -> ".join(printable(state) for state in (change.from_state, change.to_state) if state)
-            print(f"  {change.at:%Y-%m-%d %H:%M:%S} {change.kind} {printable(change.name)}: {states}")
+            states = " -> ".join(escape_to_ascii(state) for state in (change.from_state, change.to_state) if state)
+            print(f"  {change.at:%Y-%m-%d %H:%M:%S} {change.kind} {escape_to_ascii(change.name)}: {states}")
     return 0
 
 
@@ -103,7 +105,7 @@ def _table(machines: Sequence[MachineNow], by: str, most: int, now: datetime) ->
     yield f"{len(machines)} machines, by {by}, {now:%H:%M:%S} UTC"
     yield f"{'CPU %':>6} {'MEMORY':>20} {'AGE s':>8}  {'STATUS':<12} NAME"
     for machine in sorted(machines, key=_SORTED_BY[by])[:most]:
-        shown = f"{printable(machine.status)[:12]:<12} {printable(machine.name)[:60]}"
+        shown = f"{escape_to_ascii(machine.status)[:12]:<12} {escape_to_ascii(machine.name)[:60]}"
         if machine.at is None:
             yield f"{'-':>6} {'-':>20} {'-':>8}  {shown}"
         else:

@@ -1,1 +1,1 @@
-"""What every part uses: configuration, errors, logs, tasks and retry, the machines that the store knows."""
+"""Used by every layer: configuration, errors, logging, tasks and retry, the machine registry."""

@@ -1,4 +1,4 @@
-"""One frozen struct from one TOML file. Unknown keys are refused with their path; names carry their units."""
+"""One frozen struct from one TOML file. Unknown keys are rejected with their path; names carry their units."""
 
 from __future__ import annotations
 
@@ -12,194 +12,194 @@ from msgspec import Meta, Struct
 from guestd.core.errors import ConfigError
 
 CommandLines = Literal["full", "redacted", "off"]
-"""How command lines are stored."""
+"""How the command lines of processes are stored."""
 Positive = Annotated[int, Meta(gt=0)]
 PositiveSeconds = Annotated[float, Meta(gt=0)]
 
 
-class Store(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Where rows go."""
+class StoreSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The PostgreSQL database with TimescaleDB, and how batches are written to it."""
 
     dsn: str = "host=/var/run/postgresql dbname=guestd"
-    """Of PostgreSQL; several hosts may be given, the writable one is used. Environment: GUESTD_DATABASE_DSN."""
+    """Connection string. With several hosts the writable one is used. Environment variable: GUESTD_DATABASE_DSN."""
     password_file: str = ""
-    """Holds the password, where the server wants one, in its first line; such as a systemd credential."""
+    """File with the password in its first line, for example a systemd credential; empty: no password."""
     batch_bytes: Positive = 4 * 1024 * 1024
-    """A batch is written when so many bytes of frames wait,"""
+    """A batch is written when the waiting frames reach this many bytes."""
     batch_frames: Positive = 2000
-    """or at most so many frames,"""
+    """Maximum number of frames in a batch."""
     flush_seconds: PositiveSeconds = 0.2
-    """or when the first of them has waited so long."""
+    """A batch is written when its oldest frame has waited this long."""
 
 
-class Spool(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The durable queue on local disk."""
+class SpoolSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The durable queue on local disk, between sources and store."""
 
     directory: str = "/var/lib/guestd/spool"
-    """One guestd per directory."""
+    """Directory of the spool file; only one guestd may use it."""
     max_bytes: Positive = 4 * 1024**3
-    """When so much waits for the store, nothing more is read or acknowledged until there is room."""
+    """Size limit of the backlog. When it is reached, guestd stops reading and acknowledging until there is room."""
     machine_share: Annotated[float, Meta(gt=0, le=1)] = 0.1
-    """The part of it that one machine may fill."""
+    """Maximum share of max_bytes that one machine may use (0 to 1)."""
 
 
-class Virtio(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Virtio-serial channels, as unix sockets that QEMU serves."""
+class VirtioSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Virtio-serial channels: unix sockets that QEMU listens on."""
 
     discovery: Literal["directory", "libvirt"] = "directory"
-    """How sockets are found: by their names in a directory, or in the domains of libvirt.uri."""
+    """How sockets are found. directory: by file name in `directory`; libvirt: from the domains of libvirt.uri."""
     directory: str = "/opt/infinibay/sockets"
-    """Holds `<Machine.id>.socket`."""
+    """Directory with the sockets, named `<Machine.id>.socket`."""
     max_frame_bytes: Positive = 4 * 1024 * 1024
-    """A longer line is refused."""
+    """Maximum length of a line; longer lines are rejected."""
     master_secret_file: str = ""
-    """Signs what is said to guests, for agents from 2026-06 on: the file's first line; empty: nothing is signed."""
+    """File with the secret that signs lines to guests (agents since 2026-06), in its first line; empty: unsigned."""
 
 
-class Mqtt(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A broker that guests report to."""
+class MqttSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """An MQTT broker that guests publish to."""
 
     host: str = ""
-    """Its name or address; empty: there is none."""
+    """Host name or address of the broker; empty: no broker."""
     port: Annotated[int, Meta(gt=0, le=65535)] = 1883
-    """8883 is usual with TLS."""
+    """TCP port of the broker; usually 8883 with TLS."""
     version: Literal["5", "3.1.1"] = "5"
-    """Of the protocol. With 3.1.1 the broker's own max_inflight_messages bounds what it sends ahead."""
+    """MQTT protocol version. With 3.1.1 the broker's max_inflight_messages limits unacknowledged messages."""
     client_id: str = ""
-    """Names the session that the broker keeps for us: one guestd each; empty: guestd-<host name>."""
+    """Client ID, which names the session at the broker; unique per guestd; empty: guestd-<host name>."""
     prefix: Annotated[str, Meta(pattern="^[^#+$/][^#+]*[^#+/]$")] = "guestd/v1"
-    """Guests publish to <prefix>/<Machine.id>/metrics."""
+    """Topic prefix; guests publish to <prefix>/<Machine.id>/metrics."""
     shared_group: Annotated[str, Meta(pattern="^[^#+/]*$")] = ""
-    """Several guestd with one group divide the messages ($share/<group>/); empty: this one gets all."""
+    """Shared subscription ($share/<group>/): guestds of one group share the messages; empty: not shared."""
     username: str = ""
-    """Empty: none."""
+    """User name at the broker; empty: anonymous."""
     password_file: str = ""
-    """Its first line."""
+    """File with the password in its first line; empty: no password."""
     tls: bool = False
-    """Encrypt, and check the broker's certificate,"""
+    """Use TLS and verify the broker's certificate."""
     tls_ca_file: str = ""
-    """against these authorities (PEM); empty: the system's."""
+    """CA certificates (PEM) that verify the broker; empty: the system's."""
     tls_certificate_file: str = ""
-    """Our own certificate, where the broker asks for one,"""
+    """Client certificate (PEM), if the broker requires one; empty: none."""
     tls_key_file: str = ""
-    """and its key."""
+    """Private key (PEM) of tls_certificate_file."""
     keepalive_seconds: Annotated[int, Meta(gt=0, le=65535)] = 30
-    """A broker that says nothing for so long is asked whether it is there."""
+    """MQTT keepalive: after this long without traffic guestd pings the broker."""
     session_seconds: Annotated[int, Meta(gt=0, le=4_294_967_295)] = 7 * 24 * 3600
-    """MQTT 5: the broker keeps what comes for us while we are away for so long."""
+    """MQTT 5 session expiry: how long the broker queues messages while guestd is disconnected."""
     receive_maximum: Annotated[int, Meta(gt=0, le=65535)] = 2000
-    """So many messages may be on their way to our disk,"""
+    """Maximum number of unacknowledged messages, that is, received and not yet fsynced to the spool."""
     unacknowledged_bytes: Positive = 64 * 1024**2
-    """and so many bytes, beyond which we do not read on."""
+    """Maximum bytes of unacknowledged messages; guestd stops reading from the broker above it."""
     max_frame_bytes: Positive = 4 * 1024**2
-    """A longer message is refused."""
+    """Maximum length of a message; longer messages are rejected."""
 
 
-class Limits(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What one guest may send. Beyond it guestd does not read on from that guest until time has made up for it."""
+class LimitsSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Rate limits of one guest (token buckets). Above them guestd stops reading from it until they refill."""
 
     bytes_per_second: Positive = 1024**2
-    """In the long run,"""
+    """Sustained rate of received bytes."""
     burst_bytes: Positive = 8 * 1024**2
-    """and at once, after a rest."""
+    """Burst size in bytes."""
     frames_per_second: Positive = 200
-    """In the long run,"""
+    """Sustained rate of frames."""
     burst_frames: Positive = 1000
-    """and at once, after a rest."""
+    """Burst size in frames."""
     rows_per_second: Positive = 5000
-    """Made of its frames, in the long run,"""
+    """Sustained rate of rows made from the frames."""
     burst_rows: Positive = 50_000
-    """and at once, after a rest."""
+    """Burst size in rows."""
 
 
-class Privacy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What guests say that not everybody should read."""
+class PrivacySettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Sensitive data that guests report."""
 
     command_lines: CommandLines = "redacted"
-    """Of processes: full, redacted (without passwords and the like) or off. Machine.commandLines overrides it."""
+    """Command lines of processes: full, redacted (secrets removed) or off. Machine.commandLines overrides it."""
 
 
-class Libvirt(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The virtual machines of this host; docs/vms.md says how they are kept."""
+class LibvirtSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The virtual machines of this host, see docs/vms.md."""
 
     uri: str = ""
-    """Of libvirt, such as qemu:///system; empty: guestd has nothing to do with it. Needs guestd[libvirt]."""
+    """libvirt connection URI, for example qemu:///system; empty: no libvirt. Needs guestd[libvirt]."""
     vms: Literal["observe", "converge"] = "observe"
-    """observe: rows follow domains; converge: and domains follow Machine.desiredStatus where it is set."""
+    """observe: rows follow domains. converge: also start and stop domains as Machine.desiredStatus requests."""
     host_name: str = ""
-    """Names this host in the store, where no two may have the same; empty: the system's host name."""
+    """Name of this host in the store, unique there; empty: the system's host name."""
     channel_names: tuple[str, ...] = ("org.infinibay.agent",)
-    """Names of the agent's virtio-serial port; the first that a domain has is its channel."""
+    """Names of the agent's virtio-serial port; the first one that a domain has is used."""
     shutdown_seconds: PositiveSeconds = 120.0
-    """How long a guest may take to shut down before it is asked again, or destroyed."""
+    """Time a guest has to shut down before guestd requests it again, or destroys the domain (may_destroy)."""
     may_destroy: bool = False
-    """Whether a guest that does not shut down, or is in error and wanted off, loses its power."""
+    """Allow destroying a domain that does not shut down, or is in error, when its desired state is off."""
 
 
-class Filters(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The network filters of this host's machines; docs/filters.md says how they are kept."""
+class FiltersSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The network filters of this host's machines, see docs/filters.md."""
 
     attach: Literal["off", "report", "enforce"] = "report"
-    """enforce: interfaces are given their machine's filter; report: those without it are told of; off: neither."""
+    """enforce: attach each machine's filter to its interfaces; report: only report missing ones; off: neither."""
     interval_seconds: PositiveSeconds = 30.0
-    """All of libvirt is looked at so often, for what was changed by hand; edits of rows do not wait for it."""
+    """Interval of full reconcile runs, which find manual changes in libvirt; edits of rows apply at once."""
     most_removals: Annotated[int, Meta(ge=0)] = 20
-    """More filters than so many are not removed or emptied at once,"""
+    """A plan that removes or empties more filters than this needs confirmation: guestd apply --yes."""
     most_removals_share: Annotated[float, Meta(ge=0, le=1)] = 0.5
-    """nor a larger part of them: that waits for guestd apply --yes."""
+    """A plan that removes or empties a larger share of the filters (0 to 1) needs confirmation as well."""
 
 
-class Events(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What guests report besides metrics: errors of their agents, changes of their connections and the like."""
+class EventsSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Events that guests report besides metrics, such as agent errors and connection changes."""
 
     keep_days: Positive = 90
-    """Older ones are deleted."""
+    """Retention; older events are deleted."""
     keep_per_machine: Positive = 1000
-    """Of each machine the newest so many are kept."""
+    """Maximum number of events per machine; the oldest are deleted first."""
 
 
-class Quarantine(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Frames that were set aside, for all hosts of a store; `guestd quarantine` shows, retries and drops them."""
+class QuarantineSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Quarantined frames, of all hosts of a store; `guestd quarantine` shows, retries and drops them."""
 
     max_frames: Positive = 10_000
-    """The newest so many are kept, of one machine at most a tenth of it,"""
+    """Maximum number of frames, at most a tenth of it per machine; the oldest are dropped first."""
     max_bytes: Positive = 1024**3
-    """and of their bytes so many, of one machine at most a tenth as well,"""
+    """Maximum bytes of frames, at most a tenth of it per machine; the oldest are dropped first."""
     keep_days: Positive = 30
-    """and none for longer."""
+    """Retention; older frames are dropped."""
 
 
-class Telemetry(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What guestd tells about itself."""
+class TelemetrySettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The HTTP pages of guestd: /metrics, /healthz, /readyz and a status page."""
 
     listen_host: str = "127.0.0.1"
-    """For /metrics, /healthz, /readyz and a page for people."""
+    """Address to listen on."""
     listen_port: Annotated[int, Meta(ge=0, le=65535)] = 9478
-    """0 takes a free port and logs it."""
+    """TCP port to listen on; 0: any free port, which is logged."""
     web_config_file: str = ""
-    """TLS and users of these pages, as in Prometheus' web configuration file; empty: in the clear, for everybody."""
+    """TLS and users of the pages, in the format of Prometheus' web configuration file; empty: no TLS, no login."""
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """guestd's configuration file."""
+    """The configuration file of guestd."""
 
-    store: Store = Store()
-    spool: Spool = Spool()
-    virtio: Virtio = Virtio()
-    mqtt: Mqtt = Mqtt()
-    limits: Limits = Limits()
-    privacy: Privacy = Privacy()
-    libvirt: Libvirt = Libvirt()
-    filters: Filters = Filters()
-    events: Events = Events()
-    quarantine: Quarantine = Quarantine()
-    telemetry: Telemetry = Telemetry()
+    store: StoreSettings = StoreSettings()
+    spool: SpoolSettings = SpoolSettings()
+    virtio: VirtioSettings = VirtioSettings()
+    mqtt: MqttSettings = MqttSettings()
+    limits: LimitsSettings = LimitsSettings()
+    privacy: PrivacySettings = PrivacySettings()
+    libvirt: LibvirtSettings = LibvirtSettings()
+    filters: FiltersSettings = FiltersSettings()
+    events: EventsSettings = EventsSettings()
+    quarantine: QuarantineSettings = QuarantineSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
     stop_grace_seconds: PositiveSeconds = 10.0
-    """How long stopping may take; what is not stored by then stays in the spool."""
+    """Time that stopping may take; frames not stored by then stay in the spool."""
 
 
-def load(path: Path) -> Settings:
-    """Read a file; ConfigError names the file, the key and what is wrong."""
+def load_settings(path: Path) -> Settings:
+    """Read the configuration file; ConfigError names the file, the key and the fault."""
     try:
         return msgspec.toml.decode(path.read_bytes(), type=Settings)
     except OSError as exc:
@@ -210,6 +210,6 @@ def load(path: Path) -> Settings:
         raise ConfigError(f"{path}: not UTF-8") from exc
 
 
-def host_name(chosen: Libvirt) -> str:
-    """What this host is called in the store."""
+def get_host_name(chosen: LibvirtSettings) -> str:
+    """Get the name of this host in the store."""
     return chosen.host_name or platform.node()

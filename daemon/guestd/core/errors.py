@@ -1,24 +1,24 @@
-"""The six errors of guestd. Each says who acts; a bug is not among them and is not caught."""
+"""The six exceptions that guestd raises and handles. Each names who acts; a bug is none of them and is not caught."""
 
 from __future__ import annotations
 
 
 class ConfigError(Exception):
-    """The operator must change something: `__main__` prints it and exits with 78, no restart."""
+    """The operator must change something: guestd prints the message and exits with 78; systemd does not restart it."""
 
 
 class SchemaMismatch(ConfigError):
-    """Database and code disagree; the message names the command to run."""
+    """The database's schema is not the one this guestd needs; the message names the command to run."""
 
 
 class SourceLost(Exception):
-    """A peer went away: `retrying` backs off and tries again."""
+    """The connection to a peer (libvirt, broker, channel) is lost: `run_with_retry` reconnects after a backoff."""
 
 
 class BadFrame(Exception):
-    """A guest sent what cannot become rows: `writer` quarantines the frame and goes on.
+    """A guest's frame cannot become rows: the writer quarantines it and goes on.
 
-    `reason` is one of a closed set, for counting; the message says what was wrong.
+    `reason` is one of a closed set (a metric label); the message describes the fault.
     """
 
     def __init__(self, reason: str, message: str) -> None:
@@ -27,8 +27,8 @@ class BadFrame(Exception):
 
 
 class StoreUnavailable(Exception):
-    """The database cannot take rows now: `writer` keeps the same rows and tries again later."""
+    """The database cannot take rows now: the writer keeps the batch and retries."""
 
 
 class RowsRejected(Exception):
-    """The database will never take these rows: `writer` halves the batch until the frame is found."""
+    """The database will never accept these rows: the writer halves the batch until it finds the frame."""

@@ -1,4 +1,4 @@
-"""Which machines the store knows and what is set for each, as last heard: sources and the writer ask."""
+"""The machines that the store knows, with their settings, as last read; sources and the writer consult it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from guestd.core.config import CommandLines
 
 @dataclass(frozen=True, slots=True)
 class RegisteredMachine:
-    """What the store says of one machine. `command_lines` None: as the host's setting says."""
+    """A row of Machine. `command_lines` None: the host's setting applies."""
 
     machine_id: UUID
     internal_name: str
@@ -21,46 +21,46 @@ class RegisteredMachine:
 
 
 class MachineRegistry:
-    """None until the store was reached for the first time: then nobody is turned away, the spool keeps what comes."""
+    """Accepts every machine until the store has answered for the first time: the spool keeps the frames."""
 
     def __init__(self) -> None:
-        self.named: Mapping[str, UUID] | None = None
-        """By internal name, which is the name of the domain."""
-        self._members: Mapping[UUID, RegisteredMachine] = {}
+        self.ids_by_name: Mapping[str, UUID] | None = None
+        """By internal name, which is the name of the domain; None until the store has answered."""
+        self._by_id: Mapping[UUID, RegisteredMachine] = {}
         self.changed = asyncio.Event()
-        # The store has answered, or could not be reached: nothing is gained by waiting for it any longer.
-        self.tried = asyncio.Event()
-        self.known = asyncio.Event()
+        # Set when the store has answered or could not be reached: waiting any longer gains nothing.
+        self.attempted = asyncio.Event()
+        self.loaded = asyncio.Event()
 
-    def replace(self, members: Iterable[RegisteredMachine]) -> None:
-        """The store's answer; wakes whoever waits for `changed` when it differs."""
-        by_id = {member.machine_id: member for member in members}
-        if self.named is None or by_id != self._members:
-            self.named = {member.internal_name: member.machine_id for member in by_id.values()}
-            self._members = by_id
+    def replace(self, machines: Iterable[RegisteredMachine]) -> None:
+        """Store the machines just read; sets `changed` if they differ from the previous ones."""
+        by_id = {machine.machine_id: machine for machine in machines}
+        if self.ids_by_name is None or by_id != self._by_id:
+            self.ids_by_name = {machine.internal_name: machine.machine_id for machine in by_id.values()}
+            self._by_id = by_id
             self.changed.set()
-        self.tried.set()
-        self.known.set()
+        self.attempted.set()
+        self.loaded.set()
 
-    def domains(self) -> dict[UUID, str]:
-        """The names of the machines' domains, by machine."""
-        return {member.machine_id: member.internal_name for member in tuple(self._members.values())}
+    def get_domain_names(self) -> dict[UUID, str]:
+        """Get the name of each machine's domain."""
+        return {machine.machine_id: machine.internal_name for machine in tuple(self._by_id.values())}
 
     @property
-    def machines(self) -> int:
-        """How many machines the store knows."""
-        return len(self._members)
+    def count(self) -> int:
+        """Number of machines that the store knows."""
+        return len(self._by_id)
 
     def knows(self, machine_id: UUID) -> bool:
-        """Whether frames of this machine may be accepted."""
-        return self.named is None or machine_id in self._members
+        """Whether frames of this machine are accepted."""
+        return self.ids_by_name is None or machine_id in self._by_id
 
     def collects(self, machine_id: UUID) -> bool:
-        """Whether they are wanted; of a machine that is not known nobody has said no."""
-        member = self._members.get(machine_id)
-        return member is None or member.is_collected
+        """Whether metrics of this machine are collected; true for a machine that is not known."""
+        machine = self._by_id.get(machine_id)
+        return machine is None or machine.is_collected
 
-    def command_lines(self, machine_id: UUID) -> CommandLines | None:
-        """How the machine's command lines are kept; None: as the host's setting says."""
-        member = self._members.get(machine_id)
-        return None if member is None else member.command_lines
+    def get_command_lines(self, machine_id: UUID) -> CommandLines | None:
+        """Get how the machine's command lines are stored; None: the host's setting applies."""
+        machine = self._by_id.get(machine_id)
+        return None if machine is None else machine.command_lines

@@ -1,4 +1,4 @@
-"""Secrets by file: what a setting or an argument names is a path, and nobody else may read what is there."""
+"""Secrets are read from files: a setting or argument names the path, and the file must not be world-readable."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from pathlib import Path
 from guestd.core.errors import ConfigError
 
 
-def first_line(path: Path, named_by: str) -> bytes:
-    """The secret in a file: its first line as it stands, hexadecimal digits or any text, without spaces around it.
+def read_secret(path: Path, named_by: str) -> bytes:
+    """Read the secret in a file: its first line (hexadecimal digits or any text), stripped of whitespace.
 
-    ConfigError, with `named_by` (the setting or argument), when it cannot be read, is empty, or everybody may read it.
+    Raises ConfigError, naming the setting or argument `named_by`, if the file is unreadable, empty or world-readable.
     """
     try:
         mode, content = path.stat().st_mode, path.read_bytes()
     except OSError as exc:
         raise ConfigError(f"{named_by} {path}: {exc.strerror}") from exc
     if mode & stat.S_IROTH:
-        raise ConfigError(f"{named_by} {path}: everybody may read it; chmod o-rwx {path}")
+        raise ConfigError(f"{named_by} {path}: it is world-readable; run: chmod o-rwx {path}")
     secret = content.partition(b"\n")[0].strip()
     if not secret:
         raise ConfigError(f"{named_by} {path}: its first line is empty")

@@ -1,7 +1,7 @@
-"""The only place where tasks, retries and backoff are made.
+"""Tasks, retry and backoff; no other module creates them.
 
-Stopping is ordered: inputs first, then what drains, then the rest. A task that is meant to run for
-ever and returns is an error; an exception in any task ends all of them and reaches `__main__`.
+Stopping is ordered: first the inputs, then the drains, then the background tasks. A task that should never return and
+does is an error. An exception in any task ends all of them and reaches `__main__`.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ import structlog
 
 log = structlog.get_logger()
 
-Life = Coroutine[Any, Any, None]
+TaskCoroutine = Coroutine[Any, Any, None]
 
 
 class UnexpectedExit(Exception):
-    """A task that runs for ever came to an end: a bug."""
+    """A task that should never return has returned: a bug."""
 
 
 @dataclass(slots=True)
 class Backoff:
-    """Exponential, jittered, capped; begins anew after a healthy minute."""
+    """Exponential delays with jitter and a cap; reset after a healthy minute."""
 
     first_seconds: float = 0.25
     cap_seconds: float = 30.0
     healthy_seconds: float = 60.0
     failures: int = 0
 
-    def after(self, lived_seconds: float) -> float:
-        """Seconds to wait after an attempt that lived for so long."""
+    def next_delay_seconds(self, lived_seconds: float) -> float:
+        """Seconds to wait after an attempt that lasted `lived_seconds`."""
         if lived_seconds >= self.healthy_seconds:
             self.failures = 0
         delay_seconds = min(self.cap_seconds, self.first_seconds * float(2**self.failures))
@@ -43,39 +43,39 @@ class Backoff:
         return delay_seconds * random.uniform(0.7, 1.3)  # noqa: S311 -- jitter, not a secret
 
 
-async def retrying(
+async def run_with_retry(
     attempt: Callable[[], Awaitable[None]],
     *,
     expected: type[Exception] | tuple[type[Exception], ...],
     backoff: Backoff,
-    lost: Callable[[Exception, float], None],
+    on_failure: Callable[[Exception, float], None],
 ) -> None:
-    """Run `attempt` until it returns; after an `expected` error tell `lost` (with the seconds until the next) and wait.
+    """Run `attempt` until it returns. After an `expected` error call `on_failure(error, delay_seconds)`, wait, repeat.
 
-    One attempt is one connection's life, so that reconnecting needs no state. Any other exception passes through.
+    One attempt is the lifetime of one connection, so reconnecting needs no state. Other exceptions propagate.
     """
     while True:
         started = time.monotonic()
         try:
             return await attempt()
         except expected as exc:
-            delay_seconds = backoff.after(time.monotonic() - started)
-            lost(exc, delay_seconds)
+            delay_seconds = backoff.next_delay_seconds(time.monotonic() - started)
+            on_failure(exc, delay_seconds)
         await asyncio.sleep(delay_seconds)
 
 
-async def woken(event: asyncio.Event, seconds: float) -> None:
-    """Wait for an event, but no longer than so many seconds."""
+async def wait_for_event(event: asyncio.Event, timeout_seconds: float) -> None:
+    """Wait until the event is set, at most `timeout_seconds`."""
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(timeout_seconds):
             await event.wait()
     except TimeoutError:
         pass
 
 
 @asynccontextmanager
-async def together() -> AsyncIterator[asyncio.TaskGroup]:
-    """A task group for work beside a loop; the first failure ends it and comes out as itself."""
+async def unwrapping_task_group() -> AsyncIterator[asyncio.TaskGroup]:
+    """A task group that raises the first failure itself instead of an exception group."""
     try:
         async with asyncio.TaskGroup() as tasks:
             yield tasks
@@ -89,49 +89,56 @@ async def together() -> AsyncIterator[asyncio.TaskGroup]:
 async def run_until(
     stop: asyncio.Event,
     *,
-    inputs: Mapping[str, Life],
-    drains: Mapping[str, Life],
-    background: Mapping[str, Life],
+    inputs: Mapping[str, TaskCoroutine],
+    drains: Mapping[str, TaskCoroutine],
+    background: Mapping[str, TaskCoroutine],
     seal: Callable[[], None],
     grace_seconds: Callable[[], float],
 ) -> None:
-    """Run all until `stop`: then inputs are cancelled, `seal` is called, drains end by themselves within the grace.
+    """Run all tasks until `stop`. Then cancel the inputs, call `seal`, and give the drains `grace_seconds` to finish.
 
-    The grace is asked for when it begins.
-
-    Inputs and background tasks never return by themselves, drains not before `seal`: whoever does ends all.
+    `grace_seconds` is called when the grace period begins. Inputs and background tasks must never return, drains not
+    before `seal`: a task that does so raises UnexpectedExit and ends all.
     """
     sealed = asyncio.Event()
     async with asyncio.TaskGroup() as group:
-        running_background = [group.create_task(_forever(life, name), name=name) for name, life in background.items()]
-        running_drains = [
-            group.create_task(_until_sealed(life, name, sealed), name=name) for name, life in drains.items()
+        running_background = [
+            group.create_task(_run_forever(coroutine, name), name=name) for name, coroutine in background.items()
         ]
-        running_inputs = [group.create_task(_forever(life, name), name=name) for name, life in inputs.items()]
-        # Each has begun before it may be cancelled.
+        running_drains = [
+            group.create_task(_run_until_sealed(coroutine, name, sealed), name=name)
+            for name, coroutine in drains.items()
+        ]
+        running_inputs = [
+            group.create_task(_run_forever(coroutine, name), name=name) for name, coroutine in inputs.items()
+        ]
+        # Every task starts before any can be cancelled.
         await asyncio.sleep(0)
         await stop.wait()
-        await _cancelled(running_inputs)
+        await _cancel_all(running_inputs)
         seal()
         sealed.set()
         _, late = await asyncio.wait(running_drains, timeout=grace_seconds())
         if late:
-            log.warning("the grace period is over, the rest stays in the spool", tasks=[t.get_name() for t in late])
-        await _cancelled([*late, *running_background])
+            log.warning(
+                "grace period over, unwritten frames stay in the spool for the next start",
+                tasks=[t.get_name() for t in late],
+            )
+        await _cancel_all([*late, *running_background])
 
 
-async def _forever(life: Life, name: str) -> None:
-    await life
+async def _run_forever(coroutine: TaskCoroutine, name: str) -> None:
+    await coroutine
     raise UnexpectedExit(name)
 
 
-async def _until_sealed(life: Life, name: str, sealed: asyncio.Event) -> None:
-    await life
+async def _run_until_sealed(coroutine: TaskCoroutine, name: str, sealed: asyncio.Event) -> None:
+    await coroutine
     if not sealed.is_set():
         raise UnexpectedExit(name)
 
 
-async def _cancelled(tasks: list[asyncio.Task[None]]) -> None:
+async def _cancel_all(tasks: list[asyncio.Task[None]]) -> None:
     for task in tasks:
         task.cancel()
     if tasks:

@@ -10,7 +10,7 @@ import msgspec
 
 from guestd.core.config import Settings
 from guestd.core.errors import ConfigError
-from guestd.core.text import harmless
+from guestd.core.text import escape_controls
 from guestd.doctor import broker, configuration, filters, host, machines, store
 from guestd.doctor.configuration import examined as check
 from guestd.doctor.configuration import refused
@@ -65,4 +65,4 @@ def _line(finding: Finding, *, is_coloured: bool) -> str:
     if is_coloured:
         level = f"\x1b[{_COLOURS[finding.level]}m{level}\x1b[0m"
     fix = f"  -> {finding.fix}" if finding.fix else ""
-    return f"{level}  {finding.subject:13}  {harmless(finding.text)}{harmless(fix)}"
+    return f"{level}  {finding.subject:13}  {escape_controls(finding.text)}{escape_controls(fix)}"

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
 
-from guestd.core.config import Mqtt
+from guestd.core.config import MqttSettings
 from guestd.core.errors import ConfigError, SourceLost
-from guestd.doctor.finding import Finding, fault, warning, well
+from guestd.doctor.finding import Finding, fault, ok, warning
 from guestd.mqtt.connection import Connection, connected
 from guestd.mqtt.options import login
 
@@ -24,7 +24,7 @@ _FIXES = {
 }
 
 
-async def examined(chosen: Mqtt) -> AsyncIterator[Finding]:
+async def examined(chosen: MqttSettings) -> AsyncIterator[Finding]:
     """Whether it lets us in, lets us hear, and has dropped anything."""
     if not chosen.host:
         return
@@ -36,7 +36,7 @@ async def examined(chosen: Mqtt) -> AsyncIterator[Finding]:
     ours = replace(ours, client_id=f"{ours.client_id}-doctor", session_seconds=0, will_topic="")
     try:
         async with connected(ours) as connection:
-            yield well("broker", f"{chosen.host} port {chosen.port} lets us in")
+            yield ok("broker", f"{chosen.host} port {chosen.port} lets us in")
             async for finding in _heard(connection, chosen.prefix):
                 yield finding
     except SourceLost as exc:
@@ -69,7 +69,7 @@ def _of_guests(metrics: str, refusal: str, guests: int) -> Finding:
             f"no guest was heard below {metrics} in {LISTEN_SECONDS:g} s: there is none, or the ACL keeps them from us"
         )
         return warning("acl", text, fix)
-    return well("acl", f"guests are heard: {guests} in {LISTEN_SECONDS:g} s")
+    return ok("acl", f"guests are heard: {guests} in {LISTEN_SECONDS:g} s")
 
 
 def _of_drops(dropped: float | None) -> Finding:
@@ -79,7 +79,7 @@ def _of_drops(dropped: float | None) -> Finding:
     if dropped:
         fix = "max_queued_messages 0 and a larger max_queued_bytes in mosquitto.conf; find the client that is away"
         return warning("drops", f"the broker has dropped {dropped:.0f} messages since it started", fix)
-    return well("drops", "the broker has dropped nothing")
+    return ok("drops", "the broker has dropped nothing")
 
 
 async def _listened(connection: Connection) -> tuple[float | None, int]:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from guestd.core.config import Settings
 from guestd.core.errors import ConfigError
-from guestd.core.secrets import first_line
-from guestd.doctor.finding import Finding, fault, well
+from guestd.core.secrets import read_secret
+from guestd.doctor.finding import Finding, fault, ok
 from guestd.hypervisor import connection
 from guestd.mqtt.options import login
 from guestd.service import http_auth
@@ -18,7 +18,7 @@ FIXES = {
     "unknown field": "take the key out, or correct its name: deploy/guestd.toml lists them all",
     "/run/credentials/": "it is there while the unit runs: start it; its file belongs to /etc/guestd/credentials",
     "No such file": "make the file, or correct its name",
-    "everybody may read": "chmod o-rwx the file",
+    "world-readable": "chmod o-rwx the file",
     "Permission denied": "let guestd's user read the file, or give it as a credential of the unit",
     "its first line is empty": "put the secret in the file's first line",
     "libvirt-python": "install guestd[libvirt], or leave libvirt.uri empty",
@@ -31,7 +31,7 @@ def examined(settings: Settings) -> Iterator[Finding]:
     refusals = [str(exc) for exc in map(_refusal, _parts(settings)) if exc is not None]
     yield from (refused(each) for each in refusals)
     if not refusals:
-        yield well("configuration", "every setting can be worked with")
+        yield ok("configuration", "every setting can be worked with")
 
 
 def refused(exc: str) -> Finding:
@@ -45,11 +45,11 @@ def refused(exc: str) -> Finding:
 def _parts(settings: Settings) -> Iterator[Callable[[], object]]:
     yield lambda: check_dsn(settings.store.dsn)
     if settings.virtio.master_secret_file:
-        yield lambda: first_line(Path(settings.virtio.master_secret_file), "virtio.master_secret_file")
+        yield lambda: read_secret(Path(settings.virtio.master_secret_file), "virtio.master_secret_file")
     if settings.mqtt.host:
         yield lambda: login(settings.mqtt)
-    yield lambda: http_auth.read(settings.telemetry.web_config_file)
-    yield lambda: connection.check(settings.libvirt.uri)
+    yield lambda: http_auth.read_web_config(settings.telemetry.web_config_file)
+    yield lambda: connection.require_bindings(settings.libvirt.uri)
     if settings.virtio.discovery == "libvirt" and not settings.libvirt.uri:
         yield _no_libvirt
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 from guestd.core.config import Settings
 from guestd.core.errors import ConfigError, SourceLost, StoreUnavailable
-from guestd.doctor.finding import Finding, fault, warning, well
+from guestd.doctor.finding import Finding, fault, ok, warning
 from guestd.filters.service import previewed
 
 
@@ -38,4 +38,4 @@ async def examined(settings: Settings) -> AsyncIterator[Finding]:
         fix = "guestd filters plan names each step, guestd apply does them"
         yield warning("filters", f"libvirt's filters differ from the store's in {steps} steps", fix)
     if not (problems or steps or plan.guarded):
-        yield well("filters", "libvirt has them as the store wants them")
+        yield ok("filters", "libvirt has them as the store wants them")

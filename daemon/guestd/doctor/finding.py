@@ -18,7 +18,7 @@ class Finding(Struct, frozen=True, kw_only=True):
     fix: str = ""
 
 
-def well(subject: str, text: str) -> Finding:
+def ok(subject: str, text: str) -> Finding:
     """As it should be."""
     return Finding(subject=subject, level="well", text=text)
 

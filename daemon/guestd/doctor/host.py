@@ -14,9 +14,9 @@ from contextlib import closing
 from http.client import HTTPException
 from pathlib import Path
 
-from guestd.core.config import Settings, Spool, Telemetry, Virtio
+from guestd.core.config import Settings, SpoolSettings, TelemetrySettings, VirtioSettings
 from guestd.core.errors import ConfigError
-from guestd.doctor.finding import Finding, fault, warning, well
+from guestd.doctor.finding import Finding, fault, ok, warning
 from guestd.service import http_auth
 from guestd.spool import file as spoolfile
 
@@ -45,7 +45,7 @@ def _rights() -> Iterator[Finding]:
         yield warning("rights", "the doctor runs as root, who may do what guestd may not", fix)
 
 
-def _spool(chosen: Spool) -> Iterator[Finding]:
+def _spool(chosen: SpoolSettings) -> Iterator[Finding]:
     directory = Path(chosen.directory)
     make = f"install -d -o guestd -g guestd -m 0750 {directory}, or StateDirectory= in the unit; or set spool.directory"
     if not directory.is_dir():
@@ -77,7 +77,7 @@ def _spool_disk(directory: Path, max_bytes: int) -> Iterator[Finding]:
         )
         yield warning("disk", text, fix)
     else:
-        yield well("disk", f"{free_bytes} bytes are free for a spool of at most {max_bytes}")
+        yield ok("disk", f"{free_bytes} bytes are free for a spool of at most {max_bytes}")
 
 
 def _kind_of_filesystem(directory: Path) -> str:
@@ -91,7 +91,7 @@ def _kind_of_filesystem(directory: Path) -> str:
 
 def _spool_file(file: Path, max_bytes: int) -> Iterator[Finding]:
     if not file.exists():
-        yield well("spool", f"{file} is not there yet: the first start makes it")
+        yield ok("spool", f"{file} is not there yet: the first start makes it")
         return
     try:
         with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=ANSWER_SECONDS)) as connection:
@@ -110,7 +110,7 @@ def _spool_file(file: Path, max_bytes: int) -> Iterator[Finding]:
         fix = "bring the store back: the spool empties by itself; at its limit guests are not read on"
         yield warning("spool", f"{used_bytes} of {max_bytes} bytes wait for the store", fix)
     else:
-        yield well("spool", f"{used_bytes} of {max_bytes} bytes are used")
+        yield ok("spool", f"{used_bytes} of {max_bytes} bytes are used")
 
 
 def _used_bytes(connection: sqlite3.Connection) -> int:
@@ -121,7 +121,7 @@ def _used_bytes(connection: sqlite3.Connection) -> int:
     return page_bytes * (pages - free_pages)
 
 
-def _channels(chosen: Virtio) -> Iterator[Finding]:
+def _channels(chosen: VirtioSettings) -> Iterator[Finding]:
     directory = Path(chosen.directory)
     if chosen.discovery != "directory":
         return
@@ -141,7 +141,7 @@ def _descriptors(most: int) -> Iterator[Finding]:
         yield warning("descriptors", f"at most {most} files may be open, and each channel is one", fix)
 
 
-def _port(chosen: Telemetry) -> Iterator[Finding]:
+def _port(chosen: TelemetrySettings) -> Iterator[Finding]:
     if chosen.listen_host in _EVERYWHERE:
         fix = "telemetry.listen_host = the address that Prometheus asks, or telemetry.web_config_file with users"
         yield warning("telemetry", "/metrics is shown to every network of this host", fix)
@@ -154,7 +154,7 @@ def _port(chosen: Telemetry) -> Iterator[Finding]:
         return  # the configuration's own finding
 
 
-def metrics_page(chosen: Telemetry) -> str:
+def metrics_page(chosen: TelemetrySettings) -> str:
     """/metrics of the guestd that runs; empty where none does."""
     try:
         return page(chosen, "/metrics")
@@ -162,11 +162,11 @@ def metrics_page(chosen: Telemetry) -> str:
         return ""
 
 
-def _asked(chosen: Telemetry) -> str:
+def _asked(chosen: TelemetrySettings) -> str:
     return "127.0.0.1" if chosen.listen_host in _EVERYWHERE else chosen.listen_host
 
 
-def _pages(chosen: Telemetry) -> Iterator[Finding]:
+def _pages(chosen: TelemetrySettings) -> Iterator[Finding]:
     """What guestd's own pages say; where nobody listens it does not run."""
     host, port = _asked(chosen), chosen.listen_port
     try:
@@ -177,7 +177,7 @@ def _pages(chosen: Telemetry) -> Iterator[Finding]:
     except (OSError, HTTPException) as exc:
         alive = str(exc)
     if alive == STRANGER:
-        yield well("guestd", f"it runs, and its pages are for users (port {port})")
+        yield ok("guestd", f"it runs, and its pages are for users (port {port})")
         return
     if alive != "alive\n":
         fix = "set telemetry.listen_port to a free port, or end whoever has it: ss -ltnp"
@@ -185,16 +185,16 @@ def _pages(chosen: Telemetry) -> Iterator[Finding]:
         return
     problems = [line for line in page(chosen, "/readyz").splitlines() if line != "ready"]
     if not problems:
-        yield well("guestd", f"it runs and is ready (port {port})")
+        yield ok("guestd", f"it runs and is ready (port {port})")
     for problem in problems:
         yield warning("guestd", f"it runs and says: {problem}", "docs/failure-modes.md has the row for it")
 
 
-def page(chosen: Telemetry, path: str) -> str:
+def page(chosen: TelemetrySettings, path: str) -> str:
     """The text of a page of guestd's, whatever its status. OSError when nobody answers."""
     host = _asked(chosen)
     shown = f"[{host}]" if ":" in host else host
-    scheme = "http" if http_auth.read(chosen.web_config_file).tls is None else "https"
+    scheme = "http" if http_auth.read_web_config(chosen.web_config_file).tls is None else "https"
     # Nothing is between us and our own port: no proxy of the environment, and nobody to be told from another by name.
     anybody = ssl.create_default_context()
     anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE

@@ -12,11 +12,11 @@ from pathlib import Path
 from guestd.core.config import Settings
 from guestd.core.errors import ConfigError, SourceLost, StoreUnavailable
 from guestd.core.machines import MachineRegistry, RegisteredMachine
-from guestd.doctor.finding import Finding, fault, warning, well
+from guestd.doctor.finding import Finding, fault, ok, warning
 from guestd.hypervisor.connection import Counters as Counted
 from guestd.hypervisor.connection import Hypervisor
 from guestd.hypervisor.domains import Domain
-from guestd.ingest.discovery import Directory, socket_paths
+from guestd.ingest.discovery import DirectoryDiscovery, list_socket_paths
 from guestd.store.connection import connection_to, sorted_errors
 from gueststore.queries import query
 
@@ -33,7 +33,7 @@ async def examined(settings: Settings) -> AsyncIterator[Finding]:
         except (SourceLost, ConfigError) as exc:
             yield libvirt_lost(settings.libvirt.uri, str(exc))
         else:
-            yield well("libvirt", f"{settings.libvirt.uri} answers: {len(domains)} domains")
+            yield ok("libvirt", f"{settings.libvirt.uri} answers: {len(domains)} domains")
     try:
         members = await _members(settings.store.dsn)
     except StoreUnavailable:
@@ -64,7 +64,7 @@ async def _domains(uri: str) -> Sequence[Domain]:
     silent = Counted(lost=lambda: None, gave_up=lambda: None, looked=lambda _: None)
     driver = Hypervisor(uri, silent)
     async with driver.connected():
-        return await driver.look()
+        return await driver.observe()
 
 
 async def _members(dsn: str) -> Sequence[RegisteredMachine]:
@@ -83,7 +83,7 @@ def of_domains(
     if unknown:
         fix = "give their Machine rows that internalName, or leave them: guestd does not read them"
         yield warning("machines", f"domains that the store does not know: {_some(unknown)}", fix)
-    paths = dict(socket_paths(running, channel_names))
+    paths = dict(list_socket_paths(running, channel_names))
     without = [domain.name for domain in running if domain.name not in paths]
     if without:
         fix = f"virsh attach-device DOMAIN channel.xml --persistent, with a unix channel named {channel_names[0]}"
@@ -106,7 +106,7 @@ def _deaf(running: Sequence[Domain], channel_names: Sequence[str]) -> Iterator[F
 async def _of_directory(directory: Path, members: Sequence[RegisteredMachine]) -> AsyncIterator[Finding]:
     machine_registry = MachineRegistry()
     machine_registry.replace(members)
-    found = await Directory(directory, machine_registry).look()
+    found = await DirectoryDiscovery(directory, machine_registry).discover()
     if found is None:
         return
     if found.unknown:
@@ -127,7 +127,7 @@ def _sockets(paths: Mapping[str, Path]) -> Iterator[Finding]:
         fix = "restart the domain: QEMU makes the socket; guestd's user must be able to enter its directory"
         yield fault("channels", f"sockets that are not there: {_some(gone)}", fix)
     if paths and not refused and not gone:
-        yield well("channels", f"{len(paths)} sockets are there and may be opened")
+        yield ok("channels", f"{len(paths)} sockets are there and may be opened")
 
 
 def _is_socket(path: Path) -> bool:
@@ -142,7 +142,7 @@ def of_agents(metrics: str) -> Iterator[Finding]:
     dialects = Counter(_DIALECT.findall(metrics))
     if dialects:
         spoken = ", ".join(f"{count} speak {dialect}" for dialect, count in sorted(dialects.items()))
-        yield well("agents", spoken)
+        yield ok("agents", spoken)
 
 
 def _some(names: Sequence[str] | frozenset[str]) -> str:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 import psycopg
 
 from guestd.core.errors import SchemaMismatch, StoreUnavailable
-from guestd.doctor.finding import Finding, fault, warning, well
+from guestd.doctor.finding import Finding, fault, ok, warning
 from guestd.store.connection import check_schema, connection_to, server_name
 from gueststore import catalogue
 from gueststore.alarms import alarms
@@ -41,7 +41,7 @@ async def examined(dsn: str) -> AsyncIterator[Finding]:
     """All that can be seen through one connection."""
     try:
         async with connection_to(dsn) as connection:
-            yield well("store", f"{server_name(dsn)} answers and takes writes")
+            yield ok("store", f"{server_name(dsn)} answers and takes writes")
             async for finding in _looked_into(connection, dsn):
                 yield finding
     except StoreUnavailable as exc:
@@ -89,12 +89,12 @@ def _told(
     license_name: str | None, user: str, store_seconds: float, missing: str | None, quarantined: int, silent: int
 ) -> Iterator[Finding]:
     edition = "Apache edition: no compression" if license_name == "apache" else "Community edition"
-    yield well("edition", edition)
+    yield ok("edition", edition)
     yield clock(store_seconds - time.time())
     if missing is not None:
         yield _without_rights(f"{user} has no {missing}")
     else:
-        yield well("rights", f"{user} may write what guestd writes")
+        yield ok("rights", f"{user} may write what guestd writes")
     if quarantined:
         fix = "guestd quarantine list says which and why; retry stores what can be stored now"
         yield warning("quarantine", f"{quarantined} frames are set aside", fix)
@@ -106,7 +106,7 @@ def _told(
 def clock(ahead_seconds: float) -> Finding:
     """How the store's clock stands to ours."""
     if abs(ahead_seconds) <= MOST_CLOCK_SECONDS:
-        return well("clock", "store and host agree on the time")
+        return ok("clock", "store and host agree on the time")
     way = "ahead of" if ahead_seconds > 0 else "behind"
     fix = "keep both by NTP: timedatectl set-ntp true, chronyc tracking"
     return fault("clock", f"the store's clock is {abs(ahead_seconds):.0f} s {way} this host's", fix)
@@ -136,7 +136,7 @@ def _aged(dsn: str) -> Iterator[Finding]:
 
 def _drifted(differences: list[str]) -> Finding:
     if not differences:
-        return well("schema", "it is as the migrations make it")
+        return ok("schema", "it is as the migrations make it")
     shown = "; ".join(differences[:SHOWN_DIFFERENCES])
     more = f" and {len(differences) - SHOWN_DIFFERENCES} more" if len(differences) > SHOWN_DIFFERENCES else ""
     return warning("schema", f"it has drifted: {shown}{more}", "gueststore check names all; put back what is not yours")
@@ -148,4 +148,4 @@ def rolled(found: list[Rollup], now: datetime) -> Finding:
     if behind:
         fix = "start a guestd; where one runs, its log says why it does not roll up"
         return warning("roll-ups", "behind: " + ", ".join(map(str, behind)), fix)
-    return well("roll-ups", "; ".join(map(str, found)))
+    return ok("roll-ups", "; ".join(map(str, found)))

@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import structlog
 
-from guestd.core.tasks import together
+from guestd.core.tasks import unwrapping_task_group
 from guestd.filters import plan
 from guestd.filters.cache import Memory
 from guestd.filters.desired import MachineRow
@@ -101,7 +101,7 @@ class Passes:
         """
         before, drifted = self._look, 0
         done: Steps = ()
-        async with together() as tasks:
+        async with unwrapping_task_group() as tasks:
             looking = tasks.create_task(self._driver.look(self._memory), name="filters-look")
             looking.add_done_callback(lambda _: edited.set())
             while before is not None and self._look is before:

@@ -18,7 +18,7 @@ from guestd.filters.cache import Memory
 from guestd.filters.interface_plan import Attach, Bind, Interface
 from guestd.filters.model import Filter
 from guestd.filters.plan import Seen
-from guestd.hypervisor.blocking import Calls
+from guestd.hypervisor.blocking import BlockingCalls
 
 try:
     import libvirt
@@ -57,7 +57,7 @@ class NWFilters:
             raise ConfigError("libvirt.uri is set and libvirt's bindings are not installed: guestd[libvirt] has them")
         self.uri = uri
         # Two: what changes a filter need not wait for a look at all of them.
-        self._calls = Calls("libvirt-filters", at_once=2, stuck_cap=STUCK_CAP, gave_up=gave_up, took=took)
+        self._calls = BlockingCalls("libvirt-filters", at_once=2, stuck_cap=STUCK_CAP, gave_up=gave_up, took=took)
         self._connection: Any = None
 
     @property

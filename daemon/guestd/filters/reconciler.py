@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import structlog
 
 from guestd.core.errors import RowsRejected, SourceLost, StoreUnavailable
-from guestd.core.tasks import Backoff, retrying, woken
+from guestd.core.tasks import Backoff, run_with_retry, wait_for_event
 from guestd.filters.apply import Flushed, Outcome, Passes
 from guestd.filters.diff import Allowed
 from guestd.filters.driver import NWFilters
@@ -66,22 +66,25 @@ class FilterLoop:
             self.error = str(exc)
             self._counters.lost()
 
-        await retrying(
-            self._life, expected=(SourceLost, StoreUnavailable, RowsRejected), backoff=Backoff(cap_seconds=5), lost=lost
+        await run_with_retry(
+            self._life,
+            expected=(SourceLost, StoreUnavailable, RowsRejected),
+            backoff=Backoff(cap_seconds=5),
+            on_failure=lost,
         )
 
     async def watch_edits(self) -> None:
         """Wake the loop when rows change, for ever."""
-        await retrying(
+        await run_with_retry(
             lambda: watch_filters(self._dsn, self._wake),
             expected=StoreUnavailable,
             backoff=Backoff(cap_seconds=5),
-            lost=lambda exc, _: log.debug("edits of filters are not heard of", error=str(exc)),
+            on_failure=lambda exc, _: log.debug("edits of filters are not heard of", error=str(exc)),
         )
 
     async def watch_domains(self, hypervisor: Hypervisor) -> None:
         """Wake the loop when domains come, go, start or end, for ever."""
-        looked, before = hypervisor.listener(), None
+        looked, before = hypervisor.subscribe(), None
         while True:
             await looked.wait()
             looked.clear()
@@ -120,7 +123,7 @@ class FilterLoop:
                     is_first = False
                     _leave_out_of_collections()
                 if not self._is_full_due:
-                    await woken(self._wake, max(0.0, looked_at + self._interval_seconds - time.monotonic()))
+                    await wait_for_event(self._wake, max(0.0, looked_at + self._interval_seconds - time.monotonic()))
                 await asyncio.sleep(DEBOUNCE_SECONDS)
 
     def _tell(self, outcome: Outcome, seconds: float) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 
-from guestd.core.config import Settings, host_name
-from guestd.core.tasks import Life
+from guestd.core.config import Settings, get_host_name
+from guestd.core.tasks import TaskCoroutine
 from guestd.filters import driver as nwfilters
 from guestd.filters import interface_plan, reconciler
 from guestd.filters.apply import REPORT_KINDS, Outcome, Passes
@@ -30,7 +30,7 @@ class FilterService:
         self._loop = FilterLoop(
             self._driver,
             dsn=settings.store.dsn,
-            host_name=host_name(settings.libvirt),
+            host_name=get_host_name(settings.libvirt),
             allowed=allowed_by(settings),
             interval_seconds=settings.filters.interval_seconds,
             flushed=own_kernel().flushed,
@@ -42,7 +42,7 @@ class FilterService:
         """Calls that were given up and have not come back."""
         return self._driver.stuck
 
-    def lives(self, hypervisor: Hypervisor) -> dict[str, Life]:
+    def get_tasks(self, hypervisor: Hypervisor) -> dict[str, TaskCoroutine]:
         """What runs beside the pipeline, by the names of the tasks."""
         return {
             "filters": self._loop.run(),
@@ -62,7 +62,7 @@ async def previewed(settings: Settings) -> tuple[Compared, interface_plan.Plan]:
     """What a pass that begins now would do; SourceLost or StoreUnavailable where it cannot be said."""
     uri, allowed = settings.libvirt.uri, allowed_by(settings)
     rows = await read_rows(settings.store.dsn)
-    states = await read_states(settings.store.dsn, name=host_name(settings.libvirt), uri=uri)
+    states = await read_states(settings.store.dsn, name=get_host_name(settings.libvirt), uri=uri)
     look = await asyncio.to_thread(nwfilters.look, uri)
     found = compare(rows, states, look, allowed.guard, Memory())
     return found, compare_interfaces(found, {}, allowed)
@@ -74,7 +74,7 @@ async def applied(settings: Settings, *, is_confirmed: bool, is_taking: bool) ->
     allowed = allowed_by(settings, is_confirmed=is_confirmed, is_taking=is_taking)
     async with driver.connected():
         version = await driver.version()
-        name = host_name(settings.libvirt)
+        name = get_host_name(settings.libvirt)
         async with filter_store(settings.store.dsn, name=name, uri=driver.uri, version=version) as store:
             return await Passes(driver, store, allowed, own_kernel().flushed).full()
 

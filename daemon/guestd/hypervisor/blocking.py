@@ -18,7 +18,7 @@ from guestd.core.errors import SourceLost
 T = TypeVar("T")
 
 
-class Calls:
+class BlockingCalls:
     """At most `at_once` calls that are waited for, and `stuck_cap` that were given up and have not come back.
 
     `took` is told the seconds of each call that was answered, `gave_up` of each that was not.
@@ -77,12 +77,12 @@ class Calls:
         try:
             value = function()
         except BaseException as exc:  # handed over to whoever waits, and raised there
-            tell_loop(loop, result.set_exception, exc)
+            call_in_loop(loop, result.set_exception, exc)
         else:
-            tell_loop(loop, result.set_result, value)
+            call_in_loop(loop, result.set_result, value)
 
 
-def tell_loop(loop: asyncio.AbstractEventLoop, tell: Callable[[T], None], value: T) -> None:
+def call_in_loop(loop: asyncio.AbstractEventLoop, tell: Callable[[T], None], value: T) -> None:
     """Call `tell(value)` in the loop, from any thread."""
     with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody is there to be told
         loop.call_soon_threadsafe(tell, value)

@@ -19,28 +19,28 @@ from uuid import UUID
 import structlog
 
 from guestd.core.errors import ConfigError, SourceLost
-from guestd.core.tasks import Backoff, retrying, woken
-from guestd.hypervisor.blocking import Calls, tell_loop
-from guestd.hypervisor.domains import Description, Domain, describe, words
+from guestd.core.tasks import Backoff, run_with_retry, wait_for_event
+from guestd.hypervisor.blocking import BlockingCalls, call_in_loop
+from guestd.hypervisor.domains import Domain, DomainDescription, name_state, parse_description
 
 try:
     import libvirt
-except ImportError:  # the extra is not installed; `check` says so to those who configured it
+except ImportError:  # the extra is not installed; `require_bindings` says so to those who configured it
     libvirt = None
 
 T = TypeVar("T")
 log = structlog.get_logger()
 
-LOOK_SECONDS = 10.0
-LOOK_DEADLINE_SECONDS = 10.0
+REFRESH_SECONDS = 10.0
+SNAPSHOT_DEADLINE_SECONDS = 10.0
 # Starting a large guest takes its time; a suspended QEMU makes libvirt wait 30 s for its lock.
-ACT_DEADLINE_SECONDS = 60.0
+ACTION_DEADLINE_SECONDS = 60.0
 # libvirtd serves five calls of a connection at a time (max_client_requests), and one is for looking.
-ACTS_AT_ONCE = 4
-STUCK_CAP = 8
+MAX_CONCURRENT_ACTIONS = 4
+MAX_STUCK_CALLS = 8
 KEEPALIVE_SECONDS, KEEPALIVE_COUNT = 5, 3
 # XML read anew at each look although nothing says that it changed: not every change has an event.
-REREAD_DOMAINS = 25
+REREAD_PER_SNAPSHOT = 25
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +54,16 @@ class Counters:
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
+class _CachedDomain:
     """What is remembered of a domain between looks. `key` changes with its state and with each start."""
 
     key: tuple[str, str, int]
     since: float
     read_at: float
-    description: Description
+    description: DomainDescription
 
 
-def check(uri: str) -> None:
+def require_bindings(uri: str) -> None:
     """ConfigError when libvirt is configured and its bindings are not there."""
     if uri and libvirt is None:
         raise ConfigError(
@@ -75,27 +75,33 @@ def check(uri: str) -> None:
 class Hypervisor:
     """One libvirt, connected to for as long as `run` runs. Other methods raise SourceLost while it is not."""
 
-    def __init__(self, uri: str, counters: Counters, *, deadline_seconds: float = LOOK_DEADLINE_SECONDS) -> None:
-        check(uri)
+    def __init__(self, uri: str, counters: Counters, *, deadline_seconds: float = SNAPSHOT_DEADLINE_SECONDS) -> None:
+        require_bindings(uri)
         self._deadline_seconds = deadline_seconds
         self.uri = uri
         self.domains: tuple[Domain, ...] = ()
         """As of the last look that succeeded; empty before the first."""
-        self.looked_at: float | None = None
+        self.observed_at: float | None = None
         """Monotonic second in which that look began."""
         self.error: str | None = "not connected yet"
         self._counters = counters
-        self._calls = Calls("libvirt", at_once=1, stuck_cap=STUCK_CAP, gave_up=counters.gave_up, took=counters.took)
+        self._calls = BlockingCalls(
+            "libvirt", at_once=1, stuck_cap=MAX_STUCK_CALLS, gave_up=counters.gave_up, took=counters.took
+        )
         # Apart, for looking must not wait for a guest that takes a minute to start.
-        self._acts = Calls(
-            "libvirt-act", at_once=ACTS_AT_ONCE, stuck_cap=STUCK_CAP, gave_up=counters.gave_up, took=counters.took
+        self._acts = BlockingCalls(
+            "libvirt-act",
+            at_once=MAX_CONCURRENT_ACTIONS,
+            stuck_cap=MAX_STUCK_CALLS,
+            gave_up=counters.gave_up,
+            took=counters.took,
         )
         self._connection: Any = None
         self._looking = asyncio.Lock()
         self._noticed = asyncio.Event()
         self._changed: set[UUID] = set()
         self._is_closed = False
-        self._reads: Mapping[UUID, _Read] = {}
+        self._reads: Mapping[UUID, _CachedDomain] = {}
         self._listeners: list[asyncio.Event] = []
 
     @property
@@ -103,7 +109,7 @@ class Hypervisor:
         """Calls that were given up and have not come back."""
         return self._calls.stuck + self._acts.stuck
 
-    def listener(self) -> asyncio.Event:
+    def subscribe(self) -> asyncio.Event:
         """An event that every look sets, and every loss of the connection; whoever asked for it clears it."""
         event = asyncio.Event()
         self._listeners.append(event)
@@ -118,20 +124,20 @@ class Hypervisor:
             self._tell_listeners()
             log.warning("libvirt is not available: its machines are unknown", error=str(exc), retry=round(seconds, 1))
 
-        await retrying(self._life, expected=SourceLost, backoff=Backoff(cap_seconds=5), lost=lost)
+        await run_with_retry(self._life, expected=SourceLost, backoff=Backoff(cap_seconds=5), on_failure=lost)
 
-    async def look(self) -> tuple[Domain, ...]:
+    async def observe(self) -> tuple[Domain, ...]:
         """All domains, as they are now."""
         async with self._looking:
             began = time.monotonic()
             connection, changed = self._live(), self._changed
             self._changed = set()
             try:
-                self._reads, domains = await self._call(lambda: _look(connection, self._reads, changed, began))
+                self._reads, domains = await self._call(lambda: _take_snapshot(connection, self._reads, changed, began))
             except BaseException:
                 self._changed |= changed
                 raise
-            self.domains, self.looked_at, self.error = domains, began, None
+            self.domains, self.observed_at, self.error = domains, began, None
             self._counters.looked(time.monotonic() - began)
             self._tell_listeners()
             return domains
@@ -175,7 +181,7 @@ class Hypervisor:
             return None
 
         try:
-            return await self._acts.run(refused, deadline_seconds=ACT_DEADLINE_SECONDS)
+            return await self._acts.run(refused, deadline_seconds=ACTION_DEADLINE_SECONDS)
         except libvirt.libvirtError as exc:
             raise SourceLost(f"{self.uri}: {exc}") from exc
 
@@ -193,7 +199,7 @@ class Hypervisor:
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
         """One connection's life: `look` and the rest work in here."""
-        _start_events()
+        _start_event_loop()
         loop = asyncio.get_running_loop()
         self._is_closed = False
         given_up = threading.Event()
@@ -208,7 +214,9 @@ class Hypervisor:
         finally:
             self._connection = None
             # Not waited for: of a libvirtd that hangs there is no answer to this either.
-            closing = threading.Thread(target=_close, args=(connection, registered), name="libvirt-close", daemon=True)
+            closing = threading.Thread(
+                target=_close_connection, args=(connection, registered), name="libvirt-close", daemon=True
+            )
             closing.start()
 
     async def _life(self) -> None:
@@ -216,8 +224,8 @@ class Hypervisor:
             log.info("libvirt is connected", uri=self.uri)
             while not self._is_closed:
                 self._noticed.clear()
-                await self.look()
-                await woken(self._noticed, LOOK_SECONDS)
+                await self.observe()
+                await wait_for_event(self._noticed, REFRESH_SECONDS)
             raise SourceLost(f"{self.uri}: the connection was closed")
 
     def _opened(self, loop: asyncio.AbstractEventLoop, given_up: threading.Event) -> tuple[Any, list[int]]:
@@ -225,26 +233,26 @@ class Hypervisor:
 
         One that comes when it was given up is closed: nobody else would, and it would tell of changes for ever.
         """
-        with _one_opens:
+        with _open_lock:
             if given_up.is_set():
                 raise SourceLost(f"{self.uri}: too late to open it, another took so long")
             connection = libvirt.open(self.uri)
 
         def changed(_connection: Any, domain: Any, *_: object) -> None:
-            tell_loop(loop, self._notice, UUID(bytes=domain.UUID()))
+            call_in_loop(loop, self._notice, UUID(bytes=domain.UUID()))
 
         def closed(*_: object) -> None:
-            tell_loop(loop, self._close_noticed, connection)
+            call_in_loop(loop, self._close_noticed, connection)
 
         try:
             connection.registerCloseCallback(closed, None)
-            _keep_alive(connection, KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
-            registered = [connection.domainEventRegisterAny(None, kind, changed, None) for kind in _event_kinds()]
+            _set_keepalive(connection, KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
+            registered = [connection.domainEventRegisterAny(None, kind, changed, None) for kind in _list_event_kinds()]
         except libvirt.libvirtError:
-            _close(connection, [])
+            _close_connection(connection, [])
             raise
         if given_up.is_set():
-            _close(connection, registered)
+            _close_connection(connection, registered)
             raise SourceLost(f"{self.uri}: connected too late")
         return connection, registered
 
@@ -263,19 +271,19 @@ class Hypervisor:
             event.set()
 
 
-def open_reader(uri: str) -> Any:
+def open_read_only(uri: str) -> Any:
     """A connection that may only read; blocks. SourceLost when there is none."""
-    _start_events()
+    _start_event_loop()
     try:
-        with _one_opens:
+        with _open_lock:
             connection = libvirt.openReadOnly(uri)
-        _keep_alive(connection, KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
+        _set_keepalive(connection, KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
     except libvirt.libvirtError as exc:
         raise SourceLost(f"{uri}: {exc}") from exc
     return connection
 
 
-def statistics(connection: Any, uuid: UUID) -> dict[str, Any]:
+def read_statistics(connection: Any, uuid: UUID) -> dict[str, Any]:
     """All that libvirt counts of a domain, by its own keys, empty when there is no such domain; blocks."""
     try:
         found = connection.domainListGetStats([connection.lookupByUUID(uuid.bytes)], 0, 0)
@@ -286,7 +294,7 @@ def statistics(connection: Any, uuid: UUID) -> dict[str, Any]:
     return dict(found[0][1]) if found else {}
 
 
-def _keep_alive(connection: Any, seconds: int, count: int) -> None:
+def _set_keepalive(connection: Any, seconds: int, count: int) -> None:
     try:
         connection.setKeepAlive(seconds, count)
     except libvirt.libvirtError as exc:  # drivers within this process have no line that could go dead
@@ -294,7 +302,7 @@ def _keep_alive(connection: Any, seconds: int, count: int) -> None:
             raise
 
 
-def _event_kinds() -> tuple[int, ...]:
+def _list_event_kinds() -> tuple[int, ...]:
     return (
         libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE,
         libvirt.VIR_DOMAIN_EVENT_ID_REBOOT,
@@ -304,45 +312,45 @@ def _event_kinds() -> tuple[int, ...]:
     )
 
 
-def _look(
-    connection: Any, reads: Mapping[UUID, _Read], changed: set[UUID], now: float
-) -> tuple[dict[UUID, _Read], tuple[Domain, ...]]:
+def _take_snapshot(
+    connection: Any, reads: Mapping[UUID, _CachedDomain], changed: set[UUID], now: float
+) -> tuple[dict[UUID, _CachedDomain], tuple[Domain, ...]]:
     """Every domain and what to remember of it; runs on a thread of its own and changes nothing that others see."""
-    oldest = sorted(reads, key=lambda uuid: reads[uuid].read_at)[:REREAD_DOMAINS]
+    oldest = sorted(reads, key=lambda uuid: reads[uuid].read_at)[:REREAD_PER_SNAPSHOT]
     doubtful = changed.union(oldest)
-    found: dict[UUID, _Read] = {}
+    found: dict[UUID, _CachedDomain] = {}
     domains = []
-    for handle, statistics in connection.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE, 0):
+    for handle, read_statistics in connection.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE, 0):
         uuid, number = UUID(bytes=handle.UUID()), handle.ID()
-        state, reason = words(statistics.get("state.state", 0), statistics.get("state.reason", 0))
+        state, reason = name_state(read_statistics.get("state.state", 0), read_statistics.get("state.reason", 0))
         before, key = reads.get(uuid), (state, reason, number)
         if before is not None and before.key == key and uuid not in doubtful:
             read = before
         else:
-            description = _described(handle)
+            description = _read_description(handle)
             if description is None:
                 continue
             is_same = before is not None and before.key == key
-            read = _Read(key, before.since if is_same and before is not None else now, now, description)
+            read = _CachedDomain(key, before.since if is_same and before is not None else now, now, description)
         found[uuid] = read
         domains.append(Domain(uuid, handle.name(), state, reason, number >= 0, read.since, read.description))
     return found, tuple(domains)
 
 
-def _described(handle: Any) -> Description | None:
+def _read_description(handle: Any) -> DomainDescription | None:
     """What its XML says; None when it was undefined meanwhile."""
     try:
-        return describe(handle.XMLDesc())
+        return parse_description(handle.XMLDesc())
     except libvirt.libvirtError as exc:
         if exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
             return None
         raise
 
 
-def _close(connection: Any, registered: list[int]) -> None:
+def _close_connection(connection: Any, registered: list[int]) -> None:
     try:
         # A keepalive that fails while a call waits for its answer crashes libvirt 9.0 when libvirtd goes on.
-        _keep_alive(connection, 0, 0)
+        _set_keepalive(connection, 0, 0)
         for number in registered:
             connection.domainEventDeregisterAny(number)
         connection.unregisterCloseCallback()
@@ -352,11 +360,11 @@ def _close(connection: Any, registered: list[int]) -> None:
 
 
 # Of several that a libvirtd which hangs keeps waiting, the later ones see that they were given up, and open nothing.
-_one_opens = threading.Lock()
+_open_lock = threading.Lock()
 _events_thread: threading.Thread | None = None
 
 
-def _start_events() -> None:
+def _start_event_loop() -> None:
     """libvirt's own event loop, once in a process and before the first connection."""
     global _events_thread  # noqa: PLW0603 -- libvirt has one event loop a process, and no second
     if _events_thread is not None:

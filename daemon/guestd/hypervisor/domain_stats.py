@@ -16,22 +16,22 @@ import structlog
 
 from guestd.core.errors import SourceLost
 from guestd.hypervisor import connection as hypervisor
-from guestd.hypervisor.blocking import Calls, tell_loop
+from guestd.hypervisor.blocking import BlockingCalls, call_in_loop
 from guestd.hypervisor.domains import Domain
 from guestd.telemetry.domains import Family, Statistics, families
 from guestd.telemetry.exposition import written
 
 log = structlog.get_logger()
 
-ROUND_SECONDS = 15.0
+POLL_SECONDS = 15.0
 DEADLINE_SECONDS = 3.0
-AT_ONCE = 2
+MAX_CONCURRENT_CALLS = 2
 # libvirtd serves five calls of a connection at a time.
-STUCK_PER_CONNECTION = 3
-STUCK_CAP = 32
+MAX_STUCK_PER_CONNECTION = 3
+MAX_STUCK_CALLS = 32
 
 
-class Sampler:
+class DomainStatsPoller:
     """The latest statistics of one libvirt's running domains.
 
     `domains` gives those that there are; `read` asks for one on a connection, blocking.
@@ -44,14 +44,16 @@ class Sampler:
         *,
         gave_up: Callable[[], None],
         took: Callable[[float], None] = lambda _: None,
-        read: Callable[[Any, UUID], Statistics] = hypervisor.statistics,
+        read: Callable[[Any, UUID], Statistics] = hypervisor.read_statistics,
         deadline_seconds: float = DEADLINE_SECONDS,
     ) -> None:
         self._uri = uri
         self._read = read
         self._deadline_seconds = deadline_seconds
         self._domains = domains
-        self._calls = Calls("libvirt-statistics", at_once=AT_ONCE, stuck_cap=STUCK_CAP, gave_up=gave_up, took=took)
+        self._calls = BlockingCalls(
+            "libvirt-statistics", at_once=MAX_CONCURRENT_CALLS, stuck_cap=MAX_STUCK_CALLS, gave_up=gave_up, took=took
+        )
         self._connection: Any = None
         self._stuck_here = 0
         self._asked: set[UUID] = set()
@@ -76,7 +78,7 @@ class Sampler:
         await looked.wait()
         while True:
             await self.round()
-            await asyncio.sleep(ROUND_SECONDS)
+            await asyncio.sleep(POLL_SECONDS)
 
     async def round(self) -> None:
         """Ask every running domain once, unless its last call still hangs."""
@@ -96,16 +98,16 @@ class Sampler:
 
         try:
             await self._connect()
-            await asyncio.gather(*(ask() for _ in range(AT_ONCE)))
+            await asyncio.gather(*(ask() for _ in range(MAX_CONCURRENT_CALLS)))
         except SourceLost as exc:
             self._connection = None
             log.debug("statistics of domains are not to be had", error=str(exc))
         self._latest, self._timed_out, self._shown = found, frozenset(hanging), None
 
     async def _connect(self) -> None:
-        if self._connection is None or self._stuck_here >= STUCK_PER_CONNECTION:
+        if self._connection is None or self._stuck_here >= MAX_STUCK_PER_CONNECTION:
             self._connection = await self._calls.run(
-                lambda: hypervisor.open_reader(self._uri), deadline_seconds=DEADLINE_SECONDS
+                lambda: hypervisor.open_read_only(self._uri), deadline_seconds=DEADLINE_SECONDS
             )
             self._stuck_here = 0
 
@@ -119,7 +121,7 @@ class Sampler:
             try:
                 return self._read(connection, uuid)
             finally:
-                tell_loop(loop, self._asked.discard, uuid)
+                call_in_loop(loop, self._asked.discard, uuid)
 
         try:
             return await self._calls.run(answered, deadline_seconds=self._deadline_seconds)

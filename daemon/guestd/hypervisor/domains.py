@@ -35,14 +35,14 @@ _STATUSES = {
     "crashed": "error",
 }
 # Somebody is in the middle of something: what comes of it is not known yet.
-_PASSING_PAUSES = frozenset(
+_TRANSIENT_PAUSES = frozenset(
     {"migration", "save", "dump", "shutting_down", "snapshot", "starting_up", "postcopy"}
 )  # fmt: skip
-_BROKEN_PAUSES = frozenset({"io_error", "watchdog", "crashed", "postcopy_failed"})
+_FAILED_PAUSES = frozenset({"io_error", "watchdog", "crashed", "postcopy_failed"})
 
 
 @dataclass(frozen=True, slots=True)
-class Channel:
+class DomainChannel:
     """A virtio-serial port: its name in the guest, the unix socket that QEMU serves, whether the guest has it open.
 
     `path` is None while libvirt has not chosen one; `is_open` is None while the domain is off.
@@ -63,13 +63,13 @@ class Graphics:
 
 
 @dataclass(frozen=True, slots=True)
-class Description:
+class DomainDescription:
     """What is kept of a domain's XML."""
 
     vcpus: int
     memory_kib: int
     graphics: Graphics | None
-    channels: tuple[Channel, ...]
+    channels: tuple[DomainChannel, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,40 +82,40 @@ class Domain:
     reason: str
     is_active: bool
     since: float
-    description: Description
+    description: DomainDescription
 
 
-def words(state: int, reason: int) -> tuple[str, str]:
+def name_state(state: int, reason: int) -> tuple[str, str]:
     """libvirt's numbers as (state, reason); a number that is newer than this list is nostate, or unknown."""
     name = STATES[state] if 0 <= state < len(STATES) else "nostate"
     reasons = _REASONS.get(name, ())
     return name, reasons[reason] if 0 <= reason < len(reasons) else "unknown"
 
 
-def status_of(domain: Domain) -> str | None:
+def derive_status(domain: Domain) -> str | None:
     """The word of Machine.status for what is seen; None while that is for nobody to say."""
     if domain.state == "paused":
-        if domain.reason in _PASSING_PAUSES:
+        if domain.reason in _TRANSIENT_PAUSES:
             return None
-        return "error" if domain.reason in _BROKEN_PAUSES else "suspended"
+        return "error" if domain.reason in _FAILED_PAUSES else "suspended"
     if (domain.state, domain.reason) == ("shutoff", "migrated"):
         # It runs elsewhere now, and whoever has it says how it is.
         return None
     return _STATUSES.get(domain.state)
 
 
-def describe(xml: str) -> Description:
+def parse_description(xml: str) -> DomainDescription:
     """The facts in a domain's XML, live or defined; what is not in there is 0, None or empty."""
     root = ElementTree.fromstring(xml)  # noqa: S314 -- libvirt wrote it, and no guest can
-    return Description(
-        vcpus=_vcpus(root),
+    return DomainDescription(
+        vcpus=_parse_vcpus(root),
         memory_kib=int(root.findtext("memory", "0")),
-        graphics=next((_graphics(each) for each in root.iterfind("devices/graphics") if _is_screen(each)), None),
-        channels=tuple(_channels(root)),
+        graphics=next((_parse_graphics(each) for each in root.iterfind("devices/graphics") if _is_screen(each)), None),
+        channels=tuple(_parse_channels(root)),
     )
 
 
-def _vcpus(root: ElementTree.Element) -> int:
+def _parse_vcpus(root: ElementTree.Element) -> int:
     element = root.find("vcpu")
     return 0 if element is None else int(element.get("current") or element.text or 0)
 
@@ -124,14 +124,14 @@ def _is_screen(graphics: ElementTree.Element) -> bool:
     return graphics.get("type") in ("spice", "vnc")
 
 
-def _graphics(element: ElementTree.Element) -> Graphics:
+def _parse_graphics(element: ElementTree.Element) -> Graphics:
     port = int(element.get("port") or element.get("tlsPort") or -1)
     listen = element.find("listen")
     host = element.get("listen") or (None if listen is None else listen.get("address"))
     return Graphics(element.get("type"), port if port > 0 else -1, host)
 
 
-def _channels(root: ElementTree.Element) -> list[Channel]:
+def _parse_channels(root: ElementTree.Element) -> list[DomainChannel]:
     found = []
     for element in root.iterfind("devices/channel[@type='unix']"):
         target, source = element.find("target"), element.find("source")
@@ -139,5 +139,5 @@ def _channels(root: ElementTree.Element) -> list[Channel]:
             continue
         state = target.get("state")
         path = None if source is None else source.get("path")
-        found.append(Channel(target.get("name", ""), path, None if state is None else state == "connected"))
+        found.append(DomainChannel(target.get("name", ""), path, None if state is None else state == "connected"))
     return found

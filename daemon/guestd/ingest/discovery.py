@@ -1,6 +1,6 @@
-"""Where machines have their channels: unix sockets in a directory, or those that the domains of libvirt name.
+"""Channel discovery: unix sockets in a directory, or the sockets of libvirt's running domains.
 
-A place tells all channels that there are, and of which the store knows the machine; and when to look again.
+A discovery lists the channels of machines that the store knows, and signals when the list may have changed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import watchfiles
 
 from guestd.core.errors import SourceLost
 from guestd.core.machines import MachineRegistry
-from guestd.core.tasks import Backoff, retrying
+from guestd.core.tasks import Backoff, run_with_retry
 from guestd.hypervisor.domains import Domain
 
 log = structlog.get_logger()
@@ -29,8 +29,8 @@ _SOCKET_NAME = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.socke
 
 
 @dataclass(frozen=True, slots=True)
-class Channel:
-    """One socket file. Made anew under the same name it is another channel; a changed owner leaves it the same."""
+class ChannelSocket:
+    """One socket file. Inode and creation time distinguish it from an earlier or later file of the same name."""
 
     machine_id: UUID
     path: Path
@@ -39,42 +39,48 @@ class Channel:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What a look has shown: channels of machines that the store knows, and the names of those it does not know."""
+class DiscoveredChannels:
+    """Channels of machines that the store knows, and the names of channels whose machine it does not know."""
 
-    channels: Mapping[UUID, Channel]
+    channels: Mapping[UUID, ChannelSocket]
     unknown: frozenset[str]
 
 
-class Place(Protocol):
-    """A directory, or libvirt."""
+class ChannelDiscovery(Protocol):
+    """Finds channels: in a directory, or through libvirt."""
 
-    async def look(self) -> Found | None:
-        """All channels there are now; None when that cannot be told at the moment."""
+    async def discover(self) -> DiscoveredChannels | None:
+        """List the channels that exist now; None while they cannot be determined."""
 
     async def watch(self, changed: Callable[[], None]) -> None:
-        """Call `changed` whenever a look may show something else, for ever."""
+        """Call `changed` whenever the channels may have changed; never returns."""
 
 
-class Directory:
-    """Channels are the sockets of a directory that are named `<Machine.id>.socket`."""
+class DirectoryDiscovery:
+    """Channels are the sockets in a directory named `<Machine.id>.socket`."""
 
     def __init__(self, directory: Path, machine_registry: MachineRegistry) -> None:
         self._directory = directory
         self._machine_registry = machine_registry
 
-    async def look(self) -> Found | None:
-        """The sockets there; an absent directory holds none, one that cannot be read tells nothing."""
+    async def discover(self) -> DiscoveredChannels | None:
+        """List the sockets; none if the directory does not exist, None if it cannot be read."""
         try:
-            paths = await asyncio.to_thread(_named_sockets, self._directory)
+            paths = await asyncio.to_thread(_list_sockets, self._directory)
         except OSError as exc:
-            log.warning("the channel directory cannot be read", directory=str(self._directory), error=exc.strerror)
+            log.warning(
+                "channel directory unreadable, keeping the known channels",
+                directory=str(self._directory),
+                error=exc.strerror,
+            )
             return None
         known = {machine_id: path for machine_id, path in paths.items() if self._machine_registry.knows(machine_id)}
-        return Found(await asyncio.to_thread(_sockets, known), frozenset(str(each) for each in paths.keys() - known))
+        return DiscoveredChannels(
+            await asyncio.to_thread(_stat_sockets, known), frozenset(str(each) for each in paths.keys() - known)
+        )
 
     async def watch(self, changed: Callable[[], None]) -> None:
-        """Follow the directory's events."""
+        """Follow the directory's inotify events."""
 
         async def follow() -> None:
             try:
@@ -86,70 +92,71 @@ class Directory:
                 raise SourceLost(f"virtio.directory {self._directory}: {exc}") from exc
 
         def lost(exc: Exception, seconds: float) -> None:
-            log.warning("the channel directory cannot be watched", error=str(exc), retry=seconds)
+            log.warning("cannot watch the channel directory, retrying", error=str(exc), retry_seconds=round(seconds, 1))
 
-        await retrying(follow, expected=SourceLost, backoff=Backoff(cap_seconds=10), lost=lost)
+        await run_with_retry(follow, expected=SourceLost, backoff=Backoff(cap_seconds=10), on_failure=lost)
 
 
-class _Memory(msgspec.Struct, frozen=True):
-    """What the last look found: machines whose channels are wanted by their domains, sockets with inode and time."""
+class _DiscoveryCache(msgspec.Struct, frozen=True):
+    """The last discovery: machine IDs by domain name, and each machine's socket with inode and creation time."""
 
     machines: dict[str, UUID]
     channels: dict[UUID, tuple[str, int, int]]
 
 
-class Domains:
-    """Channels are the virtio ports of libvirt's running domains; a domain is the machine of that internal name.
+class LibvirtDiscovery:
+    """Channels are the virtio ports of libvirt's running domains; a domain's name is its machine's internal name.
 
-    `seen` gives the domains of the last look, None before the first; `looked` is set after every look. What was seen
-    last is held to while libvirt is away: it is not needed for a channel to go on. It is kept in `memory`, too, for a
-    guestd that starts while libvirt or the store is away: a socket that is still the same one is the same machine's.
+    `get_domains` returns the domains of the last snapshot, None before the first; `observed` is set after every
+    snapshot. While libvirt is unavailable the last snapshot stays in use: an open channel does not need libvirt. The
+    result is also saved to `cache_file`, for a guestd that starts while libvirt or the store is unavailable: a socket
+    with the same inode and creation time belongs to the same machine.
     """
 
     def __init__(
         self,
-        seen: Callable[[], Sequence[Domain] | None],
-        looked: asyncio.Event,
+        get_domains: Callable[[], Sequence[Domain] | None],
+        observed: asyncio.Event,
         *,
         machine_registry: MachineRegistry,
         channel_names: Sequence[str],
-        memory: Path,
+        cache_file: Path,
     ) -> None:
-        self._seen = seen
-        self._looked = looked
+        self._get_domains = get_domains
+        self._observed = observed
         self._machine_registry = machine_registry
         self._channel_names = channel_names
-        self._file = memory
-        self._memory = _remembered(memory)
+        self._cache_file = cache_file
+        self._cache = _read_cache(cache_file)
 
-    async def look(self) -> Found | None:
-        """The sockets of running domains; which machine a domain is, only the store can tell, or has told before."""
-        domains, machines = self._seen(), self._machine_registry.named
+    async def discover(self) -> DiscoveredChannels | None:
+        """List the sockets of running domains; from the cache until libvirt and the store have both answered."""
+        domains, machines = self._get_domains(), self._machine_registry.ids_by_name
         if domains is None or machines is None:
-            return await self._recalled(domains)
-        paths = dict(socket_paths(domains, self._channel_names))
+            return await self._discover_from_cache(domains)
+        paths = dict(list_socket_paths(domains, self._channel_names))
         known = {machines[name]: path for name, path in paths.items() if name in machines}
-        channels = await asyncio.to_thread(_sockets, known)
-        await self._remember(machines, channels)
-        return Found(channels, frozenset(paths.keys() - machines.keys()))
+        channels = await asyncio.to_thread(_stat_sockets, known)
+        await self._save(machines, channels)
+        return DiscoveredChannels(channels, frozenset(paths.keys() - machines.keys()))
 
-    async def _recalled(self, domains: Sequence[Domain] | None) -> Found | None:
-        """What is known of it from before; nobody is called unknown."""
-        memory = self._memory
-        if memory is None:
+    async def _discover_from_cache(self, domains: Sequence[Domain] | None) -> DiscoveredChannels | None:
+        """List the channels known from before; no machine is reported as unknown."""
+        cache = self._cache
+        if cache is None:
             return None
         if domains is not None:
-            paths = dict(socket_paths(domains, self._channel_names))
-            known = {memory.machines[name]: path for name, path in paths.items() if name in memory.machines}
-            return Found(await asyncio.to_thread(_sockets, known), frozenset())
-        known = {key: Path(path) for key, (path, _, _) in memory.channels.items() if self._machine_registry.knows(key)}
-        found = await asyncio.to_thread(_sockets, known)
-        # Another socket under the old name may be another machine's.
-        same = {key: each for key, each in found.items() if memory.channels[key][1:] == (each.inode, each.created_ns)}
-        return Found(same, frozenset())
+            paths = dict(list_socket_paths(domains, self._channel_names))
+            known = {cache.machines[name]: path for name, path in paths.items() if name in cache.machines}
+            return DiscoveredChannels(await asyncio.to_thread(_stat_sockets, known), frozenset())
+        known = {key: Path(path) for key, (path, _, _) in cache.channels.items() if self._machine_registry.knows(key)}
+        found = await asyncio.to_thread(_stat_sockets, known)
+        # A new socket under the old name may belong to another machine.
+        same = {key: each for key, each in found.items() if cache.channels[key][1:] == (each.inode, each.created_ns)}
+        return DiscoveredChannels(same, frozenset())
 
-    async def _remember(self, machines: Mapping[str, UUID], channels: Mapping[UUID, Channel]) -> None:
-        memory = _Memory(
+    async def _save(self, machines: Mapping[str, UUID], channels: Mapping[UUID, ChannelSocket]) -> None:
+        cache = _DiscoveryCache(
             {name: key for name, key in machines.items() if self._machine_registry.collects(key)},
             {
                 key: (str(each.path), each.inode, each.created_ns)
@@ -157,24 +164,28 @@ class Domains:
                 if self._machine_registry.collects(key)
             },
         )
-        if memory == self._memory:
+        if cache == self._cache:
             return
-        self._memory = memory
+        self._cache = cache
         try:
-            await asyncio.to_thread(_write, self._file, msgspec.json.encode(memory))
+            await asyncio.to_thread(_write_file, self._cache_file, msgspec.json.encode(cache))
         except OSError as exc:
-            log.warning("what is known of channels cannot be kept", file=str(self._file), error=exc.strerror)
+            log.warning(
+                "cannot save the channel cache; a restart without libvirt or store will not find the channels",
+                file=str(self._cache_file),
+                error=exc.strerror,
+            )
 
     async def watch(self, changed: Callable[[], None]) -> None:
-        """Follow the looks at libvirt."""
+        """Follow the snapshots of libvirt."""
         while True:
-            await self._looked.wait()
-            self._looked.clear()
+            await self._observed.wait()
+            self._observed.clear()
             changed()
 
 
-def socket_paths(domains: Iterable[Domain], channel_names: Sequence[str]) -> Iterable[tuple[str, Path]]:
-    """Name and agent's socket of each running domain that has one; the first of the names that it has counts."""
+def list_socket_paths(domains: Iterable[Domain], channel_names: Sequence[str]) -> Iterable[tuple[str, Path]]:
+    """List name and agent socket of each running domain; the first of `channel_names` that a domain has is used."""
     for domain in domains:
         by_name = {channel.name: channel.path for channel in domain.description.channels}
         path = next((by_name[name] for name in channel_names if by_name.get(name)), None)
@@ -182,21 +193,21 @@ def socket_paths(domains: Iterable[Domain], channel_names: Sequence[str]) -> Ite
             yield domain.name, Path(path)
 
 
-def _remembered(file: Path) -> _Memory | None:
-    """None where there is nothing that can be read: then libvirt and the store are waited for."""
+def _read_cache(file: Path) -> _DiscoveryCache | None:
+    """Read the cache; None if there is none or it is damaged: discovery then waits for libvirt and the store."""
     try:
-        return msgspec.json.decode(file.read_bytes(), type=_Memory)
+        return msgspec.json.decode(file.read_bytes(), type=_DiscoveryCache)
     except (OSError, msgspec.DecodeError):
         return None
 
 
-def _write(file: Path, content: bytes) -> None:
+def _write_file(file: Path, content: bytes) -> None:
     new = file.with_suffix(".new")
     new.write_bytes(content)
     new.replace(file)
 
 
-def _named_sockets(directory: Path) -> dict[UUID, Path]:
+def _list_sockets(directory: Path) -> dict[UUID, Path]:
     try:
         paths = list(directory.iterdir())
     except FileNotFoundError:
@@ -204,14 +215,14 @@ def _named_sockets(directory: Path) -> dict[UUID, Path]:
     return {UUID(match[1]): path for path in paths if (match := _SOCKET_NAME.fullmatch(path.name))}
 
 
-def _sockets(paths: Mapping[UUID, Path]) -> dict[UUID, Channel]:
-    """Those that are there, told from earlier ones of the same name."""
+def _stat_sockets(paths: Mapping[UUID, Path]) -> dict[UUID, ChannelSocket]:
+    """Stat each path; leaves out those that are not sockets."""
     channels = {}
     for machine_id, path in paths.items():
         try:
             status = path.stat()
-        except OSError:  # gone between listing and looking, or not made yet
+        except OSError:  # removed since it was listed, or not created yet
             continue
         if stat.S_ISSOCK(status.st_mode):
-            channels[machine_id] = Channel(machine_id, path, status.st_ino, status.st_mtime_ns)
+            channels[machine_id] = ChannelSocket(machine_id, path, status.st_ino, status.st_mtime_ns)
     return channels

@@ -22,7 +22,7 @@ import structlog
 
 from guestd.core.errors import SourceLost
 from guestd.core.machines import MachineRegistry
-from guestd.core.tasks import Backoff, retrying
+from guestd.core.tasks import Backoff, run_with_retry
 from guestd.ingest.mqtt_gate import Publications, Published
 from guestd.mqtt.client import Message
 from guestd.mqtt.connection import Connection, connected
@@ -106,8 +106,10 @@ class Mqtt:
         """Take what comes, for ever."""
         with suppress(TimeoutError):
             async with asyncio.timeout(FIRST_ROSTER_SECONDS):
-                await self._machine_registry.tried.wait()
-        await retrying(self._connection, expected=SourceLost, backoff=Backoff(cap_seconds=10), lost=self._on_lost)
+                await self._machine_registry.attempted.wait()
+        await run_with_retry(
+            self._connection, expected=SourceLost, backoff=Backoff(cap_seconds=10), on_failure=self._on_lost
+        )
 
     def _on_lost(self, exc: Exception, seconds: float) -> None:
         self.problem = str(exc)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from guestd.core.channel import Channel
+from guestd.core.transport import Transport
 from guestd.ingest import replay_window
 from guestd.ingest.gate import MOST_DROPPED, Counters, Intake, received_at_ms
 from guestd.spool.file import Entry, Sender
@@ -135,7 +135,7 @@ class Publications:
             now_at = Sender(received_ms, None, None)
         self._gate.senders[machine_id] = now_at
         return Entry(
-            machine_id, received_ms, payload, now_at.boot_id, now_at.seq, now_at.mark, Channel.MQTT, now_at.below
+            machine_id, received_ms, payload, now_at.boot_id, now_at.seq, now_at.mark, Transport.MQTT, now_at.below
         )
 
 

@@ -20,9 +20,9 @@ from uuid import UUID
 
 import structlog
 
-from guestd.core.channel import Channel
 from guestd.core.config import CommandLines
 from guestd.core.errors import BadFrame
+from guestd.core.transport import Transport
 from guestd.rows.batch import Moment, Prepared, digest, placed
 from guestd.rows.normalise import Rows, Stream, guest_time, moved, normalise, sample_time, uuid7
 from guestd.spool.file import Frame
@@ -226,7 +226,7 @@ class Preparer:
 def _decoded(frame: Frame) -> decode.Decoded | Event:
     if schema.other_type(frame.payload) in events.TYPES:
         event = events.event_of(frame.payload, machine_id=frame.machine_id, received_at=frame.received_at)
-        return events.delivered(event, frame.payload) if frame.channel is Channel.MQTT else event
+        return events.delivered(event, frame.payload) if frame.channel is Transport.MQTT else event
     message = decode.decode(frame.payload)
     claims = message.metrics.claims()
     if claims is not None and claims.lower() != str(frame.machine_id):

@@ -17,10 +17,10 @@ import psycopg
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
-from guestd.core.channel import Channel
 from guestd.core.config import CommandLines
 from guestd.core.errors import BadFrame, RowsRejected
-from guestd.core.text import printable
+from guestd.core.text import escape_to_ascii
+from guestd.core.transport import Transport
 from guestd.ingest.prepare import CommandLinesOf, Counters, Preparer
 from guestd.rows.normalise import Rows, known_as
 from guestd.spool.file import Frame
@@ -129,7 +129,7 @@ async def retried(connection: Connection, frame_id: UUID, command_lines: Command
 
 def _as_it_came(frame: Held) -> Frame:
     """By which channel is not recorded: a broker's is judged more leniently in what time a sample may claim."""
-    return Frame(frame.seq, frame.machineId or UUID(int=0), frame.receivedAt, frame.payload, Channel.MQTT)
+    return Frame(frame.seq, frame.machineId or UUID(int=0), frame.receivedAt, frame.payload, Transport.MQTT)
 
 
 def _uncounted() -> Counters:
@@ -171,7 +171,7 @@ async def _kept(connection: Connection, frame: Held, reason: str, detail: str, s
     refusals = frame.refusals
     if stored is not None:
         refusals = [
-            {"table": each.table, "key": printable(each.key), "reason": printable(each.reason)}
+            {"table": each.table, "key": escape_to_ascii(each.key), "reason": escape_to_ascii(each.reason)}
             for each in stored.refusals
         ]
     await connection.execute(
@@ -179,9 +179,9 @@ async def _kept(connection: Connection, frame: Held, reason: str, detail: str, s
         {
             "id": frame.id,
             "reason": reason,
-            "detail": printable(detail),
+            "detail": escape_to_ascii(detail),
             "refusals": Jsonb(refusals),
             "stored": stored is not None,
         },
     )
-    return Retried(is_stored=False, why=f"{reason}: {printable(detail)}")
+    return Retried(is_stored=False, why=f"{reason}: {escape_to_ascii(detail)}")

@@ -23,8 +23,8 @@ import structlog
 
 from guestd.core.errors import SourceLost
 from guestd.core.machines import MachineRegistry
-from guestd.core.tasks import Backoff, retrying, woken
-from guestd.ingest.discovery import Channel, Place
+from guestd.core.tasks import Backoff, run_with_retry, wait_for_event
+from guestd.ingest.discovery import ChannelDiscovery, ChannelSocket
 from guestd.ingest.gate import Intake
 from guestd.wire import replies, schema
 from guestd.wire.framing import Framer, Oversize
@@ -45,17 +45,17 @@ FIRST_ROSTER_SECONDS = 1.0
 class Open:
     """Begin to read."""
 
-    channel: Channel
+    channel: ChannelSocket
 
 
 @dataclass(frozen=True, slots=True)
 class Close:
     """Stop reading: the file went away, was replaced, or the store no longer knows the machine."""
 
-    channel: Channel
+    channel: ChannelSocket
 
 
-def plan(wanted: Mapping[UUID, Channel], running: Mapping[UUID, Channel]) -> tuple[Open | Close, ...]:
+def plan(wanted: Mapping[UUID, ChannelSocket], running: Mapping[UUID, ChannelSocket]) -> tuple[Open | Close, ...]:
     """What leads from the channels that are read to those that should be; closing comes first."""
     closing = [Close(channel) for key, channel in running.items() if wanted.get(key) != channel]
     opening = [Open(channel) for key, channel in wanted.items() if running.get(key) != channel]
@@ -78,7 +78,7 @@ class Virtio:
 
     def __init__(
         self,
-        place: Place,
+        place: ChannelDiscovery,
         *,
         intake: Intake,
         machine_registry: MachineRegistry,
@@ -92,7 +92,7 @@ class Virtio:
         self._machine_registry = machine_registry
         self._gauges = gauges
         self._max_frame_bytes = max_frame_bytes
-        self._running: dict[UUID, tuple[Channel, asyncio.Task[None]]] = {}
+        self._running: dict[UUID, tuple[ChannelSocket, asyncio.Task[None]]] = {}
         self._unknown: frozenset[str] = frozenset()
         self._look = asyncio.Event()
         self.connected = 0
@@ -102,16 +102,16 @@ class Virtio:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._place.watch(self._look.set), name="virtio-watch")
             tasks.create_task(self._watch_roster(), name="virtio-machine registry")
-            await woken(self._machine_registry.tried, FIRST_ROSTER_SECONDS)
+            await wait_for_event(self._machine_registry.attempted, FIRST_ROSTER_SECONDS)
             while True:
                 self._look.clear()
-                found = await self._place.look()
+                found = await self._place.discover()
                 if found is not None:
                     self._report(found.unknown)
                     running = {key: channel for key, (channel, _) in self._running.items()}
                     await self._apply(plan(self._collected(found.channels), running), tasks)
                 self._gauges.channels(len(self._running))
-                await woken(self._look, RESCAN_SECONDS)
+                await wait_for_event(self._look, RESCAN_SECONDS)
 
     def _report(self, unknown: frozenset[str]) -> None:
         for machine in sorted(unknown - self._unknown):
@@ -119,7 +119,7 @@ class Virtio:
         self._unknown = unknown
         self._gauges.unknown_machines(len(unknown))
 
-    def _collected(self, channels: Mapping[UUID, Channel]) -> Mapping[UUID, Channel]:
+    def _collected(self, channels: Mapping[UUID, ChannelSocket]) -> Mapping[UUID, ChannelSocket]:
         wanted = {key: channel for key, channel in channels.items() if self._machine_registry.collects(key)}
         self._gauges.not_collected(len(channels) - len(wanted))
         return wanted
@@ -143,14 +143,14 @@ class Virtio:
             self._machine_registry.changed.clear()
             self._look.set()
 
-    async def _read(self, channel: Channel) -> None:
+    async def _read(self, channel: ChannelSocket) -> None:
         def lost(exc: Exception, seconds: float) -> None:
             self._gauges.lost()
             log.info("channel lost", machine=str(channel.machine_id), error=str(exc), retry_seconds=round(seconds, 1))
 
-        await retrying(lambda: self._connection(channel), expected=SourceLost, backoff=Backoff(), lost=lost)
+        await run_with_retry(lambda: self._connection(channel), expected=SourceLost, backoff=Backoff(), on_failure=lost)
 
-    async def _connection(self, channel: Channel) -> None:
+    async def _connection(self, channel: ChannelSocket) -> None:
         """One connection's life."""
         connection = await _connected(channel.path)
         self._count_connected(1)

@@ -20,7 +20,7 @@ from uuid import UUID
 import structlog
 
 from guestd.core.errors import BadFrame, RowsRejected, StoreUnavailable
-from guestd.core.tasks import Backoff, retrying
+from guestd.core.tasks import Backoff, run_with_retry
 from guestd.ingest import prepare
 from guestd.ingest.prepare import CommandLinesOf, Preparer, redacted
 from guestd.rows.batch import Limits, Moment, Prepared, halves, is_due
@@ -93,7 +93,9 @@ class Writer:
             )
 
         try:
-            await retrying(self._connection, expected=StoreUnavailable, backoff=Backoff(cap_seconds=5), lost=lost)
+            await run_with_retry(
+                self._connection, expected=StoreUnavailable, backoff=Backoff(cap_seconds=5), on_failure=lost
+            )
         finally:
             await self._forget_ahead()
 

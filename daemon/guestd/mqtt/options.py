@@ -9,9 +9,9 @@ from pathlib import Path
 
 from paho.mqtt.enums import MQTTProtocolVersion
 
-from guestd.core.config import Mqtt
+from guestd.core.config import MqttSettings
 from guestd.core.errors import ConfigError
-from guestd.core.secrets import first_line
+from guestd.core.secrets import read_secret
 
 _VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
 
@@ -38,10 +38,10 @@ class Login:
     will_topic: str
 
 
-def login(settings: Mqtt) -> Login:
+def login(settings: MqttSettings) -> Login:
     """The login that the settings describe. Raises ConfigError for files that cannot be used."""
     client_id = settings.client_id or f"guestd-{socket.gethostname()}"
-    password = first_line(Path(settings.password_file), "mqtt.password_file") if settings.password_file else b""
+    password = read_secret(Path(settings.password_file), "mqtt.password_file") if settings.password_file else b""
     return Login(
         host=settings.host,
         port=settings.port,
@@ -60,7 +60,7 @@ def login(settings: Mqtt) -> Login:
     )
 
 
-def _tls(settings: Mqtt) -> ssl.SSLContext | None:
+def _tls(settings: MqttSettings) -> ssl.SSLContext | None:
     if not settings.tls:
         return None
     try:

@@ -26,8 +26,8 @@ from uuid import UUID
 
 import msgspec
 
-from guestd.core.channel import Channel
 from guestd.core.config import CommandLines
+from guestd.core.transport import Transport
 from guestd.rows import json_columns
 from guestd.rows.redact import SUSPICIOUS, Redaction
 from guestd.wire import limits
@@ -148,10 +148,10 @@ def guest_time(claimed: str | float | None) -> datetime | None:
     return None
 
 
-def sample_time(claimed: datetime | None, received_at: datetime, channel: Channel) -> datetime:
+def sample_time(claimed: datetime | None, received_at: datetime, channel: Transport) -> datetime:
     """The time that a sample is stored under: the guest's when it is plausible, else the time of receipt; whole ms."""
     earliest, latest = received_at - CLOCK_TOLERANCE, received_at + CLOCK_TOLERANCE
-    if channel is Channel.MQTT:
+    if channel is Transport.MQTT:
         earliest, latest = received_at - BROKER_QUEUE_TIME, received_at + BROKER_CLOCK_TOLERANCE
     if claimed is None or not earliest <= claimed <= latest:
         claimed = received_at

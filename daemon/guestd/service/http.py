@@ -12,7 +12,7 @@ from prometheus_client.exposition import choose_encoder
 
 from guestd import __version__
 from guestd.core.errors import ConfigError
-from guestd.service.http_auth import Web
+from guestd.service.http_auth import WebAuth
 from guestd.telemetry.exposition import joined, rendered
 from guestd.telemetry.registry import Telemetry
 
@@ -32,8 +32,8 @@ _PAGE = """\
 
 
 @asynccontextmanager
-async def served(
-    telemetry: Telemetry, *, host: str, port: int, problems: Problems, protection: Web
+async def serve_pages(
+    telemetry: Telemetry, *, host: str, port: int, problems: Problems, protection: WebAuth
 ) -> AsyncIterator[int]:
     """Serve the pages while in the context; gives the port. `problems` says why guestd is not ready."""
 
@@ -55,11 +55,11 @@ async def served(
         return web.Response(text="\n".join(found or ["ready"]) + "\n", status=503 if found else 200)
 
     async def landing(_: web.Request) -> web.Response:
-        return web.Response(text=_landing(problems()), content_type="text/html")
+        return web.Response(text=_render_landing(problems()), content_type="text/html")
 
     @web.middleware
     async def admitted(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if await protection.admits(request.headers.get("Authorization", "")):
+        if await protection.is_authorised(request.headers.get("Authorization", "")):
             return await handler(request)
         return web.Response(status=401, text="who are you?\n", headers={"WWW-Authenticate": 'Basic realm="guestd"'})
 
@@ -79,7 +79,7 @@ async def served(
         await runner.cleanup()
 
 
-def _landing(problems: list[str]) -> str:
+def _render_landing(problems: list[str]) -> str:
     verdict = "What is wrong:" if problems else "All is well: guests are read, and what they say is stored."
     return _PAGE.format(
         version=__version__, verdict=verdict, problems="".join(f"<li>{escape(each)}</li>" for each in problems)

@@ -23,9 +23,9 @@ from msgspec import Struct
 from guestd.core.errors import ConfigError
 
 # A hash takes a tenth of a second on purpose; Prometheus asks every few seconds with the same words.
-MOST_REMEMBERED = 100
+MAX_CACHED = 100
 # Of nobody's password: an unknown user takes as long as a known one.
-_NOBODY = b"$2b$10$YE60/e0sBzc90GdGz3A51upr4LXfXjIHzIGl5rUhXU7CcZ40crU2."
+_UNKNOWN_USER_HASH = b"$2b$10$YE60/e0sBzc90GdGz3A51upr4LXfXjIHzIGl5rUhXU7CcZ40crU2."
 
 
 class _Tls(Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,34 +42,34 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @dataclass(slots=True)
-class Web:
+class WebAuth:
     """Who may ask for pages, and how. `tls` None: in the clear. No users: everybody."""
 
     tls: ssl.SSLContext | None = None
     users: Mapping[str, bytes] = field(default_factory=dict, repr=False)
     _known: set[bytes] = field(default_factory=set, repr=False)
 
-    async def admits(self, authorization: str) -> bool:
+    async def is_authorised(self, authorization: str) -> bool:
         """Whether the header of a request names a user with his password."""
         if not self.users:
             return True
         seen = hashlib.sha256(authorization.encode("utf-8", "replace")).digest()
         if seen in self._known:
             return True
-        user, password = _credentials(authorization)
-        is_right = await asyncio.to_thread(_checked, password, self.users.get(user, _NOBODY))
+        user, password = _parse_credentials(authorization)
+        is_right = await asyncio.to_thread(_check_password, password, self.users.get(user, _UNKNOWN_USER_HASH))
         if not is_right or user not in self.users:
             return False
-        if len(self._known) >= MOST_REMEMBERED:
+        if len(self._known) >= MAX_CACHED:
             self._known.clear()
         self._known.add(seen)
         return True
 
 
-def read(file: str) -> Web:
+def read_web_config(file: str) -> WebAuth:
     """The web configuration of a file; an empty name: in the clear, for everybody. ConfigError for what is wrong."""
     if not file:
-        return Web()
+        return WebAuth()
     path = Path(file)
     try:
         found = msgspec.yaml.decode(path.read_bytes(), type=_File)
@@ -83,10 +83,12 @@ def read(file: str) -> Web:
             raise ConfigError(
                 f"telemetry.web_config_file {file}: the password of {user} is no bcrypt hash: htpasswd -nBC 10"
             )
-    return Web(None if found.tls_server_config is None else _context(found.tls_server_config, path.parent), users)
+    return WebAuth(
+        None if found.tls_server_config is None else _build_tls_context(found.tls_server_config, path.parent), users
+    )
 
 
-def _context(chosen: _Tls, beside: Path) -> ssl.SSLContext:
+def _build_tls_context(chosen: _Tls, beside: Path) -> ssl.SSLContext:
     """Files are named from where the configuration lies."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if chosen.min_version == "TLS13" else ssl.TLSVersion.TLSv1_2
@@ -100,7 +102,7 @@ def _context(chosen: _Tls, beside: Path) -> ssl.SSLContext:
     return context
 
 
-def _credentials(authorization: str) -> tuple[str, bytes]:
+def _parse_credentials(authorization: str) -> tuple[str, bytes]:
     kind, _, encoded = authorization.partition(" ")
     try:
         decoded = base64.b64decode(encoded, validate=True) if kind.lower() == "basic" else b""
@@ -110,6 +112,6 @@ def _credentials(authorization: str) -> tuple[str, bytes]:
     return user.decode("utf-8", "replace"), password
 
 
-def _checked(password: bytes, hashed: bytes) -> bool:
+def _check_password(password: bytes, hashed: bytes) -> bool:
     # bcrypt looks at 72 bytes, and newer ones refuse more.
     return bcrypt.checkpw(password[:72], hashed)

@@ -10,22 +10,22 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class MonitoredPart:
     """`moves` grows with every step, a failed one included: who waits for a store that is away does his work."""
 
     has_work: Callable[[], bool]
     moves: Callable[[], int]
 
 
-class Progress:
+class ProgressMonitor:
     """Looks at parts, by name; `limit_seconds` is more than any of their steps may take."""
 
-    def __init__(self, parts: Mapping[str, Part], *, limit_seconds: float) -> None:
+    def __init__(self, parts: Mapping[str, MonitoredPart], *, limit_seconds: float) -> None:
         self._parts = parts
         self._limit_seconds = limit_seconds
         self._seen: dict[str, tuple[int, float]] = {}
 
-    def stuck(self, now_seconds: float) -> list[str]:
+    def find_stuck(self, now_seconds: float) -> list[str]:
         """The parts that had work for so long and did not move. `now_seconds` is of a clock that never goes back."""
         found = []
         for name, part in self._parts.items():

@@ -12,37 +12,37 @@ from msgspec import Struct
 from guestd.core.config import Settings
 
 
-def _keys_of(table: str) -> tuple[str, ...]:
+def _list_keys(table: str) -> tuple[str, ...]:
     return tuple(getattr(Settings(), table).__struct_fields__)
 
 
 # What is asked for each time that it is needed. The rest is wired in at the start.
-AT_ONCE = frozenset(
+RELOADABLE_KEYS = frozenset(
     {
         "stop_grace_seconds",
         *(f"store.{key}" for key in ("batch_bytes", "batch_frames", "flush_seconds")),
-        *(f"{table}.{key}" for table in ("limits", "privacy", "events", "quarantine") for key in _keys_of(table)),
+        *(f"{table}.{key}" for table in ("limits", "privacy", "events", "quarantine") for key in _list_keys(table)),
     }
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Reloaded:
+class ReloadResult:
     """`settings` are those in force now; of the changed keys, which were taken and which wait for a restart."""
 
     settings: Settings
-    taken: tuple[str, ...]
-    waiting: tuple[str, ...]
+    applied: tuple[str, ...]
+    needs_restart: tuple[str, ...]
 
 
-def reloaded(running: Settings, read: Settings) -> Reloaded:
+def merge_reloadable(running: Settings, read: Settings) -> ReloadResult:
     """What is in force when `read` is what the file says now."""
-    changed = {key for key, value in _flat(read) if value != dict(_flat(running))[key]}
-    taken = tuple(sorted(changed & AT_ONCE))
-    return Reloaded(_with(running, read, taken), taken, tuple(sorted(changed - AT_ONCE)))
+    changed = {key for key, value in _flatten(read) if value != dict(_flatten(running))[key]}
+    taken = tuple(sorted(changed & RELOADABLE_KEYS))
+    return ReloadResult(_replace_keys(running, read, taken), taken, tuple(sorted(changed - RELOADABLE_KEYS)))
 
 
-def _flat(settings: Settings) -> Iterator[tuple[str, Any]]:
+def _flatten(settings: Settings) -> Iterator[tuple[str, Any]]:
     for name in settings.__struct_fields__:
         value = getattr(settings, name)
         if isinstance(value, Struct):
@@ -51,7 +51,7 @@ def _flat(settings: Settings) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _with(running: Settings, read: Settings, keys: tuple[str, ...]) -> Settings:
+def _replace_keys(running: Settings, read: Settings, keys: tuple[str, ...]) -> Settings:
     for key in keys:
         table, _, name = key.rpartition(".")
         if table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 
-from guestd.core.text import harmless
+from guestd.core.text import escape_controls
 
 
 def notify(*states: str) -> None:
@@ -17,7 +17,7 @@ def notify(*states: str) -> None:
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
         try:
-            channel.sendto("\n".join(map(harmless, states)).encode(), address)
+            channel.sendto("\n".join(map(escape_controls, states)).encode(), address)
         except OSError:
             return
 

@@ -13,8 +13,8 @@ from guestd.core.config import Settings
 from guestd.core.errors import ConfigError
 from guestd.ingest.writer import Writer
 from guestd.service import systemd
-from guestd.service.progress import Part, Progress
-from guestd.service.reload import reloaded
+from guestd.service.progress import MonitoredPart, ProgressMonitor
+from guestd.service.reload import merge_reloadable
 from guestd.spool.queue import Spool
 
 log = structlog.get_logger()
@@ -26,7 +26,7 @@ STUCK_SECONDS = 120.0
 PINGS_PER_LIMIT = 4
 
 
-async def status(words: Callable[[], str]) -> None:
+async def report_status(words: Callable[[], str]) -> None:
     """Tell systemd in words how things stand, for ever."""
     while True:
         systemd.notify(f"STATUS={words()}")
@@ -38,11 +38,11 @@ class Watchdog:
 
     def __init__(self, spool: Spool, consumer: Writer) -> None:
         parts = {
-            "spool": Part(lambda: spool.is_writing, lambda: spool.tries),
+            "spool": MonitoredPart(lambda: spool.is_writing, lambda: spool.tries),
             # Its steps in the spool count too: a full disk is retried, and a restart would mend nothing.
-            "writer": Part(lambda: not consumer.has_nothing_to_do, lambda: consumer.moves + spool.tries),
+            "writer": MonitoredPart(lambda: not consumer.has_nothing_to_do, lambda: consumer.moves + spool.tries),
         }
-        self._progress = Progress(parts, limit_seconds=STUCK_SECONDS)
+        self._progress = ProgressMonitor(parts, limit_seconds=STUCK_SECONDS)
         self.problem: str | None = None
 
     async def run(self) -> None:
@@ -53,7 +53,7 @@ class Watchdog:
             await asyncio.sleep((limit_seconds or STUCK_SECONDS) / PINGS_PER_LIMIT)
 
     def _look(self, is_watched: bool) -> None:
-        stuck = self._progress.stuck(time.monotonic())
+        stuck = self._progress.find_stuck(time.monotonic())
         if stuck and self.problem is None:
             log.error("it does not move any more, and the watchdog is not fed", parts=stuck, seconds=STUCK_SECONDS)
         self.problem = f"{', '.join(stuck)}: no step for {STUCK_SECONDS:g} s" if stuck else None
@@ -61,7 +61,7 @@ class Watchdog:
             systemd.notify("WATCHDOG=1")
 
 
-class Reload:
+class ConfigReloader:
     """SIGHUP: the configuration is read again, and it is said what came of it. `settings` are those in force."""
 
     def __init__(
@@ -89,9 +89,9 @@ class Reload:
         except ConfigError as exc:
             log.error("the configuration was not reloaded, the old one stays in force", error=str(exc))
             return
-        found = reloaded(self.settings, read)
+        found = merge_reloadable(self.settings, read)
         self.settings = found.settings
         self._applied(found.settings)
-        log.info("the configuration was reloaded", in_force=found.taken)
-        if found.waiting:
-            log.warning("these changes need a restart", keys=found.waiting)
+        log.info("the configuration was reloaded", in_force=found.applied)
+        if found.needs_restart:
+            log.warning("these changes need a restart", keys=found.needs_restart)

@@ -22,8 +22,8 @@ from uuid import UUID, uuid4
 
 import structlog
 
-from guestd.core.channel import Channel
 from guestd.core.errors import ConfigError
+from guestd.core.transport import Transport
 
 log = structlog.get_logger()
 
@@ -98,7 +98,7 @@ class Entry:
     boot_id: str | None = None
     seq: int | None = None
     mark: str | None = None
-    channel: Channel = Channel.VIRTIO
+    channel: Transport = Transport.VIRTIO
     below: int = -1
 
     @property
@@ -115,7 +115,7 @@ class Frame:
     machine_id: UUID
     received_at: datetime
     payload: bytes
-    channel: Channel
+    channel: Transport
 
 
 def opened_or_begun(directory: Path) -> sqlite3.Connection:
@@ -221,7 +221,7 @@ def _check_pages(file: Path) -> None:
 
 def _check_values(connection: sqlite3.Connection) -> None:
     """Raise sqlite3.DatabaseError where a value is none of ours, though the pages are sound: a bit may have flipped."""
-    found = connection.execute(_NOT_OURS, (_LAST_MS, json.dumps([each.value for each in Channel]))).fetchone()
+    found = connection.execute(_NOT_OURS, (_LAST_MS, json.dumps([each.value for each in Transport]))).fetchone()
     if found is not None:
         raise sqlite3.DatabaseError("{} {} cannot be read".format(*found))
 

@@ -22,7 +22,7 @@ from uuid import UUID
 
 import structlog
 
-from guestd.core.channel import Channel
+from guestd.core.transport import Transport
 from guestd.spool import file
 from guestd.spool.file import Entry, Frame, as_bytes, from_milliseconds
 
@@ -256,7 +256,7 @@ class Spool:
             if frames and total_bytes > max_bytes:
                 break
             received_at = from_milliseconds(received_at_ms)
-            frames.append(Frame(seq, UUID(bytes=machine_id), received_at, payload, Channel(channel)))
+            frames.append(Frame(seq, UUID(bytes=machine_id), received_at, payload, Transport(channel)))
         rows.close()
         return frames
 

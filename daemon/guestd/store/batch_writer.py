@@ -23,7 +23,7 @@ from psycopg.types.json import Jsonb
 
 from guestd.core.errors import BadFrame, RowsRejected, StoreUnavailable
 from guestd.core.machines import MachineRegistry, RegisteredMachine
-from guestd.core.text import printable
+from guestd.core.text import escape_to_ascii
 from guestd.rows import redact
 from guestd.rows.batch import Prepared
 from guestd.rows.normalise import Row, Rows, moved, without
@@ -340,9 +340,12 @@ class Store:
                 "spool_id": spool_id,
                 "seq": frame.seq,
                 "reason": reason,
-                "detail": printable(detail),
+                "detail": escape_to_ascii(detail),
                 "refusals": Jsonb(
-                    [{"table": r.table, "key": printable(r.key), "reason": printable(r.reason)} for r in refusals]
+                    [
+                        {"table": r.table, "key": escape_to_ascii(r.key), "reason": escape_to_ascii(r.reason)}
+                        for r in refusals
+                    ]
                 ),
                 "stored": isinstance(frame.content, Rows) and reason == "row_refused",
                 "payload": redact.in_frame(frame.payload, frame.command_lines),

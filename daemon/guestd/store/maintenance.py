@@ -15,7 +15,7 @@ import structlog
 
 from guestd.core.config import Settings
 from guestd.core.errors import StoreUnavailable
-from guestd.core.tasks import Backoff, retrying
+from guestd.core.tasks import Backoff, run_with_retry
 from guestd.store.batch_writer import Outcome, maintain
 from guestd.telemetry.registry import Telemetry
 from gueststore import catalogue
@@ -29,7 +29,7 @@ AT_LEAST_SECONDS = 60.0
 SHARE = 0.1
 
 
-class Tidying:
+class StoreMaintenance:
     """Rounds of it; `settings` gives those in force."""
 
     def __init__(
@@ -65,7 +65,7 @@ class Tidying:
         def lost(exc: Exception, _: float) -> None:
             log.debug("maintenance of the store waits", error=str(exc))
 
-        await retrying(rounds, expected=StoreUnavailable, backoff=Backoff(cap_seconds=60), lost=lost)
+        await run_with_retry(rounds, expected=StoreUnavailable, backoff=Backoff(cap_seconds=60), on_failure=lost)
 
     async def _once(self) -> None:
         settings, telemetry = self._settings(), self._telemetry

@@ -16,7 +16,7 @@ import psycopg
 import structlog
 
 from guestd.core.errors import RowsRejected, StoreUnavailable
-from guestd.core.tasks import Backoff, retrying
+from guestd.core.tasks import Backoff, run_with_retry
 from guestd.store.connection import connection_to, sorted_errors
 from guestd.telemetry.domains import Family
 from gueststore.alarms import Alarm, alarms
@@ -39,7 +39,7 @@ ROLL_UPS = (
 )
 
 
-class Upkeep:
+class RollupRefresher:
     """The machines of one host: who has no data since when, and how many speak what. Names and URI as in Host."""
 
     def __init__(self, dsn: str, *, host_name: str, uri: str, silent: Callable[[int], None]) -> None:
@@ -73,11 +73,11 @@ class Upkeep:
                 await self.once()
                 await asyncio.sleep(UPKEEP_SECONDS)
 
-        await retrying(
+        await run_with_retry(
             look_after,
             expected=(StoreUnavailable, RowsRejected),
             backoff=Backoff(cap_seconds=60),
-            lost=_waits,
+            on_failure=_waits,
         )
 
     async def once(self) -> None:

@@ -18,29 +18,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 
-from guestd.hypervisor.domains import Domain, Graphics, status_of
+from guestd.hypervisor.domains import Domain, Graphics, derive_status
 
 # STOPPED that is followed by STARTED is how a reboot looks from outside: off is believed when it has lasted.
-OFF_SECONDS = 3.0
+SHUTOFF_DEBOUNCE_SECONDS = 3.0
 # When a machine moves without libvirt's migration, its old host may yet have to tell that it has gone; this is well
 # before off is believed there.
-CONTESTED_SECONDS = 1.0
+DUPLICATE_RECHECK_SECONDS = 1.0
 # A start counts as having worked when the machine has run for so long.
 HEALTHY_SECONDS = 600.0
-STARTS_BEFORE_LEFT = 5
+MAX_START_ATTEMPTS = 5
 FIRST_DELAY_SECONDS = 2.0
-LONGEST_DELAY_SECONDS = 300.0
+MAX_DELAY_SECONDS = 300.0
 KIB_PER_GB = 1024 * 1024
 
 REPORT_KINDS = ("unmatched", "missing", "duplicate", "drift", "left", "cannot")
 
 # Words of the platform that say the same as ours: not worth a write, and not worth a fight.
-_SAME = {"stopped": "off", "paused": "suspended"}
-_SETTLED = frozenset({"running", "off", "suspended", "error", *_SAME})
+_SYNONYMS = {"stopped": "off", "paused": "suspended"}
+_SETTLED_STATUSES = frozenset({"running", "off", "suspended", "error", *_SYNONYMS})
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class DomainFacts:
     """A row of MachineDomain: what the holder last saw."""
 
     domain_uuid: UUID | None
@@ -58,7 +58,7 @@ class Facts:
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class VmRecord:
     """A row of Machine with what is kept beside it. `is_holder_live`: the host that holds it was seen lately."""
 
     id: UUID
@@ -70,7 +70,7 @@ class Machine:
     cpu_cores: int
     ram_gb: int
     graphics: Graphics | None
-    facts: Facts | None
+    facts: DomainFacts | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +118,14 @@ class KeepFacts:
 
     machine_id: UUID
     name: str
-    facts: Facts
+    facts: DomainFacts
 
     def __str__(self) -> str:
         return f"facts of {self.name}: {self.facts.state} ({self.facts.reason}), {self.facts.problem or 'no problem'}"
 
 
 @dataclass(frozen=True, slots=True)
-class Power:
+class PowerAction:
     """One call of libvirt."""
 
     machine_id: UUID
@@ -138,23 +138,23 @@ class Power:
         return f"{type(self).__name__.lower()} {self.name}: {self.why}"
 
 
-class Start(Power):
+class Start(PowerAction):
     """Boot a domain that is off."""
 
 
-class Resume(Power):
+class Resume(PowerAction):
     """Let a paused domain go on."""
 
 
-class Suspend(Power):
+class Suspend(PowerAction):
     """Pause a running domain."""
 
 
-class Shutdown(Power):
+class Shutdown(PowerAction):
     """Ask the guest to end."""
 
 
-class Destroy(Power):
+class Destroy(PowerAction):
     """Take the power away."""
 
 
@@ -162,7 +162,7 @@ Write = Claim | SetStatus | KeepGraphics | KeepFacts
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class VmReport:
     """What a person should know and guestd does not decide.
 
     `kind` is one of REPORT_KINDS; `name` is the domain's.
@@ -177,7 +177,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Tries:
+class Attempts:
     """What has been tried of late to get one machine where it is wanted. `at` is monotonic."""
 
     desired: str
@@ -187,7 +187,7 @@ class Tries:
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class VmPolicy:
     """What this host may do."""
 
     host_id: UUID
@@ -198,50 +198,55 @@ class Rules:
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
+class Recheck:
     """Nothing to do before so many seconds have passed."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class VmPlan:
     """Rows first, then power; what to tell; when to look again although nothing wakes us (seconds)."""
 
     writes: tuple[Write, ...]
-    actions: tuple[Power, ...]
-    reports: tuple[Report, ...]
-    look_again_seconds: float | None
+    actions: tuple[PowerAction, ...]
+    reports: tuple[VmReport, ...]
+    recheck_seconds: float | None
 
 
-def plan(
-    machines: Sequence[Machine], domains: Sequence[Domain], *, tries: Mapping[UUID, Tries], now: float, rules: Rules
-) -> Plan:
+def plan_vms(
+    machines: Sequence[VmRecord],
+    domains: Sequence[Domain],
+    *,
+    tries: Mapping[UUID, Attempts],
+    now: float,
+    rules: VmPolicy,
+) -> VmPlan:
     """What leads from what is seen to what is wanted. `machines` are those held here and those with a domain here."""
     by_name = {domain.name: domain for domain in domains}
     known = {machine.name for machine in machines}
-    steps: list[Write | Power | Report | Wait] = [
-        Report("unmatched", domain.name, "a domain without a Machine of that internalName")
+    steps: list[Write | PowerAction | VmReport | Recheck] = [
+        VmReport("unmatched", domain.name, "a domain without a Machine of that internalName")
         for domain in domains
         if domain.name not in known
     ]
     for machine in machines:
         domain = by_name.get(machine.name)
         if domain is not None:
-            steps += _seen(machine, domain, tries.get(machine.id), now, rules)
+            steps += _plan_observed(machine, domain, tries.get(machine.id), now, rules)
         elif machine.host_id == rules.host_id and _is_settled(machine.status):
-            steps += _missing(machine)
-    return Plan(
+            steps += _plan_missing(machine)
+    return VmPlan(
         writes=tuple(step for step in steps if isinstance(step, Claim | SetStatus | KeepGraphics | KeepFacts)),
-        actions=tuple(step for step in steps if isinstance(step, Power)),
-        reports=tuple(step for step in steps if isinstance(step, Report)),
-        look_again_seconds=min((step.seconds for step in steps if isinstance(step, Wait)), default=None),
+        actions=tuple(step for step in steps if isinstance(step, PowerAction)),
+        reports=tuple(step for step in steps if isinstance(step, VmReport)),
+        recheck_seconds=min((step.seconds for step in steps if isinstance(step, Recheck)), default=None),
     )
 
 
-def remembered(
-    tries: Mapping[UUID, Tries], machines: Sequence[Machine], domains: Sequence[Domain], now: float
-) -> dict[UUID, Tries]:
+def keep_recent_attempts(
+    tries: Mapping[UUID, Attempts], machines: Sequence[VmRecord], domains: Sequence[Domain], now: float
+) -> dict[UUID, Attempts]:
     """The tries that still count: not those of another wish, nor those that led to something that lasted."""
     by_name = {domain.name: domain for domain in domains}
     kept = {}
@@ -249,70 +254,70 @@ def remembered(
         found, domain = tries.get(machine.id), by_name.get(machine.name)
         if found is None or domain is None or found.desired != machine.desired:
             continue
-        if status_of(domain) != machine.desired or now - max(domain.since, found.at) < HEALTHY_SECONDS:
+        if derive_status(domain) != machine.desired or now - max(domain.since, found.at) < HEALTHY_SECONDS:
             kept[machine.id] = found
     return kept
 
 
-def tried(before: Tries | None, action: Power, now: float) -> Tries:
+def record_attempt(before: Attempts | None, action: PowerAction, now: float) -> Attempts:
     """The memory of a machine after an action, whether or not that worked."""
     name = type(action).__name__
     again = before is not None and before.desired == action.desired and before.action == name
-    return Tries(action.desired, name, before.count + 1 if again and before is not None else 1, now)
+    return Attempts(action.desired, name, before.count + 1 if again and before is not None else 1, now)
 
 
 def _is_settled(status: str) -> bool:
-    return status in _SETTLED
+    return status in _SETTLED_STATUSES
 
 
-def _missing(machine: Machine) -> Iterator[KeepFacts | Report]:
+def _plan_missing(machine: VmRecord) -> Iterator[KeepFacts | VmReport]:
     text = "held by this host, which has no domain of that name"
-    yield Report("missing", machine.name, text)
+    yield VmReport("missing", machine.name, text)
     if machine.facts is None:
-        facts = Facts(None, "missing", "unknown", 0, 0, "absent", text)
+        facts = DomainFacts(None, "missing", "unknown", 0, 0, "absent", text)
     else:
         facts = replace(machine.facts, state="missing", reason="unknown", channel="absent", problem=text)
     if facts != machine.facts:
         yield KeepFacts(machine.id, machine.name, facts)
 
 
-def _seen(
-    machine: Machine, domain: Domain, tries: Tries | None, now: float, rules: Rules
-) -> Iterator[Write | Power | Report | Wait]:
+def _plan_observed(
+    machine: VmRecord, domain: Domain, tries: Attempts | None, now: float, rules: VmPolicy
+) -> Iterator[Write | PowerAction | VmReport | Recheck]:
     if machine.host_id != rules.host_id:
-        exc = _claim(machine, domain)
+        exc = _get_claim_reason(machine, domain)
         if exc is None:
-            if domain.is_active and status_of(domain) is not None:
-                yield Report("duplicate", machine.name, f"it also runs on host {machine.host_id}, which holds it")
-                yield Wait(CONTESTED_SECONDS)
+            if domain.is_active and derive_status(domain) is not None:
+                yield VmReport("duplicate", machine.name, f"it also runs on host {machine.host_id}, which holds it")
+                yield Recheck(DUPLICATE_RECHECK_SECONDS)
             return
         yield Claim(machine.id, machine.name, machine.host_id, exc)
-    yield from _drift(machine, domain)
-    power: Power | Report | Wait | None = None
+    yield from _report_drift(machine, domain)
+    power: PowerAction | VmReport | Recheck | None = None
     problem = None
-    left = OFF_SECONDS - (now - domain.since)
+    left = SHUTOFF_DEBOUNCE_SECONDS - (now - domain.since)
     if domain.state == "shutoff" and left > 0:
         problem = None if machine.facts is None else machine.facts.problem
-        yield Wait(left)
+        yield Recheck(left)
     else:
-        yield from _status(machine, domain)
+        yield from _plan_status(machine, domain)
         # Only the row as the store has it counts, not as this plan will leave it.
         if rules.is_converging and machine.host_id == rules.host_id and _is_settled(machine.status):
-            power = _power(machine, domain, tries, now, rules)
-            problem = power.text if isinstance(power, Report) else None
-    yield from _graphics(machine, domain)
-    facts = _facts(domain, rules, problem)
+            power = _plan_power(machine, domain, tries, now, rules)
+            problem = power.text if isinstance(power, VmReport) else None
+    yield from _plan_graphics(machine, domain)
+    facts = _build_facts(domain, rules, problem)
     if facts != machine.facts:
         yield KeepFacts(machine.id, machine.name, facts)
     if power is not None:
         yield power
 
 
-def _claim(machine: Machine, domain: Domain) -> str | None:
+def _get_claim_reason(machine: VmRecord, domain: Domain) -> str | None:
     """Why this host may take the machine, or None."""
     facts = machine.facts
     exc = None
-    if status_of(domain) is None:
+    if derive_status(domain) is None:
         pass
     elif machine.host_id is None:
         exc = "nobody held it"
@@ -327,14 +332,14 @@ def _claim(machine: Machine, domain: Domain) -> str | None:
     return exc
 
 
-def _status(machine: Machine, domain: Domain) -> Iterator[SetStatus]:
-    after = status_of(domain)
-    if after is None or not _is_settled(machine.status) or _SAME.get(machine.status, machine.status) == after:
+def _plan_status(machine: VmRecord, domain: Domain) -> Iterator[SetStatus]:
+    after = derive_status(domain)
+    if after is None or not _is_settled(machine.status) or _SYNONYMS.get(machine.status, machine.status) == after:
         return
     yield SetStatus(machine.id, machine.name, machine.status, after, f"its domain is {domain.state} ({domain.reason})")
 
 
-def _graphics(machine: Machine, domain: Domain) -> Iterator[KeepGraphics]:
+def _plan_graphics(machine: VmRecord, domain: Domain) -> Iterator[KeepGraphics]:
     seen = domain.description.graphics
     before = machine.graphics
     if seen is None or not domain.is_active:
@@ -348,20 +353,20 @@ def _graphics(machine: Machine, domain: Domain) -> Iterator[KeepGraphics]:
         yield KeepGraphics(machine.id, machine.name, wanted)
 
 
-def _facts(domain: Domain, rules: Rules, problem: str | None) -> Facts:
+def _build_facts(domain: Domain, rules: VmPolicy, problem: str | None) -> DomainFacts:
     described = domain.description
-    return Facts(
+    return DomainFacts(
         domain.uuid,
         domain.state,
         domain.reason,
         described.vcpus,
         described.memory_kib,
-        _channel(domain, rules.channel_names),
+        _get_channel_state(domain, rules.channel_names),
         problem,
     )
 
 
-def _channel(domain: Domain, names: Sequence[str]) -> str:
+def _get_channel_state(domain: Domain, names: Sequence[str]) -> str:
     """absent, disconnected, connected: of the first of these channels that the domain has."""
     for name in names:
         for channel in domain.description.channels:
@@ -370,41 +375,41 @@ def _channel(domain: Domain, names: Sequence[str]) -> str:
     return "absent"
 
 
-def _drift(machine: Machine, domain: Domain) -> Iterator[Report]:
+def _report_drift(machine: VmRecord, domain: Domain) -> Iterator[VmReport]:
     seen = domain.description
     if machine.cpu_cores and seen.vcpus and machine.cpu_cores != seen.vcpus:
-        yield Report("drift", machine.name, f"cpuCores is {machine.cpu_cores}, the domain has {seen.vcpus} vCPUs")
+        yield VmReport("drift", machine.name, f"cpuCores is {machine.cpu_cores}, the domain has {seen.vcpus} vCPUs")
     if machine.ram_gb and seen.memory_kib and machine.ram_gb * KIB_PER_GB != seen.memory_kib:
-        yield Report("drift", machine.name, f"ramGB is {machine.ram_gb}, the domain has {seen.memory_kib} KiB")
+        yield VmReport("drift", machine.name, f"ramGB is {machine.ram_gb}, the domain has {seen.memory_kib} KiB")
 
 
-def _power(
-    machine: Machine, domain: Domain, tries: Tries | None, now: float, rules: Rules
-) -> Power | Report | Wait | None:
+def _plan_power(
+    machine: VmRecord, domain: Domain, tries: Attempts | None, now: float, rules: VmPolicy
+) -> PowerAction | VmReport | Recheck | None:
     """The one step towards what is wanted: an action, a reason why not, or a wait; None when it is there."""
-    desired, actual = machine.desired, status_of(domain)
+    desired, actual = machine.desired, derive_status(domain)
     if desired is None or actual is None or actual == desired:
         return None
     if tries is not None and tries.desired != desired:
         tries = None
-    kind, exc = _step(desired, actual, domain, tries, rules)
+    kind, exc = _choose_action(desired, actual, domain, tries, rules)
     if kind is None:
-        return Report("cannot", machine.name, exc)
+        return VmReport("cannot", machine.name, exc)
     count = 0 if tries is None or tries.action != kind.__name__ else tries.count
-    if kind is Start and count >= STARTS_BEFORE_LEFT:
-        return Report("left", machine.name, f"started {count} times and it did not stay; set desiredStatus again")
-    left = 0.0 if tries is None else tries.at + _delay(tries, rules) - now
+    if kind is Start and count >= MAX_START_ATTEMPTS:
+        return VmReport("left", machine.name, f"started {count} times and it did not stay; set desiredStatus again")
+    left = 0.0 if tries is None else tries.at + _get_delay_seconds(tries, rules) - now
     if left > 0:
-        return Wait(left)
+        return Recheck(left)
     return kind(machine.id, machine.name, domain.uuid, desired, exc)
 
 
-def _step(
-    desired: str, actual: str, domain: Domain, tries: Tries | None, rules: Rules
-) -> tuple[type[Power] | None, str]:
+def _choose_action(
+    desired: str, actual: str, domain: Domain, tries: Attempts | None, rules: VmPolicy
+) -> tuple[type[PowerAction] | None, str]:
     """Which action leads on, and why; None and the reason when none does."""
     was_asked = tries is not None and tries.action in (Shutdown.__name__, Destroy.__name__)
-    step: tuple[type[Power] | None, str]
+    step: tuple[type[PowerAction] | None, str]
     match desired, actual:
         case "running", "off":
             step = Start, "it is off and wanted running"
@@ -425,7 +430,7 @@ def _step(
     return step
 
 
-def _delay(tries: Tries, rules: Rules) -> float:
+def _get_delay_seconds(tries: Attempts, rules: VmPolicy) -> float:
     """Seconds before the next step after the last: it may still work, and what fails is tried ever more rarely."""
-    delay = min(LONGEST_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2.0 ** (tries.count - 1))
+    delay = min(MAX_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2.0 ** (tries.count - 1))
     return max(delay, rules.shutdown_seconds) if tries.action == Shutdown.__name__ else delay

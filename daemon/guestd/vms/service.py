@@ -6,16 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 from uuid import UUID
 
-from guestd.core.config import Libvirt, Settings, host_name
-from guestd.core.tasks import Life
+from guestd.core.config import LibvirtSettings, Settings, get_host_name
+from guestd.core.tasks import TaskCoroutine
 from guestd.hypervisor import connection
 from guestd.hypervisor.connection import Hypervisor
-from guestd.hypervisor.domain_stats import Sampler
+from guestd.hypervisor.domain_stats import DomainStatsPoller
 from guestd.telemetry.registry import Telemetry
 from guestd.telemetry.registry import VmMetrics as HostingMetrics
 from guestd.vms import reconciler
-from guestd.vms.plan import REPORT_KINDS, Plan, Report, Rules
-from guestd.vms.reconciler import Reconciler, preview
+from guestd.vms.plan import REPORT_KINDS, VmPlan, VmPolicy, VmReport
+from guestd.vms.reconciler import VmReconciler, preview_vm_plan
 
 NOBODY = UUID(int=0)
 
@@ -26,15 +26,15 @@ class VmService:
     def __init__(self, settings: Settings, telemetry: Telemetry) -> None:
         chosen = settings.libvirt
         self.hypervisor = Hypervisor(chosen.uri, _driver_counters(telemetry.vms))
-        self._loop = Reconciler(
+        self._loop = VmReconciler(
             self.hypervisor,
             dsn=settings.store.dsn,
-            host_name=host_name(chosen),
-            rules=rules_of(chosen),
+            host_name=get_host_name(chosen),
+            rules=build_policy(chosen),
             counters=_loop_counters(telemetry.vms),
         )
         shown, driver = telemetry.vms, self.hypervisor
-        self._sampler = Sampler(
+        self._sampler = DomainStatsPoller(
             chosen.uri, lambda: driver.domains, gave_up=shown.calls_given_up.inc, took=shown.call_seconds.observe
         )
         shown.show(self._sampler.families)
@@ -46,13 +46,13 @@ class VmService:
         """Calls that were given up and have not come back."""
         return self.hypervisor.stuck + self._sampler.stuck
 
-    def lives(self) -> dict[str, Life]:
+    def get_tasks(self) -> dict[str, TaskCoroutine]:
         """What runs beside the pipeline, by the names of the tasks."""
         return {
             "libvirt": self.hypervisor.run(),
             "vms": self._loop.run(),
-            "wishes": self._loop.watch_wishes(),
-            "statistics": self._sampler.run(self.hypervisor.listener()),
+            "wishes": self._loop.watch_desired_state(),
+            "statistics": self._sampler.run(self.hypervisor.subscribe()),
         }
 
     def problems(self) -> list[str]:
@@ -62,9 +62,9 @@ class VmService:
         return [] if self._loop.error is None else [f"machines: {self._loop.error}"]
 
 
-def rules_of(chosen: Libvirt) -> Rules:
+def build_policy(chosen: LibvirtSettings) -> VmPolicy:
     """What the settings allow; the host's id is known when the store has told it."""
-    return Rules(
+    return VmPolicy(
         host_id=NOBODY,
         is_converging=chosen.vms == "converge",
         may_destroy=chosen.may_destroy,
@@ -73,12 +73,15 @@ def rules_of(chosen: Libvirt) -> Rules:
     )
 
 
-async def planned(settings: Settings) -> Plan:
+async def preview_plan(settings: Settings) -> VmPlan:
     """What a guestd that starts now would do to machines and rows; SourceLost or StoreUnavailable where it cannot."""
     driver = Hypervisor(settings.libvirt.uri, _driver_counters(Telemetry().vms))
     async with driver.connected():
-        return await preview(
-            driver, dsn=settings.store.dsn, host_name=host_name(settings.libvirt), rules=rules_of(settings.libvirt)
+        return await preview_vm_plan(
+            driver,
+            dsn=settings.store.dsn,
+            host_name=get_host_name(settings.libvirt),
+            rules=build_policy(settings.libvirt),
         )
 
 
@@ -92,7 +95,7 @@ def _driver_counters(shown: HostingMetrics) -> connection.Counters:
 
 
 def _loop_counters(shown: HostingMetrics) -> reconciler.Counters:
-    def reports(found: Sequence[Report]) -> None:
+    def reports(found: Sequence[VmReport]) -> None:
         kinds = Counter(report.kind for report in found)
         for kind in REPORT_KINDS:
             shown.reports.labels(kind).set(kinds[kind])

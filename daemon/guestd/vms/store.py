@@ -18,31 +18,31 @@ from guestd.hypervisor.domains import Graphics
 from guestd.store.connection import check_schema, connection_to, sorted_errors
 from guestd.vms.plan import (
     HEALTHY_SECONDS,
+    Attempts,
     Claim,
-    Facts,
+    DomainFacts,
     KeepFacts,
     KeepGraphics,
-    Machine,
-    Power,
+    PowerAction,
     SetStatus,
-    Tries,
+    VmRecord,
     Write,
 )
 from gueststore.queries import query
 
 # Notices only wake; this bounds how long a lost one can matter.
-WISH_SECONDS = 30
+LISTEN_REFRESH_SECONDS = 30
 WRITE_SECONDS = 30
 # A host writes of what it holds: claims come first.
 WRITE_ORDER = ("vms/update_holder", "vms/update_status", "vms/upsert_graphics", "vms/upsert_domain")
 
 
-class HostTaken(StoreUnavailable):
+class HostLocked(StoreUnavailable):
     """Another guestd keeps the machines of this host. Tried again, for it may end."""
 
 
-class HostStore:
-    """A connection for one host, whose id it carries. Open with `keeping`."""
+class VmStore:
+    """A connection for one host, whose id it carries. Open with `open_vm_store`."""
 
     def __init__(self, connection: psycopg.AsyncConnection[Any], host_id: UUID) -> None:
         self._connection = connection
@@ -50,16 +50,16 @@ class HostStore:
         # An action that ends meanwhile must not write into the transaction of a pass.
         self._lock = asyncio.Lock()
 
-    async def machines(self, names: Sequence[str]) -> list[Machine]:
+    async def machines(self, names: Sequence[str]) -> list[VmRecord]:
         """The machines that this host holds, and those whose domains have these names."""
         async with self._lock, sorted_errors():
-            return await _machines(self._connection, self.host_id, names)
+            return await _read_machines(self._connection, self.host_id, names)
 
     async def write(self, writes: Sequence[Write]) -> int:
         """Write all in one transaction; gives the number of those that found something else than they expected."""
         statements: dict[str, list[dict[str, Any]]] = {name: [] for name in WRITE_ORDER}
         for write in writes:
-            name, values = _statement(write)
+            name, values = _build_statement(write)
             common = {"machine_id": write.machine_id, "host_id": self.host_id, "name": write.name}
             statements[name].append(common | values)
         moved = 0
@@ -76,17 +76,17 @@ class HostStore:
                     moved += len(rows) - cursor.rowcount
         return moved
 
-    async def tries(self, now: float) -> dict[UUID, Tries]:
+    async def tries(self, now: float) -> dict[UUID, Attempts]:
         """What an earlier guestd tried last with the machines of this host. `now` is monotonic."""
         values = {"host_id": self.host_id, "healthy_seconds": HEALTHY_SECONDS}
         async with self._lock, sorted_errors():
             cursor = await self._connection.execute(query("vms/read_attempts"), values)
             return {
-                machine_id: Tries(desired, action.capitalize(), attempt, now - seconds_ago)
+                machine_id: Attempts(desired, action.capitalize(), attempt, now - seconds_ago)
                 for machine_id, desired, action, attempt, seconds_ago in await cursor.fetchall()
             }
 
-    async def begin(self, action: Power, attempt: int) -> UUID | None:
+    async def begin(self, action: PowerAction, attempt: int) -> UUID | None:
         """Write down that an action begins; None when it must not: machine or wish have changed hands.
 
         `attempt`: which such action in a row it is, from 1.
@@ -112,7 +112,7 @@ class HostStore:
 
 
 @asynccontextmanager
-async def keeping(dsn: str, *, name: str, uri: str, version: str) -> AsyncIterator[HostStore]:
+async def open_vm_store(dsn: str, *, name: str, uri: str, version: str) -> AsyncIterator[VmStore]:
     """The store for the one guestd that keeps a host; HostTaken when there is another."""
     async with connection_to(dsn) as connection:
         await check_schema(connection)
@@ -124,52 +124,54 @@ async def keeping(dsn: str, *, name: str, uri: str, version: str) -> AsyncIterat
             assert host_id is not None
             cursor = await connection.execute(query("vms/lock_host"), {"host_id": host_id})
             if await cursor.fetchone() != (True,):
-                raise HostTaken(
+                raise HostLocked(
                     f"another guestd keeps the machines of host {name} ({uri}): end one of the two, or give one of two"
                     " hosts of that name another libvirt.host_name"
                 )
-        yield HostStore(connection, host_id)
+        yield VmStore(connection, host_id)
 
 
-async def host_machines(dsn: str, *, name: str, uri: str, domains: Sequence[str]) -> tuple[UUID | None, list[Machine]]:
+async def read_host_machines(
+    dsn: str, *, name: str, uri: str, domains: Sequence[str]
+) -> tuple[UUID | None, list[VmRecord]]:
     """A host's id (None when no guestd was there yet) and the machines that concern it; changes nothing."""
     async with connection_to(dsn) as connection:
         await check_schema(connection)
         async with sorted_errors():
             cursor = await connection.execute(query("hosts/read_host"), {"name": name, "uri": uri})
             (host_id,) = await cursor.fetchone() or (None,)
-            return host_id, await _machines(connection, host_id, domains)
+            return host_id, await _read_machines(connection, host_id, domains)
 
 
-async def watch_wishes(dsn: str, wished: asyncio.Event) -> None:
+async def listen_for_desired_state(dsn: str, wished: asyncio.Event) -> None:
     """Set `wished` whenever what is wanted of a machine changes, for as long as the connection lives."""
     async with connection_to(dsn) as connection, sorted_errors():
         await connection.execute("LISTEN guestd_wish")
         while True:
             wished.set()
-            async for _ in connection.notifies(timeout=WISH_SECONDS, stop_after=1):
+            async for _ in connection.notifies(timeout=LISTEN_REFRESH_SECONDS, stop_after=1):
                 pass
 
 
-async def _machines(
+async def _read_machines(
     connection: psycopg.AsyncConnection[Any], host_id: UUID | None, names: Sequence[str]
-) -> list[Machine]:
+) -> list[VmRecord]:
     async with connection.cursor(binary=True) as cursor:
         await cursor.execute(query("vms/read_machines"), {"host_id": host_id, "names": list(names)})
-        return [_machine(row) for row in await cursor.fetchall()]
+        return [_build_record(row) for row in await cursor.fetchall()]
 
 
-def _machine(row: tuple[Any, ...]) -> Machine:
+def _build_record(row: tuple[Any, ...]) -> VmRecord:
     has_graphics, has_facts = row[8], row[12]
     graphics = Graphics(*row[9:12]) if has_graphics else None
-    facts = Facts(*row[13:20]) if has_facts else None
+    facts = DomainFacts(*row[13:20]) if has_facts else None
     machine_id, name, status, desired, host_id, is_holder_live, cpu_cores, ram_gb = row[:8]
-    return Machine(
+    return VmRecord(
         machine_id, name, status, desired, host_id, is_holder_live, cpu_cores, ram_gb, graphics, facts
     )  # fmt: skip
 
 
-def _statement(write: Write) -> tuple[str, dict[str, Any]]:
+def _build_statement(write: Write) -> tuple[str, dict[str, Any]]:
     """The query of a write and its own parameters."""
     match write:
         case Claim():

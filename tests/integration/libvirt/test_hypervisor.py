@@ -10,9 +10,9 @@ from uuid import UUID
 import pytest
 
 from guestd.core.errors import SourceLost
-from guestd.hypervisor.blocking import Calls
+from guestd.hypervisor.blocking import BlockingCalls
 from guestd.hypervisor.connection import Counters, Hypervisor
-from guestd.hypervisor.domains import Channel
+from guestd.hypervisor.domains import DomainChannel
 from support.daemon import eventually
 from support.libvirt import AGENT_CHANNEL, domain_xml, own_connection, running, seen, silent, uri_of
 
@@ -29,7 +29,7 @@ async def test_domains_come_as_plain_values(tmp_path: Path) -> None:
         one, two = sorted(hypervisor.domains, key=lambda domain: domain.name)
     assert (one.name, one.uuid, one.state, one.is_active) == ("one", UUID(int=1), "running", True)
     assert (one.description.vcpus, one.description.memory_kib) == (2, 1048576)
-    assert one.description.channels == (Channel("org.infinibay.agent", "/run/channels/one", None),)
+    assert one.description.channels == (DomainChannel("org.infinibay.agent", "/run/channels/one", None),)
     assert two.description.channels == ()
 
 
@@ -55,7 +55,7 @@ async def test_a_domain_that_is_defined_or_undefined_is_seen(tmp_path: Path) -> 
         connection.defineXML(domain_xml("three", 3))
         three = await seen(hypervisor, "three", lambda _: True)
         assert (three.state, three.is_active) == ("shutoff", False)
-        looked = hypervisor.listener()
+        looked = hypervisor.subscribe()
         connection.lookupByName("three").undefine()
         async with asyncio.timeout(30):
             while any(domain.name == "three" for domain in hypervisor.domains):
@@ -82,7 +82,7 @@ async def test_what_libvirt_refuses_is_told_and_the_connection_kept(tmp_path: Pa
     async with running(of_two(tmp_path)) as hypervisor:
         assert "already running" in str(await hypervisor.start(UUID(int=1)))
         assert "Domain not found" in str(await hypervisor.start(UUID(int=9)))
-        assert len(await hypervisor.look()) == 2
+        assert len(await hypervisor.observe()) == 2
 
 
 async def test_the_version_names_libvirt_and_its_driver(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ async def test_a_libvirt_that_is_not_there_is_tried_again_until_it_is(tmp_path: 
     losses = []
     node = tmp_path / "node.xml"
     hypervisor = Hypervisor(f"test://{node}", Counters(lambda: losses.append(1), lambda: None, lambda _: None))
-    told = hypervisor.listener()
+    told = hypervisor.subscribe()
     life = asyncio.create_task(hypervisor.run())
     try:
         async with asyncio.timeout(30):
@@ -104,7 +104,7 @@ async def test_a_libvirt_that_is_not_there_is_tried_again_until_it_is(tmp_path: 
             assert losses
             assert "node.xml" in str(hypervisor.error)
             with pytest.raises(SourceLost):
-                await hypervisor.look()
+                await hypervisor.observe()
             uri_of(node, [domain_xml("one", 1)])
             while not hypervisor.domains:
                 told.clear()
@@ -123,7 +123,7 @@ async def test_a_libvirtd_that_never_answers_holds_up_nobody(tmp_path: Path) -> 
         gave_up: list[int] = []
         counters = Counters(lambda: None, lambda: gave_up.append(1), lambda _: None)
         hypervisor = Hypervisor(f"test+unix:///default?socket={path}", counters, deadline_seconds=0.2)
-        told = hypervisor.listener()
+        told = hypervisor.subscribe()
         life = asyncio.create_task(hypervisor.run())
         async with asyncio.timeout(60):
             while not hypervisor.stuck:
@@ -148,7 +148,7 @@ async def test_a_connection_that_comes_when_it_was_given_up_is_closed(tmp_path: 
     async with running(of_two(tmp_path)) as hypervisor:
         with pytest.raises(SourceLost, match="connected too late"):
             hypervisor._opened(asyncio.get_running_loop(), GivenUpMeanwhile())
-        assert len(await hypervisor.look()) == 2
+        assert len(await hypervisor.observe()) == 2
 
 
 async def test_a_connection_that_was_given_up_before_its_turn_is_not_opened(tmp_path: Path) -> None:
@@ -157,12 +157,12 @@ async def test_a_connection_that_was_given_up_before_its_turn_is_not_opened(tmp_
     async with running(of_two(tmp_path)) as hypervisor:
         with pytest.raises(SourceLost, match="too late to open it"):
             hypervisor._opened(asyncio.get_running_loop(), given_up)
-        assert len(await hypervisor.look()) == 2
+        assert len(await hypervisor.observe()) == 2
 
 
 async def test_a_call_that_hangs_is_given_up_counted_and_replaced_up_to_a_cap() -> None:
     gave_up: list[int] = []
-    calls = Calls("test", at_once=1, stuck_cap=2, gave_up=lambda: gave_up.append(1))
+    calls = BlockingCalls("test", at_once=1, stuck_cap=2, gave_up=lambda: gave_up.append(1))
     come_back = threading.Event()
     try:
         for stuck in (1, 2):
@@ -180,7 +180,7 @@ async def test_a_call_that_hangs_is_given_up_counted_and_replaced_up_to_a_cap() 
 
 
 async def test_a_calls_own_exception_reaches_whoever_waits() -> None:
-    calls = Calls("test", at_once=1, stuck_cap=1, gave_up=lambda: None)
+    calls = BlockingCalls("test", at_once=1, stuck_cap=1, gave_up=lambda: None)
 
     def fails() -> None:
         raise TimeoutError("of its own")

@@ -23,14 +23,14 @@ from tools.harness.broker import Broker, prefix
 from tools.harness.ports import free_port
 
 from guestd import doctor
-from guestd.core.config import load
+from guestd.core.config import load_settings
 from guestd.core.errors import ConfigError
 from guestd.core.machines import RegisteredMachine
 from guestd.doctor import Finding
 from guestd.doctor.host import _descriptors
 from guestd.doctor.machines import libvirt_lost, of_agents, of_domains
 from guestd.doctor.store import clock, unreachable
-from guestd.hypervisor.domains import Channel, Description, Domain
+from guestd.hypervisor.domains import Domain, DomainChannel, DomainDescription
 from support.broker import Publisher
 from support.daemon import Daemon, add_machine, command, environment, eventually, execute
 
@@ -204,7 +204,7 @@ def bad_authority(world: World) -> None:
 FAULTS: dict[str, tuple[Callable[[World], None], str, str, str]] = {
     "an unknown key": (settings_of(spool={"max_byte": 1}), "configuration", "max_byte", "take the key out"),
     "a DSN that is none": (settings_of(store={"dsn": "host"}), "configuration", "store.dsn", "correct it"),
-    "a secret that all may read": (open_secret, "configuration", "everybody may read", "chmod o-rwx"),
+    "a secret that all may read": (open_secret, "configuration", "world-readable", "chmod o-rwx"),
     "a secret that is empty": (empty_secret, "configuration", "first line is empty", "first line"),
     "a secret that is not there": (
         settings_of(virtio={"master_secret_file": "/nowhere/it"}), "configuration", "/nowhere/it", "make the file",
@@ -252,7 +252,7 @@ FAULTS: dict[str, tuple[Callable[[World], None], str, str, str]] = {
 def findings(world: World) -> list[Finding]:
     """What the doctor finds there."""
     try:
-        return doctor.examine(load(world.configuration()))
+        return doctor.examine(load_settings(world.configuration()))
     except ConfigError as exc:
         return [doctor.refused(str(exc))]
 
@@ -358,8 +358,8 @@ def test_a_broker_that_is_well_is_left_as_it_was(world: World, broker: Broker, v
         assert {each.level for each in findings(world) if each.subject in ("broker", "acl", "drops")} == {"well"}
 
 
-def domain(name: str, *channels: Channel) -> Domain:
-    return Domain(uuid4(), name, "running", "booted", True, 0, Description(1, 1, None, channels))
+def domain(name: str, *channels: DomainChannel) -> Domain:
+    return Domain(uuid4(), name, "running", "booted", True, 0, DomainDescription(1, 1, None, channels))
 
 
 AGENT = "org.infinibay.agent"
@@ -368,10 +368,10 @@ AGENT = "org.infinibay.agent"
 @pytest.mark.parametrize(
     ("seen", "subject", "fix"),
     [
-        (domain("stranger", Channel(AGENT, "/nowhere", True)), "machines", "internalName"),
+        (domain("stranger", DomainChannel(AGENT, "/nowhere", True)), "machines", "internalName"),
         (domain("known"), "channels", "attach-device"),
-        (domain("known", Channel(AGENT, "/nowhere", False)), "agents", "start the agent"),
-        (domain("known", Channel(AGENT, "/nowhere", True)), "channels", "restart the domain"),
+        (domain("known", DomainChannel(AGENT, "/nowhere", False)), "agents", "start the agent"),
+        (domain("known", DomainChannel(AGENT, "/nowhere", True)), "channels", "restart the domain"),
     ],
     ids=["a domain of no machine", "a domain without a channel", "no agent in the guest", "a socket that is gone"],
 )

@@ -16,8 +16,8 @@ from tools.harness.prometheus import Prometheus, promtool
 
 from guestd.core.errors import ConfigError
 from guestd.service import http_auth
-from guestd.service.http import served
-from guestd.service.http_auth import Web
+from guestd.service.http import serve_pages
+from guestd.service.http_auth import WebAuth
 from guestd.telemetry.registry import Telemetry
 from support.daemon import Daemon, eventually, execute, metrics_line
 
@@ -25,9 +25,9 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 USERS = f'basic_auth_users:\n  alice: "{bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()}"\n'
 
 
-def serving(protection: Web | None = None, problems: Sequence[str] = ()) -> AbstractAsyncContextManager[int]:
-    return served(
-        Telemetry(), host="127.0.0.1", port=0, problems=lambda: list(problems), protection=protection or Web()
+def serving(protection: WebAuth | None = None, problems: Sequence[str] = ()) -> AbstractAsyncContextManager[int]:
+    return serve_pages(
+        Telemetry(), host="127.0.0.1", port=0, problems=lambda: list(problems), protection=protection or WebAuth()
     )
 
 
@@ -72,7 +72,7 @@ async def test_the_first_page_says_in_plain_words_what_is_wrong() -> None:
 @pytest.mark.asyncio
 async def test_pages_are_for_users_where_users_are_named(tmp_path: Path) -> None:
     (tmp_path / "web.yml").write_text(USERS)
-    async with serving(http_auth.read(str(tmp_path / "web.yml"))) as port:
+    async with serving(http_auth.read_web_config(str(tmp_path / "web.yml"))) as port:
         url = f"http://127.0.0.1:{port}/metrics"
         right = basic("alice", "secret")
         for _ in range(2):  # the second time it is remembered
@@ -89,7 +89,7 @@ async def test_pages_are_encrypted_where_a_certificate_is_named(tmp_path: Path) 
     (tmp_path / "web.yml").write_text("tls_server_config: {cert_file: both.pem, key_file: both.pem}\n")
     context = ssl.create_default_context()
     authority.configure_trust(context)
-    async with serving(http_auth.read(str(tmp_path / "web.yml"))) as port:
+    async with serving(http_auth.read_web_config(str(tmp_path / "web.yml"))) as port:
         assert (await got(f"https://localhost:{port}/healthz", context))[0] == 200
 
 
@@ -107,7 +107,7 @@ async def test_pages_are_encrypted_where_a_certificate_is_named(tmp_path: Path) 
 def test_a_protection_that_would_not_be_there_is_refused(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "web.yml").write_text(content)
     with pytest.raises(ConfigError, match=words):
-        http_auth.read(str(tmp_path / "web.yml"))
+        http_auth.read_web_config(str(tmp_path / "web.yml"))
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from guestd.core.channel import Channel
 from guestd.core.errors import ConfigError
+from guestd.core.transport import Transport
 from guestd.spool.file import Entry, Sender
 from guestd.spool.queue import Spool, open_spool
 from support.disk import small_disk_at
@@ -123,10 +123,10 @@ async def test_a_senders_settled_lines_below_its_last_are_kept(tmp_path: Path) -
 @pytest.mark.asyncio
 async def test_how_a_frame_came_is_kept_with_it(tmp_path: Path) -> None:
     async with opened(tmp_path) as spool:
-        await spool.append([entry(), Entry(MACHINE, 1_760_000_000_200, b"{}", channel=Channel.MQTT)])
+        await spool.append([entry(), Entry(MACHINE, 1_760_000_000_200, b"{}", channel=Transport.MQTT)])
     async with opened(tmp_path) as spool:
         frames = await spool.read(0, max_frames=9, max_bytes=999)
-    assert [frame.channel for frame in frames] == [Channel.VIRTIO, Channel.MQTT]
+    assert [frame.channel for frame in frames] == [Transport.VIRTIO, Transport.MQTT]
 
 
 @pytest.mark.asyncio
@@ -152,9 +152,9 @@ async def test_a_file_of_an_earlier_version_is_gone_on_with(tmp_path: Path) -> N
     async with opened(tmp_path) as spool:
         assert spool.spool_id == UUID("00000000-0000-4000-8000-000000000009")
         assert spool.senders_at_open == {MACHINE: Sender(1, "boot", 7)}
-        await spool.append([Entry(MACHINE, 2, b"{}", channel=Channel.MQTT)])
+        await spool.append([Entry(MACHINE, 2, b"{}", channel=Transport.MQTT)])
         frames = await spool.read(0, max_frames=9, max_bytes=999)
-    assert [(frame.seq, frame.channel) for frame in frames] == [(41, Channel.VIRTIO), (42, Channel.MQTT)]
+    assert [(frame.seq, frame.channel) for frame in frames] == [(41, Transport.VIRTIO), (42, Transport.MQTT)]
 
 
 @pytest.mark.asyncio

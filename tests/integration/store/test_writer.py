@@ -14,8 +14,8 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from guestd.core.channel import Channel
 from guestd.core.errors import BadFrame
+from guestd.core.transport import Transport
 from guestd.ingest import prepare, writer
 from guestd.ingest.prepare import Preparer
 from guestd.ingest.writer import Writer
@@ -461,7 +461,7 @@ async def test_a_batch_of_small_frames_does_not_wait_a_turn_of_the_loop_for_each
             await asyncio.sleep(0)
             turns += 1
 
-    frames = [Frame(seq, uuid4(), datetime.now(UTC), line(1), Channel.VIRTIO) for seq in range(1, 501)]
+    frames = [Frame(seq, uuid4(), datetime.now(UTC), line(1), Transport.VIRTIO) for seq in range(1, 501)]
     busy = asyncio.create_task(others())
     prepared = await Preparer(Tally().counters().preparing).prepare(frames, taken)
     busy.cancel()

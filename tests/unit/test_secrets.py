@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from guestd.core.errors import ConfigError
-from guestd.core.secrets import first_line
+from guestd.core.secrets import read_secret
 
 
 def secret_in(directory: Path, content: bytes, mode: int = 0o600) -> Path:
@@ -17,22 +17,22 @@ def secret_in(directory: Path, content: bytes, mode: int = 0o600) -> Path:
 
 @pytest.mark.parametrize("content", [b"s3cret", b"s3cret\n", b" s3cret \r\nnext line\n"])
 def test_the_secret_is_the_first_line(tmp_path: Path, content: bytes) -> None:
-    assert first_line(secret_in(tmp_path, content, 0o640), "x") == b"s3cret"
+    assert read_secret(secret_in(tmp_path, content, 0o640), "x") == b"s3cret"
 
 
 @pytest.mark.parametrize(
     ("content", "mode", "what"),
-    [(b"s3cret", 0o604, "everybody may read it"), (b"\ns3cret", 0o600, "its first line is empty")],
+    [(b"s3cret", 0o604, "it is world-readable"), (b"\ns3cret", 0o600, "its first line is empty")],
 )
 def test_a_secret_that_will_not_do_is_refused_with_its_setting_and_path(
     tmp_path: Path, content: bytes, mode: int, what: str
 ) -> None:
     path = secret_in(tmp_path, content, mode)
     with pytest.raises(ConfigError, match=what) as caught:
-        first_line(path, "virtio.master_secret_file")
+        read_secret(path, "virtio.master_secret_file")
     assert str(caught.value).startswith(f"virtio.master_secret_file {path}: ")
 
 
 def test_a_secret_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--secret-file .*/none: No such file"):
-        first_line(tmp_path / "none", "--secret-file")
+        read_secret(tmp_path / "none", "--secret-file")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from guestd.core.errors import SourceLost
-from guestd.core.tasks import Backoff, Life, UnexpectedExit, retrying, run_until
+from guestd.core.tasks import Backoff, TaskCoroutine, UnexpectedExit, run_until, run_with_retry
 
 DEADLINE_SECONDS = 5
 JITTER = (0.7, 1.3)
@@ -65,7 +65,7 @@ class Daemon:
         self.diary.append("sealed")
         self.sealed.set()
 
-    async def run(self, **more: dict[str, Life]) -> None:
+    async def run(self, **more: dict[str, TaskCoroutine]) -> None:
         await run_until(
             self.stop,
             inputs={"input": for_ever(self.diary, "input")} | more.get("inputs", {}),
@@ -180,8 +180,8 @@ async def test_an_expected_error_is_tried_again_until_the_attempt_returns() -> N
     outcomes: list[Exception | None] = [SourceLost("one"), SourceLost("two"), None, SourceLost("never")]
     told: list[str] = []
     async with asyncio.timeout(DEADLINE_SECONDS):
-        await retrying(
-            attempts(outcomes), expected=SourceLost, backoff=quick(), lost=lambda exc, _: told.append(str(exc))
+        await run_with_retry(
+            attempts(outcomes), expected=SourceLost, backoff=quick(), on_failure=lambda exc, _: told.append(str(exc))
         )
     assert told == ["one", "two"]
     assert len(outcomes) == 1
@@ -191,8 +191,8 @@ async def test_an_expected_error_is_tried_again_until_the_attempt_returns() -> N
 async def test_an_error_that_is_not_expected_passes_through_at_once() -> None:
     told: list[Exception] = []
     with pytest.raises(LookupError):
-        await retrying(
-            attempts([LookupError()]), expected=SourceLost, backoff=quick(), lost=lambda exc, _: told.append(exc)
+        await run_with_retry(
+            attempts([LookupError()]), expected=SourceLost, backoff=quick(), on_failure=lambda exc, _: told.append(exc)
         )
     assert told == []
 
@@ -202,11 +202,11 @@ async def test_the_seconds_until_the_next_attempt_are_told_and_grow() -> None:
     told: list[float] = []
     losses: list[Exception | None] = [SourceLost("")] * 4
     async with asyncio.timeout(DEADLINE_SECONDS):
-        await retrying(
+        await run_with_retry(
             attempts([*losses, None]),
             expected=SourceLost,
             backoff=Backoff(first_seconds=0.0001, cap_seconds=10),
-            lost=lambda _, seconds: told.append(seconds),
+            on_failure=lambda _, seconds: told.append(seconds),
         )
     for number, seconds in enumerate(told):
         assert 0.0001 * 2**number * JITTER[0] <= seconds <= 0.0001 * 2**number * JITTER[1]
@@ -217,12 +217,12 @@ async def test_attempts_that_live_long_enough_are_always_retried_after_the_first
     told: list[float] = []
     losses: list[Exception | None] = [SourceLost("")] * 6
     async with asyncio.timeout(DEADLINE_SECONDS):
-        await retrying(
+        await run_with_retry(
             attempts([*losses, None]),
             expected=SourceLost,
             # Any life is a healthy one.
             backoff=Backoff(first_seconds=0.0001, cap_seconds=10, healthy_seconds=0),
-            lost=lambda _, seconds: told.append(seconds),
+            on_failure=lambda _, seconds: told.append(seconds),
         )
     assert max(told) <= 0.0001 * JITTER[1]
 
@@ -231,7 +231,9 @@ async def test_attempts_that_live_long_enough_are_always_retried_after_the_first
 async def test_cancelling_while_waiting_for_the_next_attempt_ends_it() -> None:
     told = asyncio.Event()
     backoff = Backoff(first_seconds=1000, cap_seconds=1000)
-    life = retrying(attempts([SourceLost("")]), expected=SourceLost, backoff=backoff, lost=lambda *_: told.set())
+    life = run_with_retry(
+        attempts([SourceLost("")]), expected=SourceLost, backoff=backoff, on_failure=lambda *_: told.set()
+    )
     async with running(life) as task:
         await told.wait()
         task.cancel()
@@ -244,16 +246,16 @@ def test_the_delay_doubles_up_to_its_cap_and_is_spread(lives: list[float]) -> No
     backoff = Backoff(first_seconds=0.25, cap_seconds=30)
     for number, lived_seconds in enumerate(lives):
         plain = min(30.0, 0.25 * 2.0**number)
-        assert plain * JITTER[0] <= backoff.after(lived_seconds) <= plain * JITTER[1]
+        assert plain * JITTER[0] <= backoff.next_delay_seconds(lived_seconds) <= plain * JITTER[1]
 
 
 def test_a_healthy_minute_begins_the_delays_anew() -> None:
     backoff = Backoff(first_seconds=0.25, cap_seconds=30)
     for _ in range(100):
-        backoff.after(0)
-    assert backoff.after(59.9) >= 30 * JITTER[0]
-    assert backoff.after(60) <= 0.25 * JITTER[1]
-    assert backoff.after(0) <= 0.5 * JITTER[1]
+        backoff.next_delay_seconds(0)
+    assert backoff.next_delay_seconds(59.9) >= 30 * JITTER[0]
+    assert backoff.next_delay_seconds(60) <= 0.25 * JITTER[1]
+    assert backoff.next_delay_seconds(0) <= 0.5 * JITTER[1]
 
 
 @pytest.mark.asyncio

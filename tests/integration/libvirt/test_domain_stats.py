@@ -11,8 +11,8 @@ from uuid import UUID
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from guestd.hypervisor.connection import Hypervisor, statistics
-from guestd.hypervisor.domain_stats import Sampler
+from guestd.hypervisor.connection import Hypervisor, read_statistics
+from guestd.hypervisor.domain_stats import DomainStatsPoller
 from guestd.telemetry.domains import Statistics, families
 from guestd.telemetry.exposition import rendered
 from guestd.telemetry.registry import Telemetry
@@ -22,28 +22,28 @@ from support.libvirt import domain_xml, running, silent, uri_of
 pytestmark = pytest.mark.asyncio
 
 
-def shown(sampler: Sampler, name: str) -> dict[str, float]:
+def shown(sampler: DomainStatsPoller, name: str) -> dict[str, float]:
     page = rendered(sampler.families(), is_openmetrics=False).decode()
     (family,) = [family for family in text_string_to_metric_families(page) if family.name == name]
     return {sample.labels["domain"]: sample.value for sample in family.samples}
 
 
-def states(sampler: Sampler) -> dict[str, float]:
+def states(sampler: DomainStatsPoller) -> dict[str, float]:
     return shown(sampler, "libvirt_domain_info_state")
 
 
-def timed_out(sampler: Sampler) -> dict[str, float]:
+def timed_out(sampler: DomainStatsPoller) -> dict[str, float]:
     return shown(sampler, "libvirt_domain_timed_out")
 
 
 async def test_every_running_domain_has_figures(tmp_path: Path) -> None:
     uri = uri_of(tmp_path / "node.xml", [domain_xml("one", 1), domain_xml("two", 2)])
     async with running(Hypervisor(uri, silent())) as hypervisor:
-        sampler = Sampler(uri, lambda: hypervisor.domains, gave_up=lambda: None)
+        sampler = DomainStatsPoller(uri, lambda: hypervisor.domains, gave_up=lambda: None)
         await sampler.round()
         assert states(sampler) == {"one": 1, "two": 1}
         await hypervisor.destroy(next(domain.uuid for domain in hypervisor.domains if domain.name == "two"))
-        await hypervisor.look()
+        await hypervisor.observe()
         await sampler.round()
         assert states(sampler) == {"one": 1}
 
@@ -55,11 +55,11 @@ async def test_a_domain_that_hangs_is_timed_out_alone(tmp_path: Path) -> None:
     def read(connection: Any, uuid: UUID) -> Statistics:
         if uuid == UUID(int=1):  # as a QEMU that is stopped makes libvirt do
             come_back.wait()
-        return statistics(connection, uuid)
+        return read_statistics(connection, uuid)
 
     async with running(Hypervisor(uri, silent())) as hypervisor:
         gave_up: list[int] = []
-        sampler = Sampler(
+        sampler = DomainStatsPoller(
             uri, lambda: hypervisor.domains, gave_up=lambda: gave_up.append(1), read=read, deadline_seconds=0.2
         )
         try:
@@ -81,7 +81,7 @@ async def test_a_libvirtd_that_never_answers_leaves_no_figures_and_ends(tmp_path
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen(8)
-        sampler = Sampler(f"test+unix:///default?socket={path}", lambda: (), gave_up=lambda: None)
+        sampler = DomainStatsPoller(f"test+unix:///default?socket={path}", lambda: (), gave_up=lambda: None)
         began = time.monotonic()
         await sampler.round()
         assert sampler.stuck == 1

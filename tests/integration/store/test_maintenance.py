@@ -5,9 +5,9 @@ from collections import Counter
 
 import pytest
 
-from guestd.core.config import Quarantine, Settings, Store
+from guestd.core.config import QuarantineSettings, Settings, StoreSettings
 from guestd.store.batch_writer import Outcome
-from guestd.store.maintenance import Tidying
+from guestd.store.maintenance import StoreMaintenance
 from guestd.telemetry.registry import Telemetry
 from support.daemon import eventually, execute, rows
 
@@ -16,8 +16,8 @@ HELD = 'SELECT count(*) FROM "QuarantinedFrame"'
 
 @pytest.mark.asyncio
 async def test_a_flood_into_the_quarantine_is_tidied_up_before_its_time(dsn: str) -> None:
-    settings = Settings(store=Store(dsn=dsn), quarantine=Quarantine(max_frames=100))
-    tidying = Tidying(lambda: settings, Telemetry(), at_least_seconds=0.01)
+    settings = Settings(store=StoreSettings(dsn=dsn), quarantine=QuarantineSettings(max_frames=100))
+    tidying = StoreMaintenance(lambda: settings, Telemetry(), at_least_seconds=0.01)
     forgotten = asyncio.Event()
 
     async def forget() -> None:

@@ -7,28 +7,28 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestd.core import logs
-from guestd.core.text import TEXT_CHARS, harmless
+from guestd.core.log import escape_event
+from guestd.core.text import TEXT_CHARS, escape_controls
 
 HOSTILE = "\x1b[2J\x1b]0;title\x07\r\nguestd is well\x9b31m\u2028\u202e\x00"
 
 
 @given(st.text(st.characters(), max_size=50))
 def test_no_text_begins_a_line_or_moves_a_cursor(text: str) -> None:
-    shown = harmless(HOSTILE + text)
+    shown = escape_controls(HOSTILE + text)
     assert shown.isprintable() or not any(ord(each) < 32 or 127 <= ord(each) < 160 for each in shown)
     assert len(shown.splitlines()) == 1
     shown.encode()
 
 
 def test_a_long_text_is_cut_and_says_so() -> None:
-    assert harmless("x" * 5000) == "x" * TEXT_CHARS + "... (5000 characters)"
-    assert harmless("naïve") == "naïve"
+    assert escape_controls("x" * 5000) == "x" * TEXT_CHARS + "... (5000 characters)"
+    assert escape_controls("naïve") == "naïve"
 
 
 def said(renderer: structlog.typing.Processor) -> str:
     stream = io.StringIO()
-    processors: list[structlog.typing.Processor] = [structlog.processors.format_exc_info, logs.all_harmless, renderer]
+    processors: list[structlog.typing.Processor] = [structlog.processors.format_exc_info, escape_event, renderer]
     log = structlog.wrap_logger(structlog.PrintLogger(stream), processors=processors)
     exc = ValueError(HOSTILE)
     log.error("a frame was refused", error=str(exc), reason=HOSTILE, exc_info=exc)

@@ -16,8 +16,8 @@ from psycopg.conninfo import make_conninfo
 
 from guestd.hypervisor.connection import Hypervisor
 from guestd.vms import reconciler
-from guestd.vms.plan import OFF_SECONDS, STARTS_BEFORE_LEFT, Rules
-from guestd.vms.reconciler import Reconciler
+from guestd.vms.plan import MAX_START_ATTEMPTS, SHUTOFF_DEBOUNCE_SECONDS, VmPolicy
+from guestd.vms.reconciler import VmReconciler
 from guestd.vms.service import NOBODY
 from support.daemon import add_machine, command, environment, eventually, execute, rows
 from support.libvirt import AGENT_CHANNEL, domain_xml, own_connection, running, silent, uri_of
@@ -43,11 +43,11 @@ class Kept:
             "host_id": NOBODY, "is_converging": True, "may_destroy": False, "shutdown_seconds": 1.0,
             "channel_names": ("org.infinibay.agent",),
         }  # fmt: skip
-        self.loop = Reconciler(
+        self.loop = VmReconciler(
             hypervisor,
             dsn=make_conninfo(dsn, options=WRITER),
             host_name=name,
-            rules=Rules(**chosen | changes),
+            rules=VmPolicy(**chosen | changes),
             counters=self._counters(),
         )
 
@@ -101,7 +101,7 @@ class Kept:
 @asynccontextmanager
 async def keeping(kept: Kept) -> AsyncIterator[Kept]:
     async with running(kept.hypervisor):
-        tasks = [asyncio.create_task(kept.loop.run()), asyncio.create_task(kept.loop.watch_wishes())]
+        tasks = [asyncio.create_task(kept.loop.run()), asyncio.create_task(kept.loop.watch_desired_state())]
         try:
             await kept.eventually(lambda: kept.passes or kept.loop.error not in (None, "not begun yet"), "a pass")
             yield kept
@@ -264,7 +264,7 @@ async def test_what_was_tried_in_vain_is_known_to_the_next_guestd(dsn: str, tmp_
         dsn,
         f"""INSERT INTO "ReconcileEvent"
         ("machineId", "name", "action", "reason", "outcome", "desired", "attempt")
-        VALUES ('{machine_id}', 'one', 'start', 'why', 'done', 'running', {STARTS_BEFORE_LEFT})""",
+        VALUES ('{machine_id}', 'one', 'start', 'why', 'done', 'running', {MAX_START_ATTEMPTS})""",
     )
     second = Kept(dsn, Hypervisor(first.hypervisor.uri, silent()))
     async with keeping(second):
@@ -277,7 +277,7 @@ async def test_what_was_tried_in_vain_is_known_to_the_next_guestd(dsn: str, tmp_
         wish(dsn, "one", "running")
         await second.eventually(partial(has_started, second, 1), "wanted anew, it is started")
     attempts = 'SELECT "attempt" FROM "ReconcileEvent" WHERE "action" = \'start\' ORDER BY "occurredAt"'
-    assert rows(dsn, attempts) == [(STARTS_BEFORE_LEFT,), (1,)]
+    assert rows(dsn, attempts) == [(MAX_START_ATTEMPTS,), (1,)]
 
 
 async def test_what_helped_for_long_enough_is_forgotten(dsn: str, tmp_path: Path) -> None:
@@ -332,7 +332,7 @@ async def test_a_second_guestd_on_one_host_refuses(dsn: str, tmp_path: Path) -> 
     add(dsn, "one")
     async with keeping(Kept(dsn, hypervisor)) as first:
         await first.becomes("one", status="running")
-        second = Reconciler(
+        second = VmReconciler(
             hypervisor, dsn=dsn, host_name="host", rules=first.loop._rules, counters=first._counters()
         )  # fmt: skip
         task = asyncio.create_task(second.run())
@@ -385,4 +385,4 @@ async def test_off_is_believed_when_it_has_lasted(dsn: str, tmp_path: Path) -> N
             """SELECT extract(epoch FROM event."occurredAt" - seen."changedAt")::float
             FROM "ReconcileEvent" AS event, "MachineDomain" AS seen WHERE event."action" = 'status'""",
         )
-    assert found[0][0] > OFF_SECONDS - 1
+    assert found[0][0] > SHUTOFF_DEBOUNCE_SECONDS - 1

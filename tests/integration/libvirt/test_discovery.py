@@ -10,16 +10,16 @@ from uuid import UUID, uuid4
 import pytest
 
 from guestd.core.machines import MachineRegistry, RegisteredMachine
-from guestd.hypervisor.domains import Channel, Description, Domain
-from guestd.ingest.discovery import Directory, Domains, socket_paths
+from guestd.hypervisor.domains import Domain, DomainChannel, DomainDescription
+from guestd.ingest.discovery import DirectoryDiscovery, LibvirtDiscovery, list_socket_paths
 
 AGENT, OLD = "org.infinibay.agent", "com.example.agent"
 MACHINE = UUID(int=7)
 
 
 def domain(name: str, *channels: tuple[str, Path | None], is_active: bool = True) -> Domain:
-    ports = tuple(Channel(port, str(path) if path else None, is_open=None) for port, path in channels)
-    return Domain(uuid4(), name, "running", "booted", is_active, 0.0, Description(1, 1024, None, ports))
+    ports = tuple(DomainChannel(port, str(path) if path else None, is_open=None) for port, path in channels)
+    return Domain(uuid4(), name, "running", "booted", is_active, 0.0, DomainDescription(1, 1024, None, ports))
 
 
 @pytest.fixture
@@ -41,8 +41,10 @@ def look(
     seen: list[Domain] | None, known: MachineRegistry, memory: Path = Path("/none/memory")
 ) -> tuple[dict[UUID, str], frozenset[str]] | None:
     """What is found: the socket's name by machine, and who is unknown."""
-    place = Domains(lambda: seen, asyncio.Event(), machine_registry=known, channel_names=[AGENT, OLD], memory=memory)
-    found = asyncio.run(place.look())
+    place = LibvirtDiscovery(
+        lambda: seen, asyncio.Event(), machine_registry=known, channel_names=[AGENT, OLD], cache_file=memory
+    )
+    found = asyncio.run(place.discover())
     if found is None:
         return None
     return ({key: channel.path.name for key, channel in found.channels.items()}, found.unknown)
@@ -56,7 +58,7 @@ def test_the_first_of_the_names_that_a_running_domain_has_is_its_channel() -> No
         domain("not-chosen-yet", (AGENT, None)),
         domain("off", (AGENT, Path("/off")), is_active=False),
     ]
-    assert dict(socket_paths(seen, [AGENT, OLD])) == {"both": Path("/new"), "old": Path("/o")}
+    assert dict(list_socket_paths(seen, [AGENT, OLD])) == {"both": Path("/new"), "old": Path("/o")}
 
 
 def test_a_domains_channel_belongs_to_the_machine_of_that_internal_name(sockets: Path) -> None:
@@ -119,12 +121,12 @@ def test_a_memory_that_cannot_be_written_costs_nothing(sockets: Path) -> None:
 
 def test_a_socket_made_anew_is_another_channel(directory: Path) -> None:
     path = directory / f"{MACHINE}.socket"
-    place = Directory(directory, machine_registry(vm=MACHINE))
+    place = DirectoryDiscovery(directory, machine_registry(vm=MACHINE))
 
     def found() -> object:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
-            seen = asyncio.run(place.look())
+            seen = asyncio.run(place.discover())
             path.unlink()
         assert seen is not None
         return seen.channels[MACHINE]
@@ -134,7 +136,7 @@ def test_a_socket_made_anew_is_another_channel(directory: Path) -> None:
 
 def test_a_directory_that_cannot_be_read_tells_nothing(directory: Path) -> None:
     (directory / "file").touch()
-    assert asyncio.run(Directory(directory / "file", MachineRegistry()).look()) is None
-    absent = asyncio.run(Directory(directory / "absent", MachineRegistry()).look())
+    assert asyncio.run(DirectoryDiscovery(directory / "file", MachineRegistry()).discover()) is None
+    absent = asyncio.run(DirectoryDiscovery(directory / "absent", MachineRegistry()).discover())
     assert absent is not None
     assert absent.channels == {}

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from guestd.core.config import Settings, load
+from guestd.core.config import Settings, load_settings
 from guestd.core.errors import ConfigError
 
 
 def refusal_of(file: Path) -> str:
     with pytest.raises(ConfigError) as caught:
-        load(file)
+        load_settings(file)
     message = str(caught.value)
     assert message.startswith(f"{file}: ")
     return message
@@ -23,12 +23,12 @@ def file(tmp_path: Path) -> Path:
 
 def test_an_empty_file_means_the_defaults(file: Path) -> None:
     file.write_text("")
-    assert load(file) == Settings()
+    assert load_settings(file) == Settings()
 
 
 def test_what_is_given_replaces_the_default_and_nothing_else(file: Path) -> None:
     file.write_text("[spool]\nmax_bytes = 5\n")
-    settings = load(file)
+    settings = load_settings(file)
     assert settings.spool.max_bytes == 5
     assert settings.spool.directory == Settings().spool.directory
     assert settings.store == Settings().store

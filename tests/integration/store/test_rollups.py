@@ -8,17 +8,17 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from guestd.store.rollups import Upkeep
+from guestd.store.rollups import RollupRefresher
 from support.daemon import add_machine, execute, rows
 
 pytestmark = pytest.mark.asyncio
 PORTS = 'SELECT "portStart", "portEnd", "protocol", "running", "enabled" FROM "VmPort" ORDER BY "portStart", "protocol"'
 
 
-def upkeep(dsn: str, silent: list[int] | None = None) -> Upkeep:
+def upkeep(dsn: str, silent: list[int] | None = None) -> RollupRefresher:
     # With the rights that the daemon has, and no more.
     as_writer = make_conninfo(dsn, options="-c role=guestd_writer")
-    return Upkeep(as_writer, host_name="host", uri="", silent=([] if silent is None else silent).append)
+    return RollupRefresher(as_writer, host_name="host", uri="", silent=([] if silent is None else silent).append)
 
 
 def report(dsn: str, machine_id: UUID, *listening: tuple[int, str], age: timedelta = timedelta()) -> datetime:
