@@ -5,14 +5,14 @@ import os
 import sys
 from collections.abc import Sequence
 
-from gueststore.alarms import alarms
+from gueststore.alarms import read_alarms
 from gueststore.contract import SCHEMA_VERSION
 from gueststore.database import describe
 from gueststore.errors import ConfigurationError, StoreError
-from gueststore.migrations import migrate, status
+from gueststore.migrations import migrate, read_status
 from gueststore.reset import reset
-from gueststore.retention import due, enforce
-from gueststore.rollups import rollups
+from gueststore.retention import enforce_retention, read_retention_due
+from gueststore.rollups import read_rollups
 
 DSN_VARIABLE = "GUESTD_DATABASE_DSN"
 
@@ -99,11 +99,11 @@ def _migrate(dsn: str, _options: argparse.Namespace) -> int:
 
 
 def _status(dsn: str, _options: argparse.Namespace) -> int:
-    state = status(dsn)
+    state = read_status(dsn)
     _say(f"schema version {state.version}; works with programs of version {state.compat} or newer")
     _say(_EDITIONS.get(state.licence, "the extension timescaledb is not in this database yet"))
     if state.version == SCHEMA_VERSION:
-        for rollup in rollups(dsn):
+        for rollup in read_rollups(dsn):
             _say(f"  roll-up  {rollup}")
     for migration in state.applied:
         _say(f"  applied  {migration}")
@@ -115,7 +115,7 @@ def _status(dsn: str, _options: argparse.Namespace) -> int:
 
 
 def _check(dsn: str, _options: argparse.Namespace) -> int:
-    found = alarms(dsn)
+    found = read_alarms(dsn)
     for each in found:
         _say(each.sentence)
     _say(f"{len(found)} differences or alarms" if found else "the schema is as the migrations make it")
@@ -124,10 +124,10 @@ def _check(dsn: str, _options: argparse.Namespace) -> int:
 
 def _retention(dsn: str, options: argparse.Namespace) -> int:
     if options.dry_run:
-        for each in due(dsn):
+        for each in read_retention_due(dsn):
             _say(str(each))
         return 0
-    gone = enforce(dsn)
+    gone = enforce_retention(dsn)
     for relation, count in gone.items():
         _say(f"{relation}: {count} gone")
     if not gone:
@@ -136,9 +136,9 @@ def _retention(dsn: str, options: argparse.Namespace) -> int:
 
 
 def _seed(dsn: str, options: argparse.Namespace) -> int:
-    from gueststore.seed import admin_from, seed  # noqa: PLC0415  only this verb needs bcrypt
+    from gueststore.seed import read_admin, seed  # noqa: PLC0415  only this verb needs bcrypt
 
-    admin = admin_from(os.environ, allow_well_known=options.allow_default_password)
+    admin = read_admin(os.environ, allow_well_known=options.allow_default_password)
     _say(f"{seed(dsn, admin, report=_say)} rows added")
     return 0
 

@@ -9,7 +9,7 @@ from psycopg.rows import class_row
 
 from gueststore import catalogue
 from gueststore.database import connect
-from gueststore.migrations import status
+from gueststore.migrations import read_status
 from gueststore.queries import query
 
 # A query of ours that takes so long in the mean has lost its index, or its reader asks for too much.
@@ -24,10 +24,10 @@ class Alarm:
     sentence: str
 
 
-def alarms(dsn: str, *, slow_query_ms: float = SLOW_QUERY_MS) -> list[Alarm]:
+def read_alarms(dsn: str, *, slow_query_ms: float = SLOW_QUERY_MS) -> list[Alarm]:
     """Return all of them, an empty list when all is well; errors as for `catalogue.check` and `migrations.status`."""
-    found = [Alarm("drift", difference) for difference in catalogue.check(dsn)]
-    state = status(dsn)
+    found = [Alarm("drift", difference) for difference in catalogue.find_drift(dsn)]
+    state = read_status(dsn)
     found += [Alarm("migration", problem) for problem in state.problems]
     found += [Alarm("migration", f"{script} has not run: run `gueststore migrate`") for script in state.pending]
     with connect(dsn) as connection, connection.cursor(row_factory=class_row(Alarm)) as cursor:

@@ -20,14 +20,14 @@ Catalogue = Mapping[tuple[str, str], str]
 _STANDS_ALONE = frozenset({"table", "view", "hypertable", "function"})
 
 
-def read(connection: Connection) -> Catalogue:
+def read_catalogue(connection: Connection) -> Catalogue:
     """Return the catalogue of a live database, in reading order."""
     found = connection.execute(query("schema/read_catalogue")).fetchall()
     return {(str(kind), str(name)): str(definition) for kind, name, definition in found}
 
 
 @cache
-def packaged() -> Catalogue:
+def load_catalogue() -> Catalogue:
     """Return the catalogue that the packaged migrations make, in reading order."""
     return loads((files("gueststore") / "catalogue.json").read_text("utf-8"))
 
@@ -46,7 +46,7 @@ def loads(text: str) -> Catalogue:
     return {(kind, name): definition for kind, named in by_kind.items() for name, definition in named.items()}
 
 
-def differences(expected: Catalogue, live: Catalogue) -> list[str]:
+def find_differences(expected: Catalogue, live: Catalogue) -> list[str]:
     """Name every drift of a live database, one sentence each; an empty list when there is none.
 
     Objects that belong to none of the expected tables, views and functions are somebody else's and not drift.
@@ -66,7 +66,7 @@ def differences(expected: Catalogue, live: Catalogue) -> list[str]:
     return sorted(missing) + changed + sorted(added)
 
 
-def check(dsn: str) -> list[str]:
+def find_drift(dsn: str) -> list[str]:
     """Compare a live database with the packaged catalogue; returns what `differences` says.
 
     StoreError for a database that was never migrated, which would differ in everything.
@@ -75,7 +75,7 @@ def check(dsn: str) -> list[str]:
         migrated = connection.execute("SELECT to_regclass('public.\"SchemaMigration\"') IS NOT NULL").fetchone()
         if migrated != (True,):
             raise StoreError(f"{describe(dsn)} was never migrated: run `gueststore migrate`")
-        return differences(packaged(), read(connection))
+        return find_differences(load_catalogue(), read_catalogue(connection))
 
 
 def _owner(kind: str, name: str) -> str:

@@ -30,7 +30,7 @@ def connect(dsn: str) -> Iterator[Connection]:
         try:
             yield connection
         except psycopg.Error as exc:
-            raise StoreError(f"{describe(dsn)}: {message(exc)}") from exc
+            raise StoreError(f"{describe(dsn)}: {format_error(exc)}") from exc
 
 
 def _open(dsn: str) -> Connection:
@@ -58,7 +58,7 @@ def describe(dsn: str) -> str:
     return f"database {database} on {host} port {port}"
 
 
-def message(error: psycopg.Error) -> str:
+def format_error(error: psycopg.Error) -> str:
     """One sentence out of a server's error: its primary message, and detail and hint where there are any."""
     diagnostic = error.diag
     parts = (diagnostic.message_primary, diagnostic.message_detail, diagnostic.message_hint)

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import psycopg
 from psycopg.rows import class_row
 
-from gueststore.database import Connection, connect, describe, message
+from gueststore.database import Connection, connect, describe, format_error
 from gueststore.errors import ConfigurationError, StoreError
 from gueststore.queries import query
-from gueststore.scripts import Migration, Repeatable, Scripts, packaged
+from gueststore.scripts import Migration, Repeatable, Scripts, load_scripts
 
 # "guestd" in ASCII: any fixed number that no other program picks.
 ADVISORY_LOCK_KEY = 0x677565737464
@@ -69,18 +69,18 @@ class Status:
     licence: str
 
 
-def silent(_line: str) -> None:
+def ignore_report(_line: str) -> None:
     """Report nothing."""
 
 
-def migrate(dsn: str, *, scripts: Scripts | None = None, report: Report = silent) -> list[Applied]:
+def migrate(dsn: str, *, scripts: Scripts | None = None, report: Report = ignore_report) -> list[Applied]:
     """Apply what the database lacks and return it, in order; an empty list when there was nothing to do.
 
     StoreError when a migration fails (nothing of it stays), was edited after it ran, or is unknown here;
     ConfigurationError when the database is not one of ours or has no TimescaleDB.
     """
-    scripts = scripts or packaged()
-    with connect(dsn) as connection, one_run_at_a_time(connection, report):
+    scripts = scripts or load_scripts()
+    with connect(dsn) as connection, hold_migration_lock(connection, report):
         refuse_foreign(connection, dsn)
         _require_timescaledb(connection, dsn)
         _run(connection, scripts.bootstrap, "bootstrap")
@@ -95,15 +95,15 @@ def migrate(dsn: str, *, scripts: Scripts | None = None, report: Report = silent
         return applied
 
 
-def status(dsn: str, *, scripts: Scripts | None = None) -> Status:
+def read_status(dsn: str, *, scripts: Scripts | None = None) -> Status:
     """Compare a database with the scripts, changing nothing. ConfigurationError for a foreign database."""
     with connect(dsn) as connection:
         refuse_foreign(connection, dsn)
-        return _compare(connection, scripts or packaged())
+        return _compare(connection, scripts or load_scripts())
 
 
 @contextmanager
-def one_run_at_a_time(connection: Connection, report: Report) -> Iterator[None]:
+def hold_migration_lock(connection: Connection, report: Report) -> Iterator[None]:
     """Hold the advisory lock of this database's schema; StoreError when another run keeps it too long.
 
     Polls instead of waiting inside the server: a waiting statement holds a snapshot, for which a CREATE INDEX
@@ -222,7 +222,7 @@ def _run(connection: Connection, body: str, what: str) -> None:
     except psycopg.errors.LockNotAvailable as exc:
         raise StoreError(f"{what} could not get its locks within {LOCK_TIMEOUT}; nothing changed, run again") from exc
     except psycopg.Error as exc:
-        raise StoreError(f"{what} failed and nothing of it stays: {message(exc)}") from exc
+        raise StoreError(f"{what} failed and nothing of it stays: {format_error(exc)}") from exc
 
 
 def _scalar(connection: Connection, select: str, *parameters: object) -> object:

@@ -4,20 +4,20 @@ from psycopg import sql
 
 from gueststore import catalogue
 from gueststore.database import connect
-from gueststore.migrations import Applied, Report, migrate, one_run_at_a_time, refuse_foreign, silent
+from gueststore.migrations import Applied, Report, hold_migration_lock, ignore_report, migrate, refuse_foreign
 
 
-def reset(dsn: str, *, report: Report = silent) -> list[Applied]:
+def reset(dsn: str, *, report: Report = ignore_report) -> list[Applied]:
     """Drop every table, view and function of this schema, rows included, and migrate. Errors as for `migrate`.
 
     Tables of other people in the same database stay, less what depends on ours. A run that was cut short can be
     repeated.
     """
-    expected = catalogue.packaged()
+    expected = catalogue.load_catalogue()
     hypertables = [name for kind, name in expected if kind == "hypertable"]
     tables = [name for kind, name in expected if kind == "table" and name not in hypertables]
     functions = [name for kind, name in expected if kind == "function"]
-    with connect(dsn) as connection, one_run_at_a_time(connection, report):
+    with connect(dsn) as connection, hold_migration_lock(connection, report):
         refuse_foreign(connection, dsn)
         # One at a time: TimescaleDB drops a hypertable only alone, and each takes a lock per chunk.
         for group in [*([name] for name in hypertables), tables]:

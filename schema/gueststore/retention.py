@@ -14,7 +14,7 @@ from gueststore.queries import query
 
 
 @dataclass(frozen=True, slots=True)
-class Due:
+class RetentionDue:
     """What goes next of a relation: `due` chunks, or rows of a plain table, older than `cutoff`.
 
     `is_held_back` where more would go if the roll-ups held it.
@@ -32,18 +32,18 @@ class Due:
         return f"{self.relation}: kept {self.keep_days} days, {older}{held_back}"
 
 
-def due(dsn: str) -> list[Due]:
+def read_retention_due(dsn: str) -> list[RetentionDue]:
     """Say what `enforce` would take, and take nothing. StoreError when the database does not answer."""
-    with connect(dsn) as connection, connection.cursor(row_factory=class_row(Due)) as cursor:
+    with connect(dsn) as connection, connection.cursor(row_factory=class_row(RetentionDue)) as cursor:
         return cursor.execute(query("maintenance/read_retention")).fetchall()
 
 
-def enforce(dsn: str) -> dict[str, int]:
+def enforce_retention(dsn: str) -> dict[str, int]:
     """Take it; returns chunks or rows that went, by relation, of those that lost any. Errors as for `due`."""
     gone = {}
     with connect(dsn) as connection:
         for relation, *_ in connection.execute(query("maintenance/read_retention")).fetchall():
-            row = connection.execute(query("maintenance/apply_retention"), {"relation": relation}).fetchone()
+            row = connection.execute(query("maintenance/enforce_retention"), {"relation": relation}).fetchone()
             if row is not None and row[0]:
                 gone[relation] = int(row[0])
     return gone

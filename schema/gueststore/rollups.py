@@ -26,7 +26,7 @@ class Rollup:
         return f"{self.relation}: {held}{waiting}"
 
 
-def rollups(dsn: str) -> list[Rollup]:
+def read_rollups(dsn: str) -> list[Rollup]:
     """Every roll-up, by name. StoreError when the database does not answer."""
     with connect(dsn) as connection, connection.cursor(row_factory=class_row(Rollup)) as cursor:
         return cursor.execute(query("rollups/read_rollups")).fetchall()

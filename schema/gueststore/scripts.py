@@ -27,7 +27,7 @@ class Migration:
     @property
     def checksum(self) -> str:
         """SHA-256 of the body, hex."""
-        return checksum(self.body)
+        return compute_checksum(self.body)
 
     def __str__(self) -> str:
         return f"{self.number:04} {self.name}"
@@ -43,7 +43,7 @@ class Repeatable:
     @property
     def checksum(self) -> str:
         """SHA-256 of the body, hex."""
-        return checksum(self.body)
+        return compute_checksum(self.body)
 
     def __str__(self) -> str:
         return self.name
@@ -67,12 +67,14 @@ class Scripts:
 
 
 @cache
-def packaged() -> Scripts:
+def load_scripts() -> Scripts:
     """Return the scripts that this package ships."""
     sql = files("gueststore") / "sql"
     return Scripts(
         bootstrap=(sql / "bootstrap.sql").read_text("utf-8"),
-        migrations=in_order(parse_migration(f.name, f.read_text("utf-8")) for f in _sql_files(sql / "migrations")),
+        migrations=sort_migrations(
+            parse_migration(f.name, f.read_text("utf-8")) for f in _sql_files(sql / "migrations")
+        ),
         repeatables=tuple(
             Repeatable(f.name.removesuffix(".sql"), f.read_text("utf-8")) for f in _sql_files(sql / "repeatable")
         ),
@@ -105,7 +107,7 @@ def parse_migration(file_name: str, body: str) -> Migration:
     )
 
 
-def in_order(migrations: Iterable[Migration]) -> tuple[Migration, ...]:
+def sort_migrations(migrations: Iterable[Migration]) -> tuple[Migration, ...]:
     """Sort by number; StoreError when the numbers are not 1, 2, 3 ... without a gap or a double."""
     ordered = tuple(sorted(migrations, key=lambda migration: migration.number))
     for expected, migration in enumerate(ordered, start=1):
@@ -114,7 +116,7 @@ def in_order(migrations: Iterable[Migration]) -> tuple[Migration, ...]:
     return ordered
 
 
-def checksum(body: str) -> str:
+def compute_checksum(body: str) -> str:
     """SHA-256 of a script, hex."""
     return sha256(body.encode()).hexdigest()
 

@@ -15,11 +15,11 @@ import psycopg
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from gueststore.constraint_messages import explain_refusal
 from gueststore.database import Connection, connect
 from gueststore.errors import ConfigurationError, StoreError
-from gueststore.migrations import Report, one_run_at_a_time, silent
-from gueststore.refusals import explain
-from gueststore.seeds import Filter, applications, filters, global_services
+from gueststore.migrations import Report, hold_migration_lock, ignore_report
+from gueststore.seeds import Filter, load_applications, load_filters, load_global_services
 
 EMAIL_VARIABLE = "GUESTD_ADMIN_EMAIL"
 PASSWORD_VARIABLE = "GUESTD_ADMIN_PASSWORD"  # noqa: S105  the name of a variable
@@ -39,7 +39,7 @@ class Admin:
     password: str
 
 
-def admin_from(environment: Mapping[str, str] = os.environ, *, allow_well_known: bool = False) -> Admin:
+def read_admin(environment: Mapping[str, str] = os.environ, *, allow_well_known: bool = False) -> Admin:
     """Read the first user off the environment; ConfigurationError says what to set or why it is refused."""
     email, password = environment.get(EMAIL_VARIABLE), environment.get(PASSWORD_VARIABLE)
     if not email or not password:
@@ -54,13 +54,13 @@ def admin_from(environment: Mapping[str, str] = os.environ, *, allow_well_known:
     return Admin(email, password)
 
 
-def seed(dsn: str, admin: Admin, *, report: Report = silent) -> int:
+def seed(dsn: str, admin: Admin, *, report: Report = ignore_report) -> int:
     """Add what is missing and return the number of rows added; `report` hears of each family.
 
     StoreError when the database was not migrated or refuses a row. Passwords of existing users stay.
     """
     added = 0
-    with connect(dsn) as connection, one_run_at_a_time(connection, report):
+    with connect(dsn) as connection, hold_migration_lock(connection, report):
         try:
             with connection.transaction():
                 for what, rows in (
@@ -68,14 +68,14 @@ def seed(dsn: str, admin: Admin, *, report: Report = silent) -> int:
                     ("department, template and its category", _add_template(connection)),
                     ("applications", _add_applications(connection)),
                     ("global service settings", _add_services(connection)),
-                    ("network filters, rules and references", _add_filters(connection, filters())),
+                    ("network filters, rules and references", _add_filters(connection, load_filters())),
                 ):
                     report(f"{what}: {rows} rows added" if rows else f"{what}: all there")
                     added += rows
         except psycopg.errors.UndefinedTable as exc:
             raise StoreError("the database lacks tables: run `gueststore migrate` first") from exc
         except psycopg.Error as exc:
-            raise StoreError(f"nothing was added: {explain(exc)}") from exc
+            raise StoreError(f"nothing was added: {explain_refusal(exc)}") from exc
     return added
 
 
@@ -122,7 +122,7 @@ def _add_template(connection: Connection) -> int:
 
 
 def _add_applications(connection: Connection) -> int:
-    missing = [app for app in applications() if not _exists(connection, "Application", name=app.name)]
+    missing = [app for app in load_applications() if not _exists(connection, "Application", name=app.name)]
     for app in missing:
         _insert(
             connection,
@@ -139,7 +139,9 @@ def _add_applications(connection: Connection) -> int:
 
 def _add_services(connection: Connection) -> int:
     missing = [
-        service for service in global_services() if not _exists(connection, "GlobalServiceConfig", serviceId=service)
+        service
+        for service in load_global_services()
+        if not _exists(connection, "GlobalServiceConfig", serviceId=service)
     ]
     for service in missing:
         _insert(connection, "GlobalServiceConfig", serviceId=service, useEnabled=False, provideEnabled=False)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from gueststore.contract import SCHEMA_VERSION
 from gueststore.migrations import migrate
-from gueststore.scripts import Migration, packaged
+from gueststore.scripts import Migration, load_scripts
 from support.daemon import Daemon, add_machine, eventually, metrics_line, rows
 
 EXPANDS = """
@@ -22,7 +22,7 @@ def test_a_daemon_goes_on_storing_when_the_schema_is_expanded_beneath_it_and_sta
     guest.write(metrics_line())
     eventually(lambda: rows(daemon.dsn, stored) == [(1,)], "a sample before")
     newer = Migration(SCHEMA_VERSION + 1, "next_release", EXPANDS, compat=SCHEMA_VERSION, transactional=True)
-    migrate(daemon.dsn, scripts=replace(packaged(), migrations=(*packaged().migrations, newer)))
+    migrate(daemon.dsn, scripts=replace(load_scripts(), migrations=(*load_scripts().migrations, newer)))
     guest.write(metrics_line())
     eventually(lambda: rows(daemon.dsn, stored) == [(2,)], "a sample after, by the same daemon")
     assert daemon.stop() == 0

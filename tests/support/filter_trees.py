@@ -16,7 +16,7 @@ from guestd.filters.explain import Question
 from guestd.filters.model import Filter
 from guestd.filters.packet_match import Packet
 from guestd.filters.services import SERVICES, Policy, Ports
-from gueststore.seeds import filters
+from gueststore.seeds import load_filters
 from support.filter_rows import COLUMNS, filter_row, rule_row
 from support.packets import FALSE_MAC
 
@@ -32,9 +32,9 @@ _STATES = ({"new": True}, {"established": True}, {"new": True, "established": Tr
 
 def seeded_rows() -> list[FilterRow]:
     """The filters of a new platform."""
-    names = {uuid5(SPACE, each.name): f"ibay-{uuid5(SPACE, each.name).hex[:16]}" for each in filters()}
+    names = {uuid5(SPACE, each.name): f"ibay-{uuid5(SPACE, each.name).hex[:16]}" for each in load_filters()}
     found = []
-    for each in filters():
+    for each in load_filters():
         row_id = uuid5(SPACE, each.name)
         rules = [
             RuleRow(id=uuid5(row_id, str(number)), **{COLUMNS.get(name, name): value for name, value in rule.items()})  # type: ignore[arg-type]  # columns of several types

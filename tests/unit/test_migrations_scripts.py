@@ -4,7 +4,7 @@ import pytest
 
 from gueststore import contract
 from gueststore.errors import StoreError
-from gueststore.scripts import in_order, packaged, parse_migration
+from gueststore.scripts import load_scripts, parse_migration, sort_migrations
 
 
 def test_a_migration_is_read_off_its_name_and_headers() -> None:
@@ -31,11 +31,11 @@ def test_a_file_that_is_not_named_like_a_migration_is_refused_by_name() -> None:
 
 def test_a_number_missing_or_given_twice_is_refused() -> None:
     one, two, three = (parse_migration(f"000{n}_a.sql", "-- compat: 1\n") for n in (1, 2, 3))
-    assert in_order([three, one, two]) == (one, two, three)
+    assert sort_migrations([three, one, two]) == (one, two, three)
     with pytest.raises(StoreError, match="0003 a should have number 0002"):
-        in_order([one, three])
+        sort_migrations([one, three])
     with pytest.raises(StoreError, match="0002 a should have number 0003"):
-        in_order([one, two, two])
+        sort_migrations([one, two, two])
 
 
 def test_an_edit_changes_the_checksum() -> None:
@@ -44,7 +44,7 @@ def test_an_edit_changes_the_checksum() -> None:
 
 
 def test_the_packaged_migrations_are_in_order_and_never_ask_for_newer_programs_than_themselves() -> None:
-    scripts = packaged()
+    scripts = load_scripts()
     assert [m.number for m in scripts.migrations] == list(range(1, len(scripts.migrations) + 1))
     assert all(m.compat <= m.number for m in scripts.migrations)
 

@@ -13,9 +13,9 @@ import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
-from gueststore.catalogue import dumps, read
+from gueststore.catalogue import dumps, read_catalogue
 from gueststore.migrations import migrate
-from gueststore.picture import draw
+from gueststore.schema_page import render_schema_page
 
 HERE = Path(__file__).parents[2]
 
@@ -32,11 +32,11 @@ def main() -> None:
             scratch = make_conninfo(server, dbname=name)
             migrate(scratch)
             with psycopg.connect(scratch) as inside:
-                catalogue = read(inside)
+                catalogue = read_catalogue(inside)
         finally:
             connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
     (HERE / "schema/gueststore/catalogue.json").write_text(dumps(catalogue), encoding="utf-8")
-    (HERE / "docs/schema.md").write_text(draw(catalogue), encoding="utf-8")
+    (HERE / "docs/schema.md").write_text(render_schema_page(catalogue), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from guestd.core.config import Settings
 from guestd.core.errors import RowsRejected, StoreUnavailable
 from guestd.core.text import escape_to_ascii
 from guestd.store.connection import connection_to, sorted_errors
-from gueststore import asking
-from gueststore.asking import MachineNow
+from gueststore import read_api
+from gueststore.read_api import MachineNow
 
 LAST_HOUR = timedelta(hours=1)
 LISTED = 10
@@ -51,7 +51,7 @@ def _with_errors(looking: Coroutine[Any, Any, int]) -> int:
 
 async def _show(dsn: str, wanted: str) -> int:
     async with connection_to(dsn) as connection, sorted_errors():
-        found = await asking.machines(connection, wanted)
+        found = await read_api.read_machines(connection, wanted)
         if len(found) != 1:
             print(f"guestd: {len(found)} machines are called {wanted!r}", file=sys.stderr)
             for each in found:
@@ -64,12 +64,12 @@ async def _show(dsn: str, wanted: str) -> int:
         )
         print(_latest(machine, now))
         window = (now - LAST_HOUR, now)
-        for used in await asking.top_processes(connection, *window, of=[machine.id], most=LISTED):
+        for used in await read_api.read_top_processes(connection, *window, of=[machine.id], most=LISTED):
             print(f"  {used.cpu_percent:6.1f} % {used.memory_kb / 1024:8.0f} MiB  {escape_to_ascii(used.name)}")
-        for port in await asking.ports(connection, machine.id):
+        for port in await read_api.read_ports(connection, machine.id):
             process = escape_to_ascii(port.process_name or "it does not say whom")
             print(f"  {port.protocol} {port.port} opened by {process}")
-        for change in await asking.changes(connection, machine.id, most=LISTED):
+        for change in await read_api.read_changes(connection, machine.id, most=LISTED):
             states = " -> ".join(escape_to_ascii(state) for state in (change.from_state, change.to_state) if state)
             print(f"  {change.at:%Y-%m-%d %H:%M:%S} {change.kind} {escape_to_ascii(change.name)}: {states}")
     return 0
@@ -90,7 +90,7 @@ async def _top(dsn: str, arguments: argparse.Namespace) -> int:
     async with connection_to(dsn) as connection, sorted_errors():
         drawn = 0
         while True:
-            machines = await asking.machines(connection)
+            machines = await read_api.read_machines(connection)
             # A terminal is drawn over; a file or a pipe gets one table after another.
             lines = shutil.get_terminal_size().lines if sys.stdout.isatty() else len(machines) + 2
             text = "\n".join(_table(machines, arguments.sort, lines - 2, datetime.now(UTC)))

@@ -13,10 +13,10 @@ from guestd.core.errors import SchemaMismatch, StoreUnavailable
 from guestd.doctor.finding import Finding, fault, ok, warning
 from guestd.store.connection import check_schema, connection_to, server_name
 from gueststore import catalogue
-from gueststore.alarms import alarms
+from gueststore.alarms import read_alarms
 from gueststore.errors import ConfigurationError, StoreError
 from gueststore.queries import query
-from gueststore.rollups import Rollup, rollups
+from gueststore.rollups import Rollup, read_rollups
 
 # Less is lost in the time of asking; more moves samples that carry no time of their own.
 MOST_CLOCK_SECONDS = 2.0
@@ -119,13 +119,13 @@ def _without_rights(exc: str) -> Finding:
 def _aged(dsn: str) -> Iterator[Finding]:
     """What `gueststore check` says, and how far the roll-ups are."""
     try:
-        found = alarms(dsn)
-        rolled_up = rollups(dsn)
+        found = read_alarms(dsn)
+        rolled_up = read_rollups(dsn)
     except (StoreError, ConfigurationError) as exc:
         yield fault("schema", str(exc), "gueststore check")
         return
     except psycopg.errors.UndefinedTable:
-        yield _drifted(catalogue.check(dsn))
+        yield _drifted(catalogue.find_drift(dsn))
         return
     yield _drifted([alarm.sentence for alarm in found if alarm.kind == "drift"])
     for alarm in found:

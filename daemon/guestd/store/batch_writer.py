@@ -450,7 +450,7 @@ async def _enforce_retention(connection: psycopg.AsyncConnection[Any]) -> int:
     retired = 0
     cursor = await connection.execute(query("maintenance/read_retention"))
     for relation, *_ in await cursor.fetchall():
-        cursor = await connection.execute(query("maintenance/apply_retention"), {"relation": relation})
+        cursor = await connection.execute(query("maintenance/enforce_retention"), {"relation": relation})
         (gone,) = await cursor.fetchone() or (0,)
         retired += gone
     return retired

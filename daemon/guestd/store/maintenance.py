@@ -87,6 +87,6 @@ class StoreMaintenance:
 
 def _schema_differences(dsn: str) -> int:
     try:
-        return len(catalogue.check(dsn))
+        return len(catalogue.find_drift(dsn))
     except (StoreError, ConfigurationError) as exc:
         raise StoreUnavailable(str(exc)) from exc

@@ -19,7 +19,7 @@ from guestd.core.errors import RowsRejected, StoreUnavailable
 from guestd.core.tasks import Backoff, run_with_retry
 from guestd.store.connection import connection_to, sorted_errors
 from guestd.telemetry.domains import Family
-from gueststore.alarms import Alarm, alarms
+from gueststore.alarms import Alarm, read_alarms
 from gueststore.errors import ConfigurationError, StoreError
 from gueststore.queries import query
 
@@ -111,7 +111,7 @@ class RollupRefresher:
 
 def _alarms(dsn: str) -> list[Alarm]:
     try:
-        return alarms(dsn)
+        return read_alarms(dsn)
     except (StoreError, ConfigurationError) as exc:
         raise StoreUnavailable(str(exc)) from exc
 

@@ -31,17 +31,17 @@ class Filter:
     references: tuple[str, ...]
 
 
-def applications() -> tuple[Application, ...]:
+def load_applications() -> tuple[Application, ...]:
     """Return every application, in the order of the file."""
     return tuple(Application(**entry) for entry in _load("applications.toml")["application"])
 
 
-def global_services() -> tuple[str, ...]:
+def load_global_services() -> tuple[str, ...]:
     """Return every key of a service that has a global setting."""
     return tuple(_load("filters.toml")["global_services"])
 
 
-def filters() -> tuple[Filter, ...]:
+def load_filters() -> tuple[Filter, ...]:
     """Return every filter: two per service, then the ones that are written out."""
     content = _load("filters.toml")
     written = (

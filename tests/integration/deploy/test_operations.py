@@ -10,7 +10,7 @@ import pytest
 from psycopg.conninfo import conninfo_to_dict
 from tools.harness.cluster import Cluster, prefix
 
-from gueststore.catalogue import check
+from gueststore.catalogue import find_drift
 from support.daemon import REPOSITORY, add_machine, command, environment, execute, rows
 from support.store import Server
 
@@ -42,7 +42,7 @@ def test_a_store_is_made_by_the_commands_for_it(cluster: Server, tmp_path: Path)
             ["sh", "-exc", commands], env=environment() | variables, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
-        assert check(cluster.dsn("guestd")) == []
+        assert find_drift(cluster.dsn("guestd")) == []
         with psycopg.connect(cluster.dsn("guestd"), user="guestd") as writer:
             assert writer.execute('SELECT count(*) FROM "Machine"').fetchone() == (0,)
         with (

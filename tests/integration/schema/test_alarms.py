@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from gueststore.alarms import Alarm, alarms
+from gueststore.alarms import Alarm, read_alarms
 from gueststore.database import Connection
 from gueststore.queries import query
 from support.daemon import eventually
@@ -19,7 +19,7 @@ LONG_AGO = {"timestamp": NOW - timedelta(days=60)}
 
 
 def test_a_fresh_store_has_no_alarm(dsn: str) -> None:
-    assert alarms(dsn) == []
+    assert read_alarms(dsn) == []
 
 
 # What was done to the store, and the kind and beginning of its alarm.
@@ -41,13 +41,13 @@ DAMAGES = [
 @pytest.mark.parametrize(("damage", "named"), DAMAGES, ids=[named.sentence for _, named in DAMAGES])
 def test_each_kind_of_damage_is_an_alarm(dsn: str, connection: Connection, damage: str, named: Alarm) -> None:
     connection.execute(damage.encode())
-    assert any(each.kind == named.kind and each.sentence.startswith(named.sentence) for each in alarms(dsn))
+    assert any(each.kind == named.kind and each.sentence.startswith(named.sentence) for each in read_alarms(dsn))
 
 
 @pytest.mark.parametrize(("at", "kind"), [(FAR, "future"), (LONG_AGO, "past")])
 def test_chunks_far_from_now_are_an_alarm(dsn: str, connection: Connection, at: dict[str, datetime], kind: str) -> None:
     insert(connection, "PortUsage", **REQUIRED["PortUsage"](connection) | at)
-    (found,) = alarms(dsn)
+    (found,) = read_alarms(dsn)
     assert found.kind == kind
     assert found.sentence.startswith("1 chunks of PortUsage ")
 
@@ -55,10 +55,10 @@ def test_chunks_far_from_now_are_an_alarm(dsn: str, connection: Connection, at: 
 def test_roll_ups_that_nobody_does_are_an_alarm(dsn: str, connection: Connection) -> None:
     old = {"unit": "minute", "bucket": NOW - timedelta(hours=5)}
     insert(connection, "RollupPending", **REQUIRED["RollupPending"](connection) | old)
-    assert alarms(dsn) == []  # the turn of what is late may come yet
+    assert read_alarms(dsn) == []  # the turn of what is late may come yet
     connection.execute("SET session_replication_role = replica")
     connection.execute("""UPDATE "RollupState" SET "updatedAt" = now() - INTERVAL '4 hours'""")
-    (found,) = alarms(dsn)
+    (found,) = read_alarms(dsn)
     assert (found.kind, found.sentence[:19]) == ("rollup", "roll-ups are behind")
 
 
@@ -76,22 +76,22 @@ def test_a_table_of_more_dead_rows_than_rows_is_an_alarm(dsn: str, connection: C
     connection.execute('INSERT INTO "DeletedMachine" ("id") SELECT gen_random_uuid() FROM generate_series(1, 110000)')
     connection.execute('DELETE FROM "DeletedMachine"')
     connection.execute("SELECT pg_stat_force_next_flush()")
-    eventually(lambda: [each.kind for each in alarms(dsn)] == ["bloat"], "the dead rows are counted")
-    (found,) = alarms(dsn)
+    eventually(lambda: [each.kind for each in read_alarms(dsn)] == ["bloat"], "the dead rows are counted")
+    (found,) = read_alarms(dsn)
     assert found.sentence == "DeletedMachine has 110000 dead rows beside 0: autovacuum does not keep up"
 
 
 def test_queries_that_are_slow_in_the_mean_are_an_alarm_but_for_roll_ups(dsn: str, connection: Connection) -> None:
     if rows(connection, "SHOW shared_preload_libraries") == [("timescaledb",)]:
         pytest.skip("this server does not load pg_stat_statements")
-    assert not [each for each in alarms(dsn, slow_query_ms=10) if each.kind == "slow"]
+    assert not [each for each in read_alarms(dsn, slow_query_ms=10) if each.kind == "slow"]
     connection.execute("CREATE EXTENSION pg_stat_statements")
     for _ in range(11):
         connection.execute("SELECT pg_sleep(0.02)")
         connection.execute("SELECT pg_sleep(0.02), guestd_roll_up_minutes(1)")
-    (found,) = [each for each in alarms(dsn, slow_query_ms=10) if each.kind == "slow"]
+    (found,) = [each for each in read_alarms(dsn, slow_query_ms=10) if each.kind == "slow"]
     assert found.sentence.endswith(" ms in the mean, asked 11 times: SELECT pg_sleep($1)")
-    assert not [each for each in alarms(dsn) if each.kind == "slow"]
+    assert not [each for each in read_alarms(dsn) if each.kind == "slow"]
 
 
 def test_jobs_that_fail_are_an_alarm_where_jobs_are_ours(connection: Connection) -> None:

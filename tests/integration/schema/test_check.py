@@ -8,12 +8,10 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from gueststore.catalogue import check, differences, dumps, loads, packaged
-from gueststore.catalogue import read as read_catalogue
+from gueststore.catalogue import dumps, find_differences, find_drift, load_catalogue, loads, read_catalogue
 from gueststore.database import Connection
 from gueststore.migrations import migrate
-from gueststore.scripts import Migration
-from gueststore.scripts import packaged as packaged_scripts
+from gueststore.scripts import Migration, load_scripts
 from support.schema import rows
 
 # (damage, what must be named)
@@ -71,16 +69,16 @@ DAMAGES = [
 
 
 def test_a_migrated_database_has_no_drift(dsn: str) -> None:
-    assert check(dsn) == []
+    assert find_drift(dsn) == []
 
 
-@pytest.mark.parametrize("migration", packaged_scripts().migrations[:-1], ids=str)
+@pytest.mark.parametrize("migration", load_scripts().migrations[:-1], ids=str)
 def test_a_database_migrated_from_an_earlier_schema_has_no_drift(empty_dsn: str, migration: Migration) -> None:
-    earlier = replace(packaged_scripts(), migrations=packaged_scripts().migrations[: migration.number], repeatables=())
+    earlier = replace(load_scripts(), migrations=load_scripts().migrations[: migration.number], repeatables=())
     migrate(empty_dsn, scripts=earlier)
-    assert any("is missing" in difference for difference in check(empty_dsn))
+    assert any("is missing" in difference for difference in find_drift(empty_dsn))
     migrate(empty_dsn)
-    assert check(empty_dsn) == []
+    assert find_drift(empty_dsn) == []
 
 
 def test_each_kind_of_damage_is_named(connection: Connection) -> None:
@@ -88,16 +86,16 @@ def test_each_kind_of_damage_is_named(connection: Connection) -> None:
     for damage, named in DAMAGES:
         with connection.transaction(force_rollback=True):
             connection.execute(damage.encode())
-            found = differences(packaged(), read_catalogue(connection))
+            found = find_differences(load_catalogue(), read_catalogue(connection))
         assert any(difference.startswith(named) for difference in found), (damage, found)
-    assert differences(packaged(), read_catalogue(connection)) == []
+    assert find_differences(load_catalogue(), read_catalogue(connection)) == []
 
 
 def test_an_index_that_was_never_finished_is_named(connection: Connection) -> None:
     connection.execute('DROP INDEX "Disk_nodeId_idx"')
     connection.execute('CREATE INDEX CONCURRENTLY "Disk_nodeId_idx" ON "Disk" ("nodeId")')
     connection.execute("UPDATE pg_index SET indisvalid = FALSE WHERE indexrelid = '\"Disk_nodeId_idx\"'::regclass")
-    (found,) = differences(packaged(), read_catalogue(connection))
+    (found,) = find_differences(load_catalogue(), read_catalogue(connection))
     assert found.startswith("index Disk.Disk_nodeId_idx is")
     assert "INVALID" in found
 
@@ -105,17 +103,17 @@ def test_an_index_that_was_never_finished_is_named(connection: Connection) -> No
 def test_tables_of_other_people_are_not_drift(connection: Connection) -> None:
     connection.execute("CREATE TABLE grafana (id integer PRIMARY KEY, note text DEFAULT 'x')")
     connection.execute("CREATE VIEW mine AS SELECT id FROM grafana")
-    assert differences(packaged(), read_catalogue(connection)) == []
+    assert find_differences(load_catalogue(), read_catalogue(connection)) == []
 
 
 def test_a_catalogue_survives_writing_and_reading() -> None:
-    assert loads(dumps(packaged())) == packaged()
-    assert list(loads(dumps(packaged()))) == list(packaged())
+    assert loads(dumps(load_catalogue())) == load_catalogue()
+    assert list(loads(dumps(load_catalogue()))) == list(load_catalogue())
 
 
 def test_every_table_and_column_has_a_comment() -> None:
-    described = {name for kind, name in packaged() if kind == "comment"}
-    assert {name for kind, name in packaged() if kind in {"table", "view", "column"}} - described == set()
+    described = {name for kind, name in load_catalogue() if kind == "comment"}
+    assert {name for kind, name in load_catalogue() if kind in {"table", "view", "column"}} - described == set()
 
 
 def test_the_command_names_the_drift_and_fails(dsn: str) -> None:

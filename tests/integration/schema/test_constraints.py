@@ -6,9 +6,9 @@ import psycopg
 import pytest
 from psycopg.types.json import Jsonb
 
-from gueststore.catalogue import packaged
+from gueststore.catalogue import load_catalogue
+from gueststore.constraint_messages import explain_refusal
 from gueststore.database import Connection
-from gueststore.refusals import explain
 from support.models import REQUIRED, nw_filter
 from support.schema import insert
 
@@ -74,10 +74,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 def test_every_check_has_a_bad_row_here_and_a_sentence_of_its_own() -> None:
     checks = {
         name
-        for (kind, name), definition in packaged().items()
+        for (kind, name), definition in load_catalogue().items()
         if kind == "constraint" and definition.startswith("CHECK")
     }
-    with_sentence = {name for kind, name in packaged() if kind == "constraint comment"}
+    with_sentence = {name for kind, name in load_catalogue() if kind == "constraint comment"}
     assert checks == with_sentence
     assert checks == {name for name, _, _ in REFUSED} | {"FilterReference.FilterReference_not_to_itself_check"}
 
@@ -88,7 +88,7 @@ def test_each_bad_row_is_refused_by_its_check_in_a_sentence(connection: Connecti
         with pytest.raises(psycopg.errors.CheckViolation) as refusal:
             insert(connection, table, **REQUIRED[table](connection) | bad)
         assert refusal.value.diag.constraint_name == constraint
-        said = explain(refusal.value)
+        said = explain_refusal(refusal.value)
         assert said.startswith(f"{table}: ")
         assert words in said
         assert said.endswith(".")
@@ -98,7 +98,7 @@ def test_a_filter_does_not_include_itself(connection: Connection) -> None:
     itself = nw_filter(connection)
     with pytest.raises(psycopg.errors.CheckViolation) as refusal:
         insert(connection, "FilterReference", sourceFilterId=itself, targetFilterId=itself)
-    assert "does not include itself" in explain(refusal.value)
+    assert "does not include itself" in explain_refusal(refusal.value)
 
 
 def test_values_at_the_edge_are_taken(connection: Connection) -> None:

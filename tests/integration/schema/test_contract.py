@@ -6,7 +6,7 @@ from gueststore import contract
 from gueststore.contract import Table
 from gueststore.database import Connection
 from gueststore.queries import query
-from gueststore.scripts import packaged
+from gueststore.scripts import load_scripts
 from support.schema import rows
 
 COLUMNS = """
@@ -32,7 +32,7 @@ def test_an_inventory_waits_in_a_table_of_the_contracts_columns(connection: Conn
 
 
 def test_the_contract_is_written_for_the_newest_migration(connection: Connection) -> None:
-    newest = packaged().migrations[-1]
+    newest = load_scripts().migrations[-1]
     assert newest.number == contract.SCHEMA_VERSION
     version, compat = connection.execute(query("schema/read_version")).fetchone() or (0, 0)
     assert contract.mismatch(version, compat) is None

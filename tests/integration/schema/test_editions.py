@@ -6,12 +6,12 @@ import psycopg
 import pytest
 
 from gueststore.database import Connection
-from gueststore.migrations import status
-from gueststore.scripts import Repeatable, packaged
+from gueststore.migrations import read_status
+from gueststore.scripts import Repeatable, load_scripts
 
 STATEMENTS = [
     "\n".join(line for line in statement.splitlines() if not line.startswith("--")).strip()
-    for script in packaged().community
+    for script in load_scripts().community
     for statement in script.body.split(";\n")
 ]
 
@@ -32,10 +32,10 @@ def test_what_is_for_the_community_edition_is_refused_for_its_licence_alone(apac
 
 def test_the_community_editions_scripts_run_there_alone_and_last() -> None:
     extra = Repeatable("community/10_more", "SELECT 1;")
-    scripts = replace(packaged(), community=(extra,))
-    assert scripts.repeated_on("timescale") == (*packaged().repeatables, extra)
-    assert scripts.repeated_on("apache") == scripts.repeated_on("") == packaged().repeatables
+    scripts = replace(load_scripts(), community=(extra,))
+    assert scripts.repeated_on("timescale") == (*load_scripts().repeatables, extra)
+    assert scripts.repeated_on("apache") == scripts.repeated_on("") == load_scripts().repeatables
 
 
 def test_the_status_names_the_edition(apache: Connection, dsn: str) -> None:
-    assert (status(dsn).licence, status(dsn).pending) == ("apache", ())
+    assert (read_status(dsn).licence, read_status(dsn).pending) == ("apache", ())

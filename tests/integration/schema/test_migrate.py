@@ -15,8 +15,8 @@ from psycopg.conninfo import make_conninfo
 from tools.harness.cluster import Cluster, prefix
 
 from gueststore.errors import ConfigurationError, StoreError
-from gueststore.migrations import ADVISORY_LOCK_KEY, migrate, status
-from gueststore.scripts import Migration, Scripts, packaged, parse_migration
+from gueststore.migrations import ADVISORY_LOCK_KEY, migrate, read_status
+from gueststore.scripts import Migration, Scripts, load_scripts, parse_migration
 from support.schema import rows
 
 TABLES = "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
@@ -25,7 +25,7 @@ TABLES = "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'p
 def with_migrations(*bodies: str) -> Scripts:
     """Scripts with migrations of these bodies and no repeatable."""
     migrations = tuple(parse_migration(f"{number:04}_step.sql", body) for number, body in enumerate(bodies, start=1))
-    return replace(packaged(), migrations=migrations, repeatables=())
+    return replace(load_scripts(), migrations=migrations, repeatables=())
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -41,34 +41,34 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_an_empty_database_gets_everything_and_then_nothing(empty_dsn: str) -> None:
     said: list[str] = []
     applied = migrate(empty_dsn, report=said.append)
-    assert [a.script for a in applied] == [*packaged().migrations, *packaged().repeatables]
+    assert [a.script for a in applied] == [*load_scripts().migrations, *load_scripts().repeatables]
     assert [line for line in said if line.startswith("applied")] == [str(a) for a in applied]
     assert migrate(empty_dsn) == []
-    state = status(empty_dsn)
-    assert (state.pending, state.problems, state.version) == ((), (), len(packaged().migrations))
+    state = read_status(empty_dsn)
+    assert (state.pending, state.problems, state.version) == ((), (), len(load_scripts().migrations))
 
 
 def test_status_of_an_empty_database_is_all_pending_and_changes_nothing(empty_dsn: str) -> None:
-    state = status(empty_dsn)
+    state = read_status(empty_dsn)
     assert state.version == 0
-    assert state.pending == (*packaged().migrations, *packaged().repeatables)
+    assert state.pending == (*load_scripts().migrations, *load_scripts().repeatables)
     with psycopg.connect(empty_dsn) as connection:
         assert rows(connection, TABLES) == []
 
 
-@pytest.mark.parametrize("migration", packaged().migrations[:-1], ids=str)
+@pytest.mark.parametrize("migration", load_scripts().migrations[:-1], ids=str)
 def test_every_earlier_migration_leads_to_the_current_schema(empty_dsn: str, migration: Migration) -> None:
-    earlier = replace(packaged(), migrations=packaged().migrations[: migration.number], repeatables=())
+    earlier = replace(load_scripts(), migrations=load_scripts().migrations[: migration.number], repeatables=())
     migrate(empty_dsn, scripts=earlier)
     migrate(empty_dsn)
-    assert status(empty_dsn).pending == ()
+    assert read_status(empty_dsn).pending == ()
 
 
 def test_runs_at_the_same_time_take_turns(empty_dsn: str) -> None:
     with ThreadPoolExecutor(4) as pool:
         results = list(pool.map(lambda _: migrate(empty_dsn), range(4)))
     assert sorted(len(applied) for applied in results)[:3] == [0, 0, 0]
-    assert status(empty_dsn).pending == ()
+    assert read_status(empty_dsn).pending == ()
 
 
 def test_a_run_that_waits_says_so(empty_dsn: str) -> None:
@@ -90,7 +90,7 @@ def test_a_migration_that_fails_half_way_leaves_nothing_behind(empty_dsn: str) -
     bad = "-- compat: 1\nCREATE TABLE two (id integer);\nSELECT 1 / 0;"
     with pytest.raises(StoreError, match=r"0002 step failed.*division by zero"):
         migrate(empty_dsn, scripts=with_migrations(good, bad))
-    assert status(empty_dsn, scripts=with_migrations(good, bad)).version == 1
+    assert read_status(empty_dsn, scripts=with_migrations(good, bad)).version == 1
     with psycopg.connect(empty_dsn) as connection:
         names = {name for (name,) in rows(connection, TABLES)}
     assert "one" in names
@@ -104,7 +104,7 @@ def test_an_edited_migration_is_named_and_nothing_runs(empty_dsn: str) -> None:
     edited = with_migrations("-- compat: 1\nSELECT 2;", "-- compat: 1\nCREATE TABLE two (id integer);")
     with pytest.raises(StoreError, match="0001 step was edited"):
         migrate(empty_dsn, scripts=edited)
-    assert status(empty_dsn, scripts=edited).version == 1
+    assert read_status(empty_dsn, scripts=edited).version == 1
 
 
 def test_a_database_ahead_of_the_program_is_refused_by_the_migrations_name(empty_dsn: str) -> None:
@@ -116,9 +116,9 @@ def test_a_database_ahead_of_the_program_is_refused_by_the_migrations_name(empty
 
 def test_a_changed_repeatable_runs_again(empty_dsn: str) -> None:
     migrate(empty_dsn)
-    first, *rest = packaged().repeatables
+    first, *rest = load_scripts().repeatables
     changed = replace(first, body=first.body + "\n-- changed\n")
-    applied = migrate(empty_dsn, scripts=replace(packaged(), repeatables=(changed, *rest)))
+    applied = migrate(empty_dsn, scripts=replace(load_scripts(), repeatables=(changed, *rest)))
     assert [a.script for a in applied] == [changed]
 
 

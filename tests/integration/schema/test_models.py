@@ -8,9 +8,9 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from gueststore.catalogue import packaged
+from gueststore.catalogue import load_catalogue
+from gueststore.constraint_messages import explain_refusal
 from gueststore.database import Connection
-from gueststore.refusals import explain
 from support.models import FOREIGN_KEYS, REQUIRED, Row, nw_filter
 from support.schema import insert, make_machine, make_user, rows
 
@@ -19,7 +19,7 @@ BOOKS_OF_MIGRATIONS = {"SchemaMigration", "SchemaRepeatable"}
 
 def keys(kind: str) -> Iterator[tuple[str, str, list[str]]]:
     """(table, constraint, columns) of every PRIMARY KEY or UNIQUE of a model."""
-    for (found, name), definition in packaged().items():
+    for (found, name), definition in load_catalogue().items():
         table, _, constraint = name.partition(".")
         if found == "constraint" and definition.startswith(kind) and table not in BOOKS_OF_MIGRATIONS:
             columns = definition.partition("(")[2].rstrip(")").replace('"', "")
@@ -34,7 +34,7 @@ def where(table: str, row: Row, columns: list[str]) -> sql.Composed:
 
 
 def test_every_model_is_exercised_here() -> None:
-    assert set(REQUIRED) == {name for kind, name in packaged() if kind == "table"} - BOOKS_OF_MIGRATIONS
+    assert set(REQUIRED) == {name for kind, name in load_catalogue() if kind == "table"} - BOOKS_OF_MIGRATIONS
     assert len(REQUIRED) >= 22
 
 
@@ -56,21 +56,21 @@ def test_a_second_row_with_the_same_key_is_refused_in_plain_words(connection: Co
         with pytest.raises(psycopg.errors.UniqueViolation) as refusal:
             insert(connection, table, **again)
         assert str(refusal.value.diag.constraint_name).endswith(constraint)
-        assert explain(refusal.value).startswith(f"{table} already has a row with {', '.join(columns)} ")
+        assert explain_refusal(refusal.value).startswith(f"{table} already has a row with {', '.join(columns)} ")
 
 
 def test_a_value_that_is_needed_and_missing_is_named(connection: Connection) -> None:
     for table, required in REQUIRED.items():
         needed = [
             name.partition(".")[2]
-            for (kind, name), definition in packaged().items()
+            for (kind, name), definition in load_catalogue().items()
             if kind == "column" and name.startswith(f"{table}.") and definition.endswith("NOT NULL")
         ]
         row = required(connection)
         for column in needed:
             with pytest.raises(psycopg.errors.NotNullViolation) as refusal:
                 insert(connection, table, **row | {column: None})
-            assert explain(refusal.value).endswith(f".{column} needs a value.")
+            assert explain_refusal(refusal.value).endswith(f".{column} needs a value.")
 
 
 def test_every_foreign_key_does_on_delete_what_the_schema_says(connection: Connection) -> None:
@@ -87,7 +87,7 @@ def test_every_foreign_key_does_on_delete_what_the_schema_says(connection: Conne
         if rule == "r":
             with pytest.raises(psycopg.errors.IntegrityError) as refusal:
                 connection.execute(delete)
-            assert explain(refusal.value).endswith(f"is still in use: {table}.{column} refers to it.")
+            assert explain_refusal(refusal.value).endswith(f"is still in use: {table}.{column} refers to it.")
             continue
         connection.execute(delete)
         select = sql.SQL("SELECT {} FROM {}").format(sql.Identifier(column), where(table, row, key))
@@ -99,7 +99,7 @@ def test_a_row_that_refers_to_nothing_is_refused_in_plain_words(connection: Conn
         with pytest.raises(psycopg.errors.ForeignKeyViolation) as refusal:
             insert(connection, table, **REQUIRED[table](connection) | {column: uuid.uuid4()})
         assert refusal.value.diag.constraint_name == constraint
-        said = explain(refusal.value)
+        said = explain_refusal(refusal.value)
         assert said.startswith(f"{table}.{column} refers to a {target} ")
         assert said.endswith("that does not exist.")
 
@@ -124,7 +124,7 @@ def test_a_machine_takes_with_it_all_that_is_its_own_and_nothing_else(connection
     gone, stays = make_machine(connection), make_machine(connection)
     owned = [
         (name.partition(".")[0], name.partition(".")[2])
-        for kind, name in packaged()
+        for kind, name in load_catalogue()
         if kind == "column" and name.partition(".")[2] in {"machineId", "vmId"} and name.partition(".")[0] in REQUIRED
     ]
     for table, column in owned:
@@ -164,10 +164,12 @@ def test_updated_at_moves_with_the_content_and_only_with_it(connection: Connecti
 
 def test_every_table_with_an_updated_at_keeps_it(connection: Connection) -> None:
     with_column = {
-        name.removesuffix(".updatedAt") for kind, name in packaged() if kind == "column" and name.endswith(".updatedAt")
+        name.removesuffix(".updatedAt")
+        for kind, name in load_catalogue()
+        if kind == "column" and name.endswith(".updatedAt")
     }
     with_trigger = {
-        name.partition(".")[0] for kind, name in packaged() if kind == "trigger" and name.endswith("_updatedAt")
+        name.partition(".")[0] for kind, name in load_catalogue() if kind == "trigger" and name.endswith("_updatedAt")
     }
     # The ledger's only updates are by compare-and-set, which sets it.
     assert with_column - {"IngestLedger"} == with_trigger

@@ -1,4 +1,4 @@
-"""Each question of `gueststore.asking`, and each view, goes by the index or the roll-up that is meant for it.
+"""Each question of `gueststore.read_api`, and each view, goes by the index or the roll-up that is meant for it.
 
 The planner chooses for itself, on enough rows that it has a choice; auto_explain tells the plans of what functions ask.
 """

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gueststore.catalogue import packaged
+from gueststore.catalogue import load_catalogue
 
 SCHEMA = Path(__file__).parents[3] / "schema/schema.prisma"
 CHECKER = Path(__file__).parents[3] / "schema/prisma-check"
@@ -34,7 +34,7 @@ TYPES = {
     "timestamp(3) with time zone": ("DateTime", "Timestamptz"),
 }
 RULES = {"CASCADE": "Cascade", "SET NULL": "SetNull", "RESTRICT": "Restrict"}
-SERIES = {name for kind, name in packaged() if kind == "hypertable"}
+SERIES = {name for kind, name in load_catalogue() if kind == "hypertable"}
 COLUMN = re.compile(r"(?P<type>.*?)(?P<needed> NOT NULL)?(?: DEFAULT (?P<default>.*))?")
 
 
@@ -80,7 +80,7 @@ def models(parsed: dict[str, Any]) -> dict[str, Any]:
 
 
 def of_table(kind: str, table: str) -> Iterator[tuple[str, str]]:
-    for (found, name), definition in packaged().items():
+    for (found, name), definition in load_catalogue().items():
         if found == kind and name.partition(".")[0] == table:
             yield name.partition(".")[2], definition
 
@@ -104,8 +104,8 @@ def test_a_broken_schema_is_refused_with_the_parsers_words(parser: Path, tmp_pat
 
 
 def test_every_table_is_a_model_with_its_comment(models: dict[str, Any]) -> None:
-    assert set(models) == {name for kind, name in packaged() if kind == "table"}
-    assert all(model["documentation"] == packaged()["comment", name] for name, model in models.items())
+    assert set(models) == {name for kind, name in load_catalogue() if kind == "table"}
+    assert all(model["documentation"] == load_catalogue()["comment", name] for name, model in models.items())
 
 
 def test_every_column_is_a_field_of_its_type_need_and_default(models: dict[str, Any]) -> None:
@@ -123,7 +123,7 @@ def test_every_column_is_a_field_of_its_type_need_and_default(models: dict[str, 
             assert field["isList"] == facts["type"].endswith("[]")
             assert default_of(field) == facts["default"], (name, column)
             assert field["isUpdatedAt"] == (column == "updatedAt")
-            assert field["documentation"] == packaged()["comment", f"{name}.{column}"]
+            assert field["documentation"] == load_catalogue()["comment", f"{name}.{column}"]
 
 
 def default_of(field: dict[str, Any]) -> str | None:
@@ -159,7 +159,7 @@ def test_every_key_is_a_key(models: dict[str, Any]) -> None:
 def test_every_index_is_an_index() -> None:
     """The parser's answer leaves plain indexes out, so this one reads the page itself."""
     text = SCHEMA.read_text("utf-8")
-    for name in (name for kind, name in packaged() if kind == "table"):
+    for name in (name for kind, name in load_catalogue() if kind == "table"):
         block = text.partition(f"\nmodel {name} {{\n")[2].partition("\n}\n")[0]
         written = set(re.findall(r"@@index\(\[(.*)\]\)", block))
         live = {definition.partition("(")[2].rstrip(")").replace('"', "") for _, definition in of_table("index", name)}
@@ -167,10 +167,10 @@ def test_every_index_is_an_index() -> None:
 
 
 def test_every_foreign_key_is_a_relation_and_so_is_a_series_link_to_its_machine(models: dict[str, Any]) -> None:
-    of_machines = {table for table in SERIES if ("column", f"{table}.machineId") in packaged()}
+    of_machines = {table for table in SERIES if ("column", f"{table}.machineId") in load_catalogue()}
     live = {(table, "machineId", "Machine", "CASCADE") for table in of_machines}
     pattern = re.compile(r'FOREIGN KEY \("?(\w+)"?\) REFERENCES "(\w+)"\(id\) ON UPDATE CASCADE ON DELETE (.*)')
-    for (kind, name), definition in packaged().items():
+    for (kind, name), definition in load_catalogue().items():
         found = pattern.fullmatch(definition) if kind == "constraint" else None
         if found:
             live.add((name.partition(".")[0], found[1], found[2], found[3]))

@@ -13,7 +13,7 @@ from psycopg import sql
 from tools.harness import prisma
 from tools.harness.prisma import INSTALL_SECONDS, SCHEMA, said_by
 
-from gueststore.catalogue import packaged
+from gueststore.catalogue import load_catalogue
 from gueststore.database import Connection
 from support.models import FOREIGN_KEYS, NOW, REQUIRED
 from support.schema import insert, make_machine, rows
@@ -51,7 +51,7 @@ def test_prismas_client_reads_writes_pages_and_follows_every_relation(
     dsn: str, connection: Connection, generated: Path, filled: uuid.UUID
 ) -> None:
     answer = used(generated, dsn, filled)
-    assert set(answer["models"]) == {name for kind, name in packaged() if kind == "table"}
+    assert set(answer["models"]) == {name for kind, name in load_catalogue() if kind == "table"}
     for model, found in answer["models"].items():
         counted = sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(model))
         assert found["rows"] > 0, model
@@ -99,8 +99,8 @@ ALLOWED = {
     *(
         f'ALTER TABLE "{name}" ADD CONSTRAINT "{name}_machineId_fkey" FOREIGN KEY ("machineId") '
         'REFERENCES "Machine"("id") ON DELETE CASCADE ON UPDATE CASCADE;'
-        for kind, name in packaged()
-        if kind == "hypertable" and ("column", f"{name}.machineId") in packaged()
+        for kind, name in load_catalogue()
+        if kind == "hypertable" and ("column", f"{name}.machineId") in load_catalogue()
     ),
     # An identity, which a trigger alone uses; Prisma has no word for it but a sequence's.
     'ALTER TABLE "RollupPending" ALTER COLUMN "id" DROP DEFAULT;',

@@ -14,8 +14,8 @@ import pytest
 import pytest_asyncio
 from tools.harness.cluster import Cluster, create_database, prefix
 
-from gueststore import asking
-from gueststore.alarms import alarms
+from gueststore import read_api
+from gueststore.alarms import read_alarms
 from gueststore.migrations import migrate
 from support.daemon import eventually
 from support.rollups import roll_up, send
@@ -58,7 +58,7 @@ def pair(own_cluster: Cluster) -> Iterator[Pair]:
 
 
 @pytest_asyncio.fixture
-async def readers(pair: Pair) -> AsyncIterator[list[asking.Connection]]:
+async def readers(pair: Pair) -> AsyncIterator[list[read_api.AsyncConnection]]:
     """Connections of a reader's to both, in that order."""
     async with (
         await psycopg.AsyncConnection.connect(pair.primary, autocommit=True) as primary,
@@ -70,24 +70,24 @@ async def readers(pair: Pair) -> AsyncIterator[list[asking.Connection]]:
 
 
 @pytest.mark.asyncio
-async def test_a_replica_answers_what_its_primary_answers(pair: Pair, readers: list[asking.Connection]) -> None:
+async def test_a_replica_answers_what_its_primary_answers(pair: Pair, readers: list[read_api.AsyncConnection]) -> None:
     window = (NOW - timedelta(hours=3), NOW + timedelta(hours=1))
     answers = [
         (
-            await asking.machines(each),
-            await asking.series(each, pair.machine, *window),
-            await asking.processes(each, pair.machine, *window),
-            await asking.top_processes(each, *window),
-            await asking.top_processes(each, *window, of=[pair.machine]),
-            await asking.fleet(each, *window),
-            await asking.ports(each, pair.machine),
-            await asking.applications(each, pair.machine),
-            await asking.changes(each, pair.machine),
-            await asking.without_data(each),
+            await read_api.read_machines(each),
+            await read_api.read_series(each, pair.machine, *window),
+            await read_api.read_processes(each, pair.machine, *window),
+            await read_api.read_top_processes(each, *window),
+            await read_api.read_top_processes(each, *window, of=[pair.machine]),
+            await read_api.read_fleet(each, *window),
+            await read_api.read_ports(each, pair.machine),
+            await read_api.read_applications(each, pair.machine),
+            await read_api.read_changes(each, pair.machine),
+            await read_api.read_machines_without_data(each),
         )
         for each in readers
     ]
     assert answers[0] == answers[1]
     assert answers[0][0][0].at == NOW
     assert sum(point.samples for point in answers[0][1]) == 12
-    assert alarms(pair.replica) == []
+    assert read_alarms(pair.replica) == []

@@ -9,7 +9,7 @@ from psycopg import sql
 from tools.harness.cluster import prefix, programs_in
 
 from gueststore import contract
-from gueststore.catalogue import check
+from gueststore.catalogue import find_drift
 from gueststore.database import Connection
 from support.models import REQUIRED
 from support.rollups import roll_up
@@ -55,7 +55,7 @@ def test_a_dump_is_restored_with_its_hypertables(
     with psycopg.connect(empty_dsn, autocommit=True) as restored:
         restored.execute("SELECT timescaledb_post_restore()")
         assert counts(restored) == counts(connection)
-        assert check(empty_dsn) == []
+        assert find_drift(empty_dsn) == []
         # It goes on: a new sample makes a chunk and waits to be rolled up, and a machine takes its samples with it.
         ahead = {"machineId": machine, "timestamp": NOW + timedelta(days=20)}
         insert(restored, "SystemMetrics", **REQUIRED["SystemMetrics"](restored) | ahead)

@@ -5,7 +5,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 
 from gueststore.database import Connection
-from gueststore.retention import due, enforce
+from gueststore.retention import enforce_retention, read_retention_due
 from support.models import REQUIRED
 from support.schema import insert, rows
 
@@ -22,7 +22,7 @@ def run(*words: str) -> list[str]:
 def test_a_dry_run_names_every_relation_and_takes_nothing(dsn: str, connection: Connection) -> None:
     insert(connection, "QuarantinedFrame", **REQUIRED["QuarantinedFrame"](connection) | {"createdAt": LONG_AGO})
     said = run("--dry-run", "--dsn", dsn)
-    assert len(said) == len(due(dsn)) == 13
+    assert len(said) == len(read_retention_due(dsn)) == 13
     assert any(line.startswith("QuarantinedFrame: kept 90 days, 1 older than ") for line in said)
     assert any(line.startswith("PortUsage: ") and line.endswith("; more waits for its roll-up") for line in said)
     assert rows(connection, 'SELECT count(*) FROM "QuarantinedFrame"') == [(1,)]
@@ -33,4 +33,4 @@ def test_the_command_takes_what_is_due_and_says_so(dsn: str, connection: Connect
     assert run("--dsn", dsn) == ["QuarantinedFrame: 1 gone"]
     assert rows(connection, 'SELECT count(*) FROM "QuarantinedFrame"') == [(0,)]
     assert run("--dsn", dsn) == ["nothing to do: all is younger than its setting, or waits for its roll-up"]
-    assert enforce(dsn) == {}
+    assert enforce_retention(dsn) == {}

@@ -13,11 +13,11 @@ from psycopg.conninfo import make_conninfo
 from psycopg.types.json import Jsonb
 
 from gueststore import contract
-from gueststore.catalogue import check, packaged
+from gueststore.catalogue import find_drift, load_catalogue
 from gueststore.database import Connection
 from gueststore.migrations import migrate
 from gueststore.queries import query
-from gueststore.scripts import packaged as packaged_scripts
+from gueststore.scripts import load_scripts
 from support.models import REQUIRED
 from support.schema import insert, make_machine, rows
 from support.store import Server
@@ -53,7 +53,7 @@ def refused(connection: Connection, statement: str) -> bool:
 
 
 def test_a_reader_sees_every_column_but_the_secrets(reader: Connection) -> None:
-    for kind, name in packaged():
+    for kind, name in load_catalogue():
         table, _, column = name.partition(".")
         if kind == "column":
             hidden = column in SECRETS.get(table, set())
@@ -74,7 +74,7 @@ def test_a_reader_cannot_see_secrets_by_any_way_round(connection: Connection, re
 
 
 def test_a_reader_writes_nothing_and_calls_nothing(reader: Connection) -> None:
-    for kind, name in packaged():
+    for kind, name in load_catalogue():
         if kind == "table":
             assert refused(reader, f'DELETE FROM "{name}"'), name
             assert refused(reader, f'INSERT INTO "{name}" DEFAULT VALUES'), name
@@ -221,7 +221,7 @@ def test_databases_of_one_server_can_be_migrated_at_the_same_moment(cluster: Ser
         try:
             with ThreadPoolExecutor(4) as pool:
                 list(pool.map(lambda name: migrate(cluster.dsn(name)), names))
-            assert [check(cluster.dsn(name)) for name in names] == [[], [], [], []]
+            assert [find_drift(cluster.dsn(name)) for name in names] == [[], [], [], []]
         finally:
             for name in names:
                 server.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
@@ -229,7 +229,7 @@ def test_databases_of_one_server_can_be_migrated_at_the_same_moment(cluster: Ser
 
 def test_a_role_that_another_transaction_makes_meanwhile_is_as_good_as_ours(cluster: Server) -> None:
     """The second transaction does not see the first one's role, waits for it, and finds the name taken."""
-    (roles,) = [script.body for script in packaged_scripts().repeatables if script.name == "05_roles"]
+    (roles,) = [script.body for script in load_scripts().repeatables if script.name == "05_roles"]
     role = f"guestd_test_{uuid.uuid4().hex}"
     make = roles.replace("guestd_writer", role).encode()
     with psycopg.connect(cluster.dsn("postgres"), autocommit=True) as server:
@@ -264,7 +264,7 @@ def test_a_migrator_needs_no_superuser(cluster: Server) -> None:
                 inside.execute("CREATE EXTENSION timescaledb")
             owner = make_conninfo(cluster.dsn(name), user=f"owner_{name}", password="only-for-this-test")
             migrate(owner)
-            assert check(owner) == []
+            assert find_drift(owner) == []
             with psycopg.connect(owner, autocommit=True) as connection:
                 machine = make_machine(connection)
                 connection.execute("SELECT guestd_create_chunk('PortUsage', now())")

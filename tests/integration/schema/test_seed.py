@@ -11,8 +11,8 @@ from psycopg.conninfo import conninfo_to_dict
 
 from gueststore.database import Connection
 from gueststore.errors import ConfigurationError, StoreError
-from gueststore.seed import Admin, admin_from, seed
-from gueststore.seeds import applications, filters, global_services
+from gueststore.seed import Admin, read_admin, seed
+from gueststore.seeds import load_applications, load_filters, load_global_services
 from support.schema import make_template, rows
 
 ADMIN = Admin("admin@example.com", "correct horse")
@@ -86,19 +86,19 @@ def test_the_first_user_can_sign_in_as_administrator(dsn: str, connection: Conne
 @pytest.mark.parametrize("environment", [{}, {"GUESTD_ADMIN_EMAIL": "a@b.c"}, {"GUESTD_ADMIN_PASSWORD": "x"}])
 def test_a_missing_first_user_is_asked_for_by_variable(environment: Mapping[str, str]) -> None:
     with pytest.raises(ConfigurationError, match="GUESTD_ADMIN_EMAIL and GUESTD_ADMIN_PASSWORD"):
-        admin_from(environment)
+        read_admin(environment)
 
 
 def test_the_well_known_password_is_refused_unless_told() -> None:
     environment = {"GUESTD_ADMIN_EMAIL": "a@b.c", "GUESTD_ADMIN_PASSWORD": "password"}
     with pytest.raises(ConfigurationError, match="well-known"):
-        admin_from(environment)
-    assert admin_from(environment, allow_well_known=True).password == "password"
+        read_admin(environment)
+    assert read_admin(environment, allow_well_known=True).password == "password"
 
 
 def test_a_password_that_bcrypt_would_cut_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="72 bytes"):
-        admin_from({"GUESTD_ADMIN_EMAIL": "a@b.c", "GUESTD_ADMIN_PASSWORD": "é" * 37})
+        read_admin({"GUESTD_ADMIN_EMAIL": "a@b.c", "GUESTD_ADMIN_PASSWORD": "é" * 37})
 
 
 def test_a_database_that_was_never_migrated_is_told_so(empty_dsn: str) -> None:
@@ -148,16 +148,16 @@ def test_filters_have_names_for_libvirt_of_their_own(dsn: str, connection: Conne
 
 
 def test_every_reference_names_a_filter_and_no_service_filter_is_without_rules() -> None:
-    wanted = {item.name: item for item in filters()}
+    wanted = {item.name: item for item in load_filters()}
     assert len(wanted) == 67
     assert all(target in wanted for item in wanted.values() for target in item.references)
     assert all(item.rules or item.references for item in wanted.values())
 
 
 def test_the_lists_have_no_doubles_and_known_systems_only() -> None:
-    assert len({app.name for app in applications()}) == 41
-    assert {system for app in applications() for system in app.install} == {"windows", "ubuntu", "fedora"}
-    assert len(set(global_services())) == 21
+    assert len({app.name for app in load_applications()}) == 41
+    assert {system for app in load_applications() for system in app.install} == {"windows", "ubuntu", "fedora"}
+    assert len(set(load_global_services())) == 21
 
 
 def test_the_command_shows_progress_and_asks_for_what_is_missing(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:

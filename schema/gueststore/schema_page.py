@@ -20,7 +20,7 @@ document, docs/decisions/0018-deviations-from-the-schema-document.md says how an
 """
 
 
-def draw(catalogue: Catalogue) -> str:
+def render_schema_page(catalogue: Catalogue) -> str:
     """Return the text of docs/schema.md."""
     tables = [name for kind, name in catalogue if kind == "table"]
     parts = [_HEAD, *_relations(catalogue), "\n## Tables\n"]

@@ -10,38 +10,38 @@ import psycopg
 from psycopg import errors
 
 from gueststore import catalogue
-from gueststore.database import message
+from gueststore.database import format_error
 
 # A chunk's own copy of a constraint: 1_1_SystemMetrics_pkey, of newer TimescaleDB 1_SystemMetrics_pkey.
 _CHUNK_PREFIX = re.compile(r"^\d+_(\d+_)?")
 _KEY = re.compile(r"\((?P<columns>[^=]+)\)=\((?P<values>.*)\)")
 
 
-def explain(error: psycopg.Error) -> str:
+def explain_refusal(error: psycopg.Error) -> str:
     """Return one or two sentences: what was refused, in which table and column, and why."""
     diagnostic = error.diag
     table = diagnostic.table_name or "the table"
     name = _CHUNK_PREFIX.sub("", diagnostic.constraint_name or "")
     if isinstance(error, errors.CheckViolation):
-        return _check(name) or message(error)
+        return _check(name) or format_error(error)
     if isinstance(error, errors.NotNullViolation):
         # TimescaleDB names the column that it cuts chunks by in its words alone.
         quoted = re.search(r'column "([^"]+)"', diagnostic.message_primary or "")
         return f"{_owner(table)}.{diagnostic.column_name or (quoted and quoted[1])} needs a value."
     key = _KEY.search(diagnostic.message_detail or "")
     if key is None:
-        return message(error)
+        return format_error(error)
     columns, values = key["columns"].replace('"', ""), key["values"]
     if isinstance(error, errors.UniqueViolation):
         return f"{_owner_of(name) or table} already has a row with {columns} {values}."
     if isinstance(error, errors.ForeignKeyViolation | errors.RestrictViolation):
         return _foreign_key(error, name, columns, values)
-    return message(error)
+    return format_error(error)
 
 
 def _check(name: str) -> str | None:
     """The comment of a CHECK, behind the table it belongs to."""
-    for (kind, full), text in catalogue.packaged().items():
+    for (kind, full), text in catalogue.load_catalogue().items():
         table, _, constraint = full.partition(".")
         if kind == "constraint comment" and constraint == name:
             return f"{table}: {text}"
@@ -49,10 +49,10 @@ def _check(name: str) -> str | None:
 
 
 def _foreign_key(error: psycopg.Error, name: str, columns: str, values: str) -> str:
-    definition = catalogue.packaged().get(("constraint", f"{_owner_of(name)}.{name}"), "")
+    definition = catalogue.load_catalogue().get(("constraint", f"{_owner_of(name)}.{name}"), "")
     source = re.search(r'FOREIGN KEY \("?(\w+)"?\) REFERENCES "(\w+)"', definition)
     if source is None:
-        return message(error)
+        return format_error(error)
     if columns != source[1]:  # the key at the other end: somebody deletes what is referred to
         return f"{source[2]} {values} is still in use: {_owner_of(name)}.{source[1]} refers to it."
     return f"{_owner_of(name)}.{columns} refers to a {source[2]} {values} that does not exist."
@@ -60,7 +60,7 @@ def _foreign_key(error: psycopg.Error, name: str, columns: str, values: str) -> 
 
 def _owner_of(constraint: str) -> str | None:
     """The table that a constraint of the schema belongs to."""
-    for kind, full in catalogue.packaged():
+    for kind, full in catalogue.load_catalogue():
         if kind == "constraint" and full.partition(".")[2] == constraint:
             return full.partition(".")[0]
     return None

@@ -1,4 +1,4 @@
--- What people and dashboards ask for, each by a way through an index or a roll-up; tests/integration/schema/test_asking.py holds that.
+-- What people and dashboards ask for, each by a way through an index or a roll-up; tests/integration/schema/test_read_api.py holds that.
 
 CREATE OR REPLACE VIEW "MachineLatest" AS
 SELECT

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 import pytest_asyncio
 
-from gueststore import asking
+from gueststore import read_api
 from gueststore.database import Connection
 from support.models import REQUIRED
 from support.rollups import roll_up, send
@@ -23,7 +23,7 @@ HOUR = timedelta(hours=1)
 
 
 @pytest_asyncio.fixture
-async def reader(dsn: str) -> AsyncIterator[asking.Connection]:
+async def reader(dsn: str) -> AsyncIterator[read_api.AsyncConnection]:
     """A connection as Grafana has it."""
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
         await connection.execute("SET ROLE guestd_reader")
@@ -43,11 +43,13 @@ def fleet(connection: Connection) -> list[uuid.UUID]:
 
 
 @pytest.mark.asyncio
-async def test_every_machine_is_given_with_its_latest_sample(reader: asking.Connection, fleet: list[uuid.UUID]) -> None:
-    found = await asking.machines(reader)
+async def test_every_machine_is_given_with_its_latest_sample(
+    reader: read_api.AsyncConnection, fleet: list[uuid.UUID]
+) -> None:
+    found = await read_api.read_machines(reader)
     assert [(machine.id, machine.at) for machine in found] == [*((m, NOW) for m in fleet[:3]), (fleet[3], None)]
-    assert [m.id for m in await asking.machines(reader, "vm-1")] == [fleet[1]]
-    assert [m.id for m in await asking.machines(reader, str(fleet[2]))] == [fleet[2]]
+    assert [m.id for m in await read_api.read_machines(reader, "vm-1")] == [fleet[1]]
+    assert [m.id for m in await read_api.read_machines(reader, str(fleet[2]))] == [fleet[2]]
 
 
 @pytest.mark.parametrize(
@@ -56,9 +58,9 @@ async def test_every_machine_is_given_with_its_latest_sample(reader: asking.Conn
 )
 @pytest.mark.asyncio
 async def test_a_series_comes_in_the_resolution_that_its_range_is_read_in(
-    reader: asking.Connection, fleet: list[uuid.UUID], span: timedelta, resolution: str
+    reader: read_api.AsyncConnection, fleet: list[uuid.UUID], span: timedelta, resolution: str
 ) -> None:
-    found = await asking.series(reader, fleet[0], NOW - span, NOW + HOUR)
+    found = await read_api.read_series(reader, fleet[0], NOW - span, NOW + HOUR)
     assert {point.resolution for point in found} == {resolution}
     assert sum(point.samples for point in found) == (16 if resolution == "raw" else 30)
     assert [point.at for point in found] == sorted(point.at for point in found)
@@ -66,7 +68,7 @@ async def test_a_series_comes_in_the_resolution_that_its_range_is_read_in(
 
 @pytest.mark.asyncio
 async def test_a_short_range_of_long_ago_comes_as_it_is_still_kept(
-    reader: asking.Connection, connection: Connection
+    reader: read_api.AsyncConnection, connection: Connection
 ) -> None:
     ago = {"days": 100, "years": 3}
     found = [
@@ -79,7 +81,7 @@ async def test_a_short_range_of_long_ago_comes_as_it_is_still_kept(
 @pytest.mark.parametrize("span", [HOUR, 3 * HOUR])
 @pytest.mark.asyncio
 async def test_top_processes_are_those_that_used_most(
-    reader: asking.Connection, connection: Connection, fleet: list[uuid.UUID], span: timedelta
+    reader: read_api.AsyncConnection, connection: Connection, fleet: list[uuid.UUID], span: timedelta
 ) -> None:
     busy = {"machineId": fleet[1], "name": "busy", "status": "running", "cpuUsagePercent": 50.0, "memoryUsageKB": 7}
     for minute in range(0, 120, 4):
@@ -87,22 +89,22 @@ async def test_top_processes_are_those_that_used_most(
     connection.execute("SELECT guestd_note_pending_of(%s, now() - interval '2 hours')", (fleet[1],))
     connection.execute("SELECT guestd_note_pending_of(%s, now() - interval '1 hours')", (fleet[1],))
     roll_up(connection)
-    found = await asking.top_processes(reader, NOW - span, NOW + timedelta(seconds=1), of=[fleet[1]], most=100)
+    found = await read_api.read_top_processes(reader, NOW - span, NOW + timedelta(seconds=1), of=[fleet[1]], most=100)
     assert [used.cpu_percent for used in found] == sorted((used.cpu_percent for used in found), reverse=True)
     (of_busy,) = [used for used in found if used.name == "busy"]
     assert of_busy.machines == 1
     assert [of_busy.cpu_percent, of_busy.memory_kb] == pytest.approx([50, 7])
-    everywhere = await asking.top_processes(reader, NOW - span, NOW + timedelta(seconds=1), most=1)
+    everywhere = await read_api.read_top_processes(reader, NOW - span, NOW + timedelta(seconds=1), most=1)
     assert len(everywhere) == 1
 
 
 @pytest.mark.asyncio
 async def test_the_top_of_the_fleet_is_that_of_all_its_machines(
-    reader: asking.Connection, fleet: list[uuid.UUID]
+    reader: read_api.AsyncConnection, fleet: list[uuid.UUID]
 ) -> None:
     window = (NOW - 5 * HOUR, NOW + HOUR)
-    everywhere = await asking.top_processes(reader, *window)
-    named = await asking.top_processes(reader, *window, of=fleet)
+    everywhere = await read_api.read_top_processes(reader, *window)
+    named = await read_api.read_top_processes(reader, *window, of=fleet)
     assert [(used.name, used.machines) for used in everywhere] == [(used.name, used.machines) for used in named] != []
     for one, other in zip(everywhere, named, strict=True):
         assert [one.cpu_percent, one.memory_kb] == pytest.approx([other.cpu_percent, other.memory_kb])
@@ -111,9 +113,9 @@ async def test_the_top_of_the_fleet_is_that_of_all_its_machines(
 @pytest.mark.parametrize(("span", "step"), [(HOUR, timedelta(minutes=4)), (30 * 24 * HOUR, HOUR)])
 @pytest.mark.asyncio
 async def test_the_fleet_comes_by_the_minute_or_by_the_hour(
-    reader: asking.Connection, connection: Connection, fleet: list[uuid.UUID], span: timedelta, step: timedelta
+    reader: read_api.AsyncConnection, connection: Connection, fleet: list[uuid.UUID], span: timedelta, step: timedelta
 ) -> None:
-    series = await asking.fleet(reader, NOW - span, NOW + HOUR)
+    series = await read_api.read_fleet(reader, NOW - span, NOW + HOUR)
     assert {point.machines for point in series} == {3}
     assert [b.at - a.at for a, b in itertools.pairwise(series)] == [step] * (len(series) - 1)
     ((busiest, mean),) = rows(connection, 'SELECT max("cpuUsagePercent"), avg("cpuUsagePercent") FROM "SystemMetrics"')
@@ -123,19 +125,21 @@ async def test_the_fleet_comes_by_the_minute_or_by_the_hour(
 
 
 @pytest.mark.asyncio
-async def test_a_departments_machines_are_those_of_its_top(reader: asking.Connection, connection: Connection) -> None:
+async def test_a_departments_machines_are_those_of_its_top(
+    reader: read_api.AsyncConnection, connection: Connection
+) -> None:
     department = insert(connection, "Department", name="Sales")["id"]
     member = make_machine(connection, departmentId=department)
     make_machine(connection)
-    assert await asking.members(reader, department) == [member]
+    assert await read_api.read_department_machines(reader, department) == [member]
 
 
 @pytest.mark.asyncio
 async def test_pages_of_processes_give_every_row_once(
-    reader: asking.Connection, connection: Connection, fleet: list[uuid.UUID]
+    reader: read_api.AsyncConnection, connection: Connection, fleet: list[uuid.UUID]
 ) -> None:
-    pages, last = list[asking.Process](), None
-    while page := await asking.processes(reader, fleet[0], NOW - 3 * HOUR, NOW + HOUR, after=last, most=7):
+    pages, last = list[read_api.Process](), None
+    while page := await read_api.read_processes(reader, fleet[0], NOW - 3 * HOUR, NOW + HOUR, after=last, most=7):
         pages += page
         last = page[-1]
     expected = rows(
@@ -148,7 +152,7 @@ async def test_pages_of_processes_give_every_row_once(
 
 @pytest.mark.asyncio
 async def test_pages_of_changes_give_every_change_once_the_newest_first(
-    reader: asking.Connection, connection: Connection
+    reader: read_api.AsyncConnection, connection: Connection
 ) -> None:
     machine = make_machine(connection)
     service = insert(connection, "WindowsService", **REQUIRED["WindowsService"](connection) | {"machineId": machine})
@@ -157,8 +161,8 @@ async def test_pages_of_changes_give_every_change_once_the_newest_first(
         insert(connection, "ServiceStateHistory", serviceId=service["id"], toState="running", timestamp=at)
         event = {"name": "vm", "action": "start", "reason": "wanted", "outcome": "done", "occurredAt": at}
         insert(connection, "ReconcileEvent", machineId=machine, **event)
-    found, last = list[asking.Change](), None
-    while page := await asking.changes(reader, machine, before=last, most=4):
+    found, last = list[read_api.Change](), None
+    while page := await read_api.read_changes(reader, machine, before=last, most=4):
         found += page
         last = page[-1]
     assert len({change.id for change in found}) == len(found) == 18
@@ -167,7 +171,7 @@ async def test_pages_of_changes_give_every_change_once_the_newest_first(
 
 @pytest.mark.asyncio
 async def test_ports_applications_and_silent_machines_are_found(
-    reader: asking.Connection, connection: Connection
+    reader: read_api.AsyncConnection, connection: Connection
 ) -> None:
     machine = make_machine(connection, createdAt=NOW - 9 * HOUR)
     for ordinal, listening in enumerate((True, False)):
@@ -176,10 +180,10 @@ async def test_ports_applications_and_silent_machines_are_found(
     for name, used_at in (("fresh", NOW), ("stale", NOW - timedelta(days=99)), ("never", None)):
         application = {"machineId": machine, "executablePath": name, "applicationName": name, "lastAccessTime": used_at}
         insert(connection, "ApplicationUsage", **application)
-    assert [(port.port, port.process_name) for port in await asking.ports(reader, machine)] == [(22, "sshd")]
-    found = {each.name: each.is_used for each in await asking.applications(reader, machine)}
+    assert [(port.port, port.process_name) for port in await read_api.read_ports(reader, machine)] == [(22, "sshd")]
+    found = {each.name: each.is_used for each in await read_api.read_applications(reader, machine)}
     assert found == {"fresh": True, "stale": False, "never": False}
-    assert [silent.id for silent in await asking.without_data(reader)] == [machine]
+    assert [silent.id for silent in await read_api.read_machines_without_data(reader)] == [machine]
 
 
 def scans(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Reading the store, typed: what people, dashboards and other services ask of it.
 
-Each function is one query through an index or a roll-up (tests/integration/schema/test_asking.py), on a connection of
+Each function is one query through an index or a roll-up (tests/integration/schema/test_read_api.py), on a connection of
 the caller's; the role guestd_reader suffices. Times are aware datetimes, memory is in KiB, CPU of a machine is percent
 of all its cores and of a process percent of one. psycopg's errors go through.
 """
@@ -15,8 +15,8 @@ from psycopg.rows import class_row
 
 from gueststore.queries import query
 
-Connection = psycopg.AsyncConnection[Any]
-Answer = TypeVar("Answer")
+AsyncConnection = psycopg.AsyncConnection[Any]
+Row = TypeVar("Row")
 
 PAGE_ROWS = 500
 # Before every sample and after every change: where a first page begins.
@@ -82,7 +82,7 @@ class Process:
 
 
 @dataclass(frozen=True, slots=True)
-class Used:
+class ProcessUsage:
     """What the processes of a name used, mean over the window, added up over `machines` (the most of an hour)."""
 
     name: str
@@ -92,7 +92,7 @@ class Used:
 
 
 @dataclass(frozen=True, slots=True)
-class Listener:
+class ListeningPort:
     """A port that is listened on, and who opened it as far as the guest says."""
 
     at: datetime
@@ -129,7 +129,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Silent:
+class SilentMachine:
     """A machine that runs, as far as is known, and has not reported for 5 minutes."""
 
     id: UUID
@@ -138,26 +138,28 @@ class Silent:
     since: datetime
 
 
-async def machines(connection: Connection, wanted: str | None = None) -> list[MachineNow]:
+async def read_machines(connection: AsyncConnection, wanted: str | None = None) -> list[MachineNow]:
     """Every machine with its latest sample, or those whose id, internalName or name is `wanted`; by name."""
-    return await _ask(connection, MachineNow, "read_api/read_machines", wanted=wanted)
+    return await _read(connection, MachineNow, "read_api/read_machines", wanted=wanted)
 
 
-async def series(
-    connection: Connection, machine_id: UUID, since: datetime, until: datetime, *, points: int = 400
+async def read_series(
+    connection: AsyncConnection, machine_id: UUID, since: datetime, until: datetime, *, points: int = 400
 ) -> list[Point]:
     """A machine from `since` to before `until`, in the finest resolution that gives about `points` points at most."""
     window = {"since": since, "until": until, "points": points}
-    return await _ask(connection, Point, "read_api/read_series", machine_id=machine_id, **window)
+    return await _read(connection, Point, "read_api/read_series", machine_id=machine_id, **window)
 
 
-async def fleet(connection: Connection, since: datetime, until: datetime, *, points: int = 400) -> list[FleetPoint]:
+async def read_fleet(
+    connection: AsyncConnection, since: datetime, until: datetime, *, points: int = 400
+) -> list[FleetPoint]:
     """The fleet from `since` to before `until`, by the minute up to four times `points`, by the hour beyond."""
-    return await _ask(connection, FleetPoint, "read_api/read_fleet", since=since, until=until, points=points)
+    return await _read(connection, FleetPoint, "read_api/read_fleet", since=since, until=until, points=points)
 
 
-async def processes(
-    connection: Connection,
+async def read_processes(
+    connection: AsyncConnection,
     machine_id: UUID,
     since: datetime,
     until: datetime,
@@ -168,52 +170,52 @@ async def processes(
     """A page of at most `most` processes in order of time: the first, or the one that follows `after`."""
     at, process_id = (after.at, after.process_id) if after else _BEFORE_ALL
     place = {"since": since, "until": until, "after_at": at, "after_id": process_id, "most": most}
-    return await _ask(connection, Process, "read_api/read_processes", machine_id=machine_id, **place)
+    return await _read(connection, Process, "read_api/read_processes", machine_id=machine_id, **place)
 
 
-async def top_processes(
-    connection: Connection, since: datetime, until: datetime, *, of: list[UUID] | None = None, most: int = 10
-) -> list[Used]:
+async def read_top_processes(
+    connection: AsyncConnection, since: datetime, until: datetime, *, of: list[UUID] | None = None, most: int = 10
+) -> list[ProcessUsage]:
     """The names that used most CPU on these machines, or on all.
 
     Over more than 2 hours, of all machines over more than 10 minutes, that is the mean of whole hours.
     """
-    return await _ask(
-        connection, Used, "read_api/read_top_processes", machine_ids=of, since=since, until=until, most=most
+    return await _read(
+        connection, ProcessUsage, "read_api/read_top_processes", machine_ids=of, since=since, until=until, most=most
     )
 
 
-async def members(connection: Connection, department_id: UUID) -> list[UUID]:
+async def read_department_machines(connection: AsyncConnection, department_id: UUID) -> list[UUID]:
     """The ids of a department's machines, for `top_processes`."""
     cursor = await connection.execute(query("read_api/read_department_machines"), {"department_id": department_id})
     return [machine_id for (machine_id,) in await cursor.fetchall()]
 
 
-async def ports(connection: Connection, machine_id: UUID) -> list[Listener]:
+async def read_ports(connection: AsyncConnection, machine_id: UUID) -> list[ListeningPort]:
     """What listened on a machine at its latest sample with ports."""
-    return await _ask(connection, Listener, "read_api/read_ports", machine_id=machine_id)
+    return await _read(connection, ListeningPort, "read_api/read_ports", machine_id=machine_id)
 
 
-async def applications(connection: Connection, machine_id: UUID) -> list[Application]:
+async def read_applications(connection: AsyncConnection, machine_id: UUID) -> list[Application]:
     """What is installed on a machine, by name."""
-    return await _ask(connection, Application, "read_api/read_applications", machine_id=machine_id)
+    return await _read(connection, Application, "read_api/read_applications", machine_id=machine_id)
 
 
-async def changes(
-    connection: Connection, machine_id: UUID, *, before: Change | None = None, most: int = PAGE_ROWS
+async def read_changes(
+    connection: AsyncConnection, machine_id: UUID, *, before: Change | None = None, most: int = PAGE_ROWS
 ) -> list[Change]:
     """A page of at most `most` changes, the newest first: the first, or the one that follows `before`."""
     at, change_id = (before.at, before.id) if before else _AFTER_ALL
     place = {"before_at": at, "before_id": change_id, "most": most}
-    return await _ask(connection, Change, "read_api/read_changes", machine_id=machine_id, **place)
+    return await _read(connection, Change, "read_api/read_changes", machine_id=machine_id, **place)
 
 
-async def without_data(connection: Connection) -> list[Silent]:
+async def read_machines_without_data(connection: AsyncConnection) -> list[SilentMachine]:
     """Machines that run and do not report, the longest silence first."""
-    return await _ask(connection, Silent, "read_api/read_machines_without_data")
+    return await _read(connection, SilentMachine, "read_api/read_machines_without_data")
 
 
-async def _ask(connection: Connection, kind: type[Answer], name: str, **given: object) -> list[Answer]:
+async def _read(connection: AsyncConnection, kind: type[Row], name: str, **given: object) -> list[Row]:
     async with connection.cursor(row_factory=class_row(kind)) as cursor:
         await cursor.execute(query(name), given)
         return await cursor.fetchall()
