@@ -14,7 +14,7 @@ from uuid import UUID
 
 import pytest
 
-from guestd.agent.services import look_at_services
+from guestd.agent.services import list_services
 from support.daemon import Daemon, add_machine, command, environment, eventually, rows
 
 # A busy machine moves between two readings; each attempt takes fresh ones.
@@ -70,7 +70,7 @@ def test_there_are_services_exactly_when_the_agent_reports_some(daemon: Daemon, 
     counted = 'SELECT count(*) FROM "SystemMetrics" WHERE "machineId" = %s'
     eventually(lambda: rows(daemon.dsn, counted, own_id) > [(1,)], "two samples")
     stored = rows(daemon.dsn, 'SELECT "serviceName" FROM "WindowsService" WHERE "machineId" = %s', own_id)
-    assert (stored != []) == (look_at_services() != [])
+    assert (stored != []) == (list_services() != [])
 
 
 def test_memory_and_disks_are_within_5_percent_of_free_and_df(daemon: Daemon, own_id: UUID) -> None:

@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from guestd.wire.signing import Opener, machine_secret
+from guestd.wire.signing import SignedLineVerifier, machine_secret
 from support.daemon import Daemon, add_machine, command, environment, eventually, metrics_line, rows
 
 MASTER = b"the master's secret"
@@ -118,10 +118,10 @@ def test_with_a_master_secret_every_line_is_signed_with_the_machines_own(daemon:
     guest, other = daemon.guest(machine_id), daemon.guest(other_id)
     daemon.virtio_lines = f'master_secret_file = "{_secret_file(daemon.directory)}"\n'
     daemon.start()
-    opener = Opener(machine_secret(MASTER, machine_id))
+    verifier = SignedLineVerifier(machine_secret(MASTER, machine_id))
 
     def heard() -> dict[str, Any]:
-        content: dict[str, Any] = json.loads(opener.payload(guest.read_any_line(), time.time_ns() // 1_000_000))
+        content: dict[str, Any] = json.loads(verifier.verify(guest.read_any_line(), time.time_ns() // 1_000_000))
         return content
 
     assert heard() == {"type": "Metrics"}
@@ -129,7 +129,7 @@ def test_with_a_master_secret_every_line_is_signed_with_the_machines_own(daemon:
     found = [heard() for _ in range(3)]
     assert sorted(line["type"] for line in found) == ["ack", "keep_alive_response", "pong"]
     with pytest.raises(ValueError, match="another secret"):
-        opener.payload(other.read_any_line(), time.time_ns() // 1_000_000)
+        verifier.verify(other.read_any_line(), time.time_ns() // 1_000_000)
     assert daemon.stop() == 0
 
 
@@ -140,7 +140,7 @@ def test_our_agent_with_its_secret_hears_signed_lines_and_forgets_what_is_acknow
         # The second one was asked for by a signed line; without its acknowledgement the first would come again.
         eventually(lambda: _samples(daemon) >= 2, "the sample that was asked for")
         assert daemon.stop() == 0
-    assert "was not taken" not in log.read_text()
+    assert "host line ignored" not in log.read_text()
     assert '"unacknowledged": 0' in log.read_text()
 
 
@@ -153,9 +153,9 @@ def test_our_agent_with_a_secret_hears_nothing_else_and_loses_nothing_by_it(daem
         eventually(lambda: daemon.metric("guestd_frames_duplicate_total") >= 1, "the first line again")
         assert daemon.stop() == 0
     assert _samples(daemon) == 1
-    exc = "its signature is of another secret" if signs else "it is not signed"
-    assert log.read_text().count("a line of the host was not taken") == 1
-    assert exc in log.read_text()
+    reason = "its signature is of another secret" if signs else "it is not signed"
+    assert log.read_text().count("host line ignored") == 1
+    assert reason in log.read_text()
 
 
 @pytest.mark.parametrize(("secret", "mode", "what"), [(MASTER, 0o644, "it is world-readable"), (b"", 0o600, "empty")])

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from guestd.agent.outbox import Outbox
-from guestd.agent.transport import Sender, converse, listen
+from guestd.agent.transport import ReliableSender, listen, run_connection
 from support.daemon import Daemon, add_machine, eventually, let_it_work, rows
 from support.faults import Reliability, counted, sample_line
 
@@ -24,7 +24,7 @@ class Machine:
         self._path = path
         self._conversation: asyncio.Task[None] | None = None
         self._connected = asyncio.Event()
-        self.sender = Sender(Outbox(str(uuid4()), 1 << 24), on_request=lambda: None)
+        self.sender = ReliableSender(Outbox(str(uuid4()), 1 << 24), on_request=lambda: None)
         self.issued = 0
         self.rewound = 0
         # Issued, and held by nothing but the memory that a revert threw away; or not even that.
@@ -46,7 +46,7 @@ class Machine:
             client, _ = await asyncio.get_running_loop().sock_accept(listener)
             with client:
                 client.setblocking(False)
-                self._conversation = asyncio.create_task(converse(client.fileno(), self.sender))
+                self._conversation = asyncio.create_task(run_connection(client.fileno(), self.sender))
                 self._connected.set()
                 await asyncio.wait([self._conversation])
 
@@ -98,7 +98,7 @@ async def test_what_a_machine_says_after_a_revert_is_stored_once(
             if channel == "is made anew":
                 await machine.hang_up()
         await machine.work()
-        await asyncio.wait_for(machine.sender.at_most(0), 60)
+        await asyncio.wait_for(machine.sender.wait_until_at_most(0), 60)
         await asyncio.to_thread(eventually, lambda: daemon.metric("guestd_spool_frames") == 0, "the spool is empty")
         assert await asyncio.to_thread(daemon.stop) == 0
     stored = {number for (number,) in rows(daemon.dsn, 'SELECT "uptime" FROM "SystemMetrics"')}

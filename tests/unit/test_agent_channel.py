@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from guestd.agent.hostlines import HostLine, HostLines
 from guestd.agent.outbox import Outbox
-from guestd.agent.transport import Sender
+from guestd.agent.transport import ReliableSender
 
 ACK = b'{"type":"ack","boot_id":"b","seq":12}\n'
 
@@ -70,9 +70,9 @@ def test_what_is_kept_of_an_endless_line_is_bounded() -> None:
 def test_only_a_request_for_metrics_asks_for_a_sample() -> None:
     async def scenario() -> list[str]:
         asked: list[str] = []
-        sender = Sender(Outbox("b", 1000), on_request=lambda: asked.append("now"))
+        sender = ReliableSender(Outbox("b", 1000), on_request=lambda: asked.append("now"))
         for kind in ("Metrics", "metrics", "SafeCommand", "keep_alive", "ack"):
-            sender.hear(HostLine(kind))
+            sender.handle_line(HostLine(kind))
         return asked
 
     assert asyncio.run(scenario()) == ["now"]

@@ -200,7 +200,7 @@ def test_a_line_after_a_long_silence_is_not_written_twice() -> None:
 
 def test_a_full_buffer_gives_up_the_oldest_line_and_later_headers_say_so() -> None:
     box = filled(5, limit_bytes=3 * len('"n":1}'))
-    assert (box.given_up, box.held_lines, box.held_bytes) == (2, 3, 18)
+    assert (box.dropped, box.held_lines, box.held_bytes) == (2, 3, 18)
     line = box.next_line(0.0)
     assert line is not None
     assert line.startswith(b'{"type":"metrics","boot_id":"%s","seq":3,"oldest":3,' % BOOT_ID.encode())
@@ -208,7 +208,7 @@ def test_a_full_buffer_gives_up_the_oldest_line_and_later_headers_say_so() -> No
 
 def test_the_newest_line_is_kept_however_small_the_buffer() -> None:
     box = filled(3, limit_bytes=1)
-    assert (box.given_up, box.held_lines) == (2, 1)
+    assert (box.dropped, box.held_lines) == (2, 1)
 
 
 def test_oldest_is_as_of_the_moment_of_writing() -> None:
@@ -330,7 +330,7 @@ def test_with_room_enough_every_line_arrives_exactly_once_and_in_order(steps: li
         world.step(name, amount)
     world.settle()
     assert world.receiver.taken == list(range(1, world.box.last + 1))
-    assert (world.box.held_lines, world.box.given_up, world.receiver.dropped_by_agent) == (0, 0, 0)
+    assert (world.box.held_lines, world.box.dropped, world.receiver.dropped_by_agent) == (0, 0, 0)
 
 
 @settings(max_examples=150, deadline=None)
@@ -348,5 +348,5 @@ def test_with_a_small_buffer_only_given_up_lines_are_missing_and_the_rest_is_in_
     assert world.box.held_lines == 0
     missing = world.box.last - len(taken)
     # A line given up on this side may have arrived all the same.
-    assert missing == world.receiver.dropped_by_agent <= world.box.given_up
-    assert world.box.acknowledged + world.box.given_up == world.box.last
+    assert missing == world.receiver.dropped_by_agent <= world.box.dropped
+    assert world.box.acknowledged + world.box.dropped == world.box.last

@@ -27,7 +27,7 @@ from guestd.agent.payload import (
     fit,
 )
 from guestd.agent.processes import LONGEST_TEXT, clean, status_name
-from guestd.agent.services import services_of
+from guestd.agent.services import parse_services
 
 UNITS = b"""[
  {"unit":"ssh.service","load":"loaded","active":"active","sub":"running","description":"OpenBSD Secure Shell server"},
@@ -75,7 +75,7 @@ def test_a_process_status_is_said_in_the_words_of_the_dialect(known: str, said: 
 
 
 def test_units_become_services_in_the_words_of_windows() -> None:
-    services = services_of(UNITS)
+    services = parse_services(UNITS)
     assert [(service.name, service.state, service.status) for service in services] == [
         ("apt-daily", "Stopped", "OK"),
         ("broken", "Stopped", "Degraded"),
@@ -89,7 +89,7 @@ def test_units_become_services_in_the_words_of_windows() -> None:
 
 def test_a_listing_that_is_no_listing_is_refused() -> None:
     with pytest.raises(msgspec.DecodeError):
-        services_of(b"Failed to connect to bus")
+        parse_services(b"Failed to connect to bus")
 
 
 def test_a_desktop_entry_is_known_by_the_file_name_of_what_it_starts() -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestd.wire.signing import WINDOW_MS, Opener, machine_secret, signature, signed
+from guestd.wire.signing import WINDOW_MS, SignedLineVerifier, machine_secret, signature, signed
 
 SECRET = b"cross-lang-test-key"
 NOW_MS = 1_700_000_000_000
@@ -19,9 +19,9 @@ def line(payload: bytes = COLLECT, *, ts_ms: int = NOW_MS, nonce: str = "n") -> 
     return signed(SECRET, payload, ts_ms=ts_ms, nonce=nonce)
 
 
-def refusal(opener: Opener, content: bytes, now_ms: int = NOW_MS) -> str:
+def refusal(verifier: SignedLineVerifier, content: bytes, now_ms: int = NOW_MS) -> str:
     with pytest.raises(ValueError, match=r"^(it|its) ") as caught:
-        opener.payload(content, now_ms)
+        verifier.verify(content, now_ms)
     return str(caught.value)
 
 
@@ -46,18 +46,18 @@ def test_the_secret_of_a_machine_is_the_hmac_of_its_id_in_hexadecimal_digits() -
 def test_what_was_wrapped_is_what_is_opened(payload: str, ts_ms: int, nonce: str) -> None:
     wrapped = line(payload.encode(), ts_ms=ts_ms, nonce=nonce)
     assert b"\n" not in wrapped
-    assert Opener(SECRET).payload(wrapped, ts_ms) == payload.encode()
+    assert SignedLineVerifier(SECRET).verify(wrapped, ts_ms) == payload.encode()
 
 
 def test_a_line_of_another_secret_is_not_taken() -> None:
-    assert refusal(Opener(b"another"), line()) == "its signature is of another secret"
+    assert refusal(SignedLineVerifier(b"another"), line()) == "its signature is of another secret"
 
 
 @pytest.mark.parametrize("field", ["ts", "nonce", "payload", "sig"])
 def test_a_line_that_was_changed_on_its_way_is_not_taken(field: str) -> None:
     changed = json.loads(line())
     changed[field] = changed[field] + 1 if field == "ts" else "0" + changed[field][1:] + "0"
-    assert refusal(Opener(SECRET), json.dumps(changed).encode()) == "its signature is of another secret"
+    assert refusal(SignedLineVerifier(SECRET), json.dumps(changed).encode()) == "its signature is of another secret"
 
 
 @pytest.mark.parametrize(
@@ -75,39 +75,39 @@ def test_a_line_that_was_changed_on_its_way_is_not_taken(field: str) -> None:
     ],
 )
 def test_what_is_not_signed_is_not_taken(content: bytes) -> None:
-    assert refusal(Opener(SECRET), content) == "it is not signed"
+    assert refusal(SignedLineVerifier(SECRET), content) == "it is not signed"
 
 
 @pytest.mark.parametrize("off_ms", [WINDOW_MS, -WINDOW_MS])
 def test_a_clock_may_be_off_by_the_window_and_not_by_more(off_ms: int) -> None:
-    opener = Opener(SECRET)
-    assert opener.payload(line(), NOW_MS + off_ms) == COLLECT
+    verifier = SignedLineVerifier(SECRET)
+    assert verifier.verify(line(), NOW_MS + off_ms) == COLLECT
     beyond = NOW_MS + off_ms + (1 if off_ms > 0 else -1)
-    assert refusal(opener, line(nonce="other"), beyond) == "its time is too far from this machine's"
+    assert refusal(verifier, line(nonce="other"), beyond) == "its time is too far from this machine's"
 
 
 def test_a_line_is_taken_once() -> None:
-    opener = Opener(SECRET)
-    opener.payload(line(), NOW_MS)
-    assert refusal(opener, line(), NOW_MS + 1000) == "it was heard before"
-    assert opener.payload(line(nonce="another"), NOW_MS) == COLLECT
+    verifier = SignedLineVerifier(SECRET)
+    verifier.verify(line(), NOW_MS)
+    assert refusal(verifier, line(), NOW_MS + 1000) == "it was heard before"
+    assert verifier.verify(line(nonce="another"), NOW_MS) == COLLECT
 
 
 def test_a_line_that_was_forgotten_is_not_taken_again_after_the_clock_was_put_back() -> None:
-    opener = Opener(SECRET)
-    opener.payload(line(), NOW_MS)
+    verifier = SignedLineVerifier(SECRET)
+    verifier.verify(line(), NOW_MS)
     later_ms = NOW_MS + 2 * WINDOW_MS
-    opener.payload(line(ts_ms=later_ms), later_ms)
-    assert refusal(opener, line(), NOW_MS) == "its time is too far from this machine's"
+    verifier.verify(line(ts_ms=later_ms), later_ms)
+    assert refusal(verifier, line(), NOW_MS) == "its time is too far from this machine's"
 
 
 def test_what_is_remembered_is_bounded_and_what_is_forgotten_is_not_taken_again() -> None:
-    opener = Opener(SECRET, most_nonces=10)
+    verifier = SignedLineVerifier(SECRET, most_nonces=10)
     lines = [line(ts_ms=NOW_MS + number, nonce=str(number)) for number in range(30)]
     for content in lines:
-        assert opener.payload(content, NOW_MS) == COLLECT
-        assert len(opener._seen) == len(opener._by_time) <= 10
-    assert {refusal(opener, content) for content in lines[:20]} == {"its time is too far from this machine's"}
-    assert {refusal(opener, content) for content in lines[20:]} <= {
+        assert verifier.verify(content, NOW_MS) == COLLECT
+        assert len(verifier._seen) == len(verifier._by_time) <= 10
+    assert {refusal(verifier, content) for content in lines[:20]} == {"its time is too far from this machine's"}
+    assert {refusal(verifier, content) for content in lines[20:]} <= {
         "it was heard before", "its time is too far from this machine's",
     }  # fmt: skip

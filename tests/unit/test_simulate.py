@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from guestd import simulator
+from guestd.cli import make_parser
 from guestd.simulator.guest import Guest, rfc3339
 from guestd.wire.decode import decode
 
@@ -105,9 +106,7 @@ def test_timestamps_are_exact_to_the_millisecond(milliseconds: int) -> None:
 
 
 def parsed(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    simulator.add_arguments(parser)
-    return parser.parse_args(["--directory", "channels", *words])
+    return make_parser().parse_args(["simulate", "--directory", "channels", *words])
 
 
 def test_arguments_have_the_documented_defaults() -> None:

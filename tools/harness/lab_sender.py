@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from guestd.agent.outbox import Outbox
-from guestd.agent.transport import Sender, attend
+from guestd.agent.transport import ReliableSender, serve_port
 
 DEVICE = Path("/dev/virtio-ports/org.infinibay.agent")
 STOP = Path("/run/stop")
@@ -49,9 +49,9 @@ async def main(interval_seconds: float) -> None:
     """Post samples for ever."""
     base = (int(time.time()) - EPOCH_SECONDS) * SAMPLES_PER_SECOND
     outbox = Outbox(str(uuid.uuid4()), BUFFER_BYTES)
-    sender = Sender(outbox, on_request=lambda: None)
+    sender = ReliableSender(outbox, on_request=lambda: None)
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(attend(DEVICE, sender))
+        tasks.create_task(serve_port(DEVICE, sender))
         tasks.create_task(report(base, outbox, max(interval_seconds, REPORT_SECONDS)))
         while True:
             if not STOP.exists():  # noqa: ASYNC240 -- in memory
@@ -63,7 +63,7 @@ async def report(base: int, outbox: Outbox, every_seconds: float) -> None:
     """Say how far it is, for whoever reads the console."""
     said = ""
     while True:
-        state = f"{base} {outbox.last} {outbox.last - outbox.held_lines} {outbox.given_up}"
+        state = f"{base} {outbox.last} {outbox.last - outbox.held_lines} {outbox.dropped}"
         if state != said:
             print(f"lab-sender {state}", flush=True)
             said = state

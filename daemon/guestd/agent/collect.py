@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 from guestd.agent.applications import ApplicationWatch
 from guestd.agent.machine import MachineWatch, memory
 from guestd.agent.payload import Body, Content, System, fit
-from guestd.agent.processes import ProcessWatch, look_at_ports
-from guestd.agent.services import look_at_services
+from guestd.agent.processes import ProcessWatch, list_ports
+from guestd.agent.services import list_services
 
 
 class Collector:
@@ -20,14 +20,14 @@ class Collector:
         self._most_processes = most_processes
         self._machine = MachineWatch()
         self._processes = ProcessWatch()
-        self._looked_at: float | None = None
+        self._observed_at: float | None = None
 
     def body(self) -> bytes:
         """This machine now, as a JSON object that fits a line."""
         now_s, monotonic = time.time(), time.monotonic()
-        elapsed = 0.0 if self._looked_at is None else monotonic - self._looked_at
-        self._looked_at = monotonic
-        processes = self._processes.look()
+        elapsed = 0.0 if self._observed_at is None else monotonic - self._observed_at
+        self._observed_at = monotonic
+        processes = self._processes.observe()
         system = System(
             cpu=self._machine.cpu(),
             memory=memory(),
@@ -35,9 +35,9 @@ class Collector:
             network=self._machine.network(),
             system=self._machine.system(),
             processes=processes[: self._most_processes],
-            ports=look_at_ports(processes),
-            windows_services=look_at_services(),
+            ports=list_ports(processes),
+            windows_services=list_services(),
         )
-        applications = self._applications.look(processes, now_s, elapsed)
+        applications = self._applications.observe(processes, now_s, elapsed)
         timestamp = datetime.fromtimestamp(now_s, UTC).isoformat(timespec="milliseconds")
         return fit(Body(timestamp, Content(system, applications)))

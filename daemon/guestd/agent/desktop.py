@@ -1,4 +1,4 @@
-"""What the desktop knows of a program: its name, a line about it and its icon, from .desktop files."""
+"""A program as the desktop shows it: its name, a description and its icon, from .desktop files."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ def parse_entry(text: str) -> Entry | None:
         return None
 
 
-def entry_of(executable: str) -> Entry | None:
-    """The desktop's entry of this executable, by its file name."""
+def find_entry(executable: str) -> Entry | None:
+    """The desktop entry of this executable, by its file name."""
     stamps = tuple(_stamp(directory) for directory in DIRECTORIES)
-    return _entries(stamps).get(Path(executable).name)
+    return _read_entries(stamps).get(Path(executable).name)
 
 
 @lru_cache(maxsize=256)
@@ -78,7 +78,7 @@ def _stamp(directory: Path) -> int:
 
 
 @lru_cache(maxsize=1)
-def _entries(stamps: tuple[int, ...]) -> dict[str, Entry]:  # noqa: ARG001 - the key under which they are kept
+def _read_entries(stamps: tuple[int, ...]) -> dict[str, Entry]:  # noqa: ARG001 - the key under which they are kept
     """All entries by command, read again when a directory has changed."""
     entries: dict[str, Entry] = {}
     for directory in DIRECTORIES:

@@ -1,4 +1,4 @@
-"""The host's bytes in, its lines out. Pure."""
+"""Bytes from the host in, its lines out. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HOST_LINE_LIMIT_BYTES = 64 * 1024
 
 
 class HostLine(msgspec.Struct, frozen=True):
-    """One line from the host; what other lines carry beside `type` is not looked at."""
+    """One line from the host; the other fields of other types are ignored."""
 
     type: str
     boot_id: str = ""
@@ -23,21 +23,21 @@ class HostLine(msgspec.Struct, frozen=True):
 _host_line = msgspec.json.Decoder(HostLine)
 
 
-def as_it_is(line: bytes) -> bytes:
-    """A line that is in no wrapping."""
+def pass_through(line: bytes) -> bytes:
+    """The unsigned line itself."""
     return line
 
 
 class HostLines:
-    """Cuts what the host writes into lines; a line over the limit is dropped up to its newline.
+    """Splits what the host writes into lines; a line over the limit is dropped up to its newline.
 
-    `opened` gives what a line is to be read as (a signed one is in a wrapping), None when it is not to be heard.
+    `unwrap` returns the content of a line (of a signed one: its payload), or None for a line to ignore.
     """
 
     def __init__(
-        self, opened: Callable[[bytes], bytes | None] = as_it_is, limit_bytes: int = HOST_LINE_LIMIT_BYTES
+        self, unwrap: Callable[[bytes], bytes | None] = pass_through, limit_bytes: int = HOST_LINE_LIMIT_BYTES
     ) -> None:
-        self._opened = opened
+        self._unwrap = unwrap
         self._limit_bytes = limit_bytes
         self._partial = b""
         self._dropping = False
@@ -54,7 +54,7 @@ class HostLines:
         self._partial += rest
         if len(self._partial) > self._limit_bytes:
             self._partial, self._dropping = b"", True
-        read = [self._opened(line) for line in lines if line]
+        read = [self._unwrap(line) for line in lines if line]
         return [parsed for line in read if line is not None and (parsed := _parsed(line)) is not None]
 
 

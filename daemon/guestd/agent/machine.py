@@ -1,4 +1,4 @@
-"""The machine as a whole: CPU, memory, disks, network, system; rates are since the last look."""
+"""The machine as a whole: CPU, memory, disks, network, system; rates are since the last sample."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Counters = tuple[int, ...]
 
 
 class MachineWatch:
-    """Counters of the last look, from which rates are made."""
+    """The counters of the last sample, from which rates are computed."""
 
     def __init__(self) -> None:
         # The first sample is taken a moment later and has CPU and disk rates; those of the network are null in it,
@@ -38,19 +38,19 @@ class MachineWatch:
         self._os_name, self._os_version = _os_names()
 
     def cpu(self) -> Cpu:
-        """Use of each core since the last look, and their mean."""
+        """Use of each core since the last sample, and their mean."""
         cores = psutil.cpu_percent(percpu=True)
         mean = round(sum(cores) / len(cores), 1) if cores else None
         return Cpu(usage_percent=mean, cores_usage=cores, temperature=_temperature())
 
     def disk(self) -> Disk:
-        """File systems now, and rates since the last look."""
+        """File systems now, and rates since the last sample."""
         before, before_at = self._disks, self._disks_at
         self._disks, self._disks_at = _disk_counters(), time.monotonic()
         return Disk(usage_stats=_file_systems(), io_stats=_disk_io(before, self._disks, self._disks_at - before_at))
 
     def network(self) -> Network:
-        """Interfaces now, and rates since the last look."""
+        """Interfaces now, and rates since the last sample."""
         before, before_at = self._interfaces, self._interfaces_at
         self._interfaces, self._interfaces_at = _interface_counters(), time.monotonic()
         found = rates(before, self._interfaces, self._interfaces_at - before_at)
@@ -88,7 +88,7 @@ def memory() -> Memory:
 
 
 def rates(before: Mapping[str, Counters], after: Mapping[str, Counters], seconds: float) -> dict[str, Counters]:
-    """Whole units per second of each name that is in both; not of one whose counters began anew."""
+    """Whole units per second of each name that is in both; not of one whose counters were reset."""
     return {
         name: tuple(round((new - old) / seconds) for new, old in zip(counters, before[name], strict=True))
         for name, counters in after.items()
@@ -97,8 +97,8 @@ def rates(before: Mapping[str, Counters], after: Mapping[str, Counters], seconds
 
 
 def is_whole_disk(name: str, system_block: Path = Path("/sys/block")) -> bool:
-    """Whether a Linux block device is a disk: partitions are not in that folder, and what is made of other devices
-    (loop, dm, md, zram) has no device behind it. Each byte is counted once so.
+    """Whether a Linux block device is a disk, so that each byte is counted once: partitions are not in that folder, and
+    what is built on other devices (loop, dm, md, zram) has no device behind it.
     """
     return (system_block / name.replace("/", "!") / "device").exists()
 
@@ -136,7 +136,7 @@ def _disk_usage(mount_point: str, filesystem: str) -> DiskUsage | None:
     try:
         usage = psutil.disk_usage(mount_point)
     except OSError:
-        # A drive without a medium, a mount that is not for us.
+        # A drive without a medium, a mount that this user may not read.
         return None
     return DiskUsage(
         mount_point=mount_point,

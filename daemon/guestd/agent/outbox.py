@@ -1,12 +1,11 @@
-"""The sender's side of docs/wire.md: which line to write next, and what to keep until the host has it safe.
+"""The sender's side of docs/wire.md: which line to write next, and which lines to keep until the host has stored them.
 
-Pure: no channel, no clock but as an argument. Lines are numbered as they are added and stay numbered without
-gaps: acknowledgement and giving up both take from the front, so what is held is always `oldest .. last`. The
-cursor walks over it as lines are written and goes back to the front whenever the channel may have lost
-something.
+Pure: no channel, and the clock is an argument. Lines are numbered without gaps as they are added; acknowledged and
+dropped lines leave at the front, so the outbox always holds `oldest .. last`. The cursor moves over them as they are
+written, and returns to the front whenever the channel may have lost something.
 
-A machine that is put back to a snapshot has an outbox that gives out numbers it has given out before. The marks tell:
-an answer about a line that is not ours means that ours was never taken. What is held then becomes a new run.
+A machine that is reverted to a snapshot has an outbox that uses numbers again. The marks reveal it: an answer about a
+line that is not ours means that ours never arrived. The lines that are held then become a new run.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from collections import deque
 from hashlib import blake2b
 from uuid import UUID
 
-# docs/wire.md: so long may lines be outstanding without any acknowledgement before they are written again.
+# docs/wire.md: lines that get no acknowledgement for this long are written again.
 NO_PROGRESS_SECONDS = 5.0
 LINE_LIMIT_BYTES = 1024 * 1024
 # The longest header: the fixed text, a UUID, two numbers of 19 digits, two marks.
@@ -32,7 +31,7 @@ class Outbox:
 
     def __init__(self, boot_id: str, limit_bytes: int) -> None:
         self.boot_id = boot_id
-        self.given_up = 0
+        self.dropped = 0
         self.acknowledged = 0
         self.rewound = 0
         self._limit_bytes = limit_bytes
@@ -55,34 +54,34 @@ class Outbox:
 
     @property
     def held_lines(self) -> int:
-        """How many lines are not acknowledged and not given up."""
+        """How many lines are neither acknowledged nor dropped."""
         return len(self._held)
 
     @property
     def held_bytes(self) -> int:
-        """What those lines take, without their headers."""
+        """The size of those lines, without their headers."""
         return self._held_bytes
 
     @property
     def resend_at(self) -> float | None:
-        """When to ask for `next_line` again even if nothing happens; None while nothing is outstanding."""
+        """When to call `next_line` again even if nothing happens; None while nothing is outstanding."""
         return None if self._cursor == self._oldest else self._progress_at + NO_PROGRESS_SECONDS
 
     def add(self, body: bytes) -> int:
-        """Take a JSON object with at least one member; return the number of its line.
+        """Add a JSON object with at least one member; return the number of its line.
 
-        The oldest lines are given up while the buffer is over its bound; the newest is always kept.
+        While the buffer is over its limit the oldest lines are dropped; the newest is always kept.
         """
         self._held.append(body[1:])
         self._marks.append(blake2b(body, digest_size=8).hexdigest())
         self._held_bytes += len(body) - 1
         while self._held_bytes > self._limit_bytes and len(self._held) > 1:
             self._drop_oldest()
-            self.given_up += 1
+            self.dropped += 1
         return self.last
 
     def restart(self) -> None:
-        """Start again from the first line held: the channel came back, what was in it may be lost."""
+        """Start again from the first line held: on a new connection, what was in the old one may be lost."""
         self._cursor = self._oldest
 
     def next_line(self, now_seconds: float) -> bytes | None:
@@ -94,7 +93,7 @@ class Outbox:
         return self.following_line()
 
     def following_line(self) -> bytes | None:
-        """The line behind the one written last, as `next_line`, for a way on which another sends again what is lost."""
+        """As `next_line` but without a timeout, for a transport that itself sends again what is lost."""
         if self._cursor > self.last:
             return None
         line = self._line(self._cursor)
@@ -109,7 +108,7 @@ class Outbox:
         if boot_id != self.boot_id:
             return
         if seq > self.last or (seq >= self._oldest and mark not in ("", self._mark(seq))):
-            self._begin_again(seq, mark)
+            self._start_new_run(seq, mark)
             return
         if seq < self._oldest:
             return
@@ -118,28 +117,28 @@ class Outbox:
             self.acknowledged += 1
         self._progress_at = now_seconds
 
-    def taken(self, seq: int) -> None:
-        """One line is safe, and so are all before it; it may have been given up while it was on its way."""
+    def confirm(self, seq: int) -> None:
+        """The broker has this line and all before it; it may have been dropped here while it was in flight."""
         if seq < self._oldest:
-            self.given_up -= 1
+            self.dropped -= 1
             self.acknowledged += 1
             return
         self.acknowledge(self.boot_id, seq, self._progress_at)
 
     def resend_after(self, boot_id: str, seq: int, now_seconds: float, mark: str = "") -> None:
-        """As `acknowledge`, and write again everything that is still held."""
+        """As `acknowledge`, then write everything that is still held again."""
         self.acknowledge(boot_id, seq, now_seconds, mark)
         if boot_id == self.boot_id:
             self.restart()
 
-    def _begin_again(self, seq: int, mark: str) -> None:
-        """This machine was put back in time: what is held is a new run from 1 on, whatever the host has of the old one.
+    def _start_new_run(self, seq: int, mark: str) -> None:
+        """The machine was reverted: number the lines that are held from 1, as a run that the host does not know.
 
-        The new name is made of what differs from one revert to the next: after two reverts to one snapshot a machine's
+        The new boot_id is a digest of what differs between reverts: after two reverts to one snapshot the machine's
         random numbers may be the same.
         """
-        told = f"{self.boot_id} {self._marks[-1]} {seq} {mark}".encode()
-        self.boot_id = str(UUID(bytes=blake2b(told, digest_size=16).digest(), version=4))
+        seed = f"{self.boot_id} {self._marks[-1]} {seq} {mark}".encode()
+        self.boot_id = str(UUID(bytes=blake2b(seed, digest_size=16).digest(), version=4))
         self._marks[0] = NO_MARK
         self._oldest = self._cursor = 1
         self.rewound += 1
@@ -148,7 +147,7 @@ class Outbox:
         return self._marks[seq - self._oldest + 1]
 
     def _line(self, seq: int) -> bytes:
-        # `oldest` is as of now and not as of `add`: it tells the host what it need not wait for any more.
+        # `oldest` is as of now and not as of `add`: it tells the host which lines will not come any more.
         header = b'{"type":"metrics","boot_id":"%s","seq":%d,"oldest":%d,"after":"%s","mark":"%s",' % (
             self.boot_id.encode(), seq, self._oldest, self._mark(seq - 1).encode(), self._mark(seq).encode(),
         )  # fmt: skip

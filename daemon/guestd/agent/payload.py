@@ -1,4 +1,4 @@
-"""What our agent says: dialect D1 with the additions of docs/wire.md, and how a message is made to fit a line."""
+"""The messages of our agent: dialect D1 with the additions of docs/wire.md, and how a message is made to fit a line."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Port(Struct):
 
 
 class Service(Struct):
-    """`state` and `start_mode` in the words of Windows: Running, Stopped; Auto, Manual, Disabled."""
+    """`state` and `start_mode` as Windows names them: Running, Stopped; Auto, Manual, Disabled."""
 
     name: str
     display_name: str
@@ -151,7 +151,7 @@ class Application(Struct, omit_defaults=True):
 
 
 class System(Struct):
-    """What D1 has under data.system."""
+    """D1's `data.system`."""
 
     cpu: Cpu
     memory: Memory
@@ -164,7 +164,7 @@ class System(Struct):
 
 
 class Content(Struct):
-    """What stands under data."""
+    """D1's `data`."""
 
     system: System
     applications: list[Application]

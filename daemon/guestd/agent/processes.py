@@ -1,6 +1,6 @@
 """The processes of this machine and their sockets.
 
-A process that vanishes while it is read is left out; what may not be read of one is null.
+A process that ends while it is read is left out; a value that may not be read is null.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import psutil
 
 from guestd.agent.payload import Port, Process
 
-# A command line longer than this tells nothing more, and one process must not push the others out of the line.
+# A longer command line adds nothing, and one process must not push the others out of the line.
 LONGEST_TEXT = 8192
 
-# Which of them psutil can read depends on the system: not every kernel counts I/O.
+# Which fields psutil can read depends on the system: not every kernel counts I/O.
 _FIELDS = tuple(
     name
     for name in (
@@ -31,7 +31,7 @@ _STATUS = {
     psutil.STATUS_RUNNING: "Running",
     psutil.STATUS_WAKING: "Running",
     psutil.STATUS_SLEEPING: "Sleeping",
-    # Idle and parked are how kernel threads sleep; D1 has no words of their own for them.
+    # Idle and parked are how kernel threads sleep; D1 has no states of their own for them.
     psutil.STATUS_IDLE: "Sleeping",
     psutil.STATUS_PARKED: "Sleeping",
     psutil.STATUS_DISK_SLEEP: "Disk Sleep",
@@ -58,22 +58,22 @@ _TCP_STATE = {
 
 
 def status_name(status: str) -> str:
-    """D1's word for psutil's."""
+    """D1's name for a status of psutil."""
     return _STATUS.get(status, "Unknown")
 
 
 class ProcessWatch:
-    """All processes, with their CPU use since the last look (none on the first)."""
+    """All processes, with their CPU use since the last sample (none on the first)."""
 
     def __init__(self) -> None:
         self._cpu_seconds: dict[tuple[int, float], float] = {}
-        self._looked_at: float | None = None
+        self._observed_at: float | None = None
 
-    def look(self) -> list[Process]:
+    def observe(self) -> list[Process]:
         """Every process, the busiest first."""
         now = time.monotonic()
-        elapsed = None if self._looked_at is None else now - self._looked_at
-        before, self._cpu_seconds, self._looked_at = self._cpu_seconds, {}, now
+        elapsed = None if self._observed_at is None else now - self._observed_at
+        before, self._cpu_seconds, self._observed_at = self._cpu_seconds, {}, now
         processes = []
         for process in psutil.process_iter():
             try:
@@ -108,7 +108,7 @@ class ProcessWatch:
             return None
         key = (known["pid"], known["create_time"])
         seconds = self._cpu_seconds[key] = times.user + times.system
-        # A process that was not there at the last look has used all its time since then.
+        # A process that is new since the last sample has used all its time since then.
         return None if elapsed is None else round(100 * (seconds - before.get(key, 0.0)) / elapsed, 1)
 
 
@@ -122,17 +122,17 @@ def _value(read: Callable[[], Any]) -> Any:
     try:
         return read()
     except psutil.ZombieProcess:
-        # To psutil a kind of process that is gone, but it is there and can be named.
+        # psutil counts a zombie as gone, but it is there and has a name.
         return None
     except psutil.NoSuchProcess:
         raise
     except (psutil.Error, OSError, RuntimeError):
-        # Denied; or a file of /proc that is missing or empty, which psutil passes on as it comes.
+        # Denied; or a file of /proc that is missing or empty, whose error psutil passes on.
         return None
 
 
-def look_at_ports(processes: list[Process]) -> list[Port]:
-    """Every TCP and UDP socket with a local port, those that are listened on first; none where that is denied."""
+def list_ports(processes: list[Process]) -> list[Port]:
+    """Every TCP and UDP socket with a local port, listening ones first; none where the system denies the list."""
     owners = {process.id: process for process in processes}
     try:
         connections = psutil.net_connections(kind="inet")
@@ -153,7 +153,7 @@ def _port(connection: Any, owners: dict[int, Process]) -> Port:
         process_id=connection.pid,
         process_name=owner.name if owner else None,
         exe_path=owner.executable_path if owner else None,
-        # D1 has no better word for a UDP socket.
+        # D1 has no better state for a UDP socket.
         is_listening=udp or connection.status == psutil.CONN_LISTEN,
     )
 

@@ -12,7 +12,7 @@ import structlog
 from guestd.agent.payload import Service
 from guestd.agent.processes import clean
 
-# An answer that takes longer is of no use: the sample waits for it.
+# The sample waits for the answer: a later one is of no use.
 SYSTEMCTL_SECONDS = 5.0
 _SYSTEMCTL = ("systemctl", "list-units", "--type=service", "--all", "--output=json", "--no-pager")
 
@@ -29,22 +29,22 @@ class Unit(msgspec.Struct, frozen=True):
     description: str = ""
 
 
-def look_at_services() -> list[Service]:
+def list_services() -> list[Service]:
     """All services; on Linux those that systemd knows, when it runs."""
     if sys.platform == "win32":
         return _windows_services()
-    # What systemd's own sd_booted looks at.
+    # What systemd's own sd_booted checks.
     if not Path("/run/systemd/system").is_dir():
         return []
     try:
         listing = subprocess.run(_SYSTEMCTL, capture_output=True, timeout=SYSTEMCTL_SECONDS, check=True).stdout
-        return services_of(listing)
+        return parse_services(listing)
     except (OSError, subprocess.SubprocessError, msgspec.DecodeError) as exc:
-        _log.warning("no list of services", why=str(exc))
+        _log.warning("systemctl failed: this sample has no services", error=str(exc))
         return []
 
 
-def services_of(listing: bytes) -> list[Service]:
+def parse_services(listing: bytes) -> list[Service]:
     """The JSON of `systemctl list-units` as services, by name; units that exist only by being mentioned are left out.
 
     Raises msgspec.DecodeError when it is not such a list.
@@ -70,7 +70,7 @@ def _service(unit: Unit) -> Service:
 def _state(unit: Unit) -> str:
     match unit.active:
         case "active" | "reloading":
-            # A one-shot that has done its work counts as active in systemd and has no process.
+            # A one-shot unit that has ended counts as active in systemd and has no process.
             return "Stopped" if unit.sub == "exited" else "Running"
         case "activating":
             return "Start Pending"

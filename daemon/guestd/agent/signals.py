@@ -1,4 +1,4 @@
-"""How our long-running tools end: by finishing, or cleanly on SIGTERM and SIGINT."""
+"""A clean end of the agent and the simulator: at the end of their work, or on SIGTERM and SIGINT."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 
-async def until_signal(work: Coroutine[Any, Any, None]) -> bool:
+async def run_until_signal(work: Coroutine[Any, Any, None]) -> bool:
     """Run `work` to its end and return True; on SIGTERM or SIGINT cancel it, wait for it and return False."""
     loop = asyncio.get_running_loop()
     task = loop.create_task(work, name="work")

@@ -1,13 +1,13 @@
 """The channel between an outbox and its reader on the host: a unix socket or a virtio-serial port.
 
-What a channel does and what is done about it here:
+How a channel behaves, and how this module handles it:
 
-* a write takes only a part (32 KiB on virtio-serial): go on where it stopped; nothing at all (EAGAIN): wait
+* a write takes only a part (32 KiB on virtio-serial): continue where it stopped; it takes nothing (EAGAIN): wait
   until writable;
-* the host goes away: the conversation ends, and the next one starts from the first line that was not
-  acknowledged, after a lone newline that ends whatever line was cut short;
-* a virtio-serial port without a host is always readable, at its end, and refuses writes: watching it would
-  burn the CPU, so it is asked now and then, by writing that newline.
+* the host closes: the connection ends, and the next one starts from the first line that was not acknowledged,
+  after a lone newline that ends a line that was cut short;
+* a virtio-serial port without a host is always readable, at its end, and refuses writes: waiting for it would
+  burn the CPU, so it is probed now and then, by writing that newline.
 """
 
 from __future__ import annotations
@@ -24,41 +24,43 @@ from pathlib import Path
 
 import structlog
 
-from guestd.agent.hostlines import HostLine, HostLines, as_it_is
+from guestd.agent.hostlines import HostLine, HostLines, pass_through
 from guestd.agent.outbox import Outbox
 
 READ_BYTES = 65536
 # What Linux leaves of sockaddr_un for the path, without the final zero.
 SOCKET_PATH_BYTES = 107
-# A host that comes back is noticed within a second; a port that nobody opens costs nothing to speak of.
+# A host that comes back is noticed within a second; a port that nobody opens costs next to no CPU.
 FIRST_PAUSE_SECONDS = 0.2
 LONGEST_PAUSE_SECONDS = 1.0
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("guestd.agent")
 
 
-class Sender:
-    """An outbox that wakes whoever waits for it: the writer for lines, their producer for answers."""
+class ReliableSender:
+    """Delivers the lines of an outbox at least once: wakes the writer for new lines, the producer when some are
+    acknowledged.
+    """
 
     def __init__(
         self,
         outbox: Outbox,
         on_request: Callable[[], None],
-        opened: Callable[[bytes], bytes | None] = as_it_is,
+        unwrap: Callable[[bytes], bytes | None] = pass_through,
     ) -> None:
         self.outbox = outbox
-        self.opened = opened
+        self.unwrap = unwrap
         self._on_request = on_request
         self._to_write = asyncio.Event()
         self._acknowledged = asyncio.Event()
 
     def post(self, body: bytes) -> None:
-        """Add a message; a writer, when there is one, writes it."""
+        """Add a message; the writer, when a channel is open, writes it."""
         self.outbox.add(body)
         self._to_write.set()
 
-    def hear(self, line: HostLine) -> None:
-        """Act on a line of the host."""
+    def handle_line(self, line: HostLine) -> None:
+        """Act on a line of the host: a request for a sample, or an acknowledgement."""
         now, boot_id = time.monotonic(), self.outbox.boot_id
         if line.type == "Metrics":
             self._on_request()
@@ -71,20 +73,20 @@ class Sender:
             self._acknowledged.set()
         if self.outbox.boot_id != boot_id:
             _log.warning(
-                "this machine was put back to an earlier state: what is held is sent under a new boot_id",
+                "machine reverted to a snapshot: unacknowledged lines are sent again under a new boot_id",
                 boot_id=self.outbox.boot_id, lines=self.outbox.held_lines,
             )  # fmt: skip
 
-    def taken(self, seq: int) -> None:
+    def confirm(self, seq: int) -> None:
         """Forget the lines up to this one: a broker has them."""
-        self.outbox.taken(seq)
+        self.outbox.confirm(seq)
         self._acknowledged.set()
 
     def wake(self) -> None:
-        """Let a writer look again."""
+        """Wake the writer."""
         self._to_write.set()
 
-    async def woken(self) -> None:
+    async def wait_for_wake(self) -> None:
         """Wait for `wake`, or for a line to be posted."""
         self._to_write.clear()
         await self._to_write.wait()
@@ -100,8 +102,8 @@ class Sender:
                 continue
         return line
 
-    async def at_most(self, lines: int) -> None:
-        """Wait until no more than so many lines are held."""
+    async def wait_until_at_most(self, lines: int) -> None:
+        """Wait until no more than this many lines are unacknowledged."""
         while self.outbox.held_lines > lines:
             self._acknowledged.clear()
             await self._acknowledged.wait()
@@ -111,34 +113,34 @@ def _seconds_until(moment: float | None) -> float | None:
     return None if moment is None else max(0.0, moment - time.monotonic())
 
 
-async def converse(fd: int, sender: Sender) -> None:
-    """Speak docs/wire.md on a non-blocking descriptor until the other side is gone."""
+async def run_connection(fd: int, sender: ReliableSender) -> None:
+    """Run the protocol of docs/wire.md on a non-blocking descriptor until the other side closes it."""
     sender.outbox.restart()
-    hearing = asyncio.create_task(_hear(fd, sender), name=f"hear {fd}")
-    saying = asyncio.create_task(_say(fd, sender), name=f"say {fd}")
+    reading = asyncio.create_task(_read_lines(fd, sender), name=f"read {fd}")
+    writing = asyncio.create_task(_write_lines(fd, sender), name=f"write {fd}")
     try:
-        done, _ = await asyncio.wait((hearing, saying), return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait((reading, writing), return_when=asyncio.FIRST_COMPLETED)
         for half in done:
             half.result()
-        # A host that takes nothing any more may have said something before it left.
-        await hearing
+        # A host that has stopped reading may have written something before it closed.
+        await reading
     finally:
-        hearing.cancel()
-        saying.cancel()
-        await asyncio.wait((hearing, saying))
+        reading.cancel()
+        writing.cancel()
+        await asyncio.wait((reading, writing))
 
 
-async def _hear(fd: int, sender: Sender) -> None:
-    """Take what the host says until it is gone."""
-    lines = HostLines(sender.opened)
+async def _read_lines(fd: int, sender: ReliableSender) -> None:
+    """Handle the lines of the host until it closes."""
+    lines = HostLines(sender.unwrap)
     with suppress(OSError):
         while chunk := await _read(fd):
             for line in lines.feed(chunk):
-                sender.hear(line)
+                sender.handle_line(line)
 
 
-async def _say(fd: int, sender: Sender) -> None:
-    """Write what there is to write until the host is gone."""
+async def _write_lines(fd: int, sender: ReliableSender) -> None:
+    """Write the lines of the outbox until the host closes."""
     with suppress(OSError):
         await _write(fd, b"\n")
         while True:
@@ -190,16 +192,16 @@ def _wake(ready: asyncio.Future[None]) -> None:
 
 
 def listen(path: Path) -> socket.socket:
-    """A unix socket that listens at `path`, in the place of one that a killed agent left behind.
+    """A unix socket that listens at `path`; it replaces one that a killed agent left behind.
 
-    Raises OSError when somebody serves it already, when something else is there, or when it cannot be made.
+    Raises OSError when another program serves it, when another kind of file is there, or when it cannot be made.
     """
     if len(os.fsencode(path)) > SOCKET_PATH_BYTES:
         raise OSError(
             errno.ENAMETOOLONG, f"longer than the {SOCKET_PATH_BYTES} bytes of a socket's path", os.fspath(path)
         )
-    _refuse_if_taken(path)
-    # Under its own name it appears listening, so that nobody who watches the directory finds it refusing.
+    _refuse_if_occupied(path)
+    # Renamed once it listens, so that a program that watches the directory never finds it refusing.
     unnamed = path.with_name(path.name[:-1] + "~")
     unnamed.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -215,7 +217,7 @@ def listen(path: Path) -> socket.socket:
     return listener
 
 
-def _refuse_if_taken(path: Path) -> None:
+def _refuse_if_occupied(path: Path) -> None:
     if not path.exists():
         return
     if not path.is_socket():
@@ -226,31 +228,34 @@ def _refuse_if_taken(path: Path) -> None:
             raise OSError(errno.EADDRINUSE, "another program serves it", os.fspath(path))
 
 
-async def serve(listener: socket.socket, sender: Sender) -> None:
-    """Serve one client after the other, for ever, as QEMU does for a channel."""
+async def serve_socket(listener: socket.socket, sender: ReliableSender) -> None:
+    """Serve one client after the other without end, as QEMU does for a channel."""
     loop = asyncio.get_running_loop()
     while True:
         client, _ = await loop.sock_accept(listener)
         with client:
             client.setblocking(False)
-            await converse(client.fileno(), sender)
+            await run_connection(client.fileno(), sender)
 
 
-async def attend(device: Path, sender: Sender) -> None:
-    """Speak over a virtio-serial port, for ever; a port that is unplugged is opened again when it is back."""
+async def serve_port(device: Path, sender: ReliableSender) -> None:
+    """Report over a virtio-serial port without end; a port that was unplugged is opened again when it is back."""
     trouble = ""
     while True:
         try:
             fd = _open_port(device)
             try:
                 trouble = ""
-                await _attend_open(fd, sender)
+                await _serve_open_port(fd, sender)
             finally:
                 os.close(fd)
         except OSError as exc:
             if str(exc) != trouble:
                 trouble = str(exc)
-                _log.warning("port not usable, trying again", device=str(device), why=trouble)
+                _log.warning(
+                    f"port unusable: lines stay in the buffer; retrying every {LONGEST_PAUSE_SECONDS:.0f} s",
+                    device=str(device), error=trouble,
+                )  # fmt: skip
         await asyncio.sleep(LONGEST_PAUSE_SECONDS)
 
 
@@ -262,16 +267,16 @@ def _open_port(device: Path) -> int:
     return fd
 
 
-async def _attend_open(fd: int, sender: Sender) -> None:
-    """One conversation after the other; raises OSError when the port itself is gone."""
+async def _serve_open_port(fd: int, sender: ReliableSender) -> None:
+    """Run one connection after the other; raises OSError when the port itself is gone."""
     while True:
-        await _host_present(fd)
-        await converse(fd, sender)
+        await _wait_for_host(fd)
+        await run_connection(fd, sender)
         await asyncio.sleep(FIRST_PAUSE_SECONDS)
 
 
-async def _host_present(fd: int) -> None:
-    """Wait until a host has the port open: without one the port takes nothing, not even a lone newline."""
+async def _wait_for_host(fd: int) -> None:
+    """Wait until a host has opened the port: until then the port refuses every write, even of a lone newline."""
     pause = FIRST_PAUSE_SECONDS
     while True:
         try:

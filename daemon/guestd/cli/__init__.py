@@ -14,6 +14,7 @@ import msgspec
 import structlog
 
 from guestd import __version__
+from guestd.cli import agent, simulate
 from guestd.core import config
 from guestd.core.errors import ConfigError
 from guestd.core.log import configure_logging, format_error_line
@@ -48,7 +49,7 @@ guestd reads what guest agents report, and writes it exactly once to TimescaleDB
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = make_parser().parse_args(argv)
     configure_logging()
     try:
         return int(arguments.run(arguments))
@@ -61,10 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_FAILURE
 
 
-def _parser() -> argparse.ArgumentParser:
-    # Imported here: the agent runs in guests that have no use for the daemon's libraries, and the other way round.
-    from guestd import agent, simulator
-
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all verbs; a verb's module sets `run`."""
     parser = argparse.ArgumentParser(
         prog="guestd", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -111,13 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_filters(verbs.add_parser("filters", help="the rules that protect machines"))
     _add_quarantine(verbs)
     _add_looking(verbs)
-    for name, module, text in (
-        ("agent", agent, "a guest agent for this machine"),
-        ("simulate", simulator, "a fleet of simulated guests"),
-    ):
-        sub = verbs.add_parser(name, help=text)
-        module.add_arguments(sub)
-        sub.set_defaults(run=module.run)
+    agent.add_parser(verbs)
+    simulate.add_parser(verbs)
     return parser
 
 

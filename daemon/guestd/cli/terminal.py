@@ -1,7 +1,7 @@
 """Consoles, tables and JSON of the command line: coloured on a terminal, plain text anywhere else.
 
 rich decides by the stream, NO_COLOR and TERM=dumb. Markup is off: text from a guest is never read as a style. Control
-characters are not rich's business: pass such text through `core.text.printable` or `core.text.harmless` first.
+characters are not rich's business: pass such text through `core.text.escape_to_ascii` or `escape_controls` first.
 """
 
 from __future__ import annotations

@@ -17,14 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from guestd.agent.mqtt import Address, Connection, speak
+from guestd.agent.mqtt import Address, Connection, publish_lines
 from guestd.agent.outbox import Outbox
-from guestd.agent.transport import Sender, listen, serve
+from guestd.agent.transport import ReliableSender, listen, serve_socket
 from guestd.simulator.guest import Guest
 
-# Enough for a host that is away for minutes; a fleet of a thousand that is never read stays bounded.
+# Enough for a host that is down for minutes; the memory of a fleet of a thousand that nobody reads stays bounded.
 BUFFER_BYTES = 4 * 1024 * 1024
-# With an interval of 0 a guest has so many lines on the way: enough that it never waits for one answer.
+# With an interval of 0 a guest has this many lines in flight: enough that it never waits for a single answer.
 WINDOW_LINES = 8
 # A listening socket and a client for each guest, and what the interpreter and the logs need.
 DESCRIPTORS_PER_GUEST = 2
@@ -34,13 +34,13 @@ BROKER_CONNECTIONS = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What is simulated. `way`: the directory of the sockets, or a broker.
+class Fleet:
+    """What to simulate. `target`: the directory of the sockets, or a broker.
 
-    `interval_seconds` 0: as fast as acknowledged; `count` None: until told to stop.
+    `interval_seconds` 0: as fast as acknowledged; `count` None: until a signal.
     """
 
-    way: Path | Address
+    target: Path | Address
     guests: int
     interval_seconds: float
     processes: int
@@ -50,12 +50,12 @@ class Plan:
 
 
 @dataclass(slots=True)
-class RegisteredMachine:
-    """A guest, what it still holds for the host, and how it speaks; when its messages were taken, if few."""
+class SimulatedGuest:
+    """A guest, its outbox and its transport; and the times of its samples, where their count is limited."""
 
     guest: Guest
-    sender: Sender
-    speak: Callable[[], Coroutine[Any, Any, None]]
+    sender: ReliableSender
+    deliver: Callable[[], Coroutine[Any, Any, None]]
     timestamps_ms: deque[int] = field(default_factory=deque)
 
     @property
@@ -63,21 +63,21 @@ class RegisteredMachine:
         """For its tasks."""
         return str(self.guest.machine_id)
 
-    def tally(self) -> dict[str, Any]:
-        """What was sent and what became of it."""
+    def summarise(self) -> dict[str, Any]:
+        """One line of the manifest: the messages that were sent, and what became of them."""
         outbox = self.sender.outbox
         return {
             "machine": str(self.guest.machine_id),
             "boot_id": outbox.boot_id,
             "sent": outbox.last,
             "acknowledged": outbox.acknowledged,
-            "given_up": outbox.given_up,
+            "given_up": outbox.dropped,
             "timestamps_ms": list(self.timestamps_ms),
         }
 
 
-def enlarge_descriptor_limit(guests: int) -> None:
-    """Raise the soft limit of open files when so many guests need it; OSError when the hard one is too low."""
+def raise_descriptor_limit(guests: int) -> None:
+    """Raise the soft limit of open files to what the guests need; OSError when the hard limit is too low."""
     needed = guests * DESCRIPTORS_PER_GUEST + SPARE_DESCRIPTORS
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < needed:
@@ -86,83 +86,88 @@ def enlarge_descriptor_limit(guests: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def open_fleet(plan: Plan, open_: ExitStack) -> list[RegisteredMachine]:
-    """All guests, listening or on their way to the broker; closing `open_` ends that. OSError when one cannot listen.
+# Makes the coroutine that delivers the lines of a machine.
+_Connect = Callable[[uuid.UUID, ReliableSender], Callable[[], Coroutine[Any, Any, None]]]
 
-    Of a broker the loop must run, and `open_` be closed in it.
+
+def open_fleet(fleet: Fleet, open_: ExitStack) -> list[SimulatedGuest]:
+    """All guests, listening or connecting to the broker, until `open_` is closed. OSError when one cannot listen.
+
+    For a broker the event loop must run, and `open_` must be closed in it.
     """
     start_s = int(time.time())
-    ways = _sockets(plan.way, open_) if isinstance(plan.way, Path) else _topics(plan.way, open_)
-    members = []
-    for number in range(plan.first, plan.first + plan.guests):
-        guest = Guest(number, seed=plan.seed, processes=plan.processes, start_s=start_s)
-        sender = Sender(Outbox(str(uuid.uuid4()), BUFFER_BYTES), on_request=_not_asked)
-        members.append(RegisteredMachine(guest, sender, ways(guest.machine_id, sender), deque(maxlen=plan.count or 0)))
-    return members
+    connect = (
+        _connect_by_socket(fleet.target, open_)
+        if isinstance(fleet.target, Path)
+        else _connect_by_broker(fleet.target, open_)
+    )
+    guests = []
+    for number in range(fleet.first, fleet.first + fleet.guests):
+        guest = Guest(number, seed=fleet.seed, processes=fleet.processes, start_s=start_s)
+        sender = ReliableSender(Outbox(str(uuid.uuid4()), BUFFER_BYTES), on_request=_ignore_request)
+        deliver = connect(guest.machine_id, sender)
+        guests.append(SimulatedGuest(guest, sender, deliver, deque(maxlen=fleet.count or 0)))
+    return guests
 
 
-# How a guest will speak that has this id and this sender.
-_Ways = Callable[[uuid.UUID, Sender], Callable[[], Coroutine[Any, Any, None]]]
-
-
-def _sockets(directory: Path, open_: ExitStack) -> _Ways:
+def _connect_by_socket(directory: Path, open_: ExitStack) -> _Connect:
     directory.mkdir(parents=True, exist_ok=True)
 
-    def way(machine_id: uuid.UUID, sender: Sender) -> Callable[[], Coroutine[Any, Any, None]]:
+    def connect(machine_id: uuid.UUID, sender: ReliableSender) -> Callable[[], Coroutine[Any, Any, None]]:
         path = directory / f"{machine_id}.socket"
         listener = open_.enter_context(listen(path))
         open_.callback(path.unlink, missing_ok=True)
-        return partial(serve, listener, sender)
+        return partial(serve_socket, listener, sender)
 
-    return way
+    return connect
 
 
-def _topics(address: Address, open_: ExitStack) -> _Ways:
+def _connect_by_broker(address: Address, open_: ExitStack) -> _Connect:
     run = uuid.uuid4()
     connections = [Connection(address, f"guestd-simulate-{run}-{number}") for number in range(BROKER_CONNECTIONS)]
     for connection in connections:
         open_.callback(connection.close)
-    takes_turns = itertools.cycle(connections)
+    next_connection = itertools.cycle(connections)
 
-    def way(machine_id: uuid.UUID, sender: Sender) -> Callable[[], Coroutine[Any, Any, None]]:
-        return partial(speak, partial(next(takes_turns).publish, address.topic(machine_id, "metrics")), sender)
+    def connect(machine_id: uuid.UUID, sender: ReliableSender) -> Callable[[], Coroutine[Any, Any, None]]:
+        publish = partial(next(next_connection).publish, address.topic(machine_id, "metrics"))
+        return partial(publish_lines, publish, sender)
 
-    return way
-
-
-def _not_asked() -> None:
-    """A simulated guest reports when its plan says so, whatever the host asks."""
+    return connect
 
 
-async def live(members: list[RegisteredMachine], plan: Plan) -> None:
-    """Serve every guest until each has sent its messages and has them acknowledged; for ever without a
-    count."""
+def _ignore_request() -> None:
+    """A simulated guest reports at its interval alone, whatever the host requests."""
+
+
+async def run_fleet(guests: list[SimulatedGuest], fleet: Fleet) -> None:
+    """Serve every guest until all its messages are sent and acknowledged; without a count this does not end."""
     async with asyncio.TaskGroup() as tasks:
-        serving = [tasks.create_task(member.speak(), name=f"speak {member.name}") for member in members]
-        async with asyncio.TaskGroup() as lives:
-            for place, member in enumerate(members):
+        delivering = [tasks.create_task(guest.deliver(), name=f"deliver {guest.name}") for guest in guests]
+        async with asyncio.TaskGroup() as reports:
+            for place, guest in enumerate(guests):
                 # Spread over the interval, so that a host sees a stream and not a wave.
-                delay_seconds = plan.interval_seconds * place / len(members)
-                lives.create_task(_live(member, plan, delay_seconds), name=f"live {member.name}")
-        for task in serving:
+                delay_seconds = fleet.interval_seconds * place / len(guests)
+                reports.create_task(_report(guest, fleet, delay_seconds), name=f"report {guest.name}")
+        for task in delivering:
             task.cancel()
 
 
-async def _live(member: RegisteredMachine, plan: Plan, delay_seconds: float) -> None:
+async def _report(guest: SimulatedGuest, fleet: Fleet, delay_seconds: float) -> None:
     loop = asyncio.get_running_loop()
     due = loop.time() + delay_seconds
     timestamp_ms = 0
-    for _ in _rounds(plan.count):
-        if plan.interval_seconds:
+    for _ in _rounds(fleet.count):
+        if fleet.interval_seconds:
             await asyncio.sleep(due - loop.time())
-            due += plan.interval_seconds
+            due += fleet.interval_seconds
         else:
-            await member.sender.at_most(WINDOW_LINES - 1)
+            await guest.sender.wait_until_at_most(WINDOW_LINES - 1)
         # Strictly increasing: a message can be told from every other of its machine.
         timestamp_ms = max(time.time_ns() // 1_000_000, timestamp_ms + 1)
-        member.timestamps_ms.append(timestamp_ms)
-        member.sender.post(member.guest.body(timestamp_ms))
-    await member.sender.at_most(0)
+        guest.timestamps_ms.append(timestamp_ms)
+        guest.sender.post(guest.guest.body(timestamp_ms))
+    await guest.sender.wait_until_at_most(0)
 
 
 def _rounds(count: int | None) -> Iterator[int]:

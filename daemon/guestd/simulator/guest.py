@@ -18,7 +18,7 @@ import msgspec
 from guestd.simulator.processes import ProcessTable
 from guestd.simulator.profiles import SERVER, WINDOWS, WORKSTATION, Desktop, Profile
 
-# Any fixed UUID does; with this one our machines cannot meet anybody else's.
+# Any fixed UUID will do; this one keeps our machine ids apart from all others.
 _NAMESPACE = UUID("5b7a4a0e-3c55-4f5e-9d5e-6a8f0f6f2c11")
 # Every fifth guest is Windows; servers and workstations share the others.
 _KINDS = (SERVER, WORKSTATION, SERVER, WINDOWS, WORKSTATION)
@@ -32,6 +32,11 @@ FIRST_TEMPORARY_PORT = 49152
 def machine_id(number: int, seed: int) -> UUID:
     """The machine id of the guest with this number, counted from 0."""
     return uuid5(_NAMESPACE, f"{seed}/{number}")
+
+
+def machine_ids(guests: int, seed: int, first: int = 0) -> list[UUID]:
+    """The machine ids of a fleet, in the order of its guests; the same for the same seed."""
+    return [machine_id(number, seed) for number in range(first, first + guests)]
 
 
 class Guest:

@@ -1,7 +1,7 @@
-"""A simulated guest's process table: mostly still, a few busy ones, some that come and go.
+"""A simulated guest's process table: most processes are idle, a few are busy, some start and end.
 
-What does not change of a process is rendered once; of the rest only those that moved are rendered again, so
-that a message of a hundred processes costs about as much as ten.
+The fixed part of a process is rendered once, and only busy processes are rendered again, so that a message of a hundred
+processes costs about as much as one of ten.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from guestd.simulator.profiles import KIB_PER_MIB, Profile, Program
 BUSY_SHARE = 10
 BUSY_MAX_CPU_PERCENT = 40.0
 READ_STEP_BYTES = 65536
-# One process in so many messages ends and another one begins.
+# Once in this many messages, on average, a process ends and another starts.
 CHURN_MESSAGES = 3
 
 _MOVING = b'%s"cpu_usage_percent":%.1f,"memory_usage_kb":%d,"disk_read_bytes":%d,"disk_write_bytes":%d,"status":"%s"}'
@@ -86,16 +86,16 @@ class ProcessTable:
 
     @property
     def listening(self) -> list[tuple[int, Process]]:
-        """Ports that are listened on, with who does."""
+        """Listening ports, each with its process."""
         return [(port, process) for process in self._processes for port in process.program.listens]
 
     @property
     def main(self) -> list[Process]:
-        """Processes that stay for the life of the guest."""
+        """Processes that run for the life of the guest."""
         return self._processes[: len(self._profile.programs)]
 
     def step(self, now_s: int) -> None:
-        """Let some processes work and others rest; now and then one ends and another one starts."""
+        """Let some processes work and others rest; now and then a process ends and another starts."""
         for process in self._working:
             process.rest()
         resident = len(self._profile.programs)

@@ -9,8 +9,7 @@ KIB_PER_MIB = 1024
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A program as it runs: where it is, how it is called, what it takes and on which TCP ports it
-    listens."""
+    """A program as it runs: its path, its arguments, its memory and the TCP ports it listens on."""
 
     path: str
     arguments: str
@@ -35,7 +34,7 @@ class Desktop:
 
 @dataclass(frozen=True, slots=True)
 class WindowsService:
-    """A service: its name, what the control panel calls it, and how it starts (Auto, Manual, Disabled)."""
+    """A service: its name, its name in the control panel, and its start mode (Auto, Manual, Disabled)."""
 
     name: str
     display_name: str
@@ -44,7 +43,7 @@ class WindowsService:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A kind of machine. `statuses` are the words for a sleeping and a running process on it."""
+    """A kind of machine. `statuses` name a sleeping and a running process on it."""
 
     system_name: str
     os_version: str

@@ -1,4 +1,4 @@
-"""Signed host lines (docs/wire.md), both sides: how guestd wraps a line, and how an agent opens it. Pure.
+"""Signed host lines (docs/wire.md), both sides: how guestd signs a line, and how an agent verifies it. Pure.
 
 Agents from 2026-06 on take no line of the host that is not wrapped. The key is a secret of the machine's own, which
 guestd derives from its master secret, so that a guest that gives its secret away gives away nobody else's.
@@ -51,10 +51,10 @@ def signed(secret: bytes, payload: bytes, *, ts_ms: int, nonce: str) -> bytes:
     return msgspec.json.encode(SignedLine(VERSION, ts_ms, nonce, text, sig))
 
 
-class Opener:
-    """Takes each signed line of one secret once, while it is fresh.
+class SignedLineVerifier:
+    """Accepts each line that is signed with one secret once, while it is fresh.
 
-    Remembers at most `most_nonces`; beyond that the earliest are forgotten, and nothing as early is taken any more.
+    Remembers at most `most_nonces`; beyond that the earliest are forgotten, and no line as early is accepted any more.
     """
 
     def __init__(self, secret: bytes, most_nonces: int = MOST_NONCES) -> None:
@@ -64,8 +64,8 @@ class Opener:
         self._by_time: list[tuple[int, str]] = []
         self._forgotten_ms = 0
 
-    def payload(self, line: bytes, now_ms: int) -> bytes:
-        """What was wrapped; raises ValueError that says why a line is not taken."""
+    def verify(self, line: bytes, now_ms: int) -> bytes:
+        """The payload of a line; raises ValueError with the reason when the line is refused."""
         try:
             found = _decoder.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from guestd.agent.outbox import Outbox
-from guestd.agent.transport import Sender, attend, converse, listen, serve
+from guestd.agent.transport import ReliableSender, listen, run_connection, serve_port, serve_socket
 
 BOOT_ID = "0d3f3a5e-8d0b-4a55-9c0b-5d5e4a2f7c11"
 DEADLINE_SECONDS = 20
@@ -68,8 +68,8 @@ class Host:
             writer.close()
 
 
-def sender(limit_bytes: int = 1 << 24) -> Sender:
-    return Sender(Outbox(BOOT_ID, limit_bytes), on_request=lambda: None)
+def sender(limit_bytes: int = 1 << 24) -> ReliableSender:
+    return ReliableSender(Outbox(BOOT_ID, limit_bytes), on_request=lambda: None)
 
 
 def body(number: int, size_bytes: int) -> bytes:
@@ -103,11 +103,11 @@ def test_every_line_arrives_exactly_once_though_the_host_cuts_at_random(tmp_path
     async def scenario() -> Host:
         chance, host, agent = random.Random(seed), Host(), sender()
         with listen(tmp_path / "a.socket") as listener:
-            async with running(serve(listener, agent)), running(cut_and_come_back(host, chance)):
+            async with running(serve_socket(listener, agent)), running(cut_and_come_back(host, chance)):
                 for number in range(1, 151):
                     agent.post(body(number, chance.choice((10, 2_000, 60_000))))
-                    await asyncio.wait_for(agent.at_most(chance.randrange(1, 20)), DEADLINE_SECONDS)
-                await asyncio.wait_for(agent.at_most(0), DEADLINE_SECONDS)
+                    await asyncio.wait_for(agent.wait_until_at_most(chance.randrange(1, 20)), DEADLINE_SECONDS)
+                await asyncio.wait_for(agent.wait_until_at_most(0), DEADLINE_SECONDS)
         return host
 
     host = asyncio.run(scenario())
@@ -122,12 +122,12 @@ def test_a_line_much_larger_than_the_channel_goes_on_where_each_write_stopped() 
             ours.setblocking(False)
             ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
             reader, writer = await asyncio.open_unix_connection(sock=theirs, limit=1 << 22)
-            async with running(converse(ours.fileno(), agent)):
+            async with running(run_connection(ours.fileno(), agent)):
                 for number in (1, 2):
                     agent.post(body(number, 900_000))
                 while host.last < 2:
                     writer.write(host.answer(await asyncio.wait_for(reader.readline(), DEADLINE_SECONDS)))
-                await asyncio.wait_for(agent.at_most(0), DEADLINE_SECONDS)
+                await asyncio.wait_for(agent.wait_until_at_most(0), DEADLINE_SECONDS)
             writer.close()
         return host
 
@@ -141,7 +141,7 @@ def test_a_connection_begins_with_a_lone_newline(tmp_path: Path) -> None:
         agent = sender()
         agent.post(body(1, 1))
         with listen(tmp_path / "a.socket") as listener:
-            async with running(serve(listener, agent)):
+            async with running(serve_socket(listener, agent)):
                 reader, writer = await asyncio.open_unix_connection(os.fspath(tmp_path / "a.socket"))
                 first = await asyncio.wait_for(reader.readline(), DEADLINE_SECONDS)
                 writer.close()
@@ -155,7 +155,7 @@ def test_a_second_host_gets_nothing_until_the_first_has_left(tmp_path: Path) -> 
         agent = sender()
         path = os.fspath(tmp_path / "a.socket")
         with listen(tmp_path / "a.socket") as listener:
-            async with running(serve(listener, agent)):
+            async with running(serve_socket(listener, agent)):
                 first_reader, first_writer = await asyncio.open_unix_connection(path)
                 assert await first_reader.readline() == b"\n"
                 second_reader, second_writer = await asyncio.open_unix_connection(path)
@@ -181,12 +181,12 @@ def test_what_a_host_said_before_it_left_is_heard(tmp_path: Path) -> None:
         for number in (1, 2, 3):
             agent.post(body(number, 500_000))
         with listen(tmp_path / "a.socket") as listener:
-            async with running(serve(listener, agent)):
+            async with running(serve_socket(listener, agent)):
                 reader, writer = await asyncio.open_unix_connection(os.fspath(tmp_path / "a.socket"), limit=1 << 20)
                 while host.last < 1:
                     writer.write(host.answer(await asyncio.wait_for(reader.readline(), DEADLINE_SECONDS)))
                 writer.close()
-                await asyncio.wait_for(agent.at_most(2), DEADLINE_SECONDS)
+                await asyncio.wait_for(agent.wait_until_at_most(2), DEADLINE_SECONDS)
 
     asyncio.run(scenario())
 
@@ -194,9 +194,9 @@ def test_what_a_host_said_before_it_left_is_heard(tmp_path: Path) -> None:
 def test_a_request_for_metrics_reaches_the_collector(tmp_path: Path) -> None:
     async def scenario() -> None:
         asked = asyncio.Event()
-        agent = Sender(Outbox(BOOT_ID, 1 << 20), on_request=asked.set)
+        agent = ReliableSender(Outbox(BOOT_ID, 1 << 20), on_request=asked.set)
         with listen(tmp_path / "a.socket") as listener:
-            async with running(serve(listener, agent)):
+            async with running(serve_socket(listener, agent)):
                 _, writer = await asyncio.open_unix_connection(os.fspath(tmp_path / "a.socket"))
                 writer.write(b'rubbish\n{"type":"SafeCommand","id":"1"}\n{"type":"Metrics"}\n')
                 await asyncio.wait_for(asked.wait(), DEADLINE_SECONDS)
@@ -261,7 +261,7 @@ def test_a_port_that_hangs_up_and_comes_back_loses_nothing(tmp_path: Path) -> No
 
     async def scenario() -> None:
         agent = sender()
-        async with running(attend(device, agent)):
+        async with running(serve_port(device, agent)):
             agent.post(body(1, 3_000))
             first = Terminal(device)
             await eventually(lambda: exchange(first, 1))
@@ -288,7 +288,7 @@ def test_no_cpu_is_burnt_without_a_client(tmp_path: Path) -> None:
         agent = sender()
         agent.post(body(1, 1))
         with listen(tmp_path / "a.socket") as listener:
-            async with running(serve(listener, agent)):
+            async with running(serve_socket(listener, agent)):
                 return await cpu_seconds_while_waiting()
 
     assert asyncio.run(scenario()) < ALLOWED_CPU_SECONDS
@@ -300,7 +300,7 @@ def test_no_cpu_is_burnt_on_a_client_that_does_not_read(tmp_path: Path) -> None:
         for number in range(8):
             agent.post(body(number, 500_000))
         with listen(tmp_path / "a.socket") as listener, socket.socket(socket.AF_UNIX) as client:
-            async with running(serve(listener, agent)):
+            async with running(serve_socket(listener, agent)):
                 client.connect(os.fspath(tmp_path / "a.socket"))
                 return await cpu_seconds_while_waiting()
 
@@ -312,7 +312,7 @@ def test_no_cpu_is_burnt_on_a_port_that_hung_up(tmp_path: Path) -> None:
         agent = sender()
         agent.post(body(1, 500_000))
         terminal = Terminal(tmp_path / "port")
-        async with running(attend(tmp_path / "port", agent)):
+        async with running(serve_port(tmp_path / "port", agent)):
             await eventually(lambda: len(terminal.lines()) == 0 and len(terminal._partial) > 1000)
             terminal.hang_up()
             return await cpu_seconds_while_waiting()
@@ -324,7 +324,7 @@ def test_no_cpu_is_burnt_on_a_port_that_is_always_at_its_end(tmp_path: Path) -> 
     """What a virtio-serial port without a host looks like to a reader."""
 
     async def scenario() -> float:
-        async with running(attend(Path("/dev/null"), sender())):
+        async with running(serve_port(Path("/dev/null"), sender())):
             return await cpu_seconds_while_waiting()
 
     assert asyncio.run(scenario()) < ALLOWED_CPU_SECONDS

@@ -12,16 +12,16 @@ from typing import Any
 import psutil
 import pytest
 
-from guestd.agent.applications import ApplicationWatch, Books
+from guestd.agent.applications import ApplicationWatch, UsageState
 from guestd.agent.collect import Collector
-from guestd.agent.processes import ProcessWatch, look_at_ports
+from guestd.agent.processes import ProcessWatch, list_ports
 from guestd.wire.decode import decode
 
 KIB_PER_GIB = 1024 * 1024
 
 
 def collector(most_processes: int | None = None) -> Collector:
-    return Collector(ApplicationWatch(Books()), most_processes)
+    return Collector(ApplicationWatch(UsageState()), most_processes)
 
 
 def sample(source: Collector) -> dict[str, Any]:
@@ -70,11 +70,11 @@ def test_a_process_is_reported_with_what_it_runs_and_how_busy_it_is() -> None:
     spinning = "while True: pass"
     child = subprocess.Popen([sys.executable, "-c", spinning])
     try:
-        [first] = [known for known in watch.look() if known.id == child.pid]
+        [first] = [known for known in watch.observe() if known.id == child.pid]
         assert first.cpu_usage_percent is None
         deadline = time.monotonic() + 10
         while True:
-            [known] = [known for known in watch.look() if known.id == child.pid]
+            [known] = [known for known in watch.observe() if known.id == child.pid]
             if known.cpu_usage_percent and known.cpu_usage_percent > 5 and spinning in (known.command_line or ""):
                 break
             assert time.monotonic() < deadline, known
@@ -85,7 +85,7 @@ def test_a_process_is_reported_with_what_it_runs_and_how_busy_it_is() -> None:
     assert known.memory_usage_kb > 1000
     assert known.start_time is not None
     assert abs(known.start_time - time.time()) < 60
-    assert child.pid not in [known.id for known in watch.look()]
+    assert child.pid not in [known.id for known in watch.observe()]
 
 
 def test_a_process_that_has_ended_and_was_not_waited_for_is_a_zombie_and_not_an_error() -> None:
@@ -93,7 +93,7 @@ def test_a_process_that_has_ended_and_was_not_waited_for_is_a_zombie_and_not_an_
     child = subprocess.Popen([sys.executable, "-c", ""])
     try:
         deadline = time.monotonic() + 10
-        while [known.status for known in watch.look() if known.id == child.pid] != ["Zombie"]:
+        while [known.status for known in watch.observe() if known.id == child.pid] != ["Zombie"]:
             assert time.monotonic() < deadline
             time.sleep(0.05)
     finally:
@@ -117,7 +117,7 @@ def test_listening_and_udp_sockets_are_reported_in_the_words_of_the_dialect() ->
     with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         udp.bind(("127.0.0.1", 0))
         with socket.create_connection(tcp.getsockname()) as client:
-            ports = look_at_ports(ProcessWatch().look())
+            ports = list_ports(ProcessWatch().observe())
             found = {(known.port, known.protocol, known.state, known.is_listening) for known in ports}
             assert (tcp.getsockname()[1], "TCP", "Listen", True) in found
             assert (client.getsockname()[1], "TCP", "Established", False) in found

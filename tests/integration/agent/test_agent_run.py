@@ -19,16 +19,9 @@ from typing import IO, Any
 import psutil
 import pytest
 
-from guestd import agent
+from guestd.cli import make_parser
 
 DEADLINE_SECONDS = 30
-PROGRAM = """
-import argparse, sys
-from guestd import agent
-parser = argparse.ArgumentParser()
-agent.add_arguments(parser)
-sys.exit(agent.run(parser.parse_args()))
-"""
 
 
 @pytest.fixture
@@ -41,7 +34,7 @@ def directory() -> Iterator[Path]:
 @contextmanager
 def reporting(*words: str) -> Iterator[subprocess.Popen[bytes]]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", PROGRAM, *words]
+    command = [sys.executable, "-m", "guestd", "agent", *words]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         yield process
@@ -109,7 +102,7 @@ def test_the_end_is_clean_and_minutes_survive_it(directory: Path) -> None:
 def test_a_socket_in_use_is_refused_with_its_name(directory: Path) -> None:
     path = directory / "a.socket"
     with reporting("--listen", os.fspath(path)), connected(path), reporting("--listen", os.fspath(path)) as second:
-        output, _ = second.communicate(timeout=DEADLINE_SECONDS)
+        _, output = second.communicate(timeout=DEADLINE_SECONDS)
         assert second.returncode == 1
         assert b"another program serves it" in output
         assert os.fsencode(path) in output
@@ -121,9 +114,7 @@ def test_a_state_file_that_cannot_be_written_is_an_error_at_once(directory: Path
 
 
 def parsed(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    agent.add_arguments(parser)
-    return parser.parse_args(words)
+    return make_parser().parse_args(["agent", *words])
 
 
 def test_arguments_have_the_documented_defaults() -> None:

@@ -25,13 +25,6 @@ HEADER = re.compile(
     rb'\{"type":"metrics","boot_id":"([0-9a-f-]{36})","seq":([0-9]+),"oldest":([0-9]+),'
     rb'"after":"[0-9a-f]{16}","mark":"[0-9a-f]{16}","timestamp":"([^"]+)"'
 )
-PROGRAM = """
-import argparse, sys
-from guestd import simulator
-parser = argparse.ArgumentParser()
-simulator.add_arguments(parser)
-sys.exit(simulator.run(parser.parse_args()))
-"""
 
 
 @contextmanager
@@ -47,7 +40,7 @@ def started(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
 
 @contextmanager
 def simulating(directory: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    with started([sys.executable, "-c", PROGRAM, "--directory", os.fspath(directory), *words]) as process:
+    with started([sys.executable, "-m", "guestd", "simulate", "--directory", os.fspath(directory), *words]) as process:
         yield process
 
 
@@ -153,7 +146,7 @@ def test_a_directory_that_somebody_serves_already_is_refused(directory: Path) ->
 def under_limits(directory: Path, soft: int, hard: int, guests: int) -> list[str]:
     limits = ["prlimit", f"--nofile={soft}:{hard}"]
     words = ["--directory", os.fspath(directory), "--guests", str(guests), "--processes", "1"]
-    return [*limits, sys.executable, "-c", PROGRAM, *words]
+    return [*limits, sys.executable, "-m", "guestd", "simulate", *words]
 
 
 def test_the_limit_of_open_files_is_raised_as_far_as_the_fleet_needs(directory: Path) -> None:
@@ -167,6 +160,6 @@ def test_the_limit_of_open_files_is_raised_as_far_as_the_fleet_needs(directory: 
 
 def test_a_fleet_that_the_hard_limit_does_not_allow_is_refused_with_the_numbers(directory: Path) -> None:
     with started(under_limits(directory, 64, 128, guests=60)) as process:
-        output, _ = process.communicate(timeout=DEADLINE_SECONDS)
+        _, output = process.communicate(timeout=DEADLINE_SECONDS)
         assert process.returncode == 1
         assert b"60 guests need 184 open files, the hard limit is 128" in output

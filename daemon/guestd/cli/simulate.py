@@ -1,0 +1,85 @@
+"""`guestd simulate`: a fleet of simulated guests."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from guestd.cli.arguments import add_verb, at_least_one, not_negative
+from guestd.cli.broker_arguments import add_broker_options, read_broker
+
+if TYPE_CHECKING:
+    from guestd.cli.arguments import Subparsers
+
+DESCRIPTION = """\
+Simulates guests that report what real machines report: servers, workstations, and one Windows machine in five. With
+--directory each guest has its own unix socket, DIRECTORY/<machine id>.socket, as QEMU makes them; with --mqtt all
+guests share a few connections to a broker. Messages are numbered and kept until they are acknowledged, so none is lost
+while guestd is down. The same seed gives the same guests. guestd collects only machines that are in the store: add
+their ids there first.
+"""
+EPILOG = """\
+examples:
+  guestd simulate --directory run/channels --guests 50 --interval 5
+  guestd simulate --directory run/channels --guests 20 --interval 0 --count 500 --manifest sent.jsonl
+  guestd simulate --mqtt 127.0.0.1:1883 --mqtt-user simulator --mqtt-password-file FILE --guests 50
+
+manifest, one JSON object a guest: machine (id), boot_id, sent, acknowledged, given_up (messages dropped because the
+buffer was full), timestamps_ms (of the messages, with --count)
+
+exit status: 0 done, or stopped by a signal; 1 stopped before --count was reached, or a socket cannot be served;
+2 wrong usage; 78 an option names a file or an address that cannot be used
+"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the verb."""
+    parser = add_verb(
+        subparsers,
+        "simulate",
+        summary="simulate a fleet of guests, for demos and load tests",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+    )
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--directory", type=Path, metavar="DIR", help="make the guests' sockets in this directory")
+    target.add_argument("--mqtt", metavar="HOST[:PORT]", help="publish to this broker instead")
+    add_broker_options(parser)
+    add = parser.add_argument
+    add("--guests", type=at_least_one, default=10, metavar="N", help="number of guests (default: 10)")
+    interval_help = "time between two messages of a guest; 0: as fast as they are acknowledged (default: 10)"
+    add("--interval", type=_seconds, default=10.0, metavar="SECONDS", help=interval_help)
+    add("--processes", type=at_least_one, default=100, metavar="P", help="processes in each message (default: 100)")
+    add("--seed", type=int, default=1, metavar="K", help="another seed gives other machines (default: 1)")
+    first_help = "number of the first guest, so that several simulators can share a seed (default: 0)"
+    add("--first-id", type=not_negative, default=0, metavar="N", help=first_help)
+    count_help = "stop when M messages of each guest are acknowledged (default: run until a signal)"
+    add("--count", type=at_least_one, metavar="M", help=count_help)
+    manifest_help = "at the end, write one JSON line a guest: what was sent and what was acknowledged"
+    add("--manifest", type=Path, metavar="FILE", help=manifest_help)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Simulate until the count is reached or a signal comes; returns the exit status."""
+    from guestd.simulator.fleet import Fleet
+    from guestd.simulator.run import run as run_simulator
+
+    fleet = Fleet(
+        target=arguments.directory or read_broker(arguments),
+        guests=arguments.guests,
+        interval_seconds=arguments.interval,
+        processes=arguments.processes,
+        seed=arguments.seed,
+        first=arguments.first_id,
+        count=arguments.count,
+    )
+    return run_simulator(fleet, arguments.manifest)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 <= seconds < float("inf"):
+        raise argparse.ArgumentTypeError("must be 0 or more")
+    return seconds
