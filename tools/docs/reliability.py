@@ -1,4 +1,4 @@
-"""The table of docs/reliability.md, from the records of the fault tests: python -m tools.docs.reliability RECORDS."""
+"""Write docs/reliability.md's table from the records of the fault tests: python -m tools.docs.reliability RECORDS."""
 
 import json
 import os
@@ -27,7 +27,7 @@ FILTER_COLUMNS = ("rounds", "actions", "kills", "wrong")
 
 
 def main() -> None:
-    """Keep the document's head, write the table anew."""
+    """Replace the table; keep the text above it."""
     records = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
     head, mark, _ = DOCUMENT.read_text().partition(MARK)
     DOCUMENT.write_text(head + mark + "\n" + table(records))
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """A row a fault, and where and when they were made."""
+    """One row for each fault, and where and when they were run."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     today = time.strftime("%Y-%m-%d", time.gmtime())
     machine = f"{os.cpu_count()} cores {platform.machine()}, Python {platform.python_version()}"
@@ -53,7 +53,7 @@ def table(records: list[dict[str, Any]]) -> str:
 
 
 def filters_table(records: list[dict[str, Any]]) -> list[str]:
-    """A row a fault of filters: how often, what was done meanwhile, and how often the end was not what the rows say."""
+    """One row for each fault of filters; `wrong` counts the rounds after which libvirt differed from the rows."""
     if not records:
         return []
     lines = ["", f"| fault of filters | {' | '.join(FILTER_COLUMNS)} |", "|---|" + "---:|" * len(FILTER_COLUMNS)]

@@ -70,7 +70,7 @@ def test_a_host_that_is_retired_claims_no_machine(dsn: str) -> None:
 
 
 def test_processes_are_kept_for_a_month_by_the_statement_for_it(dsn: str) -> None:
-    execute(dsn, section("How long things are kept", "sql"))
+    execute(dsn, section("Retention", "sql"))
     assert rows(dsn, """SELECT "keepDays" FROM "RetentionSetting" WHERE "relation" = 'ProcessSnapshot'""") == [(31,)]
 
 
