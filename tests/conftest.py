@@ -23,8 +23,16 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
+# Fixtures of a session or module that cost more than their tests, or exist once on a host: whoever asks for one of them
+# runs in the worker that has it.
+SHARED_FIXTURES = ("lab", "place")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The time-out of a test is for its quick rounds: full ones (./dev faults) take as long as they do."""
+    """Tests that share a fixture run in one worker; full rounds (./dev faults) take longer than a test's time-out."""
+    for item in items:
+        for fixture in set(SHARED_FIXTURES).intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group(fixture))
     if os.environ.get("GUESTD_FAULTS") == "full":
         for item in items:
             item.add_marker(pytest.mark.timeout(3600), append=False)
