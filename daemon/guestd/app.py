@@ -146,7 +146,7 @@ class _Parts:
     def problems(self) -> list[str]:
         """What is wrong, a sentence each, for /readyz and STATUS."""
         spool = self.spool
-        problems = [] if self.vm_service is None else self.vm_service.problems()
+        problems = [] if self.vm_service is None else self.vm_service.list_problems()
         if self.watchdog.problem is not None:
             problems.append(f"guestd: {self.watchdog.problem}")
         if self.from_broker is not None and self.from_broker.problem is not None:
@@ -171,7 +171,7 @@ def _wired(settings: Settings, reread: Callable[[], Settings], telemetry: Teleme
     samples = LatestSamples()
     machine_registry = MachineRegistry()
     telemetry.machines.set_function(lambda: machine_registry.count)
-    telemetry.vms.show(lambda: samples.families(machine_registry.get_domain_names(), datetime.now(UTC)))
+    telemetry.vms.add_source(lambda: samples.families(machine_registry.get_domain_names(), datetime.now(UTC)))
     budget = Budget(_rates(settings))
     gate = Intake(spool, metering.of_intake(telemetry), _now_ms, budget)
     tidying = StoreMaintenance(lambda: reload.settings, telemetry)
@@ -260,7 +260,7 @@ def _upkeep(settings: Settings, telemetry: Telemetry) -> RollupRefresher:
     upkeep = RollupRefresher(
         settings.store.dsn, host_name=get_host_name(chosen), uri=chosen.uri, silent=shown.machines_without_data.set
     )
-    shown.show(upkeep.families)
+    shown.add_source(upkeep.families)
     return upkeep
 
 

@@ -14,6 +14,7 @@ from guestd.filters.cache import Memory
 from guestd.filters.driver import Look, NWFilters
 from guestd.filters.plan import Define
 from guestd.filters.store import filter_store
+from guestd.telemetry.registry import VmMetrics
 from support.daemon import eventually
 from support.filters import HOST, REPORT, WRITER, FilterHost
 
@@ -26,7 +27,7 @@ class Slow(NWFilters):
     """The driver; a look takes as long as the test wants."""
 
     def __init__(self, uri: str) -> None:
-        super().__init__(uri, lambda: None)
+        super().__init__(uri, VmMetrics())
         self.may_look = asyncio.Event()
         self.may_look.set()
 
@@ -41,7 +42,7 @@ class Late(NWFilters):
     """The driver; between its look and its steps somebody defines a filter by hand."""
 
     def __init__(self, host: FilterHost, name: str) -> None:
-        super().__init__(host.lab.uri, lambda: None)
+        super().__init__(host.lab.uri, VmMetrics())
         self._host = host
         self._name = name
 

@@ -11,21 +11,21 @@ PLAN, DOMAINS = "vms/plan.py", "hypervisor/domains.py"
 MISSING_IS_OFF = "steps.append(SetStatus(machine.id, machine.name, machine.status, 'off', ''))"
 # What breaks, the file, its text, the text that takes its place.
 MUTANTS = [
-    ("an unknown status is overwritten", PLAN, "return status in _SETTLED", "return True"),
+    ("an unknown status is overwritten", PLAN, "return status in _SETTLED_STATUSES", "return True"),
     ("an inactive domain claims", PLAN, "elif not domain.is_active:\n        pass", "elif False:\n        pass"),
     ("a live holder is robbed", PLAN, "elif not machine.is_holder_live:", "elif True:"),
-    ("what is missing is off", PLAN, "steps += _missing(machine)", MISSING_IS_OFF),
+    ("what is missing is off", PLAN, "steps += _plan_missing(machine)", MISSING_IS_OFF),
     ("other hosts' rows are written", PLAN, "return\n        yield Claim", "pass\n        yield Claim"),
     ("a reboot flaps the row", PLAN, 'if domain.state == "shutoff" and left > 0:', "if False:"),
-    ("an observer acts", PLAN, "if rules.is_converging and", "if"),
-    ("destroyed without leave", PLAN, "if was_asked and rules.may_destroy", "if was_asked"),
-    ("a crash loop goes on", PLAN, "count >= STARTS_BEFORE_LEFT", "False"),
-    ("no backoff", PLAN, "    if left > 0:\n        return Wait(left)\n", ""),
-    ("paused is off", DOMAINS, 'in _BROKEN_PAUSES else "suspended"', 'in _BROKEN_PAUSES else "off"'),
-    ("an I/O error is a pause", DOMAINS, 'return "error" if domain.reason in _BROKEN_PAUSES else', "return"),
-    ("migrating is suspended", DOMAINS, "if domain.reason in _PASSING_PAUSES:", "if False:"),
+    ("an observer acts", PLAN, "if policy.is_converging and", "if"),
+    ("destroyed without leave", PLAN, "if was_requested and policy.may_destroy", "if was_requested"),
+    ("a crash loop goes on", PLAN, "count >= MAX_START_ATTEMPTS", "False"),
+    ("no backoff", PLAN, "    if left > 0:\n        return Recheck(left)\n", ""),
+    ("paused is off", DOMAINS, 'in _FAILED_PAUSES else "suspended"', 'in _FAILED_PAUSES else "off"'),
+    ("an I/O error is a pause", DOMAINS, 'return "error" if domain.reason in _FAILED_PAUSES else', "return"),
+    ("migrating is suspended", DOMAINS, "if domain.reason in _TRANSIENT_PAUSES:", "if False:"),
     ("migrated away is off", DOMAINS, '("shutoff", "migrated")', '("shutoff", "never")'),
-    ("its words are fought over", PLAN, "_SAME.get(machine.status, machine.status) ==", "machine.status =="),
+    ("its words are fought over", PLAN, "_SYNONYMS.get(machine.status, machine.status) ==", "machine.status =="),
 ]  # fmt: skip
 
 

@@ -25,6 +25,7 @@ from guestd.filters.driver import NWFilters
 from guestd.filters.plan import Guard
 from guestd.filters.store import filter_store, read_rows
 from guestd.filters.xml import interfaces, read
+from guestd.telemetry.registry import VmMetrics
 from gueststore.seed import Admin, seed
 from support.daemon import add_machine, command, environment
 
@@ -73,7 +74,7 @@ class FilterHost:
         """One full pass, by a guestd of its own."""
 
         async def once() -> Outcome:
-            driver = NWFilters(self.lab.uri, lambda: None)
+            driver = NWFilters(self.lab.uri, VmMetrics())
             store = filter_store(make_conninfo(self.dsn, options=WRITER), name=host, uri=driver.uri, version="9")
             async with driver.connected(), store as opened:
                 return await Passes(driver, opened, allowed, flushed).full()

@@ -14,6 +14,7 @@ from guestd.filters.driver import NWFilters
 from guestd.filters.interface_plan import Attach, Bind
 from guestd.filters.model import Filter
 from guestd.filters.store import filter_store
+from guestd.telemetry.registry import VmMetrics
 from support.filters import ENFORCE, HOST
 
 T = TypeVar("T")
@@ -23,7 +24,7 @@ class Halting(NWFilters):
     """The driver, with a halt."""
 
     def __init__(self, uri: str, steps: int) -> None:
-        super().__init__(uri, lambda: None)
+        super().__init__(uri, VmMetrics())
         self._left = steps
 
     async def define(self, definition: Filter) -> Filter | str:

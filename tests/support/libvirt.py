@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from guestd.hypervisor.connection import Counters, Hypervisor
+from guestd.hypervisor.connection import Hypervisor
 from guestd.hypervisor.domains import Domain
 
 libvirt = pytest.importorskip("libvirt", reason="libvirt-python is not installed: ./dev builds it where it can")
@@ -32,41 +32,37 @@ def domain_xml(name: str, number: int, *, devices: str = "", vcpus: int = 2, mem
 
 
 def uri_of(file: Path, domains: Sequence[str]) -> str:
-    """The URI of a libvirt that holds these domains; whoever opens it has a world of his own."""
+    """The URI of a test driver with these domains; each connection has its own copy."""
     file.write_text(f"<node>{''.join(domains)}</node>")
     return f"test://{file}"
-
-
-def silent() -> Counters:
-    return Counters(lost=lambda: None, gave_up=lambda: None, looked=lambda _: None)
 
 
 @asynccontextmanager
 async def running(hypervisor: Hypervisor) -> AsyncIterator[Hypervisor]:
     """The driver while it is connected."""
-    looked = hypervisor.subscribe()
-    life = asyncio.create_task(hypervisor.run())
+    observed = hypervisor.subscribe()
+    task = asyncio.create_task(hypervisor.run())
     try:
         async with asyncio.timeout(30):
-            await looked.wait()
+            await observed.wait()
         yield hypervisor
     finally:
-        life.cancel()
-        await asyncio.wait([life])
+        task.cancel()
+        await asyncio.wait([task])
 
 
-async def seen(hypervisor: Hypervisor, name: str, what: Callable[[Domain], bool]) -> Domain:
-    """Wait until the driver has seen a domain in some condition, by itself."""
-    looked = hypervisor.subscribe()
+async def wait_for_domain(hypervisor: Hypervisor, name: str, condition: Callable[[Domain], bool]) -> Domain:
+    """Wait until the driver has observed a domain that meets the condition, by itself."""
+    observed = hypervisor.subscribe()
     async with asyncio.timeout(30):
         while True:
-            looked.clear()
+            observed.clear()
             for domain in hypervisor.domains:
-                if domain.name == name and what(domain):
+                if domain.name == name and condition(domain):
                     return domain
-            await looked.wait()
+            await observed.wait()
 
 
 def own_connection(hypervisor: Hypervisor) -> Any:
-    """The driver's connection, to do behind its back what an operator would do with virsh."""
+    """The driver's connection, for changes that an operator would make with virsh."""
     return hypervisor._connection

@@ -1,4 +1,4 @@
-"""The VM plan: any part of it, planned again from where that led, comes to the same end and harms nobody."""
+"""The VM plan: after any prefix of it is applied, a new plan leads to the same end and changes nothing foreign."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -38,7 +38,7 @@ AGENT = "org.infinibay.agent"
 BORN = 1000.0
 
 
-def rules(**changes: Any) -> VmPolicy:
+def policy(**changes: Any) -> VmPolicy:
     before = VmPolicy(
         host_id=HERE, is_converging=True, may_destroy=False, shutdown_seconds=60.0, channel_names=(AGENT,)
     )  # fmt: skip
@@ -73,7 +73,7 @@ def machine(number: int = 1, status: str = "running", **changes: Any) -> VmRecor
 
 @dataclass
 class World:
-    """One host's domains, the store's rows, and time; refuses what the real ones would refuse."""
+    """One host's domains, the store's rows, and a clock; refuses what libvirt and the store would refuse."""
 
     machines: dict[UUID, VmRecord]
     domains: dict[UUID, Domain]
@@ -81,15 +81,15 @@ class World:
     may_destroy: bool = False
     is_converging: bool = True
     now: float = BORN
-    tries: dict[UUID, Attempts] = field(default_factory=dict)
+    attempts: dict[UUID, Attempts] = field(default_factory=dict)
 
     def plan(self) -> VmPlan:
         names = {each.name for each in self.domains.values()}
         mine = [each for each in self.machines.values() if each.host_id == HERE or each.name in names]
         domains = list(self.domains.values())
-        self.tries = plan.keep_recent_attempts(self.tries, mine, domains, self.now)
-        chosen = rules(may_destroy=self.may_destroy, is_converging=self.is_converging)
-        return plan.plan_vms(mine, domains, tries=self.tries, now=self.now, rules=chosen)
+        self.attempts = plan.keep_recent_attempts(self.attempts, mine, domains, self.now)
+        chosen = policy(may_destroy=self.may_destroy, is_converging=self.is_converging)
+        return plan.plan_vms(mine, domains, attempts=self.attempts, now=self.now, policy=chosen)
 
     def apply(self, steps: Iterable[Write | PowerAction]) -> None:
         for step in steps:
@@ -107,11 +107,11 @@ class World:
             assert seen.is_active or row.host_id is None
             self.machines[row.id] = replace(row, host_id=HERE, is_holder_live=True)
             return
-        assert row.host_id == HERE, f"{step}: the machine is not held here"
+        assert row.host_id == HERE, f"{step}: the machine is not assigned here"
         match step:
             case SetStatus():
                 assert row.status == step.before
-                assert row.status in SETTLED, f"{step}: somebody is in the middle of it"
+                assert row.status in SETTLED, f"{step}: another program is working on it"
                 self.machines[row.id] = replace(row, status=step.after)
             case KeepGraphics():
                 self.machines[row.id] = replace(row, graphics=step.graphics)
@@ -122,9 +122,9 @@ class World:
         row, seen = self.machines[step.machine_id], self.domains[step.domain_uuid]
         assert row.host_id == HERE
         assert row.desired == step.desired
-        assert row.status in SETTLED, f"{step}: somebody is in the middle of it"
+        assert row.status in SETTLED, f"{step}: another program is working on it"
         assert seen.name == row.name
-        self.tries[row.id] = plan.record_attempt(self.tries.get(row.id), step, self.now)
+        self.attempts[row.id] = plan.record_attempt(self.attempts.get(row.id), step, self.now)
         match step:
             case Start():
                 assert not seen.is_active
@@ -149,16 +149,16 @@ class World:
         self.domains[seen.uuid] = replace(seen, state=state, reason=reason, is_active=is_active, since=self.now)
 
     def settle(self) -> None:
-        """Plan and apply, as the loop does, until there is nothing left to wait for."""
+        """Plan and apply, as the reconciler does, until nothing is left to do or wait for."""
         for _ in range(200):
             found = self.plan()
             self.apply([*found.writes, *found.actions])
             if not found.writes and not found.actions:
                 if found.recheck_seconds is None or self.now > BORN + 2000:
                     return
-                # A contested machine is looked at for ever: time goes by faster here.
+                # A duplicate is rechecked forever: the clock runs faster here.
                 self.now += max(found.recheck_seconds, 40.0) + 0.001
-        raise AssertionError("it does not come to rest")
+        raise AssertionError("the plan does not converge")
 
 
 STATES = st.sampled_from(
@@ -211,11 +211,11 @@ def worlds(draw: st.DrawFn) -> World:
 
 
 def copied(world: World) -> World:
-    return replace(world, machines=dict(world.machines), domains=dict(world.domains), tries=dict(world.tries))
+    return replace(world, machines=dict(world.machines), domains=dict(world.domains), attempts=dict(world.attempts))
 
 
 def ended(world: World) -> tuple[Any, ...]:
-    """Where it came to: rows and power, without the times."""
+    """The final rows and power states, without times."""
     return (
         {key: replace(row, facts=None) for key, row in world.machines.items()},
         {key: (each.state, each.is_active) for key, each in world.domains.items()},
@@ -223,14 +223,14 @@ def ended(world: World) -> tuple[Any, ...]:
 
 
 def unreachable(world: World, row: VmRecord, seen: Domain) -> bool:
-    """Whether what is wanted needs a person, or a patience that this world does not have."""
+    """Whether the desired state needs manual action, or more time than this world has."""
     is_plain = seen.state in ("running", "blocked", "shutoff") or (seen.state, seen.reason) == ("paused", "user")
     is_stuck = row.desired == "off" and world.is_stubborn and not world.may_destroy
     return not is_plain or is_stuck or (row.desired == "suspended" and seen.state == "shutoff")
 
 
 @given(worlds(), st.integers(0, 12))
-def test_a_plan_that_was_cut_short_is_planned_again_and_leads_to_the_same_end(world: World, done: int) -> None:
+def test_after_any_prefix_of_a_plan_a_new_plan_leads_to_the_same_end(world: World, done: int) -> None:
     whole, cut = copied(world), copied(world)
     whole.settle()
     first = cut.plan()
@@ -240,7 +240,7 @@ def test_a_plan_that_was_cut_short_is_planned_again_and_leads_to_the_same_end(wo
 
 
 @given(worlds())
-def test_when_it_has_come_to_rest_the_rows_say_what_is_so(world: World) -> None:
+def test_after_convergence_the_rows_match_the_domains(world: World) -> None:
     world.settle()
     by_name = {row.name: row for row in world.machines.values()}
     for seen in world.domains.values():
@@ -263,7 +263,7 @@ def test_a_second_plan_is_empty(world: World) -> None:
 
 
 @given(worlds())
-def test_nothing_is_touched_that_is_not_ours(world: World) -> None:
+def test_machines_of_other_hosts_are_not_changed(world: World) -> None:
     before = copied(world)
     world.settle()
     names = {row.name for row in before.machines.values()}
@@ -276,7 +276,7 @@ def test_nothing_is_touched_that_is_not_ours(world: World) -> None:
 
 
 @given(worlds())
-def test_what_is_not_seen_is_not_taken_for_stopped(world: World) -> None:
+def test_a_domain_that_is_not_observed_is_not_off(world: World) -> None:
     world.domains.clear()
     before = {key: row.status for key, row in world.machines.items()}
     world.settle()
@@ -284,7 +284,7 @@ def test_what_is_not_seen_is_not_taken_for_stopped(world: World) -> None:
 
 
 @given(worlds())
-def test_a_status_of_somebody_elses_is_left_alone_and_so_is_its_domain(world: World) -> None:
+def test_a_status_of_another_program_is_left_alone_and_so_is_its_domain(world: World) -> None:
     before = copied(world)
     world.settle()
     by_name = {row.name: row for row in before.machines.values()}
@@ -300,64 +300,66 @@ def test_a_status_of_somebody_elses_is_left_alone_and_so_is_its_domain(world: Wo
 
 
 def steps(row: VmRecord | None, seen: Domain | None, **changes: Any) -> list[str]:
-    """What is planned for one machine and one domain, in words."""
-    tries = changes.pop("tries", {})
+    """The steps planned for one machine and one domain, as text."""
+    attempts = changes.pop("attempts", {})
     now = changes.pop("now", BORN)
     found = plan.plan_vms(
-        [row] if row else [], [seen] if seen else [], tries=tries, now=now, rules=rules(**changes)
+        [row] if row else [], [seen] if seen else [], attempts=attempts, now=now, policy=policy(**changes)
     )  # fmt: skip
     return [str(step) for step in (*found.writes, *found.actions, *found.reports) if not isinstance(step, KeepFacts)]
 
 
 def test_a_row_follows_its_domain() -> None:
     assert steps(machine(status="off"), domain()) == [
-        "status of vm1: off -> running: its domain is running (unknown)"
+        "status of vm1: off -> running: domain is running (unknown)"
     ]  # fmt: skip
 
 
-def test_a_domain_that_stopped_a_moment_ago_may_be_rebooting() -> None:
+def test_shutoff_is_debounced() -> None:
     stopped = domain(state="shutoff", since=BORN - plan.SHUTOFF_DEBOUNCE_SECONDS + 1)
     assert steps(machine(), stopped) == []
-    assert plan.plan_vms([machine()], [stopped], tries={}, now=BORN, rules=rules()).recheck_seconds == 1
+    assert plan.plan_vms([machine()], [stopped], attempts={}, now=BORN, policy=policy()).recheck_seconds == 1
     assert steps(machine(), domain()) == []
 
 
 @pytest.mark.parametrize(("status", "state"), [("stopped", "shutoff"), ("paused", "paused")])
-def test_the_platforms_words_for_the_same_are_not_fought_over(status: str, state: str) -> None:
+def test_synonyms_of_a_status_are_not_overwritten(status: str, state: str) -> None:
     assert steps(machine(status=status), domain(state=state)) == []
 
 
-def test_only_an_active_domain_takes_a_machine_from_another_host() -> None:
+def test_only_an_active_domain_claims_a_machine_of_another_host() -> None:
     held = machine(host_id=THERE, is_holder_live=False)
     assert steps(held, domain(state="shutoff")) == []
-    assert steps(held, domain()) == [f"claim vm1: it is active here and host {THERE} is not heard of"]
+    assert steps(held, domain()) == [f"claim vm1: active here, and host {THERE} does not report"]
 
 
-def test_a_machine_that_nobody_has_is_claimed_by_its_definition() -> None:
-    assert steps(machine(status="off", host_id=None), domain(state="shutoff")) == ["claim vm1: nobody held it"]
+def test_an_unassigned_machine_is_claimed_by_an_inactive_domain() -> None:
+    assert steps(machine(status="off", host_id=None), domain(state="shutoff")) == [
+        "claim vm1: not assigned to any host"
+    ]
 
 
-def test_a_migrated_machine_changes_hands_once_and_is_never_seen_as_off() -> None:
+def test_a_migrated_machine_is_reassigned_once_and_is_never_off() -> None:
     seen = domain(state="running", reason="migrated")
     held = machine(host_id=THERE, facts=facts_of(domain()))
     assert steps(held, domain(state="paused", reason="migration")) == []
-    assert steps(held, seen) == [f"claim vm1: it was migrated here from host {THERE}"]
+    assert steps(held, seen) == [f"claim vm1: migrated here from host {THERE}"]
     # The old host, before and after.
     left_behind = domain(state="shutoff", reason="migrated")
     assert steps(machine(facts=facts_of(domain())), left_behind) == []
     assert steps(machine(host_id=THERE, facts=facts_of(seen)), left_behind) == []
 
 
-def test_a_second_domain_of_one_name_that_runs_elsewhere_is_reported_and_the_row_left() -> None:
+def test_a_duplicate_domain_is_reported_and_the_row_left_alone() -> None:
     held = machine(host_id=THERE, facts=facts_of(domain(), domain_uuid=UUID(int=9)))
-    expected = [f"duplicate: vm1: it also runs on host {THERE}, which holds it"]
+    expected = [f"duplicate: vm1: also runs on host {THERE}, to which it is assigned"]
     assert steps(held, domain()) == expected
     assert steps(held, domain(reason="migrated")) == expected
 
 
 def test_a_domain_without_a_row_and_a_row_without_a_domain_are_reported() -> None:
-    assert steps(None, domain()) == ["unmatched: vm1: a domain without a Machine of that internalName"]
-    assert steps(machine(), None) == ["missing: vm1: held by this host, which has no domain of that name"]
+    assert steps(None, domain()) == ["unmatched: vm1: no Machine has this domain name as its internalName"]
+    assert steps(machine(), None) == ["missing: vm1: assigned to this host, which has no domain of that name"]
     assert steps(machine(status="building"), None) == []
 
 
@@ -371,24 +373,24 @@ def test_drift_is_reported_and_nothing_is_changed() -> None:
 @pytest.mark.parametrize(
     ("desired", "seen", "expected"),
     [
-        ("running", domain(state="shutoff"), "start vm1: it is off and wanted running"),
-        ("running", domain(state="paused"), "resume vm1: it is suspended and wanted running"),
-        ("suspended", domain(), "suspend vm1: it is running and wanted suspended"),
-        ("off", domain(), "shutdown vm1: it is running and wanted off"),
-        ("off", domain(state="paused"), "resume vm1: it is suspended, wanted off, and can only shut down when it runs"),
+        ("running", domain(state="shutoff"), "start vm1: off, desired state is running"),
+        ("running", domain(state="paused"), "resume vm1: suspended, desired state is running"),
+        ("suspended", domain(), "suspend vm1: running, desired state is suspended"),
+        ("off", domain(), "shutdown vm1: running, desired state is off"),
+        ("off", domain(state="paused"), "resume vm1: suspended, desired state is off; it must run to shut down"),
         (
             "suspended",
             domain(state="shutoff"),
-            "cannot: vm1: it is shutoff (unknown) and wanted suspended: that needs a person",
+            "cannot: vm1: shutoff (unknown), desired state is suspended: needs manual action",
         ),
         (
             "running",
             domain(state="paused", reason="io_error"),
-            "cannot: vm1: it is paused (io_error) and wanted running: that needs a person",
+            "cannot: vm1: paused (io_error), desired state is running: needs manual action",
         ),
     ],
 )
-def test_what_is_wanted_is_brought_about(desired: str, seen: Domain, expected: str) -> None:
+def test_the_desired_state_determines_the_action(desired: str, seen: Domain, expected: str) -> None:
     row = machine(status=derive_status(seen) or "", desired=desired)
     assert steps(row, seen) == [expected]
     assert steps(row, seen, is_converging=False) == []
@@ -396,44 +398,44 @@ def test_what_is_wanted_is_brought_about(desired: str, seen: Domain, expected: s
 
 def test_a_guest_that_does_not_shut_down_is_destroyed_only_when_that_is_allowed() -> None:
     row, asked = machine(desired="off"), {UUID(int=1): Attempts("off", "Shutdown", 1, BORN)}
-    assert steps(row, domain(), tries=asked, now=BORN + 59, may_destroy=True) == []
-    assert steps(row, domain(), tries=asked, now=BORN + 61, may_destroy=True) == [
-        "destroy vm1: it did not shut down in time"
+    assert steps(row, domain(), attempts=asked, now=BORN + 59, may_destroy=True) == []
+    assert steps(row, domain(), attempts=asked, now=BORN + 61, may_destroy=True) == [
+        "destroy vm1: the guest did not shut down in time"
     ]  # fmt: skip
-    assert steps(row, domain(), tries=asked, now=BORN + 61) == ["shutdown vm1: it is running and wanted off"]
+    assert steps(row, domain(), attempts=asked, now=BORN + 61) == ["shutdown vm1: running, desired state is off"]
 
 
-def test_what_fails_is_tried_ever_more_rarely() -> None:
+def test_the_delay_between_attempts_grows() -> None:
     row = machine(status="suspended", desired="running")
     for count, delay in ((1, 2), (2, 4), (5, 32), (20, 300)):
-        tries = {row.id: Attempts("running", "Resume", count, BORN)}
-        assert steps(row, domain(state="paused"), tries=tries, now=BORN + delay - 0.1) == []
-        assert len(steps(row, domain(state="paused"), tries=tries, now=BORN + delay)) == 1
+        attempts = {row.id: Attempts("running", "Resume", count, BORN)}
+        assert steps(row, domain(state="paused"), attempts=attempts, now=BORN + delay - 0.1) == []
+        assert len(steps(row, domain(state="paused"), attempts=attempts, now=BORN + delay)) == 1
 
 
-def test_a_machine_that_keeps_crashing_is_left_with_a_reason_until_it_is_wanted_anew() -> None:
+def test_a_machine_that_keeps_crashing_is_given_up_until_its_desired_state_is_set_again() -> None:
     row, crashed = machine(status="off", desired="running"), domain(state="shutoff", reason="crashed")
-    tries = {row.id: Attempts("running", "Start", plan.MAX_START_ATTEMPTS, BORN - 900)}
-    assert steps(row, crashed, tries=tries) == [
-        "left: vm1: started 5 times and it did not stay; set desiredStatus again"
+    attempts = {row.id: Attempts("running", "Start", plan.MAX_START_ATTEMPTS, BORN - 900)}
+    assert steps(row, crashed, attempts=attempts) == [
+        "left: vm1: started 5 times, never ran for 10 minutes; fix the guest, then set desiredStatus again"
     ]  # fmt: skip
-    assert plan.keep_recent_attempts(tries, [replace(row, desired=None)], [crashed], BORN) == {}
+    assert plan.keep_recent_attempts(attempts, [replace(row, desired=None)], [crashed], BORN) == {}
 
 
 def test_starts_are_forgotten_when_the_machine_has_run_for_long() -> None:
-    row, tries = machine(desired="running"), {UUID(int=1): Attempts("running", "Start", 3, BORN)}
+    row, attempts = machine(desired="running"), {UUID(int=1): Attempts("running", "Start", 3, BORN)}
     later = BORN + plan.HEALTHY_SECONDS
-    assert plan.keep_recent_attempts(tries, [row], [domain(since=BORN + 1)], later) == tries
-    assert plan.keep_recent_attempts(tries, [row], [domain(since=BORN + 1)], later + 1) == {}
-    assert plan.keep_recent_attempts(tries, [row], [domain(state="shutoff")], later + 9) == tries
+    assert plan.keep_recent_attempts(attempts, [row], [domain(since=BORN + 1)], later) == attempts
+    assert plan.keep_recent_attempts(attempts, [row], [domain(since=BORN + 1)], later + 1) == {}
+    assert plan.keep_recent_attempts(attempts, [row], [domain(state="shutoff")], later + 9) == attempts
 
 
 def kept(seen: Domain, row: VmRecord) -> list[Write]:
-    found = plan.plan_vms([row], [seen], tries={}, now=BORN, rules=rules())
+    found = plan.plan_vms([row], [seen], attempts={}, now=BORN, policy=policy())
     return [step for step in found.writes if isinstance(step, KeepGraphics)]
 
 
-def test_the_screen_is_kept_and_a_machine_that_is_off_has_none() -> None:
+def test_the_console_is_stored_and_a_machine_that_is_off_has_none() -> None:
     spice = Graphics("spice", 5900, "127.0.0.1")
     on = domain(description=description(graphics=spice))
     off = domain(state="shutoff", description=description(graphics=Graphics("spice", -1, "127.0.0.1")))
@@ -454,16 +456,16 @@ def test_the_screen_is_kept_and_a_machine_that_is_off_has_none() -> None:
         ((DomainChannel(AGENT, "/x", True),), "connected"),
     ],
 )
-def test_whether_the_agent_has_its_channel_open_is_kept(channels: tuple[DomainChannel, ...], expected: str) -> None:
+def test_the_state_of_the_agents_channel_is_stored(channels: tuple[DomainChannel, ...], expected: str) -> None:
     seen = domain(description=description(channels=channels))
-    (facts,) = plan.plan_vms([machine()], [seen], tries={}, now=BORN, rules=rules()).writes
+    (facts,) = plan.plan_vms([machine()], [seen], attempts={}, now=BORN, policy=policy()).writes
     assert isinstance(facts, KeepFacts)
     assert facts.facts.channel == expected
 
 
-def test_a_row_that_is_missing_its_domain_keeps_what_was_known_of_it() -> None:
+def test_a_row_without_a_domain_keeps_its_last_facts() -> None:
     row = machine(facts=facts_of(domain(), channel="connected"))
-    (kept_facts,) = plan.plan_vms([row], [], tries={}, now=BORN, rules=rules()).writes
+    (kept_facts,) = plan.plan_vms([row], [], attempts={}, now=BORN, policy=policy()).writes
     assert isinstance(kept_facts, KeepFacts)
     assert (kept_facts.facts.state, kept_facts.facts.channel) == ("missing", "absent")
     assert kept_facts.facts.vcpus == 2

@@ -31,6 +31,7 @@ from guestd.filters.driver import NWFilters
 from guestd.filters.plan import Guard
 from guestd.filters.reconciler import Counters, FilterLoop
 from guestd.filters.store import filter_store
+from guestd.telemetry.registry import VmMetrics
 
 ALLOWED = Allowed(Guard(20, 0.5), "report")
 HOST = "bench"
@@ -76,7 +77,7 @@ def _arguments() -> argparse.Namespace:
 
 
 async def _passes(dsn: str, uri: str, arguments: argparse.Namespace) -> tuple[float, list[float]]:
-    driver = NWFilters(uri, lambda: None)
+    driver = NWFilters(uri, VmMetrics())
     cpu_ms = []
     async with driver.connected(), filter_store(dsn, name=HOST, uri=uri, version="bench") as store:
         passes = Passes(driver, store, ALLOWED, nothing_flushed)
@@ -101,7 +102,7 @@ async def _edits(dsn: str, uri: str, arguments: argparse.Namespace) -> list[floa
         passed.set()
 
     loop = FilterLoop(
-        NWFilters(uri, lambda: None), dsn=dsn, host_name=HOST, allowed=ALLOWED, interval_seconds=30.0,
+        NWFilters(uri, VmMetrics()), dsn=dsn, host_name=HOST, allowed=ALLOWED, interval_seconds=30.0,
         flushed=nothing_flushed, counters=Counters(passed=tell, lost=lambda: None),
     )  # fmt: skip
     tasks = [asyncio.create_task(loop.run()), asyncio.create_task(loop.watch_edits())]

@@ -24,11 +24,11 @@ from uuid import UUID
 
 import psycopg
 import structlog
+from prometheus_client import Histogram
 from tools.bench.measuring import keep, own_store
 
-from guestd.hypervisor import connection as hypervisor
 from guestd.hypervisor.connection import Hypervisor
-from guestd.vms import reconciler
+from guestd.telemetry.registry import VmMetrics
 from guestd.vms.plan import VmPolicy
 from guestd.vms.reconciler import VmReconciler
 
@@ -64,22 +64,28 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+class _Signalling(Histogram):
+    """The duration of reconcile runs; sets an event at the end of each."""
+
+    def __init__(self, event: asyncio.Event) -> None:
+        super().__init__("reconcile_seconds", "Duration of one run.", registry=None)
+        self._event = event
+
+    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+        super().observe(amount, exemplar)
+        self._event.set()
+
+
 class _Kept:
     """A host with a running domain for every machine of the store, and the loop that keeps them."""
 
-    def __init__(self, dsn: str, hypervisor_: Hypervisor) -> None:
-        self.hypervisor = hypervisor_
+    def __init__(self, dsn: str, hypervisor: Hypervisor) -> None:
+        self.hypervisor = hypervisor
         self._has_passed = asyncio.Event()
-        rules = VmPolicy(UUID(int=0), True, False, 60.0, ("org.infinibay.agent",))
-        self.loop = VmReconciler(hypervisor_, dsn=dsn, host_name="bench", rules=rules, counters=self._counters())
-
-    def _counters(self) -> reconciler.Counters:
-        return reconciler.Counters(
-            passed=self._passed, wrote=_nothing, acted=_nothing, moved=_nothing, reports=_nothing, lost=_nothing
-        )
-
-    def _passed(self, _: float) -> None:
-        self._has_passed.set()
+        policy = VmPolicy(UUID(int=0), True, False, 60.0, ("org.infinibay.agent",))
+        metrics = VmMetrics()
+        metrics.reconcile_seconds = _Signalling(self._has_passed)
+        self.loop = VmReconciler(hypervisor, dsn=dsn, host_name="bench", policy=policy, metrics=metrics)
 
     async def another_pass(self) -> None:
         """Wake the loop, as a wish does, and wait for the end of its pass."""
@@ -88,17 +94,13 @@ class _Kept:
         await self._has_passed.wait()
 
 
-def _nothing(*_: object) -> None:
-    pass
-
-
 @asynccontextmanager
 async def _kept(dsn: str, directory: Path) -> AsyncIterator[_Kept]:
     with psycopg.connect(dsn) as connection:
         names = [name for (name,) in connection.execute('SELECT "internalName" FROM "Machine" ORDER BY "id"')]
     node = directory / "node.xml"
     node.write_text("<node>" + "".join(_domain(name, number) for number, name in enumerate(names, 1)) + "</node>")
-    driver = Hypervisor(f"test://{node}", hypervisor.Counters(_nothing, _nothing, _nothing))
+    driver = Hypervisor(f"test://{node}", VmMetrics())
     kept = _Kept(dsn, driver)
     tasks = [asyncio.create_task(driver.run()), asyncio.create_task(kept.loop.run())]
     try:

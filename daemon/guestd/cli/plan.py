@@ -73,10 +73,16 @@ def _filters(settings: Settings) -> list[Any]:
 
 def _tell(steps: Sequence[Any], *, is_json: bool) -> None:
     if is_json:
-        described = [{"step": type(step).__name__, "text": str(step)} | msgspec.to_builtins(step) for step in steps]
+        described = [{"step": _get_step_name(step), "text": str(step)} | msgspec.to_builtins(step) for step in steps]
         print(msgspec.json.encode(described).decode())
     else:
         print("\n".join(map(str, steps)) or "nothing to do")
+
+
+def _get_step_name(step: Any) -> str:
+    """Get the name of a step in --json: its class, and Report for the reports of VMs and filters alike."""
+    name = type(step).__name__
+    return "Report" if name.endswith("Report") else name
 
 
 def _check(settings: Settings) -> None:

@@ -13,11 +13,11 @@ from guestd.core.config import Settings
 from guestd.core.errors import ConfigError, SourceLost, StoreUnavailable
 from guestd.core.machines import MachineRegistry, RegisteredMachine
 from guestd.doctor.finding import Finding, fault, ok, warning
-from guestd.hypervisor.connection import Counters as Counted
 from guestd.hypervisor.connection import Hypervisor
 from guestd.hypervisor.domains import Domain
 from guestd.ingest.discovery import DirectoryDiscovery, list_socket_paths
 from guestd.store.connection import connection_to, sorted_errors
+from guestd.telemetry.registry import VmMetrics
 from gueststore.queries import query
 
 SHOWN = 5
@@ -61,10 +61,9 @@ def libvirt_lost(uri: str, exc: str) -> Finding:
 
 
 async def _domains(uri: str) -> Sequence[Domain]:
-    silent = Counted(lost=lambda: None, gave_up=lambda: None, looked=lambda _: None)
-    driver = Hypervisor(uri, silent)
-    async with driver.connected():
-        return await driver.observe()
+    hypervisor = Hypervisor(uri, VmMetrics())
+    async with hypervisor.connect():
+        return await hypervisor.observe()
 
 
 async def _members(dsn: str) -> Sequence[RegisteredMachine]:

@@ -19,6 +19,7 @@ from guestd.filters.interface_plan import Attach, Bind, Interface
 from guestd.filters.model import Filter
 from guestd.filters.plan import Seen
 from guestd.hypervisor.blocking import BlockingCalls
+from guestd.telemetry.registry import VmMetrics
 
 try:
     import libvirt
@@ -52,12 +53,12 @@ class NWFilters:
     Raises ConfigError when libvirt's bindings are missing.
     """
 
-    def __init__(self, uri: str, gave_up: Callable[[], None], took: Callable[[float], None] = lambda _: None) -> None:
+    def __init__(self, uri: str, metrics: VmMetrics) -> None:
         if libvirt is None:
             raise ConfigError("libvirt.uri is set and libvirt's bindings are not installed: guestd[libvirt] has them")
         self.uri = uri
         # Two: what changes a filter need not wait for a look at all of them.
-        self._calls = BlockingCalls("libvirt-filters", at_once=2, stuck_cap=STUCK_CAP, gave_up=gave_up, took=took)
+        self._calls = BlockingCalls("libvirt-filters", max_concurrent=2, max_stuck=STUCK_CAP, metrics=metrics)
         self._connection: Any = None
 
     @property

@@ -18,15 +18,14 @@ from guestd.filters.plan import Guard
 from guestd.filters.reconciler import FilterLoop
 from guestd.filters.store import filter_store, read_rows, read_states
 from guestd.hypervisor.connection import Hypervisor
-from guestd.telemetry.registry import FilterMetrics, Telemetry
+from guestd.telemetry.registry import FilterMetrics, Telemetry, VmMetrics
 
 
 class FilterService:
     """Driver and loop of one host. Raises ConfigError where libvirt's bindings are missing."""
 
     def __init__(self, settings: Settings, telemetry: Telemetry) -> None:
-        shown = telemetry.vms
-        self._driver = NWFilters(settings.libvirt.uri, shown.calls_given_up.inc, shown.call_seconds.observe)
+        self._driver = NWFilters(settings.libvirt.uri, telemetry.vms)
         self._loop = FilterLoop(
             self._driver,
             dsn=settings.store.dsn,
@@ -70,7 +69,7 @@ async def previewed(settings: Settings) -> tuple[Compared, interface_plan.Plan]:
 
 async def applied(settings: Settings, *, is_confirmed: bool, is_taking: bool) -> Outcome:
     """One pass, whether or not a guestd keeps this host; SourceLost or StoreUnavailable where there can be none."""
-    driver = NWFilters(settings.libvirt.uri, lambda: None)
+    driver = NWFilters(settings.libvirt.uri, VmMetrics())
     allowed = allowed_by(settings, is_confirmed=is_confirmed, is_taking=is_taking)
     async with driver.connected():
         version = await driver.version()

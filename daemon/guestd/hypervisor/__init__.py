@@ -1,1 +1,1 @@
-"""The driver of libvirt: connection, domains, blocking calls with a deadline, statistics."""
+"""The libvirt driver: connection, domain snapshots, blocking calls with a deadline, statistics."""

@@ -1,8 +1,8 @@
-"""Statistics of every domain, each asked for by itself, with a deadline.
+"""Statistics of every running domain, each polled by its own call with a deadline.
 
-One hung QEMU blocks whoever asks for its statistics for ever, and libvirtd serves but a few calls of a connection at a
-time. So this has a connection of its own, which is given up for another before hung calls can fill it; a domain whose
-call has not come back is not asked again, and shown as timed out, alone.
+A hung QEMU blocks a statistics call forever, and libvirtd serves only a few calls per connection at a time. The poller
+therefore has its own connection and replaces it before hung calls can use it up. A domain whose call has not returned
+is not polled again and is the only one reported as timed out.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from guestd.hypervisor.blocking import BlockingCalls, call_in_loop
 from guestd.hypervisor.domains import Domain
 from guestd.telemetry.domains import Family, Statistics, families
 from guestd.telemetry.exposition import written
+from guestd.telemetry.registry import VmMetrics
 
 log = structlog.get_logger()
 
@@ -32,65 +33,64 @@ MAX_STUCK_CALLS = 32
 
 
 class DomainStatsPoller:
-    """The latest statistics of one libvirt's running domains.
+    """Polls the statistics of one libvirt's running domains.
 
-    `domains` gives those that there are; `read` asks for one on a connection, blocking.
+    `get_domains` returns the domains; `read` reads the statistics of one on a connection, blocking.
     """
 
     def __init__(
         self,
         uri: str,
-        domains: Callable[[], Sequence[Domain]],
+        get_domains: Callable[[], Sequence[Domain]],
         *,
-        gave_up: Callable[[], None],
-        took: Callable[[float], None] = lambda _: None,
+        metrics: VmMetrics,
         read: Callable[[Any, UUID], Statistics] = hypervisor.read_statistics,
         deadline_seconds: float = DEADLINE_SECONDS,
     ) -> None:
         self._uri = uri
         self._read = read
         self._deadline_seconds = deadline_seconds
-        self._domains = domains
+        self._get_domains = get_domains
         self._calls = BlockingCalls(
-            "libvirt-statistics", at_once=MAX_CONCURRENT_CALLS, stuck_cap=MAX_STUCK_CALLS, gave_up=gave_up, took=took
+            "libvirt-statistics", max_concurrent=MAX_CONCURRENT_CALLS, max_stuck=MAX_STUCK_CALLS, metrics=metrics
         )
         self._connection: Any = None
-        self._stuck_here = 0
-        self._asked: set[UUID] = set()
+        self._stuck_on_connection = 0
+        self._pending: set[UUID] = set()
         self._latest: Mapping[str, Statistics] = {}
         self._timed_out: frozenset[str] = frozenset()
-        self._shown: list[Family] | None = None
+        self._families: list[Family] | None = None
 
     @property
     def stuck(self) -> int:
-        """Calls that were given up and have not come back."""
+        """Abandoned calls that have not returned."""
         return self._calls.stuck
 
     def families(self) -> list[Family]:
-        """What the last round has found, as metrics; written when somebody asks for the first time."""
-        shown = self._shown
-        if shown is None:
-            shown = self._shown = [written(family) for family in families(self._latest, self._timed_out)]
-        return shown
+        """List the metrics of the last poll; formatted at the first scrape after it."""
+        cached = self._families
+        if cached is None:
+            cached = self._families = [written(family) for family in families(self._latest, self._timed_out)]
+        return cached
 
-    async def run(self, looked: asyncio.Event) -> None:
-        """Ask all domains again and again, for ever; first when it is known which there are: `looked` is set then."""
-        await looked.wait()
+    async def run(self, observed: asyncio.Event) -> None:
+        """Poll all domains at an interval; starts when `observed` is set (the first snapshot), never returns."""
+        await observed.wait()
         while True:
-            await self.round()
+            await self.poll_once()
             await asyncio.sleep(POLL_SECONDS)
 
-    async def round(self) -> None:
-        """Ask every running domain once, unless its last call still hangs."""
-        wanted = [domain for domain in self._domains() if domain.is_active]
+    async def poll_once(self) -> None:
+        """Poll every running domain once, except those whose last call still hangs."""
+        running = [domain for domain in self._get_domains() if domain.is_active]
         found: dict[str, Statistics] = {}
-        hanging = {domain.name for domain in wanted if domain.uuid in self._asked}
-        queue = [domain for domain in wanted if domain.uuid not in self._asked]
+        hanging = {domain.name for domain in running if domain.uuid in self._pending}
+        queue = [domain for domain in running if domain.uuid not in self._pending]
 
-        async def ask() -> None:
+        async def poll_queue() -> None:
             while queue:
                 domain = queue.pop()
-                statistics = await self._ask(domain.uuid)
+                statistics = await self._read_domain(domain.uuid)
                 if statistics is None:
                     hanging.add(domain.name)
                 elif statistics:
@@ -98,35 +98,35 @@ class DomainStatsPoller:
 
         try:
             await self._connect()
-            await asyncio.gather(*(ask() for _ in range(MAX_CONCURRENT_CALLS)))
+            await asyncio.gather(*(poll_queue() for _ in range(MAX_CONCURRENT_CALLS)))
         except SourceLost as exc:
             self._connection = None
-            log.debug("statistics of domains are not to be had", error=str(exc))
-        self._latest, self._timed_out, self._shown = found, frozenset(hanging), None
+            log.debug("no domain statistics in this poll, retrying at the next", error=str(exc))
+        self._latest, self._timed_out, self._families = found, frozenset(hanging), None
 
     async def _connect(self) -> None:
-        if self._connection is None or self._stuck_here >= MAX_STUCK_PER_CONNECTION:
+        if self._connection is None or self._stuck_on_connection >= MAX_STUCK_PER_CONNECTION:
             self._connection = await self._calls.run(
                 lambda: hypervisor.open_read_only(self._uri), deadline_seconds=DEADLINE_SECONDS
             )
-            self._stuck_here = 0
+            self._stuck_on_connection = 0
 
-    async def _ask(self, uuid: UUID) -> Statistics | None:
-        """A domain's statistics, empty when it is gone; None when it does not answer."""
+    async def _read_domain(self, uuid: UUID) -> Statistics | None:
+        """Read a domain's statistics; empty if it no longer exists, None if it does not answer."""
         await self._connect()
         connection, loop = self._connection, asyncio.get_running_loop()
-        self._asked.add(uuid)
+        self._pending.add(uuid)
 
-        def answered() -> Statistics:
+        def read() -> Statistics:
             try:
                 return self._read(connection, uuid)
             finally:
-                call_in_loop(loop, self._asked.discard, uuid)
+                call_in_loop(loop, self._pending.discard, uuid)
 
         try:
-            return await self._calls.run(answered, deadline_seconds=self._deadline_seconds)
+            return await self._calls.run(read, deadline_seconds=self._deadline_seconds)
         except SourceLost:
-            if uuid not in self._asked:  # it came back, and libvirt is what is lost
+            if uuid not in self._pending:  # the call returned: libvirt failed, not the domain
                 raise
-            self._stuck_here += 1
+            self._stuck_on_connection += 1
             return None

@@ -1,6 +1,6 @@
-"""What libvirt says of a virtual machine, as plain values; and which word of Machine.status that is.
+"""A libvirt domain as plain values, and the Machine.status that follows from its state.
 
-Pure. libvirt's numbers become its own words here, and a domain's XML the few facts that are kept of it.
+Pure. Maps libvirt's numeric states to their names and parses the few needed facts from a domain's XML.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from uuid import UUID
 from xml.etree import ElementTree
 
-# libvirt's virDomainState, and the reasons of those states whose reason matters; the place in the list is the number.
+# libvirt's virDomainState, and the reasons of the states whose reason matters; the index is libvirt's number.
 STATES = ("nostate", "running", "blocked", "paused", "shutdown", "shutoff", "crashed", "pmsuspended")
 _REASONS = {
     "running": (
@@ -26,7 +26,7 @@ _REASONS = {
     "crashed": ("unknown", "panicked"),
 }  # fmt: skip
 
-# The paused are told apart by their reason; the rest (shutdown is on its way, nostate) is for nobody to say.
+# Paused domains are mapped by reason; the other states (shutdown, nostate) have no status.
 _STATUSES = {
     "running": "running",
     "blocked": "running",
@@ -34,7 +34,7 @@ _STATUSES = {
     "shutoff": "off",
     "crashed": "error",
 }
-# Somebody is in the middle of something: what comes of it is not known yet.
+# An operation is in progress: its result is not known yet.
 _TRANSIENT_PAUSES = frozenset(
     {"migration", "save", "dump", "shutting_down", "snapshot", "starting_up", "postcopy"}
 )  # fmt: skip
@@ -43,9 +43,9 @@ _FAILED_PAUSES = frozenset({"io_error", "watchdog", "crashed", "postcopy_failed"
 
 @dataclass(frozen=True, slots=True)
 class DomainChannel:
-    """A virtio-serial port: its name in the guest, the unix socket that QEMU serves, whether the guest has it open.
+    """A virtio-serial channel: name in the guest, QEMU's unix socket, whether the guest has it open.
 
-    `path` is None while libvirt has not chosen one; `is_open` is None while the domain is off.
+    `path` is None until libvirt has assigned one; `is_open` is None while the domain is off.
     """
 
     name: str
@@ -55,7 +55,7 @@ class DomainChannel:
 
 @dataclass(frozen=True, slots=True)
 class Graphics:
-    """Where the screen is: spice or vnc, TCP port (-1 for none), the address it listens on."""
+    """The graphical console: spice or vnc, TCP port (-1: none), listen address."""
 
     protocol: str | None
     port: int
@@ -64,7 +64,7 @@ class Graphics:
 
 @dataclass(frozen=True, slots=True)
 class DomainDescription:
-    """What is kept of a domain's XML."""
+    """The facts parsed from a domain's XML."""
 
     vcpus: int
     memory_kib: int
@@ -74,7 +74,7 @@ class DomainDescription:
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """A virtual machine as libvirt knows it. `since` is the monotonic second in which this state was first seen."""
+    """A virtual machine in libvirt. `since` is the monotonic time at which this state was first observed."""
 
     uuid: UUID
     name: str
@@ -86,31 +86,31 @@ class Domain:
 
 
 def name_state(state: int, reason: int) -> tuple[str, str]:
-    """libvirt's numbers as (state, reason); a number that is newer than this list is nostate, or unknown."""
+    """Map libvirt's numbers to (state, reason); a number this list does not know becomes nostate or unknown."""
     name = STATES[state] if 0 <= state < len(STATES) else "nostate"
     reasons = _REASONS.get(name, ())
     return name, reasons[reason] if 0 <= reason < len(reasons) else "unknown"
 
 
 def derive_status(domain: Domain) -> str | None:
-    """The word of Machine.status for what is seen; None while that is for nobody to say."""
+    """Derive Machine.status from a domain's state; None if the state allows no statement."""
     if domain.state == "paused":
         if domain.reason in _TRANSIENT_PAUSES:
             return None
         return "error" if domain.reason in _FAILED_PAUSES else "suspended"
     if (domain.state, domain.reason) == ("shutoff", "migrated"):
-        # It runs elsewhere now, and whoever has it says how it is.
+        # It runs on another host now, which writes its status.
         return None
     return _STATUSES.get(domain.state)
 
 
 def parse_description(xml: str) -> DomainDescription:
-    """The facts in a domain's XML, live or defined; what is not in there is 0, None or empty."""
-    root = ElementTree.fromstring(xml)  # noqa: S314 -- libvirt wrote it, and no guest can
+    """Parse a domain's XML, live or inactive; a missing element gives 0, None or an empty value."""
+    root = ElementTree.fromstring(xml)  # noqa: S314 -- libvirt wrote it; a guest cannot
     return DomainDescription(
         vcpus=_parse_vcpus(root),
         memory_kib=int(root.findtext("memory", "0")),
-        graphics=next((_parse_graphics(each) for each in root.iterfind("devices/graphics") if _is_screen(each)), None),
+        graphics=next((_parse_graphics(each) for each in root.iterfind("devices/graphics") if _is_console(each)), None),
         channels=tuple(_parse_channels(root)),
     )
 
@@ -120,7 +120,7 @@ def _parse_vcpus(root: ElementTree.Element) -> int:
     return 0 if element is None else int(element.get("current") or element.text or 0)
 
 
-def _is_screen(graphics: ElementTree.Element) -> bool:
+def _is_console(graphics: ElementTree.Element) -> bool:
     return graphics.get("type") in ("spice", "vnc")
 
 

@@ -35,34 +35,40 @@ LAG_HELP = "From the receipt of a batch's oldest frame to its commit."
 
 
 class VmMetrics:
-    """The metrics of libvirt and of the machines that are kept through it."""
+    """Metrics of libvirt and of the VM reconciler. `registry` None: metrics that nobody scrapes."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
         gauge, counter = partial(Gauge, registry=registry), partial(Counter, registry=registry)
         timed = partial(Histogram, registry=registry, buckets=COMMIT_BUCKETS)
-        self.libvirt_up = gauge("libvirt_up", "1 while libvirt answers; 0 too where it is not configured.")
-        self.libvirt_domains = gauge("libvirt_domains", "Domains that libvirt has, running or not.")
-        self.libvirt_lost = counter("guestd_libvirt_lost", "Failed or ended connections to libvirt.")
-        self.calls_given_up = counter("guestd_libvirt_calls_given_up", "Calls of libvirt without an answer in time.")
-        self.calls_stuck = gauge("guestd_libvirt_calls_stuck", "Of those, the ones that have not come back.")
-        self.call_seconds = timed("guestd_libvirt_call_seconds", "Time of one call of libvirt that was answered.")
-        self.look_seconds = timed("guestd_libvirt_look_seconds", "Time of one look at all domains.")
-        self.pass_seconds = timed("guestd_vms_pass_seconds", "Time of one pass of the VM loop after its look.")
-        self.lost = counter("guestd_vms_lost", "Ends of the VM loop by libvirt, store or another guestd.")
-        self.written = counter("guestd_vms_written", "Rows of machines planned to be written, by kind.", ["kind"])
-        self.moved = counter("guestd_vms_moved", "Of those, the ones that somebody else was faster with.")
+        self.libvirt_up = gauge("libvirt_up", "1 while libvirt is connected; 0 also if libvirt is not configured.")
+        self.libvirt_domains = gauge("libvirt_domains", "Domains in libvirt, running or not.")
+        self.libvirt_lost = counter("guestd_libvirt_lost", "Failed or lost connections to libvirt.")
+        self.calls_abandoned = counter("guestd_libvirt_calls_given_up", "libvirt calls without an answer in time.")
+        self.calls_stuck = gauge("guestd_libvirt_calls_stuck", "Abandoned libvirt calls that have not returned yet.")
+        self.call_seconds = timed("guestd_libvirt_call_seconds", "Duration of one libvirt call that was answered.")
+        self.snapshot_seconds = timed("guestd_libvirt_look_seconds", "Duration of one snapshot of all domains.")
+        self.reconcile_seconds = timed(
+            "guestd_vms_pass_seconds", "Duration of one VM reconcile run, without its snapshot."
+        )
+        self.reconciler_lost = counter(
+            "guestd_vms_lost", "Restarts of the VM reconciler because of libvirt, the store or another guestd."
+        )
+        self.writes = counter("guestd_vms_written", "Planned writes of machine rows, by kind.", ["kind"])
+        self.writes_skipped = counter(
+            "guestd_vms_moved", "Planned writes that were skipped because another writer was faster."
+        )
         self.actions = counter("guestd_vms_actions", "Power actions on domains.", ["action", "outcome"])
-        self.machines_without_data = gauge("guestd_machines_without_data", "Machines that run and do not report.")
-        self._shown: list[Callable[[], Sequence[Family]]] = []
-        self.reports = gauge("guestd_vms_reports", "What needs a person, by kind.", ["kind"])
+        self.machines_without_data = gauge("guestd_machines_without_data", "Running machines that send no data.")
+        self.reports = gauge("guestd_vms_reports", "Open issues that need manual action, by kind.", ["kind"])
+        self._sources: list[Callable[[], Sequence[Family]]] = []
 
-    def show(self, families: Callable[[], Sequence[Family]]) -> None:
-        """Show these with the rest, as they are when somebody asks."""
-        self._shown.append(families)
+    def add_source(self, families: Callable[[], Sequence[Family]]) -> None:
+        """Add a function that returns further metric families at each scrape."""
+        self._sources.append(families)
 
     def families(self) -> list[Family]:
-        """All of those."""
-        return [family for families in self._shown for family in families()]
+        """List the families of all sources."""
+        return [family for families in self._sources for family in families()]
 
 
 class FilterMetrics:

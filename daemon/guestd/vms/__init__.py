@@ -1,1 +1,1 @@
-"""VMs are reconciled with their desired state: a pure plan, the loop that applies it, its rows."""
+"""Reconciles VMs with their desired state: a pure plan, the loop that applies it, and its rows in the store."""

@@ -1,15 +1,16 @@
-"""Machines (rows) and domains (seen) to what is to be written, done and reported.
+"""Plans writes, power actions and reports from the rows (desired state) and the domains (observed state).
 
-Pure. What must hold whatever is planned:
+Pure. Invariants of every plan:
 
-* Nothing is written of a machine that this host does not hold, and a host holds one only by having seen its domain: an
-  active domain claims its row, a defined one only a row that nobody has. So a machine that was migrated changes hands
-  once, though its old definition stays behind.
-* A status that guestd did not choose (building, updating_hardware, any word it does not know) is somebody's work in
-  progress: neither the row nor the domain is touched.
-* What is not seen is not known: no domain is ever taken for a stopped one.
-* Every write names what it expects to find; whoever was faster wins and the next look plans again.
-* Rows first, then power, one step a machine: what a step led to is seen by the next look and not assumed.
+* A host writes only machines that are assigned to it, and claims one only after observing its domain: an active domain
+  claims its row, an inactive one only a row without a host. A migrated machine is therefore reassigned exactly once,
+  although its old definition remains.
+* A status that guestd did not set (building, updating_hardware, any unknown word) means that another program is working
+  on the machine: neither the row nor the domain is changed.
+* A domain that is not observed is unknown, never off.
+* Every write states the value it expects; if another writer was faster, the write is skipped and the next run plans
+  again.
+* Writes come before actions, and each machine gets one action: its result is observed by the next run, not assumed.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from uuid import UUID
 
 from guestd.hypervisor.domains import Domain, Graphics, derive_status
 
-# STOPPED that is followed by STARTED is how a reboot looks from outside: off is believed when it has lasted.
+# A reboot from outside appears as shutoff followed by running: shutoff counts as off only after this long.
 SHUTOFF_DEBOUNCE_SECONDS = 3.0
-# When a machine moves without libvirt's migration, its old host may yet have to tell that it has gone; this is well
-# before off is believed there.
+# When a machine moves without libvirt's migration, its old host may not have reported yet that it is gone; this is
+# well below SHUTOFF_DEBOUNCE_SECONDS there.
 DUPLICATE_RECHECK_SECONDS = 1.0
-# A start counts as having worked when the machine has run for so long.
+# A start has succeeded when the machine has run for this long.
 HEALTHY_SECONDS = 600.0
 MAX_START_ATTEMPTS = 5
 FIRST_DELAY_SECONDS = 2.0
@@ -34,14 +35,14 @@ KIB_PER_GB = 1024 * 1024
 
 REPORT_KINDS = ("unmatched", "missing", "duplicate", "drift", "left", "cannot")
 
-# Words of the platform that say the same as ours: not worth a write, and not worth a fight.
+# The platform's synonyms of our statuses: they are not overwritten.
 _SYNONYMS = {"stopped": "off", "paused": "suspended"}
 _SETTLED_STATUSES = frozenset({"running", "off", "suspended", "error", *_SYNONYMS})
 
 
 @dataclass(frozen=True, slots=True)
 class DomainFacts:
-    """A row of MachineDomain: what the holder last saw."""
+    """A row of MachineDomain: the domain as the assigned host last observed it."""
 
     domain_uuid: UUID | None
     state: str
@@ -53,13 +54,13 @@ class DomainFacts:
 
     @property
     def is_active(self) -> bool:
-        """Whether the holder saw it alive."""
+        """Whether the domain was active."""
         return self.state not in ("shutoff", "missing")
 
 
 @dataclass(frozen=True, slots=True)
 class VmRecord:
-    """A row of Machine with what is kept beside it. `is_holder_live`: the host that holds it was seen lately."""
+    """A row of Machine with its console and facts. `is_holder_live`: the assigned host has reported recently."""
 
     id: UUID
     name: str
@@ -75,7 +76,7 @@ class VmRecord:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """This host holds the machine from now on."""
+    """Assign the machine to this host."""
 
     machine_id: UUID
     name: str
@@ -88,7 +89,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class SetStatus:
-    """Machine.status follows its domain."""
+    """Set Machine.status to the domain's state."""
 
     machine_id: UUID
     name: str
@@ -102,19 +103,19 @@ class SetStatus:
 
 @dataclass(frozen=True, slots=True)
 class KeepGraphics:
-    """MachineConfiguration follows the screen."""
+    """Store the graphical console in MachineConfiguration."""
 
     machine_id: UUID
     name: str
     graphics: Graphics
 
     def __str__(self) -> str:
-        return f"screen of {self.name}: {self.graphics.protocol} {self.graphics.host} {self.graphics.port}"
+        return f"console of {self.name}: {self.graphics.protocol} {self.graphics.host} {self.graphics.port}"
 
 
 @dataclass(frozen=True, slots=True)
 class KeepFacts:
-    """MachineDomain follows the domain."""
+    """Store the domain's facts in MachineDomain."""
 
     machine_id: UUID
     name: str
@@ -126,7 +127,7 @@ class KeepFacts:
 
 @dataclass(frozen=True, slots=True)
 class PowerAction:
-    """One call of libvirt."""
+    """One libvirt call that changes a domain."""
 
     machine_id: UUID
     name: str
@@ -139,11 +140,11 @@ class PowerAction:
 
 
 class Start(PowerAction):
-    """Boot a domain that is off."""
+    """Boot an inactive domain."""
 
 
 class Resume(PowerAction):
-    """Let a paused domain go on."""
+    """Resume a paused domain."""
 
 
 class Suspend(PowerAction):
@@ -151,11 +152,11 @@ class Suspend(PowerAction):
 
 
 class Shutdown(PowerAction):
-    """Ask the guest to end."""
+    """Request the guest to shut down."""
 
 
 class Destroy(PowerAction):
-    """Take the power away."""
+    """Power the domain off."""
 
 
 Write = Claim | SetStatus | KeepGraphics | KeepFacts
@@ -163,7 +164,7 @@ Write = Claim | SetStatus | KeepGraphics | KeepFacts
 
 @dataclass(frozen=True, slots=True)
 class VmReport:
-    """What a person should know and guestd does not decide.
+    """A condition that guestd reports and does not resolve.
 
     `kind` is one of REPORT_KINDS; `name` is the domain's.
     """
@@ -178,7 +179,7 @@ class VmReport:
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """What has been tried of late to get one machine where it is wanted. `at` is monotonic."""
+    """Recent attempts to bring a machine to its desired state. `at` is the monotonic time of the last one."""
 
     desired: str
     action: str
@@ -188,7 +189,7 @@ class Attempts:
 
 @dataclass(frozen=True, slots=True)
 class VmPolicy:
-    """What this host may do."""
+    """What guestd may do on this host, from the configuration."""
 
     host_id: UUID
     is_converging: bool
@@ -199,14 +200,14 @@ class VmPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Recheck:
-    """Nothing to do before so many seconds have passed."""
+    """Run again after this many seconds."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class VmPlan:
-    """Rows first, then power; what to tell; when to look again although nothing wakes us (seconds)."""
+    """The result of planning. `recheck_seconds`: plan again after this long even without an event; None: not needed."""
 
     writes: tuple[Write, ...]
     actions: tuple[PowerAction, ...]
@@ -218,23 +219,26 @@ def plan_vms(
     machines: Sequence[VmRecord],
     domains: Sequence[Domain],
     *,
-    tries: Mapping[UUID, Attempts],
+    attempts: Mapping[UUID, Attempts],
     now: float,
-    rules: VmPolicy,
+    policy: VmPolicy,
 ) -> VmPlan:
-    """What leads from what is seen to what is wanted. `machines` are those held here and those with a domain here."""
+    """Plan the steps from observed to desired state.
+
+    `machines` are those assigned to this host and those that have a domain on it.
+    """
     by_name = {domain.name: domain for domain in domains}
     known = {machine.name for machine in machines}
     steps: list[Write | PowerAction | VmReport | Recheck] = [
-        VmReport("unmatched", domain.name, "a domain without a Machine of that internalName")
+        VmReport("unmatched", domain.name, "no Machine has this domain name as its internalName")
         for domain in domains
         if domain.name not in known
     ]
     for machine in machines:
         domain = by_name.get(machine.name)
         if domain is not None:
-            steps += _plan_observed(machine, domain, tries.get(machine.id), now, rules)
-        elif machine.host_id == rules.host_id and _is_settled(machine.status):
+            steps += _plan_observed(machine, domain, attempts.get(machine.id), now, policy)
+        elif machine.host_id == policy.host_id and _is_settled(machine.status):
             steps += _plan_missing(machine)
     return VmPlan(
         writes=tuple(step for step in steps if isinstance(step, Claim | SetStatus | KeepGraphics | KeepFacts)),
@@ -245,22 +249,22 @@ def plan_vms(
 
 
 def keep_recent_attempts(
-    tries: Mapping[UUID, Attempts], machines: Sequence[VmRecord], domains: Sequence[Domain], now: float
+    attempts: Mapping[UUID, Attempts], machines: Sequence[VmRecord], domains: Sequence[Domain], now: float
 ) -> dict[UUID, Attempts]:
-    """The tries that still count: not those of another wish, nor those that led to something that lasted."""
+    """Drop the attempts of an earlier desired state, and those that succeeded."""
     by_name = {domain.name: domain for domain in domains}
-    kept = {}
+    recent = {}
     for machine in machines:
-        found, domain = tries.get(machine.id), by_name.get(machine.name)
-        if found is None or domain is None or found.desired != machine.desired:
+        last, domain = attempts.get(machine.id), by_name.get(machine.name)
+        if last is None or domain is None or last.desired != machine.desired:
             continue
-        if derive_status(domain) != machine.desired or now - max(domain.since, found.at) < HEALTHY_SECONDS:
-            kept[machine.id] = found
-    return kept
+        if derive_status(domain) != machine.desired or now - max(domain.since, last.at) < HEALTHY_SECONDS:
+            recent[machine.id] = last
+    return recent
 
 
 def record_attempt(before: Attempts | None, action: PowerAction, now: float) -> Attempts:
-    """The memory of a machine after an action, whether or not that worked."""
+    """Add an action to a machine's attempts, whether or not it succeeded."""
     name = type(action).__name__
     again = before is not None and before.desired == action.desired and before.action == name
     return Attempts(action.desired, name, before.count + 1 if again and before is not None else 1, now)
@@ -271,7 +275,7 @@ def _is_settled(status: str) -> bool:
 
 
 def _plan_missing(machine: VmRecord) -> Iterator[KeepFacts | VmReport]:
-    text = "held by this host, which has no domain of that name"
+    text = "assigned to this host, which has no domain of that name"
     yield VmReport("missing", machine.name, text)
     if machine.facts is None:
         facts = DomainFacts(None, "missing", "unknown", 0, 0, "absent", text)
@@ -282,16 +286,17 @@ def _plan_missing(machine: VmRecord) -> Iterator[KeepFacts | VmReport]:
 
 
 def _plan_observed(
-    machine: VmRecord, domain: Domain, tries: Attempts | None, now: float, rules: VmPolicy
+    machine: VmRecord, domain: Domain, attempts: Attempts | None, now: float, policy: VmPolicy
 ) -> Iterator[Write | PowerAction | VmReport | Recheck]:
-    if machine.host_id != rules.host_id:
-        exc = _get_claim_reason(machine, domain)
-        if exc is None:
+    if machine.host_id != policy.host_id:
+        reason = _get_claim_reason(machine, domain)
+        if reason is None:
             if domain.is_active and derive_status(domain) is not None:
-                yield VmReport("duplicate", machine.name, f"it also runs on host {machine.host_id}, which holds it")
+                text = f"also runs on host {machine.host_id}, to which it is assigned"
+                yield VmReport("duplicate", machine.name, text)
                 yield Recheck(DUPLICATE_RECHECK_SECONDS)
             return
-        yield Claim(machine.id, machine.name, machine.host_id, exc)
+        yield Claim(machine.id, machine.name, machine.host_id, reason)
     yield from _report_drift(machine, domain)
     power: PowerAction | VmReport | Recheck | None = None
     problem = None
@@ -301,12 +306,12 @@ def _plan_observed(
         yield Recheck(left)
     else:
         yield from _plan_status(machine, domain)
-        # Only the row as the store has it counts, not as this plan will leave it.
-        if rules.is_converging and machine.host_id == rules.host_id and _is_settled(machine.status):
-            power = _plan_power(machine, domain, tries, now, rules)
+        # The row must be assigned in the store already; a claim in this plan may still fail.
+        if policy.is_converging and machine.host_id == policy.host_id and _is_settled(machine.status):
+            power = _plan_power(machine, domain, attempts, now, policy)
             problem = power.text if isinstance(power, VmReport) else None
     yield from _plan_graphics(machine, domain)
-    facts = _build_facts(domain, rules, problem)
+    facts = _build_facts(domain, policy, problem)
     if facts != machine.facts:
         yield KeepFacts(machine.id, machine.name, facts)
     if power is not None:
@@ -314,46 +319,46 @@ def _plan_observed(
 
 
 def _get_claim_reason(machine: VmRecord, domain: Domain) -> str | None:
-    """Why this host may take the machine, or None."""
+    """Get the reason why this host may claim the machine; None if it may not."""
     facts = machine.facts
-    exc = None
+    reason = None
     if derive_status(domain) is None:
         pass
     elif machine.host_id is None:
-        exc = "nobody held it"
+        reason = "not assigned to any host"
     elif not domain.is_active:
         pass
     elif not machine.is_holder_live:
-        exc = f"it is active here and host {machine.host_id} is not heard of"
+        reason = f"active here, and host {machine.host_id} does not report"
     elif facts is None or not facts.is_active:
-        exc = f"it is active here and no longer on host {machine.host_id}"
+        reason = f"active here, and no longer on host {machine.host_id}"
     elif domain.reason == "migrated" and domain.uuid == facts.domain_uuid:
-        exc = f"it was migrated here from host {machine.host_id}"
-    return exc
+        reason = f"migrated here from host {machine.host_id}"
+    return reason
 
 
 def _plan_status(machine: VmRecord, domain: Domain) -> Iterator[SetStatus]:
     after = derive_status(domain)
     if after is None or not _is_settled(machine.status) or _SYNONYMS.get(machine.status, machine.status) == after:
         return
-    yield SetStatus(machine.id, machine.name, machine.status, after, f"its domain is {domain.state} ({domain.reason})")
+    yield SetStatus(machine.id, machine.name, machine.status, after, f"domain is {domain.state} ({domain.reason})")
 
 
 def _plan_graphics(machine: VmRecord, domain: Domain) -> Iterator[KeepGraphics]:
-    seen = domain.description.graphics
+    observed = domain.description.graphics
     before = machine.graphics
-    if seen is None or not domain.is_active:
-        protocol = seen.protocol if seen is not None else before.protocol if before is not None else None
-        wanted = Graphics(protocol, -1, None)
-        if before is None and seen is None:
+    if observed is None or not domain.is_active:
+        protocol = observed.protocol if observed is not None else before.protocol if before is not None else None
+        after = Graphics(protocol, -1, None)
+        if before is None and observed is None:
             return
     else:
-        wanted = seen
-    if wanted != before:
-        yield KeepGraphics(machine.id, machine.name, wanted)
+        after = observed
+    if after != before:
+        yield KeepGraphics(machine.id, machine.name, after)
 
 
-def _build_facts(domain: Domain, rules: VmPolicy, problem: str | None) -> DomainFacts:
+def _build_facts(domain: Domain, policy: VmPolicy, problem: str | None) -> DomainFacts:
     described = domain.description
     return DomainFacts(
         domain.uuid,
@@ -361,13 +366,13 @@ def _build_facts(domain: Domain, rules: VmPolicy, problem: str | None) -> Domain
         domain.reason,
         described.vcpus,
         described.memory_kib,
-        _get_channel_state(domain, rules.channel_names),
+        _get_channel_state(domain, policy.channel_names),
         problem,
     )
 
 
 def _get_channel_state(domain: Domain, names: Sequence[str]) -> str:
-    """absent, disconnected, connected: of the first of these channels that the domain has."""
+    """Get absent, disconnected or connected, for the first of these channels that the domain has."""
     for name in names:
         for channel in domain.description.channels:
             if channel.name == name:
@@ -376,61 +381,65 @@ def _get_channel_state(domain: Domain, names: Sequence[str]) -> str:
 
 
 def _report_drift(machine: VmRecord, domain: Domain) -> Iterator[VmReport]:
-    seen = domain.description
-    if machine.cpu_cores and seen.vcpus and machine.cpu_cores != seen.vcpus:
-        yield VmReport("drift", machine.name, f"cpuCores is {machine.cpu_cores}, the domain has {seen.vcpus} vCPUs")
-    if machine.ram_gb and seen.memory_kib and machine.ram_gb * KIB_PER_GB != seen.memory_kib:
-        yield VmReport("drift", machine.name, f"ramGB is {machine.ram_gb}, the domain has {seen.memory_kib} KiB")
+    observed = domain.description
+    if machine.cpu_cores and observed.vcpus and machine.cpu_cores != observed.vcpus:
+        yield VmReport("drift", machine.name, f"cpuCores is {machine.cpu_cores}, the domain has {observed.vcpus} vCPUs")
+    if machine.ram_gb and observed.memory_kib and machine.ram_gb * KIB_PER_GB != observed.memory_kib:
+        yield VmReport("drift", machine.name, f"ramGB is {machine.ram_gb}, the domain has {observed.memory_kib} KiB")
 
 
 def _plan_power(
-    machine: VmRecord, domain: Domain, tries: Attempts | None, now: float, rules: VmPolicy
+    machine: VmRecord, domain: Domain, attempts: Attempts | None, now: float, policy: VmPolicy
 ) -> PowerAction | VmReport | Recheck | None:
-    """The one step towards what is wanted: an action, a reason why not, or a wait; None when it is there."""
+    """Plan one step to the desired state: an action, a report why there is none, or a wait; None if it is reached."""
     desired, actual = machine.desired, derive_status(domain)
     if desired is None or actual is None or actual == desired:
         return None
-    if tries is not None and tries.desired != desired:
-        tries = None
-    kind, exc = _choose_action(desired, actual, domain, tries, rules)
+    if attempts is not None and attempts.desired != desired:
+        attempts = None
+    kind, reason = _choose_action(desired, actual, domain, attempts, policy)
     if kind is None:
-        return VmReport("cannot", machine.name, exc)
-    count = 0 if tries is None or tries.action != kind.__name__ else tries.count
+        return VmReport("cannot", machine.name, reason)
+    count = 0 if attempts is None or attempts.action != kind.__name__ else attempts.count
     if kind is Start and count >= MAX_START_ATTEMPTS:
-        return VmReport("left", machine.name, f"started {count} times and it did not stay; set desiredStatus again")
-    left = 0.0 if tries is None else tries.at + _get_delay_seconds(tries, rules) - now
+        return VmReport(
+            "left",
+            machine.name,
+            f"started {count} times, never ran for 10 minutes; fix the guest, then set desiredStatus again",
+        )
+    left = 0.0 if attempts is None else attempts.at + _get_delay_seconds(attempts, policy) - now
     if left > 0:
         return Recheck(left)
-    return kind(machine.id, machine.name, domain.uuid, desired, exc)
+    return kind(machine.id, machine.name, domain.uuid, desired, reason)
 
 
 def _choose_action(
-    desired: str, actual: str, domain: Domain, tries: Attempts | None, rules: VmPolicy
+    desired: str, actual: str, domain: Domain, attempts: Attempts | None, policy: VmPolicy
 ) -> tuple[type[PowerAction] | None, str]:
-    """Which action leads on, and why; None and the reason when none does."""
-    was_asked = tries is not None and tries.action in (Shutdown.__name__, Destroy.__name__)
+    """Choose the action and its reason; None and the reason if there is no suitable action."""
+    was_requested = attempts is not None and attempts.action in (Shutdown.__name__, Destroy.__name__)
     step: tuple[type[PowerAction] | None, str]
     match desired, actual:
         case "running", "off":
-            step = Start, "it is off and wanted running"
+            step = Start, "off, desired state is running"
         case "running", "suspended" if domain.state == "paused":
-            step = Resume, "it is suspended and wanted running"
+            step = Resume, "suspended, desired state is running"
         case "suspended", "running":
-            step = Suspend, "it is running and wanted suspended"
-        case "off", "running" if was_asked and rules.may_destroy:
-            step = Destroy, "it did not shut down in time"
+            step = Suspend, "running, desired state is suspended"
+        case "off", "running" if was_requested and policy.may_destroy:
+            step = Destroy, "the guest did not shut down in time"
         case "off", "running":
-            step = Shutdown, "it is running and wanted off"
+            step = Shutdown, "running, desired state is off"
         case "off", "suspended" if domain.state == "paused":
-            step = Resume, "it is suspended, wanted off, and can only shut down when it runs"
-        case "off", "error" if rules.may_destroy:
-            step = Destroy, f"it is {domain.state} ({domain.reason}) and wanted off"
+            step = Resume, "suspended, desired state is off; it must run to shut down"
+        case "off", "error" if policy.may_destroy:
+            step = Destroy, f"{domain.state} ({domain.reason}), desired state is off"
         case _:
-            step = None, f"it is {domain.state} ({domain.reason}) and wanted {desired}: that needs a person"
+            step = None, f"{domain.state} ({domain.reason}), desired state is {desired}: needs manual action"
     return step
 
 
-def _get_delay_seconds(tries: Attempts, rules: VmPolicy) -> float:
-    """Seconds before the next step after the last: it may still work, and what fails is tried ever more rarely."""
-    delay = min(MAX_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2.0 ** (tries.count - 1))
-    return max(delay, rules.shutdown_seconds) if tries.action == Shutdown.__name__ else delay
+def _get_delay_seconds(attempts: Attempts, policy: VmPolicy) -> float:
+    """Get the delay between the last attempt and the next: exponential, and at least a shutdown's time."""
+    delay = min(MAX_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2.0 ** (attempts.count - 1))
+    return max(delay, policy.shutdown_seconds) if attempts.action == Shutdown.__name__ else delay

@@ -1,110 +1,73 @@
-"""The parts that keep a host's virtual machines, put together; nothing of it exists where libvirt.uri is empty."""
+"""The VM part of guestd put together: libvirt driver, reconciler, statistics. Not created if libvirt.uri is empty."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from uuid import UUID
-
 from guestd.core.config import LibvirtSettings, Settings, get_host_name
 from guestd.core.tasks import TaskCoroutine
-from guestd.hypervisor import connection
 from guestd.hypervisor.connection import Hypervisor
 from guestd.hypervisor.domain_stats import DomainStatsPoller
-from guestd.telemetry.registry import Telemetry
-from guestd.telemetry.registry import VmMetrics as HostingMetrics
-from guestd.vms import reconciler
-from guestd.vms.plan import REPORT_KINDS, VmPlan, VmPolicy, VmReport
-from guestd.vms.reconciler import VmReconciler, preview_vm_plan
-
-NOBODY = UUID(int=0)
+from guestd.telemetry.registry import Telemetry, VmMetrics
+from guestd.vms.plan import VmPlan, VmPolicy
+from guestd.vms.reconciler import UNKNOWN_HOST, VmReconciler, preview_vm_plan
 
 
 class VmService:
-    """Driver, loop and statistics of one host. Raises ConfigError where libvirt's bindings are missing."""
+    """Driver, reconciler and statistics of one host. Raises ConfigError if libvirt's bindings are missing."""
 
     def __init__(self, settings: Settings, telemetry: Telemetry) -> None:
-        chosen = settings.libvirt
-        self.hypervisor = Hypervisor(chosen.uri, _driver_counters(telemetry.vms))
-        self._loop = VmReconciler(
-            self.hypervisor,
+        libvirt, metrics = settings.libvirt, telemetry.vms
+        hypervisor = self.hypervisor = Hypervisor(libvirt.uri, metrics)
+        self._reconciler = VmReconciler(
+            hypervisor,
             dsn=settings.store.dsn,
-            host_name=get_host_name(chosen),
-            rules=build_policy(chosen),
-            counters=_loop_counters(telemetry.vms),
+            host_name=get_host_name(libvirt),
+            policy=build_policy(libvirt),
+            metrics=metrics,
         )
-        shown, driver = telemetry.vms, self.hypervisor
-        self._sampler = DomainStatsPoller(
-            chosen.uri, lambda: driver.domains, gave_up=shown.calls_given_up.inc, took=shown.call_seconds.observe
-        )
-        shown.show(self._sampler.families)
-        shown.libvirt_up.set_function(lambda: self.hypervisor.error is None)
-        shown.libvirt_domains.set_function(lambda: len(self.hypervisor.domains))
+        self._stats_poller = DomainStatsPoller(libvirt.uri, lambda: hypervisor.domains, metrics=metrics)
+        metrics.add_source(self._stats_poller.families)
+        metrics.libvirt_up.set_function(lambda: hypervisor.error is None)
+        metrics.libvirt_domains.set_function(lambda: len(hypervisor.domains))
 
     @property
     def stuck(self) -> int:
-        """Calls that were given up and have not come back."""
-        return self.hypervisor.stuck + self._sampler.stuck
+        """Abandoned libvirt calls that have not returned."""
+        return self.hypervisor.stuck + self._stats_poller.stuck
 
     def get_tasks(self) -> dict[str, TaskCoroutine]:
-        """What runs beside the pipeline, by the names of the tasks."""
+        """Get the background tasks by name."""
         return {
             "libvirt": self.hypervisor.run(),
-            "vms": self._loop.run(),
-            "wishes": self._loop.watch_desired_state(),
-            "statistics": self._sampler.run(self.hypervisor.subscribe()),
+            "vm-reconciler": self._reconciler.run(),
+            "vm-desired-state": self._reconciler.watch_desired_state(),
+            "domain-stats": self._stats_poller.run(self.hypervisor.subscribe()),
         }
 
-    def problems(self) -> list[str]:
-        """What is wrong, in words; of two, the cause."""
+    def list_problems(self) -> list[str]:
+        """List what is wrong; if libvirt is unavailable, only that."""
         if self.hypervisor.error is not None:
             return [f"libvirt: {self.hypervisor.error}"]
-        return [] if self._loop.error is None else [f"machines: {self._loop.error}"]
+        return [] if self._reconciler.error is None else [f"VM reconciler: {self._reconciler.error}"]
 
 
-def build_policy(chosen: LibvirtSettings) -> VmPolicy:
-    """What the settings allow; the host's id is known when the store has told it."""
+def build_policy(settings: LibvirtSettings) -> VmPolicy:
+    """Build the policy from the settings; the host's ID is set when the store has assigned it."""
     return VmPolicy(
-        host_id=NOBODY,
-        is_converging=chosen.vms == "converge",
-        may_destroy=chosen.may_destroy,
-        shutdown_seconds=chosen.shutdown_seconds,
-        channel_names=chosen.channel_names,
+        host_id=UNKNOWN_HOST,
+        is_converging=settings.vms == "converge",
+        may_destroy=settings.may_destroy,
+        shutdown_seconds=settings.shutdown_seconds,
+        channel_names=settings.channel_names,
     )
 
 
 async def preview_plan(settings: Settings) -> VmPlan:
-    """What a guestd that starts now would do to machines and rows; SourceLost or StoreUnavailable where it cannot."""
-    driver = Hypervisor(settings.libvirt.uri, _driver_counters(Telemetry().vms))
-    async with driver.connected():
+    """Plan what a guestd that starts now would do; raises SourceLost or StoreUnavailable."""
+    hypervisor = Hypervisor(settings.libvirt.uri, VmMetrics())
+    async with hypervisor.connect():
         return await preview_vm_plan(
-            driver,
+            hypervisor,
             dsn=settings.store.dsn,
             host_name=get_host_name(settings.libvirt),
-            rules=build_policy(settings.libvirt),
+            policy=build_policy(settings.libvirt),
         )
-
-
-def _driver_counters(shown: HostingMetrics) -> connection.Counters:
-    return connection.Counters(
-        lost=shown.libvirt_lost.inc,
-        gave_up=shown.calls_given_up.inc,
-        looked=shown.look_seconds.observe,
-        took=shown.call_seconds.observe,
-    )
-
-
-def _loop_counters(shown: HostingMetrics) -> reconciler.Counters:
-    def reports(found: Sequence[VmReport]) -> None:
-        kinds = Counter(report.kind for report in found)
-        for kind in REPORT_KINDS:
-            shown.reports.labels(kind).set(kinds[kind])
-
-    return reconciler.Counters(
-        passed=shown.pass_seconds.observe,
-        wrote=lambda kind: shown.written.labels(kind).inc(),
-        acted=lambda action, outcome: shown.actions.labels(action, outcome).inc(),
-        moved=shown.moved.inc,
-        reports=reports,
-        lost=shown.lost.inc,
-    )

@@ -1,6 +1,6 @@
-"""The VM loop's side of the store: the host's own row, its machines, what is written of them and what was done.
+"""The VM reconciler's rows in the store: the host, its machines, and the audit of what was written and done.
 
-One connection, held for as long as a guestd keeps a host: with it goes a lock that no second guestd can have.
+One connection for as long as a guestd manages a host; it holds an advisory lock that excludes a second guestd.
 """
 
 from __future__ import annotations
@@ -30,39 +30,39 @@ from guestd.vms.plan import (
 )
 from gueststore.queries import query
 
-# Notices only wake; this bounds how long a lost one can matter.
+# Notifications only wake the loop; this bounds the delay if one is lost.
 LISTEN_REFRESH_SECONDS = 30
 WRITE_SECONDS = 30
-# A host writes of what it holds: claims come first.
+# A host may write only machines that are assigned to it, so claims come first.
 WRITE_ORDER = ("vms/update_holder", "vms/update_status", "vms/upsert_graphics", "vms/upsert_domain")
 
 
 class HostLocked(StoreUnavailable):
-    """Another guestd keeps the machines of this host. Tried again, for it may end."""
+    """Another guestd manages the machines of this host. Retried, because that one may stop."""
 
 
 class VmStore:
-    """A connection for one host, whose id it carries. Open with `open_vm_store`."""
+    """The rows of one host, on one connection. Open with `open_vm_store`."""
 
     def __init__(self, connection: psycopg.AsyncConnection[Any], host_id: UUID) -> None:
         self._connection = connection
         self.host_id = host_id
-        # An action that ends meanwhile must not write into the transaction of a pass.
+        # Actions finish during a reconcile run and must not write into its transaction.
         self._lock = asyncio.Lock()
 
-    async def machines(self, names: Sequence[str]) -> list[VmRecord]:
-        """The machines that this host holds, and those whose domains have these names."""
+    async def read_machines(self, names: Sequence[str]) -> list[VmRecord]:
+        """Read the machines assigned to this host, and those with these domain names."""
         async with self._lock, sorted_errors():
             return await _read_machines(self._connection, self.host_id, names)
 
     async def write(self, writes: Sequence[Write]) -> int:
-        """Write all in one transaction; gives the number of those that found something else than they expected."""
+        """Write all in one transaction; returns how many were skipped because the row had changed meanwhile."""
         statements: dict[str, list[dict[str, Any]]] = {name: [] for name in WRITE_ORDER}
         for write in writes:
             name, values = _build_statement(write)
             common = {"machine_id": write.machine_id, "host_id": self.host_id, "name": write.name}
             statements[name].append(common | values)
-        moved = 0
+        skipped = 0
         async with (
             self._lock,
             sorted_errors(),
@@ -73,11 +73,11 @@ class VmStore:
             for name, rows in statements.items():
                 if rows:
                     await cursor.executemany(query(name), rows)
-                    moved += len(rows) - cursor.rowcount
-        return moved
+                    skipped += len(rows) - cursor.rowcount
+        return skipped
 
-    async def tries(self, now: float) -> dict[UUID, Attempts]:
-        """What an earlier guestd tried last with the machines of this host. `now` is monotonic."""
+    async def read_attempts(self, now: float) -> dict[UUID, Attempts]:
+        """Read the last attempts of an earlier guestd on this host's machines. `now` is monotonic."""
         values = {"host_id": self.host_id, "healthy_seconds": HEALTHY_SECONDS}
         async with self._lock, sorted_errors():
             cursor = await self._connection.execute(query("vms/read_attempts"), values)
@@ -86,10 +86,10 @@ class VmStore:
                 for machine_id, desired, action, attempt, seconds_ago in await cursor.fetchall()
             }
 
-    async def begin(self, action: PowerAction, attempt: int) -> UUID | None:
-        """Write down that an action begins; None when it must not: machine or wish have changed hands.
+    async def begin_action(self, action: PowerAction, attempt: int) -> UUID | None:
+        """Insert the audit row of an action; None if the action must not run: host or desired state have changed.
 
-        `attempt`: which such action in a row it is, from 1.
+        `attempt` numbers consecutive attempts of the same action, from 1.
         """
         values = {
             "host_id": self.host_id, "machine_id": action.machine_id, "name": action.name, "desired": action.desired,
@@ -100,20 +100,20 @@ class VmStore:
             row = await cursor.fetchone()
         return None if row is None else row[0]
 
-    async def end(self, event_id: UUID, outcome: str) -> None:
-        """Write down what came of it."""
+    async def end_action(self, event_id: UUID, outcome: str) -> None:
+        """Store the outcome of an action."""
         async with self._lock, sorted_errors():
             await self._connection.execute(query("vms/update_event"), {"event_id": event_id, "outcome": outcome})
 
-    async def touch(self) -> None:
-        """libvirt on this host has answered just now."""
+    async def touch_host(self) -> None:
+        """Store that libvirt on this host has just answered."""
         async with self._lock, sorted_errors():
             await self._connection.execute(query("hosts/update_last_seen"), {"host_id": self.host_id})
 
 
 @asynccontextmanager
 async def open_vm_store(dsn: str, *, name: str, uri: str, version: str) -> AsyncIterator[VmStore]:
-    """The store for the one guestd that keeps a host; HostTaken when there is another."""
+    """Open the store of a host; raises HostLocked if another guestd manages it."""
     async with connection_to(dsn) as connection:
         await check_schema(connection)
         async with sorted_errors():
@@ -125,8 +125,8 @@ async def open_vm_store(dsn: str, *, name: str, uri: str, version: str) -> Async
             cursor = await connection.execute(query("vms/lock_host"), {"host_id": host_id})
             if await cursor.fetchone() != (True,):
                 raise HostLocked(
-                    f"another guestd keeps the machines of host {name} ({uri}): end one of the two, or give one of two"
-                    " hosts of that name another libvirt.host_name"
+                    f"another guestd manages the machines of host {name} ({uri}): stop one of the two, or if these are"
+                    " two hosts, give one of them another libvirt.host_name"
                 )
         yield VmStore(connection, host_id)
 
@@ -134,7 +134,7 @@ async def open_vm_store(dsn: str, *, name: str, uri: str, version: str) -> Async
 async def read_host_machines(
     dsn: str, *, name: str, uri: str, domains: Sequence[str]
 ) -> tuple[UUID | None, list[VmRecord]]:
-    """A host's id (None when no guestd was there yet) and the machines that concern it; changes nothing."""
+    """Read a host's ID (None before the first guestd there) and its machines; changes nothing."""
     async with connection_to(dsn) as connection:
         await check_schema(connection)
         async with sorted_errors():
@@ -143,12 +143,12 @@ async def read_host_machines(
             return host_id, await _read_machines(connection, host_id, domains)
 
 
-async def listen_for_desired_state(dsn: str, wished: asyncio.Event) -> None:
-    """Set `wished` whenever what is wanted of a machine changes, for as long as the connection lives."""
+async def listen_for_desired_state(dsn: str, changed: asyncio.Event) -> None:
+    """Set `changed` whenever the desired state of a machine changes, until the connection is lost."""
     async with connection_to(dsn) as connection, sorted_errors():
         await connection.execute("LISTEN guestd_wish")
         while True:
-            wished.set()
+            changed.set()
             async for _ in connection.notifies(timeout=LISTEN_REFRESH_SECONDS, stop_after=1):
                 pass
 
@@ -172,7 +172,7 @@ def _build_record(row: tuple[Any, ...]) -> VmRecord:
 
 
 def _build_statement(write: Write) -> tuple[str, dict[str, Any]]:
-    """The query of a write and its own parameters."""
+    """Build the query name and the specific parameters of a write."""
     match write:
         case Claim():
             return "vms/update_holder", {"holder": write.holder, "why": write.why}

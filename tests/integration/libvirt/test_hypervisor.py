@@ -1,4 +1,4 @@
-"""The driver on libvirt's test driver: what it sees, what wakes it, what it does, and what holds it up."""
+"""The hypervisor driver on libvirt's test driver: snapshots, events, actions, and calls that hang."""
 
 import asyncio
 import socket
@@ -8,20 +8,22 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from guestd.core.errors import SourceLost
 from guestd.hypervisor.blocking import BlockingCalls
-from guestd.hypervisor.connection import Counters, Hypervisor
+from guestd.hypervisor.connection import Hypervisor
 from guestd.hypervisor.domains import DomainChannel
+from guestd.telemetry.registry import VmMetrics
 from support.daemon import eventually
-from support.libvirt import AGENT_CHANNEL, domain_xml, own_connection, running, seen, silent, uri_of
+from support.libvirt import AGENT_CHANNEL, domain_xml, own_connection, running, uri_of, wait_for_domain
 
 pytestmark = pytest.mark.asyncio
 
 
 def of_two(directory: Path) -> Hypervisor:
     one = domain_xml("one", 1, devices=AGENT_CHANNEL.format(name="one"))
-    return Hypervisor(uri_of(directory / "node.xml", [one, domain_xml("two", 2)]), silent())
+    return Hypervisor(uri_of(directory / "node.xml", [one, domain_xml("two", 2)]), VmMetrics())
 
 
 async def test_domains_come_as_plain_values(tmp_path: Path) -> None:
@@ -33,52 +35,52 @@ async def test_domains_come_as_plain_values(tmp_path: Path) -> None:
     assert two.description.channels == ()
 
 
-async def test_what_happens_to_a_domain_is_seen_without_being_asked(tmp_path: Path) -> None:
+async def test_a_change_of_a_domain_is_observed_through_its_event(tmp_path: Path) -> None:
     async with running(of_two(tmp_path)) as hypervisor:
         domain = own_connection(hypervisor).lookupByName("one")
         began = time.monotonic()
         domain.suspend()
-        assert (await seen(hypervisor, "one", lambda one: one.state == "paused")).reason == "user"
+        assert (await wait_for_domain(hypervisor, "one", lambda one: one.state == "paused")).reason == "user"
         domain.resume()
-        await seen(hypervisor, "one", lambda one: one.state == "running")
+        await wait_for_domain(hypervisor, "one", lambda one: one.state == "running")
         domain.destroy()
-        stopped = await seen(hypervisor, "one", lambda one: not one.is_active)
+        stopped = await wait_for_domain(hypervisor, "one", lambda one: not one.is_active)
         assert (stopped.state, stopped.reason) == ("shutoff", "destroyed")
         assert began < stopped.since <= time.monotonic()
         domain.create()
-        assert (await seen(hypervisor, "one", lambda one: one.is_active)).since > stopped.since
+        assert (await wait_for_domain(hypervisor, "one", lambda one: one.is_active)).since > stopped.since
 
 
-async def test_a_domain_that_is_defined_or_undefined_is_seen(tmp_path: Path) -> None:
+async def test_a_domain_that_is_defined_or_undefined_is_observed(tmp_path: Path) -> None:
     async with running(of_two(tmp_path)) as hypervisor:
         connection = own_connection(hypervisor)
         connection.defineXML(domain_xml("three", 3))
-        three = await seen(hypervisor, "three", lambda _: True)
+        three = await wait_for_domain(hypervisor, "three", lambda _: True)
         assert (three.state, three.is_active) == ("shutoff", False)
-        looked = hypervisor.subscribe()
+        observed = hypervisor.subscribe()
         connection.lookupByName("three").undefine()
         async with asyncio.timeout(30):
             while any(domain.name == "three" for domain in hypervisor.domains):
-                await looked.wait()
-                looked.clear()
+                await observed.wait()
+                observed.clear()
 
 
-async def test_what_it_is_told_to_do_it_does(tmp_path: Path) -> None:
+async def test_every_action_changes_the_domain(tmp_path: Path) -> None:
     async with running(of_two(tmp_path)) as hypervisor:
         one = UUID(int=1)
         assert await hypervisor.suspend(one) is None
-        await seen(hypervisor, "one", lambda domain: domain.state == "paused")
+        await wait_for_domain(hypervisor, "one", lambda domain: domain.state == "paused")
         assert await hypervisor.resume(one) is None
-        await seen(hypervisor, "one", lambda domain: domain.state == "running")
+        await wait_for_domain(hypervisor, "one", lambda domain: domain.state == "running")
         assert await hypervisor.shutdown(one) is None
-        await seen(hypervisor, "one", lambda domain: domain.state == "shutoff")
+        await wait_for_domain(hypervisor, "one", lambda domain: domain.state == "shutoff")
         assert await hypervisor.start(one) is None
-        await seen(hypervisor, "one", lambda domain: domain.state == "running")
+        await wait_for_domain(hypervisor, "one", lambda domain: domain.state == "running")
         assert await hypervisor.destroy(one) is None
-        await seen(hypervisor, "one", lambda domain: domain.state == "shutoff")
+        await wait_for_domain(hypervisor, "one", lambda domain: domain.state == "shutoff")
 
 
-async def test_what_libvirt_refuses_is_told_and_the_connection_kept(tmp_path: Path) -> None:
+async def test_a_refused_action_returns_the_error_and_keeps_the_connection(tmp_path: Path) -> None:
     async with running(of_two(tmp_path)) as hypervisor:
         assert "already running" in str(await hypervisor.start(UUID(int=1)))
         assert "Domain not found" in str(await hypervisor.start(UUID(int=9)))
@@ -87,56 +89,56 @@ async def test_what_libvirt_refuses_is_told_and_the_connection_kept(tmp_path: Pa
 
 async def test_the_version_names_libvirt_and_its_driver(tmp_path: Path) -> None:
     async with running(of_two(tmp_path)) as hypervisor:
-        version = await hypervisor.version()
+        version = await hypervisor.get_version()
     assert version.startswith("libvirt ")
     assert version.endswith(" TEST")
 
 
-async def test_a_libvirt_that_is_not_there_is_tried_again_until_it_is(tmp_path: Path) -> None:
-    losses = []
+async def test_a_missing_libvirt_is_retried_until_it_appears(tmp_path: Path) -> None:
+    registry = CollectorRegistry()
     node = tmp_path / "node.xml"
-    hypervisor = Hypervisor(f"test://{node}", Counters(lambda: losses.append(1), lambda: None, lambda _: None))
-    told = hypervisor.subscribe()
-    life = asyncio.create_task(hypervisor.run())
+    hypervisor = Hypervisor(f"test://{node}", VmMetrics(registry))
+    notified = hypervisor.subscribe()
+    task = asyncio.create_task(hypervisor.run())
     try:
         async with asyncio.timeout(30):
-            await told.wait()
-            assert losses
+            await notified.wait()
+            assert registry.get_sample_value("guestd_libvirt_lost_total")
             assert "node.xml" in str(hypervisor.error)
             with pytest.raises(SourceLost):
                 await hypervisor.observe()
             uri_of(node, [domain_xml("one", 1)])
             while not hypervisor.domains:
-                told.clear()
-                await told.wait()
+                notified.clear()
+                await notified.wait()
         assert hypervisor.error is None
     finally:
-        life.cancel()
-        await asyncio.wait([life])
+        task.cancel()
+        await asyncio.wait([task])
 
 
-async def test_a_libvirtd_that_never_answers_holds_up_nobody(tmp_path: Path) -> None:
+async def test_a_libvirtd_that_never_answers_does_not_block(tmp_path: Path) -> None:
     path = tmp_path / "libvirt-sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen(64)
-        gave_up: list[int] = []
-        counters = Counters(lambda: None, lambda: gave_up.append(1), lambda _: None)
-        hypervisor = Hypervisor(f"test+unix:///default?socket={path}", counters, deadline_seconds=0.2)
-        told = hypervisor.subscribe()
-        life = asyncio.create_task(hypervisor.run())
+        registry = CollectorRegistry()
+        uri = f"test+unix:///default?socket={path}"
+        hypervisor = Hypervisor(uri, VmMetrics(registry), deadline_seconds=0.2)
+        notified = hypervisor.subscribe()
+        task = asyncio.create_task(hypervisor.run())
         async with asyncio.timeout(60):
             while not hypervisor.stuck:
-                told.clear()
-                await told.wait()
-        assert gave_up
+                notified.clear()
+                await notified.wait()
+        assert registry.get_sample_value("guestd_libvirt_calls_given_up_total")
         assert "no answer" in str(hypervisor.error)
-        life.cancel()
-        await asyncio.wait([life])
+        task.cancel()
+        await asyncio.wait([task])
 
 
-class GivenUpMeanwhile(threading.Event):
-    """Not set when libvirt begins to open, set when it has: whoever waited has gone between the two."""
+class AbandonedMeanwhile(threading.Event):
+    """Not set when libvirt begins to open, set afterwards: the caller gave up in between."""
 
     def is_set(self) -> bool:
         was_set = super().is_set()
@@ -144,31 +146,31 @@ class GivenUpMeanwhile(threading.Event):
         return was_set
 
 
-async def test_a_connection_that_comes_when_it_was_given_up_is_closed(tmp_path: Path) -> None:
+async def test_a_connection_that_opens_after_it_was_abandoned_is_closed(tmp_path: Path) -> None:
     async with running(of_two(tmp_path)) as hypervisor:
-        with pytest.raises(SourceLost, match="connected too late"):
-            hypervisor._opened(asyncio.get_running_loop(), GivenUpMeanwhile())
+        with pytest.raises(SourceLost, match="connected after the deadline"):
+            hypervisor._open(asyncio.get_running_loop(), AbandonedMeanwhile())
         assert len(await hypervisor.observe()) == 2
 
 
-async def test_a_connection_that_was_given_up_before_its_turn_is_not_opened(tmp_path: Path) -> None:
-    given_up = threading.Event()
-    given_up.set()
+async def test_a_connection_that_was_abandoned_while_waiting_is_not_opened(tmp_path: Path) -> None:
+    abandoned = threading.Event()
+    abandoned.set()
     async with running(of_two(tmp_path)) as hypervisor:
-        with pytest.raises(SourceLost, match="too late to open it"):
-            hypervisor._opened(asyncio.get_running_loop(), given_up)
+        with pytest.raises(SourceLost, match="abandoned while it waited"):
+            hypervisor._open(asyncio.get_running_loop(), abandoned)
         assert len(await hypervisor.observe()) == 2
 
 
-async def test_a_call_that_hangs_is_given_up_counted_and_replaced_up_to_a_cap() -> None:
-    gave_up: list[int] = []
-    calls = BlockingCalls("test", at_once=1, stuck_cap=2, gave_up=lambda: gave_up.append(1))
+async def test_a_call_that_hangs_is_abandoned_counted_and_replaced_up_to_a_cap() -> None:
+    registry = CollectorRegistry()
+    calls = BlockingCalls("test", max_concurrent=1, max_stuck=2, metrics=VmMetrics(registry))
     come_back = threading.Event()
     try:
         for stuck in (1, 2):
             with pytest.raises(SourceLost, match="no answer"):
                 await calls.run(come_back.wait, deadline_seconds=0.05)
-            assert (calls.stuck, len(gave_up)) == (stuck, stuck)
+            assert calls.stuck == registry.get_sample_value("guestd_libvirt_calls_given_up_total") == stuck
             if stuck == 1:
                 assert await calls.run(lambda: "served", deadline_seconds=30) == "served"
         with pytest.raises(SourceLost, match="2 calls hang"):
@@ -179,8 +181,8 @@ async def test_a_call_that_hangs_is_given_up_counted_and_replaced_up_to_a_cap() 
     assert await calls.run(lambda: "again", deadline_seconds=30) == "again"
 
 
-async def test_a_calls_own_exception_reaches_whoever_waits() -> None:
-    calls = BlockingCalls("test", at_once=1, stuck_cap=1, gave_up=lambda: None)
+async def test_a_calls_own_exception_reaches_the_caller() -> None:
+    calls = BlockingCalls("test", max_concurrent=1, max_stuck=1, metrics=VmMetrics())
 
     def fails() -> None:
         raise TimeoutError("of its own")

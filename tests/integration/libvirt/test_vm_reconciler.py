@@ -1,4 +1,4 @@
-"""The VM loop on a real store and libvirt's test driver: rows follow domains, and domains what is wanted."""
+"""The VM reconciler on a real store and libvirt's test driver: rows follow domains, domains the desired state."""
 
 import asyncio
 import json
@@ -12,57 +12,69 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from prometheus_client import CollectorRegistry
 from psycopg.conninfo import make_conninfo
 
 from guestd.hypervisor.connection import Hypervisor
-from guestd.vms import reconciler
+from guestd.telemetry.registry import VmMetrics
 from guestd.vms.plan import MAX_START_ATTEMPTS, SHUTOFF_DEBOUNCE_SECONDS, VmPolicy
-from guestd.vms.reconciler import VmReconciler
-from guestd.vms.service import NOBODY
+from guestd.vms.reconciler import UNKNOWN_HOST, VmReconciler
 from support.daemon import add_machine, command, environment, eventually, execute, rows
-from support.libvirt import AGENT_CHANNEL, domain_xml, own_connection, running, silent, uri_of
+from support.libvirt import AGENT_CHANNEL, domain_xml, own_connection, running, uri_of
 
 T = TypeVar("T")
 pytestmark = pytest.mark.asyncio
-# The loop has the rights that the daemon has, and no more.
+# The reconciler has exactly the rights of the daemon.
 WRITER = "-c role=guestd_writer"
 SCREEN = "<graphics type='vnc' port='5907' autoport='no' listen='127.0.0.1'/>"
 
 
-class Kept:
-    """One host: domains of the test driver, and the loop that keeps their machines."""
+class Host:
+    """One host: domains of the test driver, and the reconciler of their machines."""
 
     def __init__(self, dsn: str, hypervisor: Hypervisor, name: str = "host", **changes: Any) -> None:
         self.dsn = dsn
         self.hypervisor = hypervisor
-        self.passes = 0
-        self.written: list[str] = []
-        self.acted: list[tuple[str, str]] = []
-        self.reports: list[str] = []
-        chosen: dict[str, Any] = {
-            "host_id": NOBODY, "is_converging": True, "may_destroy": False, "shutdown_seconds": 1.0,
+        self._registry = CollectorRegistry()
+        policy: dict[str, Any] = {
+            "host_id": UNKNOWN_HOST, "is_converging": True, "may_destroy": False, "shutdown_seconds": 1.0,
             "channel_names": ("org.infinibay.agent",),
         }  # fmt: skip
-        self.loop = VmReconciler(
+        self.reconciler = VmReconciler(
             hypervisor,
             dsn=make_conninfo(dsn, options=WRITER),
             host_name=name,
-            rules=VmPolicy(**chosen | changes),
-            counters=self._counters(),
+            policy=VmPolicy(**policy | changes),
+            metrics=VmMetrics(self._registry),
         )
 
-    def _counters(self) -> reconciler.Counters:
-        def passed(_: float) -> None:
-            self.passes += 1
+    @property
+    def runs(self) -> float:
+        """Completed reconcile runs."""
+        return self._registry.get_sample_value("guestd_vms_pass_seconds_count") or 0
 
-        return reconciler.Counters(
-            passed=passed,
-            wrote=self.written.append,
-            acted=lambda action, outcome: self.acted.append((action, outcome)),
-            moved=lambda _: None,
-            reports=lambda found: self.reports.__setitem__(slice(None), sorted(map(str, found))),
-            lost=lambda: None,
-        )
+    @property
+    def written(self) -> float:
+        """Planned writes."""
+        kinds = ("Claim", "SetStatus", "KeepGraphics", "KeepFacts")
+        values = [self._registry.get_sample_value("guestd_vms_written_total", {"kind": kind}) for kind in kinds]
+        return sum(value or 0 for value in values)
+
+    @property
+    def reports(self) -> list[str]:
+        """Open issues."""
+        return sorted(map(str, self.reconciler._reports))
+
+    def count_actions(self, action: str, outcome: str = "done") -> float:
+        """Actions that had this outcome."""
+        labels = {"action": action, "outcome": outcome}
+        return self._registry.get_sample_value("guestd_vms_actions_total", labels) or 0
+
+    @property
+    def has_acted(self) -> bool:
+        """Whether there was any action with any outcome."""
+        actions = (family for family in self._registry.collect() if family.name == "guestd_vms_actions")
+        return any(family.samples for family in actions)
 
     def domain(self, name: str) -> Any:
         return own_connection(self.hypervisor).lookupByName(name)
@@ -74,9 +86,9 @@ class Kept:
         found = rows(self.dsn, f'SELECT {columns} FROM "MachineState" WHERE "internalName" = %s', name)
         return dict(zip(names, found[0], strict=True))
 
-    async def eventually(self, look: Callable[[], T], what: str) -> T:
-        """Poll without holding up the loop."""
-        return await asyncio.to_thread(eventually, look, what, 60)
+    async def eventually(self, get: Callable[[], T], what: str) -> T:
+        """Poll without blocking the event loop."""
+        return await asyncio.to_thread(eventually, get, what, 60)
 
     async def becomes(self, name: str, **expected: Any) -> None:
         def is_so() -> bool:
@@ -85,26 +97,26 @@ class Kept:
         try:
             await self.eventually(is_so, str(expected))
         except AssertionError:
-            raise AssertionError(f"{expected} is not in {self.machine(name)}; {self.loop.error}") from None
+            raise AssertionError(f"{expected} is not in {self.machine(name)}; {self.reconciler.error}") from None
 
-    async def another_pass(self, count: int = 2) -> None:
-        """Wait until it has looked again, from beginning to end."""
+    async def another_run(self, count: int = 2) -> None:
+        """Wait for this many complete reconcile runs."""
         for _ in range(count):
-            wanted = self.passes + 1
-            self.loop._wake.set()
-            await self.eventually(partial(self._has_passed, wanted), "a pass")
+            expected = self.runs + 1
+            self.reconciler._wake.set()
+            await self.eventually(partial(self._has_run, expected), "a run")
 
-    def _has_passed(self, times: int) -> bool:
-        return self.passes >= times
+    def _has_run(self, times: float) -> bool:
+        return self.runs >= times
 
 
 @asynccontextmanager
-async def keeping(kept: Kept) -> AsyncIterator[Kept]:
-    async with running(kept.hypervisor):
-        tasks = [asyncio.create_task(kept.loop.run()), asyncio.create_task(kept.loop.watch_desired_state())]
+async def reconciling(host: Host) -> AsyncIterator[Host]:
+    async with running(host.hypervisor):
+        tasks = [asyncio.create_task(host.reconciler.run()), asyncio.create_task(host.reconciler.watch_desired_state())]
         try:
-            await kept.eventually(lambda: kept.passes or kept.loop.error not in (None, "not begun yet"), "a pass")
-            yield kept
+            await host.eventually(lambda: host.runs or host.reconciler.error not in (None, "not started yet"), "a run")
+            yield host
         finally:
             for task in tasks:
                 task.cancel()
@@ -121,12 +133,12 @@ def add(dsn: str, name: str, status: str = "off", **columns: object) -> UUID:
     return machine_id
 
 
-def libvirt_with(directory: Path, *names: str, devices: str = "") -> Hypervisor:
+def hypervisor_with(directory: Path, *names: str, devices: str = "") -> Hypervisor:
     domains = [domain_xml(name, number, devices=devices) for number, name in enumerate(names, 1)]
-    return Hypervisor(uri_of(directory / f"{uuid4()}.xml", domains), silent())
+    return Hypervisor(uri_of(directory / f"{uuid4()}.xml", domains), VmMetrics())
 
 
-def wish(dsn: str, name: str, desired: str | None) -> None:
+def set_desired(dsn: str, name: str, desired: str | None) -> None:
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute('UPDATE "Machine" SET "desiredStatus" = %s WHERE "internalName" = %s', (desired, name))
 
@@ -137,20 +149,20 @@ def events(dsn: str, name: str) -> list[tuple[Any, ...]]:
     )
 
 
-async def test_a_row_follows_its_domain_and_every_change_is_written_down(dsn: str, tmp_path: Path) -> None:
+async def test_a_row_follows_its_domain_and_every_change_is_audited(dsn: str, tmp_path: Path) -> None:
     add(dsn, "one")
-    async with keeping(Kept(dsn, libvirt_with(tmp_path, "one"))) as kept:
-        await kept.becomes("one", status="running", hostName="host", domainState="running")
-        kept.domain("one").suspend()
-        await kept.becomes("one", status="suspended", domainReason="user")
-        kept.domain("one").resume()
-        await kept.becomes("one", status="running")
-        kept.domain("one").destroy()
-        await kept.becomes("one", status="off", domainState="shutoff", domainReason="destroyed")
-        kept.domain("one").create()
-        await kept.becomes("one", status="running")
+    async with reconciling(Host(dsn, hypervisor_with(tmp_path, "one"))) as host:
+        await host.becomes("one", status="running", hostName="host", domainState="running")
+        host.domain("one").suspend()
+        await host.becomes("one", status="suspended", domainReason="user")
+        host.domain("one").resume()
+        await host.becomes("one", status="running")
+        host.domain("one").destroy()
+        await host.becomes("one", status="off", domainState="shutoff", domainReason="destroyed")
+        host.domain("one").create()
+        await host.becomes("one", status="running")
     assert [(action, reason.partition(":")[0], outcome) for action, reason, outcome in events(dsn, "one")] == [
-        ("claim", "nobody held it", "done"),
+        ("claim", "not assigned to any host", "done"),
         ("status", "off -> running", "done"),
         ("status", "running -> suspended", "done"),
         ("status", "suspended -> running", "done"),
@@ -161,104 +173,106 @@ async def test_a_row_follows_its_domain_and_every_change_is_written_down(dsn: st
 
 async def test_a_reboot_does_not_flap_the_row(dsn: str, tmp_path: Path) -> None:
     add(dsn, "one", "running")
-    async with keeping(Kept(dsn, libvirt_with(tmp_path, "one"))) as kept:
-        kept.domain("one").destroy()
-        await kept.becomes("one", domainState="shutoff")
-        kept.domain("one").create()
-        await kept.becomes("one", domainState="running")
-        await kept.another_pass()
+    async with reconciling(Host(dsn, hypervisor_with(tmp_path, "one"))) as host:
+        host.domain("one").destroy()
+        await host.becomes("one", domainState="shutoff")
+        host.domain("one").create()
+        await host.becomes("one", domainState="running")
+        await host.another_run()
     assert [action for action, *_ in events(dsn, "one")] == ["claim"]
 
 
-async def test_a_status_of_somebody_elses_is_left_alone(dsn: str, tmp_path: Path) -> None:
+async def test_a_status_of_another_program_is_left_alone(dsn: str, tmp_path: Path) -> None:
     add(dsn, "one", "updating_hardware", desiredStatus="off")
-    async with keeping(Kept(dsn, libvirt_with(tmp_path, "one"))) as kept:
-        await kept.becomes("one", domainState="running")
-        await kept.another_pass()
-        assert kept.machine("one")["status"] == "updating_hardware"
-        assert kept.domain("one").isActive()
+    async with reconciling(Host(dsn, hypervisor_with(tmp_path, "one"))) as host:
+        await host.becomes("one", domainState="running")
+        await host.another_run()
+        assert host.machine("one")["status"] == "updating_hardware"
+        assert host.domain("one").isActive()
 
 
-async def test_a_pass_with_nothing_to_do_writes_nothing(dsn: str, tmp_path: Path) -> None:
+async def test_a_run_with_nothing_to_do_writes_nothing(dsn: str, tmp_path: Path) -> None:
     add(dsn, "one")
-    async with keeping(Kept(dsn, libvirt_with(tmp_path, "one"))) as kept:
-        await kept.becomes("one", status="running")
-        await kept.another_pass()
-        before = rows(dsn, 'SELECT xmin::text, "updatedAt" FROM "Machine"'), list(kept.written)
-        await kept.another_pass(3)
-        assert (rows(dsn, 'SELECT xmin::text, "updatedAt" FROM "Machine"'), list(kept.written)) == before
+    async with reconciling(Host(dsn, hypervisor_with(tmp_path, "one"))) as host:
+        await host.becomes("one", status="running")
+        await host.another_run()
+        before = rows(dsn, 'SELECT xmin::text, "updatedAt" FROM "Machine"'), host.written
+        await host.another_run(3)
+        assert (rows(dsn, 'SELECT xmin::text, "updatedAt" FROM "Machine"'), host.written) == before
 
 
-async def test_a_wish_is_brought_about_at_once_and_audited(dsn: str, tmp_path: Path) -> None:
+async def test_a_changed_desired_state_is_applied_at_once_and_audited(dsn: str, tmp_path: Path) -> None:
     add(dsn, "one")
-    async with keeping(Kept(dsn, libvirt_with(tmp_path, "one"))) as kept:
-        await kept.becomes("one", status="running")
-        wish(dsn, "one", "suspended")
-        await kept.becomes("one", status="suspended")
-        wish(dsn, "one", "running")
-        await kept.becomes("one", status="running")
-        wish(dsn, "one", "off")
-        await kept.becomes("one", status="off")
-        wish(dsn, "one", "running")
-        await kept.becomes("one", status="running")
-        await kept.eventually(lambda: ("start", "done") in kept.acted, "the start has been counted")
+    async with reconciling(Host(dsn, hypervisor_with(tmp_path, "one"))) as host:
+        await host.becomes("one", status="running")
+        set_desired(dsn, "one", "suspended")
+        await host.becomes("one", status="suspended")
+        set_desired(dsn, "one", "running")
+        await host.becomes("one", status="running")
+        set_desired(dsn, "one", "off")
+        await host.becomes("one", status="off")
+        set_desired(dsn, "one", "running")
+        await host.becomes("one", status="running")
+        await host.eventually(lambda: host.count_actions("start"), "the start is counted")
     done = [(action, outcome) for action, _, outcome in events(dsn, "one") if action not in ("claim", "status")]
     assert done == [("suspend", "done"), ("resume", "done"), ("shutdown", "done"), ("start", "done")]
 
 
-async def test_an_observer_does_nothing_about_a_wish(dsn: str, tmp_path: Path) -> None:
+async def test_observe_mode_ignores_the_desired_state(dsn: str, tmp_path: Path) -> None:
     add(dsn, "one", desiredStatus="off")
-    async with keeping(Kept(dsn, libvirt_with(tmp_path, "one"), is_converging=False)) as kept:
-        await kept.becomes("one", status="running")
-        await kept.another_pass()
-        assert kept.domain("one").isActive()
-        assert kept.acted == []
+    async with reconciling(Host(dsn, hypervisor_with(tmp_path, "one"), is_converging=False)) as host:
+        await host.becomes("one", status="running")
+        await host.another_run()
+        assert host.domain("one").isActive()
+        assert not host.has_acted
 
 
-async def test_facts_are_kept_and_drift_is_shown(dsn: str, tmp_path: Path) -> None:
+async def test_facts_are_stored_and_drift_is_reported(dsn: str, tmp_path: Path) -> None:
     machine_id = add(dsn, "one", cpuCores=4, ramGB=1)
-    hypervisor = libvirt_with(tmp_path, "one", devices=SCREEN + AGENT_CHANNEL.format(name="one"))
-    async with keeping(Kept(dsn, hypervisor)) as kept:
-        await kept.becomes("one", channel="disconnected", isDrifted=True)
-        await kept.eventually(lambda: kept.reports, "a report")
-        assert kept.reports == ["drift: one: cpuCores is 4, the domain has 2 vCPUs"]
+    hypervisor = hypervisor_with(tmp_path, "one", devices=SCREEN + AGENT_CHANNEL.format(name="one"))
+    async with reconciling(Host(dsn, hypervisor)) as host:
+        await host.becomes("one", channel="disconnected", isDrifted=True)
+        await host.eventually(lambda: host.reports, "a report")
+        assert host.reports == ["drift: one: cpuCores is 4, the domain has 2 vCPUs"]
         screen = 'SELECT "graphicProtocol", "graphicPort", "graphicHost" FROM "MachineConfiguration"'
         assert rows(dsn, screen) == [("vnc", 5907, "127.0.0.1")]
-        kept.domain("one").destroy()
-        await kept.eventually(lambda: rows(dsn, screen) == [("vnc", -1, None)], "the screen is gone")
+        host.domain("one").destroy()
+        await host.eventually(lambda: rows(dsn, screen) == [("vnc", -1, None)], "the screen is gone")
     assert rows(dsn, 'SELECT "cpuCores", "id" FROM "Machine"') == [(4, machine_id)]
 
 
-async def test_what_has_no_counterpart_is_reported_and_left_alone(dsn: str, tmp_path: Path) -> None:
+async def test_a_domain_without_row_and_a_row_without_domain_are_reported_and_left_alone(
+    dsn: str, tmp_path: Path
+) -> None:
     add(dsn, "one")
-    async with keeping(Kept(dsn, libvirt_with(tmp_path, "one", "two"))) as kept:
-        await kept.becomes("one", status="running")
-        await kept.eventually(lambda: kept.reports, "a report")
-        assert kept.reports == ["unmatched: two: a domain without a Machine of that internalName"]
-        kept.domain("one").destroy()
-        kept.domain("one").undefine()
-        await kept.becomes("one", domainState="missing", status="running")
-        assert kept.machine("one")["problem"] == "held by this host, which has no domain of that name"
-        assert kept.domain("two").isActive()
+    async with reconciling(Host(dsn, hypervisor_with(tmp_path, "one", "two"))) as host:
+        await host.becomes("one", status="running")
+        await host.eventually(lambda: host.reports, "a report")
+        assert host.reports == ["unmatched: two: no Machine has this domain name as its internalName"]
+        host.domain("one").destroy()
+        host.domain("one").undefine()
+        await host.becomes("one", domainState="missing", status="running")
+        assert host.machine("one")["problem"] == "assigned to this host, which has no domain of that name"
+        assert host.domain("two").isActive()
 
 
 async def test_a_machine_that_crashes_is_started_again_and_each_start_is_audited(dsn: str, tmp_path: Path) -> None:
     add(dsn, "one")
-    async with keeping(Kept(dsn, libvirt_with(tmp_path, "one"))) as kept:
-        await kept.becomes("one", status="running")
-        wish(dsn, "one", "running")
+    async with reconciling(Host(dsn, hypervisor_with(tmp_path, "one"))) as host:
+        await host.becomes("one", status="running")
+        set_desired(dsn, "one", "running")
         for starts in (1, 2):
-            kept.domain("one").destroy()
-            await kept.eventually(partial(has_started, kept, starts), "a start")
-            await kept.becomes("one", domainState="running")
-        # That the waits grow, and that it is left in the end, is in tests/unit/test_vm_plan.py.
+            host.domain("one").destroy()
+            await host.eventually(partial(has_started, host, starts), "a start")
+            await host.becomes("one", domainState="running")
+        # The growing delays and the final give-up are tested in tests/unit/test_vm_plan.py.
     assert len([event for event in events(dsn, "one") if event[0] == "start"]) == 2
 
 
-async def test_what_was_tried_in_vain_is_known_to_the_next_guestd(dsn: str, tmp_path: Path) -> None:
+async def test_failed_attempts_are_known_to_the_next_guestd(dsn: str, tmp_path: Path) -> None:
     machine_id = add(dsn, "one", desiredStatus="running")
-    first = Kept(dsn, libvirt_with(tmp_path, "one"))
-    async with keeping(first):
+    first = Host(dsn, hypervisor_with(tmp_path, "one"))
+    async with reconciling(first):
         await first.becomes("one", status="running")
     execute(
         dsn,
@@ -266,24 +280,24 @@ async def test_what_was_tried_in_vain_is_known_to_the_next_guestd(dsn: str, tmp_
         ("machineId", "name", "action", "reason", "outcome", "desired", "attempt")
         VALUES ('{machine_id}', 'one', 'start', 'why', 'done', 'running', {MAX_START_ATTEMPTS})""",
     )
-    second = Kept(dsn, Hypervisor(first.hypervisor.uri, silent()))
-    async with keeping(second):
+    second = Host(dsn, Hypervisor(first.hypervisor.uri, VmMetrics()))
+    async with reconciling(second):
         second.domain("one").destroy()
-        await second.eventually(lambda: second.machine("one")["problem"], "it is left with a reason")
-        assert "it did not stay" in second.machine("one")["problem"]
-        assert second.acted == []
-        wish(dsn, "one", "off")
+        await second.eventually(lambda: second.machine("one")["problem"], "it is given up with a reason")
+        assert "never ran for 10 minutes" in second.machine("one")["problem"]
+        assert not second.has_acted
+        set_desired(dsn, "one", "off")
         await second.becomes("one", problem=None)
-        wish(dsn, "one", "running")
-        await second.eventually(partial(has_started, second, 1), "wanted anew, it is started")
+        set_desired(dsn, "one", "running")
+        await second.eventually(partial(has_started, second, 1), "it is started after the desired state was set again")
     attempts = 'SELECT "attempt" FROM "ReconcileEvent" WHERE "action" = \'start\' ORDER BY "occurredAt"'
     assert rows(dsn, attempts) == [(MAX_START_ATTEMPTS,), (1,)]
 
 
-async def test_what_helped_for_long_enough_is_forgotten(dsn: str, tmp_path: Path) -> None:
+async def test_attempts_that_succeeded_are_forgotten(dsn: str, tmp_path: Path) -> None:
     machine_id = add(dsn, "one", desiredStatus="running")
-    first = Kept(dsn, libvirt_with(tmp_path, "one"))
-    async with keeping(first):
+    first = Host(dsn, hypervisor_with(tmp_path, "one"))
+    async with reconciling(first):
         await first.becomes("one", status="running")
     execute(
         dsn,
@@ -292,67 +306,65 @@ async def test_what_helped_for_long_enough_is_forgotten(dsn: str, tmp_path: Path
         VALUES (now() - INTERVAL '1 hour', '{machine_id}', 'one', 'start', 'why', 'done', 'running', 9)""",
         """UPDATE "MachineDomain" SET "changedAt" = now() - INTERVAL '11 minutes'""",
     )
-    second = Kept(dsn, Hypervisor(first.hypervisor.uri, silent()))
-    async with keeping(second):
+    second = Host(dsn, Hypervisor(first.hypervisor.uri, VmMetrics()))
+    async with reconciling(second):
         second.domain("one").destroy()
         await second.eventually(partial(has_started, second, 1), "it is started as if for the first time")
 
 
-def has_started(kept: Kept, times: int) -> bool:
-    return kept.acted.count(("start", "done")) >= times
+def has_started(host: Host, times: int) -> bool:
+    return host.count_actions("start") >= times
 
 
-async def test_a_migrated_machine_changes_hands_and_the_host_it_left_does_not_write_of_it(
-    dsn: str, tmp_path: Path
-) -> None:
+async def test_a_migrated_machine_is_reassigned_and_the_old_host_does_not_write_it(dsn: str, tmp_path: Path) -> None:
     add(dsn, "one", "running")
-    old = Kept(dsn, libvirt_with(tmp_path, "one"), name="old")
-    new = Kept(dsn, libvirt_with(tmp_path, "other"), name="new")
-    async with keeping(old), keeping(new):
+    old = Host(dsn, hypervisor_with(tmp_path, "one"), name="old")
+    new = Host(dsn, hypervisor_with(tmp_path, "other"), name="new")
+    async with reconciling(old), reconciling(new):
         await old.becomes("one", hostName="old")
         # The test driver cannot migrate: the domain ends on one host and appears, active, on the other.
         old.domain("one").destroy()
         own_connection(new.hypervisor).createXML(domain_xml("one", 9))
         await new.becomes("one", hostName="new", domainState="running", status="running")
-        await old.another_pass()
+        await old.another_run()
         await old.becomes("one", hostName="new", status="running")
     assert [action for action, *_ in events(dsn, "one")] == ["claim", "claim"]
 
 
-async def test_a_host_that_dies_leaves_its_machines_unknown_and_their_status_alone(dsn: str, tmp_path: Path) -> None:
+async def test_the_machines_of_a_dead_host_are_unknown_and_keep_their_status(dsn: str, tmp_path: Path) -> None:
     add(dsn, "one")
-    async with keeping(Kept(dsn, libvirt_with(tmp_path, "one"))) as kept:
-        await kept.becomes("one", status="running", state="running")
+    async with reconciling(Host(dsn, hypervisor_with(tmp_path, "one"))) as host:
+        await host.becomes("one", status="running", state="running")
     execute(dsn, """UPDATE "Host" SET "lastSeen" = now() - INTERVAL '61 seconds'""")
-    await kept.becomes("one", status="running", state="unknown")
+    await host.becomes("one", status="running", state="unknown")
 
 
 async def test_a_second_guestd_on_one_host_refuses(dsn: str, tmp_path: Path) -> None:
-    hypervisor = libvirt_with(tmp_path, "one")
+    hypervisor = hypervisor_with(tmp_path, "one")
     add(dsn, "one")
-    async with keeping(Kept(dsn, hypervisor)) as first:
+    async with reconciling(Host(dsn, hypervisor)) as first:
         await first.becomes("one", status="running")
         second = VmReconciler(
-            hypervisor, dsn=dsn, host_name="host", rules=first.loop._rules, counters=first._counters()
+            hypervisor, dsn=dsn, host_name="host", policy=first.reconciler._policy, metrics=VmMetrics()
         )  # fmt: skip
         task = asyncio.create_task(second.run())
         try:
-            await first.eventually(lambda: "another guestd keeps" in str(second.error), "the second refuses")
+            await first.eventually(lambda: "another guestd manages" in str(second.error), "the second refuses")
         finally:
             task.cancel()
             await asyncio.wait([task])
 
 
-async def test_a_store_that_goes_away_and_comes_back_finds_the_loop_again(dsn: str, tmp_path: Path) -> None:
+async def test_the_reconciler_continues_after_the_store_was_lost(dsn: str, tmp_path: Path) -> None:
     add(dsn, "one")
-    async with keeping(Kept(dsn, libvirt_with(tmp_path, "one"))) as kept:
-        await kept.becomes("one", status="running")
+    async with reconciling(Host(dsn, hypervisor_with(tmp_path, "one"))) as host:
+        await host.becomes("one", status="running")
         execute(dsn, "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'guestd'")
-        kept.domain("one").suspend()
-        await kept.becomes("one", status="suspended")
+        host.domain("one").suspend()
+        await host.becomes("one", status="suspended")
 
 
-async def test_the_plan_is_shown_and_nothing_is_done(dsn: str, tmp_path: Path) -> None:
+async def test_guestd_plan_prints_the_plan_and_changes_nothing(dsn: str, tmp_path: Path) -> None:
     add(dsn, "one", desiredStatus="suspended")
     uri = uri_of(tmp_path / "node.xml", [domain_xml("one", 1), domain_xml("two", 2)])
     file = tmp_path / "guestd.toml"
@@ -364,10 +376,10 @@ async def test_the_plan_is_shown_and_nothing_is_done(dsn: str, tmp_path: Path) -
 
     plan = await asyncio.to_thread(shown)
     assert plan.splitlines() == [
-        "claim one: nobody held it",
-        "status of one: off -> running: its domain is running (unknown)",
+        "claim one: not assigned to any host",
+        "status of one: off -> running: domain is running (unknown)",
         "facts of one: running (unknown), no problem",
-        "unmatched: two: a domain without a Machine of that internalName",
+        "unmatched: two: no Machine has this domain name as its internalName",
     ]
     kinds = [each["step"] for each in json.loads(await asyncio.to_thread(shown, "--json"))]
     assert kinds == ["Claim", "SetStatus", "KeepFacts", "Report"]
@@ -375,11 +387,11 @@ async def test_the_plan_is_shown_and_nothing_is_done(dsn: str, tmp_path: Path) -
     assert rows(dsn, 'SELECT "status", "hostId" FROM "Machine"') == [("off", None)]
 
 
-async def test_off_is_believed_when_it_has_lasted(dsn: str, tmp_path: Path) -> None:
+async def test_shutoff_is_debounced(dsn: str, tmp_path: Path) -> None:
     add(dsn, "one", "running")
-    async with keeping(Kept(dsn, libvirt_with(tmp_path, "one"))) as kept:
-        kept.domain("one").destroy()
-        await kept.becomes("one", status="off")
+    async with reconciling(Host(dsn, hypervisor_with(tmp_path, "one"))) as host:
+        host.domain("one").destroy()
+        await host.becomes("one", status="off")
         found = rows(
             dsn,
             """SELECT extract(epoch FROM event."occurredAt" - seen."changedAt")::float
