@@ -15,7 +15,7 @@ from typing import Any
 
 import psycopg
 from tools.bench.measuring import SERVER_SETTINGS, keep
-from tools.docs.panels import BOARDS, filled_in
+from tools.docs.panels import BOARDS, fill_in_macros
 from tools.harness.cluster import Cluster, create_database, prefix
 
 from gueststore.migrations import migrate
@@ -142,7 +142,7 @@ def main() -> None:
             figures["bytes_a_row"] = _bytes_a_row(connection)
             one = _one_of(connection)
             figures["ms"] = {
-                name: _median_ms(connection, filled_in(question, one, hours=1 if "last hour" in name else 24))
+                name: _median_ms(connection, fill_in_macros(question, one, hours=1 if "last hour" in name else 24))
                 for name, _, question in QUESTIONS
             }
         _print(figures)

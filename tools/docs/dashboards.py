@@ -1,4 +1,4 @@
-"""Writes deploy/grafana/dashboards from tools/docs/panels.py by Grafana's SDK: `python -m tools.docs.dashboards`."""
+"""Writes deploy/grafana/dashboards from tools/docs/panels.py with Grafana's SDK: `python -m tools.docs.dashboards`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SPANS = {"timeseries": (12, 8), "stat": (6, 4), "table": (24, 9), "bargauge": (
 
 
 class SqlQuery(dict[str, Any]):
-    """A question to the store, in the shape of Grafana's PostgreSQL data source, of which the SDK has no model."""
+    """A query to the store, in the format of Grafana's PostgreSQL data source; the SDK has no model of it."""
 
     def __init__(self, panel: Panel) -> None:
         shape = "time_series" if panel.kind == "timeseries" else "table"
@@ -42,7 +42,7 @@ class SqlQuery(dict[str, Any]):
         )  # fmt: skip
 
 
-def rendered(board: Board) -> str:
+def render_dashboard(board: Board) -> str:
     """The JSON of a dashboard."""
     builder = (
         dashboard.Dashboard(f"guestd: {board.title}")
@@ -52,23 +52,23 @@ def rendered(board: Board) -> str:
         .time(board.since, "now")
         .timezone("browser")
         .tooltip(DashboardCursorSync.CROSSHAIR)
-        .link(_ToOthers())
+        .link(_LinkToOtherDashboards())
     )
     for name in board.variables:
         builder = builder.with_variable(_variable(name))
     for panel in board.panels:
         builder = builder.with_panel(_panel(panel))
     written = json.loads(json.dumps(builder.build(), cls=JSONEncoder))
-    places = _places(board)
+    positions = _positions(board)
     for panel, each in zip(board.panels, written["panels"], strict=True):
-        each["gridPos"] = next(places)
+        each["gridPos"] = next(positions)
         if panel.sql:
             each["targets"] = [SqlQuery(panel)]
     return json.dumps(written, indent=1, sort_keys=True) + "\n"
 
 
-def _places(board: Board) -> Iterator[dict[str, int]]:
-    """Panels from left to right, in rows of 24."""
+def _positions(board: Board) -> Iterator[dict[str, int]]:
+    """The position of each panel: from left to right, in rows of 24 units."""
     left = top = height_of_row = 0
     for panel in board.panels:
         width, height = _SPANS[panel.kind]
@@ -78,11 +78,11 @@ def _places(board: Board) -> Iterator[dict[str, int]]:
         left, height_of_row = left + width, max(height, height_of_row)
 
 
-class _ToOthers(Builder[DashboardLink]):
-    """A menu of the other dashboards, which keeps the range and the variables."""
+class _LinkToOtherDashboards(Builder[DashboardLink]):
+    """A menu of the other dashboards that keeps the time range and the variables."""
 
     def build(self) -> DashboardLink:
-        """As the SDK's own builders do."""
+        """The interface of the SDK's builders."""
         return DashboardLink(
             title="guestd", type_val=DashboardLinkType.DASHBOARDS, icon="external link", tooltip="", tags=["guestd"],
             as_dropdown=True, target_blank=False, include_vars=True, keep_time=True,
@@ -128,10 +128,10 @@ def _thresholds(panel: Panel) -> Any:
 
 
 def main() -> None:
-    """Write all of them."""
+    """Write every dashboard."""
     DIRECTORY.mkdir(parents=True, exist_ok=True)
     for board in BOARDS:
-        (DIRECTORY / f"{board.uid}.json").write_text(rendered(board))
+        (DIRECTORY / f"{board.uid}.json").write_text(render_dashboard(board))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes docs/metrics.md, every metric, from guestd.telemetry.registry: `python -m tools.docs.metrics_page`."""
+"""Writes docs/metrics.md, the list of all metrics, from the code: `python -m tools.docs.metrics_page`."""
 
 from __future__ import annotations
 
@@ -16,70 +16,76 @@ PAGE = Path(__file__).parents[2] / "docs/metrics.md"
 HEAD = """\
 # Metrics
 
-What `/metrics` says. Written by `python -m tools.docs.metrics_page` from the code; a test compares. Counters are named
-as they are asked for, with `_total`; a histogram has `_bucket`, `_sum` and `_count`.
+The metrics of `/metrics`. `python -m tools.docs.metrics_page` writes this page from the code; a test compares.
+Counters have the name that a query uses, with `_total`; a histogram has `_bucket`, `_sum` and `_count`.
 
 ## Where to look
 
-Whatever is dropped, refused, set aside, tried again, bounded or late has a number:
+Everything that is dropped, refused, quarantined, retried, limited or late is counted:
 """
-# What can happen to what a guest sends, in the order in which it does, and what counts it.
+# What can happen to a guest's data, in processing order, and the metric that counts it.
 QUESTIONS = (
     ("a line is refused before it is accepted, by reason", "guestd_frames_refused_total"),
-    ("a line comes twice and is known", "guestd_frames_duplicate_total"),
-    ("an agent gave lines up, or lines are missing in between", "guestd_agent_lines_dropped_total"),
-    ("a guest is over its budget and held back: how many, for how long", "guestd_guests_held_back"),
+    ("a line is a duplicate", "guestd_frames_duplicate_total"),
+    ("an agent dropped lines, or lines are missing between two others", "guestd_agent_lines_dropped_total"),
+    ("a guest is over its rate limit and paused: how many, for how long", "guestd_guests_held_back"),
     ("", "guestd_held_back_seconds_total"),
-    ("a channel breaks, is of nobody that the store knows, or is not to be read", "guestd_channels_lost_total"),
+    ("a channel is lost, belongs to an unknown machine, or is excluded from collection", "guestd_channels_lost_total"),
     ("", "guestd_channels_unknown_machine"),
     ("", "guestd_channels_not_collected"),
-    ("the broker is lost, has forgotten what it queued, or drops", "guestd_mqtt_connections_lost_total"),
+    (
+        "the connection to the broker is lost, the broker lost its queue, or drops messages",
+        "guestd_mqtt_connections_lost_total",
+    ),
     ("", "guestd_mqtt_sessions_lost_total"),
     ("", "guestd_mqtt_broker_dropped_messages"),
     ("", "guestd_mqtt_lines_missing_total"),
-    ("a broker's message is not acknowledged yet, too late, or of the past", "guestd_mqtt_unacknowledged"),
+    ("a broker's message is not acknowledged yet, acknowledged too late, or retained", "guestd_mqtt_unacknowledged"),
     ("", "guestd_mqtt_late_acknowledgements_total"),
     ("", "guestd_mqtt_retained_ignored_total"),
-    ("how full the spool is, and its bound", "guestd_spool_bytes"),
+    ("used size of the spool, and its size limit", "guestd_spool_bytes"),
     ("", "guestd_spool_limit_bytes"),
-    ("how long a frame waits for the disk", "guestd_receive_to_spool_seconds"),
+    ("time from receipt to the spool", "guestd_receive_to_spool_seconds"),
     ("", "guestd_spool_commit_seconds"),
-    ("how long it waits for its commit, and what of that is COPY", "guestd_receive_to_commit_seconds"),
+    ("time from receipt to COMMIT, time of the transaction, time of COPY", "guestd_receive_to_commit_seconds"),
     ("", "guestd_write_seconds"),
     ("", "guestd_copy_seconds"),
-    ("what became of accepted frames: stored, in part, set aside, twice", "guestd_frames_done_total"),
+    ("accepted frames by outcome: stored, stored in part, quarantined, duplicate", "guestd_frames_done_total"),
     (
-        "a frame is set aside, by reason; how many are kept, the bound, what went over it",
+        "a frame is quarantined, by reason; number of quarantined frames, limit, frames deleted over the limit",
         "guestd_frames_quarantined_total",
     ),
     ("", "guestd_quarantine_frames"),
     ("", "guestd_quarantine_limit_frames"),
     ("", "guestd_quarantine_dropped_total"),
-    ("a value was put right", "guestd_values_adjusted_total"),
-    ("a guest's clock is off", "guestd_guest_clock_skew_seconds"),
-    ("a batch is tried again: the store was lost, a key was taken", "guestd_store_lost_total"),
+    ("a value was adjusted", "guestd_values_adjusted_total"),
+    ("a guest's clock is wrong", "guestd_guest_clock_skew_seconds"),
+    ("a batch is retried: the store was lost, a key was occupied", "guestd_store_lost_total"),
     ("", "guestd_key_conflicts_total"),
-    ("the store ages badly: roll-ups or retention behind, rows that wait for ever", "guestd_store_alarms"),
-    ("the schema is not what the migrations make", "guestd_schema_differences"),
-    ("a machine runs and does not report: how many, which, since when", "guestd_machines_without_data"),
+    ("the store's health check fails: roll-ups or retention behind, bloat", "guestd_store_alarms"),
+    ("the schema differs from the migrations", "guestd_schema_differences"),
+    ("a machine runs and does not report: number, name, time of the last sample", "guestd_machines_without_data"),
     ("", "guestd_machine_without_data_since_timestamp_seconds"),
-    ("libvirt is lost, slow, or a call of it hangs", "guestd_libvirt_lost_total"),
+    ("the connection to libvirt is lost, a call is slow or hangs", "guestd_libvirt_lost_total"),
     ("", "guestd_libvirt_call_seconds"),
     ("", "guestd_libvirt_calls_given_up_total"),
     ("", "guestd_libvirt_calls_stuck"),
-    ("a machine is not as it should be, what was done, what somebody else was faster with", "guestd_vms_reports"),
+    (
+        "a machine is not in its desired state; actions taken; actions that somebody else took first",
+        "guestd_vms_reports",
+    ),
     ("", "guestd_vms_actions_total"),
     ("", "guestd_vms_moved_total"),
-    ("a filter drifted, is not in force, was refused, or a plan waits for a yes", "guestd_filters_drift_total"),
+    ("a filter drifted, is pending, was refused, or a plan is held", "guestd_filters_drift_total"),
     ("", "guestd_filters_pending"),
     ("", "guestd_filters_reports"),
     ("", "guestd_filters_held"),
-    ("a frame reached a bug", "guestd_bugs_total"),
+    ("a frame triggered a bug", "guestd_bugs_total"),
 )
 
 
 def page() -> str:
-    """The whole text. SystemExit when a question names a metric that there is not."""
+    """The whole text. SystemExit when a question names a metric that does not exist."""
     metrics = {name: (name, *rest) for name, *rest in _all()}
     unknown = [name for _, name in QUESTIONS if name not in metrics]
     if unknown:
@@ -90,19 +96,19 @@ def page() -> str:
     )
     return (
         f"{HEAD}\n| what | metric |\n|---|---|\n{answers}\n\n"
-        f"## All\n\n| metric | kind | labels | what it says |\n|---|---|---|---|\n{rows}\n"
+        f"## All\n\n| metric | kind | labels | meaning |\n|---|---|---|---|\n{rows}\n"
     )
 
 
 def _all() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
-    """Name, kind, labels and explanation of each: the registry's, then what is made at a scrape."""
+    """Name, kind, labels and explanation of each: the registry's, then those that exist only in a scrape."""
     telemetry = Telemetry()
     for holder in (telemetry, telemetry.timing, telemetry.vms, telemetry.filters):
         for metric in vars(holder).values():
             if hasattr(metric, "describe"):
                 (described,) = metric.describe()
                 name = f"{described.name}_total" if described.type == "counter" else described.name
-                # The library tells the names of labels of those only that have samples.
+                # The library's public interface has label names only for metrics that have samples.
                 yield name, described.type, vars(metric)["_labelnames"], described.documentation
     for family in _at_a_scrape():
         yield family.name, "counter" if family.is_counter else "gauge", family.labels, family.text

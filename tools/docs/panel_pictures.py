@@ -1,7 +1,7 @@
-"""Draws what the dashboards' key panels show into docs/pictures: `python -m tools.docs.panel_pictures`.
+"""Draws the data of the dashboards' main panels into docs/pictures: `python -m tools.docs.panel_pictures`.
 
-Simulated guests report for some minutes to a real guestd and store, which a real Prometheus scrapes; each panel asks
-the question that Grafana asks. For people without a Grafana: what a panel will tell, not how Grafana draws it.
+Simulated guests report for some minutes to a real guestd and store, which a real Prometheus scrapes; each panel runs
+the query that Grafana runs. The pictures show the data of a panel, not how Grafana draws it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tools.bench.fleet import fleet
 from tools.bench.measuring import eventually, guestd, own_store
-from tools.docs.panels import FLEET, HEALTH, MACHINE, Board, Panel, filled_in
+from tools.docs.panels import FLEET, HEALTH, MACHINE, Board, Panel, fill_in_macros
 from tools.harness.prometheus import Prometheus
 
 DIRECTORY = Path(__file__).parents[2] / "docs/pictures"
@@ -52,7 +52,7 @@ def _watch_and_draw(dsn: str, prometheus: Prometheus) -> None:
     full = f"count(guest_cpu_usage_ratio) == {GUESTS}"
     eventually(lambda: bool(prometheus.query(full)), "all guests have reported", 300)
     time.sleep(WATCHED_SECONDS)
-    # Text stays text, and the same data gives the same file.
+    # Keep text as text, and make the file depend on the data only.
     style = mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "guestd", "font.size": 8})
     with psycopg.connect(dsn) as connection, style:
         (machine,) = connection.execute('SELECT "id" FROM "Machine" ORDER BY "name" LIMIT 1').fetchall()
@@ -68,8 +68,8 @@ def _watch_and_draw(dsn: str, prometheus: Prometheus) -> None:
 
 
 def _of_store(connection: psycopg.Connection[Any], panel: Panel, machine_id: object) -> Lines:
-    """Lines by name: of each numeric column, or of each `metric`, as Grafana takes them."""
-    cursor = connection.execute(filled_in(panel.sql, machine_id, hours=1).replace("%", "%%").encode())
+    """Lines by name: one for each numeric column, or for each value of `metric`, as Grafana reads them."""
+    cursor = connection.execute(fill_in_macros(panel.sql, machine_id, hours=1).replace("%", "%%").encode())
     names = [column.name for column in cursor.description or ()]
     found: dict[str, list[tuple[datetime, float]]] = defaultdict(list)
     for row in cursor:
@@ -82,7 +82,7 @@ def _of_store(connection: psycopg.Connection[Any], panel: Panel, machine_id: obj
 
 
 def _of(prometheus: Prometheus, panel: Panel) -> Lines:
-    """The same, by the labels that the panel's legend names."""
+    """Lines by the label that the panel's legend names."""
     found: dict[str, list[tuple[datetime, float]]] = defaultdict(list)
     asked = panel.promql.replace("$instance", ".*")
     for line in prometheus.query_range(asked, seconds=WATCHED_SECONDS, step_seconds=5):
@@ -105,7 +105,7 @@ def _draw(board: Board, drawn: Sequence[tuple[Panel, Lines]]) -> None:
 def _plot(place: Axes, panel: Panel, lines: Lines) -> None:
     busiest = sorted(lines, key=lambda name: -max((value for _, value in lines[name]), default=0))[:MOST_LINES]
     for name in busiest:
-        # The first seconds begin somewhere in all of them.
+        # Lines start at different times: draw seconds since the first point of each.
         first = min(at for at, _ in lines[name])
         place.plot([(at - first).total_seconds() for at, _ in lines[name]], [value for _, value in lines[name]],
                    label=name[:24], linewidth=1)  # fmt: skip

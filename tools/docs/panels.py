@@ -1,7 +1,7 @@
-"""What deploy/grafana's dashboards show: a panel is a title, a kind, a unit, and a question to store or Prometheus.
+"""The panels of deploy/grafana's dashboards: a title, a kind, a unit, and a query to the store or to Prometheus.
 
 `$machine` is a Machine.id, `$instance` a guestd; `$__timeFilter(column)`, `$__timeFrom()` and `$__timeTo()` are
-Grafana's, of the range that is looked at. `./dev bench store` asks every one of them over 24 h of 1,000 machines.
+Grafana's macros for the selected time range. `./dev bench store` runs every query over 24 h of 1,000 machines.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Kind = Literal["timeseries", "stat", "table", "bargauge"]
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """`unit` is Grafana's name for it; `warns_at` and `alarms_at` colour it; `links_to` is another dashboard's uid."""
+    """`unit` is Grafana's name of it; `warns_at` and `alarms_at` are thresholds; `links_to` is a dashboard's uid."""
 
     title: str
     kind: Kind
@@ -31,7 +31,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """One dashboard. `variables` are of `VARIABLES`."""
+    """One dashboard. `variables` are keys of `VARIABLES`."""
 
     uid: str
     title: str
@@ -40,7 +40,7 @@ class Board:
     since: str = "now-6h"
 
 
-# name: (label, question to the store or Prometheus)
+# name: (label, query to the store or Prometheus)
 VARIABLES = {
     "machine": ("Machine", 'SELECT "name" AS __text, "id"::text AS __value FROM "Machine" ORDER BY "name"'),
     "instance": ("guestd", "label_values(guestd_build_info, instance)"),
@@ -60,20 +60,20 @@ FLEET = Board(
         Panel("Silent", "stat", "short", promql="sum(guestd_machines_without_data)", warns_at=1, alarms_at=5),
         Panel("Fullest disk", "stat", "percentunit", promql="max(guest_disk_fullest_ratio) or vector(0)",
               warns_at=0.8, alarms_at=0.95),
-        Panel("CPU in use, the busiest ten", "timeseries", "percentunit", promql="topk(10, guest_cpu_usage_ratio)",
+        Panel("CPU in use, top ten", "timeseries", "percentunit", promql="topk(10, guest_cpu_usage_ratio)",
               legend="{{domain}}"),
-        Panel("Memory in use, the fullest ten", "timeseries", "percentunit",
+        Panel("Memory in use, top ten", "timeseries", "percentunit",
               promql="topk(10, guest_memory_used_bytes / guest_memory_total_bytes)", legend="{{domain}}"),
-        Panel("CPU of the fleet", "timeseries", "percent", sql=(
+        Panel("Fleet CPU", "timeseries", "percent", sql=(
             'SELECT "at" AS time, "cpuUsagePercentAvg" AS "mean", "cpuUsagePercentMax" AS "busiest"'
             ' FROM guestd_fleet_series($__timeFrom(), $__timeTo())'
         )),
-        Panel("Processes of the fleet with the most CPU time", "table", "short", sql=(
+        Panel("Fleet processes by CPU time", "table", "short", sql=(
             'SELECT "name", "machines", round("cpuUsagePercent"::numeric, 1) AS "CPU % of a core",'
             ' round(("memoryUsageKB" / 1024)::numeric) AS "memory MiB"'
             ' FROM guestd_top_processes(NULL, $__timeFrom(), $__timeTo(), 20)'
         )),
-        Panel("Machines and their last sample", "table", "short", links_to="guestd-machine", sql=(
+        Panel("Latest sample of each machine", "table", "short", links_to="guestd-machine", sql=(
             'SELECT machine."id", machine."name", machine."status", sample."timestamp" AS "last sample",'
             ' sample."cpuUsagePercent" AS "CPU %",'
             ' round(100.0 * sample."usedMemoryKB" / nullif(sample."totalMemoryKB", 0)) AS "memory %",'
@@ -107,7 +107,7 @@ MACHINE = Board(
             ' FROM "SystemMetrics", jsonb_array_elements("networkStats") AS interface'
             ' WHERE "machineId" = \'$machine\' AND $__timeFilter("timestamp") ORDER BY 1'
         )),
-        Panel("Processes with the most CPU time", "timeseries", "percent", sql=(
+        Panel("Processes by CPU time", "timeseries", "percent", sql=(
             'SELECT "at" AS time, "name" AS metric, "cpuUsagePercent" AS "CPU"'
             " FROM guestd_process_series('$machine', $__timeFrom(), $__timeTo()) ORDER BY 1"
         )),
@@ -115,7 +115,7 @@ MACHINE = Board(
             'SELECT "applicationName", "version", "publisher", "totalUsageMinutes" AS "minutes", "lastSeen", "isActive"'
             ' FROM "ApplicationUsage" WHERE "machineId" = \'$machine\' ORDER BY "lastAccessTime" DESC NULLS LAST'
         )),
-        Panel("Ports that are listened on", "table", "short", sql=(
+        Panel("Listening ports", "table", "short", sql=(
             'SELECT "port", "protocol", "processName", "connectionCount", "timestamp"'
             ' FROM "ListeningPort" WHERE "machineId" = \'$machine\' ORDER BY "port", "protocol"'
         )),
@@ -133,7 +133,7 @@ DEPARTMENTS = Board(
             ' FROM "Machine" AS machine LEFT JOIN "Department" AS department'
             ' ON machine."departmentId" = department."id" GROUP BY 1 ORDER BY 1'
         )),
-        Panel("What departments use", "table", "short", sql=(
+        Panel("Usage by department", "table", "short", sql=(
             'SELECT coalesce(department."name", \'(none)\') AS "department", count(*) AS "machines",'
             ' round(avg(sample."cpuUsagePercent")::numeric, 1) AS "CPU %",'
             ' round(sum(sample."usedMemoryKB") / 1048576.0, 1) AS "memory used GiB",'
@@ -141,13 +141,13 @@ DEPARTMENTS = Board(
             + _LATEST + ' LEFT JOIN "Department" AS department ON machine."departmentId" = department."id"'
             " GROUP BY 1 ORDER BY 1"
         )),
-        Panel("Given to machines", "table", "short", sql=(
+        Panel("Allocated to machines", "table", "short", sql=(
             'SELECT coalesce(host."name", \'(none)\') AS "host", count(*) AS "machines",'
             ' sum(machine."cpuCores") AS "cores", sum(machine."ramGB") AS "memory GB",'
             ' sum(machine."diskSizeGB") AS "disk GB" FROM "Machine" AS machine'
             ' LEFT JOIN "Host" AS host ON machine."hostId" = host."id" GROUP BY 1 ORDER BY 1'
         )),
-        Panel("Machines that idle, by whole hours", "table", "short", links_to="guestd-machine", sql=(
+        Panel("Idle machines, by whole hours", "table", "short", links_to="guestd-machine", sql=(
             'SELECT machine."id", machine."name", round(avg(hour."cpuUsagePercentAvg")::numeric, 1) AS "CPU %"'
             ' FROM "Machine" AS machine LEFT JOIN "SystemMetricsHour" AS hour ON hour."machineId" = machine."id"'
             ' AND $__timeFilter(hour."bucket") GROUP BY 1, 2 ORDER BY 3 LIMIT 20'
@@ -157,13 +157,13 @@ DEPARTMENTS = Board(
 
 FILTERS = Board(
     "guestd-filters", "Network filters and drift", (
-        Panel("Wanted", "stat", "short", promql='sum(guestd_filters_wanted{instance=~"$instance"})'),
+        Panel("Desired", "stat", "short", promql='sum(guestd_filters_wanted{instance=~"$instance"})'),
         Panel("In force", "stat", "short", promql='sum(guestd_filters_in_force{instance=~"$instance"})'),
         Panel("Pending", "stat", "short", promql='sum(guestd_filters_pending{instance=~"$instance"})', warns_at=1),
-        Panel("Held for a yes", "stat", "short", promql='sum(guestd_filters_held{instance=~"$instance"})', alarms_at=1),
-        Panel("Drift that was found", "timeseries", "short",
+        Panel("Held plans", "stat", "short", promql='sum(guestd_filters_held{instance=~"$instance"})', alarms_at=1),
+        Panel("Detected drift", "timeseries", "short",
               promql='increase(guestd_filters_drift_total{instance=~"$instance"}[5m])', legend="{{instance}}"),
-        Panel("What needs a person, by kind", "timeseries", "short",
+        Panel("Reports that need manual action, by kind", "timeseries", "short",
               promql='sum by (kind) (guestd_filters_reports{instance=~"$instance"}) or vector(0)', legend="{{kind}}"),
         Panel("Filters", "table", "short", sql=(
             'SELECT filter."name", filter."type", count(DISTINCT rule."id") AS "rules",'
@@ -171,7 +171,7 @@ FILTERS = Board(
             ' FROM "NWFilter" AS filter LEFT JOIN "FWRule" AS rule ON rule."nwFilterId" = filter."id"'
             ' LEFT JOIN "VMNWFilter" AS used ON used."nwFilterId" = filter."id" GROUP BY filter."id" ORDER BY 1'
         )),
-        Panel("What was done", "table", "short", sql=(
+        Panel("Actions taken", "table", "short", sql=(
             'SELECT "occurredAt" AS time, "name", "action", "reason", "outcome" FROM "ReconcileEvent"'
             ' WHERE $__timeFilter("occurredAt") ORDER BY "occurredAt" DESC LIMIT 200'
         )),
@@ -185,11 +185,11 @@ HEALTH = Board(
         Panel("Spool used", "stat", "percentunit", warns_at=0.5, alarms_at=0.95, promql=(
             'max(guestd_spool_bytes{instance=~"$instance"} / guestd_spool_limit_bytes{instance=~"$instance"})'
         )),
-        Panel("Quarantined frames held", "stat", "short", warns_at=1,
+        Panel("Quarantined frames", "stat", "short", warns_at=1,
               promql='max(guestd_quarantine_frames{instance=~"$instance"})'),
         Panel("Frames accepted", "timeseries", "cps", legend="{{instance}}",
               promql='rate(guestd_frames_accepted_total{instance=~"$instance"}[5m])'),
-        Panel("What became of frames", "timeseries", "cps", legend="{{outcome}}",
+        Panel("Frames by outcome", "timeseries", "cps", legend="{{outcome}}",
               promql='sum by (outcome) (rate(guestd_frames_done_total{instance=~"$instance"}[5m]))'),
         Panel("Refused lines", "timeseries", "cps", legend="{{reason}}",
               promql='sum by (reason) (rate(guestd_frames_refused_total{instance=~"$instance"}[5m])) or vector(0)'),
@@ -197,19 +197,19 @@ HEALTH = Board(
             "histogram_quantile(0.99, sum by (instance, le) "
             '(rate(guestd_receive_to_commit_seconds_bucket{instance=~"$instance"}[5m])))'
         )),
-        Panel("A batch's transaction, 99th percentile", "timeseries", "s", legend="{{instance}}", promql=(
+        Panel("Transaction of a batch, 99th percentile", "timeseries", "s", legend="{{instance}}", promql=(
             "histogram_quantile(0.99, sum by (instance, le) "
             '(rate(guestd_write_seconds_bucket{instance=~"$instance"}[5m])))'
         )),
-        Panel("A commit to the spool, 99th percentile", "timeseries", "s", legend="{{instance}}", promql=(
+        Panel("Spool commit, 99th percentile", "timeseries", "s", legend="{{instance}}", promql=(
             "histogram_quantile(0.99, sum by (instance, le) "
             '(rate(guestd_spool_commit_seconds_bucket{instance=~"$instance"}[5m])))'
         )),
-        Panel("Until a frame is on disk, 99th percentile", "timeseries", "s", legend="{{instance}}", promql=(
+        Panel("From receipt to spool, 99th percentile", "timeseries", "s", legend="{{instance}}", promql=(
             "histogram_quantile(0.99, sum by (instance, le) "
             '(rate(guestd_receive_to_spool_seconds_bucket{instance=~"$instance"}[5m])))'
         )),
-        Panel("What the store wants a person for", "timeseries", "short", legend="{{kind}}", warns_at=1,
+        Panel("Failed store health checks, by kind", "timeseries", "short", legend="{{kind}}", warns_at=1,
               promql='max by (kind) (guestd_store_alarms{instance=~"$instance"}) or vector(0)'),
         Panel("Schema differences", "timeseries", "short", legend="{{instance}}", warns_at=1,
               promql='max by (instance) (guestd_schema_differences{instance=~"$instance"})'),
@@ -217,7 +217,7 @@ HEALTH = Board(
               promql='sum by (table) (rate(guestd_rows_written_total{instance=~"$instance"}[5m]))'),
         Panel("Memory and CPU", "timeseries", "bytes", legend="{{instance}}",
               promql='process_resident_memory_bytes{job="guestd", instance=~"$instance"}'),
-        Panel("Set aside", "table", "short", sql=(
+        Panel("Quarantined frames by reason", "table", "short", sql=(
             'SELECT "reason", count(*) AS "frames", max("receivedAt") AS "last" FROM "QuarantinedFrame"'
             ' WHERE $__timeFilter("receivedAt") GROUP BY 1 ORDER BY 2 DESC'
         )),
@@ -227,8 +227,8 @@ HEALTH = Board(
 BOARDS = (FLEET, MACHINE, DEPARTMENTS, FILTERS, HEALTH)
 
 
-def filled_in(sql: str, machine_id: object, hours: int) -> str:
-    """What Grafana makes of a question, looking at the last `hours`: times are written out."""
+def fill_in_macros(sql: str, machine_id: object, hours: int) -> str:
+    """The query that Grafana sends for the last `hours`: macros and variables are replaced."""
     now = datetime.now(UTC)
     since, until = f"'{now - timedelta(hours=hours)}'", f"'{now}'"
     sql = re.sub(r"\$__timeFilter\(([^)]*)\)", rf"\1 BETWEEN {since} AND {until}", sql)

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.dashboard import Dashboard
-from tools.docs.dashboards import DIRECTORY, PROMETHEUS, STORE, rendered
-from tools.docs.panels import BOARDS, VARIABLES, Board, Panel, filled_in
+from tools.docs.dashboards import DIRECTORY, PROMETHEUS, STORE, render_dashboard
+from tools.docs.panels import BOARDS, VARIABLES, Board, Panel, fill_in_macros
 from tools.harness.prometheus import Prometheus
 
 from support.daemon import REPOSITORY, Daemon, add_machine, eventually, execute, metrics_line, rows
@@ -77,7 +77,7 @@ def observed(daemon: Daemon, directory: Path) -> Iterator[Observed]:
 def test_every_panel_has_something_to_show(observed: Observed) -> None:
     silent = []
     for board, panel in panels(by="sql"):
-        if not rows(observed.dsn, filled_in(panel.sql, observed.machine_id, hours=6).replace("%", "%%")):
+        if not rows(observed.dsn, fill_in_macros(panel.sql, observed.machine_id, hours=6).replace("%", "%%")):
             silent.append((board.uid, panel.title))
     assert silent == []
     for board, panel in panels(by="promql"):
@@ -93,19 +93,19 @@ def test_the_variables_have_values(observed: Observed) -> None:
 
 @pytest.mark.parametrize("board", BOARDS, ids=named)
 def test_what_is_delivered_is_what_the_tool_writes(board: Board) -> None:
-    assert (DIRECTORY / f"{board.uid}.json").read_text() == rendered(board)
+    assert (DIRECTORY / f"{board.uid}.json").read_text() == render_dashboard(board)
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=named)
 def test_grafanas_own_model_reads_a_dashboard_and_loses_nothing(board: Board) -> None:
-    written = json.loads(rendered(board))
+    written = json.loads(render_dashboard(board))
     read = json.loads(json.dumps(Dashboard.from_json(written), cls=JSONEncoder))
     assert read == written
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=named)
 def test_panels_stand_beside_each_other_and_ask_a_provisioned_place(board: Board) -> None:
-    written = json.loads(rendered(board))
+    written = json.loads(render_dashboard(board))
     places = [each["gridPos"] for each in written["panels"]]
     assert all(place["x"] + place["w"] <= 24 for place in places)
     uids = {target["datasource"]["uid"] for each in written["panels"] for target in each["targets"]}
