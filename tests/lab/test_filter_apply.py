@@ -1,4 +1,4 @@
-"""A plan carried out on a real libvirt: the seed's filters, and what people do to them by hand."""
+"""Plans applied to a real libvirt: the seed's filters, and manual changes to them."""
 
 import random
 from typing import Any
@@ -6,10 +6,11 @@ from uuid import UUID
 
 import pytest
 
-from guestd.filters.desired import Rows, asked
+from guestd.filters.desired import DesiredFilters, compile_rows
 from guestd.filters.model import Filter
-from guestd.filters.plan import Define, Guard, Plan, Remove, Seen, Wanted, plan
-from guestd.filters.xml import read, write
+from guestd.filters.plan import Define, FilterPlan, Guard, Remove, plan_filters
+from guestd.filters.snapshot import ObservedFilters, StoreSnapshot
+from guestd.filters.xml import parse_filter, render_filter
 from support.filter_trees import seeded_rows
 
 pytestmark = pytest.mark.timeout(600)
@@ -17,28 +18,30 @@ pytestmark = pytest.mark.timeout(600)
 
 def seeded() -> dict[str, Filter]:
     """The filters of a new platform, by their names in libvirt."""
-    return dict(asked(Rows(tuple(seeded_rows()), (), {})).filters)
+    return dict(compile_rows(StoreSnapshot(tuple(seeded_rows()), (), {})).filters)
 
 
 class Host:
-    """libvirt's filters, and what guestd has defined there."""
+    """libvirt's filters, and those that guestd defined there."""
 
     def __init__(self, connection: Any) -> None:
         self.connection = connection
         self.known: set[tuple[str, UUID]] = set()
 
-    def seen(self) -> dict[str, Filter]:
-        found = [read(each.XMLDesc()) for each in self.connection.listAllNWFilters()]
+    def observe(self) -> dict[str, Filter]:
+        found = [parse_filter(each.XMLDesc()) for each in self.connection.listAllNWFilters()]
         return {each.name: each for each in found}
 
-    def plan(self, wanted: dict[str, Filter]) -> Plan:
-        return plan(Wanted(wanted, known=frozenset(self.known)), Seen(self.seen()), Guard(1000))
+    def plan(self, desired: dict[str, Filter]) -> FilterPlan:
+        return plan_filters(
+            DesiredFilters(desired, known=frozenset(self.known)), ObservedFilters(self.observe()), Guard(1000)
+        )
 
-    def apply(self, found: Plan, count: int | None = None) -> int:
+    def apply(self, found: FilterPlan, count: int | None = None) -> int:
         for action in found.actions[:count]:
             match action:
                 case Define(definition=definition):
-                    self.connection.nwfilterDefineXML(write(definition))
+                    self.connection.nwfilterDefineXML(render_filter(definition))
                     self.known.add((definition.name, definition.uuid))
                 case Remove(name=name):
                     self.connection.nwfilterLookupByName(name).undefine()
@@ -48,36 +51,36 @@ class Host:
 @pytest.fixture
 def host(nwfilters: Any) -> Host:
     host = Host(nwfilters)
-    for name in [name for name in host.seen() if name.startswith("ibay-")]:
+    for name in [name for name in host.observe() if name.startswith("ibay-")]:
         nwfilters.nwfilterLookupByName(name).undefine()
     return host
 
 
 def test_the_seeds_filters_are_applied_and_read_back_equal(host: Host) -> None:
-    wanted, foreign = seeded(), host.seen()
-    assert host.apply(host.plan(wanted)) == 67
-    assert {name: each for name, each in host.seen().items() if name in wanted} == wanted
-    assert host.plan(wanted).actions == ()
-    assert {name: host.seen()[name] for name in foreign} == foreign
+    desired, foreign = seeded(), host.observe()
+    assert host.apply(host.plan(desired)) == 67
+    assert {name: each for name, each in host.observe().items() if name in desired} == desired
+    assert host.plan(desired).actions == ()
+    assert {name: host.observe()[name] for name in foreign} == foreign
 
 
-def test_a_plan_that_is_cut_off_anywhere_is_finished_by_the_next(host: Host) -> None:
-    wanted = seeded()
+def test_an_interrupted_plan_is_finished_by_the_next(host: Host) -> None:
+    desired = seeded()
     dice = random.Random(7)
     done = 0
-    while (found := host.plan(wanted)).actions:
+    while (found := host.plan(desired)).actions:
         done += host.apply(found, dice.randint(1, len(found.actions)))
     assert done == 67
-    without = {name: each for name, each in wanted.items() if not each.references}
+    without = {name: each for name, each in desired.items() if not each.references}
     while (found := host.plan(without)).actions:
         host.apply(found, dice.randint(1, len(found.actions)))
-    assert {name for name in host.seen() if name.startswith("ibay-")} == set(without)
+    assert {name for name in host.observe() if name.startswith("ibay-")} == set(without)
 
 
-def test_what_is_changed_or_removed_by_hand_is_put_right_and_nothing_else_is_defined(host: Host) -> None:
-    wanted = seeded()
-    host.apply(host.plan(wanted))
-    plain = sorted(name for name, each in wanted.items() if each.rules and not each.references)
+def test_manual_changes_are_repaired_and_nothing_else_is_defined(host: Host) -> None:
+    desired = seeded()
+    host.apply(host.plan(desired))
+    plain = sorted(name for name, each in desired.items() if each.rules and not each.references)
     changed, removed = plain[0], plain[-1]
     xml = host.connection.nwfilterLookupByName(changed).XMLDesc()
     host.connection.nwfilterDefineXML(
@@ -86,9 +89,9 @@ def test_what_is_changed_or_removed_by_hand_is_put_right_and_nothing_else_is_def
         )
     )
     host.connection.nwfilterLookupByName(removed).undefine()
-    healed = {action.definition.name for action in host.plan(wanted).actions if isinstance(action, Define)}
-    assert removed in healed
-    assert healed <= {changed, removed}
-    assert changed in healed
-    host.apply(host.plan(wanted))
-    assert host.plan(wanted).actions == ()
+    repaired = {action.definition.name for action in host.plan(desired).actions if isinstance(action, Define)}
+    assert removed in repaired
+    assert repaired <= {changed, removed}
+    assert changed in repaired
+    host.apply(host.plan(desired))
+    assert host.plan(desired).actions == ()

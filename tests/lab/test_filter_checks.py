@@ -1,25 +1,25 @@
-"""What an operator looks at finds what is wrong: doctor, and each step of docs/filters.md from a row to the kernel."""
+"""Doctor finds what is wrong with filters, and each step of docs/filters.md from a row to the kernel works."""
 
 from collections.abc import Callable
 
 import pytest
 
-from guestd.filters.machine_filter import umbrella_name
+from guestd.filters.machine_filter import machine_filter_name
 from support.filters import ENFORCE, OTHER, FilterHost
 
 pytestmark = pytest.mark.timeout(600)
 SSH, PING = "Use SSH service", "Use Ping"
 RULE = "<rule action='drop' direction='in' priority='7'><all/></rule>"
-WELL = "libvirt has them as the store wants them"
+OK = "libvirt has them as the store describes them"
 
 
 def drift(host: FilterHost) -> None:
     uuid = host.run('SELECT "uuid" FROM "NWFilter" WHERE "name" = %s', SSH)[0][0]
-    host.define(host.internal(SSH), RULE, uuid)
+    host.define(host.internal_name(SSH), RULE, uuid)
 
 
 def removed(host: FilterHost) -> None:
-    host.undefine(host.internal(SSH))
+    host.undefine(host.internal_name(SSH))
 
 
 def pending(host: FilterHost) -> None:
@@ -44,67 +44,67 @@ def emptied(host: FilterHost) -> None:
 
 
 def detached(host: FilterHost) -> None:
-    machine_id, name = host.machine(is_running=True)
-    host.passed(ENFORCE)
-    assert host.named(name)[0] == {umbrella_name(machine_id)}
+    machine_id, name = host.add_machine(is_running=True)
+    host.reconcile(ENFORCE)
+    assert host.filters_named(name)[0] == {machine_filter_name(machine_id)}
     host.detach(name)
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "text"),
     [
         (drift, "libvirt's filters differ from the store's in 1 steps"),
         (removed, "libvirt's filters differ from the store's in 1 steps"),
         (pending, "libvirt's filters differ from the store's in 1 steps"),
         (refused, "refused: ibay-"),
         (circular, "refused: ibay-"),
-        (emptied, "waits for a yes: it would remove or empty 28 of 67"),
+        (emptied, "needs manual action: it would remove or empty 28 of 67"),
         (detached, "libvirt's filters differ from the store's in 2 steps"),
     ],
 )
 def test_doctor_finds_what_is_wrong_with_filters(
-    filter_host: FilterHost, fault: Callable[[FilterHost], None], said: str
+    filter_host: FilterHost, fault: Callable[[FilterHost], None], text: str
 ) -> None:
-    filter_host.passed()
-    assert WELL in about_filters(filter_host)
+    filter_host.reconcile()
+    assert OK in run_doctor(filter_host)
     fault(filter_host)
-    told = about_filters(filter_host)
-    assert said in told
-    assert "guestd filters plan" in told
+    printed = run_doctor(filter_host)
+    assert text in printed
+    assert "guestd filters plan" in printed
 
 
-def about_filters(host: FilterHost) -> str:
-    """What doctor says of them."""
-    _, told = host.guestd("doctor", attach="enforce")
-    return "\n".join(told)
+def run_doctor(host: FilterHost) -> str:
+    """What doctor prints."""
+    _, printed = host.guestd("doctor", attach="enforce")
+    return "\n".join(printed)
 
 
-def test_a_rule_is_followed_from_its_row_to_the_kernel_with_the_commands_of_the_page(filter_host: FilterHost) -> None:
+def test_a_rule_is_followed_from_its_row_to_the_kernel_with_the_documented_commands(filter_host: FilterHost) -> None:
     host = filter_host
-    machine_id, name = host.machine(is_running=True)
+    machine_id, name = host.add_machine(is_running=True)
     host.define(OTHER, RULE)
-    host.give(machine_id, SSH)
-    host.passed(ENFORCE)
+    host.assign(machine_id, SSH)
+    host.reconcile(ENFORCE)
     host.edit(SSH, "dstPortStart", 21)  # and up to 22, as before
-    _, told = host.guestd("filters", "show", str(machine_id))
-    assert any("dstport 21-22" in line and SSH in line for line in told), told
-    _, told = host.guestd("filters", "plan", attach="enforce")
-    assert [line for line in told if line.startswith("define ")] == [
-        f"define {host.internal(SSH)}: 1 rules more, 1 less"
+    _, printed = host.guestd("filters", "show", str(machine_id))
+    assert any("dstport 21-22" in line and SSH in line for line in printed), printed
+    _, printed = host.guestd("filters", "plan", attach="enforce")
+    assert [line for line in printed if line.startswith("define ")] == [
+        f"define {host.internal_name(SSH)}: 1 rules added, 1 removed"
     ]
     assert host.guestd("apply", attach="enforce")[0] == 0
     events = host.run('SELECT "action", "outcome" FROM "ReconcileEvent" ORDER BY "occurredAt" DESC LIMIT 1')
     assert events == [("define", "done")]
     ((digest, problem),) = host.run(
-        'SELECT "digest", "problem" FROM "FilterHostState" WHERE "name" = %s', host.internal(SSH)
+        'SELECT "digest", "problem" FROM "FilterHostState" WHERE "name" = %s', host.internal_name(SSH)
     )
     assert (len(digest), problem) == (64, None)
-    assert host.row(SSH)[0] is not None
-    assert "dstportstart='21'" in host.lab.run("virsh", "nwfilter-dumpxml", host.internal(SSH))
+    assert host.read_row(SSH)[0] is not None
+    assert "dstportstart='21'" in host.lab.run("virsh", "nwfilter-dumpxml", host.internal_name(SSH))
     port = host.port(name)
     listed = host.lab.run("virsh", "nwfilter-binding-list")
-    assert any(line.split() == [port, umbrella_name(machine_id)] for line in listed.splitlines()), listed
+    assert any(line.split() == [port, machine_filter_name(machine_id)] for line in listed.splitlines()), listed
     chain = host.lab.run("iptables", "-S", f"FI-{port}")
     assert "--dport 21:22" in chain
-    _, told = host.guestd("filters", "explain", str(machine_id), "tcp", "10.0.0.5:21", "out")
-    assert "dstport 21-22" in told[0] + told[1]
+    _, printed = host.guestd("filters", "explain", str(machine_id), "tcp", "10.0.0.5:21", "out")
+    assert "dstport 21-22" in printed[0] + printed[1]

@@ -1,4 +1,4 @@
-"""Edits that come while libvirt is being looked at, or that somebody else has followed already."""
+"""Edits during a snapshot of libvirt, and edits that another run applied already."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,11 +9,12 @@ from typing import TypeVar
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from guestd.filters.apply import Outcome, Passes, nothing_flushed
-from guestd.filters.cache import Memory
-from guestd.filters.driver import Look, NWFilters
+from guestd.filters.apply import FilterRuns, RunResult, assume_kernel_unchanged
+from guestd.filters.cache import FilterCache
+from guestd.filters.driver import FilterDriver
 from guestd.filters.plan import Define
-from guestd.filters.store import filter_store
+from guestd.filters.snapshot import HostSnapshot
+from guestd.filters.store import open_filter_store
 from guestd.telemetry.registry import VmMetrics
 from support.daemon import eventually
 from support.filters import HOST, REPORT, WRITER, FilterHost
@@ -23,82 +24,82 @@ SSH = "Use SSH service"
 SECONDS = 60
 
 
-class Slow(NWFilters):
-    """The driver; a look takes as long as the test wants."""
+class SlowDriver(FilterDriver):
+    """The driver; a snapshot takes as long as the test decides."""
 
     def __init__(self, uri: str) -> None:
         super().__init__(uri, VmMetrics())
-        self.may_look = asyncio.Event()
-        self.may_look.set()
+        self.may_return = asyncio.Event()
+        self.may_return.set()
 
-    async def look(self, memory: Memory) -> Look:
-        """What was there at first; given out late."""
-        found = await super().look(memory)
-        await self.may_look.wait()
+    async def observe(self, cache: FilterCache) -> HostSnapshot:
+        """The state at the begin of the snapshot, returned late."""
+        found = await super().observe(cache)
+        await self.may_return.wait()
         return found
 
 
-class Late(NWFilters):
-    """The driver; between its look and its steps somebody defines a filter by hand."""
+class RacingDriver(FilterDriver):
+    """The driver; somebody defines a filter manually between its snapshot and its steps."""
 
     def __init__(self, host: FilterHost, name: str) -> None:
         super().__init__(host.lab.uri, VmMetrics())
         self._host = host
         self._name = name
 
-    async def look(self, memory: Memory) -> Look:
-        """What was there before."""
-        found = await super().look(memory)
-        if self._name not in found.seen.filters:
+    async def observe(self, cache: FilterCache) -> HostSnapshot:
+        """The state before that definition."""
+        found = await super().observe(cache)
+        if self._name not in found.observed.filters:
             self._host.define(self._name, "")
         return found
 
 
-Driver = TypeVar("Driver", bound=NWFilters)
+Driver = TypeVar("Driver", bound=FilterDriver)
 
 
 @asynccontextmanager
-async def opened(host: FilterHost, driver: Driver) -> AsyncIterator[tuple[Driver, Passes]]:
-    store = filter_store(make_conninfo(host.dsn, options=WRITER), name=HOST, uri=driver.uri, version="9")
-    async with driver.connected(), store as found:
-        yield driver, Passes(driver, found, REPORT, nothing_flushed)
+async def open_runs(host: FilterHost, driver: Driver) -> AsyncIterator[tuple[Driver, FilterRuns]]:
+    store = open_filter_store(make_conninfo(host.dsn, options=WRITER), name=HOST, uri=driver.uri, version="9")
+    async with driver.connect(), store as found:
+        yield driver, FilterRuns(driver, found, REPORT, assume_kernel_unchanged)
 
 
 def is_defined(host: FilterHost, port: str) -> bool:
     """Whether libvirt has a rule of this port."""
-    return f"dstportstart='{port}'" in host.libvirt.nwfilterLookupByName(host.internal(SSH)).XMLDesc()
+    return f"dstportstart='{port}'" in host.libvirt.nwfilterLookupByName(host.internal_name(SSH)).XMLDesc()
 
 
-def test_an_edit_does_not_wait_for_the_look_at_everything_and_is_made_once(filter_host: FilterHost) -> None:
-    async def edited_during_a_look() -> None:
-        async with opened(filter_host, Slow(filter_host.lab.uri)) as (driver, passes):
-            await passes.full()
-            driver.may_look.clear()
+def test_an_edit_does_not_wait_for_the_snapshot_and_is_applied_once(filter_host: FilterHost) -> None:
+    async def edit_during_a_snapshot() -> None:
+        async with open_runs(filter_host, SlowDriver(filter_host.lab.uri)) as (driver, runs):
+            await runs.run_full()
+            driver.may_return.clear()
             edited = asyncio.Event()
-            looking = asyncio.create_task(passes.full(edited))
+            running = asyncio.create_task(runs.run_full(edited))
             for port in ("2", "3"):
                 filter_host.edit(SSH, "dstPortStart", int(port))
                 edited.set()
                 await asyncio.to_thread(
                     eventually, partial(is_defined, filter_host, port), "libvirt has the edit", SECONDS
                 )
-            assert not looking.done()
-            driver.may_look.set()
-            outcome = await looking
-            names = [action.definition.name for action, _ in outcome.done if isinstance(action, Define)]
-            assert (names, outcome.drifted) == ([filter_host.internal(SSH)] * 2, 0)
-            assert (await passes.full()).done == ()
+            assert not running.done()
+            driver.may_return.set()
+            result = await running
+            names = [action.definition.name for action, _ in result.steps if isinstance(action, Define)]
+            assert (names, result.drifted) == ([filter_host.internal_name(SSH)] * 2, 0)
+            assert (await runs.run_full()).steps == ()
 
-    asyncio.run(edited_during_a_look())
+    asyncio.run(edit_during_a_snapshot())
     assert filter_host.is_settled()
 
 
-def test_what_an_apply_beside_the_loop_has_defined_stays_known_when_its_row_goes(filter_host: FilterHost) -> None:
+def test_a_filter_defined_by_a_concurrent_apply_is_removed_with_its_row(filter_host: FilterHost) -> None:
     made = "ibay-00000000000000aa"
 
-    async def follows() -> None:
-        async with opened(filter_host, Slow(filter_host.lab.uri)) as (_, passes):
-            await passes.full()
+    async def apply_and_delete() -> None:
+        async with open_runs(filter_host, SlowDriver(filter_host.lab.uri)) as (_, runs):
+            await runs.run_full()
             filter_host.run(
                 """INSERT INTO "NWFilter" ("id", "name", "internalName", "uuid")
                 VALUES (gen_random_uuid(), 'made', %s, gen_random_uuid())""",
@@ -107,29 +108,29 @@ def test_what_an_apply_beside_the_loop_has_defined_stays_known_when_its_row_goes
             assert (await asyncio.to_thread(filter_host.guestd, "apply"))[0] == 0
             assert made in filter_host.own()
             filter_host.run('DELETE FROM "NWFilter" WHERE "internalName" = %s', made)
-            await passes.quick()
-            await passes.full()
+            await runs.run_quick()
+            await runs.run_full()
 
-    asyncio.run(follows())
+    asyncio.run(apply_and_delete())
     assert made not in filter_host.own()
 
 
-def test_what_libvirt_refuses_when_it_is_told_holds_up_only_what_includes_it(filter_host: FilterHost) -> None:
-    name = filter_host.internal("No MAC Spoofing")
+def test_a_filter_that_libvirt_refuses_blocks_only_those_that_include_it(filter_host: FilterHost) -> None:
+    name = filter_host.internal_name("No MAC Spoofing")
 
-    async def once() -> Outcome:
-        async with opened(filter_host, Late(filter_host, name)) as (_, passes):
-            return await passes.full()
+    async def run_once() -> RunResult:
+        async with open_runs(filter_host, RacingDriver(filter_host, name)) as (_, runs):
+            return await runs.run_full()
 
-    outcome = asyncio.run(once())
+    result = asyncio.run(run_once())
     failed = {
-        action.definition.name: exc for action, exc in outcome.done if isinstance(action, Define) and exc != "done"
+        action.definition.name: text for action, text in result.steps if isinstance(action, Define) and text != "done"
     }
     assert "already exists with uuid" in failed.pop(name)
     assert failed
-    assert all("it includes ibay-" in exc for exc in failed.values())
-    assert outcome.in_force == len(outcome.done) - len(failed) - 1 > 50
-    assert "already exists with uuid" in filter_host.row("No MAC Spoofing")[1]
+    assert all("it includes ibay-" in text for text in failed.values())
+    assert result.in_force == len(result.steps) - len(failed) - 1 > 50
+    assert "already exists with uuid" in filter_host.read_row("No MAC Spoofing")[1]
     filter_host.undefine(name)
-    assert filter_host.passed().in_force == outcome.wanted
+    assert filter_host.reconcile().in_force == result.desired
     assert filter_host.is_settled()

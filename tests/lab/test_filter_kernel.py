@@ -1,4 +1,4 @@
-"""The kernel is told what guestd says it is told."""
+"""The kernel's rules are those that guestd predicts."""
 
 import shlex
 from collections.abc import Callable, Iterator
@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from guestd.filters.compiler import compiled
-from guestd.filters.kernel import LISTINGS, missing
+from guestd.filters.compiler import compile_filter
+from guestd.filters.kernel import LISTINGS, find_missing_rules
 from guestd.filters.model import PROTOCOLS, ROOT, Filter, Reference
-from guestd.filters.packet_match import Line, lines, ordered
-from guestd.filters.xml import write
+from guestd.filters.packet_match import PacketRule, build_packet_rules, order_rules
+from guestd.filters.xml import render_filter
 from support.filter_rows import filter_row, rule_rows
 from support.nwfilter import PORT
 
@@ -30,7 +30,7 @@ NUMBERS = {"icmp": "icmp", "ipv6-icmp": "icmp"}
 
 @st.composite
 def trees(draw: st.DrawFn) -> list[Filter]:
-    """Three filters, the first of which includes the second, and that the third; no rules for ebtables."""
+    """Three filters, each of which includes the next; no rules for ebtables."""
     found: list[Filter] = []
     protocols = frozenset({"all", "tcp", "udp", "icmp", "sctp", "esp", "tcp-ipv6", "udp-ipv6", "icmpv6"})
     assert protocols <= PROTOCOLS
@@ -40,34 +40,34 @@ def trees(draw: st.DrawFn) -> list[Filter]:
         few = [replace(rule, priority=draw(st.sampled_from([-5, 100, 100, 900]))) for rule in rules]
         name, chain = f"ibay-tree{number}", draw(st.sampled_from([None, "ipv4", "ipv6-x"]))
         row = filter_row(*few, internal_name=name, uuid=UUID(int=number), state_match=is_stateful, chain=chain)
-        became = compiled(row, {})
-        assert isinstance(became, Filter)
+        result = compile_filter(row, {})
+        assert isinstance(result, Filter)
         targets = (Reference(found[-1].name, ADDRESSES),) if found else ()
-        found.append(replace(became, references=targets))
+        found.append(replace(result, references=targets))
     return found
 
 
-def told_by_guestd(tree: list[Filter]) -> list[tuple[Any, ...]]:
+def predict_rules(tree: list[Filter]) -> list[tuple[Any, ...]]:
     filters = {each.name: each for each in tree}
-    placed = [replace(each, variables=ADDRESSES) for each in ordered(tree[-1], filters)]
-    return sorted((number, *_said(line)) for number, line in _numbered(lines(placed)))
+    placed = [replace(each, variables=ADDRESSES) for each in order_rules(tree[-1], filters)]
+    return sorted((number, *_describe_rule(rule)) for number, rule in _numbered(build_packet_rules(placed)))
 
 
-def _numbered(told: list[Line]) -> Iterator[tuple[tuple[str, int, int], Line]]:
+def _numbered(packet_rules: list[PacketRule]) -> Iterator[tuple[tuple[str, int, int], PacketRule]]:
     counts: dict[tuple[str, int], int] = {}
-    for line in told:
-        key = CHAINS[line.way], line.version
+    for rule in packet_rules:
+        key = CHAINS[rule.direction], rule.version
         counts[key] = counts.get(key, 0) + 1
-        yield (*key, counts[key]), line
+        yield (*key, counts[key]), rule
 
 
-def _said(line: Line) -> tuple[Any, ...]:
-    mac = MAC if line.mac == "$MAC" else line.mac
-    verdict = VERDICTS.get((line.way, line.verdict), line.verdict.upper())
+def _describe_rule(rule: PacketRule) -> tuple[Any, ...]:
+    mac = MAC if rule.mac == "$MAC" else rule.mac
+    verdict = VERDICTS.get((rule.direction, rule.verdict), rule.verdict.upper())
     return (
-        line.protocol, _net(line.source), _net(line.destination), _ports(line.source_ports),
-        _ports(line.destination_ports), mac, ",".join(sorted(line.states or ())),
-        {None: None, True: "REPLY", False: "ORIGINAL"}[line.answer], verdict,
+        rule.protocol, _net(rule.source), _net(rule.destination), _ports(rule.source_ports),
+        _ports(rule.destination_ports), mac, ",".join(sorted(rule.states or ())),
+        {None: None, True: "REPLY", False: "ORIGINAL"}[rule.answer], verdict,
     )  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def _ports(ports: tuple[int, int] | None) -> tuple[int, int] | None:
     return None if ports == (0, 65535) else ports
 
 
-def told_by_kernel(run: Callable[..., str]) -> list[tuple[Any, ...]]:
+def read_kernel_rules(run: Callable[..., str]) -> list[tuple[Any, ...]]:
     found = []
     for version, command in ((4, "iptables-save"), (6, "ip6tables-save")):
         counts: dict[str, int] = {}
@@ -88,11 +88,11 @@ def told_by_kernel(run: Callable[..., str]) -> list[tuple[Any, ...]]:
             if words:
                 chain = words[1][:2]
                 counts[chain] = counts.get(chain, 0) + 1
-                found.append(((chain, version, counts[chain]), *_heard(words[2:])))
+                found.append(((chain, version, counts[chain]), *_describe_words(words[2:])))
     return sorted(found)
 
 
-def _heard(words: list[str]) -> tuple[Any, ...]:
+def _describe_words(words: list[str]) -> tuple[Any, ...]:
     options = {words[place]: words[place + 1] for place in range(len(words) - 1) if words[place].startswith("-")}
     mac = options.get("--mac-source")
 
@@ -113,7 +113,7 @@ def _heard(words: list[str]) -> tuple[Any, ...]:
 
 @pytest.fixture
 def bound(nwfilters: Any, bridge_port: Callable[..., str]) -> Iterator[Callable[[str], list[tuple[Any, ...]]]]:
-    """Binds a filter to the port, which is what libvirt does when a machine starts, and reads the kernel's rules."""
+    """Binds a filter to the port, as libvirt does when a machine starts, and returns the kernel's rules."""
     bindings: list[Any] = []
 
     def unbind() -> None:
@@ -127,7 +127,7 @@ def bound(nwfilters: Any, bridge_port: Callable[..., str]) -> Iterator[Callable[
             f"<mac address='{MAC}'/><filterref filter='{name}'>{PARAMETERS}</filterref></filterbinding>"
         )
         bindings.append(nwfilters.nwfilterBindingCreateXML(xml))
-        return told_by_kernel(bridge_port)
+        return read_kernel_rules(bridge_port)
 
     yield bind
     unbind()
@@ -135,12 +135,12 @@ def bound(nwfilters: Any, bridge_port: Callable[..., str]) -> Iterator[Callable[
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])
 @given(tree=trees())
-def test_the_lines_of_a_tree_are_those_of_the_kernel(
+def test_the_packet_rules_of_a_tree_are_those_of_the_kernel(
     nwfilters: Any, bound: Any, bridge_port: Callable[..., str], tree: list[Filter]
 ) -> None:
     for each in tree:
-        nwfilters.nwfilterDefineXML(write(each))
-    assert bound(tree[-1].name) == told_by_guestd(tree)
+        nwfilters.nwfilterDefineXML(render_filter(each))
+    assert bound(tree[-1].name) == predict_rules(tree)
     top = Filter("ibay-top", UUID(int=9), ROOT, 0, (), (Reference(tree[-1].name, ADDRESSES),))
     listings = [bridge_port(*command) for command in LISTINGS]
-    assert list(missing(PORT, top, {each.name: each for each in tree}, listings)) == []
+    assert list(find_missing_rules(PORT, top, {each.name: each for each in tree}, listings)) == []

@@ -1,4 +1,4 @@
-"""What `guestd filters explain` says is what happens to packets on the wire between a peer and a guest's interface."""
+"""`guestd filters explain` predicts what happens to packets on the wire between a peer and a guest's interface."""
 
 import random
 from collections.abc import Iterator
@@ -9,12 +9,13 @@ from uuid import uuid4
 import pytest
 
 from guestd.filters import frame_match
-from guestd.filters.desired import Asked, Rows, asked
-from guestd.filters.explain import CLIENT_PORT, Question, explain
+from guestd.filters.desired import CompiledRows, build_desired, compile_rows
+from guestd.filters.explain import CLIENT_PORT, Question, explain_connection
 from guestd.filters.model import Filter
-from guestd.filters.packet_match import OPPOSITE, Packet, lines, ordered
-from guestd.filters.plan import Define, Guard, Seen, plan, wished
-from guestd.filters.xml import read, write
+from guestd.filters.packet_match import OPPOSITE, Packet, build_packet_rules, order_rules
+from guestd.filters.plan import Define, Guard, plan_filters
+from guestd.filters.snapshot import ObservedFilters, StoreSnapshot
+from guestd.filters.xml import parse_filter, render_filter
 from support.faults import Reliability
 from support.filter_trees import all_services, generated, lone_packets, questions, service_questions
 from support.nwfilter import PORT
@@ -27,12 +28,12 @@ CONNECTIONS = 16
 
 
 @dataclass(frozen=True)
-class Tried:
-    """One packet: what guestd said, and what happened."""
+class Trial:
+    """One packet: whether guestd predicted that it passes, and whether it did."""
 
     what: str
-    said: bool
-    happened: bool
+    predicted: bool
+    passed: bool
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def guest(nwfilters: Any, wire: Wire) -> Iterator["Guest"]:
 
 
 class Guest:
-    """A guest's interface that libvirt filters, as it does when a machine starts; there is no kernel behind it."""
+    """A guest's interface that libvirt filters as when a machine starts; no guest kernel is behind it."""
 
     def __init__(self, connection: Any, wire: Wire) -> None:
         self.connection = connection
@@ -55,82 +56,86 @@ class Guest:
             self.binding.delete()
             self.binding = None
 
-    def seen(self) -> dict[str, Filter]:
-        found = [read(each.XMLDesc()) for each in self.connection.listAllNWFilters()]
+    def observe(self) -> dict[str, Filter]:
+        found = [parse_filter(each.XMLDesc()) for each in self.connection.listAllNWFilters()]
         return {each.name: each for each in found}
 
-    def protect(self, rows: Rows) -> Asked:
-        """Tell libvirt what the rows say, by guestd's own plan, and bind the machine's filter."""
+    def protect(self, rows: StoreSnapshot) -> CompiledRows:
+        """Apply guestd's plan for the rows to libvirt, and bind the machine filter."""
         self.unbind()
-        found = asked(rows)
+        found = compile_rows(rows)
         assert not found.problems
-        wanted = wished(found, [rows.machines[0].id])
-        for action in plan(wanted, Seen(self.seen()), Guard(0)).actions:
+        desired = build_desired(found, [rows.machines[0].id])
+        for action in plan_filters(desired, ObservedFilters(self.observe()), Guard(0)).actions:
             assert isinstance(action, Define), action
-            self.connection.nwfilterDefineXML(write(action.definition))
-        top = found.umbrellas[rows.machines[0].id]
+            self.connection.nwfilterDefineXML(render_filter(action.definition))
+        top = found.machine_filters[rows.machines[0].id]
         self.binding = self.connection.nwfilterBindingCreateXML(
             f"<filterbinding><owner><name>m</name><uuid>{uuid4()}</uuid></owner><portdev name='{PORT}'/>"
             f"<mac address='{GUEST_MAC}'/><filterref filter='{top.name}'/></filterbinding>"
         )
         return found
 
-    def try_connection(self, found: Asked, rows: Rows, asking: Question) -> Iterator[Tried]:
-        """Open it, answer, go on: for as long as the kernel would know what it is."""
+    def try_connection(self, found: CompiledRows, rows: StoreSnapshot, question: Question) -> Iterator[Trial]:
+        """Open a connection, answer, continue: for as long as packets pass, because the kernel tracks only those."""
         self.wire.forget_connections()
-        told = [line for line in explain(found, rows.machines[0], asking) if line.startswith(_STEPS)]
-        for (packet, flags), line in zip(_conversation(rows, asking), told, strict=True):
-            is_said = line.split(": ")[1].startswith("passes")
-            tried = Tried(f"{asking}\n{line}", is_said, self.wire.arrives(packet, flags))
+        lines = [line for line in explain_connection(found, rows.machines[0], question) if line.startswith(_STEPS)]
+        for (packet, flags), line in zip(_conversation(rows, question), lines, strict=True):
+            is_predicted = line.split(": ")[1].startswith("passes")
+            tried = Trial(f"{question}\n{line}", is_predicted, self.wire.arrives(packet, flags))
             yield tried
-            if not tried.happened:
+            if not tried.passed:
                 return
 
-    def try_packet(self, found: Asked, rows: Rows, packet: Packet) -> Tried:
-        """A packet by itself."""
+    def try_packet(self, found: CompiledRows, rows: StoreSnapshot, packet: Packet) -> Trial:
+        """Send a single packet."""
         self.wire.forget_connections()
-        placed = ordered(found.umbrellas[rows.machines[0].id], found.filters)
-        action, by = frame_match.outcome(packet, placed, lines(placed))
+        placed = order_rules(found.machine_filters[rows.machines[0].id], found.filters)
+        action, by = frame_match.decide(packet, placed, build_packet_rules(placed))
         flags = SYN_ACK if packet.state == "INVALID" else SYN
-        happened = self.wire.arrives(packet, flags)
-        return Tried(f"{packet}: {action} by {by and by.rule}", action in ("accept", "return"), happened)
+        passed = self.wire.arrives(packet, flags)
+        return Trial(f"{packet}: {action} by {by and by.rule}", action in ("accept", "return"), passed)
 
 
-_STEPS = ("opening it", "the answers", "what follows")
+_STEPS = ("first packet", "answers", "later packets")
 
 
-def _conversation(rows: Rows, asking: Question) -> Iterator[tuple[Packet, int]]:
-    own = next(each for each in rows.machines[0].allowed_ips if (":" in each) == (":" in asking.peer))
-    source, destination = (asking.peer, own) if asking.way == "in" else (own, asking.peer)
-    client = None if asking.port is None else CLIENT_PORT
-    first = Packet(asking.way, asking.protocol, source, destination, client, asking.port)
+def _conversation(rows: StoreSnapshot, question: Question) -> Iterator[tuple[Packet, int]]:
+    own = next(each for each in rows.machines[0].allowed_ips if (":" in each) == (":" in question.peer))
+    source, destination = (question.peer, own) if question.direction == "in" else (own, question.peer)
+    client = None if question.port is None else CLIENT_PORT
+    first = Packet(question.direction, question.protocol, source, destination, client, question.port)
     yield first, SYN
-    back = Packet(OPPOSITE[asking.way], asking.protocol, destination, source, asking.port, client, "ESTABLISHED", True)
+    back = Packet(
+        OPPOSITE[question.direction], question.protocol, destination, source, question.port, client, "ESTABLISHED", True
+    )
     yield back, SYN_ACK
     yield replace(first, state="ESTABLISHED"), ACK
 
 
-def told_rows(rows: Rows) -> str:
-    """What a person needs to see of a failing tree."""
+def describe_rows(rows: StoreSnapshot) -> str:
+    """The rows of a failing tree, for a person."""
     made = [row for row in rows.filters if row.internal_name.startswith("ibay-tree")]
     rules = "\n".join(f"  {row.internal_name}: {rule}" for row in made for rule in row.rules)
     heads = "\n".join(f"{replace(row, rules=())}" for row in made)
     return f"{heads}\n{rules}\n{rows.machines[0]}\n{rows.services}"
 
 
-def test_what_explain_says_happens_to_packets(guest: Guest, reliability: Reliability) -> None:
+def test_packets_pass_or_drop_as_explain_predicts(guest: Guest, reliability: Reliability) -> None:
     wrong, pairs, passed = list[str](), 0, 0
     rounds = reliability.rounds(quick=2, full=30)
     for seed in range(FIRST_SEED, FIRST_SEED + rounds):
         dice = random.Random(seed)
         rows = generated(dice)
         found = guest.protect(rows)
-        tried = [each for asking in questions(dice, CONNECTIONS) for each in guest.try_connection(found, rows, asking)]
+        tried = [
+            each for question in questions(dice, CONNECTIONS) for each in guest.try_connection(found, rows, question)
+        ]
         tried += [guest.try_packet(found, rows, packet) for packet in lone_packets(dice)]
         pairs += len(tried)
-        passed += sum(each.happened for each in tried)
-        bad = [each for each in tried if each.said != each.happened]
-        wrong += [f"seed {seed}: {each}\n{told_rows(rows)}" for each in bad]
+        passed += sum(each.passed for each in tried)
+        bad = [each for each in tried if each.predicted != each.passed]
+        wrong += [f"seed {seed}: {each}\n{describe_rows(rows)}" for each in bad]
     assert not wrong, "\n\n".join(wrong)
     assert pairs >= 30 * rounds
     assert 0.1 < passed / pairs < 0.95
@@ -140,11 +145,11 @@ def test_what_explain_says_happens_to_packets(guest: Guest, reliability: Reliabi
     )  # fmt: skip
 
 
-def test_every_service_and_three_levels_of_the_seed_are_taken_and_do_what_explain_says(guest: Guest) -> None:
+def test_every_service_and_three_levels_of_the_seed_behave_as_explain_predicts(guest: Guest) -> None:
     rows = all_services()
     found = guest.protect(rows)
-    wanted = wished(found, [rows.machines[0].id]).filters
-    assert {name: each for name, each in guest.seen().items() if name in wanted} == wanted
-    tried = [each for asking in service_questions() for each in guest.try_connection(found, rows, asking)]
-    assert [each for each in tried if each.said != each.happened] == []
-    assert {each.happened for each in tried} == {True, False}
+    desired = build_desired(found, [rows.machines[0].id]).filters
+    assert {name: each for name, each in guest.observe().items() if name in desired} == desired
+    tried = [each for question in service_questions() for each in guest.try_connection(found, rows, question)]
+    assert [each for each in tried if each.predicted != each.passed] == []
+    assert {each.passed for each in tried} == {True, False}

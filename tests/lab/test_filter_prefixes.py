@@ -1,4 +1,4 @@
-"""A plan that ends after any of its steps, because guestd or libvirtd is killed there: the next pass finishes it."""
+"""A plan that is interrupted after any of its steps, by a kill of guestd or libvirtd: the next run finishes it."""
 
 import signal
 import subprocess
@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from guestd.filters.machine_filter import umbrella_name
+from guestd.filters.machine_filter import machine_filter_name
 from support.daemon import REPOSITORY, environment
 from support.faults import Reliability
 from support.filters import ENFORCE, OTHER, WRITER, FilterHost
@@ -25,14 +25,14 @@ class Changing:
     def __init__(self, host: FilterHost) -> None:
         self.host = host
         host.define(OTHER, RULE)
-        self.first, self.second = host.machine(is_running=True), host.machine(is_running=True)
+        self.first, self.second = host.add_machine(is_running=True), host.add_machine(is_running=True)
         self._times = 0
-        host.passed(ENFORCE)
+        host.reconcile(ENFORCE)
         self.change()
-        host.passed(ENFORCE)
+        host.reconcile(ENFORCE)
 
     def change(self) -> None:
-        """Two rules are edited, three filters go and three come, by hand one interface loses all and one its rules."""
+        """Edit two rules, delete three filters and add three; manually detach one interface and unbind another."""
         host, self._times = self.host, self._times + 1
         host.edit("Use SSH service", "dstPortStart", self._times)
         host.edit("Use Ping", "comment", f"edit {self._times}")
@@ -45,27 +45,27 @@ class Changing:
                 FROM "NWFilter" AS one, "NWFilter" AS other WHERE one."name" = %s AND other."name" = %s""",
                 f"made {number}", f"made {number - 1}",
             )  # fmt: skip
-        host.give(self.first[0], "made 2")
+        host.assign(self.first[0], "made 2")
         host.detach(self.first[1])
         host.libvirt.nwfilterBindingLookupByPortDev(host.port(self.second[1])).delete()
 
     def is_right(self) -> bool:
-        """Whether libvirt has what the rows say, on filters and interfaces, and what is somebody else's."""
+        """Whether filters and interfaces are in their desired state, and foreign filters unchanged."""
         bindings = self.host.bindings()
         return (
             self.host.is_settled()
-            and all(self._is_held(machine_id, name, bindings) for machine_id, name in (self.first, self.second))
+            and all(self._is_protected(machine_id, name, bindings) for machine_id, name in (self.first, self.second))
             and bool(self.host.filters()[OTHER].rules)
         )
 
-    def _is_held(self, machine_id: UUID, name: str, bindings: dict[str, str]) -> bool:
-        top = umbrella_name(machine_id)
-        return self.host.named(name) == ({top}, {top}) and bindings.get(self.host.port(name)) == top
+    def _is_protected(self, machine_id: UUID, name: str, bindings: dict[str, str]) -> bool:
+        top = machine_filter_name(machine_id)
+        return self.host.filters_named(name) == ({top}, {top}) and bindings.get(self.host.port(name)) == top
 
 
-def halted(host: FilterHost, steps: int) -> subprocess.Popen[bytes]:
-    """A pass of another process, which waits after so many steps."""
-    program = Path(__file__).parents[1] / "support/halting_pass.py"
+def start_halting_run(host: FilterHost, steps: int) -> subprocess.Popen[bytes]:
+    """Start a run in another process that halts after so many steps."""
+    program = Path(__file__).parents[1] / "support/halting_run.py"
     variables = environment()
     variables["PYTHONPATH"] += f":{REPOSITORY}:{program.parent}"
     process = subprocess.Popen(
@@ -78,17 +78,17 @@ def halted(host: FilterHost, steps: int) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize("who", ["guestd", "libvirtd"])
-def test_a_kill_after_any_step_of_a_plan_is_followed_by_what_the_rows_say(
+def test_after_a_kill_at_any_step_of_a_plan_the_rows_are_in_force(
     filter_host: FilterHost, reliability: Reliability, who: str
 ) -> None:
     host, changing = filter_host, Changing(filter_host)
     changing.change()
-    assert len(host.passed(ENFORCE).done) == STEPS
+    assert len(host.reconcile(ENFORCE).steps) == STEPS
     wrong, before = 0, len(host.audit())
     prefixes = range(0, STEPS + 1, reliability.rounds(quick=STEPS // 2, full=1))
     for steps in prefixes:
         changing.change()
-        with halted(host, steps) as process:
+        with start_halting_run(host, steps) as process:
             if who == "libvirtd":
                 host.lab.stop_libvirtd(signal.SIGKILL)
                 host.lab.start_libvirtd()
@@ -97,8 +97,8 @@ def test_a_kill_after_any_step_of_a_plan_is_followed_by_what_the_rows_say(
                 assert process.returncode == 1  # its connection is gone
             else:
                 process.kill()
-        host.passed(ENFORCE)
-        wrong += not (changing.is_right() and host.passed(ENFORCE).done == ())
+        host.reconcile(ENFORCE)
+        wrong += not (changing.is_right() and host.reconcile(ENFORCE).steps == ())
     reliability.record_filters(
         f"kill -9 of {who} after each step of a plan of {STEPS}", rounds=len(prefixes),
         actions=len(host.audit()) - before, kills=len(prefixes), wrong=wrong,

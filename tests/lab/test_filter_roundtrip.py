@@ -1,4 +1,4 @@
-"""What libvirt gives back of a filter is, as a model, what it was given."""
+"""A filter that libvirt prints is, as a model, the one that it was given."""
 
 from typing import Any
 from uuid import UUID, uuid5
@@ -6,9 +6,10 @@ from uuid import UUID, uuid5
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from guestd.filters.compiler import FilterRow, compiled
+from guestd.filters.compiler import compile_filter
 from guestd.filters.model import Filter
-from guestd.filters.xml import read, write
+from guestd.filters.snapshot import FilterRow
+from guestd.filters.xml import parse_filter, render_filter
 from support.filter_rows import filter_rows, wild_filter_rows
 
 pytestmark = pytest.mark.timeout(600)
@@ -19,31 +20,31 @@ SPACE = UUID(int=0)
 @settings(max_examples=200, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(row=filter_rows())
 def test_a_generated_filter_comes_back_equal(nwfilters: Any, row: FilterRow) -> None:
-    wanted = compiled(row, {})
-    assert isinstance(wanted, Filter)
-    assert read(nwfilters.nwfilterDefineXML(write(wanted)).XMLDesc()) == wanted
+    compiled = compile_filter(row, {})
+    assert isinstance(compiled, Filter)
+    assert parse_filter(nwfilters.nwfilterDefineXML(render_filter(compiled)).XMLDesc()) == compiled
 
 
 @settings(max_examples=200, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(row=wild_filter_rows())
-def test_what_libvirt_would_change_is_refused_first(nwfilters: Any, row: FilterRow) -> None:
-    wanted = compiled(row, {})
-    if isinstance(wanted, Filter):
-        assert read(nwfilters.nwfilterDefineXML(write(wanted)).XMLDesc()) == wanted
+def test_rows_that_libvirt_would_change_are_refused_first(nwfilters: Any, row: FilterRow) -> None:
+    compiled = compile_filter(row, {})
+    if isinstance(compiled, Filter):
+        assert parse_filter(nwfilters.nwfilterDefineXML(render_filter(compiled)).XMLDesc()) == compiled
     else:
-        assert all(problem.column and problem.why for problem in wanted)
+        assert all(problem.column and problem.reason for problem in compiled)
 
 
 def test_libvirts_own_filters_come_back_equal_under_another_name(nwfilters: Any) -> None:
-    own = [read(each.XMLDesc()) for each in nwfilters.listAllNWFilters()]
+    own = [parse_filter(each.XMLDesc()) for each in nwfilters.listAllNWFilters()]
     stock = [each for each in own if not each.name.startswith("ibay-")]
     assert len(stock) > 20
     for each in stock:
         copy = Filter(COPY, uuid5(SPACE, COPY), each.chain, each.priority or -1, each.rules, each.references)
-        assert read(nwfilters.nwfilterDefineXML(write(copy)).XMLDesc()) == copy
+        assert parse_filter(nwfilters.nwfilterDefineXML(render_filter(copy)).XMLDesc()) == copy
 
 
 @pytest.mark.parametrize("row_priority", [-1000, -1, 1, 1000])
 def test_a_stated_priority_of_a_chain_is_kept(nwfilters: Any, row_priority: int) -> None:
-    wanted = Filter(COPY, uuid5(SPACE, COPY), "ipv4", row_priority)
-    assert read(nwfilters.nwfilterDefineXML(write(wanted)).XMLDesc()) == wanted
+    compiled = Filter(COPY, uuid5(SPACE, COPY), "ipv4", row_priority)
+    assert parse_filter(nwfilters.nwfilterDefineXML(render_filter(compiled)).XMLDesc()) == compiled

@@ -1,4 +1,4 @@
-"""The rules of the filter plan are held by its tests: each rule taken out of a copy makes them fail."""
+"""The tests of the filter plan cover its rules: they fail for every copy that lacks one rule."""
 
 from pathlib import Path
 
@@ -7,24 +7,24 @@ import pytest
 from support.mutants import copied, mutate, survives
 
 TESTS = ("tests/unit/test_filter_plan.py",)
-# What breaks, the text of the plan, the text that takes its place.
+# What breaks, the text in plan.py, its replacement.
 MUTANTS = [
-    ("definitions backwards", "in _targets_first(changed, {**there, **accepted})]", "in sorted(changed)]"),
+    ("definitions backwards", "in _targets_first(changed, {**remaining, **accepted})]", "in sorted(changed)]"),
     ("removals run backwards", "referrers_first = reversed(", "referrers_first = list("),
-    ("whatever has the prefix is ours", "(is_row or (name, there.uuid) in wanted.known)", "True"),
-    ("whatever is known is ours", "return name.startswith(PREFIX) and", "return"),
-    ("what is left over stays", "*_removals(left - first,", "*_removals(first - left,"),
-    ("what is bound may go", "or name in seen.bound]", "]"),
-    ("what a bound filter includes may go", "set(_reached(staying, lambda name: edges.get(name, ())))", "set(staying)"),
-    ("a refused row is taken for a deleted one", "and name not in wanted.held and _is_own", "and _is_own"),
-    ("a used name is taken over", "if user in seen.bound:", "if False:"),
-    ("who includes a renamed filter is forgotten", "    return set(_users(taken, seen))", "    return set(taken)"),
+    ("everything with the prefix is owned", "(is_row or (name, there.uuid) in desired.known)", "True"),
+    ("everything known is owned", "return name.startswith(PREFIX) and", "return"),
+    ("filters without a row stay", "*_removals(unused - first,", "*_removals(first - unused,"),
+    ("a bound filter may be removed", "or name in observed.bound]", "]"),
+    ("a filter that a bound one includes may be removed", "set(reach(staying, edges))", "set(staying)"),
+    ("a refused row counts as deleted", "and name not in desired.invalid and _is_own", "and _is_own"),
+    ("a used name is occupied", "if user in observed.bound:", "if False:"),
+    ("the includers of a renamed filter stay", "return set(_list_users(occupants, observed))", "return set(occupants)"),
     ("a cycle goes through", "if target == start:", "if False:"),
     ("a missing target goes through", "if target not in edges:", "if False:"),
-    ("everything is defined again", "if name in first or seen.filters.get(name) != each]", "]"),
-    ("nobody is asked", "if not taken or", "if True or"),
-    ("a part of them is nobody's matter", "guard.most_removals_share * len(own)", "len(own)"),
-    ("emptied is not removed", "if was_something and not", "if False and not"),
+    ("everything is defined again", "if name in first or observed.filters.get(name) != each]", "]"),
+    ("nothing needs confirmation", "if not lost or", "if True or"),
+    ("the share does not count", "guard.most_removals_share * len(own)", "len(own)"),
+    ("emptied does not count as removed", "if was_something and not", "if False and not"),
 ]  # fmt: skip
 
 

@@ -1,7 +1,6 @@
-"""Trees of filters made up from a seed, as rows, and the connections and packets to try on them.
+"""Trees of filters generated from a seed, as rows, and the connections and packets to try on them.
 
-All move within a few addresses and ports, so that rules and packets meet. What libvirt would not take as it says is not
-among the rows.
+All use a few addresses and ports, so that rules match packets. Rows that libvirt would change are left out.
 """
 
 import random
@@ -10,12 +9,12 @@ from ipaddress import ip_address
 from typing import Any
 from uuid import UUID, uuid5
 
-from guestd.filters.compiler import FilterRow, RuleRow, compiled
-from guestd.filters.desired import MachineRow, Rows
+from guestd.filters.compiler import compile_filter
 from guestd.filters.explain import Question
 from guestd.filters.model import Filter
 from guestd.filters.packet_match import Packet
 from guestd.filters.services import SERVICES, Policy, Ports
+from guestd.filters.snapshot import FilterRow, MachineRow, RuleRow, StoreSnapshot
 from gueststore.seeds import load_filters
 from support.filter_rows import COLUMNS, filter_row, rule_row
 from support.packets import FALSE_MAC
@@ -48,8 +47,8 @@ def seeded_rows() -> list[FilterRow]:
     return found
 
 
-def generated(dice: random.Random) -> Rows:
-    """The rows of one machine: a few filters that include each other, services, open ports, sometimes the seed's."""
+def generated(dice: random.Random) -> StoreSnapshot:
+    """The rows of one machine: a few filters that include each other, services and open ports."""
     made: list[FilterRow] = []
     for number in range(1, dice.randint(2, 4)):
         targets = [row.id for row in made if dice.random() < 0.6]
@@ -62,35 +61,39 @@ def generated(dice: random.Random) -> Rows:
         dice.random() < 0.3, services if dice.random() < 0.5 else {}, {"https": Policy(True, True)},
         (Ports("tcp", 8000, 8100),) if dice.random() < 0.3 else (),
     )  # fmt: skip
-    return Rows((*seeded_rows(), *made), (machine,), {"dns": Policy(True, False)} if dice.random() < 0.3 else {})
+    return StoreSnapshot(
+        (*seeded_rows(), *made), (machine,), {"dns": Policy(True, False)} if dice.random() < 0.3 else {}
+    )
 
 
 def forest(dice: random.Random, count: int) -> list[FilterRow]:
-    """So many filters; some include the one before."""
+    """`count` filters; some include the one before."""
     made: list[FilterRow] = []
     for number in range(1, count + 1):
         targets = (made[-1].id,) if made and dice.random() < 0.3 else ()
         row = _filter(dice, number, targets)
-        # libvirt cannot lay filters of one chain that have several priorities: "No chain/target/match by that name".
+        # libvirt cannot install filters of one chain with several priorities: "No chain/target/match by that name".
         priority = -100 * _CHAINS.index(row.chain) - 1
         made.append(replace(row, internal_name=f"ibay-{number:016x}", priority=priority))
     return made
 
 
-def all_services() -> Rows:
+def all_services() -> StoreSnapshot:
     """A machine that uses and provides every service, and includes filters of the seed that include others."""
     seeded = seeded_rows()
     own = tuple(row.id for row in seeded if row.name in ("Web Server Security", "Drop All"))
     services = dict.fromkeys(SERVICES, Policy(True, True))
     machine = MachineRow(UUID(int=6), "all", "vm-all", GUEST, own, (), True, {}, {}, ())
-    return Rows(tuple(seeded), (machine,), services)
+    return StoreSnapshot(tuple(seeded), (machine,), services)
 
 
 def service_questions() -> list[Question]:
-    """A connection to every port of every service, both ways, and one to a port of none."""
+    """A connection to every port of every service, in both directions, and one to a port of no service."""
     ports = {port for _, each in SERVICES.values() for port in each} | {Ports("tcp", 9999, 9999)}
     return [
-        Question(port.protocol, PEERS[0], port.first, way) for port in sorted(ports, key=str) for way in ("in", "out")
+        Question(port.protocol, PEERS[0], port.first, direction)
+        for port in sorted(ports, key=str)
+        for direction in ("in", "out")
     ]
 
 
@@ -102,9 +105,9 @@ def _filter(dice: random.Random, number: int, targets: tuple[UUID, ...]) -> Filt
     rules: list[RuleRow] = []
     while len(rules) < dice.randint(1, 5):
         rule = replace(_rule(dice), id=UUID(int=100 * number + len(rules)))
-        if isinstance(compiled(replace(row, rules=(rule,)), {}), Filter):
+        if isinstance(compile_filter(replace(row, rules=(rule,)), {}), Filter):
             rules.append(rule)
-    # Most trees end with a rule that drops, or little of what follows would be tried.
+    # Most trees end with a rule that drops: otherwise most packets would pass.
     if dice.random() < 0.6:
         last = rule_row(id=UUID(int=100 * number + 99), action=dice.choice(["drop", "reject"]), priority=950)
         version = dice.choice(["ipv4", "ipv4", "ipv6"])
@@ -141,7 +144,7 @@ def _rule(dice: random.Random) -> RuleRow:
 
 
 def questions(dice: random.Random, number: int) -> list[Question]:
-    """Connections that one could ask `guestd filters explain` about."""
+    """Connections for `guestd filters explain`."""
     found = []
     for _ in range(number):
         protocol = dice.choice(["tcp", "tcp", "udp", "icmp"])
@@ -151,7 +154,7 @@ def questions(dice: random.Random, number: int) -> list[Question]:
 
 
 def lone_packets(dice: random.Random) -> list[Packet]:
-    """Packets that belong to no connection: false senders, ARP, and what the kernel calls invalid."""
+    """Packets without a connection: false senders, ARP, and packets in state INVALID."""
     guest, peer, port = GUEST[0], dice.choice(PEERS[:2]), dice.choice(PORTS)
     out, back = Packet("out", "tcp", guest, peer, 40001, port), Packet("in", "tcp", peer, guest, 40001, port)
     return [

@@ -1,4 +1,4 @@
-"""The lab's libvirt, asked for filters, and a bridge with a port that filters can be bound to: no guest is needed."""
+"""Filters of the lab's libvirt, and a bridge with a port to bind filters to without a guest."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,7 +11,7 @@ PORT = "gtap"
 
 @pytest.fixture
 def nwfilters(lab: Lab) -> Iterator[Any]:
-    """A connection to the lab's libvirt, for each test: one may have ended libvirtd."""
+    """A connection to the lab's libvirt, for each test: another may have killed libvirtd."""
     libvirt = pytest.importorskip("libvirt")
     libvirt.registerErrorHandler(lambda *_: None, None)
     connection = libvirt.open(lab.uri)

@@ -1,4 +1,4 @@
-"""Whole Ethernet frames of what verdicts are asked for, with every checksum right: the kernel tracks no others."""
+"""Complete Ethernet frames for packets, with valid checksums: the kernel tracks no others."""
 
 import struct
 from ipaddress import ip_address
@@ -15,7 +15,7 @@ _ICMPV6 = 58
 
 def frame(packet: Packet, tag: bytes, flags: int = SYN) -> bytes:
     """The frame of a packet that carries a tag; `flags` are TCP's."""
-    own, other = (GUEST_MAC, PEER_MAC) if packet.way == "out" else (PEER_MAC, GUEST_MAC)
+    own, other = (GUEST_MAC, PEER_MAC) if packet.direction == "out" else (PEER_MAC, GUEST_MAC)
     source_mac = _mac(packet.mac or own)
     if packet.protocol == "arp":
         return b"\xff" * 6 + source_mac + struct.pack(">H", 0x0806) + _arp(packet, source_mac) + tag.ljust(18, b"\0")

@@ -38,7 +38,7 @@ class Wire:
 
     def arrives(self, packet: Packet, flags: int = SYN) -> bool:
         """Put a packet on the wire, and say whether it came out on the other side."""
-        here, there = ("guest", "peer") if packet.way == "out" else ("peer", "guest")
+        here, there = ("guest", "peer") if packet.direction == "out" else ("peer", "guest")
         tag, end = self._tag(b"p"), self._tag(b"m")
         with _one_processor():  # which then handles one after the other
             self._sockets[here].send(frame(packet, tag, flags))

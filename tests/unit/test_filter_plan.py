@@ -1,4 +1,4 @@
-"""The filter plan: any part of it, planned again from where that led, comes to the same end and harms nobody."""
+"""The filter plan: replanning after any prefix reaches the same end, and no prefix removes protection."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -7,8 +7,10 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
+from guestd.filters.desired import DesiredFilters
 from guestd.filters.model import Filter, Reference, Rule
-from guestd.filters.plan import Action, Define, Guard, Plan, Remove, Seen, Wanted, plan
+from guestd.filters.plan import Define, FilterAction, FilterPlan, Guard, Remove, plan_filters
+from guestd.filters.snapshot import ObservedFilters
 
 EVERYTHING_BUT_ALL = Guard(1000)
 RULE = Rule("accept", "in", 500, "tcp")
@@ -27,7 +29,7 @@ def by_name(*filters: Filter) -> dict[str, Filter]:
 
 @dataclass
 class World:
-    """A libvirt that refuses what the real one refuses, and, on top, any definition that names what is not there."""
+    """A libvirt that refuses what the real one refuses, and any definition with a missing target."""
 
     filters: dict[str, Filter]
     bound: frozenset[str] = frozenset()
@@ -35,21 +37,21 @@ class World:
     foreign: dict[str, Filter] = field(default_factory=dict)
     rows: set[tuple[str, UUID]] = field(default_factory=set)
 
-    def plan(self, wanted: Wanted, guard: Guard = EVERYTHING_BUT_ALL) -> Plan:
-        now = replace(wanted, known=frozenset(self.known))
-        self.rows = {(each.name, each.uuid) for each in wanted.filters.values()}
-        return plan(now, Seen(self.filters, self.bound), guard)
+    def plan(self, desired: DesiredFilters, guard: Guard = EVERYTHING_BUT_ALL) -> FilterPlan:
+        now = replace(desired, known=frozenset(self.known))
+        self.rows = {(each.name, each.uuid) for each in desired.filters.values()}
+        return plan_filters(now, ObservedFilters(self.filters, self.bound), guard)
 
-    def settle(self, wanted: Wanted) -> Plan:
-        """Plan and apply until nothing is left to do. A redefinition may free a name or uuid: then there is more."""
+    def settle(self, desired: DesiredFilters) -> FilterPlan:
+        """Plan and apply until nothing is left to do: a redefinition may free a name or uuid for another filter."""
         for _ in range(4):
-            found = self.plan(wanted)
+            found = self.plan(desired)
             if not found.actions:
                 return found
             self.apply(found.actions)
-        raise AssertionError("it does not come to an end")
+        raise AssertionError("it does not converge")
 
-    def apply(self, actions: Iterable[Action]) -> None:
+    def apply(self, actions: Iterable[FilterAction]) -> None:
         for action in actions:
             match action:
                 case Define(definition=each):
@@ -87,12 +89,12 @@ class World:
 
 @st.composite
 def trees(draw: st.DrawFn, names: list[str], *, spare_uuids: bool) -> dict[str, Filter]:
-    """Filters that include only what comes after them: no cycles."""
+    """Filters that include only later ones: no cycles."""
     chosen = draw(st.lists(st.sampled_from(names), unique=True))
     numbers = draw(st.permutations(range(len(names)))) if spare_uuids and draw(st.booleans()) else None
     found = {}
-    for place, name in enumerate(chosen):
-        targets = draw(st.lists(st.sampled_from(chosen[place + 1 :]), unique=True)) if chosen[place + 1 :] else []
+    for position, name in enumerate(chosen):
+        targets = draw(st.lists(st.sampled_from(chosen[position + 1 :]), unique=True)) if chosen[position + 1 :] else []
         uuid = None if numbers is None else numbers[names.index(name)]
         found[name] = made(name, *targets, uuid=uuid, rules=draw(st.integers(0, 2)))
     return found
@@ -111,38 +113,38 @@ def worlds(draw: st.DrawFn) -> World:
 
 
 @st.composite
-def wishes(draw: st.DrawFn) -> Wanted:
-    """Mostly sound; sometimes with a cycle, a missing target or a refused row."""
+def desired_states(draw: st.DrawFn) -> DesiredFilters:
+    """Mostly valid; sometimes with a cycle, a missing target or a refused row."""
     filters = draw(trees(NAMES, spare_uuids=True))
     if filters and draw(st.integers(0, 3)) == 0:
         name = draw(st.sampled_from(sorted(filters)))
         extra = Reference(draw(st.sampled_from([*filters, "ibay-z"])))
         filters[name] = replace(filters[name], references=(*filters[name].references, extra))
-    held = frozenset(draw(st.lists(st.sampled_from(NAMES), max_size=2))) - set(filters)
-    return Wanted(filters, held)
+    invalid = frozenset(draw(st.lists(st.sampled_from(NAMES), max_size=2))) - set(filters)
+    return DesiredFilters(filters, invalid)
 
 
-@given(worlds(), wishes(), st.data())
-def test_any_part_of_a_plan_planned_again_comes_to_the_same_end(
-    world: World, wanted: Wanted, data: st.DataObject
+@given(worlds(), desired_states(), st.data())
+def test_replanning_after_any_prefix_of_a_plan_reaches_the_same_end(
+    world: World, desired: DesiredFilters, data: st.DataObject
 ) -> None:
     before = dict(world.filters)
-    actions = world.plan(wanted).actions
+    actions = world.plan(desired).actions
     cut = data.draw(st.integers(0, len(actions)))
     whole = replace(world, filters=dict(world.filters), known=set(world.known))
-    last = whole.settle(wanted)
+    last = whole.settle(desired)
     world.apply(actions[:cut])
-    world.settle(wanted)
+    world.settle(desired)
     assert world.filters == whole.filters
     refused = {report.name for report in last.reports if report.kind == "refused"}
-    assert all(whole.filters[name] == each for name, each in wanted.filters.items() if name not in refused)
-    assert all(whole.filters.get(name) == before.get(name) for name in refused | wanted.held)
+    assert all(whole.filters[name] == each for name, each in desired.filters.items() if name not in refused)
+    assert all(whole.filters.get(name) == before.get(name) for name in refused | desired.invalid)
     assert {name: whole.filters[name] for name in world.foreign} == world.foreign
 
 
-@given(worlds(), wishes())
-def test_what_an_interface_uses_is_never_away(world: World, wanted: Wanted) -> None:
-    for action in world.plan(wanted).actions:
+@given(worlds(), desired_states())
+def test_a_filter_that_an_interface_uses_is_never_removed(world: World, desired: DesiredFilters) -> None:
+    for action in world.plan(desired).actions:
         used = {name for start in world.bound for name in world.reach(start)}
         assert not (isinstance(action, Remove) and action.name in used)
         world.apply([action])
@@ -150,123 +152,126 @@ def test_what_an_interface_uses_is_never_away(world: World, wanted: Wanted) -> N
 
 def test_a_changed_filter_is_defined_in_place_and_alone() -> None:
     world = World(by_name(made("ibay-1", "ibay-2"), made("ibay-2")), frozenset({"ibay-1"}))
-    wanted = Wanted(by_name(made("ibay-1", "ibay-2"), made("ibay-2", rules=3)))
-    assert [str(action) for action in world.plan(wanted).actions] == ["define ibay-2: 2 rules more, 0 less"]
+    desired = DesiredFilters(by_name(made("ibay-1", "ibay-2"), made("ibay-2", rules=3)))
+    assert [str(action) for action in world.plan(desired).actions] == ["define ibay-2: 2 rules added, 0 removed"]
 
 
 def test_targets_are_defined_before_those_that_include_them() -> None:
-    wanted = Wanted(by_name(made("ibay-1", "ibay-2"), made("ibay-2", "ibay-3"), made("ibay-3")))
-    names = [action.definition.name for action in World({}).plan(wanted).actions if isinstance(action, Define)]
+    desired = DesiredFilters(by_name(made("ibay-1", "ibay-2"), made("ibay-2", "ibay-3"), made("ibay-3")))
+    names = [action.definition.name for action in World({}).plan(desired).actions if isinstance(action, Define)]
     assert names == ["ibay-3", "ibay-2", "ibay-1"]
 
 
-def test_a_filter_that_leads_back_through_one_that_stays_is_cut_first() -> None:
+def test_a_filter_that_leads_back_through_an_unchanged_one_is_redefined_first() -> None:
     before = by_name(made("ibay-0"), made("ibay-1"), made("ibay-2", "ibay-5"), made("ibay-5", "ibay-0"))
-    # The new row of 2 is refused: what it includes is as it was.
+    # The new row of 2 is refused: it keeps its references.
     cycle = made("ibay-1", "ibay-2"), made("ibay-2", "ibay-1")
-    wanted = Wanted(by_name(made("ibay-0", "ibay-2"), made("ibay-5"), *cycle))
+    desired = DesiredFilters(by_name(made("ibay-0", "ibay-2"), made("ibay-5"), *cycle))
     world = World(before)
-    found = world.plan(wanted)
+    found = world.plan(desired)
     world.apply(found.actions)
     assert [str(action).split(":")[0] for action in found.actions] == ["define ibay-5", "define ibay-0"]
 
 
-def test_a_cycle_is_refused_with_its_path_and_the_rest_goes_on() -> None:
-    wanted = Wanted(by_name(made("ibay-1", "ibay-2"), made("ibay-2", "ibay-1"), made("ibay-3")))
-    seen = World({}).plan(wanted)
-    assert [str(each) for each in seen.reports] == [
+def test_a_cycle_is_refused_with_its_path_and_the_rest_is_planned() -> None:
+    desired = DesiredFilters(by_name(made("ibay-1", "ibay-2"), made("ibay-2", "ibay-1"), made("ibay-3")))
+    found = World({}).plan(desired)
+    assert [str(each) for each in found.reports] == [
         "refused: ibay-1: it includes itself: ibay-1 -> ibay-2 -> ibay-1",
         "refused: ibay-2: it includes itself: ibay-2 -> ibay-1 -> ibay-2",
     ]
-    assert [str(action) for action in seen.actions] == ["define ibay-3: new, 1 rules, 0 references"]
+    assert [str(action) for action in found.actions] == ["define ibay-3: new, 1 rules, 0 references"]
 
 
 def test_a_missing_target_is_refused_with_the_path_to_it() -> None:
-    wanted = Wanted(by_name(made("ibay-1", "ibay-2"), made("ibay-2", "ibay-9")))
-    texts = {report.text for report in World({}).plan(wanted).reports}
-    assert "it includes what libvirt does not have: ibay-1 -> ibay-2 -> ibay-9" in texts
+    desired = DesiredFilters(by_name(made("ibay-1", "ibay-2"), made("ibay-2", "ibay-9")))
+    texts = {report.text for report in World({}).plan(desired).reports}
+    assert "it includes a filter that libvirt does not have: ibay-1 -> ibay-2 -> ibay-9" in texts
 
 
-def test_a_refused_row_keeps_its_last_definition_and_who_includes_it() -> None:
+def test_a_refused_row_keeps_its_last_definition_and_those_that_include_it() -> None:
     world = World(by_name(made("ibay-1")), known={("ibay-1", UUID(int=1))})
-    actions = world.plan(Wanted(by_name(made("ibay-2", "ibay-1")), held=frozenset({"ibay-1"}))).actions
+    actions = world.plan(DesiredFilters(by_name(made("ibay-2", "ibay-1")), invalid=frozenset({"ibay-1"}))).actions
     assert [str(action) for action in actions] == ["define ibay-2: new, 1 rules, 1 references"]
 
 
-def test_a_refused_row_is_no_deleted_one() -> None:
+def test_a_refused_row_does_not_count_as_deleted() -> None:
     world = World(by_name(made("ibay-1"), made("ibay-2")), known={("ibay-1", UUID(int=1))})
-    assert world.plan(Wanted(by_name(made("ibay-2")), held=frozenset({"ibay-1"}))).actions == ()
+    assert world.plan(DesiredFilters(by_name(made("ibay-2")), invalid=frozenset({"ibay-1"}))).actions == ()
 
 
-def test_a_filter_without_the_prefix_is_never_touched_whatever_is_written_down() -> None:
+def test_a_filter_without_the_prefix_is_never_touched_whatever_the_store_knows() -> None:
     world = World(by_name(made("clean-1"), made("ibay-2")), known={("clean-1", UUID(int=1))})
-    assert world.plan(Wanted(by_name(made("ibay-2")))).actions == ()
+    assert world.plan(DesiredFilters(by_name(made("ibay-2")))).actions == ()
 
 
-def test_a_filter_of_the_prefix_that_guestd_did_not_define_is_reported_and_left() -> None:
-    seen = World(by_name(made("ibay-1"))).plan(Wanted({}))
-    assert seen.actions == ()
-    assert [report.kind for report in seen.reports] == ["foreign"]
+def test_a_filter_with_the_prefix_that_guestd_did_not_define_is_reported_and_left() -> None:
+    found = World(by_name(made("ibay-1"))).plan(DesiredFilters({}))
+    assert found.actions == ()
+    assert [report.kind for report in found.reports] == ["foreign"]
 
 
-def test_a_name_that_somebody_elses_filter_has_is_refused() -> None:
+def test_a_name_of_a_foreign_filter_is_refused() -> None:
     world = World(by_name(made("ibay-1", uuid=77)))
-    seen = world.plan(Wanted(by_name(made("ibay-1"))))
-    assert (seen.actions, [report.kind for report in seen.reports]) == ((), ["refused"])
+    found = world.plan(DesiredFilters(by_name(made("ibay-1"))))
+    assert (found.actions, [report.kind for report in found.reports]) == ((), ["refused"])
 
 
-def test_a_renamed_filter_takes_its_uuid_along_with_those_that_include_it() -> None:
+def test_a_renamed_filter_keeps_its_uuid_and_is_replaced_with_those_that_include_it() -> None:
     world = World(by_name(made("ibay-1"), made("ibay-5", "ibay-1")))
     world.known = {(each.name, each.uuid) for each in world.filters.values()}
-    wanted = Wanted(by_name(made("ibay-2", uuid=1), made("ibay-5", "ibay-2")))
-    steps = [str(action).partition(":")[0] for action in world.plan(wanted).actions]
+    desired = DesiredFilters(by_name(made("ibay-2", uuid=1), made("ibay-5", "ibay-2")))
+    steps = [str(action).partition(":")[0] for action in world.plan(desired).actions]
     assert steps == ["remove ibay-5", "remove ibay-1", "define ibay-2", "define ibay-5"]
 
 
 def test_a_filter_cannot_be_renamed_while_an_interface_uses_it() -> None:
     world = World(by_name(made("ibay-1")), frozenset({"ibay-1"}), {("ibay-1", UUID(int=1))})
-    seen = world.plan(Wanted(by_name(made("ibay-2", uuid=1))))
-    assert seen.actions == ()
-    assert "an interface uses ibay-1" in " ".join(map(str, seen.reports))
+    found = world.plan(DesiredFilters(by_name(made("ibay-2", uuid=1))))
+    assert found.actions == ()
+    assert "an interface uses ibay-1" in " ".join(map(str, found.reports))
 
 
 def test_nothing_is_left_to_do_after_a_plan() -> None:
-    wanted = Wanted(by_name(made("ibay-1", "ibay-2"), made("ibay-2")))
+    desired = DesiredFilters(by_name(made("ibay-1", "ibay-2"), made("ibay-2")))
     world = World({})
-    world.apply(world.plan(wanted).actions)
-    assert world.plan(wanted).actions == ()
+    world.apply(world.plan(desired).actions)
+    assert world.plan(desired).actions == ()
 
 
 def test_a_deleted_filter_stays_while_an_interface_uses_it() -> None:
     world = World(by_name(made("ibay-1", "ibay-2"), made("ibay-2")), frozenset({"ibay-1"}))
     world.known = {(each.name, each.uuid) for each in world.filters.values()}
-    seen = world.plan(Wanted({}))
-    assert (seen.actions, [report.kind for report in seen.reports]) == ((), ["used", "used"])
+    found = world.plan(DesiredFilters({}))
+    assert (found.actions, [report.kind for report in found.reports]) == ((), ["used", "used"])
 
 
-def test_an_emptied_store_removes_nothing_without_a_yes() -> None:
+def test_an_emptied_store_removes_nothing_without_confirmation() -> None:
     world = World(by_name(made("ibay-1"), made("ibay-2")))
     world.known = {(each.name, each.uuid) for each in world.filters.values()}
-    assert world.plan(Wanted({})).guarded == "it would remove or empty 2 of 2 filters, and 1 are allowed at once"
+    assert (
+        world.plan(DesiredFilters({})).needs_confirmation
+        == "it would remove or empty 2 of 2 filters, and 1 are allowed at once"
+    )
 
 
-def test_more_removals_than_are_allowed_wait_for_a_yes() -> None:
+def test_more_removals_than_are_allowed_need_confirmation() -> None:
     world = World(by_name(*(made(name) for name in NAMES)))
     world.known = {(each.name, each.uuid) for each in world.filters.values()}
-    wanted = Wanted(by_name(*(made(name) for name in NAMES[:3])))
-    assert world.plan(wanted, Guard(3)).guarded is not None
-    assert world.plan(wanted, Guard(4)).guarded is None
+    desired = DesiredFilters(by_name(*(made(name) for name in NAMES[:3])))
+    assert world.plan(desired, Guard(3)).needs_confirmation is not None
+    assert world.plan(desired, Guard(4)).needs_confirmation is None
 
 
-def test_a_larger_part_than_is_allowed_waits_for_a_yes() -> None:
+def test_a_larger_share_than_is_allowed_needs_confirmation() -> None:
     world = World(by_name(*(made(name) for name in NAMES[:4])))
     world.known = {(each.name, each.uuid) for each in world.filters.values()}
-    wanted = Wanted(by_name(*(made(name) for name in NAMES[:2])))
-    assert world.plan(wanted, Guard(20, 0.4)).guarded is not None
-    assert world.plan(wanted, Guard(20, 0.5)).guarded is None
+    desired = DesiredFilters(by_name(*(made(name) for name in NAMES[:2])))
+    assert world.plan(desired, Guard(20, 0.4)).needs_confirmation is not None
+    assert world.plan(desired, Guard(20, 0.5)).needs_confirmation is None
 
 
 def test_filters_that_lose_all_their_rules_count_as_removed() -> None:
     world = World(by_name(*(made(name) for name in NAMES)))
-    wanted = Wanted(by_name(*(made(name, rules=0) for name in NAMES)))
-    assert world.plan(wanted).guarded is not None
+    desired = DesiredFilters(by_name(*(made(name, rules=0) for name in NAMES)))
+    assert world.plan(desired).needs_confirmation is not None

@@ -1,11 +1,11 @@
-"""./dev bench apply: what it takes to put filters into libvirt, to keep them there, and to follow an edit.
+"""./dev bench apply: the cost of installing filters in libvirt, of runs without changes, and of an edit.
 
 On a private server (fsync on) and a private libvirtd (root only), with many filters that include each other:
 
-1. first: one pass that puts all of them into a libvirt that has none.
-2. quiet: full passes in which nothing has changed, each with its own look at libvirt. CPU is that of this process.
-3. edits: a rule is changed, one after the other, while the loop runs; from the commit to the moment at which another
-   connection, which asks every two milliseconds, sees the filter changed in libvirt.
+1. first: one run that defines all of them in an empty libvirt.
+2. quiet: full runs without changes, each with its own snapshot of libvirt. CPU is that of this process.
+3. edits: rules are changed, one after the other, while the reconciler runs; from the commit to the moment at which
+   another connection, which polls every two milliseconds, sees the change in libvirt.
 """
 
 import argparse
@@ -25,15 +25,15 @@ from tools.bench.measuring import keep, own_store
 from tools.bench.suite_filters import FILTERS, REFERENCES, RULES
 from tools.harness.lab import Lab
 
-from guestd.filters.apply import Outcome, Passes, nothing_flushed
-from guestd.filters.diff import Allowed
-from guestd.filters.driver import NWFilters
+from guestd.filters.apply import FilterRuns, assume_kernel_unchanged
+from guestd.filters.diff import Permissions
+from guestd.filters.driver import FilterDriver
 from guestd.filters.plan import Guard
-from guestd.filters.reconciler import Counters, FilterLoop
-from guestd.filters.store import filter_store
-from guestd.telemetry.registry import VmMetrics
+from guestd.filters.reconciler import FilterReconciler
+from guestd.filters.store import open_filter_store
+from guestd.telemetry.registry import FilterMetrics, VmMetrics
 
-ALLOWED = Allowed(Guard(20, 0.5), "report")
+PERMISSIONS = Permissions(Guard(20, 0.5), "report")
 HOST = "bench"
 SEED = 1
 
@@ -50,16 +50,14 @@ def main() -> None:
         lab = Lab(Path(state))
         lab.up("setpriv", "--pdeathsig", "KILL")
         try:
-            first_seconds, cpu_ms = asyncio.run(_passes(dsn, lab.uri, arguments))
-            edits_ms = sorted(asyncio.run(_edits(dsn, lab.uri, arguments)))
+            first_seconds, cpu_ms = asyncio.run(_measure_runs(dsn, lab.uri, arguments))
+            edits_ms = sorted(asyncio.run(_measure_edits(dsn, lab.uri, arguments)))
         finally:
             lab.down()
     highest = edits_ms[min(len(edits_ms) - 1, len(edits_ms) * 99 // 100)]
     print(f"{arguments.filters} filters, {arguments.filters * arguments.rules} rules")
     print(f"{'first application':<44}{first_seconds:>10.1f} s")
-    print(
-        f"{'CPU of a quiet pass, median and highest':<44}{statistics.median(cpu_ms):>10.0f} ms {max(cpu_ms):>8.0f} ms"
-    )
+    print(f"{'CPU of a quiet run, median and highest':<44}{statistics.median(cpu_ms):>10.0f} ms {max(cpu_ms):>8.0f} ms")
     median = statistics.median(edits_ms)
     print(f"{'from commit to libvirt, median and p99':<44}{median:>10.0f} ms {highest:>8.0f} ms")
     figures = {"first_seconds": first_seconds, "quiet_cpu_ms": cpu_ms, "edits_ms": edits_ms}
@@ -70,44 +68,40 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./dev bench apply", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--filters", type=int, default=1000, help="(default: 1000)")
     parser.add_argument("--rules", type=int, default=10, help="of each filter (default: 10)")
-    parser.add_argument("--passes", type=int, default=20, help="quiet ones (default: 20)")
+    parser.add_argument("--runs", type=int, default=20, help="quiet ones (default: 20)")
     parser.add_argument("--edits", type=int, default=200, help="one after the other (default: 200)")
     parser.add_argument("--json", type=Path, default=Path("bench-apply.json"), help="where the figures go")
     return parser.parse_args()
 
 
-async def _passes(dsn: str, uri: str, arguments: argparse.Namespace) -> tuple[float, list[float]]:
-    driver = NWFilters(uri, VmMetrics())
+async def _measure_runs(dsn: str, uri: str, arguments: argparse.Namespace) -> tuple[float, list[float]]:
+    driver = FilterDriver(uri, VmMetrics())
     cpu_ms = []
-    async with driver.connected(), filter_store(dsn, name=HOST, uri=uri, version="bench") as store:
-        passes = Passes(driver, store, ALLOWED, nothing_flushed)
+    async with driver.connect(), open_filter_store(dsn, name=HOST, uri=uri, version="bench") as store:
+        runs = FilterRuns(driver, store, PERMISSIONS, assume_kernel_unchanged)
         began = time.monotonic()
-        outcome = await passes.full()
+        result = await runs.run_full()
         first_seconds = time.monotonic() - began
-        if outcome.in_force != len(outcome.done) or outcome.held:
-            raise SystemExit(f"not all is in force: {outcome.in_force} of {outcome.wanted}: {outcome.reports[:3]}")
-        for _ in range(arguments.passes):
+        if result.in_force != len(result.steps) or result.held:
+            raise SystemExit(f"not all is in force: {result.in_force} of {result.desired}: {result.reports[:3]}")
+        for _ in range(arguments.runs):
             before = time.process_time()
-            if (await passes.full()).done:
-                raise SystemExit("a quiet pass has done something")
+            if (await runs.run_full()).steps:
+                raise SystemExit("a quiet run has done something")
             cpu_ms.append((time.process_time() - before) * 1000)
     return first_seconds, cpu_ms
 
 
-async def _edits(dsn: str, uri: str, arguments: argparse.Namespace) -> list[float]:
+async def _measure_edits(dsn: str, uri: str, arguments: argparse.Namespace) -> list[float]:
     """Milliseconds of each."""
-    passed = asyncio.Event()
-
-    def tell(_: Outcome, __: float) -> None:
-        passed.set()
-
-    loop = FilterLoop(
-        NWFilters(uri, VmMetrics()), dsn=dsn, host_name=HOST, allowed=ALLOWED, interval_seconds=30.0,
-        flushed=nothing_flushed, counters=Counters(passed=tell, lost=lambda: None),
+    reconciler = FilterReconciler(
+        FilterDriver(uri, VmMetrics()), dsn=dsn, host_name=HOST, permissions=PERMISSIONS, interval_seconds=30.0,
+        find_flushed=assume_kernel_unchanged, metrics=FilterMetrics(),
     )  # fmt: skip
-    tasks = [asyncio.create_task(loop.run()), asyncio.create_task(loop.watch_edits())]
+    tasks = [asyncio.create_task(reconciler.run()), asyncio.create_task(reconciler.watch_edits())]
     try:
-        await passed.wait()
+        while reconciler.error is not None:  # noqa: ASYNC110 -- the first run sets no event
+            await asyncio.sleep(0.1)
         await asyncio.sleep(1)
         return await asyncio.to_thread(_edit_one_by_one, dsn, uri, arguments.edits)
     finally:

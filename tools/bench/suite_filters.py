@@ -1,8 +1,8 @@
-"""./dev bench filters: what it costs to find that libvirt has what the store says.
+"""./dev bench filters: the cost of a reconcile run without changes.
 
-On a private server, with libvirt's answers written by ourselves, as it would print them, for libvirt's own work is not
-guestd's: many filters of many rules that include each other, machines that use them, and nothing changed. A pass reads
-the rows, compiles them, reads the XML and plans. It is made anew each time, and with the memory of the pass before.
+On a private server; libvirt's XML is written by the suite, because libvirt's own work is not measured: many filters of
+many rules that include each other, machines that use them, and no change. A run reads the rows, compiles them, parses
+the XML and plans: once with an empty cache, and once with the cache of the run before.
 """
 
 import argparse
@@ -11,16 +11,16 @@ import statistics
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import psycopg
 from tools.bench.measuring import keep, own_store
 
-from guestd.filters.cache import Memory
-from guestd.filters.desired import Rows, asked
-from guestd.filters.plan import Guard, Seen, plan, wished
-from guestd.filters.store import read_rows
-from guestd.filters.xml import write
+from guestd.filters.cache import FilterCache
+from guestd.filters.desired import build_desired, compile_rows
+from guestd.filters.plan import Guard, plan_filters
+from guestd.filters.snapshot import ObservedFilters, StoreSnapshot
+from guestd.filters.store import read_store_snapshot
+from guestd.filters.xml import render_filter
 
 STEPS = ("rows", "compiling", "reading XML", "plan")
 FILTERS = """INSERT INTO "NWFilter" ("name", "internalName", "uuid", "chain", "priority", "type", "stateMatch")
@@ -48,13 +48,13 @@ def main() -> None:
     arguments = _arguments()
     with own_store(arguments.machines) as (dsn, _):
         _fill(dsn, arguments)
-        anew, remembered = asyncio.run(_both(dsn, arguments.passes))
+        uncached, cached = asyncio.run(_measure_both(dsn, arguments.runs))
     counts = f"{arguments.filters} filters, {arguments.filters * arguments.rules} rules, {arguments.machines} machines"
-    print(f"CPU of a pass over {counts}, ms, median of {arguments.passes}")
-    print(f"{'':<12}{'anew':>10}{'remembered':>12}")
+    print(f"CPU of a run over {counts}, ms, median of {arguments.runs}")
+    print(f"{'':<12}{'uncached':>10}{'cached':>12}")
     for step in (*STEPS, "in sum"):
-        print(f"{step:<12}{anew[step]:>10.1f}{remembered[step]:>12.1f}")
-    keep(arguments.json, "filters", vars(arguments) | {"json": None, "anew": anew, "remembered": remembered})
+        print(f"{step:<12}{uncached[step]:>10.1f}{cached[step]:>12.1f}")
+    keep(arguments.json, "filters", vars(arguments) | {"json": None, "uncached": uncached, "cached": cached})
 
 
 def _arguments() -> argparse.Namespace:
@@ -62,7 +62,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--filters", type=int, default=1000, help="(default: 1000)")
     parser.add_argument("--rules", type=int, default=10, help="of each filter (default: 10)")
     parser.add_argument("--machines", type=int, default=100, help="all of them on this host (default: 100)")
-    parser.add_argument("--passes", type=int, default=20, help="of each kind (default: 20)")
+    parser.add_argument("--runs", type=int, default=20, help="of each kind (default: 20)")
     parser.add_argument("--json", type=Path, default=Path("bench-filters.json"), help="where the figures go")
     return parser.parse_args()
 
@@ -76,37 +76,37 @@ def _fill(dsn: str, arguments: argparse.Namespace) -> None:
         connection.execute(MACHINES, ())
 
 
-async def _both(dsn: str, count: int) -> tuple[dict[str, float], dict[str, float]]:
-    return await _passes(dsn, count, None), await _passes(dsn, count, Memory())
+async def _measure_both(dsn: str, count: int) -> tuple[dict[str, float], dict[str, float]]:
+    return await _measure_runs(dsn, count, None), await _measure_runs(dsn, count, FilterCache())
 
 
-async def _passes(dsn: str, count: int, memory: Memory | None) -> dict[str, float]:
-    """Milliseconds of CPU by step, with one memory for all passes, or with none."""
-    xml = _as_libvirt_prints(await read_rows(dsn))
-    taken = [await _pass(dsn, xml, Memory() if memory is None else memory) for _ in range(count + 1)]
-    # The first of them remembers nothing yet.
-    medians = {step: statistics.median(each[place] for each in taken[1:]) for place, step in enumerate(STEPS)}
+async def _measure_runs(dsn: str, count: int, cache: FilterCache | None) -> dict[str, float]:
+    """Milliseconds of CPU by step, with one cache for all runs, or with an empty one for each."""
+    xml = _as_libvirt_prints(await read_store_snapshot(dsn))
+    taken = [await _measure_run(dsn, xml, FilterCache() if cache is None else cache) for _ in range(count + 1)]
+    # The first run has nothing in its cache yet.
+    medians = {step: statistics.median(each[number] for each in taken[1:]) for number, step in enumerate(STEPS)}
     return medians | {"in sum": sum(medians.values())}
 
 
-def _as_libvirt_prints(rows: Rows) -> list[str]:
-    wanted = wished(asked(rows), [machine.id for machine in rows.machines])
-    return [write(each) for each in wanted.filters.values()]
+def _as_libvirt_prints(rows: StoreSnapshot) -> list[str]:
+    desired = build_desired(compile_rows(rows), [machine.id for machine in rows.machines])
+    return [render_filter(each) for each in desired.filters.values()]
 
 
-async def _pass(dsn: str, xml: list[str], memory: Memory) -> list[float]:
+async def _measure_run(dsn: str, xml: list[str], cache: FilterCache) -> list[float]:
     moments = [time.process_time()]
-    rows = await read_rows(dsn, memory)
+    rows = await read_store_snapshot(dsn, cache)
     moments.append(time.process_time())
-    found = asked(rows, memory)
+    compiled = compile_rows(rows, cache)
     moments.append(time.process_time())
-    seen = Seen({each.name: each for each in map(memory.read, xml)})
+    observed = ObservedFilters({each.name: each for each in map(cache.parse_filter, xml)})
     moments.append(time.process_time())
-    made: Any = plan(wished(found, [machine.id for machine in rows.machines]), seen, Guard(20))
+    plan = plan_filters(build_desired(compiled, [machine.id for machine in rows.machines]), observed, Guard(20))
     moments.append(time.process_time())
-    memory.end_pass()
-    if made.actions or made.reports:
-        raise SystemExit(f"a quiet pass has something to do: {made}")
+    cache.end_run()
+    if plan.actions or plan.reports:
+        raise SystemExit(f"a run without changes has something to do: {plan}")
     return [(after - before) * 1000 for before, after in pairwise(moments)]
 
 

@@ -20,7 +20,8 @@ from guestd.core.errors import ConfigError
 from guestd.core.log import configure_logging, format_error_line
 from guestd.filters import desired
 from guestd.filters import explain as telling
-from guestd.filters.desired import Asked, MachineRow
+from guestd.filters.desired import CompiledRows
+from guestd.filters.snapshot import MachineRow
 
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
@@ -260,30 +261,32 @@ def _secret(arguments: argparse.Namespace) -> int:
 
 
 def _show_filters(arguments: argparse.Namespace) -> int:
-    return _tell_filters(arguments, telling.show)
+    return _tell_filters(arguments, telling.describe_rules)
 
 
 def _explain_filters(arguments: argparse.Namespace) -> int:
     try:
-        asking = telling.question(arguments.protocol, arguments.peer, arguments.way)
+        asking = telling.parse_question(arguments.protocol, arguments.peer, arguments.way)
     except ValueError as exc:
         print(f"guestd: {exc}", file=sys.stderr)
         return EXIT_USAGE
-    return _tell_filters(arguments, lambda asked, machine: telling.explain(asked, machine, asking))
+    return _tell_filters(arguments, lambda asked, machine: telling.explain_connection(asked, machine, asking))
 
 
-def _tell_filters(arguments: argparse.Namespace, tell: Callable[[Asked, MachineRow], Iterable[str]]) -> int:
+def _tell_filters(arguments: argparse.Namespace, tell: Callable[[CompiledRows, MachineRow], Iterable[str]]) -> int:
     from guestd.core.errors import StoreUnavailable
-    from guestd.filters.store import read_rows
+    from guestd.filters.store import read_store_snapshot
 
     try:
         chosen = _settings(arguments)
-        rows = desired.on_networks(asyncio.run(read_rows(chosen.store.dsn)), _static_ips(chosen.libvirt.uri))
-        machine = telling.find(rows.machines, arguments.machine)
+        rows = desired.add_static_ips(
+            asyncio.run(read_store_snapshot(chosen.store.dsn)), _static_ips(chosen.libvirt.uri)
+        )
+        machine = telling.find_machine(rows.machines, arguments.machine)
     except (StoreUnavailable, ValueError) as exc:
         print(f"guestd: {exc}", file=sys.stderr)
         return EXIT_FAILURE
-    print("\n".join(tell(desired.asked(rows), machine)))
+    print("\n".join(tell(desired.compile_rows(rows), machine)))
     return 0
 
 
@@ -293,7 +296,7 @@ def _static_ips(uri: str) -> Mapping[str, tuple[str, ...]]:
     from guestd.filters import driver
 
     try:
-        return driver.look(uri).static_ips if uri else {}
+        return driver.observe_host(uri).static_ips if uri else {}
     except (SourceLost, ConfigError) as exc:
         print(f"guestd: told without the addresses of libvirt's networks: {exc}", file=sys.stderr)
         return {}

@@ -14,7 +14,7 @@ from guestd.core.config import Settings
 from guestd.core.errors import ConfigError, SourceLost, StoreUnavailable
 from guestd.filters import diff, explain
 from guestd.filters import service as filters_service
-from guestd.filters.plan import Report
+from guestd.filters.plan import FilterReport
 from guestd.vms import service as vms_service
 
 EXIT_FAILURE = 1
@@ -49,26 +49,32 @@ def apply(arguments: argparse.Namespace, settings: Settings) -> int:
     if arguments.take and settings.filters.attach != "enforce":
         raise ConfigError('--take gives interfaces another filter, which filters.attach = "enforce" allows')
     try:
-        outcome = asyncio.run(filters_service.applied(settings, is_confirmed=arguments.yes, is_taking=arguments.take))
+        outcome = asyncio.run(
+            filters_service.run_once(settings, is_confirmed=arguments.yes, may_take_over=arguments.take)
+        )
     except (SourceLost, StoreUnavailable) as exc:
         return _failed(exc)
-    for action, result in outcome.done:
+    for action, result in outcome.steps:
         print(action if result == "done" else f"failed: {action}: {result}")
     print("\n".join(map(str, outcome.reports)), end="\n" if outcome.reports else "")
-    print(f"{outcome.in_force} of {outcome.wanted} filters are in force")
-    return EXIT_FAILURE if outcome.held or any(result != "done" for _, result in outcome.done) else 0
+    print(f"{outcome.in_force} of {outcome.desired} filters are in force")
+    return EXIT_FAILURE if outcome.held or any(result != "done" for _, result in outcome.steps) else 0
 
 
 def _filters(settings: Settings) -> list[Any]:
     """Steps on filters and interfaces, and what there is to tell; empty where libvirt has no network filters."""
     try:
-        found, attaching = asyncio.run(filters_service.previewed(settings))
+        found, attaching = asyncio.run(filters_service.preview_run(settings))
     except SourceLost as exc:
         if "not supported by the connection driver" in str(exc):
             return []
         raise
-    doubts = [Report("doubt", each.name, text) for each in found.here for text in explain.doubts(found.asked, each)]
-    return [*found.plan.actions, *attaching.actions, *diff.reports_of(found), *attaching.reports, *doubts]
+    doubts = [
+        FilterReport("doubt", each.name, text)
+        for each in found.machines
+        for text in explain.list_doubts(found.compiled, each)
+    ]
+    return [*found.plan.actions, *attaching.actions, *diff.list_reports(found), *attaching.reports, *doubts]
 
 
 def _tell(steps: Sequence[Any], *, is_json: bool) -> None:

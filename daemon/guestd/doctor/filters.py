@@ -7,35 +7,33 @@ from collections.abc import AsyncIterator
 from guestd.core.config import Settings
 from guestd.core.errors import ConfigError, SourceLost, StoreUnavailable
 from guestd.doctor.finding import Finding, fault, ok, warning
-from guestd.filters.service import previewed
+from guestd.filters.service import preview_run
 
 
 async def examined(settings: Settings) -> AsyncIterator[Finding]:
-    """Drift and refusals; nothing where there is no libvirt, or no store, which have findings of their own."""
+    """Drift and refused filters; nothing where libvirt or the store is missing: they have findings of their own."""
     if not settings.libvirt.uri:
         return
     try:
-        found, attaching = await previewed(settings)
+        diff, interfaces = await preview_run(settings)
     except (StoreUnavailable, ConfigError):
         return
     except SourceLost as exc:
         if "not supported by the connection driver" not in str(exc):
-            yield fault("filters", str(exc), "install libvirt-daemon-config-nwfilter; guestd's user must be in libvirt")
+            fix = "install libvirt-daemon-config-nwfilter, and add guestd's user to group libvirt"
+            yield fault("filters", str(exc), fix)
         return
-    plan = found.plan
-    problems = {*found.asked.problems, *(each.name for each in plan.reports if each.kind in ("refused", "clash"))}
-    steps = len(plan.actions) + len(attaching.actions)
-    if problems:
-        fix = "correct their rules: guestd filters plan says what is wrong with each"
-        yield warning("filters", f"refused: {', '.join(sorted(problems))}", fix)
-    if plan.guarded is not None:
-        yield warning(
-            "filters",
-            f"waits for a yes: {plan.guarded}",
-            "look at guestd filters plan, then say it: guestd apply --yes",
-        )
+    plan = diff.plan
+    refused = {*diff.compiled.problems, *(each.name for each in plan.reports if each.kind in ("refused", "clash"))}
+    steps = len(plan.actions) + len(interfaces.actions)
+    if refused:
+        fix = "correct their rows: guestd filters plan prints what is wrong with each"
+        yield warning("filters", f"refused: {', '.join(sorted(refused))}", fix)
+    if plan.needs_confirmation is not None:
+        fix = "read guestd filters plan, then confirm it: guestd apply --yes"
+        yield warning("filters", f"needs manual action: {plan.needs_confirmation}", fix)
     if steps:
-        fix = "guestd filters plan names each step, guestd apply does them"
+        fix = "guestd filters plan prints each step, guestd apply does them"
         yield warning("filters", f"libvirt's filters differ from the store's in {steps} steps", fix)
-    if not (problems or steps or plan.guarded):
-        yield ok("filters", "libvirt has them as the store wants them")
+    if not (refused or steps or plan.needs_confirmation):
+        yield ok("filters", "libvirt has them as the store describes them")

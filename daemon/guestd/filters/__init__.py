@@ -1,1 +1,1 @@
-"""Network filters: rows and libvirt's XML as one canonical model, what holds for a machine, and which rule decides."""
+"""Network filters of a host: compiled from the store's rows, compared with libvirt's, and installed there."""

@@ -1,8 +1,8 @@
-"""One pass over a host's filters: rows and libvirt compared, the calls that lead from one to the other, their outcome.
+"""One reconcile run over a host's filters: compare rows with libvirt, apply the plan, record the outcome.
 
-Level-triggered: what is done follows from what is seen now, and a step that fails is told and leaves the others be.
-Every step is in the audit before it begins, and a filter is known to be guestd's before libvirt hears of it: whoever
-dies in between is followed by somebody who can finish.
+Level-triggered: every action follows from what the run observes. A step that fails is reported, and the others go on.
+Each step is in the audit before it begins, and the store knows a filter as guestd's before libvirt does: whatever dies
+in between, the next run can finish.
 """
 
 from __future__ import annotations
@@ -15,15 +15,21 @@ from uuid import uuid4
 import structlog
 
 from guestd.core.tasks import unwrapping_task_group
-from guestd.filters import plan
-from guestd.filters.cache import Memory
-from guestd.filters.desired import MachineRow
-from guestd.filters.diff import Allowed, Compared, compare, compare_interfaces, digest, reports_of
-from guestd.filters.driver import Look, NWFilters
+from guestd.filters.cache import FilterCache
+from guestd.filters.diff import (
+    FilterDiff,
+    Permissions,
+    diff_filters,
+    digest_filter,
+    list_reports,
+    plan_host_interfaces,
+)
+from guestd.filters.driver import FilterDriver
 from guestd.filters.interface_plan import Attach, Bind
 from guestd.filters.model import Filter
-from guestd.filters.plan import Define, Remove, Report
-from guestd.filters.store import FilterStore, HostState, Step
+from guestd.filters.plan import Define, FilterReport, Remove, list_used
+from guestd.filters.snapshot import FilterHostState, HostSnapshot, MachineRow
+from guestd.filters.store import AuditStep, FilterStore
 
 log = structlog.get_logger()
 
@@ -43,213 +49,228 @@ REPORT_KINDS = (
 )
 
 Action = Define | Remove | Attach | Bind
-Steps = tuple[tuple[Action, str], ...]
-Flushed = Callable[[Look, Mapping[str, Filter]], Awaitable[tuple[Mapping[str, str], Sequence[Report]]]]
+DoneSteps = tuple[tuple[Action, str], ...]
+FindFlushed = Callable[
+    [HostSnapshot, Mapping[str, Filter]], Awaitable[tuple[Mapping[str, str], Sequence[FilterReport]]]
+]
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a pass has found and left: counts of filters, what it did (with the outcome of each), what to tell."""
+class RunResult:
+    """What a run did and left: numbers of filters, its steps with the outcome of each, and reports.
 
-    wanted: int
+    `held` is the reason why the plan needs to be confirmed first, or None.
+    """
+
+    desired: int
     in_force: int
-    done: Steps
+    steps: DoneSteps
     drifted: int
     held: str | None
-    reports: tuple[Report, ...]
+    reports: tuple[FilterReport, ...]
 
 
-class Passes:
-    """Passes over one host, through one connection each to libvirt and the store; remembers libvirt between them."""
+class FilterRuns:
+    """Reconcile runs over one host, through one connection each to libvirt and the store.
 
-    def __init__(self, driver: NWFilters, store: FilterStore, allowed: Allowed, flushed: Flushed) -> None:
+    Between runs it keeps only the last snapshot of libvirt, for `run_quick`, and caches.
+    """
+
+    def __init__(
+        self, driver: FilterDriver, store: FilterStore, permissions: Permissions, find_flushed: FindFlushed
+    ) -> None:
         self._driver = driver
         self._store = store
-        self._allowed = allowed
-        self._flushed = flushed
-        self._look: Look | None = None
-        self._memory = Memory()
+        self._permissions = permissions
+        self._find_flushed = find_flushed
+        self._host: HostSnapshot | None = None
+        self._cache = FilterCache()
         self._digests: dict[str, tuple[Filter, str]] = {}
 
-    async def full(self, edited: asyncio.Event | None = None) -> Outcome:
-        """Look at everything, and put it right; whoever sets `edited` while it is looked at need not wait for that."""
-        async with self._store.alone():
-            done, drifted = await self._looked(asyncio.Event() if edited is None else edited)
-            assert self._look is not None
-            outcome = await self._once(await self._compared(self._look), is_fresh=True)
-            self._memory.end_pass()
-            return replace(outcome, done=(*done, *outcome.done), drifted=drifted + outcome.drifted)
+    async def run_full(self, edited: asyncio.Event | None = None) -> RunResult:
+        """Observe everything and reconcile it. While it does, setting `edited` applies an edit."""
+        async with self._store.lock():
+            steps, drifted = await self._observe(asyncio.Event() if edited is None else edited)
+            assert self._host is not None
+            result = await self._reconcile(await self._diff(self._host), is_fresh=True)
+            self._cache.end_run()
+            return replace(result, steps=(*steps, *result.steps), drifted=drifted + result.drifted)
 
-    async def quick(self) -> Outcome:
-        """Put right what follows from changed rows, libvirt being as it was; nothing is removed by memory alone."""
-        if self._look is None:
-            return await self.full()
-        async with self._store.alone():
-            return await self._quick(self._look)
+    async def run_quick(self) -> RunResult:
+        """Apply changed rows to libvirt as it was last observed; a plan with removals takes a new snapshot first."""
+        if self._host is None:
+            return await self.run_full()
+        async with self._store.lock():
+            return await self._run_quick(self._host)
 
-    async def _quick(self, look: Look) -> Outcome:
-        found = await self._compared(look)
-        if is_fresh := any(isinstance(action, Remove) for action in found.plan.actions):
-            self._look = await self._driver.look(self._memory)
-            found = await self._compared(self._look)
-        return await self._once(found, is_fresh=is_fresh)
+    async def _run_quick(self, host: HostSnapshot) -> RunResult:
+        diff = await self._diff(host)
+        if is_fresh := any(isinstance(action, Remove) for action in diff.plan.actions):
+            self._host = await self._driver.observe(self._cache)
+            diff = await self._diff(self._host)
+        return await self._reconcile(diff, is_fresh=is_fresh)
 
-    async def _looked(self, edited: asyncio.Event) -> tuple[Steps, int]:
-        """Look at all that libvirt has; what was done meanwhile, and how much of it was drift.
+    async def _observe(self, edited: asyncio.Event) -> tuple[DoneSteps, int]:
+        """Take a new snapshot of libvirt; returns the steps done meanwhile, and how many of them were drift.
 
-        To look at a thousand filters takes half a second, in which edits are followed with what the look before found.
+        A snapshot of a thousand filters takes half a second. Edits that arrive meanwhile are applied to the one before.
         """
-        before, drifted = self._look, 0
-        done: Steps = ()
+        before, drifted = self._host, 0
+        steps: DoneSteps = ()
         async with unwrapping_task_group() as tasks:
-            looking = tasks.create_task(self._driver.look(self._memory), name="filters-look")
-            looking.add_done_callback(lambda _: edited.set())
-            while before is not None and self._look is before:
+            observing = tasks.create_task(self._driver.observe(self._cache), name="filters-snapshot")
+            observing.add_done_callback(lambda _: edited.set())
+            while before is not None and self._host is before:
                 await edited.wait()
                 edited.clear()
-                if looking.done():  # what was edited just now is among the rows that are read next
+                if observing.done():  # the rows that are read next include the latest edit
                     break
-                outcome = await self._quick(before)
-                done, drifted = (*done, *outcome.done), drifted + outcome.drifted
-        if self._look is before:  # else the edit took another look since
-            self._look = look = looking.result()
-            for name in {_name(action) for action, _ in done}:
+                result = await self._run_quick(before)
+                steps, drifted = (*steps, *result.steps), drifted + result.drifted
+        if self._host is before:  # otherwise an edit took another snapshot since
+            self._host = host = observing.result()
+            for name in {_name(action) for action, _ in steps}:
                 assert before is not None
-                _copy(name, before.seen.filters, look.seen.filters)
-        return done, drifted
+                _copy_filter(name, before.observed.filters, host.observed.filters)
+        return steps, drifted
 
-    async def _compared(self, look: Look) -> Compared:
-        rows, states = await self._store.rows(self._memory), await self._store.states()
-        # On a thread: of many filters that are new it takes a second, and guests would wait.
-        return await asyncio.to_thread(compare, rows, states, look, self._allowed.guard, self._memory)
+    async def _diff(self, host: HostSnapshot) -> FilterDiff:
+        store, states = await self._store.read_snapshot(self._cache), await self._store.read_states()
+        # On a thread: a thousand new filters take a second, and ingest must not wait for them.
+        return await asyncio.to_thread(diff_filters, store, states, host, self._permissions.guard, self._cache)
 
-    async def _once(self, found: Compared, *, is_fresh: bool) -> Outcome:
-        held = None if self._allowed.is_confirmed else found.plan.guarded
-        actions = () if held else found.plan.actions
-        drifted = sum(isinstance(each, Define) and found.why(each).startswith("drift") for each in found.plan.actions)
-        done = await self._carry_out(actions, found)
+    async def _reconcile(self, diff: FilterDiff, *, is_fresh: bool) -> RunResult:
+        held = None if self._permissions.is_confirmed else diff.plan.needs_confirmation
+        planned = diff.plan.actions
+        drifted = sum(isinstance(each, Define) and diff.explain_define(each).startswith("drift") for each in planned)
+        steps = await self._apply(() if held else planned, diff)
         flushed: Mapping[str, str] = {}
-        reports: Sequence[Report] = ()
-        if self._allowed.attach != "off":
-            flushed, reports = await self._flushed(found.look, found.wanted.filters)
-        attaching = compare_interfaces(found, flushed, self._allowed)
-        attached = await self._carry_out(attaching.actions, found)
+        kernel_reports: Sequence[FilterReport] = ()
+        if self._permissions.attach != "off":
+            flushed, kernel_reports = await self._find_flushed(diff.host, diff.desired.filters)
+        interfaces = plan_host_interfaces(diff, flushed, self._permissions)
+        attached = await self._apply(interfaces.actions, diff)
         if attached:
-            found = replace(found, look=await self._driver.look(self._memory))
-            self._look = found.look
-        failures = {_name(action): outcome for action, outcome in [*done, *attached] if outcome != "done"}
-        held_names = {_name(action): held for action in found.plan.actions} if held else {}
-        await self._settle(found, held_names | failures, is_fresh=is_fresh)
-        told = [*reports_of(found), *reports, *attaching.reports]
-        told += [Report("failed", name, text) for name, text in failures.items()]
-        return Outcome(
-            wanted=len(found.wanted.filters) + len(found.asked.problems),
-            in_force=sum(map(found.is_in_force, found.wanted.filters)),
-            done=(*done, *attached),
+            diff = replace(diff, host=await self._driver.observe(self._cache))
+            self._host = diff.host
+        failures = {_name(action): outcome for action, outcome in [*steps, *attached] if outcome != "done"}
+        held_names = {_name(action): held for action in diff.plan.actions} if held else {}
+        await self._write_states(diff, held_names | failures, is_fresh=is_fresh)
+        reports = [*list_reports(diff), *kernel_reports, *interfaces.reports]
+        reports += [FilterReport("failed", name, text) for name, text in failures.items()]
+        return RunResult(
+            desired=len(diff.desired.filters) + len(diff.compiled.problems),
+            in_force=sum(map(diff.is_in_force, diff.desired.filters)),
+            steps=(*steps, *attached),
             drifted=drifted,
             held=held,
-            reports=tuple(each for each in told if held or each.kind != "held"),
+            reports=tuple(each for each in reports if held or each.kind != "held"),
         )
 
-    async def _carry_out(self, actions: Sequence[Action], found: Compared) -> list[tuple[Action, str]]:
-        """One call of libvirt after the other; each with what came of it."""
+    async def _apply(self, actions: Sequence[Action], diff: FilterDiff) -> list[tuple[Action, str]]:
+        """One libvirt call after the other; returns each action with its outcome."""
         outcomes: list[tuple[Action, str]] = []
         for start in range(0, len(actions), STEPS_AT_ONCE):
             chunk = actions[start : start + STEPS_AT_ONCE]
-            steps = [_step(action, found) for action in chunk]
+            steps = [_audit_step(action, diff) for action in chunk]
             defined = [(each.definition.name, each.definition.uuid) for each in chunk if isinstance(each, Define)]
-            await self._store.begin(steps, defined)
+            await self._store.begin_steps(steps, defined)
             results: dict[str, str] = {step.id: "not done: libvirt went away before" for step in steps}
             try:
                 for step, action in zip(steps, chunk, strict=True):
                     results[step.id] = "no_answer: libvirt may have done it"
-                    results[step.id] = await self._perform(action, found.look) or "done"
+                    results[step.id] = await self._perform(action, diff.host) or "done"
                     outcomes.append((action, results[step.id]))
             finally:
-                await self._store.end(results)
+                await self._store.end_steps(results)
             if len(actions) > STEPS_AT_ONCE:
-                log.info("filters are being put into libvirt", done=start + len(chunk), of=len(actions))
+                log.info("applying filter steps to libvirt", done=start + len(chunk), total=len(actions))
         return outcomes
 
-    async def _perform(self, action: Action, look: Look) -> str | None:
-        """One call; why it was not done."""
-        there = look.seen.filters
+    async def _perform(self, action: Action, host: HostSnapshot) -> str | None:
+        """One libvirt call; returns why it failed, or None."""
+        there = host.observed.filters
         match action:
             case Define(definition=definition):
-                refused = await self._define(definition, look)
+                error = await self._define(definition, host)
             case Remove(name=name, uuid=uuid):
                 users = sorted(each.name for each in there.values() if any(name == to.target for to in each.references))
-                refused = f"{users[0]} still includes it" if users else await self._driver.remove(name, uuid)
-                if refused is None:
+                error = f"{users[0]} still includes it" if users else await self._driver.remove(name, uuid)
+                if error is None:
                     there.pop(name, None)
             case Attach():
-                refused = await self._driver.attach(action)
+                error = await self._driver.attach(action)
             case Bind():
-                refused = await self._driver.bind(action)
-        if refused is not None:
-            log.warning("libvirt's filters: a step failed", what=str(action), error=refused)
-        return refused
+                error = await self._driver.bind(action)
+        if error is not None:
+            log.warning("filter step failed, the others go on; the next run retries it", step=str(action), error=error)
+        return error
 
-    async def _define(self, definition: Filter, look: Look) -> str | None:
-        missing = [each.target for each in definition.references if each.target not in look.seen.filters]
+    async def _define(self, definition: Filter, host: HostSnapshot) -> str | None:
+        missing = [each.target for each in definition.references if each.target not in host.observed.filters]
         if missing:
             return f"it includes {missing[0]}, which libvirt does not have"
-        has = await self._driver.define(definition)
-        if isinstance(has, str):
-            return has
-        look.seen.filters[definition.name] = has
-        return None if has == definition else "libvirt took it, and has something else than it was told"
+        installed = await self._driver.define(definition)
+        if isinstance(installed, str):
+            return installed
+        host.observed.filters[definition.name] = installed
+        return None if installed == definition else "libvirt accepted it, and has another definition than it was given"
 
-    async def _settle(self, found: Compared, problems: Mapping[str, str], *, is_fresh: bool) -> None:
-        states = self._states(found, problems)
+    async def _write_states(self, diff: FilterDiff, problems: Mapping[str, str], *, is_fresh: bool) -> None:
+        states = self._list_states(diff, problems)
         changed = [
             state
             for state in states
-            if (old := found.known.get((state.name, state.uuid))) is None or replace(old, is_known=False) != state
+            if (old := diff.states.get((state.name, state.uuid))) is None or replace(old, is_known=False) != state
         ]
         kept = {(state.name, state.uuid) for state in states}
-        there = {(each.name, each.uuid) for each in found.look.seen.filters.values()}
-        # By an old look alone nothing is forgotten: somebody else's `guestd apply` may have defined it since.
-        await self._store.settle(changed, found.known.keys() - kept - there if is_fresh else ())
-        bound = found.look.seen.bound
-        machines = [each for each in found.here if self._is_open(found, each, bound)]
-        await self._store.open_ports((each.id, port) for each in machines for port in each.ports)
+        there = {(each.name, each.uuid) for each in diff.host.observed.filters.values()}
+        # An older snapshot deletes no state: a concurrent `guestd apply` may have defined the filter since.
+        await self._store.write_states(changed, diff.states.keys() - kept - there if is_fresh else ())
+        bound = diff.host.observed.bound
+        machines = [each for each in diff.machines if self._is_open(diff, each, bound)]
+        await self._store.mark_ports_open((each.id, port) for each in machines for port in each.ports)
 
-    def _is_open(self, found: Compared, machine: MachineRow, bound: frozenset[str]) -> bool:
-        """Whether a machine's own filter holds: libvirt has it, and an interface names it."""
-        name = found.asked.umbrellas[machine.id].name
-        return bool(machine.ports) and name in bound and found.is_in_force(name)
+    def _is_open(self, diff: FilterDiff, machine: MachineRow, bound: frozenset[str]) -> bool:
+        """Whether the ports of a machine are open: libvirt has its machine filter, and an interface names it."""
+        name = diff.compiled.machine_filters[machine.id].name
+        return bool(machine.ports) and name in bound and diff.is_in_force(name)
 
-    def _states(self, found: Compared, problems: Mapping[str, str]) -> list[HostState]:
-        bound = plan.included(found.look.seen)
-        refused = {each.name: each.text for each in found.plan.reports if each.kind in ("refused", "clash")}
-        refused |= problems
+    def _list_states(self, diff: FilterDiff, problems: Mapping[str, str]) -> list[FilterHostState]:
+        used = list_used(diff.host.observed)
+        texts = {each.name: each.text for each in diff.plan.reports if each.kind in ("refused", "clash")}
+        texts |= problems
         states = [
-            HostState(
-                name, each.uuid, False, self._digest(each) if found.is_in_force(name) else None, name in bound,
-                refused.get(name),
+            FilterHostState(
+                name=name,
+                uuid=each.uuid,
+                is_known=False,
+                digest=self._digest(each) if diff.is_in_force(name) else None,
+                is_bound=name in used,
+                problem=texts.get(name),
             )
-            for name, each in found.wanted.filters.items()
-        ]  # fmt: skip
-        for row in found.rows.filters:
-            if exc := found.asked.problems.get(row.internal_name):
-                name = row.internal_name
-                states.append(HostState(name, row.uuid, False, None, name in bound, "; ".join(map(str, exc))))
+            for name, each in diff.desired.filters.items()
+        ]
+        for row in diff.store.filters:
+            name = row.internal_name
+            if row_problems := diff.compiled.problems.get(name):
+                text = "; ".join(map(str, row_problems))
+                states.append(FilterHostState(name, row.uuid, False, None, name in used, text))
         return states
 
     def _digest(self, each: Filter) -> str:
         before = self._digests.get(each.name)
         if before is None or (before[0] is not each and before[0] != each):
-            before = self._digests[each.name] = (each, digest(each))
+            before = self._digests[each.name] = (each, digest_filter(each))
         return before[1]
 
 
-def _copy(name: str, of: Mapping[str, Filter], to: dict[str, Filter]) -> None:
-    """Have `to` say of a filter what `of` says."""
-    if name in of:
-        to[name] = of[name]
+def _copy_filter(name: str, source: Mapping[str, Filter], target: dict[str, Filter]) -> None:
+    """Make `target` have of a filter what `source` has."""
+    if name in source:
+        target[name] = source[name]
     else:
-        to.pop(name, None)
+        target.pop(name, None)
 
 
 def _name(action: Action) -> str:
@@ -260,12 +281,20 @@ def _name(action: Action) -> str:
             return name
 
 
-def _step(action: Action, found: Compared) -> Step:
-    name, owners = _name(action), found.owners()
-    exc = found.why(action) if isinstance(action, Define) else str(action) if isinstance(action, Attach) else action.why
-    return Step(str(uuid4()), owners.get(name), name, type(action).__name__.lower(), exc)
+def _audit_step(action: Action, diff: FilterDiff) -> AuditStep:
+    name, owners = _name(action), diff.owners()
+    match action:
+        case Define():
+            reason = diff.explain_define(action)
+        case Attach():
+            reason = str(action)
+        case Remove() | Bind():
+            reason = action.why
+    return AuditStep(str(uuid4()), owners.get(name), name, type(action).__name__.lower(), reason)
 
 
-async def nothing_flushed(_look: Look, _filters: Mapping[str, Filter]) -> tuple[Mapping[str, str], Sequence[Report]]:
-    """For whoever may not look at the kernel's rules."""
+async def assume_kernel_unchanged(
+    _host: HostSnapshot, _desired: Mapping[str, Filter]
+) -> tuple[Mapping[str, str], Sequence[FilterReport]]:
+    """A `FindFlushed` for processes that cannot inspect the kernel's rules."""
     return {}, ()

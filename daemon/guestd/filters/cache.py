@@ -1,7 +1,7 @@
-"""What the pass before decoded, compiled and read, so that a pass in which nothing has changed does none of it again.
+"""What the last two reconcile runs decoded, compiled and parsed, so that a run without changes repeats none of it.
 
-Pure. All is found by its content, so that nothing here can be out of date; what two passes did not ask for is
-forgotten. Whoever makes passes owns one, and ends each with `end_pass`.
+Pure. Every value is found by the content that it was made from, so no entry can be outdated. Entries that two runs did
+not use are dropped. Whoever makes runs owns a cache and ends each run with `end_run`.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from guestd.filters import compiler
-from guestd.filters import xml as nwfilterxml
-from guestd.filters.compiler import FilterRow, Problem
-from guestd.filters.machine_filter import own_rules
+from guestd.filters import compiler, machine_filter
+from guestd.filters.compiler import Problem
 from guestd.filters.model import Filter, Rule
 from guestd.filters.services import Policy, Ports
+from guestd.filters.snapshot import FilterRow
+from guestd.filters.xml import parse_filter
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
-Compiled = Filter | tuple[Problem, ...]
+CompileResult = Filter | tuple[Problem, ...]
 
 
-class _Kept(Generic[Key, Value]):
-    """Values of this pass and of the one before."""
+class _LastTwoRuns(Generic[Key, Value]):
+    """Values of this run and of the one before."""
 
     def __init__(self) -> None:
         self._before: dict[Key, Value] = {}
@@ -33,71 +33,71 @@ class _Kept(Generic[Key, Value]):
         found = self._now.get(key)
         return self._before.get(key) if found is None else found
 
-    def keep(self, key: Key, value: Value) -> Value:
+    def put(self, key: Key, value: Value) -> Value:
         self._now[key] = value
         return value
 
-    def value(self, key: Key, make: Callable[[], Value]) -> Value:
+    def get_or_make(self, key: Key, make: Callable[[], Value]) -> Value:
         found = self.get(key)
-        return self.keep(key, make() if found is None else found)
+        return self.put(key, make() if found is None else found)
 
-    def end_pass(self) -> None:
+    def end_run(self) -> None:
         self._before, self._now = self._now, {}
 
     def __len__(self) -> int:
         return len(self._before.keys() | self._now.keys())
 
 
-class Memory:
-    """Filters of rows and of libvirt's XML, and the rules that machines have of their own.
+class FilterCache:
+    """Filters made from rows and from libvirt's XML, and the machines' own rules.
 
-    Of a filter that both have alike there is one object, so that comparing the two costs nothing.
+    Equal filters of both sides are one object, so that comparing them costs nothing.
     """
 
     def __init__(self) -> None:
-        self._rows = _Kept[Hashable, FilterRow]()
-        self._compiled = _Kept[UUID, tuple[FilterRow, tuple[str | None, ...], Compiled]]()
-        self._read = _Kept[str, Filter]()
-        self._by_name = _Kept[str, Filter]()
-        self._own_rules = _Kept[Hashable, tuple[Rule, ...]]()
+        self._rows = _LastTwoRuns[Hashable, FilterRow]()
+        self._compiled = _LastTwoRuns[UUID, tuple[FilterRow, tuple[str | None, ...], CompileResult]]()
+        self._parsed = _LastTwoRuns[str, Filter]()
+        self._by_name = _LastTwoRuns[str, Filter]()
+        self._own_rules = _LastTwoRuns[Hashable, tuple[Rule, ...]]()
 
-    def knows(self, stored: Hashable) -> bool:
-        """Whether `row` would decode nothing."""
-        return self._rows.get(stored) is not None
+    def has_row(self, key: Hashable) -> bool:
+        """Whether `get_row` would decode nothing."""
+        return self._rows.get(key) is not None
 
-    def row(self, stored: Hashable, decode: Callable[[], FilterRow]) -> FilterRow:
-        """A filter's row, decoded unless the store gave the very same before."""
-        return self._rows.value(stored, decode)
+    def get_row(self, key: Hashable, decode: Callable[[], FilterRow]) -> FilterRow:
+        """The row of a filter; decoded only where the store returned another `key` before."""
+        return self._rows.get_or_make(key, decode)
 
-    def compiled(self, row: FilterRow, names: Mapping[UUID, str]) -> Compiled:
-        """As `rows.compiled`."""
+    def compile_filter(self, row: FilterRow, names: Mapping[UUID, str]) -> CompileResult:
+        """As `compiler.compile_filter`."""
         targets = tuple(names.get(target) for target in row.targets)
-        kept = self._compiled.get(row.id)
-        if kept is None or kept[:2] != (row, targets):
-            became = compiler.compiled(row, names)
-            kept = row, targets, self._one(became) if isinstance(became, Filter) else became
-        return self._compiled.keep(row.id, kept)[2]
+        entry = self._compiled.get(row.id)
+        if entry is None or entry[:2] != (row, targets):
+            result = compiler.compile_filter(row, names)
+            entry = row, targets, self._share(result) if isinstance(result, Filter) else result
+        return self._compiled.put(row.id, entry)[2]
 
-    def read(self, xml: str) -> Filter:
-        """As `nwfilterxml.read`."""
-        return self._read.value(xml, lambda: self._one(nwfilterxml.read(xml)))
+    def parse_filter(self, xml: str) -> Filter:
+        """As `xml.parse_filter`."""
+        return self._parsed.get_or_make(xml, lambda: self._share(parse_filter(xml)))
 
-    def own_rules(self, services: Mapping[str, Policy], ports: tuple[Ports, ...]) -> tuple[Rule, ...]:
-        """As `effective.own_rules`: many machines have the same."""
+    def build_own_rules(self, services: Mapping[str, Policy], ports: tuple[Ports, ...]) -> tuple[Rule, ...]:
+        """As `machine_filter.build_own_rules`: many machines have the same rules."""
         key = frozenset(services.items()), ports
-        return self._own_rules.value(key, lambda: own_rules(services, ports))
+        return self._own_rules.get_or_make(key, lambda: machine_filter.build_own_rules(services, ports))
 
-    def end_pass(self) -> None:
-        """Forget what this pass and the one before did not ask for."""
-        for kept in self._all():
-            kept.end_pass()
+    def end_run(self) -> None:
+        """Drop what neither this run nor the one before used."""
+        for values in self._all():
+            values.end_run()
 
-    def _one(self, found: Filter) -> Filter:
-        known = self._by_name.get(found.name)
-        return known if known == found else self._by_name.keep(found.name, found)
+    def _share(self, made: Filter) -> Filter:
+        known = self._by_name.get(made.name)
+        return known if known == made else self._by_name.put(made.name, made)
 
     def __len__(self) -> int:
-        return sum(len(kept) for kept in self._all())
+        return sum(len(values) for values in self._all())
 
-    def _all(self) -> tuple[_Kept[Any, Any], ...]:
-        return self._rows, self._compiled, self._read, self._by_name, self._own_rules
+    def _all(self) -> tuple[_LastTwoRuns[Any, Any], ...]:
+        return self._rows, self._compiled, self._parsed, self._by_name, self._own_rules

@@ -1,8 +1,9 @@
-"""Whether libvirt can lay a tree's rules for frames: it fails on some where filters of one chain differ in priority.
+"""Filters that libvirt cannot install together: filters of one chain whose priorities differ in certain ways.
 
-Pure. libvirt gives a chain, on each way, the priority of the filter whose rule there comes last. It goes through all
-rules for frames in their order, and makes a chain when it comes to a rule that is not before it. A rule of another
-filter of that chain, of a lower priority, may come up before its chain is there: then the tree is not enforced at all.
+Pure. In each direction, libvirt gives a chain the priority of the filter whose rule comes last in that chain. It
+installs all rules for frames in order, and creates a chain when it reaches the first rule whose priority is not below
+the chain's. A rule of another filter of the chain, with a lower priority, may come before its chain exists. Then
+libvirt enforces nothing of the whole tree.
 """
 
 from __future__ import annotations
@@ -11,12 +12,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from guestd.filters.model import ROOT, Filter, Rule
-from guestd.filters.packet_match import Placed, ordered
+from guestd.filters.packet_match import PlacedRule, order_rules
 
 
 @dataclass(frozen=True, slots=True)
-class Clash:
-    """Two filters of one chain: rules of `early` come up before the chain, which is made at the priority of `late`."""
+class ChainConflict:
+    """Two filters of one chain: rules of `early` come before the chain, which is created at the priority of `late`."""
 
     chain: str
     early: Filter
@@ -24,28 +25,28 @@ class Clash:
 
     def __str__(self) -> str:
         both = " and ".join(f"{each.name} (priority {each.priority})" for each in (self.early, self.late))
-        return f"libvirt cannot lay {both} together: they are of chain {self.chain}, give them one priority"
+        return f"libvirt cannot install {both} together: both are in chain {self.chain}, give them one priority"
 
 
-def clash(top: Filter, filters: Mapping[str, Filter]) -> Clash | None:
-    """What keeps libvirt from laying a tree; None where it can be laid."""
-    placed = [each for each in ordered(top, filters) if each.rule.is_link]
-    made = {(each.filter.chain, way): each.filter for each in placed for way in _ways(each.rule)}
+def find_chain_conflict(top: Filter, filters: Mapping[str, Filter]) -> ChainConflict | None:
+    """The conflict that prevents libvirt from installing a tree, or None."""
+    placed = [each for each in order_rules(top, filters) if each.rule.is_link]
+    last = {(each.filter.chain, direction): each.filter for each in placed for direction in _directions(each.rule)}
     reached = -1001
     for each in placed:
         reached = max(reached, _priority(each))
-        for way in _ways(each.rule) if each.filter.chain != ROOT else ():
-            late = made[each.filter.chain, way]
+        for direction in _directions(each.rule) if each.filter.chain != ROOT else ():
+            late = last[each.filter.chain, direction]
             if late.priority > reached:
-                return Clash(each.filter.chain, each.filter, late)
+                return ChainConflict(each.filter.chain, each.filter, late)
     return None
 
 
-def _priority(placed: Placed) -> int:
-    """A rule is never before its own filter's chain."""
+def _priority(placed: PlacedRule) -> int:
+    """A rule never comes before the chain of its own filter."""
     own = placed.rule.priority
     return own if placed.filter.chain == ROOT else max(own, placed.filter.priority)
 
 
-def _ways(rule: Rule) -> Iterator[str]:
+def _directions(rule: Rule) -> Iterator[str]:
     yield from ("in", "out") if rule.direction == "inout" else (rule.direction,)

@@ -1,115 +1,114 @@
-"""All that the store says of filters, to the filters that libvirt should have and what is wrong with the rest.
+"""The desired state: all rows compiled to the filters that libvirt should have, and the part that one host needs.
 
 Pure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from uuid import UUID
 
-from guestd.filters.cache import Memory
-from guestd.filters.compiler import FilterRow, Problem
-from guestd.filters.machine_filter import CLEAN_TRAFFIC, Machine, umbrella, variables
+from guestd.filters.cache import FilterCache
+from guestd.filters.compiler import Problem
+from guestd.filters.machine_filter import CLEAN_TRAFFIC, MachineNetwork, build_machine_filter, find_variables
 from guestd.filters.model import Filter
-from guestd.filters.services import Policy, Ports, policies
+from guestd.filters.services import Policy, merge_policies
+from guestd.filters.snapshot import MachineRow, StoreSnapshot
 
 
 @dataclass(frozen=True, slots=True)
-class MachineRow:
-    """A machine's network in the store: ids of its own and its department's filters, policies by service.
+class CompiledRows:
+    """All rows compiled: filters by their name in libvirt, problems of refused rows likewise.
 
-    `static_ips` are not of the store: libvirt's networks give them to it, on the host that has it.
-    """
-
-    id: UUID
-    name: str
-    internal_name: str
-    allowed_ips: tuple[str, ...]
-    own: tuple[UUID, ...]
-    department: tuple[UUID, ...]
-    is_clean: bool
-    services: Mapping[str, Policy]
-    department_services: Mapping[str, Policy]
-    ports: tuple[Ports, ...]
-    static_ips: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """What the store says, read at one moment."""
-
-    filters: tuple[FilterRow, ...]
-    machines: tuple[MachineRow, ...]
-    services: Mapping[str, Policy]
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What libvirt should have: filters by their name there, problems of refused rows likewise.
-
-    `titles` are the names for people; `umbrellas` and `reports` are by machine.
+    `titles` are the names for people; `machine_filters` and `reports` are by machine.
     """
 
     filters: Mapping[str, Filter]
     problems: Mapping[str, tuple[Problem, ...]]
     titles: Mapping[str, str]
-    umbrellas: Mapping[UUID, Filter]
+    machine_filters: Mapping[UUID, Filter]
     reports: Mapping[UUID, tuple[str, ...]]
 
 
-def on_networks(rows: Rows, static_ips: Mapping[str, tuple[str, ...]]) -> Rows:
-    """The same rows, with the addresses that a host's networks give to machines, by their internal names."""
+@dataclass(frozen=True, slots=True)
+class DesiredFilters:
+    """The filters that a host should have, by name; `invalid` are the names whose rows do not compile.
+
+    `known` are the filters that guestd defined on this host, as names with uuids. `tops` are the machine filters.
+    """
+
+    filters: Mapping[str, Filter]
+    invalid: frozenset[str] = frozenset()
+    known: frozenset[tuple[str, UUID]] = frozenset()
+    tops: frozenset[str] = frozenset()
+
+
+def add_static_ips(store: StoreSnapshot, static_ips: Mapping[str, tuple[str, ...]]) -> StoreSnapshot:
+    """The same rows with the addresses that a host's networks assign to machines, by internal name."""
     machines = tuple(
         replace(each, static_ips=static_ips[each.internal_name]) if each.internal_name in static_ips else each
-        for each in rows.machines
+        for each in store.machines
     )
-    return replace(rows, machines=machines)
+    return replace(store, machines=machines)
 
 
-def asked(rows: Rows, memory: Memory | None = None, in_force: Mapping[str, Filter] | None = None) -> Asked:
-    """The filters of all rows, and one of each machine. Who asks again and again has a `memory`.
+def compile_rows(
+    store: StoreSnapshot, cache: FilterCache | None = None, installed: Mapping[str, Filter] | None = None
+) -> CompiledRows:
+    """Compile the filters of all rows, and one of each machine. Repeated callers pass a `cache`.
 
-    Of a row that is refused, libvirt keeps what it has: `in_force` tells by name what those filters need.
+    libvirt keeps the last definition of a refused row: `installed` has these by name, for the variables they need.
     """
-    memory = Memory() if memory is None else memory
-    names = {row.id: row.internal_name for row in rows.filters}
+    cache = FilterCache() if cache is None else cache
+    names = {row.id: row.internal_name for row in store.filters}
     filters: dict[str, Filter] = {}
     problems: dict[str, tuple[Problem, ...]] = {}
-    for row in rows.filters:
-        became = memory.compiled(row, names)
-        if isinstance(became, Filter):
-            filters[row.internal_name] = became
+    for row in store.filters:
+        result = cache.compile_filter(row, names)
+        if isinstance(result, Filter):
+            filters[row.internal_name] = result
         else:
-            problems[row.internal_name] = became
-    clean = tuple(row.internal_name for row in rows.filters if row.name == CLEAN_TRAFFIC)
-    kept = {name: in_force[name] for name in problems if name in in_force} if in_force else {}
+            problems[row.internal_name] = result
+    clean = tuple(row.internal_name for row in store.filters if row.name == CLEAN_TRAFFIC)
+    kept = {name: installed[name] for name in problems if name in installed} if installed else {}
     included = {**kept, **filters}
-    needed = variables(included)
-    umbrellas, reports = {}, {}
-    for each in rows.machines:
-        machine = _machine(each, names, clean, rows.services)
-        definition, wrong = umbrella(machine, memory.own_rules(machine.services, machine.ports), included, needed)
-        if each.is_clean and not clean:
-            wrong = (*wrong, f"its department wants clean traffic, and there is no filter of the name {CLEAN_TRAFFIC}")
-        umbrellas[each.id], reports[each.id] = definition, wrong
-    titles = {row.internal_name: row.name for row in rows.filters}
-    titles |= {umbrellas[machine.id].name: f"of machine {machine.name}" for machine in rows.machines}
-    return Asked(filters, problems, titles, umbrellas, reports)
+    needed = find_variables(included)
+    machine_filters, reports = {}, {}
+    for each in store.machines:
+        machine = _network(each, names, clean, store.services)
+        own_rules = cache.build_own_rules(machine.services, machine.ports)
+        definition, unenforceable = build_machine_filter(machine, own_rules, included, needed)
+        if each.has_clean_traffic and not clean:
+            reason = f"its department has clean traffic enabled, and there is no filter named {CLEAN_TRAFFIC}"
+            unenforceable = (*unenforceable, reason)
+        machine_filters[each.id], reports[each.id] = definition, unenforceable
+    titles = {row.internal_name: row.name for row in store.filters}
+    titles |= {machine_filters[machine.id].name: f"of machine {machine.name}" for machine in store.machines}
+    return CompiledRows(filters, problems, titles, machine_filters, reports)
 
 
-def _machine(
-    row: MachineRow, names: Mapping[UUID, str], clean: tuple[str, ...], everywhere: Mapping[str, Policy]
-) -> Machine:
-    return Machine(
+def build_desired(
+    compiled: CompiledRows, machine_ids: Collection[UUID], known: frozenset[tuple[str, UUID]] = frozenset()
+) -> DesiredFilters:
+    """The desired state of a host with these machines: every filter of the store, and the machine filters."""
+    machine_filters = [each for machine_id, each in compiled.machine_filters.items() if machine_id in machine_ids]
+    filters = {**compiled.filters, **{each.name: each for each in machine_filters}}
+    tops = frozenset(each.name for each in machine_filters)
+    return DesiredFilters(filters, invalid=frozenset(compiled.problems), known=known, tops=tops)
+
+
+def _network(
+    row: MachineRow, names: Mapping[UUID, str], clean: tuple[str, ...], global_policies: Mapping[str, Policy]
+) -> MachineNetwork:
+    return MachineNetwork(
         id=row.id,
         name=row.name,
         allowed_ips=row.allowed_ips,
         own=tuple(names[each] for each in row.own),
         department=tuple(names[each] for each in row.department),
-        clean_traffic=clean if row.is_clean else (),
-        services=policies(row.services, row.department_services, everywhere),
+        clean_traffic=clean if row.has_clean_traffic else (),
+        services=merge_policies(row.services, row.department_services, global_policies),
         ports=row.ports,
         static_ips=row.static_ips,
     )

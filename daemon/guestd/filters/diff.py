@@ -1,4 +1,4 @@
-"""Rows and a host's libvirt compared: what should be, what is, the plans that lead from one to the other.
+"""Compare the rows with a host's libvirt: desired state, observed state, and the plans that lead from one to the other.
 
 Pure.
 """
@@ -11,92 +11,103 @@ from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
 
-from guestd.filters import desired, interface_plan
-from guestd.filters import plan as filters
-from guestd.filters.cache import Memory
-from guestd.filters.desired import Asked, MachineRow, Rows
-from guestd.filters.driver import Look
+from guestd.filters.cache import FilterCache
+from guestd.filters.desired import CompiledRows, DesiredFilters, add_static_ips, build_desired, compile_rows
+from guestd.filters.interface_plan import InterfacePlan, ObservedInterfaces, plan_interfaces
 from guestd.filters.model import Filter
-from guestd.filters.plan import Define, Guard, Report
-from guestd.filters.store import HostState
-from guestd.filters.xml import write
+from guestd.filters.plan import Define, FilterPlan, FilterReport, Guard, plan_filters
+from guestd.filters.snapshot import FilterHostState, HostSnapshot, MachineRow, StoreSnapshot
+from guestd.filters.xml import render_filter
 
 
 @dataclass(frozen=True, slots=True)
-class Allowed:
-    """What a pass may do. A person said yes: `is_confirmed` to what the guard holds, `is_taking` to taking over."""
+class Permissions:
+    """What a run may do. An operator allows the last two: `is_confirmed` a plan that removes much, `may_take_over`
+    interfaces that name another filter.
+    """
 
     guard: Guard
     attach: Literal["off", "report", "enforce"]
     is_confirmed: bool = False
-    is_taking: bool = False
+    may_take_over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
-    """Rows and libvirt at one moment, and the plan that leads from one to the other."""
+class FilterDiff:
+    """The rows and libvirt at one moment, and the plan that leads from one to the other.
 
-    rows: Rows
-    asked: Asked
-    here: tuple[MachineRow, ...]
-    known: Mapping[tuple[str, UUID], HostState]
-    wanted: filters.Wanted
-    look: Look
-    plan: filters.Plan
+    `machines` are those of this host, `states` what the store knows of the host's filters.
+    """
+
+    store: StoreSnapshot
+    compiled: CompiledRows
+    machines: tuple[MachineRow, ...]
+    states: Mapping[tuple[str, UUID], FilterHostState]
+    desired: DesiredFilters
+    host: HostSnapshot
+    plan: FilterPlan
 
     def is_in_force(self, name: str) -> bool:
-        """Whether libvirt has a filter as it is wanted."""
-        return name in self.wanted.filters and self.look.seen.filters.get(name) == self.wanted.filters[name]
+        """Whether libvirt has a filter in its desired form."""
+        return name in self.desired.filters and self.host.observed.filters.get(name) == self.desired.filters[name]
 
-    def umbrellas(self) -> dict[str, str]:
-        """Names of machines' own filters, by the names of their domains."""
-        return {machine.internal_name: self.asked.umbrellas[machine.id].name for machine in self.here}
+    def machine_filters(self) -> dict[str, str]:
+        """Names of the machine filters, by the names of their domains."""
+        return {machine.internal_name: self.compiled.machine_filters[machine.id].name for machine in self.machines}
 
     def owners(self) -> dict[str, str]:
-        """Ids of machines, as text, by the names of their own filters."""
-        return {self.asked.umbrellas[machine.id].name: str(machine.id) for machine in self.here}
+        """Ids of machines, as text, by the names of their machine filters."""
+        return {self.compiled.machine_filters[machine.id].name: str(machine.id) for machine in self.machines}
 
-    def why(self, action: Define) -> str:
-        """Why a filter is defined; what was in force already, somebody has changed."""
-        state = self.known.get((action.definition.name, action.definition.uuid))
-        is_drift = state is not None and state.digest == digest(action.definition)
+    def explain_define(self, action: Define) -> str:
+        """Why a filter is defined; marked as drift where it was in force and somebody changed it since."""
+        state = self.states.get((action.definition.name, action.definition.uuid))
+        is_drift = state is not None and state.digest == digest_filter(action.definition)
         return f"drift: {action.why}" if is_drift else action.why
 
 
-def compare(rows: Rows, states: Iterable[HostState], look: Look, guard: Guard, memory: Memory) -> Compared:
-    """What is and what should be on the host that has these domains."""
-    rows = desired.on_networks(rows, look.static_ips)
-    asked = desired.asked(rows, memory, look.seen.filters)
-    here = tuple(machine for machine in rows.machines if machine.internal_name in look.domains)
+def diff_filters(
+    store: StoreSnapshot, states: Iterable[FilterHostState], host: HostSnapshot, guard: Guard, cache: FilterCache
+) -> FilterDiff:
+    """Compare all rows with the libvirt of one host, and plan its filters."""
+    store = add_static_ips(store, host.static_ips)
+    compiled = compile_rows(store, cache, host.observed.filters)
+    machines = tuple(machine for machine in store.machines if machine.internal_name in host.domains)
     by_key = {(state.name, state.uuid): state for state in states}
     known = frozenset(key for key, state in by_key.items() if state.is_known)
-    wishes = filters.wished(asked, frozenset(machine.id for machine in here), known)
-    return Compared(rows, asked, here, by_key, wishes, look, filters.plan(wishes, look.seen, guard))
+    desired = build_desired(compiled, frozenset(machine.id for machine in machines), known)
+    return FilterDiff(store, compiled, machines, by_key, desired, host, plan_filters(desired, host.observed, guard))
 
 
-def compare_interfaces(found: Compared, flushed: Mapping[str, str], allowed: Allowed) -> interface_plan.Plan:
-    """What is to be done to the interfaces of this host's machines."""
-    if allowed.attach == "off":
-        return interface_plan.Plan((), ())
-    in_force = {name for name in found.umbrellas().values() if found.is_in_force(name)}
-    return interface_plan.plan(
-        interface_plan.Seen(found.look.interfaces, found.look.bindings, flushed), found.umbrellas(), in_force,
-        may_act=allowed.attach == "enforce", is_taking=allowed.is_taking,
-    )  # fmt: skip
+def plan_host_interfaces(diff: FilterDiff, flushed: Mapping[str, str], permissions: Permissions) -> InterfacePlan:
+    """Plan the interfaces of this host's machines; `flushed` are devices whose rules the kernel lost."""
+    if permissions.attach == "off":
+        return InterfacePlan((), ())
+    machine_filters = diff.machine_filters()
+    return plan_interfaces(
+        ObservedInterfaces(diff.host.interfaces, diff.host.bindings, flushed),
+        machine_filters,
+        {name for name in machine_filters.values() if diff.is_in_force(name)},
+        may_act=permissions.attach == "enforce",
+        may_take_over=permissions.may_take_over,
+    )
 
 
-def reports_of(found: Compared) -> list[Report]:
-    """What a person should know of rows and filters."""
-    problems = [Report("refused", name, str(exc)) for name, each in found.asked.problems.items() for exc in each]
-    unmet = [
-        Report("unenforceable", machine.name, text)
-        for machine in found.here
-        for text in found.asked.reports[machine.id]
+def list_reports(diff: FilterDiff) -> list[FilterReport]:
+    """The issues of rows and filters that an operator should know of."""
+    problems = [
+        FilterReport("refused", name, str(problem)) for name, each in diff.compiled.problems.items() for problem in each
     ]
-    held = [] if found.plan.guarded is None else [Report("held", "all", found.plan.guarded)]
-    return [*found.plan.reports, *problems, *unmet, *held]
+    unenforceable = [
+        FilterReport("unenforceable", machine.name, text)
+        for machine in diff.machines
+        for text in diff.compiled.reports[machine.id]
+    ]
+    reason = diff.plan.needs_confirmation
+    held = [] if reason is None else [FilterReport("held", "all", f"{reason}: guestd apply --yes allows it")]
+    return [*diff.plan.reports, *problems, *unenforceable, *held]
 
 
-def digest(definition: Filter) -> str:
-    """What two hosts compare: SHA-256 of what libvirt is told."""
-    return hashlib.sha256(write(definition).encode()).hexdigest()
+def digest_filter(definition: Filter) -> str:
+    """SHA-256 of a filter's XML: equal on two hosts that have the same definition."""
+    return hashlib.sha256(render_filter(definition).encode()).hexdigest()

@@ -1,8 +1,8 @@
-"""Interfaces that are seen and the filters of their machines to the calls that make each interface name its own.
+"""Compare interfaces with the filters of their machines and plan the calls that make each name its machine filter.
 
-Pure. An interface keeps only one filter. One that names somebody else's is reported, and taken over only on demand; one
-that names its machine's and is not enforced in the kernel is bound anew. An interface is given a filter only when
-libvirt has that filter as the rows say.
+Pure. An interface can name only one filter. One that names another filter than its machine's is reported, and changed
+only on demand. One that names its machine filter without enforcement in the kernel is bound again. An interface gets a
+filter only when libvirt has that filter as the rows describe it.
 """
 
 from __future__ import annotations
@@ -10,29 +10,14 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
-from uuid import UUID
 
-from guestd.filters.plan import Report
-
-
-@dataclass(frozen=True, slots=True)
-class Interface:
-    """A network card of a domain. `live` and `stored` are the filters that it names now and when it is started again:
-
-    empty for none, None where the domain is not running or not stored. `port` is its device on the host.
-    """
-
-    domain: str
-    domain_uuid: UUID
-    mac: str
-    port: str
-    live: str | None
-    stored: str | None
+from guestd.filters.plan import FilterReport
+from guestd.filters.snapshot import Interface
 
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """Have an interface name a filter: live, or in the stored definition."""
+    """Make an interface name a filter, live or in the stored definition."""
 
     interface: Interface
     filter: str
@@ -45,7 +30,7 @@ class Attach:
 
 @dataclass(frozen=True, slots=True)
 class Bind:
-    """Have libvirt make the kernel's rules of an interface anew."""
+    """Make libvirt install the kernel's rules of an interface again."""
 
     interface: Interface
     filter: str
@@ -55,49 +40,58 @@ class Bind:
         return f"bind {self.filter} to {self.interface.domain} {self.interface.port}: {self.why}"
 
 
-Action = Attach | Bind
+InterfaceAction = Attach | Bind
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """Calls in no particular order, and what to tell."""
+class InterfacePlan:
+    """Actions in no particular order, and reports."""
 
-    actions: tuple[Action, ...]
-    reports: tuple[Report, ...]
+    actions: tuple[InterfaceAction, ...]
+    reports: tuple[FilterReport, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """The host's interfaces; the filter that libvirt enforces on each device; devices whose rules the kernel lacks."""
+class ObservedInterfaces:
+    """The host's interfaces; the filter that libvirt enforces on each device; devices whose kernel rules are gone."""
 
     interfaces: Sequence[Interface]
     bindings: Mapping[str, str]
     flushed: Mapping[str, str]
 
 
-def plan(
-    seen: Seen, umbrellas: Mapping[str, str], in_force: Collection[str], *, may_act: bool, is_taking: bool
-) -> Plan:
-    """`umbrellas` are filters by the names of their domains; `in_force` are those that libvirt has as they should be.
+def plan_interfaces(
+    observed: ObservedInterfaces,
+    machine_filters: Mapping[str, str],
+    in_force: Collection[str],
+    *,
+    may_act: bool,
+    may_take_over: bool,
+) -> InterfacePlan:
+    """`machine_filters` are names by domain; `in_force` are those that libvirt has in their desired form.
 
-    Where guestd may not act, what it would do is reported.
+    Where guestd may not act, it reports what it would do.
     """
     steps = [
         step
-        for interface in seen.interfaces
-        if (name := umbrellas.get(interface.domain)) is not None
-        for step in _steps(interface, name, seen, is_taking=is_taking and may_act)
+        for interface in observed.interfaces
+        if (name := machine_filters.get(interface.domain)) is not None
+        for step in _plan_interface(interface, name, observed, may_take_over=may_take_over and may_act)
     ]
-    actions = tuple(step for step in steps if not isinstance(step, Report) and may_act and step.filter in in_force)
+    actions = tuple(
+        step for step in steps if not isinstance(step, FilterReport) and may_act and step.filter in in_force
+    )
     reports = [
-        step if isinstance(step, Report) else Report("unattached", step.interface.domain, str(step))
+        step if isinstance(step, FilterReport) else FilterReport("unattached", step.interface.domain, str(step))
         for step in steps
         if step not in actions
     ]
-    return Plan(actions, tuple(reports))
+    return InterfacePlan(actions, tuple(reports))
 
 
-def _steps(interface: Interface, name: str, seen: Seen, *, is_taking: bool) -> Iterator[Action | Report]:
+def _plan_interface(
+    interface: Interface, name: str, observed: ObservedInterfaces, *, may_take_over: bool
+) -> Iterator[InterfaceAction | FilterReport]:
     scopes: tuple[tuple[Literal["live", "stored"], str | None], ...] = (
         ("live", interface.live),
         ("stored", interface.stored),
@@ -105,14 +99,14 @@ def _steps(interface: Interface, name: str, seen: Seen, *, is_taking: bool) -> I
     for scope, current in scopes:
         if current is None or current == name:
             continue
-        if current and not is_taking:
-            text = f"{interface.mac} ({scope}) names {current}: not its machine's; guestd apply --take replaces it"
-            yield Report("taken", interface.domain, text)
+        if current and not may_take_over:
+            text = f"{interface.mac} ({scope}) names {current}, not its machine filter; guestd apply --take replaces it"
+            yield FilterReport("taken", interface.domain, text)
         else:
             yield Attach(interface, name, scope, f"it names {current}" if current else "it names no filter")
     if interface.live == name and interface.port:
-        bound = seen.bindings.get(interface.port)
+        bound = observed.bindings.get(interface.port)
         if bound != name:
             yield Bind(interface, name, "libvirt enforces nothing there" if bound is None else f"{bound} is enforced")
-        elif interface.port in seen.flushed:
-            yield Bind(interface, name, seen.flushed[interface.port])
+        elif interface.port in observed.flushed:
+            yield Bind(interface, name, observed.flushed[interface.port])

@@ -1,8 +1,8 @@
-"""The canonical model of a network filter: two filters are equal here when they are the same to libvirt.
+"""The canonical model of a network filter: two filters are equal here when they mean the same to libvirt.
 
-Pure. What libvirt rewrites when it takes a filter (masks, MAC and IPv6 addresses, the order of states and attributes)
-is written here in one form on both sides, so that models are compared and never text. Only the order of rules and of
-references is kept as it is: it decides between rules of one priority.
+Pure. libvirt rewrites parts of a filter when it defines it (masks, MAC and IPv6 addresses, the order of states and
+attributes). The model has one form for each of them, so that models are compared and never XML text. The order of rules
+and references is kept: it decides between rules of equal priority.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from uuid import UUID
 PREFIX = "ibay-"
 ROOT = "root"
 DEFAULT_RULE_PRIORITY = 500
-# What libvirt gives a chain whose filter states no priority; root has 0.
+# libvirt's default priorities of chains; root has 0.
 CHAIN_PRIORITIES = {
     "stp": -810, "mac": -800, "vlan": -750, "ipv4": -700, "ipv6": -600, "arp": -500, "rarp": -400,
 }  # fmt: skip
 
 WITH_PORTS = frozenset({"tcp", "udp", "sctp"})
-# Judged by ebtables, frame by frame and without connections; the others by iptables and ip6tables.
+# Matched by ebtables, frame by frame and without connection tracking; the others by iptables and ip6tables.
 LINK_PROTOCOLS = frozenset({"mac", "vlan", "stp", "arp", "rarp", "ip", "ipv6"})
 _IPV4 = frozenset({"all", "tcp", "udp", "udplite", "esp", "ah", "sctp", "icmp", "igmp"})
 IPV6_OF = {name: f"{name}-ipv6" for name in _IPV4 - {"icmp", "igmp"}} | {"icmp": "icmpv6"}
@@ -33,7 +33,7 @@ STATES = ("NEW", "ESTABLISHED", "RELATED", "INVALID", "NONE")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Match:
-    """One condition: an attribute of libvirt's and its canonical value."""
+    """One condition: an attribute of libvirt's XML and its canonical value."""
 
     name: str
     value: str
@@ -42,7 +42,7 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule; `protocol` is the element of libvirt's, empty for a rule that has none. `matches` are sorted."""
+    """A rule; `protocol` is the XML element, empty for a rule without conditions. `matches` are sorted."""
 
     action: str
     direction: str
@@ -52,12 +52,12 @@ class Rule:
     is_stateful: bool = True
 
     def value(self, name: str) -> str | None:
-        """The value of a condition that is not negated; None where there is none."""
+        """The value of a condition that is not negated, or None."""
         return next((match.value for match in self.matches if match.name == name and not match.is_negated), None)
 
     @property
     def is_link(self) -> bool:
-        """Whether ebtables judges it."""
+        """Whether ebtables matches it."""
         return self.protocol in LINK_PROTOCOLS
 
     def __str__(self) -> str:
@@ -68,7 +68,7 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A filter that is included, by its name in libvirt, and the variables that it is given, sorted."""
+    """An included filter, by its name in libvirt, and the variables passed to it, sorted."""
 
     target: str
     parameters: tuple[tuple[str, str], ...] = ()
@@ -76,7 +76,7 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A filter of libvirt's. `priority` is that of its chain, -1000 to 1000."""
+    """A filter as libvirt has it. `priority` is that of its chain, -1000 to 1000."""
 
     name: str
     uuid: UUID
@@ -86,18 +86,18 @@ class Filter:
     references: tuple[Reference, ...] = ()
 
 
-def match(name: str, value: str, *, is_negated: bool = False) -> Match:
-    """A condition with its value in canonical form; a value that has none (a variable, a flag) stays as it is."""
+def build_match(name: str, value: str, *, is_negated: bool = False) -> Match:
+    """A condition with its value in canonical form; a value without one (a variable, a flag) stays unchanged."""
     return Match(name, _canonical(name, value), is_negated)
 
 
-def matches(attributes: Iterable[tuple[str, str]]) -> tuple[Match, ...]:
-    """Conditions of a rule, none of them negated, in canonical form and order."""
-    return tuple(sorted(match(name, value) for name, value in attributes))
+def build_matches(attributes: Iterable[tuple[str, str]]) -> tuple[Match, ...]:
+    """The conditions of a rule, none of them negated, in canonical form and order."""
+    return tuple(sorted(build_match(name, value) for name, value in attributes))
 
 
-def chain_priority(chain: str) -> int:
-    """The priority that libvirt gives a chain of which none is stated."""
+def default_chain_priority(chain: str) -> int:
+    """The priority that libvirt gives a chain whose filter names none."""
     return CHAIN_PRIORITIES.get(chain.partition("-")[0], 0)
 
 
@@ -112,29 +112,29 @@ def is_ipv6(protocol: str) -> bool:
 
 
 def canonical_mac(text: str) -> str:
-    """Six pairs of lower-case hex digits. ValueError for anything else than six numbers up to ff."""
+    """Six pairs of lower-case hex digits. ValueError where the text is no MAC address."""
     if not _MAC.fullmatch(text):
         raise ValueError(f"{text!r} is not a MAC address")
     return ":".join(f"{int(part, 16):02x}" for part in text.split(":"))
 
 
 def canonical_address(text: str) -> str:
-    """An IPv4 or IPv6 address in its one form. ValueError for anything else."""
+    """An IPv4 or IPv6 address in its canonical form. ValueError where the text is no address."""
     if "%" in text:
-        raise ValueError(f"{text!r} names a zone, which a filter cannot")
+        raise ValueError(f"{text!r} has a zone, which libvirt's filters do not support")
     return str(ipaddress.ip_address(text))
 
 
 def canonical_mask(text: str) -> str:
-    """A prefix length. ValueError for a mask with holes, or anything else."""
+    """A prefix length. ValueError where the text is no contiguous mask."""
     if text.isascii() and text.isdigit():
         if int(text) > 128:
-            raise ValueError(f"{text!r} is over 128 bits")
+            raise ValueError(f"{text!r} has more than 128 bits")
         return str(int(text))
     mask = ipaddress.ip_address(text)
     ones = f"{int(mask):0{mask.max_prefixlen}b}".rstrip("0")
     if "0" in ones:
-        raise ValueError(f"{text!r} has holes")
+        raise ValueError(f"{text!r} is not contiguous")
     return str(len(ones))
 
 
@@ -144,14 +144,14 @@ def _canonical(name: str, value: str) -> str:
     if name == "state":
         given = {word.strip().upper() for word in value.split(",")}
         return ",".join(word for word in STATES if word in given)
-    form = next((form for ending, form in _FORMS.items() if name.endswith(ending)), str)
+    canonical = next((form for ending, form in _CANONICAL_FORMS.items() if name.endswith(ending)), str)
     try:
-        return form(value)
+        return canonical(value)
     except ValueError:
         return value
 
 
-_FORMS: dict[str, Callable[[str], str]] = {
+_CANONICAL_FORMS: dict[str, Callable[[str], str]] = {
     "macaddr": canonical_mac,
     "macmask": canonical_mac,
     "ipaddr": canonical_address,

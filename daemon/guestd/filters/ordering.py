@@ -1,77 +1,83 @@
-"""Filters that are to be defined, in an order in which libvirt can lay every machine's tree after each of them.
+"""The order of definitions in which libvirt can install every machine's tree after each step.
 
-Pure. What would make a tree that can be laid one that cannot is refused (`filters.laying` says when that is), for
-libvirt would take it where no machine runs, and then no machine would start with it. Two filters of a chain may change
-their priority in one order and not in the other, so more than one is tried.
+Pure. A definition is refused where it would turn an installable tree into one that is not (`filters.chain_conflict`):
+libvirt accepts it while no machine runs, and then no machine with it starts. Two filters of a chain may change their
+priority in one order and not in the other, so more than one order is tried.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-from guestd.filters.chain_conflict import Clash, clash
+from guestd.filters.chain_conflict import ChainConflict, find_chain_conflict
+from guestd.filters.graph import list_edges, reach
 from guestd.filters.model import ROOT, Filter
 
 
-def in_order(
+def order_definitions(
     definitions: Sequence[Filter], there: Mapping[str, Filter], tops: Collection[str]
-) -> tuple[list[Filter], dict[str, Clash]]:
-    """The definitions in an order that works, and by name those for which there is none.
+) -> tuple[list[Filter], dict[str, ChainConflict]]:
+    """The definitions in an order that works, and by name the conflicts of those that have none.
 
-    `definitions` come after what they include, `there` is what libvirt has, `tops` are names of machines' filters.
+    `definitions` come after what they include, `there` is what libvirt has, `tops` are names of machine filters.
     """
-    suspects = _suspects(definitions, there, tops)
+    suspects = _find_suspects(definitions, there, tops)
     if not suspects:
         return list(definitions), {}
     world, ordered, waiting = dict(there), list[Filter](), list(definitions)
-    clashes: dict[str, Clash] = {}
+    conflicts: dict[str, ChainConflict] = {}
     while waiting:
         left = []
         for each in waiting:
-            found = _made_worse(each, world, suspects)
-            is_there = all(to.target in world for to in each.references)
-            if found is None and is_there and each.name not in _included(each, world):
+            conflict = _find_new_conflict(each, world, suspects)
+            has_targets = all(to.target in world for to in each.references)
+            if conflict is None and has_targets and not _would_include_itself(each, world):
                 world[each.name] = each
                 ordered.append(each)
             else:
                 left.append(each)
-                if found is not None:
-                    clashes[each.name] = found
+                if conflict is not None:
+                    conflicts[each.name] = conflict
         if len(left) == len(waiting):
             break
         waiting = left
-    return ordered, {each.name: clashes[each.name] for each in waiting if each.name in clashes}
+    return ordered, {each.name: conflicts[each.name] for each in waiting if each.name in conflicts}
 
 
-def standing(filters: Mapping[str, Filter], tops: Collection[str]) -> Iterator[tuple[str, Clash]]:
-    """The machines' filters that libvirt cannot lay."""
-    for top in _suspects((), filters, tops):
-        if (found := clash(filters[top], filters)) is not None:
-            yield top, found
+def find_standing_conflicts(
+    filters: Mapping[str, Filter], tops: Collection[str]
+) -> Iterator[tuple[str, ChainConflict]]:
+    """The machine filters that libvirt cannot install, each with its conflict."""
+    for top in _find_suspects((), filters, tops):
+        if (conflict := find_chain_conflict(filters[top], filters)) is not None:
+            yield top, conflict
 
 
-def _made_worse(each: Filter, world: Mapping[str, Filter], suspects: Mapping[str, frozenset[str]]) -> Clash | None:
-    """What could be laid before, and cannot when this is defined."""
+def _find_new_conflict(
+    each: Filter, world: Mapping[str, Filter], suspects: Mapping[str, frozenset[str]]
+) -> ChainConflict | None:
+    """The conflict of a tree that is installable now, and no longer once this filter is defined."""
     after = {**world, each.name: each}
     for top in [top for top, names in suspects.items() if each.name in names and top in after]:
-        found = clash(after[top], after)
-        if found is not None and (top not in world or clash(world[top], world) is None):
-            return found
+        conflict = find_chain_conflict(after[top], after)
+        if conflict is not None and (top not in world or find_chain_conflict(world[top], world) is None):
+            return conflict
     return None
 
 
-def _suspects(
+def _find_suspects(
     definitions: Iterable[Filter], there: Mapping[str, Filter], tops: Collection[str]
 ) -> dict[str, frozenset[str]]:
-    """Of machines' filters, those in whose trees a chain has two priorities, now or later; with what they include."""
+    """The machine filters in whose trees a chain has two priorities, now or later; with the names in their trees."""
     versions: dict[str, list[Filter]] = {}
     for each in (*there.values(), *definitions):
         versions.setdefault(each.name, []).append(each)
     chains = {name: {pair for each in both for pair in _chain(each)} for name, both in versions.items()}
     if not _is_mixed(chains.values()):
         return {}
-    trees = {top: frozenset((top, *_reached(top, versions))) for top in sorted(tops) if top in versions}
-    return {top: names for top, names in trees.items() if _is_mixed(chains[name] for name in names)}
+    edges = {name: [to.target for each in both for to in each.references] for name, both in versions.items()}
+    trees = {top: versions.keys() & set(reach([top], edges)) for top in sorted(tops) if top in versions}
+    return {top: frozenset(names) for top, names in trees.items() if _is_mixed(chains[name] for name in names)}
 
 
 def _chain(each: Filter) -> Iterator[tuple[str, int]]:
@@ -79,23 +85,11 @@ def _chain(each: Filter) -> Iterator[tuple[str, int]]:
         yield each.chain, each.priority
 
 
-def _is_mixed(found: Iterable[set[tuple[str, int]]]) -> bool:
-    pairs = set[tuple[str, int]]().union(*found)
+def _is_mixed(chains: Iterable[set[tuple[str, int]]]) -> bool:
+    pairs = set[tuple[str, int]]().union(*chains)
     return len({chain for chain, _ in pairs}) < len(pairs)
 
 
-def _included(each: Filter, world: Mapping[str, Filter]) -> set[str]:
-    """What it would include as things are, directly or through others."""
-    return _reached(each.name, {name: (other,) for name, other in {**world, each.name: each}.items()})
-
-
-def _reached(start: str, versions: Mapping[str, Sequence[Filter]]) -> set[str]:
-    """What any version of a filter includes, directly or through any version of others."""
-    met = set[str]()
-    waiting = [to.target for each in versions[start] for to in each.references]
-    while waiting:
-        name = waiting.pop()
-        if name not in met and name in versions:
-            met.add(name)
-            waiting += [to.target for each in versions[name] for to in each.references]
-    return met
+def _would_include_itself(each: Filter, world: Mapping[str, Filter]) -> bool:
+    edges = list_edges({**world, each.name: each})
+    return each.name in reach(edges[each.name], edges)

@@ -1,9 +1,9 @@
-"""Which rule decides on a packet: the rules of a tree of filters as libvirt hands them to the kernel.
+"""Which rule decides on a packet: the rules of a tree of filters, as libvirt installs them in iptables.
 
-Pure. Measured on libvirt 9.0 (docs/filters.md): rules of the root chain come before those of all others, whatever their
-priority, then priority decides. A rule makes lines on both ways: an accepting one tracks the connection that it lets be
-opened and takes back its answers only; one that drops, rejects or returns holds on both ways, unless it names states.
-What no line decides is let through.
+Pure. Measured on libvirt 9.0 (docs/filters.md): rules of the root chain come before those of all other chains, then
+priority decides. libvirt installs each rule in both directions. An accepting rule accepts new connections in its own
+direction and only their answers in the other. A rule that drops, rejects or returns applies to both directions unless
+it names states. A packet that no rule matches passes.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ OPPOSITE = {"in": "out", "out": "in"}
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
-    """A rule in its place in the order of a tree, with the filter that it is of; variables have their values."""
+class PlacedRule:
+    """A rule at its position in a tree, with its filter and the values of the variables there."""
 
     filter: Filter
     rule: Rule
@@ -30,10 +30,10 @@ class Placed:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
-    """What the kernel is told: `way` is in (to the guest) or out. What is None matches anything."""
+class PacketRule:
+    """A rule of iptables: `direction` is in (to the guest) or out. None matches anything."""
 
-    way: str
+    direction: str
     version: int
     protocol: str
     source: Network | None
@@ -44,18 +44,18 @@ class Line:
     states: frozenset[str] | None
     answer: bool | None
     verdict: str
-    placed: Placed
+    placed: PlacedRule
 
 
 @dataclass(frozen=True, slots=True)
 class Packet:
-    """A packet on its way; `state` is the kernel's word for its connection, `answer` that it goes back to who began.
+    """A packet; `state` is that of its connection in the kernel, `answer` that it goes back to the connection's opener.
 
-    Of protocol arp, the addresses are those in its header. `mac` is the sender's: without one, the machine sends under
-    its own, and others under one that no rule names.
+    The addresses of protocol arp are those in its header. `mac` is the sender's address: without it, the machine sends
+    from its own, and others from one that no rule names.
     """
 
-    way: str
+    direction: str
     protocol: str
     source: str
     destination: str
@@ -66,66 +66,66 @@ class Packet:
     mac: str | None = None
 
     def is_sent_by(self, mac: str) -> bool:
-        """Whether its sender has the MAC address that a rule names, $MAC being the machine's own."""
-        return (self.way == "out" and self.mac is None) if mac == "$MAC" else mac == self.mac
+        """Whether the sender has the MAC address that a rule names; $MAC is the machine's own."""
+        return (self.direction == "out" and self.mac is None) if mac == "$MAC" else mac == self.mac
 
 
-def ordered(top: Filter, filters: Mapping[str, Filter]) -> list[Placed]:
+def order_rules(top: Filter, filters: Mapping[str, Filter]) -> list[PlacedRule]:
     """All rules of a tree in the order in which they match."""
-    found: list[Placed] = []
+    found: list[PlacedRule] = []
     _collect(top, (), filters, found)
     return sorted(found, key=lambda each: (each.filter.chain != ROOT, each.rule.priority))
 
 
 def _collect(
-    current: Filter, variables: tuple[tuple[str, str], ...], filters: Mapping[str, Filter], found: list[Placed]
+    current: Filter, variables: tuple[tuple[str, str], ...], filters: Mapping[str, Filter], found: list[PlacedRule]
 ) -> None:
-    found += [Placed(current, rule, variables) for rule in current.rules]
+    found += [PlacedRule(current, rule, variables) for rule in current.rules]
     for reference in current.references:
         if reference.target in filters:
             _collect(filters[reference.target], variables + reference.parameters, filters, found)
 
 
-def lines(placed: Sequence[Placed]) -> list[Line]:
-    """What iptables and ip6tables are told, in order; the rules of ebtables make none."""
-    return [line for each in placed if not each.rule.is_link for line in _lines_of(each)]
+def build_packet_rules(placed: Sequence[PlacedRule]) -> list[PacketRule]:
+    """The rules of iptables and ip6tables, in order; rules for ebtables are left out."""
+    return [packet_rule for each in placed if not each.rule.is_link for packet_rule in _both_directions(each)]
 
 
-def _lines_of(placed: Placed) -> Iterator[Line]:
+def _both_directions(placed: PlacedRule) -> Iterator[PacketRule]:
     rule = placed.rule
-    way = "out" if rule.direction == "out" else "in"
+    direction = "out" if rule.direction == "out" else "in"
     states = rule.value("state") if rule.is_stateful else None
-    for line in _plain_lines(placed, way):
-        back = _back(line)
+    for forward in _forward_rules(placed, direction):
+        back = _reverse(forward)
         if states is not None:
             named = frozenset(states.split(","))
-            yield replace(line, states=named)
+            yield replace(forward, states=named)
             if rule.direction == "inout" and back is not None:
                 yield replace(back, states=named)
         elif rule.is_stateful and rule.action == "accept" and rule.direction != "inout":
-            yield replace(line, states=frozenset({"NEW", "ESTABLISHED"}), answer=False)
+            yield replace(forward, states=frozenset({"NEW", "ESTABLISHED"}), answer=False)
             if back is not None:
                 yield replace(back, states=frozenset({"ESTABLISHED"}), answer=True)
         else:
-            yield line
+            yield forward
             if back is not None:
                 yield back
 
 
-def _plain_lines(placed: Placed, way: str) -> Iterator[Line]:
-    """One line for each value of the variable that the rule names; none while that has no value."""
+def _forward_rules(placed: PlacedRule, direction: str) -> Iterator[PacketRule]:
+    """One rule for each value of the variable that the rule names; none where the variable has no value."""
     rule = placed.rule
     version = 6 if is_ipv6(rule.protocol) else 4
     variable = "IPV6" if version == 6 else "IP"
     uses = any(match.value == f"${variable}" for match in rule.matches)
     values = [value for name, value in placed.variables if name == variable] if uses else [""]
     for value in dict.fromkeys(values):
-        yield Line(
-            way=way,
+        yield PacketRule(
+            direction=direction,
             version=version,
             protocol={"icmpv6": "icmp"}.get(rule.protocol, rule.protocol.removesuffix("-ipv6")),
-            source=network(rule, "src", value),
-            destination=network(rule, "dst", value),
+            source=resolve_network(rule, "src", value),
+            destination=resolve_network(rule, "dst", value),
             source_ports=_ports(rule, "src"),
             destination_ports=_ports(rule, "dst"),
             mac=rule.value("srcmacaddr"),
@@ -136,23 +136,23 @@ def _plain_lines(placed: Placed, way: str) -> Iterator[Line]:
         )
 
 
-def _back(line: Line) -> Line | None:
-    """The same on the other way; None where nothing but the sender's MAC, which the way back has not, was named."""
-    turned = replace(
-        line,
-        way=OPPOSITE[line.way],
-        source=line.destination,
-        destination=line.source,
-        source_ports=line.destination_ports,
-        destination_ports=line.source_ports,
+def _reverse(forward: PacketRule) -> PacketRule | None:
+    """The rule of the other direction; None where the sender's MAC is the only condition: answers do not have it."""
+    reverse = replace(
+        forward,
+        direction=OPPOSITE[forward.direction],
+        source=forward.destination,
+        destination=forward.source,
+        source_ports=forward.destination_ports,
+        destination_ports=forward.source_ports,
         mac=None,
     )
-    conditions = (turned.source, turned.destination, turned.source_ports, turned.destination_ports)
-    return None if line.mac is not None and all(each is None for each in conditions) else turned
+    conditions = (reverse.source, reverse.destination, reverse.source_ports, reverse.destination_ports)
+    return None if forward.mac is not None and all(each is None for each in conditions) else reverse
 
 
-def network(rule: Rule, side: str, value: str) -> Network | None:
-    """The addresses of one side that a rule names, `value` being that of its variable; None for any, or no value."""
+def resolve_network(rule: Rule, side: str, value: str) -> Network | None:
+    """The addresses of one side of a rule, with `value` for its variable; None for any address, or without a value."""
     address = rule.value(f"{side}ipaddr")
     if address is None or (address.startswith("$") and not value):
         return None
@@ -167,24 +167,24 @@ def _ports(rule: Rule, side: str) -> Range | None:
     return None if first is None else (int(first), int(rule.value(f"{side}portend") or first))
 
 
-def decides(packet: Packet, told: Sequence[Line]) -> Line | None:
-    """The first line that matches a packet; None when none does and it is let through."""
-    return next((line for line in told if _is_match(line, packet)), None)
+def find_deciding_rule(packet: Packet, packet_rules: Sequence[PacketRule]) -> PacketRule | None:
+    """The first rule that matches a packet; None where none does and the packet passes."""
+    return next((rule for rule in packet_rules if _is_match(rule, packet)), None)
 
 
-def _is_match(line: Line, packet: Packet) -> bool:
+def _is_match(rule: PacketRule, packet: Packet) -> bool:
     source, destination = ip_address(packet.source), ip_address(packet.destination)
     return (
-        line.way == packet.way
-        and line.version == source.version
-        and line.protocol in ("all", packet.protocol)
-        and (line.source is None or source in line.source)
-        and (line.destination is None or destination in line.destination)
-        and _is_within(packet.source_port, line.source_ports)
-        and _is_within(packet.destination_port, line.destination_ports)
-        and (line.mac is None or packet.is_sent_by(line.mac))
-        and (line.states is None or packet.state in line.states)
-        and line.answer in (None, packet.answer)
+        rule.direction == packet.direction
+        and rule.version == source.version
+        and rule.protocol in ("all", packet.protocol)
+        and (rule.source is None or source in rule.source)
+        and (rule.destination is None or destination in rule.destination)
+        and _is_within(packet.source_port, rule.source_ports)
+        and _is_within(packet.destination_port, rule.destination_ports)
+        and (rule.mac is None or packet.is_sent_by(rule.mac))
+        and (rule.states is None or packet.state in rule.states)
+        and rule.answer in (None, packet.answer)
     )
 
 
@@ -192,17 +192,17 @@ def _is_within(port: int | None, ports: Range | None) -> bool:
     return ports is None or (port is not None and ports[0] <= port <= ports[1])
 
 
-def contradictions(told: Sequence[Line]) -> list[tuple[Line, Line]]:
-    """Pairs of lines of one place in the order that decide differently on some packet."""
-    groups: dict[tuple[object, ...], list[Line]] = {}
-    for line in told:
-        is_root = line.placed.filter.chain == ROOT
-        groups.setdefault((line.way, line.version, is_root, line.placed.rule.priority), []).append(line)
+def find_contradictions(packet_rules: Sequence[PacketRule]) -> list[tuple[PacketRule, PacketRule]]:
+    """Pairs of rules at the same position in the order that decide differently on some packet."""
+    groups: dict[tuple[object, ...], list[PacketRule]] = {}
+    for rule in packet_rules:
+        is_root = rule.placed.filter.chain == ROOT
+        groups.setdefault((rule.direction, rule.version, is_root, rule.placed.rule.priority), []).append(rule)
     pairs = (pair for group in groups.values() for pair in combinations(group, 2))
     return [(one, two) for one, two in pairs if one.verdict != two.verdict and _overlap(one, two)]
 
 
-def _overlap(one: Line, two: Line) -> bool:
+def _overlap(one: PacketRule, two: PacketRule) -> bool:
     return (
         (one.protocol == two.protocol or "all" in (one.protocol, two.protocol))
         and _nets_meet(one.source, two.source)

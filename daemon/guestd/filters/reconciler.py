@@ -1,8 +1,8 @@
-"""The loop that keeps a host's filters as the rows say: a pass whenever rows or domains change, and at an interval.
+"""The filter reconciler: a run whenever rows or domains change, and at an interval.
 
-Notices only wake it. A notice of changed rows begins a pass that takes libvirt to be as it was; all others look at all
-of it, so that what somebody changed by hand is found within an interval. While libvirt or the store is away nothing
-is done, and the kernel goes on with the rules that it has.
+Notifications only wake it. Changed rows cause a quick run, which takes libvirt to be as last observed. Every other run
+observes all of libvirt, so that manual changes are found within an interval. While libvirt or the store is unavailable
+nothing is done, and the kernel keeps the rules that it has.
 """
 
 from __future__ import annotations
@@ -10,141 +10,152 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
 
 import structlog
 
 from guestd.core.errors import RowsRejected, SourceLost, StoreUnavailable
 from guestd.core.tasks import Backoff, run_with_retry, wait_for_event
-from guestd.filters.apply import Flushed, Outcome, Passes
-from guestd.filters.diff import Allowed
-from guestd.filters.driver import NWFilters
-from guestd.filters.plan import Report
-from guestd.filters.store import filter_store, watch_filters
+from guestd.filters.apply import REPORT_KINDS, FilterRuns, FindFlushed, RunResult
+from guestd.filters.diff import Permissions
+from guestd.filters.driver import FilterDriver
+from guestd.filters.plan import FilterReport
+from guestd.filters.store import open_filter_store, watch_filters
 from guestd.hypervisor.connection import Hypervisor
+from guestd.telemetry.registry import FilterMetrics
 
 log = structlog.get_logger()
 
-# A transaction of a person's is often one of several; those that come while a pass runs wait for each other anyway.
+# Transactions of one person often come in groups; those that commit during a run are combined anyway.
 DEBOUNCE_SECONDS = 0.02
 
 
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """What the loop counts; telemetry gives the functions."""
-
-    passed: Callable[[Outcome, float], None]  # seconds
-    lost: Callable[[], None]
-
-
-class FilterLoop:
-    """Keeps the filters of one host."""
+class FilterReconciler:
+    """Keeps the filters of one host in their desired state."""
 
     def __init__(
-        self, driver: NWFilters, *, dsn: str, host_name: str, allowed: Allowed, interval_seconds: float,
-        flushed: Flushed, counters: Counters,
+        self, driver: FilterDriver, *, dsn: str, host_name: str, permissions: Permissions, interval_seconds: float,
+        find_flushed: FindFlushed, metrics: FilterMetrics,
     ) -> None:  # fmt: skip
         self._driver = driver
         self._dsn = dsn
         self._host_name = host_name
-        self._allowed = allowed
+        self._permissions = permissions
         self._interval_seconds = interval_seconds
-        self._flushed = flushed
-        self._counters = counters
+        self._find_flushed = find_flushed
+        self._metrics = metrics
         self._wake = asyncio.Event()
         self._is_full_due = True
-        self._reported: frozenset[Report] = frozenset()
-        self.error: str | None = "not begun yet"
+        self._reported: frozenset[FilterReport] = frozenset()
+        self.error: str | None = "no run yet"
 
     async def run(self) -> None:
-        """Keep them, for ever."""
+        """Reconcile until cancelled."""
 
         def lost(exc: Exception, seconds: float) -> None:
             if str(exc) != self.error:
-                log.warning("filters are not being kept", error=str(exc), retry=round(seconds, 1))
+                log.warning(
+                    f"filter reconciler stopped, the kernel keeps its rules; retrying in {seconds:.1f} s",
+                    error=str(exc),
+                )
             self.error = str(exc)
-            self._counters.lost()
+            self._metrics.lost.inc()
 
         await run_with_retry(
-            self._life,
+            self._run_connected,
             expected=(SourceLost, StoreUnavailable, RowsRejected),
             backoff=Backoff(cap_seconds=5),
             on_failure=lost,
         )
 
     async def watch_edits(self) -> None:
-        """Wake the loop when rows change, for ever."""
+        """Wake the reconciler when rows change, until cancelled."""
         await run_with_retry(
             lambda: watch_filters(self._dsn, self._wake),
             expected=StoreUnavailable,
             backoff=Backoff(cap_seconds=5),
-            on_failure=lambda exc, _: log.debug("edits of filters are not heard of", error=str(exc)),
+            on_failure=lambda exc, seconds: log.debug(
+                f"LISTEN lost, edits of filters wait for the next full run; retrying in {seconds:.1f} s", error=str(exc)
+            ),
         )
 
     async def watch_domains(self, hypervisor: Hypervisor) -> None:
-        """Wake the loop when domains come, go, start or end, for ever."""
-        looked, before = hypervisor.subscribe(), None
+        """Request a full run when domains are defined, undefined, started or stopped, until cancelled."""
+        observed, before = hypervisor.subscribe(), None
         while True:
-            await looked.wait()
-            looked.clear()
+            await observed.wait()
+            observed.clear()
             now = frozenset((each.uuid, each.name, each.is_active) for each in hypervisor.domains)
             if now != before:
                 before = now
-                self.look_again()
+                self.request_full_run()
 
-    def look_again(self) -> None:
-        """Begin a full pass as soon as the one that runs has ended."""
+    def request_full_run(self) -> None:
+        """Begin a full run as soon as the current one ends."""
         self._is_full_due = True
         self._wake.set()
 
-    async def _life(self) -> None:
-        """From one failure to the next."""
+    async def _run_connected(self) -> None:
+        """Runs until libvirt or the store is lost."""
         async with (
-            self._driver.connected(),
-            filter_store(
+            self._driver.connect(),
+            open_filter_store(
                 self._dsn, name=self._host_name, uri=self._driver.uri, version=await self._driver.version()
             ) as store,
         ):
-            log.info("filters are kept", host=self._host_name, uri=self._driver.uri, attach=self._allowed.attach)
-            passes = Passes(self._driver, store, self._allowed, self._flushed)
+            log.info(
+                "filter reconciler started", host=self._host_name, uri=self._driver.uri, attach=self._permissions.attach
+            )
+            runs = FilterRuns(self._driver, store, self._permissions, self._find_flushed)
             self._is_full_due, is_first = True, True
-            looked_at = 0.0
+            last_full = 0.0
             while True:
                 began = time.monotonic()
-                if self._is_full_due or began - looked_at >= self._interval_seconds:
-                    self._is_full_due, looked_at = False, began
-                    outcome = await passes.full(self._wake)  # an edit that has woken this is not made to wait for it
+                if self._is_full_due or began - last_full >= self._interval_seconds:
+                    self._is_full_due, last_full = False, began
+                    result = await runs.run_full(self._wake)  # applies an edit that wakes it without finishing first
                 else:
                     self._wake.clear()
-                    outcome = await passes.quick()
-                self._tell(outcome, time.monotonic() - began)
+                    result = await runs.run_quick()
+                self._record(result, time.monotonic() - began)
                 if is_first:
                     is_first = False
-                    _leave_out_of_collections()
+                    _exempt_from_collection()
                 if not self._is_full_due:
-                    await wait_for_event(self._wake, max(0.0, looked_at + self._interval_seconds - time.monotonic()))
+                    await wait_for_event(self._wake, max(0.0, last_full + self._interval_seconds - time.monotonic()))
                 await asyncio.sleep(DEBOUNCE_SECONDS)
 
-    def _tell(self, outcome: Outcome, seconds: float) -> None:
-        """Each report once, when it comes and when it goes; every step."""
-        for action, result in outcome.done:
-            if result == "done":
-                log.info("filters: done", what=str(action))
-        found = frozenset(outcome.reports)
-        for report in found - self._reported:
-            log.warning("filters need a look", what=str(report))
-        for report in self._reported - found:
-            log.info("filters need no look any more", what=str(report))
-        self._reported = found
+    def _record(self, result: RunResult, seconds: float) -> None:
+        """Log every step, and each issue when it is raised and when it is resolved; update the metrics."""
+        for action, outcome in result.steps:
+            if outcome == "done":
+                log.info("filter step done", step=str(action))
+        reports = frozenset(result.reports)
+        for report in reports - self._reported:
+            log.warning("filter issue raised; see guestd filters plan", issue=str(report))
+        for report in self._reported - reports:
+            log.info("filter issue resolved", issue=str(report))
+        self._reported = reports
         self.error = None
-        self._counters.passed(outcome, seconds)
+        _update_metrics(self._metrics, result, seconds)
 
 
-def _leave_out_of_collections() -> None:
-    """What there is now, thousands of filters, is mostly there to stay: a collection that went through all of it would
-    hold everybody up for 0.15 s, again and again.
-    """
+def _update_metrics(metrics: FilterMetrics, result: RunResult, seconds: float) -> None:
+    metrics.desired.set(result.desired)
+    metrics.in_force.set(result.in_force)
+    metrics.pending.set(result.desired - result.in_force)
+    metrics.held.set(result.held is not None)
+    metrics.drift.inc(result.drifted)
+    for action, outcome in result.steps:
+        metrics.actions.labels(type(action).__name__.lower(), "done" if outcome == "done" else "failed").inc()
+    kinds = Counter(report.kind for report in result.reports)
+    for kind in REPORT_KINDS:
+        metrics.reports.labels(kind).set(kinds[kind])
+    metrics.run_seconds.observe(seconds)
+
+
+def _exempt_from_collection() -> None:
+    """Freeze the heap: its thousands of filters mostly stay, and collecting them blocks the event loop for 0.15 s."""
     gc.unfreeze()
     gc.collect()
     gc.freeze()

@@ -1,7 +1,8 @@
 """The services that policies switch (VMServiceConfig, DepartmentServiceConfig, GlobalServiceConfig), and their rules.
 
-Pure. The platform's list, with its bugs put right (docs/decisions/0029): using a service opens connections and not only
-goes on with them, answers follow from libvirt's own connection tracking, and a rule belongs to its service alone.
+Pure. The platform's list with its bugs fixed (docs/decisions/0029): a machine that may use a service may open
+connections and not only continue them, libvirt's connection tracking lets the answers through, and each rule belongs to
+one service.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from guestd.filters.model import DEFAULT_RULE_PRIORITY, Rule, matches
+from guestd.filters.model import DEFAULT_RULE_PRIORITY, Rule, build_matches
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,7 @@ class Ports:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Whether a machine may connect to a service, and be connected to."""
+    """Whether a machine may connect to a service (uses), and accept connections to it (provides)."""
 
     uses: bool
     provides: bool
@@ -37,7 +38,7 @@ def _both(port: int) -> tuple[Ports, ...]:
     return Ports("tcp", port, port), Ports("udp", port, port)
 
 
-# FTP's passive range, 1024 to 65535, is left out: it would open nearly everything.
+# Without FTP's passive range, 1024 to 65535: it would open nearly all ports.
 SERVICES: Mapping[str, tuple[str, tuple[Ports, ...]]] = {
     "ssh": ("Secure Shell", _tcp(22)),
     "rdp": ("Remote Desktop", _tcp(3389)),
@@ -63,25 +64,25 @@ SERVICES: Mapping[str, tuple[str, tuple[Ports, ...]]] = {
 }
 
 
-def policies(
-    machine: Mapping[str, Policy], department: Mapping[str, Policy], everywhere: Mapping[str, Policy]
+def merge_policies(
+    machine: Mapping[str, Policy], department: Mapping[str, Policy], global_policies: Mapping[str, Policy]
 ) -> dict[str, Policy]:
-    """What holds for a machine: its own row, else its department's, else the global one: that it is there decides."""
-    return {**everywhere, **department, **machine}
+    """The policy of each service: the machine's own row, else its department's, else the global one."""
+    return {**global_policies, **department, **machine}
 
 
-def service_rules(chosen: Mapping[str, Policy]) -> Iterator[Rule]:
-    """The rules of the services that are switched on; a key that is not in the list has none."""
-    for key, policy in sorted(chosen.items()):
+def build_service_rules(policies: Mapping[str, Policy]) -> Iterator[Rule]:
+    """The rules of all services that are switched on; a service that is not in SERVICES has none."""
+    for key, policy in sorted(policies.items()):
         title, ports = SERVICES.get(key, ("", ()))
         for each in ports:
             if policy.uses:
-                yield accepting(each, "out", f"Allow using {title} service")
+                yield build_accept_rule(each, "out", f"Allow using {title} service")
             if policy.provides:
-                yield accepting(each, "in", f"Allow providing {title} service")
+                yield build_accept_rule(each, "in", f"Allow providing {title} service")
 
 
-def accepting(ports: Ports, direction: str, comment: str) -> Rule:
-    """A rule that lets connections to these ports be opened, and their answers through."""
+def build_accept_rule(ports: Ports, direction: str, comment: str) -> Rule:
+    """A rule that accepts new connections to these ports and lets their answers through."""
     conditions = [("dstportstart", str(ports.first)), ("dstportend", str(ports.last)), ("comment", comment)]
-    return Rule("accept", direction, DEFAULT_RULE_PRIORITY, ports.protocol, matches(conditions))
+    return Rule("accept", direction, DEFAULT_RULE_PRIORITY, ports.protocol, build_matches(conditions))

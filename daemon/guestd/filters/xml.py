@@ -1,7 +1,7 @@
-"""libvirt's XML of a network filter to the model, and back.
+"""Parse and write libvirt's XML of filters, and the parts of domains and networks that concern filters.
 
-Pure. It reads what libvirt prints, which differs from what it takes: there an absent priority is a real 0, and never
-the default of a chain.
+Pure. It parses what libvirt prints, which differs from what libvirt accepts: in printed XML an absent priority is 0,
+and not the default of the chain.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from uuid import UUID
 from xml.etree import ElementTree
 
-from guestd.filters.model import DEFAULT_RULE_PRIORITY, ROOT, Filter, Match, Reference, Rule, match
+from guestd.filters.model import DEFAULT_RULE_PRIORITY, ROOT, Filter, Match, Reference, Rule, build_match
 
 
-def read(xml: str) -> Filter:
-    """The model of a filter as libvirt prints it. ValueError when it has no name or no uuid."""
-    root = ElementTree.fromstring(xml)  # noqa: S314 -- libvirt wrote it, and no guest can
+def parse_filter(xml: str) -> Filter:
+    """The model of a filter as libvirt prints it. ValueError where it has no name or no uuid."""
+    root = ElementTree.fromstring(xml)  # noqa: S314 -- libvirt wrote it, never a guest
     name, uuid = root.get("name"), root.findtext("uuid")
     if not name or not uuid:
         raise ValueError("a filter without a name or without a uuid")
@@ -29,9 +29,9 @@ def read(xml: str) -> Filter:
     )
 
 
-def interfaces(domain_xml: str) -> Iterator[tuple[str, str, str]]:
-    """MAC address, device on the host and filter of each interface of a domain; empty where there is none."""
-    root = ElementTree.fromstring(domain_xml)  # noqa: S314 -- libvirt wrote it, and no guest can
+def list_interfaces(domain_xml: str) -> Iterator[tuple[str, str, str]]:
+    """MAC address, device on the host and filter of each interface of a domain; an empty string where it has none."""
+    root = ElementTree.fromstring(domain_xml)  # noqa: S314 -- libvirt wrote it, never a guest
     for each in root.iterfind("devices/interface"):
         mac, target, chosen = (each.find(name) for name in ("mac", "target", "filterref"))
         if mac is not None:
@@ -39,25 +39,25 @@ def interfaces(domain_xml: str) -> Iterator[tuple[str, str, str]]:
             yield mac.get("address", ""), port, "" if chosen is None else chosen.get("filter", "")
 
 
-def networks(domain_xml: str) -> Iterator[tuple[str, str]]:
-    """MAC address and libvirt network of each interface of a domain that is on one."""
-    root = ElementTree.fromstring(domain_xml)  # noqa: S314 -- libvirt wrote it, and no guest can
+def list_networks(domain_xml: str) -> Iterator[tuple[str, str]]:
+    """MAC address and network of each interface of a domain that is on a libvirt network."""
+    root = ElementTree.fromstring(domain_xml)  # noqa: S314 -- libvirt wrote it, never a guest
     for each in root.iterfind("devices/interface[@type='network']"):
         mac, source = each.find("mac"), each.find("source")
         if mac is not None and source is not None:
             yield mac.get("address", ""), source.get("network", "")
 
 
-def static_hosts(network_xml: str) -> Iterator[tuple[str, str]]:
-    """MAC and IP address of each static host entry of a network that names both."""
-    root = ElementTree.fromstring(network_xml)  # noqa: S314 -- libvirt wrote it, and no guest can
+def list_static_hosts(network_xml: str) -> Iterator[tuple[str, str]]:
+    """MAC and IP address of each static host entry of a network that has both."""
+    root = ElementTree.fromstring(network_xml)  # noqa: S314 -- libvirt wrote it, never a guest
     for each in root.iterfind("ip/dhcp/host[@mac][@ip]"):
         yield each.get("mac", "").lower(), each.get("ip", "")
 
 
-def with_filter(domain_xml: str, mac: str, name: str) -> str | None:
-    """The interface of this MAC address as the domain has it, but with this filter; None when there is none."""
-    root = ElementTree.fromstring(domain_xml)  # noqa: S314 -- libvirt wrote it, and no guest can
+def set_interface_filter(domain_xml: str, mac: str, name: str) -> str | None:
+    """The XML of the domain's interface with this MAC address and this filter; None where it has no such interface."""
+    root = ElementTree.fromstring(domain_xml)  # noqa: S314 -- libvirt wrote it, never a guest
     for each in root.iterfind("devices/interface"):
         found = each.find("mac")
         if found is not None and found.get("address") == mac:
@@ -68,8 +68,8 @@ def with_filter(domain_xml: str, mac: str, name: str) -> str | None:
     return None
 
 
-def binding(owner: str, owner_uuid: UUID, port: str, mac: str, name: str) -> str:
-    """What libvirt is given to enforce a filter on a device of the host, for the domain that owns it."""
+def render_binding(owner: str, owner_uuid: UUID, port: str, mac: str, name: str) -> str:
+    """The XML that makes libvirt enforce a filter on a device of the host, for the domain that owns the device."""
     root = ElementTree.Element("filterbinding")
     owning = ElementTree.SubElement(root, "owner")
     ElementTree.SubElement(owning, "name").text = owner
@@ -80,13 +80,13 @@ def binding(owner: str, owner_uuid: UUID, port: str, mac: str, name: str) -> str
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def write(definition: Filter) -> str:
-    """What libvirt is given. Chain and priorities are stated, so that none of its defaults comes into it."""
+def render_filter(definition: Filter) -> str:
+    """The XML of a filter. It always names chain and priorities, so that libvirt uses none of its defaults."""
     attributes = {"name": definition.name, "chain": definition.chain, "priority": str(definition.priority)}
     root = ElementTree.Element("filter", attributes)
     ElementTree.SubElement(root, "uuid").text = str(definition.uuid)
     for rule in definition.rules:
-        _write_rule(root, rule)
+        _append_rule(root, rule)
     for reference in definition.references:
         element = ElementTree.SubElement(root, "filterref", {"filter": reference.target})
         for name, value in reference.parameters:
@@ -96,11 +96,11 @@ def write(definition: Filter) -> str:
 
 def _rule(element: ElementTree.Element) -> Rule:
     found: list[Match] = []
-    # Conditions that are negated stand in an element of their own.
+    # Negated conditions are in an element of their own.
     for part in element:
         is_negated = part.get("match") == "no"
         found += [
-            match(name, value, is_negated=is_negated and name != "comment")
+            build_match(name, value, is_negated=is_negated and name != "comment")
             for name, value in part.items()
             if name != "match"
         ]
@@ -119,7 +119,7 @@ def _reference(element: ElementTree.Element) -> Reference:
     return Reference(element.get("filter", ""), tuple(parameters))
 
 
-def _write_rule(root: ElementTree.Element, rule: Rule) -> None:
+def _append_rule(root: ElementTree.Element, rule: Rule) -> None:
     attributes = {"action": rule.action, "direction": rule.direction, "priority": str(rule.priority)}
     if not rule.is_stateful:
         attributes["statematch"] = "0"

@@ -72,20 +72,20 @@ class VmMetrics:
 
 
 class FilterMetrics:
-    """The metrics of the network filters that are kept."""
+    """Metrics of the filter reconciler. `registry` None: metrics that nobody scrapes."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
         gauge, counter = partial(Gauge, registry=registry), partial(Counter, registry=registry)
-        self.wanted = gauge("guestd_filters_wanted", "Filters that this host should have: of rows and of its machines.")
-        self.in_force = gauge("guestd_filters_in_force", "Of those, the ones that libvirt has as the rows say.")
-        self.pending = gauge("guestd_filters_pending", "Of those, the ones that it has not.")
-        self.held = gauge("guestd_filters_held", "1 while a plan waits for guestd apply --yes.")
-        self.drift = counter("guestd_filters_drift", "Filters that were in force and found otherwise.")
+        self.desired = gauge("guestd_filters_wanted", "Filters that this host should have: rows and machine filters.")
+        self.in_force = gauge("guestd_filters_in_force", "Of those, filters that libvirt has as desired.")
+        self.pending = gauge("guestd_filters_pending", "Of those, filters that are not in force.")
+        self.held = gauge("guestd_filters_held", "1 while a plan needs guestd apply --yes.")
+        self.drift = counter("guestd_filters_drift", "Filters in force that somebody else changed or removed.")
         self.actions = counter("guestd_filters_actions", "Steps on filters and interfaces.", ["action", "outcome"])
-        self.reports = gauge("guestd_filters_reports", "What needs a person, by kind.", ["kind"])
-        self.lost = counter("guestd_filters_lost", "Ends of the filter loop by libvirt or store.")
-        self.pass_seconds = Histogram(
-            "guestd_filters_pass_seconds", "Time of one pass over all filters.", registry=registry, buckets=LAG_BUCKETS
+        self.reports = gauge("guestd_filters_reports", "Open issues of filters, by kind.", ["kind"])
+        self.lost = counter("guestd_filters_lost", "Filter reconciler restarts: libvirt or store lost.")
+        self.run_seconds = Histogram(
+            "guestd_filters_pass_seconds", "Time of one reconcile run.", registry=registry, buckets=LAG_BUCKETS
         )
 
 

@@ -1,4 +1,4 @@
-"""Filters on a real store: what its rows say of a machine, and what guestd tells of it."""
+"""Filters on a real store: its rows compiled for a machine, and what guestd prints of them."""
 
 import asyncio
 import subprocess
@@ -8,9 +8,10 @@ from uuid import UUID
 import psycopg
 import pytest
 
-from guestd.filters.desired import Asked, MachineRow, asked
-from guestd.filters.explain import find
-from guestd.filters.store import read_rows
+from guestd.filters.desired import CompiledRows, compile_rows
+from guestd.filters.explain import find_machine
+from guestd.filters.snapshot import MachineRow
+from guestd.filters.store import read_store_snapshot
 from gueststore.seed import Admin, seed
 from support.daemon import add_machine, command, environment
 
@@ -37,9 +38,9 @@ class Platform:
             list(names),
         )
 
-    def asked(self) -> tuple[Asked, MachineRow]:
-        found = asyncio.run(read_rows(self.dsn))
-        return asked(found), find(found.machines, str(self.machine_id))
+    def compile(self) -> tuple[CompiledRows, MachineRow]:
+        store = asyncio.run(read_store_snapshot(self.dsn))
+        return compile_rows(store), find_machine(store.machines, str(self.machine_id))
 
     def guestd(self, *arguments: str) -> tuple[int, list[str]]:
         started = command("guestd", *arguments)
@@ -54,7 +55,7 @@ def platform(dsn: str) -> Platform:
 
 
 def test_every_filter_of_the_seed_can_be_enforced(platform: Platform) -> None:
-    found, _ = platform.asked()
+    found, _ = platform.compile()
     assert len(found.filters) == 67
     assert found.problems == {}
 
@@ -72,25 +73,25 @@ def test_a_machine_has_its_own_filters_its_departments_and_its_services(platform
         VALUES (%s, 'tcp', 8080, 8081, FALSE, FALSE, TRUE), (%s, 'tcp', 9090, 9090, TRUE, FALSE, FALSE)""",
         platform.machine_id, platform.machine_id,
     )  # fmt: skip
-    found, machine = platform.asked()
-    top = found.umbrellas[machine.id]
+    found, machine = platform.compile()
+    top = found.machine_filters[machine.id]
     assert {found.titles[each.target] for each in top.references} == {"Use Ping", "Drop All"}
     assert {(rule.direction, rule.protocol, rule.value("dstportstart")) for rule in top.rules} == {
         ("out", "tcp", "53"), ("in", "tcp", "22"), ("in", "tcp", "8080"), ("out", "udp", "53"),
     }  # fmt: skip
 
 
-def test_clean_traffic_holds_where_the_operator_said_which_addresses_are_the_machines(platform: Platform) -> None:
+def test_clean_traffic_applies_once_the_operator_sets_the_machines_addresses(platform: Platform) -> None:
     platform.run(
         'INSERT INTO "DepartmentConfiguration" ("departmentId", "cleanTraffic") VALUES (%s, TRUE)',
         platform.department_id,
     )
-    found, machine = platform.asked()
-    assert {found.titles[each.target] for each in found.umbrellas[machine.id].references} == {"No MAC Spoofing"}
+    found, machine = platform.compile()
+    assert {found.titles[each.target] for each in found.machine_filters[machine.id].references} == {"No MAC Spoofing"}
     assert "No IP" not in found.reports[machine.id][0]
     platform.run('UPDATE "Machine" SET "allowedIps" = %s', ["10.0.0.7"])
-    found, machine = platform.asked()
-    (reference,) = found.umbrellas[machine.id].references
+    found, machine = platform.compile()
+    (reference,) = found.machine_filters[machine.id].references
     assert (found.titles[reference.target], reference.parameters) == ("Clean Traffic", (("IP", "10.0.0.7"),))
     assert found.reports[machine.id] == ()
 
@@ -98,19 +99,19 @@ def test_clean_traffic_holds_where_the_operator_said_which_addresses_are_the_mac
 def test_a_refused_rule_is_shown_with_its_column(platform: Platform) -> None:
     platform.use("VMNWFilter", "vmId", platform.machine_id, "Use Ping")
     platform.run("""UPDATE "FWRule" SET "dstPortStart" = 8 WHERE "protocol" = 'icmp'""")
-    _, told = platform.guestd("filters", "show", "web")
-    assert told[1] == "no rules: everything passes"
-    assert told[2].startswith("refused: Use Ping (ibay-")
-    assert told[2].endswith("dstPortStart: libvirt leaves it out: protocol icmp has no ports here, and the rule would match all of it")  # fmt: skip  # noqa: E501 -- the sentence is what is tested
+    _, printed = platform.guestd("filters", "show", "web")
+    assert printed[1] == "no rules: everything passes"
+    assert printed[2].startswith("refused: Use Ping (ibay-")
+    assert printed[2].endswith("dstPortStart: libvirt ignores it: protocol icmp has no ports, and the rule would match all its packets")  # fmt: skip  # noqa: E501 -- the sentence is tested
 
 
 def test_the_rules_of_a_machine_are_shown_in_the_order_in_which_they_match(platform: Platform) -> None:
     platform.use(
         "VMNWFilter", "vmId", platform.machine_id, "Drop All", "Provides SSH service", "Respond to Ping requests"
     )
-    status, told = platform.guestd("filters", "show", "web")
+    status, printed = platform.guestd("filters", "show", "web")
     assert status == 0
-    assert [line.partition(" [")[0].split() for line in told[2:]] == [
+    assert [line.partition(" [")[0].split() for line in printed[2:]] == [
         ["200", "accept", "in", "tcp", "dstport", "22"],
         ["500", "accept", "in", "icmp"],
         ["1000", "drop", "in", "all"],
@@ -120,27 +121,29 @@ def test_the_rules_of_a_machine_are_shown_in_the_order_in_which_they_match(platf
 
 def test_explain_names_the_rule_that_decides(platform: Platform) -> None:
     platform.use("VMNWFilter", "vmId", platform.machine_id, "Drop All", "Provides SSH service")
-    status, told = platform.guestd("filters", "explain", "web", "tcp", "10.0.0.5:22", "in")
+    status, printed = platform.guestd("filters", "explain", "web", "tcp", "10.0.0.5:22", "in")
     assert status == 0
-    assert [line.partition(":")[0] for line in told[1:]] == [
-        "opening it (in)",
-        "the answers (out)",
-        "what follows (in)",
+    assert [line.partition(":")[0] for line in printed[1:]] == [
+        "first packet (in)",
+        "answers (out)",
+        "later packets (in)",
     ]
-    assert all("passes:   200 accept in tcp dstport 22 [Provides SSH service" in line for line in told[1:])
-    _, told = platform.guestd("filters", "explain", "web", "tcp", "10.0.0.5:443", "in")
-    assert "is dropped:  1000 drop in all [Drop All" in told[1]
+    assert all("passes:   200 accept in tcp dstport 22 [Provides SSH service" in line for line in printed[1:])
+    _, printed = platform.guestd("filters", "explain", "web", "tcp", "10.0.0.5:443", "in")
+    assert "is dropped:  1000 drop in all [Drop All" in printed[1]
 
 
 @pytest.mark.parametrize(
     ("arguments", "status", "text"),
     [
         (("show", "nobody"), 1, "0 machines are called 'nobody'"),
-        (("explain", "web", "tcp", "10.0.0.5", "in"), 2, "tcp wants ADDRESS:PORT"),
+        (("explain", "web", "tcp", "10.0.0.5", "in"), 2, "tcp needs ADDRESS:PORT"),
         (("explain", "web", "icmp", "10.0.0", "in"), 2, "does not appear to be an IPv4 or IPv6 address"),
     ],
 )
-def test_what_cannot_be_asked_is_said(platform: Platform, arguments: tuple[str, ...], status: int, text: str) -> None:
-    ended, told = platform.guestd("filters", *arguments)
+def test_an_invalid_question_is_an_error(
+    platform: Platform, arguments: tuple[str, ...], status: int, text: str
+) -> None:
+    ended, printed = platform.guestd("filters", *arguments)
     assert ended == status
-    assert text in told[-1]
+    assert text in printed[-1]

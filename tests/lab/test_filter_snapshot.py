@@ -1,4 +1,4 @@
-"""guestd filters plan: what libvirt would be told, and nothing is done."""
+"""guestd filters plan prints what would be done to libvirt, and changes nothing."""
 
 import subprocess
 from pathlib import Path
@@ -8,8 +8,8 @@ from uuid import uuid4
 import pytest
 from tools.harness.lab import Lab
 
-from guestd.filters.driver import look
-from guestd.filters.machine_filter import umbrella_name
+from guestd.filters.driver import observe_host
+from guestd.filters.machine_filter import machine_filter_name
 from gueststore.seed import Admin, seed
 from support.daemon import add_machine, command, environment
 
@@ -32,20 +32,20 @@ def domain_of(name: str, chosen: str) -> str:
     </domain>"""
 
 
-def test_a_plan_names_every_filter_of_the_store_and_of_the_machines_that_are_here(
+def test_a_plan_names_every_filter_of_the_store_and_of_the_machines_of_this_host(
     dsn: str, lab: Lab, nwfilters: Any, tmp_path: Path
 ) -> None:
     seed(dsn, Admin("a@example.org", "no guess at all"))
     here, elsewhere = add_machine(dsn), add_machine(dsn)
-    before = look(lab.uri)
-    domain = nwfilters.defineXML(domain_of(str(here), umbrella_name(here)))
+    before = observe_host(lab.uri)
+    domain = nwfilters.defineXML(domain_of(str(here), machine_filter_name(here)))
     try:
-        assert umbrella_name(here) in look(lab.uri).seen.bound
-        told = plan(dsn, lab.uri, tmp_path)
+        assert machine_filter_name(here) in observe_host(lab.uri).observed.bound
+        printed = plan(dsn, lab.uri, tmp_path)
     finally:
         domain.undefine()
-    names = {line.split(":")[0].removeprefix("define ") for line in told if line.startswith("define ")}
+    names = {line.split(":")[0].removeprefix("define ") for line in printed if line.startswith("define ")}
     assert len(names) == 68
-    assert umbrella_name(here) in names
-    assert umbrella_name(elsewhere) not in names
-    assert look(lab.uri) == before
+    assert machine_filter_name(here) in names
+    assert machine_filter_name(elsewhere) not in names
+    assert observe_host(lab.uri) == before

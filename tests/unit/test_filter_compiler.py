@@ -1,4 +1,4 @@
-"""What a row asks for becomes a filter, or a sentence that says which column libvirt would not do as it says."""
+"""A row compiles to a filter, or to problems that name the columns that libvirt would change, ignore or refuse."""
 
 import dataclasses
 from typing import Any
@@ -7,62 +7,63 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 
-from guestd.filters.compiler import FilterRow, compiled
-from guestd.filters.model import Filter, Match, Reference, Rule, matches
-from guestd.filters.xml import read, write
+from guestd.filters.compiler import compile_filter
+from guestd.filters.model import Filter, Match, Reference, Rule, build_matches
+from guestd.filters.snapshot import FilterRow
+from guestd.filters.xml import parse_filter, render_filter
 from support.filter_rows import filter_row, filter_rows, rule_row
 
 
-def taken(row: FilterRow) -> Filter:
-    became = compiled(row, {})
-    assert isinstance(became, Filter), became
-    return became
+def compile_valid(row: FilterRow) -> Filter:
+    result = compile_filter(row, {})
+    assert isinstance(result, Filter), result
+    return result
 
 
-def refusals(row: FilterRow) -> list[str]:
-    became = compiled(row, {})
-    return [] if isinstance(became, Filter) else [problem.column for problem in became]
+def list_problem_columns(row: FilterRow) -> list[str]:
+    result = compile_filter(row, {})
+    return [] if isinstance(result, Filter) else [problem.column for problem in result]
 
 
-def test_everything_a_row_can_say_is_said() -> None:
+def test_every_column_of_a_row_is_compiled() -> None:
     row = rule_row(
         direction="out", priority=-7, ip_version="ipv4", src_mac_addr="AA:B:0:1:2:3", src_ip_addr="10.1.0.0",
         src_ip_mask="255.255.0.0", dst_ip_addr="10.2.3.4", dst_ip_mask="32", src_port_start=1024, src_port_end=65535,
         dst_port_start=443, state={"established": True, "new": True, "related": False}, comment="web",
     )  # fmt: skip
-    said = {
+    expected = {
         "srcmacaddr": "aa:0b:00:01:02:03", "srcipaddr": "10.1.0.0", "srcipmask": "16", "dstipaddr": "10.2.3.4",
         "dstipmask": "32", "srcportstart": "1024", "srcportend": "65535", "dstportstart": "443", "dstportend": "443",
         "state": "NEW,ESTABLISHED", "comment": "web",
     }  # fmt: skip
-    assert taken(filter_row(row)).rules == (Rule("accept", "out", -7, "tcp", matches(said.items())),)
+    assert compile_valid(filter_row(row)).rules == (Rule("accept", "out", -7, "tcp", build_matches(expected.items())),)
 
 
 def test_the_version_of_ip_chooses_the_protocol() -> None:
     row = filter_row(rule_row(ip_version="ipv6"), rule_row(protocol="icmp", ip_version="ipv6"))
-    assert sorted(rule.protocol for rule in taken(row).rules) == ["icmpv6", "tcp-ipv6"]
+    assert sorted(rule.protocol for rule in compile_valid(row).rules) == ["icmpv6", "tcp-ipv6"]
 
 
 def test_addresses_of_arp_are_those_in_its_header() -> None:
-    rule = taken(filter_row(rule_row(protocol="arp", src_ip_addr="$IP"))).rules[0]
+    rule = compile_valid(filter_row(rule_row(protocol="arp", src_ip_addr="$IP"))).rules[0]
     assert rule.value("arpsrcipaddr") == "$IP"
 
 
 def test_a_filter_without_state_match_tracks_no_connections() -> None:
-    assert not taken(filter_row(rule_row(), state_match=False)).rules[0].is_stateful
+    assert not compile_valid(filter_row(rule_row(), state_match=False)).rules[0].is_stateful
 
 
 def test_rules_are_ordered_by_priority_and_twins_are_one() -> None:
     late, early = rule_row(priority=9), rule_row(id=UUID(int=2), priority=1)
-    rules = taken(filter_row(late, early, dataclasses.replace(early, id=UUID(int=3)))).rules
+    rules = compile_valid(filter_row(late, early, dataclasses.replace(early, id=UUID(int=3)))).rules
     assert [rule.priority for rule in rules] == [1, 9]
 
 
 def test_references_are_the_internal_names_of_their_targets() -> None:
     one, two = UUID(int=1), UUID(int=2)
-    became = compiled(filter_row(targets=(two, one)), {one: "ibay-b", two: "ibay-a"})
-    assert isinstance(became, Filter)
-    assert became.references == (Reference("ibay-a"), Reference("ibay-b"))
+    result = compile_filter(filter_row(targets=(two, one)), {one: "ibay-b", two: "ibay-a"})
+    assert isinstance(result, Filter)
+    assert result.references == (Reference("ibay-a"), Reference("ibay-b"))
 
 
 @pytest.mark.parametrize(
@@ -110,8 +111,8 @@ def test_references_are_the_internal_names_of_their_targets() -> None:
         ("comment", {"comment": "$5 a month"}),
     ],
 )
-def test_what_libvirt_would_not_do_as_the_row_says_is_refused(column: str, rule: dict[str, Any]) -> None:
-    assert refusals(filter_row(rule_row(**rule))) == [column]
+def test_a_rule_that_libvirt_would_change_or_ignore_is_refused(column: str, rule: dict[str, Any]) -> None:
+    assert list_problem_columns(filter_row(rule_row(**rule))) == [column]
 
 
 @pytest.mark.parametrize(
@@ -127,38 +128,38 @@ def test_what_libvirt_would_not_do_as_the_row_says_is_refused(column: str, rule:
         ("FilterReference", {"targets": (UUID(int=99),)}),
     ],
 )
-def test_what_libvirt_would_not_do_with_a_filter_is_refused(column: str, changes: dict[str, Any]) -> None:
-    assert refusals(filter_row(**changes)) == [column]
+def test_a_filter_that_libvirt_would_change_or_refuse_is_refused(column: str, changes: dict[str, Any]) -> None:
+    assert list_problem_columns(filter_row(**changes)) == [column]
 
 
 def test_a_state_is_refused_where_the_filter_ignores_states() -> None:
-    assert refusals(filter_row(rule_row(state={"new": True}), state_match=False)) == ["state"]
+    assert list_problem_columns(filter_row(rule_row(state={"new": True}), state_match=False)) == ["state"]
 
 
-def test_a_rule_that_its_chain_never_sees_is_refused() -> None:
-    assert refusals(filter_row(rule_row(protocol="arp"), chain="ipv4")) == ["protocol"]
+def test_a_rule_that_never_reaches_its_chain_is_refused() -> None:
+    assert list_problem_columns(filter_row(rule_row(protocol="arp"), chain="ipv4")) == ["protocol"]
 
 
 def test_a_problem_names_the_rule_the_column_and_the_reason() -> None:
-    (problem,) = compiled(filter_row(rule_row(priority=2000)), {})  # type: ignore[misc]  # a refusal is a tuple
-    assert str(problem) == f"rule {UUID(int=1)}, priority: libvirt makes 500 of 2000: it is from -1000 to 1000"
+    (problem,) = compile_filter(filter_row(rule_row(priority=2000)), {})  # type: ignore[misc]  # a refusal is a tuple
+    assert str(problem) == f"rule {UUID(int=1)}, priority: libvirt replaces 2000 by 500: use -1000 to 1000"
 
 
 @given(filter_rows())
-def test_what_is_written_is_read_back(row: FilterRow) -> None:
-    wanted = taken(row)
-    assert read(write(wanted)) == wanted
+def test_rendered_filters_parse_to_the_same_model(row: FilterRow) -> None:
+    compiled = compile_valid(row)
+    assert parse_filter(render_filter(compiled)) == compiled
 
 
-def test_conditions_that_are_negated_are_told_from_the_others() -> None:
+def test_negated_conditions_are_kept_apart() -> None:
     xml = """<filter name='f' chain='mac' priority='-800'><uuid>00000000-0000-0000-0000-0000000000aa</uuid>
       <rule action='drop' direction='out' priority='500'><mac match='no' srcmacaddr='$MAC'/><mac comment='c'/></rule>
     </filter>"""
-    became = read(xml)
-    assert became.rules[0].matches == (Match("comment", "c"), Match("srcmacaddr", "$MAC", is_negated=True))
-    assert read(write(became)) == became
+    result = parse_filter(xml)
+    assert result.rules[0].matches == (Match("comment", "c"), Match("srcmacaddr", "$MAC", is_negated=True))
+    assert parse_filter(render_filter(result)) == result
 
 
 def test_masks_addresses_and_states_have_one_form() -> None:
-    one = matches([("srcipaddr", "FE80:0::1"), ("srcipmask", "ffff:ff00::"), ("state", "related, NEW")])
+    one = build_matches([("srcipaddr", "FE80:0::1"), ("srcipmask", "ffff:ff00::"), ("state", "related, NEW")])
     assert [each.value for each in one] == ["fe80::1", "24", "NEW,RELATED"]

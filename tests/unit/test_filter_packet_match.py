@@ -3,8 +3,15 @@
 from dataclasses import replace
 from uuid import UUID
 
-from guestd.filters.model import Filter, Reference, Rule, matches
-from guestd.filters.packet_match import Line, Packet, contradictions, decides, lines, ordered
+from guestd.filters.model import Filter, Reference, Rule, build_matches
+from guestd.filters.packet_match import (
+    Packet,
+    PacketRule,
+    build_packet_rules,
+    find_contradictions,
+    find_deciding_rule,
+    order_rules,
+)
 
 SSH = Packet("in", "tcp", "10.0.0.5", "10.0.0.2", 40000, 22)
 ANSWER = Packet("out", "tcp", "10.0.0.2", "10.0.0.5", 22, 40000, state="ESTABLISHED", answer=True)
@@ -12,27 +19,27 @@ ANSWER = Packet("out", "tcp", "10.0.0.2", "10.0.0.5", 22, 40000, state="ESTABLIS
 
 def rule(text: str, **conditions: str) -> Rule:
     action, direction, priority, protocol = text.split()
-    return Rule(action, direction, int(priority), protocol, matches(conditions.items()))
+    return Rule(action, direction, int(priority), protocol, build_matches(conditions.items()))
 
 
 def tree(*rules: Rule, chain: str = "root", name: str = "ibay-a", targets: tuple[Filter, ...] = ()) -> Filter:
     return Filter(name, UUID(int=1), chain, 0, rules, tuple(Reference(each.name) for each in targets))
 
 
-def told(top: Filter, *others: Filter) -> list[Line]:
-    return lines(ordered(top, {each.name: each for each in (top, *others)}))
+def list_packet_rules(top: Filter, *others: Filter) -> list[PacketRule]:
+    return build_packet_rules(order_rules(top, {each.name: each for each in (top, *others)}))
 
 
 def verdict(packet: Packet, top: Filter, *others: Filter) -> str:
-    line = decides(packet, told(top, *others))
-    return "passes" if line is None else line.verdict
+    found = find_deciding_rule(packet, list_packet_rules(top, *others))
+    return "passes" if found is None else found.verdict
 
 
 ACCEPT_SSH = rule("accept in 500 tcp", dstportstart="22", dstportend="22")
 DROP_IN, DROP_ALL = rule("drop in 1000 all"), rule("drop inout 1000 all")
 
 
-def test_what_no_rule_decides_passes() -> None:
+def test_a_packet_that_no_rule_matches_passes() -> None:
     assert verdict(SSH, tree()) == "passes"
 
 
@@ -46,7 +53,7 @@ def test_rules_of_the_root_chain_come_first_whatever_their_priority() -> None:
     assert verdict(SSH, tree(DROP_IN, targets=(other,)), other) == "drop"
 
 
-def test_an_accepting_rule_lets_the_answers_of_its_own_connections_out_and_nothing_else() -> None:
+def test_an_accepting_rule_lets_out_the_answers_of_its_own_connections_and_nothing_else() -> None:
     top = tree(ACCEPT_SSH, DROP_IN)
     assert verdict(ANSWER, top) == "accept"
     assert verdict(replace(ANSWER, answer=False, state="NEW"), top) == "drop"
@@ -56,13 +63,13 @@ def test_a_rule_that_drops_what_comes_in_drops_what_goes_out_too() -> None:
     assert verdict(replace(ANSWER, state="NEW", answer=False), tree(DROP_IN)) == "drop"
 
 
-def test_with_a_state_it_holds_one_way_only() -> None:
+def test_a_rule_with_a_state_applies_to_one_direction_only() -> None:
     only_new = rule("drop in 1000 all", state="NEW")
     assert verdict(SSH, tree(only_new)) == "drop"
     assert verdict(replace(ANSWER, state="NEW", answer=False), tree(only_new)) == "passes"
 
 
-def test_masks_ranges_and_protocols_are_looked_at() -> None:
+def test_masks_ranges_and_protocols_are_compared() -> None:
     near = rule("accept in 1 tcp", srcipaddr="10.0.0.0", srcipmask="24", dstportstart="20", dstportend="25")
     assert verdict(SSH, tree(near, DROP_ALL)) == "accept"
     assert verdict(replace(SSH, source="10.0.1.5"), tree(near, DROP_ALL)) == "drop"
@@ -70,28 +77,31 @@ def test_masks_ranges_and_protocols_are_looked_at() -> None:
     assert verdict(replace(SSH, protocol="udp"), tree(near, DROP_ALL)) == "drop"
 
 
-def test_rules_of_ipv4_say_nothing_about_ipv6() -> None:
+def test_rules_for_ipv4_do_not_apply_to_ipv6() -> None:
     assert verdict(Packet("in", "tcp", "fd00::5", "fd00::2", 40000, 22), tree(DROP_ALL)) == "passes"
 
 
 def test_a_variable_stands_for_each_of_its_values() -> None:
     own = tree(rule("drop out 1 all", srcipaddr="$IP"), name="ibay-b")
     top = Filter("ibay-a", UUID(int=2), "root", 0, (), (Reference("ibay-b", (("IP", "10.0.0.2"), ("IP", "10.0.0.3"))),))
-    assert [str(line.source) for line in told(top, own) if line.way == "out"] == ["10.0.0.2/32", "10.0.0.3/32"]
-    assert told(own) == []
+    assert [str(each.source) for each in list_packet_rules(top, own) if each.direction == "out"] == [
+        "10.0.0.2/32",
+        "10.0.0.3/32",
+    ]
+    assert list_packet_rules(own) == []
 
 
-def test_a_way_back_of_which_only_the_senders_mac_was_named_is_none() -> None:
-    assert {line.way for line in told(tree(rule("drop out 1 tcp", srcmacaddr="$MAC")))} == {"out"}
+def test_a_rule_with_only_the_senders_mac_has_no_reverse() -> None:
+    assert {each.direction for each in list_packet_rules(tree(rule("drop out 1 tcp", srcmacaddr="$MAC")))} == {"out"}
 
 
 def test_rules_of_one_priority_that_decide_differently_are_found() -> None:
     web = rule("drop in 500 tcp", dstportstart="20", dstportend="80")
-    (pair, *_) = contradictions(told(tree(ACCEPT_SSH, web)))
-    assert {line.placed.rule for line in pair} == {ACCEPT_SSH, web}
+    (pair, *_) = find_contradictions(list_packet_rules(tree(ACCEPT_SSH, web)))
+    assert {each.placed.rule for each in pair} == {ACCEPT_SSH, web}
 
 
 def test_rules_that_never_meet_are_no_contradiction() -> None:
     far = rule("drop in 500 tcp", dstportstart="80", dstportend="80")
-    assert contradictions(told(tree(ACCEPT_SSH, far))) == []
-    assert contradictions(told(tree(ACCEPT_SSH, replace(far, priority=501)))) == []
+    assert find_contradictions(list_packet_rules(tree(ACCEPT_SSH, far))) == []
+    assert find_contradictions(list_packet_rules(tree(ACCEPT_SSH, replace(far, priority=501)))) == []

@@ -1,6 +1,6 @@
-"""python halting_pass.py DSN URI STEPS: one pass that waits after so many steps of its plan.
+"""python halting_run.py DSN URI STEPS: one reconcile run that halts after so many steps of its plan.
 
-It goes on when somebody writes to it. Meanwhile it is killed, or libvirtd is: exactly between two steps.
+It continues when a line arrives on stdin. Meanwhile a test kills it or libvirtd: exactly between two steps.
 """
 
 import asyncio
@@ -9,26 +9,26 @@ from collections.abc import Awaitable
 from typing import TypeVar
 from uuid import UUID
 
-from guestd.filters.apply import Passes, nothing_flushed
-from guestd.filters.driver import NWFilters
+from guestd.filters.apply import FilterRuns, assume_kernel_unchanged
+from guestd.filters.driver import FilterDriver
 from guestd.filters.interface_plan import Attach, Bind
 from guestd.filters.model import Filter
-from guestd.filters.store import filter_store
+from guestd.filters.store import open_filter_store
 from guestd.telemetry.registry import VmMetrics
 from support.filters import ENFORCE, HOST
 
 T = TypeVar("T")
 
 
-class Halting(NWFilters):
-    """The driver, with a halt."""
+class HaltingDriver(FilterDriver):
+    """The driver, halting after a number of changes."""
 
     def __init__(self, uri: str, steps: int) -> None:
         super().__init__(uri, VmMetrics())
         self._left = steps
 
     async def define(self, definition: Filter) -> Filter | str:
-        """As its base's; so are the others."""
+        """As in the base class, like the other changes."""
         return await self._step(super().define(definition))
 
     async def remove(self, name: str, uuid: UUID) -> str | None:
@@ -45,7 +45,7 @@ class Halting(NWFilters):
             self._halt()
         result = await call
         self._left -= 1
-        # After the last step there is no other to halt before.
+        # Also after the last step, which no other follows.
         if self._left == 0:
             self._halt()
         return result
@@ -57,12 +57,12 @@ class Halting(NWFilters):
         sys.stdin.readline()
 
 
-async def _pass(dsn: str, uri: str, steps: int) -> None:
-    driver = Halting(uri, steps)
-    store = filter_store(dsn, name=HOST, uri=uri, version="9")
-    async with driver.connected(), store as opened:
-        await Passes(driver, opened, ENFORCE, nothing_flushed).full()
+async def _run(dsn: str, uri: str, steps: int) -> None:
+    driver = HaltingDriver(uri, steps)
+    store = open_filter_store(dsn, name=HOST, uri=uri, version="9")
+    async with driver.connect(), store as opened:
+        await FilterRuns(driver, opened, ENFORCE, assume_kernel_unchanged).run_full()
 
 
 if __name__ == "__main__":
-    asyncio.run(_pass(sys.argv[1], sys.argv[2], int(sys.argv[3])))
+    asyncio.run(_run(sys.argv[1], sys.argv[2], int(sys.argv[3])))

@@ -1,12 +1,12 @@
-"""Which rule decides on the frame of a packet, before the rules for packets are asked."""
+"""Which rule decides on the frame of a packet, before the rules for packets."""
 
 from dataclasses import replace
 from uuid import UUID
 
-from guestd.filters.desired import asked
-from guestd.filters.frame_match import decides, open_ends, outcome
-from guestd.filters.model import Filter, Reference, Rule, matches
-from guestd.filters.packet_match import Packet, Placed, lines, ordered
+from guestd.filters.desired import compile_rows
+from guestd.filters.frame_match import decide, find_deciding_rule, find_open_ends
+from guestd.filters.model import Filter, Reference, Rule, build_matches
+from guestd.filters.packet_match import Packet, PlacedRule, build_packet_rules, order_rules
 from support.filter_trees import all_services
 
 OUT = Packet("out", "tcp", "10.0.0.2", "10.0.0.5", 40000, 443)
@@ -14,12 +14,12 @@ OUT = Packet("out", "tcp", "10.0.0.2", "10.0.0.5", 40000, 443)
 
 def rule(text: str, **conditions: str) -> Rule:
     action, direction, priority, protocol = text.split()
-    return Rule(action, direction, int(priority), protocol, matches(conditions.items()))
+    return Rule(action, direction, int(priority), protocol, build_matches(conditions.items()))
 
 
-def placed(*filters: Filter) -> list[Placed]:
+def placed(*filters: Filter) -> list[PlacedRule]:
     references = tuple(Reference(each.name, (("IP", "10.0.0.2"),)) for each in filters)
-    return ordered(Filter("ibay-u", UUID(int=9), "root", 0, (), references), {each.name: each for each in filters})
+    return order_rules(Filter("ibay-u", UUID(int=9), "root", 0, (), references), {each.name: each for each in filters})
 
 
 def chain(name: str, priority: int, *rules: Rule) -> Filter:
@@ -27,7 +27,7 @@ def chain(name: str, priority: int, *rules: Rule) -> Filter:
 
 
 def verdict(packet: Packet, *filters: Filter) -> str | None:
-    found = decides(packet, placed(*filters))
+    found = find_deciding_rule(packet, placed(*filters))
     return None if found is None else found.rule.action
 
 
@@ -35,15 +35,15 @@ OWN_IP = chain("ipv4-ip", -700, rule("return out 500 ip", srcipaddr="$IP"), rule
 OWN_MAC = chain("mac", -800, rule("return out 400 mac", srcmacaddr="$MAC"), rule("drop out 500 mac"))
 
 
-def test_a_machine_that_sends_from_its_own_addresses_is_let_through() -> None:
+def test_frames_from_the_machines_own_addresses_pass() -> None:
     assert verdict(OUT, OWN_IP, OWN_MAC) is None
 
 
-def test_an_address_that_is_not_its_own_is_dropped() -> None:
+def test_frames_from_another_ip_address_are_dropped() -> None:
     assert verdict(replace(OUT, source="10.0.0.3"), OWN_IP, OWN_MAC) == "drop"
 
 
-def test_what_comes_in_is_not_asked_for_the_machines_addresses() -> None:
+def test_incoming_frames_are_not_checked_for_the_machines_addresses() -> None:
     assert verdict(Packet("in", "tcp", "10.0.0.5", "10.0.0.2", 40000, 22), OWN_IP, OWN_MAC) is None
 
 
@@ -52,7 +52,7 @@ def test_a_chain_sees_the_frames_of_its_family_only() -> None:
     assert verdict(OUT, chain("arp", -500, rule("drop inout 1 arp"))) is None
 
 
-def test_chains_and_rules_of_the_root_are_gone_through_by_priority() -> None:
+def test_chains_and_rules_of_the_root_chain_are_processed_by_priority() -> None:
     first = Filter("ibay-r", UUID(int=2), "root", 0, (rule("accept out -900 mac"),))
     last = Filter("ibay-r", UUID(int=2), "root", 0, (rule("accept out 1 mac"),))
     drop = chain("ipv4", -700, rule("drop out 5 ip"))
@@ -60,13 +60,13 @@ def test_chains_and_rules_of_the_root_are_gone_through_by_priority() -> None:
     assert verdict(OUT, drop, last) == "drop"
 
 
-def test_a_rule_for_both_ways_is_turned_on_the_way_out() -> None:
+def test_a_rule_for_both_directions_is_reversed_for_outgoing_frames() -> None:
     peer = chain("ipv4", -700, rule("drop inout 5 ip", srcipaddr="10.0.0.5"))
     assert verdict(OUT, peer) == "drop"
     assert verdict(replace(OUT, destination="10.0.0.6"), peer) is None
 
 
-def test_the_end_of_a_chain_lets_pass_what_a_later_one_would_drop() -> None:
+def test_a_frame_at_the_end_of_a_chain_passes_although_a_later_chain_would_drop_it() -> None:
     false, other = replace(OUT, mac="52:54:00:00:00:99"), rule("drop out 1 ip", dstipaddr="10.0.0.9")
     assert verdict(false, chain("ipv4", -900, other), OWN_MAC) is None
     assert verdict(false, chain("ipv4", -900, other, rule("return out 2 ip")), OWN_MAC) == "drop"
@@ -77,45 +77,45 @@ def test_continue_decides_nothing() -> None:
     assert verdict(OUT, chain("ipv4", -700, rule("continue out 1 ip"), rule("drop out 2 ip"))) == "drop"
 
 
-def test_the_addresses_in_the_header_of_arp_are_looked_at() -> None:
+def test_addresses_in_the_arp_header_are_compared() -> None:
     own = chain("arp-ip", -500, rule("return out 400 arp", arpsrcipaddr="$IP"), rule("drop out 500 arp"))
-    asking = Packet("out", "arp", "10.0.0.2", "10.0.0.5")
-    assert verdict(asking, own) is None
-    assert verdict(replace(asking, source="10.0.0.3"), own) == "drop"
+    request = Packet("out", "arp", "10.0.0.2", "10.0.0.5")
+    assert verdict(request, own) is None
+    assert verdict(replace(request, source="10.0.0.3"), own) == "drop"
     assert verdict(OUT, own) is None
 
 
-def test_who_sends_under_another_address_than_the_machines_own_is_dropped() -> None:
+def test_frames_from_another_mac_address_are_dropped() -> None:
     false = "52:54:00:00:00:99"
     assert verdict(replace(OUT, mac=false), OWN_MAC) == "drop"
     named = chain("mac", -800, rule("drop in 500 mac", srcmacaddr=false))
-    coming = Packet("in", "tcp", "10.0.0.5", "10.0.0.2", 40000, 22)
-    assert verdict(coming, named) is None
-    assert verdict(replace(coming, mac=false), named) == "drop"
+    incoming = Packet("in", "tcp", "10.0.0.5", "10.0.0.2", 40000, 22)
+    assert verdict(incoming, named) is None
+    assert verdict(replace(incoming, mac=false), named) == "drop"
 
 
-def test_rules_for_packets_say_nothing_of_arp() -> None:
+def test_rules_for_packets_do_not_apply_to_arp() -> None:
     found = placed(chain("root", 0, rule("drop inout 1 all")))
-    told = lines(found)
-    assert outcome(Packet("out", "arp", "10.0.0.2", "10.0.0.5"), found, told) == ("accept", None)
-    assert outcome(OUT, found, told)[0] == "drop"
+    packet_rules = build_packet_rules(found)
+    assert decide(Packet("out", "arp", "10.0.0.2", "10.0.0.5"), found, packet_rules) == ("accept", None)
+    assert decide(OUT, found, packet_rules)[0] == "drop"
 
 
-def test_an_open_end_is_told_where_a_later_rule_would_have_dropped() -> None:
-    asks = chain("ipv6-x", -700, rule("accept out 500 ipv6", dstipaddr="fd00::9"))
-    assert open_ends(placed(asks)) == []
-    assert open_ends(placed(asks, OWN_MAC)) == []
+def test_an_open_end_is_reported_where_a_later_rule_would_drop() -> None:
+    open_chain = chain("ipv6-x", -700, rule("accept out 500 ipv6", dstipaddr="fd00::9"))
+    assert find_open_ends(placed(open_chain)) == []
+    assert find_open_ends(placed(open_chain, OWN_MAC)) == []
     later = replace(OWN_MAC, priority=-1)
-    assert open_ends(placed(asks, later)) == [("ipv6-x", "out")]
-    ended = replace(asks, rules=(*asks.rules, rule("return out 900 ipv6", comment="the end")))
-    assert open_ends(placed(ended, later)) == []
+    assert find_open_ends(placed(open_chain, later)) == [("ipv6-x", "out")]
+    ended = replace(open_chain, rules=(*open_chain.rules, rule("return out 900 ipv6", comment="the end")))
+    assert find_open_ends(placed(ended, later)) == []
     root = Filter("ibay-r", UUID(int=2), "root", 0, (rule("drop inout 9 ipv6"), rule("drop inout 9 ip")))
-    assert open_ends(placed(asks, root)) == [("ipv6-x", "out")]
-    assert open_ends(placed(OWN_IP, OWN_MAC, root)) == []
+    assert find_open_ends(placed(open_chain, root)) == [("ipv6-x", "out")]
+    assert find_open_ends(placed(OWN_IP, OWN_MAC, root)) == []
 
 
 def test_the_seeds_chains_are_closed_or_nothing_drops_behind_them() -> None:
     rows = all_services()
-    found = asked(rows)
-    (top,) = found.umbrellas.values()
-    assert open_ends(ordered(top, found.filters)) == []
+    found = compile_rows(rows)
+    (top,) = found.machine_filters.values()
+    assert find_open_ends(order_rules(top, found.filters)) == []

@@ -1,4 +1,4 @@
-"""libvirt lays what guestd says that it can lay, and fails on what it says that it cannot."""
+"""libvirt installs trees without a chain conflict, and fails on those with one."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -7,10 +7,10 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from guestd.filters.chain_conflict import clash
-from guestd.filters.compiler import FilterRow
+from guestd.filters.chain_conflict import find_chain_conflict
 from guestd.filters.model import Filter, Reference, Rule
-from guestd.filters.xml import write
+from guestd.filters.snapshot import FilterRow
+from guestd.filters.xml import render_filter
 from support.faults import Reliability
 from support.filter_rows import filter_row, rule_row
 from support.filters import ENFORCE, FilterHost
@@ -23,7 +23,7 @@ PRIORITIES = (-750, -10, 100, 500)
 
 
 def tree(dice: random.Random) -> list[Filter]:
-    """Filters that include the one before, or the one before that, or both; the last includes them all somehow."""
+    """Filters that include one or all of those before; the last includes all of them, directly or through others."""
     found: list[Filter] = []
     for number in range(1, 4):
         chain = dice.choice([*CHAINS, "ipv4", "ipv4"])
@@ -33,19 +33,19 @@ def tree(dice: random.Random) -> list[Filter]:
         )
         rules = tuple(sorted(rules, key=lambda rule: rule.priority))
         targets = tuple(Reference(each.name) for each in found[-1:] + found[:-1] * dice.randint(0, 1))
-        name = f"ibay-lay{number}"
+        name = f"ibay-tree{number}"
         found.append(Filter(name, UUID(int=700 + number), chain, dice.choice(PRIORITIES), rules, targets))
     return found
 
 
 @pytest.fixture
-def is_laid(nwfilters: Any, bridge_port: Callable[..., str]) -> Iterator[Callable[[list[Filter]], bool]]:
+def is_installable(nwfilters: Any, bridge_port: Callable[..., str]) -> Iterator[Callable[[list[Filter]], bool]]:
     """Whether libvirt can bind the last of these filters to a device."""
     made: list[Filter] = []
 
     def bind(tree: list[Filter]) -> bool:
         for each in tree:
-            nwfilters.nwfilterDefineXML(write(each))
+            nwfilters.nwfilterDefineXML(render_filter(each))
         made[:] = tree
         xml = (
             f"<filterbinding><owner><name>m</name><uuid>{uuid4()}</uuid></owner><portdev name='{PORT}'/>"
@@ -62,21 +62,21 @@ def is_laid(nwfilters: Any, bridge_port: Callable[..., str]) -> Iterator[Callabl
         nwfilters.nwfilterLookupByName(each.name).undefine()
 
 
-def test_what_guestd_says_can_be_laid_together_is_what_libvirt_lays(
-    is_laid: Callable[[list[Filter]], bool], reliability: Reliability
+def test_libvirt_installs_exactly_the_trees_without_a_conflict(
+    is_installable: Callable[[list[Filter]], bool], reliability: Reliability
 ) -> None:
     dice, rounds = random.Random(3), reliability.rounds(quick=15, full=150)
     wrong, refused = [], 0
     for _ in range(rounds):
         filters = tree(dice)
-        found = clash(filters[-1], {each.name: each for each in filters})
+        found = find_chain_conflict(filters[-1], {each.name: each for each in filters})
         refused += found is not None
-        if is_laid(filters) != (found is None):
+        if is_installable(filters) != (found is None):
             wrong.append((filters, found))
     assert refused
     assert wrong == []
     reliability.record_filters(
-        f"trees of filters of one chain with several priorities, {refused} of which libvirt cannot lay",
+        f"trees of filters of one chain with several priorities, {refused} of which libvirt cannot install",
         rounds=rounds, actions=3 * rounds, kills=0, wrong=0,
     )  # fmt: skip
 
@@ -90,31 +90,31 @@ def stored(name: str, number: int, priority: int) -> FilterRow:
     )  # fmt: skip
 
 
-def test_filters_that_cannot_be_laid_together_are_refused_and_what_was_in_force_stays(filter_host: FilterHost) -> None:
+def test_conflicting_filters_are_refused_and_the_installed_ones_stay(filter_host: FilterHost) -> None:
     host = filter_host
-    machine_id, name = host.machine()
+    machine_id, name = host.add_machine()
     host.store([stored("low", 901, 500), stored("high", 902, 500), stored("third", 903, 900)])
-    host.give(machine_id, "low", "high")
-    host.passed(ENFORCE)
+    host.assign(machine_id, "low", "high")
+    host.reconcile(ENFORCE)
     host.run("""UPDATE "NWFilter" SET "priority" = 100 WHERE "name" = 'low'""")
     host.edit("low", "priority", 100)
-    outcome = host.passed(ENFORCE)
-    assert {(each.kind, each.name) for each in outcome.reports} == {("refused", "ibay-low"), ("clash", "ibay-high")}
+    result = host.reconcile(ENFORCE)
+    assert {(each.kind, each.name) for each in result.reports} == {("refused", "ibay-low"), ("clash", "ibay-high")}
     assert host.filters()["ibay-low"].priority == 500
     for each in ("low", "high"):
-        assert "libvirt cannot lay ibay-low (priority 100) and ibay-high (priority 500)" in host.row(each)[1]
-    _, told = host.guestd("plan")
-    assert any(line.startswith("refused: ibay-low: libvirt cannot lay") for line in told), told
-    _, told = host.guestd("filters", "show", str(machine_id))
-    assert any(line.startswith("refused: libvirt cannot lay ibay-low") for line in told), told
-    _, told = host.guestd("doctor")
-    assert any("refused: ibay-high, ibay-low" in line for line in told), told
-    host.domain(name).createWithFlags(1)  # what is in force lets it start
-    host.give(machine_id, "third")
+        assert "libvirt cannot install ibay-low (priority 100) and ibay-high (priority 500)" in host.read_row(each)[1]
+    _, printed = host.guestd("plan")
+    assert any(line.startswith("refused: ibay-low: libvirt cannot install") for line in printed), printed
+    _, printed = host.guestd("filters", "show", str(machine_id))
+    assert any(line.startswith("refused: libvirt cannot install ibay-low") for line in printed), printed
+    _, printed = host.guestd("doctor")
+    assert any("refused: ibay-high, ibay-low" in line for line in printed), printed
+    host.domain(name).createWithFlags(1)  # the installed filters let it start
+    host.assign(machine_id, "third")
     host.run("""UPDATE "NWFilter" SET "priority" = 100 WHERE "name" IN ('high', 'third')""")
-    assert {exc for _, exc in host.passed(ENFORCE).done} == {"done"}
+    assert {text for _, text in host.reconcile(ENFORCE).steps} == {"done"}
     assert host.is_settled()
     host.run("""UPDATE "NWFilter" SET "priority" = 900 WHERE "name" = 'third'""")
-    assert {(each.kind, each.name) for each in host.passed(ENFORCE).reports} == {
+    assert {(each.kind, each.name) for each in host.reconcile(ENFORCE).reports} == {
         ("refused", "ibay-third"), ("clash", "ibay-low"),
     }  # fmt: skip

@@ -1,0 +1,129 @@
+"""What the store and a host's libvirt have of filters, each read at one moment. Pure: values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from uuid import UUID
+
+from guestd.filters.model import Filter
+from guestd.filters.services import Policy, Ports
+
+
+@dataclass(frozen=True, slots=True)
+class RuleRow:
+    """A row of FWRule; the columns under their own names, in Python's spelling."""
+
+    id: UUID
+    action: str
+    direction: str
+    priority: int
+    protocol: str
+    ip_version: str | None = None
+    src_mac_addr: str | None = None
+    src_ip_addr: str | None = None
+    src_ip_mask: str | None = None
+    dst_ip_addr: str | None = None
+    dst_ip_mask: str | None = None
+    src_port_start: int | None = None
+    src_port_end: int | None = None
+    dst_port_start: int | None = None
+    dst_port_end: int | None = None
+    state: object = None
+    comment: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FilterRow:
+    """A row of NWFilter with its rules, and the ids of the filters that it includes."""
+
+    id: UUID
+    name: str
+    internal_name: str
+    uuid: UUID
+    chain: str | None
+    priority: int
+    state_match: bool
+    rules: tuple[RuleRow, ...] = ()
+    targets: tuple[UUID, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MachineRow:
+    """The network settings of a machine: ids of its own and its department's filters, policies by service.
+
+    `static_ips` are not from the store: they come from libvirt's networks on the host that runs the machine.
+    """
+
+    id: UUID
+    name: str
+    internal_name: str
+    allowed_ips: tuple[str, ...]
+    own: tuple[UUID, ...]
+    department: tuple[UUID, ...]
+    has_clean_traffic: bool
+    services: Mapping[str, Policy]
+    department_services: Mapping[str, Policy]
+    ports: tuple[Ports, ...]
+    static_ips: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSnapshot:
+    """All rows about filters, read in one transaction. `services` are the global policies."""
+
+    filters: tuple[FilterRow, ...]
+    machines: tuple[MachineRow, ...]
+    services: Mapping[str, Policy]
+
+
+@dataclass(frozen=True, slots=True)
+class FilterHostState:
+    """A row of FilterHostState: what a host has of a filter. `is_known`: guestd defined it there."""
+
+    name: str
+    uuid: UUID
+    is_known: bool
+    digest: str | None
+    is_bound: bool
+    problem: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """A network card of a domain. `live` and `stored` are the filters that it names now and after its next start:
+
+    empty for none, None where the domain is not running or not stored. `port` is its device on the host.
+    """
+
+    domain: str
+    domain_uuid: UUID
+    mac: str
+    port: str
+    live: str | None
+    stored: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedFilters:
+    """All of libvirt's filters by name; `bound` are those that an interface names, live or in a stored definition.
+
+    Applying a plan updates `filters` step by step.
+    """
+
+    filters: dict[str, Filter]
+    bound: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class HostSnapshot:
+    """What libvirt has: filters, names of domains, their interfaces, and the filter enforced on each device.
+
+    `static_ips` are the addresses that libvirt's networks give to a domain's interfaces in static host entries.
+    """
+
+    observed: ObservedFilters
+    domains: frozenset[str]
+    interfaces: tuple[Interface, ...]
+    bindings: dict[str, str]
+    static_ips: Mapping[str, tuple[str, ...]]
