@@ -1,11 +1,12 @@
-"""The only page that knows everyone: opens resources, wires the pipeline, names the tasks.
+"""The only module that knows all parts: opens resources, wires the parts, names the tasks.
 
-    sources/virtio -> intake -> spool -> writer -> store
-                        |                  |
-                        +---- telemetry ---+
+    VirtioSource -> Gate ----+
+                             +-> Spool -> Writer (Prefetch) -> store
+    MqttSource -> MqttGate --+             |
+                                           +-> on_prepared: rate limit, latest samples; on_stored: maintenance
 
-Starting: spool, writer, telemetry, sources, READY. Stopping: sources end, the writer drains within the
-grace, the rest stays in the spool for the next start.
+Start: spool, pages, then all tasks at once, READY. Stop: the sources end, the writer drains the spool within the grace
+period, the rest stays in the spool for the next start.
 """
 
 from __future__ import annotations
@@ -16,35 +17,34 @@ import resource
 import secrets
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import structlog
 
-from guestd import __version__, metering
+from guestd import __version__
 from guestd.core.config import CommandLines, Settings, get_host_name
 from guestd.core.errors import ConfigError, StoreUnavailable
 from guestd.core.machines import MachineRegistry
 from guestd.core.secrets import read_secret
-from guestd.core.tasks import Backoff, run_until, run_with_retry
+from guestd.core.tasks import Backoff, TaskCoroutine, run_until, run_with_retry
 from guestd.filters.service import FilterService
-from guestd.ingest import mqtt, virtio
 from guestd.ingest.discovery import ChannelDiscovery, DirectoryDiscovery, LibvirtDiscovery
-from guestd.ingest.gate import Intake
-from guestd.ingest.mqtt_gate import Publications
-from guestd.ingest.rate_limit import Budget, Rate, Rates
+from guestd.ingest.gate import Gate
+from guestd.ingest.mqtt import MqttSource, Topics
+from guestd.ingest.mqtt_gate import MqttGate
+from guestd.ingest.rate_limit import Rate, RateLimit, Rates
+from guestd.ingest.virtio import VirtioSource
 from guestd.ingest.writer import Writer
-from guestd.mqtt.options import login
+from guestd.mqtt.options import read_options
 from guestd.rows.batch import Limits
 from guestd.service import http_auth, systemd
-from guestd.service import watchdog as supervision
 from guestd.service.http import serve_pages
-from guestd.service.watchdog import ConfigReloader, Watchdog
+from guestd.service.watchdog import ConfigReloader, Watchdog, report_status
 from guestd.spool.queue import Spool, open_spool
 from guestd.store.batch_writer import watch_machines
 from guestd.store.connection import check_dsn, server_name
@@ -62,7 +62,7 @@ NO_STORE_GRACE_SECONDS = 1.0
 
 
 async def run(settings: Settings, reread: Callable[[], Settings]) -> None:
-    """guestd, from start to SIGTERM. `reread` reads the settings again; ConfigError: the operator must change them."""
+    """Run guestd until SIGTERM. `reread` reads the settings again. ConfigError: the operator must change them."""
     check_dsn(settings.store.dsn)
     _allow_many_channels()
     stop = asyncio.Event()
@@ -71,10 +71,13 @@ async def run(settings: Settings, reread: Callable[[], Settings]) -> None:
     telemetry = Telemetry()
     async with AsyncExitStack() as resources:
         spool = open_spool(
-            Path(settings.spool.directory), max_bytes=settings.spool.max_bytes, share=settings.spool.machine_share
+            Path(settings.spool.directory),
+            max_bytes=settings.spool.max_bytes,
+            share=settings.spool.machine_share,
+            metrics=telemetry.spool,
         )
         resources.callback(spool.close)
-        parts = _wired(settings, reread, telemetry, spool)
+        parts = _wire(settings, reread, telemetry, spool)
         port = await resources.enter_async_context(
             serve_pages(
                 telemetry,
@@ -84,105 +87,107 @@ async def run(settings: Settings, reread: Callable[[], Settings]) -> None:
                 protection=protection,
             )
         )
-        _tune_collector()
+        _tune_garbage_collector()
         log.info(
-            "guestd is up", version=__version__, store=server_name(settings.store.dsn), spool_frames=spool.frames,
-            channels=_sought_in(settings), metrics=f"http://{settings.telemetry.listen_host}:{port}/metrics",
+            "guestd started", version=__version__, store=server_name(settings.store.dsn), spool_frames=spool.frames,
+            channels=_discovery_target(settings), metrics=f"http://{settings.telemetry.listen_host}:{port}/metrics",
         )  # fmt: skip
         systemd.notify("READY=1")
         await run_until(
             stop,
             inputs=parts.inputs(),
-            drains={"spool": spool.run(), "writer": parts.consumer.run()},
+            drains={"spool": spool.run(), "writer": parts.writer.run()},
             background=parts.background(telemetry),
             seal=lambda: _seal(spool),
             grace_seconds=parts.grace_seconds,
         )
-        log.info("guestd has stopped", spool_frames=spool.frames)
+        log.info("guestd stopped, frames in the spool are stored after the next start", spool_frames=spool.frames)
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """What runs until guestd is stopped."""
+    """The parts that run until guestd is stopped."""
 
     spool: Spool
-    gate: Intake
-    consumer: Writer
-    reload: ConfigReloader
-    tidying: StoreMaintenance
+    gate: Gate
+    writer: Writer
+    reloader: ConfigReloader
+    maintenance: StoreMaintenance
     watchdog: Watchdog
     machine_registry: MachineRegistry
-    channels: virtio.Virtio
-    from_broker: mqtt.Mqtt | None
+    virtio_source: VirtioSource
+    mqtt_source: MqttSource | None
     vm_service: VmService | None
     filter_service: FilterService | None
 
-    def inputs(self) -> dict[str, Coroutine[Any, Any, None]]:
-        return {"virtio": self.channels.run()} | ({"mqtt": self.from_broker.run()} if self.from_broker else {})
+    def inputs(self) -> dict[str, TaskCoroutine]:
+        mqtt = {"mqtt": self.mqtt_source.run()} if self.mqtt_source else {}
+        return {"virtio": self.virtio_source.run()} | mqtt
 
-    def background(self, telemetry: Telemetry) -> dict[str, Coroutine[Any, Any, None]]:
-        settings = self.reload.settings
+    def background(self, telemetry: Telemetry) -> dict[str, TaskCoroutine]:
+        settings = self.reloader.settings
         return {
-            "tidying": self.tidying.run(self._forget_the_deleted),
-            "machine-registry": _machine_registry(settings.store.dsn, self.machine_registry),
-            "upkeep": _upkeep(settings, telemetry).run(),
-            "status": supervision.report_status(self._standing),
+            "maintenance": self.maintenance.run(self._forget_deleted_machines),
+            "machine-registry": _refresh_registry(settings.store.dsn, self.machine_registry),
+            "rollups": _create_rollup_refresher(settings, telemetry).run(),
+            "status": report_status(self._describe_status),
             "watchdog": self.watchdog.run(),
-            "reload": self.reload.run(),
+            "reload": self.reloader.run(),
         } | self._reconcilers()
 
-    def _reconcilers(self) -> dict[str, Coroutine[Any, Any, None]]:
+    def _reconcilers(self) -> dict[str, TaskCoroutine]:
         if self.vm_service is None or self.filter_service is None:
             return {}
         return self.vm_service.get_tasks() | self.filter_service.get_tasks(self.vm_service.hypervisor)
 
-    async def _forget_the_deleted(self) -> None:
-        self.consumer.forget(self.machine_registry.knows)
+    async def _forget_deleted_machines(self) -> None:
+        self.writer.forget(self.machine_registry.knows)
         await self.gate.forget(self.machine_registry.knows)
 
     def grace_seconds(self) -> float:
-        return NO_STORE_GRACE_SECONDS if self.consumer.store_error else self.reload.settings.stop_grace_seconds
+        return NO_STORE_GRACE_SECONDS if self.writer.store_error else self.reloader.settings.stop_grace_seconds
 
     def problems(self) -> list[str]:
-        """What is wrong, a sentence each, for /readyz and STATUS."""
+        """What is wrong, a sentence each, for /readyz and systemd's status."""
         spool = self.spool
         problems = [] if self.vm_service is None else self.vm_service.list_problems()
         if self.watchdog.problem is not None:
             problems.append(f"guestd: {self.watchdog.problem}")
-        if self.from_broker is not None and self.from_broker.problem is not None:
-            problems.append(f"broker: {self.from_broker.problem}")
-        if self.consumer.problem is not None:
-            problems.append(f"store: {self.consumer.problem}")
+        if self.mqtt_source is not None and self.mqtt_source.problem is not None:
+            problems.append(f"broker: {self.mqtt_source.problem}")
+        if self.writer.problem is not None:
+            problems.append(f"store: {self.writer.problem}")
         if spool.error is not None:
             problems.append(f"spool: it cannot be written: {spool.error}")
         if spool.bytes > 0.95 * spool.max_bytes:
             used = f"{spool.bytes} of {spool.max_bytes} bytes are used"
-            problems.append(f"spool: {used}; when it is full nothing is read")
+            problems.append(f"spool: {used}; guestd stops reading when it is full")
         return problems
 
-    def _standing(self) -> str:
-        wrong = "; ".join(self.problems())
-        return f"{self.channels.connected} channels, {self.spool.frames} frames in the spool; {wrong or 'well'}"
+    def _describe_status(self) -> str:
+        problems = "; ".join(self.problems())
+        return f"{self.virtio_source.connected} channels, {self.spool.frames} frames in the spool; {problems or 'ok'}"
 
 
-def _wired(settings: Settings, reread: Callable[[], Settings], telemetry: Telemetry, spool: Spool) -> _Parts:
-    """Each part with those that it works with. Raises ConfigError."""
-    metering.show_spool(telemetry, spool)
-    samples = LatestSamples()
+def _wire(settings: Settings, reread: Callable[[], Settings], telemetry: Telemetry, spool: Spool) -> _Parts:
+    """Create each part with those that it works with. Raises ConfigError."""
     machine_registry = MachineRegistry()
-    telemetry.machines.set_function(lambda: machine_registry.count)
+    telemetry.channels.machines.set_function(lambda: machine_registry.count)
+    samples = LatestSamples()
     telemetry.vms.add_source(lambda: samples.families(machine_registry.get_domain_names(), datetime.now(UTC)))
-    budget = Budget(_rates(settings))
-    gate = Intake(spool, metering.of_intake(telemetry), _now_ms, budget)
-    tidying = StoreMaintenance(lambda: reload.settings, telemetry)
-    consumer = Writer(
+    rate_limit = RateLimit(_read_rates(settings))
+    gate = Gate(spool, telemetry.gate, _now_ms, rate_limit)
+    maintenance = StoreMaintenance(lambda: reloader.settings, telemetry.maintenance)
+    writer = Writer(
         spool,
         dsn=settings.store.dsn,
-        limits=_batch_limits(settings),
-        counters=metering.of_writer(telemetry, gate, samples, tidying),
-        command_lines_of=lambda machine_id: _command_lines(machine_registry, reload.settings, machine_id),
+        limits=_read_batch_limits(settings),
+        metrics=telemetry.writer,
+        command_lines_of=lambda machine_id: _get_command_lines(machine_registry, reloader.settings, machine_id),
+        on_prepared=(gate.charge_batch, samples.add),
+        on_stored=(maintenance.note,),
     )
-    reload = ConfigReloader(settings, reread=reread, applied=lambda now: _apply(now, consumer, budget))
+    reloader = ConfigReloader(settings, reread=reread, applied=lambda now: _apply(now, writer, rate_limit))
     vm_service = VmService(settings, telemetry) if settings.libvirt.uri else None
     filter_service = FilterService(settings, telemetry) if settings.libvirt.uri else None
     if vm_service is not None and filter_service is not None:
@@ -191,55 +196,47 @@ def _wired(settings: Settings, reread: Callable[[], Settings], telemetry: Teleme
     return _Parts(
         spool=spool,
         gate=gate,
-        consumer=consumer,
-        reload=reload,
-        tidying=tidying,
-        watchdog=Watchdog(spool, consumer),
+        writer=writer,
+        reloader=reloader,
+        maintenance=maintenance,
+        watchdog=Watchdog(spool, writer),
         machine_registry=machine_registry,
-        channels=_from_channels(
-            settings,
-            telemetry,
-            place=_place(settings, machine_registry, vm_service),
+        virtio_source=VirtioSource(
+            _create_discovery(settings, machine_registry, vm_service),
             gate=gate,
             machine_registry=machine_registry,
+            metrics=telemetry.channels,
+            max_frame_bytes=settings.virtio.max_frame_bytes,
+            wrap=_create_wrapper(settings.virtio.master_secret_file),
         ),
-        from_broker=_from_broker(settings, telemetry, spool=spool, gate=gate, machine_registry=machine_registry),
+        mqtt_source=_create_mqtt_source(settings, telemetry, gate=gate, machine_registry=machine_registry, spool=spool),
         vm_service=vm_service,
         filter_service=filter_service,
     )
 
 
-def _apply(settings: Settings, consumer: Writer, budget: Budget) -> None:
-    """Put changed settings in force; the others are asked for when they are needed (`guestd.service.reload`)."""
-    consumer.limits = _batch_limits(settings)
-    budget.change(_rates(settings))
+def _apply(settings: Settings, writer: Writer, rate_limit: RateLimit) -> None:
+    """Apply changed settings; the others are read where they are needed (`guestd.service.reload`)."""
+    writer.set_limits(_read_batch_limits(settings))
+    rate_limit.set_rates(_read_rates(settings))
 
 
-def _batch_limits(settings: Settings) -> Limits:
+def _read_batch_limits(settings: Settings) -> Limits:
     return Limits(settings.store.batch_frames, settings.store.batch_bytes, settings.store.flush_seconds)
 
 
-def _from_channels(
-    settings: Settings,
-    telemetry: Telemetry,
-    *,
-    place: ChannelDiscovery,
-    gate: Intake,
-    machine_registry: MachineRegistry,
-) -> virtio.Virtio:
-    """The source that reads what QEMU serves. Raises ConfigError for a secret that cannot be read."""
-    return virtio.Virtio(
-        place,
-        intake=gate,
-        machine_registry=machine_registry,
-        gauges=metering.of_channels(telemetry),
-        max_frame_bytes=settings.virtio.max_frame_bytes,
-        wrapped=_wrapping(settings.virtio.master_secret_file),
+def _read_rates(settings: Settings) -> Rates:
+    limits = settings.limits
+    return Rates(
+        size_bytes=Rate(limits.bytes_per_second, limits.burst_bytes),
+        frames=Rate(limits.frames_per_second, limits.burst_frames),
+        rows=Rate(limits.rows_per_second, limits.burst_rows),
     )
 
 
-def _place(settings: Settings, machine_registry: MachineRegistry, vm_service: VmService | None) -> ChannelDiscovery:
-    """Where channels are looked for."""
+def _create_discovery(
+    settings: Settings, machine_registry: MachineRegistry, vm_service: VmService | None
+) -> ChannelDiscovery:
     if settings.virtio.discovery == "directory":
         return DirectoryDiscovery(Path(settings.virtio.directory), machine_registry)
     if vm_service is None:
@@ -254,35 +251,86 @@ def _place(settings: Settings, machine_registry: MachineRegistry, vm_service: Vm
     )
 
 
-def _upkeep(settings: Settings, telemetry: Telemetry) -> RollupRefresher:
-    """What is derived from stored samples; where there is no libvirt too."""
-    chosen, shown = settings.libvirt, telemetry.vms
-    upkeep = RollupRefresher(
-        settings.store.dsn, host_name=get_host_name(chosen), uri=chosen.uri, silent=shown.machines_without_data.set
-    )
-    shown.add_source(upkeep.families)
-    return upkeep
-
-
-def _sought_in(settings: Settings) -> str:
+def _discovery_target(settings: Settings) -> str:
     return settings.virtio.directory if settings.virtio.discovery == "directory" else settings.libvirt.uri
 
 
-def _wrapping(master_secret_file: str) -> Callable[[UUID, bytes], bytes]:
-    """What a line to a machine looks like on its channel: as it is, or signed with a secret of the machine's own."""
+def _create_wrapper(master_secret_file: str) -> Callable[[UUID, bytes], bytes]:
+    """How a line to a machine is written to its channel: as it is, or signed with the machine's own secret.
+
+    Raises ConfigError for a secret that cannot be read.
+    """
     if not master_secret_file:
         return lambda _, line: line
     master = read_secret(Path(master_secret_file), "virtio.master_secret_file")
 
-    def signed(machine_id: UUID, line: bytes) -> bytes:
+    def sign(machine_id: UUID, line: bytes) -> bytes:
         secret = signing.machine_secret(master, machine_id)
         return signing.signed(secret, line, ts_ms=time.time_ns() // 1_000_000, nonce=secrets.token_hex(16))
 
-    return signed
+    return sign
+
+
+def _create_mqtt_source(
+    settings: Settings, telemetry: Telemetry, *, spool: Spool, gate: Gate, machine_registry: MachineRegistry
+) -> MqttSource | None:
+    """The source for the configured broker, if there is one. Raises ConfigError for files that cannot be used."""
+    chosen = settings.mqtt
+    if not chosen.host:
+        return None
+    mqtt_gate = MqttGate(
+        spool,
+        gate,
+        metrics=telemetry.gate,
+        # In a shared group other daemons have the lines that are missing here.
+        count_missing=telemetry.broker.missing.inc if not chosen.shared_group else lambda _: None,
+        now_ms=_now_ms,
+        max_frame_bytes=chosen.max_frame_bytes,
+    )
+    return MqttSource(
+        read_options(chosen),
+        Topics(chosen.prefix, chosen.shared_group),
+        gate=mqtt_gate,
+        machine_registry=machine_registry,
+        metrics=telemetry.broker,
+        gate_metrics=telemetry.gate,
+    )
+
+
+def _create_rollup_refresher(settings: Settings, telemetry: Telemetry) -> RollupRefresher:
+    chosen, metrics = settings.libvirt, telemetry.vms
+    refresher = RollupRefresher(
+        settings.store.dsn, host_name=get_host_name(chosen), uri=chosen.uri, silent=metrics.machines_without_data.set
+    )
+    metrics.add_source(refresher.families)
+    return refresher
+
+
+async def _get_command_lines(machine_registry: MachineRegistry, settings: Settings, machine_id: UUID) -> CommandLines:
+    # A machine's own setting must be known before its first row is made.
+    await machine_registry.loaded.wait()
+    return machine_registry.get_command_lines(machine_id) or settings.privacy.command_lines
+
+
+async def _refresh_registry(dsn: str, machine_registry: MachineRegistry) -> None:
+    def on_failure(exc: Exception, delay_seconds: float) -> None:
+        machine_registry.attempted.set()
+        log.debug(f"machine registry not refreshed, retrying in {delay_seconds:.1f} s", error=str(exc))
+
+    await run_with_retry(
+        lambda: watch_machines(dsn, machine_registry),
+        expected=StoreUnavailable,
+        backoff=Backoff(cap_seconds=5),
+        on_failure=on_failure,
+    )
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _allow_many_channels() -> None:
-    """A descriptor a channel: the usual soft limit of 1,024 is for programs that still use select."""
+    """Raise the limit of open files, one a channel; the usual 1,024 is for programs that still use select."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -292,80 +340,22 @@ def _stop_on_signals(stop: asyncio.Event) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
 
-        def stopping(number: signal.Signals = number) -> None:
+        def on_signal(number: signal.Signals = number) -> None:
             # A second signal ends the wait for the drain.
             loop.remove_signal_handler(number)
             stop.set()
 
-        loop.add_signal_handler(number, stopping)
+        loop.add_signal_handler(number, on_signal)
 
 
 def _seal(spool: Spool) -> None:
     systemd.notify("STOPPING=1")
-    log.info("stopping: draining the spool", spool_frames=spool.frames)
+    log.info("stopping, draining the spool to the store", spool_frames=spool.frames)
     spool.seal()
 
 
-def _tune_collector() -> None:
-    """Rows are tuples in their millions and hold no cycles: the default thresholds cost a quarter of the throughput."""
+def _tune_garbage_collector() -> None:
+    """Rows are tuples in their millions and have no cycles: the default thresholds cost a quarter of the throughput."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 50, 50)
-
-
-async def _command_lines(machine_registry: MachineRegistry, settings: Settings, machine_id: UUID) -> CommandLines:
-    # What is set for a machine must be known before a row of it is made.
-    await machine_registry.loaded.wait()
-    return machine_registry.get_command_lines(machine_id) or settings.privacy.command_lines
-
-
-async def _machine_registry(dsn: str, machine_registry: MachineRegistry) -> None:
-    def lost(exc: Exception, _: float) -> None:
-        machine_registry.attempted.set()
-        log.debug("the machine registry of machines is not being updated", error=str(exc))
-
-    await run_with_retry(
-        lambda: watch_machines(dsn, machine_registry),
-        expected=StoreUnavailable,
-        backoff=Backoff(cap_seconds=5),
-        on_failure=lost,
-    )
-
-
-def _from_broker(
-    settings: Settings, telemetry: Telemetry, *, spool: Spool, gate: Intake, machine_registry: MachineRegistry
-) -> mqtt.Mqtt | None:
-    """The source that the settings name a broker for. Raises ConfigError for files that cannot be used."""
-    chosen = settings.mqtt
-    if not chosen.host:
-        return None
-    publications = Publications(
-        spool,
-        gate,
-        counters=metering.of_intake(telemetry),
-        # In a shared group what is not here is with the others.
-        missing=telemetry.broker_missing.inc if not chosen.shared_group else lambda _: None,
-        now_ms=_now_ms,
-        max_frame_bytes=chosen.max_frame_bytes,
-    )
-    topics = mqtt.Topics(chosen.prefix, chosen.shared_group)
-    return mqtt.Mqtt(
-        login(chosen),
-        topics,
-        gate=publications,
-        machine_registry=machine_registry,
-        counters=metering.of_broker(telemetry),
-    )
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def _rates(settings: Settings) -> Rates:
-    limits = settings.limits
-    return Rates(
-        size_bytes=Rate(limits.bytes_per_second, limits.burst_bytes),
-        frames=Rate(limits.frames_per_second, limits.burst_frames),
-        rows=Rate(limits.rows_per_second, limits.burst_rows),
-    )

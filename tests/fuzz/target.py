@@ -11,8 +11,9 @@ import msgspec
 from guestd.core.errors import BadFrame
 from guestd.core.transport import Transport
 from guestd.rows.normalise import Rows, Stream, guest_time, sample_time
-from guestd.wire import decode, events, limits, schema
+from guestd.wire import decode, events, limits
 from guestd.wire.framing import Framer, Oversize
+from guestd.wire.line import is_json, is_whole, read_line
 from support.rows import MACHINE, RECEIVED, misfits, rows_of
 
 # Short, so that the fuzzer finds lines over it.
@@ -27,9 +28,7 @@ def check(stream: bytes) -> None:
     assert _in_pieces(stream) == whole, "lines depend on how the stream is cut"
     remembered = Stream()
     for line in whole:
-        head = line.head if isinstance(line, Oversize) else line
-        schema.other_type(head)
-        schema.header(head)
+        read_line(line)
         if not isinstance(line, Oversize):
             _check_line(line, remembered)
 
@@ -43,9 +42,9 @@ def _in_pieces(stream: bytes) -> list[bytes | Oversize]:
 
 
 def _check_line(line: bytes, remembered: Stream) -> None:
-    schema.is_whole(line)
-    schema.is_json(line)
-    if schema.other_type(line) in events.TYPES:
+    is_whole(line)
+    is_json(line)
+    if read_line(line).kind in events.TYPES:
         _check_event(line)
     try:
         decoded = decode.decode(line)

@@ -1,4 +1,4 @@
-"""An intake on a real spool, with a clock that is set by hand, and the lines that its tests send it."""
+"""A gate on a real spool, with a clock that is set by hand, and the lines that its tests send it."""
 
 import asyncio
 import json
@@ -8,11 +8,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import UUID
 
-from guestd.ingest.gate import Counters, Intake
-from guestd.ingest.rate_limit import Budget, Rate, Rates
+from guestd.ingest.gate import Gate
+from guestd.ingest.rate_limit import Rate, RateLimit, Rates
 from guestd.spool.file import Frame
 from guestd.spool.queue import Spool, open_spool
+from guestd.telemetry.registry import Telemetry
 from guestd.wire.framing import Oversize
+from guestd.wire.line import Line, read_line
 
 DEADLINE_SECONDS = 5
 MACHINE, OTHER = UUID(int=1), UUID(int=2)
@@ -20,6 +22,15 @@ BOOT, NEXT_BOOT = "0d3f3a5e-8d0b-4a55-9c0b-5d5e4a2f7c11", "5d5e4a2f-7c11-4a55-9c
 PLAIN = b'{"type":"metrics","data":{}}'
 # A burst of 1,000 bytes, 10 frames, 50 rows; of each a thousandth more comes back in a second.
 RATES = Rates(size_bytes=Rate(1, 1000), frames=Rate(0.01, 10), rows=Rate(0.05, 50))
+# What the gate's metrics are called here; of those with a label its value.
+NAMES = {
+    "guestd_frames_accepted_total": "accepted",
+    "guestd_accepted_bytes_total": "accepted_bytes",
+    "guestd_frames_duplicate_total": "duplicate",
+    "guestd_agent_lines_dropped_total": "dropped_by_agent",
+    "guestd_guests_held_back": "held_back",
+    "guestd_mqtt_lines_missing_total": "missing",
+}
 
 
 def numbered(seq: int, *, oldest: int = 1, boot_id: str = BOOT) -> bytes:
@@ -34,36 +45,41 @@ def resend(seq: int, boot_id: str = BOOT) -> dict[str, object]:
     return {**ack(seq, boot_id), "resend": True}
 
 
-class Gate:
-    """An intake on a spool, its counts, and a clock that is set by hand."""
+def read_lines(*lines: bytes | Oversize) -> list[Line]:
+    return [read_line(line) for line in lines]
 
-    def __init__(self, spool: Spool) -> None:
+
+class GateRig:
+    """A gate on a spool, its counts, and a clock that is set by hand."""
+
+    def __init__(self, spool: Spool, telemetry: Telemetry) -> None:
         self.spool = spool
-        self.counts: Counter[str] = Counter()
+        self.telemetry = telemetry
         self.now_ms = 1_000_000
-        self.counters = Counters(
-            accepted=lambda frames, size: self._count(accepted=frames, accepted_bytes=size),
-            refused=lambda reason: self._count(**{reason: 1}),
-            duplicate=lambda: self._count(duplicate=1),
-            dropped_by_agent=lambda lines: self._count(dropped_by_agent=lines),
-            other=lambda name: self._count(**{name: 1}),
-            held_back=lambda machines: self.counts.update(held_back=machines - self.counts["held_back"]),
-            held_back_seconds=lambda seconds: None,
-        )
-        self.intake = Intake(spool, self.counters, lambda: self.now_ms, Budget(RATES))
+        self.gate = Gate(spool, telemetry.gate, lambda: self.now_ms, RateLimit(RATES))
 
-    def _count(self, **more: int) -> None:
-        self.counts.update(more)
+    @property
+    def counts(self) -> Counter[str]:
+        """What was counted in the registry: by reason, by type, and by the names above."""
+        counts: Counter[str] = Counter()
+        for family in self.telemetry.registry.collect():
+            for sample in family.samples:
+                if sample.name in NAMES:
+                    counts[NAMES[sample.name]] += int(sample.value)
+                elif sample.name in ("guestd_frames_refused_total", "guestd_other_messages_total"):
+                    (label,) = sample.labels.values()
+                    counts[label] += int(sample.value)
+        return +counts
 
     async def accept(self, *lines: bytes | Oversize, machine_id: UUID = MACHINE) -> dict[str, object] | None:
         async with asyncio.timeout(DEADLINE_SECONDS):
-            answers = await self.intake.accept(machine_id, lines)
+            answers = await self.gate.accept(machine_id, read_lines(*lines))
         assert len(answers) <= 1
         return json.loads(answers[0]) if answers else None
 
     async def replies(self, *lines: bytes | Oversize) -> list[dict[str, object]]:
         async with asyncio.timeout(DEADLINE_SECONDS):
-            return [json.loads(line) for line in await self.intake.accept(MACHINE, lines)]
+            return [json.loads(line) for line in await self.gate.accept(MACHINE, read_lines(*lines))]
 
     async def frames(self) -> Sequence[Frame]:
         return await self.spool.read(0, max_frames=1000, max_bytes=1_000_000)
@@ -73,11 +89,12 @@ class Gate:
 
 
 @asynccontextmanager
-async def gate_on(directory: Path, *, is_running: bool = True, max_bytes: int = 1_000_000) -> AsyncIterator[Gate]:
-    spool = open_spool(directory, max_bytes=max_bytes, share=0.1)
+async def gate_on(directory: Path, *, is_running: bool = True, max_bytes: int = 1_000_000) -> AsyncIterator[GateRig]:
+    telemetry = Telemetry()
+    spool = open_spool(directory, max_bytes=max_bytes, share=0.1, metrics=telemetry.spool)
     writing = asyncio.create_task(spool.run()) if is_running else None
     try:
-        yield Gate(spool)
+        yield GateRig(spool, telemetry)
     finally:
         spool.seal()
         if writing is not None:

@@ -13,7 +13,7 @@ from guestd.core.transport import Transport
 from guestd.rows.batch import digest
 from guestd.rows.normalise import Rows, Stream, guest_time, normalise, sample_time
 from guestd.wire.decode import decode
-from guestd.wire.schema import header
+from guestd.wire.line import read_line
 from gueststore import contract
 
 MACHINE = UUID("b0a1f2c4-5d6e-4f70-8a91-0b1c2d3e4f50")
@@ -31,7 +31,7 @@ def rows_of(payload: bytes, stream: Stream, command_lines: CommandLines = "redac
         machine_id=MACHINE,
         timestamp=sample_time(guest_time(metrics.timestamp), RECEIVED, Transport.VIRTIO),
         received_at=RECEIVED,
-        digest=digest(payload, header(payload), message),
+        digest=digest(payload, read_line(payload).line_id, message),
         stream=stream,
         command_lines=command_lines,
     )

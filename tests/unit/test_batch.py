@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from guestd.core.errors import BadFrame
 from guestd.rows.batch import Limits, Moment, Prepared, digest, halves, is_due, placed
-from guestd.wire.schema import Header
+from guestd.wire.line import LineId
 
 START = datetime(2025, 10, 1, tzinfo=UTC)
 MACHINES = [UUID(int=number) for number in range(2)]
@@ -83,12 +83,12 @@ def test_halving_finds_any_one_frame_in_few_steps(count: int, data: st.DataObjec
 
 def test_a_line_that_comes_under_another_number_is_known_by_its_mark() -> None:
     bad = BadFrame("json", "")
-    held = digest(b"as it was", Header("b1", 9, 9, "0" * 16, "a" * 16), bad)
-    assert held == digest(b"written again", Header("b2", 1, 1, "f" * 16, "a" * 16), bad)
-    assert held != digest(b"another of that number", Header("b1", 9, 9, "0" * 16, "b" * 16), bad)
+    held = digest(b"as it was", LineId("b1", 9, "a" * 16), bad)
+    assert held == digest(b"written again", LineId("b2", 1, "a" * 16), bad)
+    assert held != digest(b"another of that number", LineId("b1", 9, "b" * 16), bad)
 
 
 def test_a_line_without_a_mark_is_known_by_its_number() -> None:
     bad = BadFrame("json", "")
-    assert digest(b"x", Header("b", 9, 8), bad) == digest(b"y", Header("b", 9, 9), bad)
-    assert digest(b"x", Header("b", 9, 8), bad) != digest(b"x", Header("b", 10, 8), bad)
+    assert digest(b"x", LineId("b", 9), bad) == digest(b"y", LineId("b", 9), bad)
+    assert digest(b"x", LineId("b", 9), bad) != digest(b"x", LineId("b", 10), bad)

@@ -7,6 +7,8 @@ import msgspec
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from guestd.core.transport import Transport
+from guestd.rows.batch import Prepared
 from guestd.rows.normalise import Rows, Stream, normalise
 from guestd.telemetry.exposition import rendered
 from guestd.telemetry.guests import MOST_GUESTS, SHOWN_SECONDS, LatestSamples
@@ -35,6 +37,11 @@ def sample(machine_id: UUID, at: datetime = NOW) -> Rows:
     )  # fmt: skip
 
 
+def note(latest: LatestSamples, rows: Rows, transport: Transport = Transport.VIRTIO, *, is_numbered: bool) -> None:
+    machine_id, at = rows.system_metrics[1], rows.system_metrics[3]
+    latest.add([Prepared(1, machine_id, at, b"", rows, None, "redacted", transport, is_numbered)])
+
+
 def shown(latest: LatestSamples, *machines: UUID, now: datetime = NOW, domain: str = "vm") -> dict[str, Metric]:
     """What is read of the gauges when they are scraped."""
     body = rendered(latest.families(dict.fromkeys(machines, domain), now), is_openmetrics=False).decode()
@@ -49,7 +56,7 @@ def value(families: dict[str, Metric], name: str) -> float:
 
 def test_the_last_sample_of_a_machine_is_shown_in_base_units() -> None:
     latest, machine = LatestSamples(), uuid4()
-    latest.note(sample(machine), "virtio", is_numbered=True)
+    note(latest, sample(machine), is_numbered=True)
     families = shown(latest, machine)
     (used,) = families["guest_memory_used_bytes"].samples
     assert (used.labels, used.value) == ({"machine": str(machine), "domain": "vm"}, 1024 * 1024)
@@ -64,7 +71,7 @@ def test_the_last_sample_of_a_machine_is_shown_in_base_units() -> None:
 
 def test_what_a_guest_does_not_report_has_no_sample() -> None:
     latest, machine = LatestSamples(), uuid4()
-    latest.note(sample(machine), "mqtt", is_numbered=False)
+    note(latest, sample(machine), Transport.MQTT, is_numbered=False)
     families = shown(latest, machine)
     assert families["guest_swap_used_bytes"].samples == []
     assert families["guest_network_receive_bytes_per_second"].samples == []
@@ -73,16 +80,16 @@ def test_what_a_guest_does_not_report_has_no_sample() -> None:
 def test_a_machine_that_the_store_does_not_know_any_more_is_not_shown() -> None:
     latest, gone, here = LatestSamples(), uuid4(), uuid4()
     for machine in (gone, here):
-        latest.note(sample(machine), "virtio", is_numbered=True)
+        note(latest, sample(machine), is_numbered=True)
     assert [each.labels["machine"] for each in shown(latest, here)["guest_load1"].samples] == [str(here)]
 
 
 def test_a_newer_sample_and_another_name_are_shown_at_the_next_scrape() -> None:
     latest, machine = LatestSamples(), uuid4()
-    latest.note(sample(machine), "virtio", is_numbered=True)
+    note(latest, sample(machine), is_numbered=True)
     later = NOW + timedelta(seconds=5)
     shown(latest, machine)
-    latest.note(sample(machine, later), "virtio", is_numbered=True)
+    note(latest, sample(machine, later), is_numbered=True)
     assert value(shown(latest, machine), "guest_last_sample_timestamp_seconds") == later.timestamp()
     (renamed,) = shown(latest, machine, domain="other")["guest_load1"].samples
     assert renamed.labels["domain"] == "other"
@@ -90,7 +97,7 @@ def test_a_newer_sample_and_another_name_are_shown_at_the_next_scrape() -> None:
 
 def test_a_machine_that_is_silent_is_not_shown_after_a_while() -> None:
     latest, machine = LatestSamples(), uuid4()
-    latest.note(sample(machine), "virtio", is_numbered=True)
+    note(latest, sample(machine), is_numbered=True)
     assert shown(latest, machine, now=NOW + timedelta(seconds=SHOWN_SECONDS))["guest_load1"].samples
     assert not shown(latest, machine, now=NOW + timedelta(seconds=SHOWN_SECONDS + 1))["guest_load1"].samples
 
@@ -100,6 +107,6 @@ def test_the_one_that_was_silent_longest_makes_room() -> None:
     machines = [first, *(uuid4() for _ in range(MOST_GUESTS))]
     for machine in machines:
         rows.system_metrics = (rows.system_metrics[0], machine, *rows.system_metrics[2:])
-        latest.note(rows, "virtio", is_numbered=True)
+        note(latest, rows, is_numbered=True)
     assert len(shown(latest, *machines)["guest_load1"].samples) == MOST_GUESTS
     assert not shown(latest, first)["guest_load1"].samples

@@ -14,13 +14,21 @@ from guestd.agent.outbox import NO_MARK, Outbox
 from guestd.core.errors import BadFrame
 from guestd.wire import limits, replies, schema
 from guestd.wire.decode import decode
-from guestd.wire.schema import Header, header, is_whole, other_type
+from guestd.wire.line import KINDS, OTHER_TYPES, Header, is_json, is_whole, read_line
 
 VECTORS = Path(__file__).with_name("vectors")
 D1 = (VECTORS / "d1.wire").read_bytes().rstrip(b"\n")
 D2 = (VECTORS / "d2.wire").read_bytes().rstrip(b"\n")
 BOOT_ID = "0d3f3a5e-8d0b-4a55-9c0b-5d5e4a2f7c11"
 NUMBERED = b'{"type":"metrics","boot_id":"%s","seq":12,"oldest":9,' % BOOT_ID.encode()
+
+
+def kind_of(line: bytes) -> str:
+    return read_line(line).kind
+
+
+def header_of(line: bytes) -> Header | None:
+    return read_line(line).header
 
 
 def reason_of(payload: bytes) -> str:
@@ -294,40 +302,40 @@ def test_other_messages_are_named_by_their_type() -> None:
 
 
 def test_a_known_type_is_seen_without_decoding() -> None:
-    for name in schema.OTHER_TYPES:
-        assert other_type(b'{"type":"%s","timestamp":1}' % name.encode()) == name
-        assert other_type(b' { "type" : "%s"' % name.encode()) == name
+    for name in OTHER_TYPES:
+        assert kind_of(b'{"type":"%s","timestamp":1}' % name.encode()) == name
+        assert kind_of(b' { "type" : "%s"' % name.encode()) == name
 
 
 @pytest.mark.parametrize("name", ["metrics", "keep_alive\\u0000", ""])
 def test_what_may_be_metrics_is_left_to_the_decoder(name: str) -> None:
-    assert other_type(b'{"type":"%s"}' % name.encode()) is None
+    assert kind_of(b'{"type":"%s"}' % name.encode()) == "metrics"
 
 
 @pytest.mark.parametrize("name", ["handshake", "keep_alive2", "KEEP_ALIVE", "Metrics", "\u00e9", "a.b c"])
 def test_every_type_that_nobody_knows_has_one_name(name: str) -> None:
-    assert other_type(b'{"type":"%s"}' % name.encode()) == "unknown"
+    assert kind_of(b'{"type":"%s"}' % name.encode()) == "unknown"
 
 
 @given(st.binary(max_size=60))
 def test_whatever_the_type_its_name_is_one_of_few(name: bytes) -> None:
-    assert other_type(b'{"type":"' + name) in schema.OTHER_TYPES | {None, "unknown"}
+    assert kind_of(b'{"type":"' + name) in KINDS
 
 
 def test_the_answer_to_a_command_is_known_though_it_has_no_type() -> None:
-    assert other_type(b'{"id":"c-9","success":false,"exit_code":1}') == "response"
-    assert other_type(b'{"id":"c-9","name":"x"}') is None
+    assert kind_of(b'{"id":"c-9","success":false,"exit_code":1}') == "response"
+    assert kind_of(b'{"id":"c-9","name":"x"}') == "metrics"
 
 
 def test_a_metrics_line_behind_the_half_of_another_message_is_not_taken_for_that() -> None:
     line = b'{"type":"keep_alive","sequ' + D1
-    assert other_type(line) is None
+    assert kind_of(line) == "metrics"
     assert decode(line).metrics == decode(D1).metrics
 
 
 def test_the_header_of_a_numbered_line_is_read() -> None:
-    assert header(NUMBERED + b'"timestamp"') == Header(BOOT_ID, 12, 9)
-    assert header(NUMBERED[:-1] + b"}") == Header(BOOT_ID, 12, 9)
+    assert header_of(NUMBERED + b'"timestamp"') == Header(BOOT_ID, 12, 9)
+    assert header_of(NUMBERED[:-1] + b"}") == Header(BOOT_ID, 12, 9)
 
 
 @pytest.mark.parametrize(
@@ -357,13 +365,13 @@ def test_the_header_of_a_numbered_line_is_read() -> None:
 )
 def test_a_line_that_begins_otherwise_is_not_numbered(part: bytes, other: bytes) -> None:
     assert part in NUMBERED
-    assert header(NUMBERED.replace(part, other)) is None
+    assert header_of(NUMBERED.replace(part, other)) is None
 
 
 @given(st.binary(max_size=200))
 def test_what_begins_otherwise_is_never_numbered(line: bytes) -> None:
-    assert header(line) is None
-    assert header(line + NUMBERED) is None or not line
+    assert header_of(line) is None
+    assert header_of(line + NUMBERED) is None or not line
 
 
 def test_the_agent_and_the_daemon_agree_on_answers() -> None:
@@ -383,7 +391,7 @@ def test_the_agent_and_the_daemon_agree_on_headers() -> None:
     outbox.add(b'{"timestamp":"t"}')
     line = outbox.next_line(0.0)
     assert line is not None
-    found = header(line)
+    found = header_of(line)
     assert found is not None
     assert found == Header(BOOT_ID, 1, 1, NO_MARK, found.mark)
     assert found.mark == json.loads(line)["mark"]
@@ -393,7 +401,7 @@ def test_the_agent_and_the_daemon_agree_on_headers() -> None:
     "part", [b',"after":"0123456789abcdef"', b',"mark":"0123456789abcdef"', b',"after":"","mark":""']
 )
 def test_half_a_pair_of_marks_is_none(part: bytes) -> None:
-    assert header(NUMBERED[:-1] + part + b",") == Header(BOOT_ID, 12, 9)
+    assert header_of(NUMBERED[:-1] + part + b",") == Header(BOOT_ID, 12, 9)
 
 
 @given(st.integers(1, len(D1) - 1))
@@ -427,7 +435,7 @@ PIECES = st.sampled_from(
 @given(st.one_of(st.binary(max_size=300), st.lists(PIECES, max_size=20).map(b"".join)))
 def test_no_bytes_make_decoding_fail_otherwise_than_by_a_bad_frame(payload: bytes) -> None:
     is_whole(payload)
-    other_type(payload)
+    kind_of(payload)
     assert outcome_of(payload) in OUTCOMES
 
 
@@ -465,5 +473,5 @@ def test_any_value_in_any_place_costs_at_most_the_frame(place: str, value: objec
 
 def test_a_line_of_hardly_anything_but_escapes_is_looked_at_without_an_error() -> None:
     line = b'{"type":"metrics","x":"' + rb"\u0041" * (limits.ESCAPES + 1) + b'"}'
-    assert not schema.is_json(line)
+    assert not is_json(line)
     assert not is_whole(line)

@@ -1,7 +1,6 @@
 """What is remembered of machines between frames; a bug that guests can reach fills no log."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -10,12 +9,10 @@ from structlog.testing import capture_logs
 
 from guestd.core.errors import BadFrame
 from guestd.core.transport import Transport
-from guestd.ingest.prepare import Counters, Preparer
+from guestd.ingest.prepare import Preparer
 from guestd.spool.file import Frame
-
-SILENT = Counters(
-    adjusted=lambda *_: None, bug=lambda: None, skew_seconds=lambda _: None, rows=lambda *_: None
-)  # fmt: skip
+from guestd.telemetry.registry import Telemetry
+from guestd.wire.line import METRICS
 
 
 @pytest.mark.asyncio
@@ -27,21 +24,21 @@ async def test_of_a_machine_that_nobody_knows_any_more_nothing_is_remembered() -
         asked.extend(machine_id for machine_id, _ in moments)
         return set()
 
-    preparer = Preparer(SILENT)
+    preparer = Preparer(Telemetry().writer.preparing)
     now = datetime.now(UTC)
     for minute in range(2):
         moment = now + timedelta(minutes=minute)
-        await preparer.placed([(kept, moment), (gone, moment)], taken)
+        await preparer.find_free([(kept, moment), (gone, moment)], taken)
     assert asked == [kept, gone], "the store is asked only where it is not known that time goes forward"
     preparer.forget(lambda machine_id: machine_id == kept)
     moment = now + timedelta(minutes=2)
-    await preparer.placed([(kept, moment), (gone, moment)], taken)
+    await preparer.find_free([(kept, moment), (gone, moment)], taken)
     assert asked == [kept, gone, gone]
 
 
 def test_the_traceback_of_a_bug_is_logged_once_however_many_frames_reach_it() -> None:
-    counted: list[None] = []
-    preparer = Preparer(replace(SILENT, bug=lambda: counted.append(None)))
+    telemetry = Telemetry()
+    preparer = Preparer(telemetry.writer.preparing)
 
     def one_bug(_: Frame) -> None:
         raise LookupError("one")
@@ -51,7 +48,7 @@ def test_the_traceback_of_a_bug_is_logged_once_however_many_frames_reach_it() ->
 
     with capture_logs() as told:
         for seq, step in enumerate([one_bug] * 100 + [another]):
-            frame = Frame(seq, UUID(int=1), datetime.now(UTC), b"{}", Transport.VIRTIO)
-            assert isinstance(preparer.guarded(frame, step), BadFrame)
-    assert len(counted) == 101
+            frame = Frame(seq, UUID(int=1), datetime.now(UTC), b"{}", Transport.VIRTIO, METRICS, None)
+            assert isinstance(preparer.guard(frame, step), BadFrame)
+    assert telemetry.registry.get_sample_value("guestd_bugs_total") == 101
     assert [entry["seq"] for entry in told] == [0, 100]

@@ -1,4 +1,4 @@
-"""Machines that are put back to snapshots: our agent's outbox and guestd's intake, over a channel that may cut."""
+"""Machines that are put back to snapshots: our agent's outbox and guestd's gate, over a channel that may cut."""
 
 import asyncio
 import copy
@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from guestd.agent.hostlines import HostLines
 from guestd.agent.outbox import NO_PROGRESS_SECONDS, Outbox
 from guestd.wire.framing import Framer
-from support.gate import BOOT, MACHINE, Gate, gate_on
+from support.gate import BOOT, MACHINE, GateRig, gate_on, read_lines
 
 
 class World:
     """One machine with its agent, and the host, with what is on its way between them."""
 
-    def __init__(self, gate: Gate) -> None:
-        self.gate = gate
+    def __init__(self, rig: GateRig) -> None:
+        self.rig = rig
         self.now_seconds = 0.0
         self.issued = 0
         self.box = Outbox(BOOT, 1 << 20)
@@ -34,7 +34,7 @@ class World:
         return {msgspec.json.decode(b"{" + body)["n"] for body in self.box._held}
 
     async def stored(self) -> Counter[int]:
-        return Counter(msgspec.json.decode(payload)["n"] for payload in await self.gate.payloads())
+        return Counter(msgspec.json.decode(payload)["n"] for payload in await self.rig.payloads())
 
     async def step(self, name: str, amount: int) -> None:
         await getattr(self, name)(amount)
@@ -52,8 +52,8 @@ class World:
 
     async def read(self, amount: int) -> None:
         chunk = b"".join(self.up.popleft() for _ in range(min(amount, len(self.up))))
-        self.gate.now_ms += 2000
-        self.down.extend(await self.gate.intake.accept(MACHINE, Framer(10_000).feed(chunk)))
+        self.rig.now_ms += 2000
+        self.down.extend(await self.rig.gate.accept(MACHINE, read_lines(*Framer(10_000).feed(chunk))))
 
     async def hear(self, amount: int) -> None:
         for _ in range(min(amount, len(self.down))):
@@ -103,8 +103,8 @@ def steps(moves: tuple[str, ...]) -> st.SearchStrategy[list[tuple[str, int]]]:
 
 
 async def lived(directory: Path, moves: list[tuple[str, int]]) -> tuple[World, Counter[int]]:
-    async with gate_on(directory) as gate:
-        world = World(gate)
+    async with gate_on(directory) as rig:
+        world = World(rig)
         for name, amount in moves:
             await world.step(name, amount)
         await world.settle()

@@ -15,8 +15,9 @@ from tools.bench.measuring import keep
 
 from guestd.core.errors import BadFrame
 from guestd.rows.normalise import Stream, normalise
-from guestd.wire import events, schema
+from guestd.wire import events
 from guestd.wire.decode import decode
+from guestd.wire.line import is_whole, read_line
 
 ROOM = FRAME_BYTES - 4096
 NOW = datetime(2025, 10, 1, 12, tzinfo=UTC)
@@ -45,14 +46,14 @@ def _tried(frame: bytes, tries: int) -> tuple[str, float, float]:
         outcome = _to_rows(frame)
         rows_ms.append((time.process_time() - began) * 1000)
         began = time.process_time()
-        schema.is_whole(frame)
+        is_whole(frame)
         intake_ms.append((time.process_time() - began) * 1000)
     return outcome, min(rows_ms), min(intake_ms)
 
 
 def _to_rows(frame: bytes) -> str:
     try:
-        if schema.other_type(frame) in events.TYPES:
+        if read_line(frame).kind in events.TYPES:
             events.event_of(frame, machine_id=UUID(int=1), received_at=NOW)
             return "event"
         rows = normalise(
@@ -66,7 +67,7 @@ def _to_rows(frame: bytes) -> str:
             command_lines="redacted",
         )
     except BadFrame as exc:
-        return f"set aside: {exc.reason}"
+        return f"quarantined: {exc.reason}"
     return f"{rows.count} rows"
 
 

@@ -34,12 +34,15 @@ from tools.bench.feeder import lines_of
 from tools.bench.measuring import keep, own_store, truncate
 from tools.harness import prisma
 
+from guestd.core.errors import BadFrame
 from guestd.core.transport import Transport
-from guestd.ingest.prepare import Counters, Preparer
+from guestd.ingest.prepare import Preparer
 from guestd.rows.normalise import Row
 from guestd.spool.file import Frame, from_milliseconds
 from guestd.store import dumpers
 from guestd.store.batch_writer import Store, connected
+from guestd.telemetry.registry import Telemetry
+from guestd.wire.line import METRICS, read_line
 from gueststore import contract
 
 TABLES = contract.SERIES[:3]
@@ -79,7 +82,7 @@ def _frames(arguments: argparse.Namespace) -> list[Frame]:
     now_ms = int(time.time() * 1000)
     by_message = zip(*([(key, line) for line in feed.splitlines()] for key, feed in lines.items()), strict=True)
     return [
-        Frame(seq, key, from_milliseconds(now_ms + seq), line, Transport.VIRTIO)
+        Frame(seq, key, from_milliseconds(now_ms + seq), line, Transport.VIRTIO, METRICS, read_line(line).line_id)
         for seq, (key, line) in enumerate(chain.from_iterable(by_message), 1)
     ]
 
@@ -125,17 +128,14 @@ async def _messages(frames: Sequence[Frame]) -> list[Message]:
     messages: list[Message] = []
     for frame in prepared:
         rows: Any = frame.content
+        assert not isinstance(rows, BadFrame)
         series = dict(zip(TABLES, ([rows.system_metrics], rows.processes, rows.ports), strict=True))
         messages.append(series | {contract.INCOMING_APPLICATION: rows.applications})
     return messages
 
 
 def _preparer() -> Preparer:
-    return Preparer(Counters(adjusted=lambda *_: None, bug=_bug, skew_seconds=lambda _: None, rows=lambda *_: None))
-
-
-def _bug() -> None:
-    raise SystemExit("a frame was not read")
+    return Preparer(Telemetry().writer.preparing)
 
 
 async def _nothing_taken(_: object) -> set[Any]:

@@ -16,8 +16,12 @@ from uuid import UUID, uuid4
 import uvloop
 from tools.bench.measuring import keep
 
-from guestd.spool.file import Entry
+from guestd.spool.file import Entry, SenderState
 from guestd.spool.queue import open_spool
+from guestd.telemetry.registry import Telemetry
+from guestd.wire.line import METRICS, Header, Line
+
+BOOT_ID = "0d3f3a5e-8d0b-4a55-9c0b-5d5e4a2f7c11"
 
 
 def main() -> None:
@@ -46,9 +50,10 @@ def _arguments() -> argparse.Namespace:
 
 async def _round(arguments: argparse.Namespace) -> dict[str, float]:
     directory = Path(tempfile.mkdtemp(prefix="guestd-bench-", dir=arguments.directory))
-    spool = open_spool(directory, max_bytes=2**34, share=1)
+    metrics = Telemetry().spool
     commits: list[float] = []
-    spool.commit_seconds = commits.append
+    metrics.commit_seconds.observe = commits.append  # type: ignore[assignment]  # each, for the quantiles
+    spool = open_spool(directory, max_bytes=2**34, share=1, metrics=metrics)
     appends: list[float] = []
     payload = random.Random(1).randbytes(arguments.bytes)
     each = arguments.frames // (arguments.machines * arguments.lines)
@@ -56,8 +61,7 @@ async def _round(arguments: argparse.Namespace) -> dict[str, float]:
     async def machine(machine_id: UUID) -> None:
         for place in range(each):
             entries = [
-                Entry(machine_id, 1_700_000_000_000 + place, payload, "boot", place * arguments.lines + line, "mark")
-                for line in range(arguments.lines)
+                _numbered(machine_id, payload, place * arguments.lines + line) for line in range(arguments.lines)
             ]
             began = time.perf_counter()
             await spool.append(entries)
@@ -82,6 +86,11 @@ async def _round(arguments: argparse.Namespace) -> dict[str, float]:
         "append_p99_ms": _quantile(appends, 0.99) * 1000,
         "cpu_microseconds_per_frame": cpu_seconds / frames * 1e6,
     }
+
+
+def _numbered(machine_id: UUID, payload: bytes, seq: int) -> Entry:
+    line = Line(METRICS, Header(BOOT_ID, seq, seq, "mark", "mark"), payload)
+    return Entry(machine_id, line, SenderState(1_700_000_000_000 + seq, BOOT_ID, seq, "mark"))
 
 
 def _quantile(values: list[float], part: float) -> float:

@@ -17,8 +17,10 @@ from tools.bench.fleet import let_pass
 from tools.bench.measuring import cpu_seconds, eventually, guestd, keep, metric, own_store
 
 from guestd.simulator import machine_ids
-from guestd.spool.file import Entry
+from guestd.spool.file import Entry, SenderState
 from guestd.spool.queue import open_spool
+from guestd.telemetry.registry import Telemetry
+from guestd.wire.line import read_line
 
 NO_STORE = "host=127.0.0.1 port=1 dbname=nothing"
 AT_ONCE = 500
@@ -59,12 +61,12 @@ async def _filled(directory: Path, payload_bytes: int) -> int:
         for machine_id, feed in lines_of(100, 10, processes=100).items()
         for line in feed.splitlines()
     ]
-    spool = open_spool(directory, max_bytes=2**34, share=1)
+    spool = open_spool(directory, max_bytes=2**34, share=1, metrics=Telemetry().spool)
     running = asyncio.create_task(spool.run())
-    now_ms = int(time.time() * 1000)
+    state = SenderState(int(time.time() * 1000), None, None)
     while spool.bytes < payload_bytes:
         some = [lines[(spool.frames + place) % len(lines)] for place in range(AT_ONCE)]
-        await spool.append([Entry(machine_id, now_ms, line) for machine_id, line in some])
+        await spool.append([Entry(machine_id, read_line(line), state) for machine_id, line in some])
     frames = spool.frames
     spool.seal()
     await running

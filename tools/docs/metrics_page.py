@@ -103,8 +103,9 @@ def page() -> str:
 def _all() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
     """Name, kind, labels and explanation of each: the registry's, then those that exist only in a scrape."""
     telemetry = Telemetry()
-    for holder in (telemetry, telemetry.timing, telemetry.vms, telemetry.filters):
-        for metric in vars(holder).values():
+    groups = [group for name, group in vars(telemetry).items() if name != "registry"]
+    for group in [*groups, telemetry.writer.preparing]:
+        for metric in vars(group).values():
             if hasattr(metric, "describe"):
                 (described,) = metric.describe()
                 name = f"{described.name}_total" if described.type == "counter" else described.name

@@ -10,8 +10,8 @@ from dataclasses import replace
 from guestd.core.config import MqttSettings
 from guestd.core.errors import ConfigError, SourceLost
 from guestd.doctor.finding import Finding, fault, ok, warning
-from guestd.mqtt.connection import Connection, connected
-from guestd.mqtt.options import login
+from guestd.mqtt.connection import BrokerConnection, connect
+from guestd.mqtt.options import read_options
 
 DROPS = "$SYS/broker/publish/messages/dropped"
 # The broker keeps its last figure, and the status of guests, and sends both to whoever asks.
@@ -29,13 +29,13 @@ async def examined(chosen: MqttSettings) -> AsyncIterator[Finding]:
     if not chosen.host:
         return
     try:
-        ours = login(chosen)
+        ours = read_options(chosen)
     except ConfigError:
         return  # the configuration's own finding
     # Under another name, for a second client of one id throws the first one out; without a session or a last word.
     ours = replace(ours, client_id=f"{ours.client_id}-doctor", session_seconds=0, will_topic="")
     try:
-        async with connected(ours) as connection:
+        async with connect(ours) as connection:
             yield ok("broker", f"{chosen.host} port {chosen.port} lets us in")
             async for finding in _heard(connection, chosen.prefix):
                 yield finding
@@ -46,7 +46,7 @@ async def examined(chosen: MqttSettings) -> AsyncIterator[Finding]:
         )
 
 
-async def _heard(connection: Connection, prefix: str) -> AsyncIterator[Finding]:
+async def _heard(connection: BrokerConnection, prefix: str) -> AsyncIterator[Finding]:
     wanted = [f"{prefix}/+/metrics", f"{prefix}/+/status", DROPS]
     answered: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
     connection.subscribe([(topic, 0) for topic in wanted], answered.set_result)
@@ -82,13 +82,13 @@ def _of_drops(dropped: float | None) -> Finding:
     return ok("drops", "the broker has dropped nothing")
 
 
-async def _listened(connection: Connection) -> tuple[float | None, int]:
+async def _listened(connection: BrokerConnection) -> tuple[float | None, int]:
     """The broker's count of drops, None where it does not come; and how many guests said something."""
     dropped, guests = None, set()
     with suppress(TimeoutError, ValueError):
         async with asyncio.timeout(LISTEN_SECONDS):
             while dropped is None or not guests:
-                for message in await connection.received(100, None):
+                for message in await connection.receive(100, None):
                     if message.topic == DROPS:
                         dropped = float(message.payload)
                     else:

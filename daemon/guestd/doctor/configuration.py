@@ -10,7 +10,7 @@ from guestd.core.errors import ConfigError
 from guestd.core.secrets import read_secret
 from guestd.doctor.finding import Finding, fault, ok
 from guestd.hypervisor import connection
-from guestd.mqtt.options import login
+from guestd.mqtt.options import read_options
 from guestd.service import http_auth
 from guestd.store.connection import check_dsn
 
@@ -47,7 +47,7 @@ def _parts(settings: Settings) -> Iterator[Callable[[], object]]:
     if settings.virtio.master_secret_file:
         yield lambda: read_secret(Path(settings.virtio.master_secret_file), "virtio.master_secret_file")
     if settings.mqtt.host:
-        yield lambda: login(settings.mqtt)
+        yield lambda: read_options(settings.mqtt)
     yield lambda: http_auth.read_web_config(settings.telemetry.web_config_file)
     yield lambda: connection.require_bindings(settings.libvirt.uri)
     if settings.virtio.discovery == "libvirt" and not settings.libvirt.uri:

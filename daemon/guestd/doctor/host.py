@@ -57,7 +57,7 @@ def _spool(chosen: SpoolSettings) -> Iterator[Finding]:
         return
     yield from _spool_disk(directory, chosen.max_bytes)
     yield from _spool_file(directory / spoolfile.FILE, chosen.max_bytes)
-    aside = [each.name for each in spoolfile.set_aside(directory)]
+    aside = [each.name for each in spoolfile.list_damaged_files(directory)]
     if aside:
         fix = "what it holds was not stored: keep it for whoever can read it, then delete it"
         yield warning("spool", f"damaged files were set aside: {', '.join(aside)}", fix)

@@ -1,149 +1,141 @@
-"""Messages of a broker become frames on disk: many machines over one connection, so nobody is waited for.
+"""The gate of the spool for messages of a broker: many machines over one connection, so nobody is waited for.
 
-What differs from a channel of one's own (`intake`): there is nobody to answer, so a numbered line is never asked for
-again. A line that is settled already is dropped, a gap is counted. A machine beyond its budget or its share of the
-spool is refused, and refused means acknowledged: it must not stand in the way of the others. Only a spool that is full
-for all makes everybody wait, in the broker.
+What differs from a channel of a machine's own (`gate`): there is nobody to reply to, so a numbered line is never
+requested again. A line that is settled already is dropped, a gap is counted. A machine over its rate limit or its share
+of the spool is refused, and refused means acknowledged: it must not block the others. Only when the whole spool is full
+does everybody wait, in the broker.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from guestd.core.transport import Transport
 from guestd.ingest import replay_window
-from guestd.ingest.gate import MOST_DROPPED, Counters, Intake, received_at_ms
-from guestd.spool.file import Entry, Sender
+from guestd.ingest.gate import MAX_DROPPED, Gate, get_received_at_ms
+from guestd.ingest.replay_window import ReplayWindow
+from guestd.spool.file import Entry, SenderState
 from guestd.spool.queue import Spool
-from guestd.wire import schema
+from guestd.telemetry.registry import GateMetrics
+from guestd.wire.line import METRICS, Header, read_line
 
 
 @dataclass(frozen=True, slots=True)
-class Published:
-    """One message: whose topic it came on, and its bytes."""
+class MachineMessage:
+    """One message of a machine, by its topic."""
 
     machine_id: UUID
     payload: bytes
 
 
-class Publications:
-    """The gate to the spool for what a broker delivers; shares its view of every sender with `gate`."""
+class MqttGate:
+    """The gate of the spool for what a broker delivers; shares the state of every sender with `gate`."""
 
     def __init__(
         self,
         spool: Spool,
-        gate: Intake,
+        gate: Gate,
         *,
-        counters: Counters,
-        missing: Callable[[int], None],
+        metrics: GateMetrics,
+        count_missing: Callable[[int], None],
         now_ms: Callable[[], int],
         max_frame_bytes: int,
     ) -> None:
         self._spool = spool
         self._gate = gate
-        self._counters = counters
-        self._missing = missing
+        self._metrics = metrics
+        self._count_missing = count_missing
         self._now_ms = now_ms
         self._max_frame_bytes = max_frame_bytes
 
-    async def accept(self, published: Sequence[Published]) -> int:
+    async def accept(self, messages: Sequence[MachineMessage]) -> int:
         """Put messages on disk; returns how many, from the first, are settled and may be acknowledged.
 
-        The others found the spool full: the caller keeps them and comes again. Each machine's are given in order.
+        The others found the spool full: the caller keeps them and tries again. Each machine's are passed in order.
         """
         entries: list[Entry] = []
-        held: Counter[UUID] = Counter()
+        pending: Counter[UUID] = Counter()
         size_bytes = settled = 0
         now_ms = self._now_ms()
-        for message in published:
+        for message in messages:
             if not self._spool.fits(len(message.payload), size_bytes):
                 break
             settled += 1
-            entry = self._judge(message, held, now_ms)
+            entry = self._decide(message, pending, now_ms)
             if entry is not None:
                 entries.append(entry)
-                held[entry.machine_id] += entry.size_bytes
+                pending[entry.machine_id] += entry.size_bytes
                 size_bytes += entry.size_bytes
         if settled:
-            # Without entries too: a duplicate may be of a line whose commit is still on its way.
+            # Without entries too: a duplicate may be of a line whose commit is still running.
             await self._spool.append(entries)
-            frames = [entry.payload for entry in entries if entry.payload is not None]
-            self._counters.accepted(len(frames), sum(map(len, frames)))
+            self._gate.count_accepted(entries)
         return settled
 
-    def _judge(self, message: Published, held: Counter[UUID], now_ms: int) -> Entry | None:
-        machine_id, line = message.machine_id, message.payload
-        name = schema.other_type(line)
-        if name is not None and not self._gate.keeps(name, machine_id):
-            self._gate.charge(machine_id, len(line))
+    def _decide(self, message: MachineMessage, pending: Counter[UUID], now_ms: int) -> Entry | None:
+        machine_id, line = message.machine_id, read_line(message.payload)
+        if line.kind != METRICS and not self._gate.admit_message(line.kind, machine_id):
+            self._gate.charge(machine_id, len(message.payload))
             return None
-        header = schema.header(line)
         sender = self._gate.senders.get(machine_id)
-        place = None
-        if header is not None:
-            place = self._placed(header, sender)
-            if place is None and _is_settled(header, sender):
-                self._counters.duplicate()
+        window = None
+        if line.header is not None:
+            window = self._advance(line.header, sender)
+            if window is None and _is_settled(line.header, sender):
+                self._metrics.duplicate.inc()
                 return None
-        is_taken = self._takes(message, held[machine_id])
-        if not is_taken and header is None:
+        is_admitted = self._admits(message, pending[machine_id])
+        if not is_admitted and line.header is None:
             return None
-        # A numbered line that is refused has had its turn: it is not missing, and does not come again.
-        return self._entry(machine_id, line if is_taken else None, header, place, now_ms)
+        state = _get_state(sender, line.header, window, now_ms)
+        self._gate.senders[machine_id] = state
+        # A numbered line that is refused is settled: it is not missing, and does not come again.
+        return Entry(machine_id, line if is_admitted else replace(line, payload=None), state, Transport.MQTT)
 
-    def _placed(self, header: schema.Header, sender: Sender | None) -> replay_window.Place | None:
-        """Where the sender stands with this line; None when it is settled already."""
+    def _advance(self, header: Header, sender: SenderState | None) -> ReplayWindow | None:
+        """The sender's window with this line; None when it is settled already."""
         if sender is None or sender.boot_id != header.boot_id or sender.seq is None:
             # Of an unknown run nothing is missing that we were ever to get.
-            return replay_window.begun(header.seq)
+            return replay_window.start(header.seq)
         if header.seq > sender.seq + 1:
-            self._missing(min(header.seq - sender.seq - 1, MOST_DROPPED))
-        return replay_window.after(replay_window.Place(sender.seq, sender.below), header.seq)
+            self._count_missing(min(header.seq - sender.seq - 1, MAX_DROPPED))
+        return replay_window.advance(ReplayWindow(sender.seq, sender.below), header.seq)
 
-    def _takes(self, message: Published, held_bytes: int) -> bool:
-        """Whether a message is within what its machine may send; counts it if it is not."""
+    def _admits(self, message: MachineMessage, pending_bytes: int) -> bool:
+        """Whether a message is within its machine's limits; counts it if it is not."""
         size_bytes = len(message.payload)
         if size_bytes > self._max_frame_bytes:
-            self._counters.refused("oversize")
+            self._metrics.refused.labels("oversize").inc()
             return False
-        if not self._gate.admits(message.machine_id, size_bytes):
+        if not self._gate.admit(message.machine_id, size_bytes):
             return False
-        if not self._spool.has_share(message.machine_id, size_bytes, held_bytes):
-            self._counters.refused("share")
+        if not self._spool.has_share(message.machine_id, size_bytes, pending_bytes):
+            self._metrics.refused.labels("share").inc()
             return False
         return True
 
-    def _entry(
-        self,
-        machine_id: UUID,
-        payload: bytes | None,
-        header: schema.Header | None,
-        place: replay_window.Place | None,
-        now_ms: int,
-    ) -> Entry:
-        sender = self._gate.senders.get(machine_id)
-        received_ms = received_at_ms(sender, now_ms)
-        if header is not None and place is not None:
-            mark = header.mark if place.seq == header.seq else sender.mark if sender else None
-            now_at = Sender(received_ms, header.boot_id, place.seq, mark, place.below)
-        elif sender is not None:
-            now_at = Sender(received_ms, sender.boot_id, sender.seq, sender.mark, sender.below)
-        else:
-            now_at = Sender(received_ms, None, None)
-        self._gate.senders[machine_id] = now_at
-        return Entry(
-            machine_id, received_ms, payload, now_at.boot_id, now_at.seq, now_at.mark, Transport.MQTT, now_at.below
-        )
+
+def _get_state(
+    sender: SenderState | None, header: Header | None, window: ReplayWindow | None, now_ms: int
+) -> SenderState:
+    """The state of a sender after a line."""
+    received_ms = get_received_at_ms(sender, now_ms)
+    if header is not None and window is not None:
+        mark = header.mark if window.seq == header.seq else sender.mark if sender else None
+        return SenderState(received_ms, header.boot_id, window.seq, mark, window.below)
+    if sender is not None:
+        return replace(sender, received_at_ms=received_ms)
+    return SenderState(received_ms, None, None)
 
 
-def _is_settled(header: schema.Header, sender: Sender | None) -> bool:
+def _is_settled(header: Header, sender: SenderState | None) -> bool:
     """Whether a line whose number is settled is that very line.
 
-    A machine that was put back to a snapshot uses its numbers once more. Only the mark of the last line is kept here;
-    of an earlier one the store knows whether it has it, by its mark.
+    A machine that was put back to a snapshot uses its numbers again. Only the mark of the last line is kept here; of an
+    earlier one the store knows whether it has it, by its mark.
     """
     if header.mark is None or sender is None:
         return True

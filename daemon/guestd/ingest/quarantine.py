@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
+from prometheus_client import CollectorRegistry
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
@@ -21,12 +22,14 @@ from guestd.core.config import CommandLines
 from guestd.core.errors import BadFrame, RowsRejected
 from guestd.core.text import escape_to_ascii
 from guestd.core.transport import Transport
-from guestd.ingest.prepare import CommandLinesOf, Counters, Preparer
+from guestd.ingest.prepare import CommandLinesOf, Preparer
 from guestd.rows.normalise import Rows, known_as
 from guestd.spool.file import Frame
 from guestd.store.batch_writer import LOOK_AROUND, store_on
 from guestd.store.connection import WRITE_SECONDS, sorted_errors
+from guestd.telemetry.registry import PrepareMetrics
 from guestd.wire.events import Event
+from guestd.wire.line import read_line
 from gueststore.queries import query
 
 Connection = psycopg.AsyncConnection[Any]
@@ -106,7 +109,7 @@ async def retried(connection: Connection, frame_id: UUID, command_lines: Command
             frame = await held(connection, frame_id)
             if frame is None:
                 return Retried(is_stored=False, why="there is no such frame")
-            preparer = Preparer(_uncounted(), _command_lines_of(connection, command_lines))
+            preparer = Preparer(_unused_metrics(), _command_lines_of(connection, command_lines))
             (prepared,) = await preparer.prepare([_as_it_came(frame)], store.taken)
             content = prepared.content
             if isinstance(content, BadFrame):
@@ -129,14 +132,13 @@ async def retried(connection: Connection, frame_id: UUID, command_lines: Command
 
 def _as_it_came(frame: Held) -> Frame:
     """By which channel is not recorded: a broker's is judged more leniently in what time a sample may claim."""
-    return Frame(frame.seq, frame.machineId or UUID(int=0), frame.receivedAt, frame.payload, Transport.MQTT)
+    machine_id, line = frame.machineId or UUID(int=0), read_line(frame.payload)
+    return Frame(frame.seq, machine_id, frame.receivedAt, frame.payload, Transport.MQTT, line.kind, line.line_id)
 
 
-def _uncounted() -> Counters:
-    """The daemon counted this frame when it came."""
-    return Counters(
-        adjusted=lambda *_: None, bug=lambda: None, skew_seconds=lambda _: None, rows=lambda *_: None
-    )  # fmt: skip
+def _unused_metrics() -> PrepareMetrics:
+    """Metrics that nobody reads: the daemon counted this frame when it arrived."""
+    return PrepareMetrics(CollectorRegistry())
 
 
 def _command_lines_of(connection: Connection, default: CommandLines) -> CommandLinesOf:

@@ -1,8 +1,8 @@
-"""How much each machine may send: token buckets for bytes, frames and rows. Pure: the time is an argument.
+"""The rate limit of each machine: token buckets for bytes, frames and rows. Pure: the time is an argument.
 
-A machine may be charged for more than it has left, because its rows are known only when they have been made; it is then
-over its budget until time has paid for them. A bucket is kept as the moment at which it will be full again, so that a
-machine whose buckets are full needs no memory.
+A machine may be charged for more than it has left, because its rows are known only after they have been made; it is
+then over its limit until enough time has passed. A bucket is stored as the moment at which it will be full again, so
+that a machine whose buckets are full needs no memory.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from uuid import UUID
 
-# More machines than a host has. Ids may come from a broker's topics: the one charged longest ago is then forgotten.
-MOST_MACHINES = 20_000
+# More machines than a host has. A broker's topics may name any id: beyond this the one charged longest ago is dropped.
+MAX_MACHINES = 20_000
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """What one machine may use in the long run, and how much of it at once."""
+    """Sustained rate and burst size of one machine."""
 
     per_second: float
     burst: float
@@ -24,22 +24,22 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """The budget of every machine."""
+    """The limits that apply to every machine."""
 
     size_bytes: Rate
     frames: Rate
     rows: Rate
 
 
-class Budget:
-    """The buckets of all machines. `now_seconds` is of any clock that never goes back."""
+class RateLimit:
+    """The buckets of all machines. `now_seconds` is of a monotonic clock."""
 
     def __init__(self, rates: Rates) -> None:
         self._rates = (rates.size_bytes, rates.frames, rates.rows)
         self._full_at_seconds: dict[UUID, tuple[float, ...]] = {}
 
-    def change(self, rates: Rates) -> None:
-        """Other rates from now on; what a machine owes by the old ones it goes on owing."""
+    def set_rates(self, rates: Rates) -> None:
+        """Use other rates from now on. The debt of a machine stays."""
         self._rates = (rates.size_bytes, rates.frames, rates.rows)
 
     def charge(
@@ -47,16 +47,16 @@ class Budget:
     ) -> None:
         """Take what a machine has used out of its buckets."""
         before = self._full_at_seconds.pop(machine_id, (now_seconds,) * len(self._rates))
-        if len(self._full_at_seconds) >= MOST_MACHINES:
+        if len(self._full_at_seconds) >= MAX_MACHINES:
             del self._full_at_seconds[next(iter(self._full_at_seconds))]
-        # Last in the order of the dictionary: it was charged last.
+        # Inserted at the end: the dictionary is ordered by the last charge.
         self._full_at_seconds[machine_id] = tuple(
             max(full_at, now_seconds) + used / rate.per_second
             for full_at, used, rate in zip(before, (size_bytes, frames, rows), self._rates, strict=True)
         )
 
     def wait_seconds(self, machine_id: UUID, now_seconds: float) -> float:
-        """How long until the machine is within its budget; 0 when it is."""
+        """Time until the machine is within its limit; 0 when it is."""
         full_at_seconds = self._full_at_seconds.get(machine_id)
         if full_at_seconds is None:
             return 0.0

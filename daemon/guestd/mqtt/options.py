@@ -1,4 +1,4 @@
-"""Where a broker is, and as whom to come: from the settings, with what they name read once."""
+"""How to connect to a broker: from the settings, with the files that they name read once."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv
 
 
 @dataclass(frozen=True, slots=True)
-class Login:
-    """Where to connect, and as whom. `tls` None: in the clear.
+class BrokerOptions:
+    """Address, user and protocol options. `tls` None: no encryption.
 
-    `session_seconds` 0: the broker keeps nothing for us. `will_topic` empty: nobody is told when we go.
+    `session_seconds` 0: the broker keeps no session. `will_topic` empty: no status is published.
     """
 
     host: str
@@ -38,29 +38,29 @@ class Login:
     will_topic: str
 
 
-def login(settings: MqttSettings) -> Login:
-    """The login that the settings describe. Raises ConfigError for files that cannot be used."""
+def read_options(settings: MqttSettings) -> BrokerOptions:
+    """The options of the settings. Raises ConfigError for files that cannot be used."""
     client_id = settings.client_id or f"guestd-{socket.gethostname()}"
     password = read_secret(Path(settings.password_file), "mqtt.password_file") if settings.password_file else b""
-    return Login(
+    return BrokerOptions(
         host=settings.host,
         port=settings.port,
         client_id=client_id,
         version=_VERSIONS[settings.version],
         username=settings.username,
         password=password.decode() or None,
-        tls=_tls(settings),
+        tls=_read_tls(settings),
         keepalive_seconds=settings.keepalive_seconds,
         session_seconds=settings.session_seconds,
         receive_maximum=settings.receive_maximum,
-        # Twice, so that what is a little too large comes, and is counted; what is far beyond the broker drops.
+        # Twice, so that a message that is a little too large arrives and is counted; the broker drops far larger ones.
         max_message_bytes=2 * settings.max_frame_bytes,
         unacknowledged_bytes=settings.unacknowledged_bytes,
         will_topic=f"{settings.prefix}/host/{client_id}/status",
     )
 
 
-def _tls(settings: MqttSettings) -> ssl.SSLContext | None:
+def _read_tls(settings: MqttSettings) -> ssl.SSLContext | None:
     if not settings.tls:
         return None
     try:

@@ -10,10 +10,11 @@ from uuid import UUID
 
 from guestd.core.config import CommandLines
 from guestd.core.errors import BadFrame
+from guestd.core.transport import Transport
 from guestd.rows.normalise import Rows
 from guestd.wire.decode import Decoded
 from guestd.wire.events import Event
-from guestd.wire.schema import Header
+from guestd.wire.line import LineId
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,8 @@ class Prepared:
     content: Rows | Event | BadFrame
     digest: int | None
     command_lines: CommandLines = "redacted"
+    channel: Transport = Transport.VIRTIO
+    is_numbered: bool = False
 
     @property
     def times(self) -> tuple[datetime, ...]:
@@ -39,17 +42,17 @@ class Prepared:
 _DIGEST_BITS = 63
 
 
-def digest(payload: bytes, header: Header | None, message: Decoded | BadFrame) -> int | None:
+def digest(payload: bytes, line_id: LineId | None, message: Decoded | BadFrame) -> int | None:
     """By what a frame is known when it comes again, 63 bits; None when an equal frame may well be another one.
 
     A line that bears a mark is its mark, for a machine that was put back in time sends it again under another number;
     one that is only numbered is its number. A line with a time of its own is its bytes, and so is one that cannot be
     read: kept once, it tells all that it ever will.
     """
-    if header is not None and header.mark is not None:
-        named = blake2b(header.mark.encode(), digest_size=8, person=b"mark")
-    elif header is not None:
-        named = blake2b(b"%s %d" % (header.boot_id.encode(), header.seq), digest_size=8, person=b"boot_id seq")
+    if line_id is not None and line_id.mark is not None:
+        named = blake2b(line_id.mark.encode(), digest_size=8, person=b"mark")
+    elif line_id is not None:
+        named = blake2b(b"%s %d" % (line_id.boot_id.encode(), line_id.seq), digest_size=8, person=b"boot_id seq")
     elif isinstance(message, BadFrame) or message.metrics.timestamp is not None:
         named = blake2b(payload, digest_size=8, person=b"payload")
     else:

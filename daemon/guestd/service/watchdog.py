@@ -36,11 +36,11 @@ async def report_status(words: Callable[[], str]) -> None:
 class Watchdog:
     """Tells systemd that spool and writer move; says nothing any more when one of them is stuck."""
 
-    def __init__(self, spool: Spool, consumer: Writer) -> None:
+    def __init__(self, spool: Spool, writer: Writer) -> None:
         parts = {
-            "spool": MonitoredPart(lambda: spool.is_writing, lambda: spool.tries),
+            "spool": MonitoredPart(lambda: spool.is_writing, lambda: spool.attempts),
             # Its steps in the spool count too: a full disk is retried, and a restart would mend nothing.
-            "writer": MonitoredPart(lambda: not consumer.has_nothing_to_do, lambda: consumer.moves + spool.tries),
+            "writer": MonitoredPart(lambda: not writer.is_idle, lambda: writer.steps + spool.attempts),
         }
         self._progress = ProgressMonitor(parts, limit_seconds=STUCK_SECONDS)
         self.problem: str | None = None

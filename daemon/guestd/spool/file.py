@@ -1,7 +1,7 @@
-"""The spool's file: what is said to SQLite, and what lies beside it. No loop, no limits; see `spool`.
+"""The spool's file: the statements sent to SQLite, and what lies beside the file. No loop, no limits; see `queue`.
 
-The directory holds the file with its log, a lock that says who has it, and the ballast: room that is given up when the
-disk is full, so that what is stored can be deleted.
+The directory holds the file with its log, a lock that says which process has it, and the reserve file: disk space that
+is freed when the disk is full, so that what is stored can be deleted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,26 +24,32 @@ import structlog
 
 from guestd.core.errors import ConfigError
 from guestd.core.transport import Transport
+from guestd.wire.line import KINDS, Line, LineId, read_line
 
 log = structlog.get_logger()
 
 FILE = "spool.db"
-BALLAST_FILE = "ballast"
+# The name on disk is older than the term.
+RESERVE_FILE = "ballast"
 # A frame fits on few pages then, at two thirds of the work; still larger ones would make each small commit dearer.
 _PAGE_BYTES = 16 * 1024
-# SQLite's log is moved into the file when it is so long.
+# SQLite's log is moved into the file when it is this long.
 _LOG_BYTES = 4 * 1024 * 1024
 # Rows in one statement: other threads get the interpreter once for them all, and not once for each.
 _ROWS_AT_ONCE = 50
 # Enough to move the whole of SQLite's log (what is due, and the largest group commit) into the file.
-_BALLAST_BYTES = 16 * 1024 * 1024
+_RESERVE_BYTES = 16 * 1024 * 1024
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS frame (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     machine_id BLOB NOT NULL,
     received_at_ms INTEGER NOT NULL,
     payload BLOB NOT NULL,
-    channel TEXT NOT NULL DEFAULT 'virtio'
+    channel TEXT NOT NULL DEFAULT 'virtio',
+    kind TEXT,
+    boot_id TEXT,
+    line_seq INTEGER,
+    mark TEXT
 ) STRICT;
 CREATE TABLE IF NOT EXISTS sender (
     machine_id BLOB PRIMARY KEY,
@@ -55,30 +61,42 @@ CREATE TABLE IF NOT EXISTS sender (
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS identity (spool_id TEXT NOT NULL, unsettled_seq INTEGER) STRICT;
 """
-_LAST_MS = int(datetime.max.replace(tzinfo=UTC).timestamp()) * 1000
-_NOT_OURS = """
-SELECT 'frame', seq
-FROM frame
-WHERE length(machine_id) <> 16 OR received_at_ms NOT BETWEEN 0 AND ? OR channel NOT IN (SELECT value FROM json_each(?))
-UNION ALL
-SELECT 'the sender', hex(machine_id) FROM sender WHERE length(machine_id) <> 16
-LIMIT 1"""
-# What files of earlier versions lack. Their frames are from virtio channels, the only ones that there were.
+# Columns that files of earlier versions lack. Their frames came by virtio channels, the only ones at the time; a frame
+# without a kind is read again when it leaves the spool, for rewriting gigabytes here would need as much of the disk.
 _ADDED = (
     ("frame", "channel", "TEXT NOT NULL DEFAULT 'virtio'"),
+    ("frame", "kind", "TEXT"),
+    ("frame", "boot_id", "TEXT"),
+    ("frame", "line_seq", "INTEGER"),
+    ("frame", "mark", "TEXT"),
     ("sender", "mark", "TEXT"),
     ("sender", "below", "BLOB"),
     ("identity", "unsettled_seq", "INTEGER"),
 )
+_LAST_MS = int(datetime.max.replace(tzinfo=UTC).timestamp()) * 1000
+_INVALID_ROWS = """
+SELECT 'frame', seq
+FROM frame
+WHERE length(machine_id) <> 16 OR received_at_ms NOT BETWEEN 0 AND :last_ms
+    OR channel NOT IN (SELECT value FROM json_each(:channels)) OR kind NOT IN (SELECT value FROM json_each(:kinds))
+    OR (boot_id IS NULL) <> (line_seq IS NULL)
+UNION ALL
+SELECT 'the sender', hex(machine_id) FROM sender WHERE length(machine_id) <> 16
+LIMIT 1"""
+_INSERT_FRAMES = "INSERT INTO frame (seq, machine_id, received_at_ms, payload, channel, kind, boot_id, line_seq, mark)"
+_REPLACE_SENDERS = "REPLACE INTO sender (machine_id, received_at_ms, boot_id, seq, mark, below)"
+_SELECT_FRAMES = """
+SELECT seq, machine_id, received_at_ms, payload, channel, kind, boot_id, line_seq, mark
+FROM frame WHERE seq > ? ORDER BY seq LIMIT ?"""
 # A frame's share of the file beside its payload: keys, page headers, the sender row.
 _OVERHEAD_BYTES = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Sender:
+class SenderState:
     """How far one machine's stream is on disk: the last receive time, and the last line if its lines are numbered.
 
-    `below` tells which lines before the last one are settled, as in `sequence`; -1: all of them.
+    `below` tells which lines before the last one are settled, as in `replay_window`; -1: all of them.
     """
 
     received_at_ms: int
@@ -90,48 +108,52 @@ class Sender:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One frame to append; without a payload only its sender's place is kept (a numbered line that was refused)."""
+    """One line to append, and the state of its sender after it.
+
+    Without a payload only the state is stored: a numbered line that was refused.
+    """
 
     machine_id: UUID
-    received_at_ms: int
-    payload: bytes | None
-    boot_id: str | None = None
-    seq: int | None = None
-    mark: str | None = None
+    line: Line
+    sender: SenderState
     channel: Transport = Transport.VIRTIO
-    below: int = -1
 
     @property
     def size_bytes(self) -> int:
-        """What it will occupy."""
-        return len(self.payload) + _OVERHEAD_BYTES if self.payload is not None else 0
+        """Bytes that it will occupy."""
+        return len(self.line.payload) + _OVERHEAD_BYTES if self.line.payload is not None else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One frame as the spool gives it back."""
+    """One frame as the spool returns it, with what was read of its line when it arrived."""
 
     seq: int
     machine_id: UUID
     received_at: datetime
     payload: bytes
     channel: Transport
+    kind: str
+    line_id: LineId | None
 
 
-def opened_or_begun(directory: Path) -> sqlite3.Connection:
-    """Open the file, or begin one; a damaged one is set aside. Raises sqlite3.OperationalError for all but damage."""
+def open_or_create(directory: Path) -> sqlite3.Connection:
+    """Open the file or create one; a damaged one is moved aside. Raises sqlite3.OperationalError for all but damage."""
     try:
-        return _opened(directory / FILE)
+        return _open(directory / FILE)
     except sqlite3.OperationalError:
         raise
     except sqlite3.DatabaseError as exc:
-        aside = directory / f"{FILE}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}"
-        log.error("the spool file is damaged and was set aside", file=str(aside), error=str(exc))
+        damaged = directory / f"{FILE}.damaged-{datetime.now(UTC):%Y%m%dT%H%M%S}"
+        log.error(
+            "spool file damaged, starting a new one; keep the damaged file, its frames may not be stored",
+            file=str(damaged), error=str(exc),
+        )  # fmt: skip
         for suffix in ("", "-wal", "-shm"):
             part = directory / (FILE + suffix)
             if part.exists():
-                part.rename(aside.with_name(aside.name + suffix))
-        return _opened(directory / FILE)
+                part.rename(damaged.with_name(damaged.name + suffix))
+        return _open(directory / FILE)
 
 
 def from_milliseconds(milliseconds: int) -> datetime:
@@ -139,8 +161,8 @@ def from_milliseconds(milliseconds: int) -> datetime:
     return datetime.fromtimestamp(milliseconds // 1000, UTC).replace(microsecond=milliseconds % 1000 * 1000)
 
 
-def locked(directory: Path) -> IO[bytes]:
-    """Take the directory, making it where missing; free when closed. Raises ConfigError: another guestd has it."""
+def lock_directory(directory: Path) -> IO[bytes]:
+    """Lock the directory, creating it if missing; closing the lock frees it. ConfigError: another guestd has it."""
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o750)
         lock = (directory / "lock").open("ab")
@@ -153,37 +175,37 @@ def locked(directory: Path) -> IO[bytes]:
     return lock
 
 
-def inode(file: Path) -> int | None:
-    """What tells a file from another of its name; None when there is none."""
+def get_inode(file: Path) -> int | None:
+    """The inode, which differs after the file was replaced; None when there is no file."""
     try:
         return file.stat().st_ino
     except OSError:
         return None
 
 
-def put_ballast(ballast: Path) -> None:
-    """Set room aside on the disk; where there is none now, the next trim tries again."""
-    if ballast.exists():
+def create_reserve_file(reserve_file: Path) -> None:
+    """Reserve disk space; where there is none now, the next trim tries again."""
+    if reserve_file.exists():
         return
     try:
-        with ballast.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, _BALLAST_BYTES)
+        with reserve_file.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)
     except OSError:
-        ballast.unlink(missing_ok=True)
+        reserve_file.unlink(missing_ok=True)
 
 
-def set_aside(directory: Path) -> list[Path]:
-    """Damaged files that are still there."""
+def list_damaged_files(directory: Path) -> list[Path]:
+    """Damaged files that were moved aside and are still there."""
     return sorted(directory.glob(f"{FILE}.damaged-*T??????"))
 
 
 def connect(file: Path) -> sqlite3.Connection:
     """A connection for one thread at a time; transactions are begun by hand."""
-    # Statements are not kept, for SQLite would keep with each a copy of the frames that it wrote last.
+    # Statements are not cached, for SQLite would keep with each a copy of the frames that it wrote last.
     return sqlite3.connect(file, check_same_thread=False, isolation_level=None, cached_statements=0)
 
 
-def _opened(file: Path) -> sqlite3.Connection:
+def _open(file: Path) -> sqlite3.Connection:
     connection = connect(file)
     try:
         connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")  # of a new file; others stay as they are
@@ -197,13 +219,13 @@ def _opened(file: Path) -> sqlite3.Connection:
         connection.executescript(_SCHEMA)
         for table, column, definition in _ADDED:
             _add_column(connection, table, column, definition)
-        # Both read the whole file, which may be gigabytes, and hold up the start: at the same time.
+        # Both read the whole file, which may be gigabytes, and delay the start: at the same time.
         with ThreadPoolExecutor(1, thread_name_prefix="spool-check") as beside:
             checking = beside.submit(_check_pages, file)
             _check_values(connection)
             checking.result()
         if connection.execute("SELECT count(*) FROM identity").fetchone() == (0,):
-            new_identity(connection, 0)
+            replace_identity(connection, 0)
         _check_identity(connection)
     except BaseException:
         connection.close()
@@ -212,7 +234,7 @@ def _opened(file: Path) -> sqlite3.Connection:
 
 
 def _check_pages(file: Path) -> None:
-    """Raise sqlite3.DatabaseError where the file's pages do not hang together."""
+    """Raise sqlite3.DatabaseError where the file's pages are inconsistent."""
     with closing(connect(file)) as connection:
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
@@ -220,20 +242,94 @@ def _check_pages(file: Path) -> None:
 
 
 def _check_values(connection: sqlite3.Connection) -> None:
-    """Raise sqlite3.DatabaseError where a value is none of ours, though the pages are sound: a bit may have flipped."""
-    found = connection.execute(_NOT_OURS, (_LAST_MS, json.dumps([each.value for each in Transport]))).fetchone()
-    if found is not None:
-        raise sqlite3.DatabaseError("{} {} cannot be read".format(*found))
+    """Raise sqlite3.DatabaseError for a value that guestd never writes, on sound pages: a bit may have flipped."""
+    valid = {
+        "last_ms": _LAST_MS,
+        "channels": json.dumps([each.value for each in Transport]),
+        "kinds": json.dumps(sorted(KINDS)),
+    }
+    invalid = connection.execute(_INVALID_ROWS, valid).fetchone()
+    if invalid is not None:
+        raise sqlite3.DatabaseError("{} {} cannot be read".format(*invalid))
 
 
 def _check_identity(connection: sqlite3.Connection) -> None:
     try:
-        identity(connection)
+        read_identity(connection)
     except ValueError as exc:
         raise sqlite3.DatabaseError(f"its id cannot be read: {exc}") from exc
 
 
-def write_rows(connection: sqlite3.Connection, into: str, rows: Sequence[tuple[object, ...]]) -> None:
+def _add_column(connection: sqlite3.Connection, table: str, name: str, definition: str) -> None:
+    """Add a column that files of earlier versions do not have."""
+    if name not in {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}:
+        connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {definition}")
+
+
+def insert_frames(connection: sqlite3.Connection, entries: Sequence[Entry], first_seq: int) -> None:
+    """Append the frames of entries, numbered from `first_seq`."""
+    rows = [
+        (
+            seq, entry.machine_id.bytes, entry.sender.received_at_ms, entry.line.payload, entry.channel.value,
+            entry.line.kind, *_numbering(entry.line),
+        )
+        for seq, entry in enumerate(entries, first_seq)
+    ]  # fmt: skip
+    _write_rows(connection, _INSERT_FRAMES, rows)
+
+
+def _numbering(line: Line) -> tuple[str | None, int | None, str | None]:
+    header = line.header
+    return (None, None, None) if header is None else (header.boot_id, header.seq, header.mark)
+
+
+def read_frames(connection: sqlite3.Connection, after_seq: int, *, max_frames: int, max_bytes: int) -> list[Frame]:
+    """The next frames after `after_seq`, in order, at least one if there is any."""
+    rows = connection.execute(_SELECT_FRAMES, (after_seq, max_frames))
+    frames: list[Frame] = []
+    total_bytes = 0
+    for seq, machine_id, received_at_ms, payload, channel, known_kind, *numbering in rows:
+        total_bytes += len(payload)
+        if frames and total_bytes > max_bytes:
+            break
+        kind, line_id = _line_of(payload, known_kind, *numbering)
+        received_at = from_milliseconds(received_at_ms)
+        frames.append(Frame(seq, UUID(bytes=machine_id), received_at, payload, Transport(channel), kind, line_id))
+    rows.close()
+    return frames
+
+
+def _line_of(
+    payload: bytes, kind: str | None, boot_id: str | None, line_seq: int | None, mark: str | None
+) -> tuple[str, LineId | None]:
+    if kind is None:
+        # Appended by an earlier version.
+        line = read_line(payload)
+        return line.kind, line.line_id
+    return kind, None if boot_id is None or line_seq is None else LineId(boot_id, line_seq, mark)
+
+
+def delete_frames(connection: sqlite3.Connection, up_to_seq: int) -> None:
+    """Delete frames up to a number."""
+    connection.execute("DELETE FROM frame WHERE seq <= ?", (up_to_seq,))
+
+
+def has_frames(connection: sqlite3.Connection) -> bool:
+    """Whether there is a frame in the file."""
+    (exists,) = connection.execute("SELECT EXISTS (SELECT 1 FROM frame)").fetchone()
+    return bool(exists)
+
+
+def replace_senders(connection: sqlite3.Connection, senders: Mapping[UUID, SenderState]) -> None:
+    """Store the states of these machines' streams."""
+    rows = [
+        (key.bytes, each.received_at_ms, each.boot_id, each.seq, each.mark, _to_bytes(each.below))
+        for key, each in senders.items()
+    ]
+    _write_rows(connection, _REPLACE_SENDERS, rows)
+
+
+def _write_rows(connection: sqlite3.Connection, into: str, rows: Sequence[tuple[object, ...]]) -> None:
     """Run `into` (INSERT or REPLACE, without VALUES) with rows of one length, many in each statement."""
     for place in range(0, len(rows), _ROWS_AT_ONCE):
         some = rows[place : place + _ROWS_AT_ONCE]
@@ -241,39 +337,33 @@ def write_rows(connection: sqlite3.Connection, into: str, rows: Sequence[tuple[o
         connection.execute(f"{into} VALUES {', '.join([row] * len(some))}", list(chain.from_iterable(some)))
 
 
-def _add_column(connection: sqlite3.Connection, table: str, name: str, definition: str) -> None:
-    """A column that files of earlier versions do not have."""
-    if name not in {row[1] for row in connection.execute(f"PRAGMA table_info({table})")}:
-        connection.execute(f"ALTER TABLE {table} ADD COLUMN {name} {definition}")
-
-
-def new_identity(connection: sqlite3.Connection, stored_seq: int) -> UUID:
-    """Give the file another identity, and forget in the same transaction what is stored under the one before."""
+def replace_identity(connection: sqlite3.Connection, stored_seq: int) -> UUID:
+    """Give the file a new id, and in the same transaction delete what is stored under the id before."""
     spool_id = uuid4()
     with connection:
         connection.execute("BEGIN IMMEDIATE")
-        connection.execute("DELETE FROM frame WHERE seq <= ?", (stored_seq,))
+        delete_frames(connection, stored_seq)
         connection.execute("DELETE FROM identity")
         connection.execute("INSERT INTO identity (spool_id) VALUES (?)", (str(spool_id),))
     return spool_id
 
 
-def identity(connection: sqlite3.Connection) -> UUID:
-    """By what the store's ledger knows this file."""
+def read_identity(connection: sqlite3.Connection) -> UUID:
+    """The id by which the store's ledger knows this file."""
     (spool_id,) = connection.execute("SELECT spool_id FROM identity").fetchone()
     return UUID(spool_id)
 
 
-def last_issued(connection: sqlite3.Connection) -> int:
-    """The highest sequence number ever given out; 0 before the first."""
+def read_last_seq(connection: sqlite3.Connection) -> int:
+    """The highest sequence number ever issued; 0 before the first."""
     row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'frame'").fetchone()
     return row[0] if row else 0
 
 
-def unsettled_seq(connection: sqlite3.Connection, last_seq: int) -> int:
-    """The last number issued when the store's ledger was last awaited; remembered until `settle`.
+def mark_unsettled(connection: sqlite3.Connection, last_seq: int) -> int:
+    """Record the last number issued until `clear_unsettled`, unless one is recorded; returns what is recorded.
 
-    Frames that are appended meanwhile say nothing of how old this file is: it may be a copy that was put back.
+    Frames that are appended meanwhile do not tell how old this file is: it may be a copy that was put back.
     """
     with connection:
         connection.execute("UPDATE identity SET unsettled_seq = ? WHERE unsettled_seq IS NULL", (last_seq,))
@@ -281,24 +371,29 @@ def unsettled_seq(connection: sqlite3.Connection, last_seq: int) -> int:
     return int(seq)
 
 
-def senders(connection: sqlite3.Connection) -> dict[UUID, Sender]:
-    """Where each machine's stream stands."""
+def clear_unsettled(connection: sqlite3.Connection) -> None:
+    """The store's ledger and this file agree."""
+    connection.execute("UPDATE identity SET unsettled_seq = NULL")
+
+
+def read_senders(connection: sqlite3.Connection) -> dict[UUID, SenderState]:
+    """The state of each machine's stream."""
     rows = connection.execute("SELECT machine_id, received_at_ms, boot_id, seq, mark, below FROM sender")
     return {
-        UUID(bytes=machine_id): Sender(received_at_ms, boot_id, seq, mark, _from_bytes(below))
+        UUID(bytes=machine_id): SenderState(received_at_ms, boot_id, seq, mark, _from_bytes(below))
         for machine_id, received_at_ms, boot_id, seq, mark, below in rows
     }
 
 
-def forget_senders(connection: sqlite3.Connection, machine_ids: Iterable[UUID]) -> None:
-    """Forget where these machines' streams stand."""
+def delete_senders(connection: sqlite3.Connection, machine_ids: Iterable[UUID]) -> None:
+    """Delete the states of these machines' streams."""
     with connection:
         connection.execute("BEGIN IMMEDIATE")
         connection.executemany("DELETE FROM sender WHERE machine_id = ?", [(each.bytes,) for each in machine_ids])
 
 
-def as_bytes(below: int) -> bytes | None:
-    """`Sender.below` as the file keeps it."""
+def _to_bytes(below: int) -> bytes | None:
+    """`SenderState.below` as the file stores it."""
     return None if below == -1 else below.to_bytes(below.bit_length() // 8 + 1, signed=True)
 
 
@@ -306,7 +401,7 @@ def _from_bytes(below: bytes | None) -> int:
     return -1 if below is None else int.from_bytes(below, signed=True)
 
 
-def sizes(connection: sqlite3.Connection) -> Iterable[tuple[int, UUID, int]]:
+def read_sizes(connection: sqlite3.Connection) -> Iterable[tuple[int, UUID, int]]:
     """(seq, machine, bytes) of every frame, in order."""
     rows = connection.execute("SELECT seq, machine_id, length(payload) FROM frame ORDER BY seq")
     # One object a machine: there may be millions of frames.

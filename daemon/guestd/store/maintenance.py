@@ -17,7 +17,7 @@ from guestd.core.config import Settings
 from guestd.core.errors import StoreUnavailable
 from guestd.core.tasks import Backoff, run_with_retry
 from guestd.store.batch_writer import Outcome, maintain
-from guestd.telemetry.registry import Telemetry
+from guestd.telemetry.registry import MaintenanceMetrics
 from gueststore import catalogue
 from gueststore.errors import ConfigurationError, StoreError
 
@@ -33,11 +33,15 @@ class StoreMaintenance:
     """Rounds of it; `settings` gives those in force."""
 
     def __init__(
-        self, settings: Callable[[], Settings], telemetry: Telemetry, *, at_least_seconds: float = AT_LEAST_SECONDS
+        self,
+        settings: Callable[[], Settings],
+        metrics: MaintenanceMetrics,
+        *,
+        at_least_seconds: float = AT_LEAST_SECONDS,
     ) -> None:
         self._at_least_seconds = at_least_seconds
         self._settings = settings
-        self._telemetry = telemetry
+        self._metrics = metrics
         self._frames = self._bytes = 0
         self._is_crowded = asyncio.Event()
 
@@ -68,8 +72,8 @@ class StoreMaintenance:
         await run_with_retry(rounds, expected=StoreUnavailable, backoff=Backoff(cap_seconds=60), on_failure=lost)
 
     async def _once(self) -> None:
-        settings, telemetry = self._settings(), self._telemetry
-        telemetry.quarantine_limit.set(settings.quarantine.max_frames)
+        settings, metrics = self._settings(), self._metrics
+        metrics.quarantine_limit.set(settings.quarantine.max_frames)
         tidied = await maintain(
             settings.store.dsn,
             event_days=settings.events.keep_days,
@@ -78,9 +82,9 @@ class StoreMaintenance:
             quarantine_frames=settings.quarantine.max_frames,
             quarantine_bytes=settings.quarantine.max_bytes,
         )
-        telemetry.schema_differences.set(await asyncio.to_thread(_schema_differences, settings.store.dsn))
-        telemetry.quarantine_frames.set(tidied.quarantined_held)
-        telemetry.quarantine_dropped.inc(tidied.quarantined_dropped)
+        metrics.schema_differences.set(await asyncio.to_thread(_schema_differences, settings.store.dsn))
+        metrics.quarantine_frames.set(tidied.quarantined_held)
+        metrics.quarantine_dropped.inc(tidied.quarantined_dropped)
         if any((tidied.samples_of_deleted_machines, tidied.old_events, tidied.quarantined_dropped, tidied.retired)):
             log.info("the store was tidied up", **asdict(tidied))
 

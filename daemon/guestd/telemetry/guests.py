@@ -6,7 +6,7 @@ on for ever says that a guest is well which is long gone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -14,6 +14,7 @@ from uuid import UUID
 
 import msgspec
 
+from guestd.rows.batch import Prepared
 from guestd.rows.normalise import Rows
 from guestd.telemetry.domains import Family
 from guestd.telemetry.exposition import line, pairs
@@ -51,8 +52,13 @@ class LatestSamples:
         self._samples: dict[UUID, Sample] = {}
         self._written: dict[UUID, _Written] = {}
 
-    def note(self, rows: Rows, channel: str, is_numbered: bool) -> None:
-        """Remember a sample; the newest of a machine is the last that was noted."""
+    def add(self, batch: Sequence[Prepared]) -> None:
+        """Remember the samples of a batch; the newest of a machine is the last that was added."""
+        for frame in batch:
+            if isinstance(frame.content, Rows):
+                self._add(frame.content, frame.channel.value, frame.is_numbered)
+
+    def _add(self, rows: Rows, channel: str, is_numbered: bool) -> None:
         machine_id = rows.system_metrics[_PLACE["machineId"]]
         # Last in the order of the dictionary: it was heard last.
         self._samples.pop(machine_id, None)

@@ -1,4 +1,4 @@
-"""Every metric of guestd in one table. `pages` shows them.
+"""Every metric of guestd, grouped by the part that counts with it; `service.http` serves them.
 
 No label value ever comes from a guest. Reasons are closed sets.
 """
@@ -19,19 +19,130 @@ LAG_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
 
 REFUSED_HELP = (
     "Lines not accepted: oversize, rate, share, fragment, topic, unknown_machine, not_collected, event_flood; "
-    "asked for again: out_of_order, rewound, cut_off."
+    "requested again: out_of_order, rewound, cut_off."
 )
-SESSIONS_HELP = "Reconnects to a broker that had forgotten our session, and what it had queued."
-LATE_HELP = "Acknowledgements that were not sent, because their connection was gone."
+AGENT_DROPPED_HELP = (
+    "Lines that agents no longer had: discarded by the agent, or accepted by another host of a migrated machine."
+)
+SESSIONS_HELP = "Reconnects to a broker that had lost guestd's session and the messages queued in it."
+LATE_HELP = "Acknowledgements not sent because their connection was closed."
 MISSING_HELP = (
-    "Numbered lines passed over: given up by agents, or dropped by the broker. Not counted in a shared group."
+    "Numbered lines that never arrived: discarded by agents, or dropped by the broker. Not counted in a shared group."
 )
-DROPPED_HELP = "The broker's own count of messages it dropped ($SYS); outside what guestd can answer for."
-DONE_HELP = "Accepted frames by what became of them: stored, stored_in_part, quarantined, duplicate."
-SKEW_HELP = "How far the clocks of guests are from this host's, either way."
-SCHEMA_HELP = "What of the live schema differs from what the migrations make: `gueststore check` names it."
-SPOOL_HELP = "From when the spool got a group's oldest frame to its fsync: what an acknowledgement waits for."
-LAG_HELP = "From the receipt of a batch's oldest frame to its commit."
+DROPPED_HELP = "Messages dropped by the broker, by its own count ($SYS)."
+DONE_HELP = "Accepted frames by outcome: stored, stored_in_part, quarantined, duplicate."
+SKEW_HELP = "Absolute difference between a guest's clock and this host's."
+SCHEMA_HELP = "Differences between the live schema and the migrations; `gueststore check` lists them."
+SPOOL_HELP = "Time from the first append of a group commit to its fsync; acknowledgements wait for it."
+LAG_HELP = "Time from the receipt of a batch's oldest frame to its commit."
+
+
+class ChannelMetrics:
+    """The virtio channels."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        gauge, counter = partial(Gauge, registry=registry), partial(Counter, registry=registry)
+        self.channels = gauge("guestd_channels", "Channels to be read.")
+        self.connected = gauge("guestd_channels_connected", "Channels that are connected.")
+        self.lost = counter("guestd_channels_lost", "Connections to channels that ended or failed.")
+        self.unknown_machines = gauge(
+            "guestd_channels_unknown_machine", "Channels not read: the store has no such machine."
+        )
+        self.not_collected = gauge("guestd_channels_not_collected", "Channels not read: collection is off for them.")
+        self.machines = gauge("guestd_machines", "Machines in the store, as last read.")
+
+
+class GateMetrics:
+    """What the gate to the spool accepts and refuses."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        gauge, counter = partial(Gauge, registry=registry), partial(Counter, registry=registry)
+        self.accepted = counter("guestd_frames_accepted", "Frames fsynced in the spool.")
+        self.accepted_bytes = counter("guestd_accepted_bytes", "Bytes of those frames.")
+        self.refused = counter("guestd_frames_refused", REFUSED_HELP, ["reason"])
+        self.duplicate = counter("guestd_frames_duplicate", "Lines sent again that were already on disk.")
+        self.agent_dropped = counter("guestd_agent_lines_dropped", AGENT_DROPPED_HELP)
+        self.other_messages = counter("guestd_other_messages", "Guest messages without metrics, by type.", ["type"])
+        self.held_back = gauge("guestd_guests_held_back", "Guests over their rate limit, not read at the moment.")
+        self.held_back_seconds = counter("guestd_held_back_seconds", "Time that guests over their limit were not read.")
+
+
+class BrokerMetrics:
+    """The MQTT broker."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        gauge, counter = partial(Gauge, registry=registry), partial(Counter, registry=registry)
+        self.connected = gauge("guestd_mqtt_connected", "1 while subscribed to the broker.")
+        self.lost = counter("guestd_mqtt_connections_lost", "Connections to the broker that ended or failed.")
+        self.sessions_lost = counter("guestd_mqtt_sessions_lost", SESSIONS_HELP)
+        self.received = counter("guestd_mqtt_messages_received", "QoS 1 messages delivered by the broker.")
+        self.acknowledged = counter("guestd_mqtt_messages_acknowledged", "Messages acknowledged to the broker.")
+        self.late = counter("guestd_mqtt_late_acknowledgements", LATE_HELP)
+        self.retained = counter("guestd_mqtt_retained_ignored", "Retained metrics messages, ignored as outdated.")
+        self.unacknowledged = gauge("guestd_mqtt_unacknowledged", "Messages received and not yet on disk.")
+        self.missing = counter("guestd_mqtt_lines_missing", MISSING_HELP)
+        self.guests_online = gauge("guestd_mqtt_guests_online", "Guests whose last status message was `online`.")
+        self.dropped = gauge("guestd_mqtt_broker_dropped_messages", DROPPED_HELP)
+
+
+class SpoolMetrics:
+    """The queue on disk."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        gauge = partial(Gauge, registry=registry)
+        timed = partial(Histogram, registry=registry, buckets=COMMIT_BUCKETS)
+        self.bytes = gauge("guestd_spool_bytes", "Bytes waiting for the store.")
+        self.limit = gauge("guestd_spool_limit_bytes", "Size limit of the spool; guestd stops reading when it is full.")
+        self.damaged_files = gauge(
+            "guestd_spool_damaged_files", "Damaged spool files that were moved aside; their frames may not be stored."
+        )
+        self.frames = gauge("guestd_spool_frames", "Frames waiting for the store.")
+        self.commit_seconds = timed("guestd_spool_commit_seconds", "Time of one group commit to the spool.")
+        self.receive_to_spool_seconds = timed("guestd_receive_to_spool_seconds", SPOOL_HELP)
+
+
+class PrepareMetrics:
+    """The conversion of frames to rows."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        counter = partial(Counter, registry=registry)
+        self.adjusted = counter("guestd_values_adjusted", "Wrong values of guests that were corrected.", ["reason"])
+        self.skew_seconds = Histogram(
+            "guestd_guest_clock_skew_seconds", SKEW_HELP, registry=registry, buckets=SKEW_BUCKETS
+        )
+        self.bugs = counter("guestd_bugs", "Frames that triggered a bug in guestd; the log has the traceback.")
+
+
+class WriterMetrics:
+    """Batches on their way to the store."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        counter = partial(Counter, registry=registry)
+        timed = partial(Histogram, registry=registry, buckets=COMMIT_BUCKETS)
+        self.frames_done = counter("guestd_frames_done", DONE_HELP, ["outcome"])
+        self.quarantined = counter("guestd_frames_quarantined", "Frames quarantined, by reason.", ["reason"])
+        self.rows_written = counter("guestd_rows_written", "Rows committed, by table.", ["table"])
+        self.store_lost = counter("guestd_store_lost", "Connections to the store that ended or failed.")
+        self.key_conflicts = counter("guestd_key_conflicts", "Batches with keys that were occupied by other rows.")
+        self.copy_seconds = timed("guestd_copy_seconds", "Of a batch's transaction, the time of its COPY statements.")
+        self.write_seconds = timed("guestd_write_seconds", "Time of one batch's transaction.")
+        self.receive_to_commit_seconds = Histogram(
+            "guestd_receive_to_commit_seconds", LAG_HELP, registry=registry, buckets=LAG_BUCKETS
+        )
+        self.preparing = PrepareMetrics(registry)
+
+
+class MaintenanceMetrics:
+    """The store's maintenance: quarantine and schema."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        gauge, counter = partial(Gauge, registry=registry), partial(Counter, registry=registry)
+        self.quarantine_frames = gauge("guestd_quarantine_frames", "Quarantined frames in the store, of all hosts.")
+        self.quarantine_limit = gauge("guestd_quarantine_limit_frames", "Size limit; the oldest are dropped beyond it.")
+        self.quarantine_dropped = counter(
+            "guestd_quarantine_dropped", "Quarantined frames dropped: past their retention, or over the size limit."
+        )
+        self.schema_differences = gauge("guestd_schema_differences", SCHEMA_HELP)
 
 
 class VmMetrics:
@@ -89,85 +200,26 @@ class FilterMetrics:
         )
 
 
-class TimingMetrics:
-    """How long frames take on their way."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        timed = partial(Histogram, registry=registry, buckets=COMMIT_BUCKETS)
-        self.spool_commit = timed("guestd_spool_commit_seconds", "Time of one group commit to the spool.")
-        self.to_spool = timed("guestd_receive_to_spool_seconds", SPOOL_HELP)
-        self.copy = timed("guestd_copy_seconds", "Of a batch's transaction, the time of its COPY statements.")
-        self.write = timed("guestd_write_seconds", "Time of one batch's transaction.")
-        self.to_commit = Histogram("guestd_receive_to_commit_seconds", LAG_HELP, registry=registry, buckets=LAG_BUCKETS)
-
-
 class Telemetry:
-    """The metrics, each in its place; own registry, so that two daemons in one test do not meet."""
+    """All metrics, grouped by part. It has a registry of its own, so that two daemons in one test do not collide."""
 
     def __init__(self) -> None:
         registry = self.registry = CollectorRegistry()
         _identify(registry)
-        gauge, counter = partial(Gauge, registry=registry), partial(Counter, registry=registry)
-        # Channels
-        self.channels = gauge("guestd_channels", "Channels that are to be read.")
-        self.channels_connected = gauge("guestd_channels_connected", "Channels that are connected.")
-        self.channels_lost = counter("guestd_channels_lost", "Connections that ended or failed.")
-        self.unknown_machines = gauge(
-            "guestd_channels_unknown_machine", "Channels not read: no such machine in the store."
-        )
-        self.not_collected = gauge("guestd_channels_not_collected", "Channels not read: their machines are set so.")
-        self.machines = gauge("guestd_machines", "Machines that the store knows, as last heard.")
-        # Intake
-        self.frames_accepted = counter("guestd_frames_accepted", "Frames fsynced in the spool.")
-        self.bytes_accepted = counter("guestd_accepted_bytes", "Bytes of those frames.")
-        self.frames_refused = counter("guestd_frames_refused", REFUSED_HELP, ["reason"])
-        self.frames_resent = counter("guestd_frames_duplicate", "Lines sent again that were on disk already.")
-        self.agent_dropped = counter(
-            "guestd_agent_lines_dropped",
-            "Lines that agents no longer had: given up, or taken by another host of a migrated machine.",
-        )
-        self.other_messages = counter("guestd_other_messages", "Guest messages without metrics, by type.", ["type"])
-        self.held_back = gauge("guestd_guests_held_back", "Guests over their budget, not read on from for now.")
-        self.held_back_seconds = counter("guestd_held_back_seconds", "Time that guests were not read on from.")
-        # Broker
-        self.broker_connected = gauge("guestd_mqtt_connected", "1 while subscribed to the broker.")
-        self.broker_lost = counter("guestd_mqtt_connections_lost", "Connections to the broker that ended or failed.")
-        self.broker_sessions_lost = counter("guestd_mqtt_sessions_lost", SESSIONS_HELP)
-        self.broker_received = counter("guestd_mqtt_messages_received", "Messages of QoS 1 that the broker delivered.")
-        self.broker_acknowledged = counter("guestd_mqtt_messages_acknowledged", "Messages that it may forget.")
-        self.broker_late = counter("guestd_mqtt_late_acknowledgements", LATE_HELP)
-        self.broker_retained = counter("guestd_mqtt_retained_ignored", "Retained metrics, which are of the past.")
-        self.broker_unacknowledged = gauge("guestd_mqtt_unacknowledged", "Messages on their way to the disk.")
-        self.broker_missing = counter("guestd_mqtt_lines_missing", MISSING_HELP)
-        self.broker_guests = gauge("guestd_mqtt_guests_online", "Guests that have said so and not left since.")
-        self.broker_dropped = gauge("guestd_mqtt_broker_dropped_messages", DROPPED_HELP)
-        # Spool
-        self.spool_bytes = gauge("guestd_spool_bytes", "Bytes that wait for the store.")
-        self.spool_limit = gauge("guestd_spool_limit_bytes", "At so many guestd stops reading.")
-        self.spool_set_aside = gauge(
-            "guestd_spool_damaged_files", "Damaged spool files that were set aside; what they hold may not be stored."
-        )
-        self.spool_frames = gauge("guestd_spool_frames", "Frames that wait for the store.")
-        # Writer and store
-        self.frames_done = counter("guestd_frames_done", DONE_HELP, ["outcome"])
-        self.quarantined = counter("guestd_frames_quarantined", "Frames set aside, by reason.", ["reason"])
-        self.quarantine_frames = gauge("guestd_quarantine_frames", "Frames that are set aside, of all hosts.")
-        self.quarantine_limit = gauge("guestd_quarantine_limit_frames", "Beyond so many the oldest are dropped.")
-        self.quarantine_dropped = counter("guestd_quarantine_dropped", "Frames dropped from there: too old, too many.")
-        self.rows_written = counter("guestd_rows_written", "Rows committed, by table.", ["table"])
-        self.adjusted = counter("guestd_values_adjusted", "What guests got wrong and guestd put right.", ["reason"])
-        self.skew = Histogram("guestd_guest_clock_skew_seconds", SKEW_HELP, registry=registry, buckets=SKEW_BUCKETS)
-        self.store_lost = counter("guestd_store_lost", "Failed or ended connections to the store.")
-        self.key_conflicts = counter("guestd_key_conflicts", "Batches with keys that somebody else's rows had taken.")
-        self.bugs = counter("guestd_bugs", "Frames that reached a bug of ours; each is in the log.")
-        self.schema_differences = gauge("guestd_schema_differences", SCHEMA_HELP)
-        self.timing = TimingMetrics(registry)
+        self.channels = ChannelMetrics(registry)
+        self.gate = GateMetrics(registry)
+        self.broker = BrokerMetrics(registry)
+        self.spool = SpoolMetrics(registry)
+        self.writer = WriterMetrics(registry)
+        self.maintenance = MaintenanceMetrics(registry)
         self.vms = VmMetrics(registry)
         self.filters = FilterMetrics(registry)
 
 
 def _identify(registry: CollectorRegistry) -> None:
-    """Which process of which program this is."""
+    """Process, platform and version."""
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)
-    Gauge("guestd_build_info", "1; which guestd this is.", ["version"], registry=registry).labels(__version__).set(1)
+    Gauge("guestd_build_info", "Always 1; the label is guestd's version.", ["version"], registry=registry).labels(
+        __version__
+    ).set(1)

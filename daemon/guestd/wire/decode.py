@@ -21,9 +21,9 @@ from msgspec import Struct
 
 from guestd.core.errors import BadFrame
 from guestd.wire import legacy, limits
+from guestd.wire.line import SYNTAX_ERRORS, is_value, restarts
 from guestd.wire.repair import fitted, readable, shortened, storable
 from guestd.wire.schema import (
-    SYNTAX_ERRORS,
     Application,
     Content,
     Disk,
@@ -36,8 +36,6 @@ from guestd.wire.schema import (
     ProcessD2,
     Service,
     System,
-    is_value,
-    restarts,
 )
 
 S = TypeVar("S", bound=Struct)

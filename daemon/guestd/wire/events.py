@@ -17,8 +17,8 @@ import msgspec
 
 from guestd.core.errors import BadFrame
 from guestd.wire import limits
+from guestd.wire.line import SYNTAX_ERRORS, is_value, restarts
 from guestd.wire.repair import readable, storable
-from guestd.wire.schema import SYNTAX_ERRORS, is_value, restarts
 
 # More than an agent in trouble sends; what maintenance finds to trim after ten minutes of a flood is little.
 EVENTS_A_MINUTE = 120

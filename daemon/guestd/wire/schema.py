@@ -1,23 +1,18 @@
-"""The wire structs of every dialect, and what is known of a line without decoding it.
+"""The wire structs of every dialect. Pure.
 
-Pure. Dialects D1 (real agents) and D2 (the platform's interface) share one tree: where they differ in place or name,
+Dialects D1 (real agents) and D2 (the platform's interface) share one tree: where they differ in place or name,
 both are optional here and `normalise` takes the one that is set. Unknown fields are ignored, so that old daemons
-survive new agents. How a line becomes these structs, though it has mistakes in it, is `decoding`'s to know.
+survive new agents. `decode` makes these structs of a line, `line` tells what is known without decoding.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
 
-from guestd.core.errors import BadFrame
 from guestd.wire import limits
-from guestd.wire.repair import storable
 
 Int4 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 ProcessId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
@@ -229,102 +224,3 @@ class Metrics(Struct, frozen=True, gc=False):
     def claims(self) -> str | None:
         """The machine that the payload says it is of, if it says so."""
         return self.vm_id or self.camel_vm_id
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """The place of a line in its sender's sequence (docs/wire.md)."""
-
-    boot_id: str
-    seq: int
-    oldest: int
-    after: str | None = None  # the mark of the line before; agents that set no marks are not checked
-    mark: str | None = None
-
-
-_HEADER = re.compile(
-    rb'\{"type":"metrics","boot_id":"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})","seq":([1-9][0-9]{0,17}),"oldest":([1-9][0-9]{0,17})(?:,"after":"([0-9a-f]{16})","mark":"([0-9a-f]{16})")?[,}]'
-)
-_TYPE = re.compile(rb'\s*\{\s*"type"\s*:\s*"([^"\\]{1,100})"')
-# The answer to a command bears no type.
-_RESPONSE = re.compile(rb'\s*\{\s*"id"\s*:\s*"[^"\\]{0,100}"\s*,\s*"success"\s*:')
-
-
-def header(line: bytes) -> Header | None:
-    """The sequence header that our own agent begins a line with; None for every other sender."""
-    match = _HEADER.match(line)
-    if match is None:
-        return None
-    boot_id, seq, oldest, after, mark = match.groups()
-    marks = (after.decode(), mark.decode()) if mark else (None, None)
-    found = Header(boot_id.decode(), int(seq), int(oldest), *marks)
-    return found if found.oldest <= found.seq else None
-
-
-# The other guest messages of the wire; their names are safe as metric labels.
-OTHER_TYPES = frozenset(
-    {
-        "agent_event", "circuit_breaker_state", "connection_status", "error_report", "firewall_event", "keep_alive",
-        "ping", "pong", "request_pending_scripts", "response", "script_completion",
-    }
-)  # fmt: skip
-
-
-def other_type(line: bytes) -> str | None:
-    """The type of a line that is known not to carry metrics, else None (metrics, or not known before decoding).
-
-    One of OTHER_TYPES, or `unknown`: what a guest may write there is without end.
-    """
-    if _RESPONSE.match(line):
-        return "response"
-    match = _TYPE.match(line)
-    name = match.group(1).decode(errors="replace") if match else "metrics"
-    # Such a line may have been cut short, and a metrics line written behind it.
-    if name == "metrics" or b'{"type":"metrics"' in line:
-        return None
-    return name if name in OTHER_TYPES else "unknown"
-
-
-# A guest cannot make the search for a whole message in a line long.
-MAX_RESTARTS = 8
-
-
-def restarts(line: bytes) -> Iterator[bytes]:
-    """What may be the whole message behind the half of one, the last first."""
-    end = len(line)
-    for _ in range(MAX_RESTARTS):
-        # A quote inside a JSON text is escaped, so these bytes can only begin an object.
-        end = line.rfind(b'{"type":', 1, end)
-        if end <= 0:
-            break
-        yield line[end:]
-
-
-# What decoders raise for a text that is no JSON. A ValidationError, of a wrong value, is a DecodeError too.
-SYNTAX_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
-
-def is_whole(line: bytes) -> bool:
-    """Whether a line is one JSON value or ends with one: the first line of a connection may be the rest of one."""
-    try:
-        text = storable(line)
-    except BadFrame:
-        return False
-    return is_value(text) or any(map(is_value, restarts(text)))
-
-
-def is_json(line: bytes) -> bool:
-    """Whether a line is one whole JSON value."""
-    try:
-        return is_value(storable(line))
-    except BadFrame:
-        return False
-
-
-def is_value(text: bytes) -> bool:
-    """Whether a text without bad escapes is one whole JSON value."""
-    try:
-        msgspec.json.decode(text, type=msgspec.Raw)
-    except SYNTAX_ERRORS:
-        return False
-    return True

@@ -12,16 +12,19 @@ import pytest
 
 from guestd.core.errors import ConfigError
 from guestd.core.transport import Transport
-from guestd.spool.file import Entry, Sender
+from guestd.spool.file import Entry, SenderState
 from guestd.spool.queue import Spool, open_spool
+from guestd.telemetry.registry import Telemetry
+from guestd.wire.line import METRICS, Line, read_line
 from support.disk import small_disk_at
 
 MACHINE = UUID("5b0f4c32-98a5-4d1e-9a0c-0d2a5c1f7e11")
+EMPTY, NOTHING = read_line(b"{}"), Line(METRICS, None, None)
 
 
 @asynccontextmanager
 async def opened(directory: Path, max_bytes: int = 10_000_000, share: float = 1.0) -> AsyncIterator[Spool]:
-    spool = open_spool(directory, max_bytes=max_bytes, share=share)
+    spool = open_spool(directory, max_bytes=max_bytes, share=share, metrics=Telemetry().spool)
     running = asyncio.create_task(spool.run())
     try:
         yield spool
@@ -32,7 +35,7 @@ async def opened(directory: Path, max_bytes: int = 10_000_000, share: float = 1.
 
 
 def entry(payload: bytes = b"{}", *, machine_id: UUID = MACHINE, seq: int | None = None) -> Entry:
-    return Entry(machine_id, 1_760_000_000_123, payload, None if seq is None else "boot", seq)
+    return Entry(machine_id, read_line(payload), SenderState(1_760_000_000_123, None if seq is None else "boot", seq))
 
 
 @pytest.mark.asyncio
@@ -92,10 +95,10 @@ async def test_what_waits_is_counted_again_after_a_restart(tmp_path: Path) -> No
 async def test_the_place_of_a_sender_is_kept_with_its_frames(tmp_path: Path) -> None:
     async with opened(tmp_path) as spool:
         await spool.append([entry(seq=7)])
-        await spool.append([Entry(MACHINE, 1_760_000_000_200, None, "boot", 8, "0123456789abcdef")])
+        await spool.append([Entry(MACHINE, NOTHING, SenderState(1_760_000_000_200, "boot", 8, "0123456789abcdef"))])
         assert spool.frames == 1
     async with opened(tmp_path) as spool:
-        assert spool.senders_at_open == {MACHINE: Sender(1_760_000_000_200, "boot", 8, "0123456789abcdef")}
+        assert spool.senders_at_open == {MACHINE: SenderState(1_760_000_000_200, "boot", 8, "0123456789abcdef")}
 
 
 @pytest.mark.asyncio
@@ -106,7 +109,7 @@ async def test_the_spool_of_an_earlier_version_goes_on_with_what_it_holds(tmp_pa
     older.execute("ALTER TABLE sender DROP COLUMN mark")
     older.close()
     async with opened(tmp_path) as spool:
-        assert spool.senders_at_open == {MACHINE: Sender(1_760_000_000_123, "boot", 7)}
+        assert spool.senders_at_open == {MACHINE: SenderState(1_760_000_000_123, "boot", 7)}
         await spool.append([entry(b"new", seq=8)])
         assert [frame.payload for frame in await spool.read(0, max_frames=9, max_bytes=999)] == [b"kept", b"new"]
 
@@ -115,15 +118,15 @@ async def test_the_spool_of_an_earlier_version_goes_on_with_what_it_holds(tmp_pa
 async def test_a_senders_settled_lines_below_its_last_are_kept(tmp_path: Path) -> None:
     for below in (-1, 0, -2, 0b1011, ~((1 << 4096) - 1), (1 << 4096) - 1):
         async with opened(tmp_path) as spool:
-            await spool.append([Entry(MACHINE, 1_760_000_000_200, b"{}", "boot", 8, below=below)])
+            await spool.append([Entry(MACHINE, EMPTY, SenderState(1_760_000_000_200, "boot", 8, below=below))])
         async with opened(tmp_path) as spool:
-            assert spool.senders_at_open == {MACHINE: Sender(1_760_000_000_200, "boot", 8, below=below)}
+            assert spool.senders_at_open == {MACHINE: SenderState(1_760_000_000_200, "boot", 8, below=below)}
 
 
 @pytest.mark.asyncio
 async def test_how_a_frame_came_is_kept_with_it(tmp_path: Path) -> None:
     async with opened(tmp_path) as spool:
-        await spool.append([entry(), Entry(MACHINE, 1_760_000_000_200, b"{}", channel=Transport.MQTT)])
+        await spool.append([entry(), Entry(MACHINE, EMPTY, SenderState(1_760_000_000_200, None, None), Transport.MQTT)])
     async with opened(tmp_path) as spool:
         frames = await spool.read(0, max_frames=9, max_bytes=999)
     assert [frame.channel for frame in frames] == [Transport.VIRTIO, Transport.MQTT]
@@ -151,8 +154,8 @@ async def test_a_file_of_an_earlier_version_is_gone_on_with(tmp_path: Path) -> N
     old.close()
     async with opened(tmp_path) as spool:
         assert spool.spool_id == UUID("00000000-0000-4000-8000-000000000009")
-        assert spool.senders_at_open == {MACHINE: Sender(1, "boot", 7)}
-        await spool.append([Entry(MACHINE, 2, b"{}", channel=Transport.MQTT)])
+        assert spool.senders_at_open == {MACHINE: SenderState(1, "boot", 7)}
+        await spool.append([Entry(MACHINE, EMPTY, SenderState(2, None, None), Transport.MQTT)])
         frames = await spool.read(0, max_frames=9, max_bytes=999)
     assert [(frame.seq, frame.channel) for frame in frames] == [(41, Transport.VIRTIO), (42, Transport.MQTT)]
 
@@ -163,7 +166,7 @@ async def test_a_full_spool_makes_its_callers_wait_until_there_is_room(tmp_path:
         await spool.append([entry(b"x" * 800)])
         other = uuid4()
         assert not spool.has_room(other, 200)
-        waiting = asyncio.create_task(spool.room(other, 200))
+        waiting = asyncio.create_task(spool.wait_for_room(other, 200))
         await asyncio.sleep(0)
         assert not waiting.done()
         await spool.trim(1)
@@ -174,7 +177,7 @@ async def test_a_full_spool_makes_its_callers_wait_until_there_is_room(tmp_path:
 async def test_room_is_given_once_though_many_wait_for_it(tmp_path: Path) -> None:
     async def waiter() -> None:
         machine_id = uuid4()
-        await spool.room(machine_id, 600)
+        await spool.wait_for_room(machine_id, 600)
         await spool.append([entry(b"x" * 500, machine_id=machine_id)])
 
     async with opened(tmp_path, max_bytes=2000) as spool:
@@ -200,20 +203,20 @@ async def test_one_machine_may_fill_only_its_share(tmp_path: Path) -> None:
 
 @pytest.fixture
 def taken(tmp_path: Path) -> Iterator[Path]:
-    spool = open_spool(tmp_path, max_bytes=1000, share=1)
+    spool = open_spool(tmp_path, max_bytes=1000, share=1, metrics=Telemetry().spool)
     yield tmp_path
     spool.close()
 
 
 def test_a_second_daemon_on_the_same_directory_is_refused(taken: Path) -> None:
     with pytest.raises(ConfigError, match="another guestd is running on it"):
-        open_spool(taken, max_bytes=1000, share=1)
+        open_spool(taken, max_bytes=1000, share=1, metrics=Telemetry().spool)
 
 
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"file/spool: Not a directory"):
-        open_spool(tmp_path / "file" / "spool", max_bytes=1000, share=1)
+        open_spool(tmp_path / "file" / "spool", max_bytes=1000, share=1, metrics=Telemetry().spool)
 
 
 # On sound pages.
@@ -264,7 +267,7 @@ async def test_a_file_that_another_process_holds_is_left_as_it_is(tmp_path: Path
     other.execute("PRAGMA locking_mode=EXCLUSIVE")
     other.execute("BEGIN EXCLUSIVE")
     with pytest.raises(OSError, match="database is locked"):
-        open_spool(tmp_path, max_bytes=1000, share=1)
+        open_spool(tmp_path, max_bytes=1000, share=1, metrics=Telemetry().spool)
     other.close()
     assert _set_aside(tmp_path) == []
     async with opened(tmp_path) as spool:
@@ -321,16 +324,16 @@ async def test_a_spool_is_sealed_only_when_its_last_frame_is_on_disk(tmp_path: P
 
 
 @pytest.mark.asyncio
-async def test_an_emptied_file_gives_its_room_back_when_the_ballast_finds_none(small_disk: Path) -> None:
+async def test_an_emptied_file_gives_its_room_back_when_the_reserve_file_finds_none(small_disk: Path) -> None:
     async with opened(small_disk, max_bytes=2**30) as spool:
-        ballast = small_disk / "ballast"
+        reserve_file = small_disk / "ballast"
         for _ in range(20):
             await spool.append([entry(b"x" * 1_000_000, machine_id=uuid4())])
-        ballast.unlink()
-        # 4 MB less than the ballast wants are left beside the file, whose pages will all be free.
+        reserve_file.unlink()
+        # 4 MB less than the reserve file needs are left beside the file, whose pages will all be free.
         (small_disk / "other").write_bytes(b"x" * (_free_bytes(small_disk) - 12_000_000))
         await spool.trim(spool.last_seq)
-        assert ballast.exists()
+        assert reserve_file.exists()
         await asyncio.wait_for(spool.append([entry()]), 10)
 
 

@@ -9,11 +9,9 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 
-from guestd.ingest.writer import Writer
 from guestd.rows.batch import Limits
-from guestd.spool.file import Entry
 from guestd.store.batch_writer import connected
-from integration.store.test_writer import Tally, drain, spooled
+from integration.store.test_writer import Tally, drain, entry, spooled
 from support.daemon import add_machine, metrics_line, rows
 from support.faults import counted, sample_line
 
@@ -112,7 +110,7 @@ async def test_a_line_is_known_again_after_days(tmp_path: Path, dsn: str) -> Non
     for place, days in enumerate((6, 0)):
         received_at_ms = int((now - timedelta(days=days)).timestamp() * 1000)
         async with spooled(tmp_path / str(place), machine_id, []) as spool:
-            await spool.append([Entry(machine_id, received_at_ms, sample_line(1, boot_id).strip())])
+            await spool.append([entry(machine_id, received_at_ms, sample_line(1, boot_id).strip())])
             tally = await drain(spool, dsn)
             assert (tally.frames["stored"], tally.frames["duplicate"]) == (1 - place, place)
 
@@ -171,10 +169,10 @@ async def test_a_sample_whose_time_somebody_takes_at_the_last_moment_moves_on(tm
     machine_id, at = add_machine(dsn), _now()
     async with spooled(tmp_path, machine_id, [metrics_line(at.isoformat()).strip()]) as spool:
         tally = Tally()
-        consumer = Writer(spool, dsn=dsn, limits=Limits(100, 1_000_000, 0.01), counters=tally.counters())
+        consumer = tally.writer(spool, dsn, Limits(100, 1_000_000, 0.01))
         async with connected(dsn) as store:
             frames = await spool.read(0, max_frames=1, max_bytes=1)
-            consumer._prepared = await consumer._preparer.prepare(frames, store.taken)
+            consumer._uncommitted = await consumer._preparer.prepare(frames, store.taken)
         insert_sample(dsn, machine_id, at)
         spool.seal()
         await asyncio.wait_for(consumer.run(), 60)

@@ -17,7 +17,7 @@ HELD = 'SELECT count(*) FROM "QuarantinedFrame"'
 @pytest.mark.asyncio
 async def test_a_flood_into_the_quarantine_is_tidied_up_before_its_time(dsn: str) -> None:
     settings = Settings(store=StoreSettings(dsn=dsn), quarantine=QuarantineSettings(max_frames=100))
-    tidying = StoreMaintenance(lambda: settings, Telemetry(), at_least_seconds=0.01)
+    tidying = StoreMaintenance(lambda: settings, Telemetry().maintenance, at_least_seconds=0.01)
     forgotten = asyncio.Event()
 
     async def forget() -> None:

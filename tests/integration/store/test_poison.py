@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from guestd.ingest.writer import Writer
 from guestd.rows.batch import Limits
 from integration.store.test_writer import Tally, spooled
 from support.daemon import add_machine, rows
@@ -21,7 +20,7 @@ async def test_a_real_store_takes_every_poison_value_in_every_field(tmp_path: Pa
     payloads = [*{payload: None for name in POISON for _, payload in poisoned(name)}]
     async with spooled(tmp_path, machine_id, payloads) as spool:
         tally = Tally()
-        consumer = Writer(spool, dsn=dsn, limits=Limits(2000, 4_000_000, 0.01), counters=tally.counters())
+        consumer = tally.writer(spool, dsn, Limits(2000, 4_000_000, 0.01))
         spool.seal()
         async with asyncio.timeout(240):
             await consumer.run()

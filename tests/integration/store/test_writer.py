@@ -16,76 +16,85 @@ import pytest
 
 from guestd.core.errors import BadFrame
 from guestd.core.transport import Transport
-from guestd.ingest import prepare, writer
 from guestd.ingest.prepare import Preparer
 from guestd.ingest.writer import Writer
 from guestd.rows.batch import Limits, Moment, Prepared
-from guestd.spool.file import Entry, Frame
+from guestd.rows.normalise import Rows
+from guestd.spool.file import Entry, Frame, SenderState
 from guestd.spool.queue import Spool, open_spool
-from guestd.store.batch_writer import Outcome, connected
+from guestd.store.batch_writer import connected
+from guestd.telemetry.registry import Telemetry
 from guestd.wire.limits import INVENTORY
+from guestd.wire.line import METRICS, read_line
 from support.daemon import add_machine, eventually, execute, metrics_line, rows
 from support.faults import sample_line
 
 
 class Tally:
-    """What the writer counted."""
+    """What a writer counts in the registry, and what it prepares."""
 
     def __init__(self) -> None:
-        self.frames: Counter[str] = Counter()
-        self.quarantined: Counter[str] = Counter()
-        self.adjusted: Counter[str] = Counter()
-        self.rows: Counter[UUID] = Counter()
-        self.stored_rows: Counter[str] = Counter()
-        self.prepared: list[UUID] = []
-        self.bugs = self.left_out = 0
-        self.store_lost = 0
-        self.store_lost_twice = asyncio.Event()
+        self.telemetry = Telemetry()
+        self.prepared: list[Prepared] = []
 
-    def counters(self) -> writer.Counters:
-        def outcome(became: Outcome) -> None:
-            self.frames["stored"] += became.stored
-            self.frames["stored_in_part"] += became.stored_in_part
-            self.frames["duplicate"] += became.duplicate
-            self.left_out += became.left_out
-            self.stored_rows += became.rows
-            self.quarantined += became.quarantined
+    def writer(self, spool: Spool, dsn: str, limits: Limits) -> Writer:
+        metrics = self.telemetry.writer
+        return Writer(spool, dsn=dsn, limits=limits, metrics=metrics, on_prepared=[self.prepared.extend])
 
-        def lost() -> None:
-            self.store_lost += 1
-            if self.store_lost == 2:
-                self.store_lost_twice.set()
+    def _by_label(self, metric: str) -> Counter[str]:
+        samples = [each for family in self.telemetry.registry.collect() for each in family.samples]
+        return Counter({",".join(each.labels.values()): int(each.value) for each in samples if each.name == metric})
 
-        def bug() -> None:
-            self.bugs += 1
+    @property
+    def frames(self) -> Counter[str]:
+        counts = self._by_label("guestd_frames_done_total")
+        counts.pop("quarantined", None)
+        if conflicts := self._by_label("guestd_key_conflicts_total").total():
+            counts["key_taken"] = conflicts
+        return counts
 
-        def rows_made(machine_id: UUID, made: int) -> None:
-            self.rows.update({machine_id: made})
-            self.prepared.append(machine_id)
+    @property
+    def quarantined(self) -> Counter[str]:
+        return self._by_label("guestd_frames_quarantined_total")
 
-        return writer.Counters(
-            outcome=outcome,
-            committed=lambda *_: None,
-            store_lost=lost,
-            key_taken=lambda: self.frames.update(["key_taken"]),
-            preparing=prepare.Counters(
-                adjusted=lambda reason, times: self.adjusted.update({reason: times}),
-                bug=bug,
-                skew_seconds=lambda _: None,
-                rows=rows_made,
-            ),
-        )
+    @property
+    def stored_rows(self) -> Counter[str]:
+        return self._by_label("guestd_rows_written_total")
+
+    @property
+    def left_out(self) -> int:
+        return self._by_label("guestd_values_adjusted_total")["inventory_full"]
+
+    @property
+    def bugs(self) -> int:
+        return self._by_label("guestd_bugs_total").total()
+
+    @property
+    def store_lost(self) -> int:
+        return self._by_label("guestd_store_lost_total").total()
+
+    @property
+    def rows(self) -> Counter[UUID]:
+        made: Counter[UUID] = Counter()
+        for frame in self.prepared:
+            if isinstance(frame.content, Rows):
+                made[frame.machine_id] += frame.content.count
+        return made
+
+
+def entry(machine_id: UUID, received_at_ms: int, payload: bytes) -> Entry:
+    return Entry(machine_id, read_line(payload), SenderState(received_at_ms, None, None))
 
 
 @asynccontextmanager
 async def spooled(directory: Path, machine_id: UUID, payloads: Sequence[bytes]) -> AsyncIterator[Spool]:
     """A spool that holds these frames and takes no more after the block."""
-    spool = open_spool(directory, max_bytes=2**30, share=1)
+    spool = open_spool(directory, max_bytes=2**30, share=1, metrics=Telemetry().spool)
     running = asyncio.create_task(spool.run())
     now_ms = int(datetime.now(UTC).timestamp() * 1000)
     try:
         if payloads:
-            await spool.append([Entry(machine_id, now_ms + place, line) for place, line in enumerate(payloads)])
+            await spool.append([entry(machine_id, now_ms + place, line) for place, line in enumerate(payloads)])
         yield spool
     finally:
         spool.seal()
@@ -96,7 +105,7 @@ async def spooled(directory: Path, machine_id: UUID, payloads: Sequence[bytes]) 
 async def drain(spool: Spool, dsn: str) -> Tally:
     """Run a writer until the spool is empty."""
     tally = Tally()
-    consumer = Writer(spool, dsn=dsn, limits=Limits(100, 1_000_000, 0.01), counters=tally.counters())
+    consumer = tally.writer(spool, dsn, Limits(100, 1_000_000, 0.01))
     spool.seal()
     await asyncio.wait_for(consumer.run(), 90)
     assert spool.frames == 0
@@ -345,7 +354,7 @@ async def test_a_frame_that_reaches_a_bug_of_ours_is_set_aside_and_counted(tmp_p
         def buggy(_: object) -> object:
             raise LookupError("a bug")
 
-        content = Preparer(tally.counters().preparing).guarded(frame, buggy)
+        content = Preparer(tally.telemetry.writer.preparing).guard(frame, buggy)
     assert isinstance(content, BadFrame)
     assert (content.reason, tally.bugs) == ("bug", 1)
 
@@ -397,7 +406,7 @@ async def test_two_hosts_with_a_cloned_spool_lose_nothing_of_what_each_of_them_t
         now_ms = int(datetime.now(UTC).timestamp() * 1000)
         for cpu in range(2, 12):
             for host, spool in enumerate((one, two)):
-                await spool.append([Entry(machine_id, now_ms + cpu * 10 + host, line(cpu + 20 * host))])
+                await spool.append([entry(machine_id, now_ms + cpu * 10 + host, line(cpu + 20 * host))])
         for spool in (one, two):
             spool.seal()
         await asyncio.wait_for(asyncio.gather(*writers), 30)
@@ -406,7 +415,7 @@ async def test_two_hosts_with_a_cloned_spool_lose_nothing_of_what_each_of_them_t
 
 
 async def _written(spool: Spool, dsn: str) -> None:
-    await Writer(spool, dsn=dsn, limits=Limits(2, 1_000_000, 0.01), counters=Tally().counters()).run()
+    await Tally().writer(spool, dsn, Limits(2, 1_000_000, 0.01)).run()
 
 
 @pytest.mark.asyncio
@@ -423,7 +432,7 @@ async def test_a_guest_whose_clock_stands_still_does_not_hold_up_the_writer(tmp_
             questions.append(len(moments))
             return await store.taken(moments)
 
-        (prepared,) = await Preparer(Tally().counters().preparing).prepare([frame], taken)
+        (prepared,) = await Preparer(Telemetry().writer.preparing).prepare([frame], taken)
     assert prepared.seq == frame.seq
     assert len(questions) < 20
 
@@ -435,11 +444,11 @@ async def test_an_error_of_the_store_itself_costs_no_frame(tmp_path: Path, dsn: 
         connection.execute('ALTER TABLE "IngestLedger" RENAME COLUMN "updatedAt" TO "gone"')
     async with spooled(tmp_path, machine_id, [line(1)]) as spool:
         tally = Tally()
-        consumer = Writer(spool, dsn=dsn, limits=Limits(100, 1_000_000, 0.01), counters=tally.counters())
+        consumer = tally.writer(spool, dsn, Limits(100, 1_000_000, 0.01))
         spool.seal()
         writing = asyncio.create_task(consumer.run())
         async with asyncio.timeout(30):
-            await tally.store_lost_twice.wait()
+            await asyncio.to_thread(eventually, lambda: tally.store_lost >= 2, "the store is lost twice")
             assert "gueststore check" in (consumer.store_error or "")
             with psycopg.connect(dsn) as connection:
                 connection.execute('ALTER TABLE "IngestLedger" RENAME COLUMN "gone" TO "updatedAt"')
@@ -461,9 +470,9 @@ async def test_a_batch_of_small_frames_does_not_wait_a_turn_of_the_loop_for_each
             await asyncio.sleep(0)
             turns += 1
 
-    frames = [Frame(seq, uuid4(), datetime.now(UTC), line(1), Transport.VIRTIO) for seq in range(1, 501)]
+    frames = [Frame(seq, uuid4(), datetime.now(UTC), line(1), Transport.VIRTIO, METRICS, None) for seq in range(1, 501)]
     busy = asyncio.create_task(others())
-    prepared = await Preparer(Tally().counters().preparing).prepare(frames, taken)
+    prepared = await Preparer(Telemetry().writer.preparing).prepare(frames, taken)
     busy.cancel()
     assert len(prepared) == 500
     assert 0 < turns < 500
@@ -478,9 +487,7 @@ async def test_the_next_batch_is_prepared_while_the_store_works_on_one(tmp_path:
     ):
         await busy.execute('SELECT 1 FROM "Machine" WHERE "id" = %s FOR UPDATE', [machine_id])
         tally = Tally()
-        writing = asyncio.create_task(
-            Writer(spool, dsn=dsn, limits=Limits(2, 1_000_000, 0.01), counters=tally.counters()).run()
-        )
+        writing = asyncio.create_task(tally.writer(spool, dsn, Limits(2, 1_000_000, 0.01)).run())
         async with asyncio.timeout(60):
             await asyncio.to_thread(eventually, lambda: len(tally.prepared) == 4, "the second batch is prepared")
             assert tally.frames["stored"] == 0
@@ -500,9 +507,7 @@ async def test_what_was_prepared_ahead_outlives_the_connection(tmp_path: Path, d
     ):
         await busy.execute('SELECT 1 FROM "Machine" WHERE "id" = %s FOR UPDATE', [machine_id])
         tally = Tally()
-        writing = asyncio.create_task(
-            Writer(spool, dsn=dsn, limits=Limits(2, 1_000_000, 0.01), counters=tally.counters()).run()
-        )
+        writing = asyncio.create_task(tally.writer(spool, dsn, Limits(2, 1_000_000, 0.01)).run())
         async with asyncio.timeout(60):
             await asyncio.to_thread(eventually, lambda: len(tally.prepared) == 4, "the second batch is prepared")
             with psycopg.connect(dsn, autocommit=True) as admin:
@@ -526,7 +531,7 @@ async def test_a_store_that_does_not_say_whether_a_time_is_taken_is_told_of(tmp_
         await psycopg.AsyncConnection.connect(dsn) as busy,
     ):
         await busy.execute('LOCK TABLE "SystemMetrics" IN ACCESS EXCLUSIVE MODE')
-        consumer = Writer(spool, dsn=dsn, limits=Limits(2, 1_000_000, 0.01), counters=Tally().counters())
+        consumer = Tally().writer(spool, dsn, Limits(2, 1_000_000, 0.01))
         writing = asyncio.create_task(consumer.run())
         async with asyncio.timeout(90):
             await asyncio.to_thread(eventually, lambda: "no answer for" in (consumer.problem or ""), "it says so")

@@ -1,10 +1,10 @@
-"""The ledger and the spool, brought together: nothing twice, nothing left out."""
+"""Where writing resumes, by the ledger and the spool: nothing twice, nothing left out."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestd.spool.resume import Adopt, Rename, Resume, resumption
+from guestd.spool.resume import Adopt, Rename, Resume, plan_resume
 
 CASES = [
     # ledger, oldest held, last issued at opening, what to do
@@ -28,7 +28,7 @@ CASES = [
 def test_each_case_has_its_way_on(
     ledger_seq: int | None, oldest_seq: int, last_seq: int, expected: Resume | Adopt | Rename
 ) -> None:
-    assert resumption(ledger_seq, oldest_seq=oldest_seq, own_seq=last_seq) == expected
+    assert plan_resume(ledger_seq, oldest_seq=oldest_seq, own_seq=last_seq) == expected
 
 
 @st.composite
@@ -46,7 +46,7 @@ def test_what_the_store_has_is_not_stored_again_and_what_it_lacks_is_stored_or_n
 ) -> None:
     issued, _, trimmed, stored = history
     ledger_seq = stored if stored or ledger_row_exists else None
-    way = resumption(ledger_seq, oldest_seq=trimmed + 1, own_seq=issued)
+    way = plan_resume(ledger_seq, oldest_seq=trimmed + 1, own_seq=issued)
     held = set(range(trimmed + 1, issued + 1))
     written = {seq for seq in held if seq > way.committed_seq}
     named = set(range(way.missing_from, way.missing_to + 1)) if isinstance(way, Adopt) else set()
@@ -61,7 +61,7 @@ def test_an_older_copy_of_a_spool_is_renamed_and_only_what_came_later_is_written
     history: tuple[int, int, int, int], ahead: int, later: int
 ) -> None:
     issued, _, trimmed, _ = history
-    way = resumption(issued + ahead, oldest_seq=trimmed + 1, own_seq=issued)
+    way = plan_resume(issued + ahead, oldest_seq=trimmed + 1, own_seq=issued)
     assert isinstance(way, Rename)
     # Frames appended since it was opened have numbers that the old ledger may know, and are new all the same.
     assert [seq for seq in range(trimmed + 1, issued + later + 1) if seq > way.committed_seq] == list(

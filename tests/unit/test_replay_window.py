@@ -1,21 +1,21 @@
-"""Places of runs: which numbers are settled, whatever the order they come in."""
+"""Replay windows of runs: which numbers are settled, whatever the order they come in."""
 
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from guestd.ingest.replay_window import WINDOW_LINES, Place, after, begun
+from guestd.ingest.replay_window import WINDOW_LINES, ReplayWindow, advance, start
 
 MOST = 10**18
 
 
 def settled(seqs: list[int]) -> list[bool]:
     """Of each number whether it was new when it came."""
-    place = begun(seqs[0])
+    window = start(seqs[0])
     news = [True]
     for seq in seqs[1:]:
-        then = after(place, seq)
+        then = advance(window, seq)
         news.append(then is not None)
-        place = then or place
+        window = then or window
     return news
 
 
@@ -27,12 +27,12 @@ def test_each_number_is_new_exactly_once_in_any_order(seqs: list[int]) -> None:
 
 
 def test_a_run_in_order_takes_no_room() -> None:
-    place = begun(1)
+    window = start(1)
     for seq in range(2, 3 * WINDOW_LINES):
-        then = after(place, seq)
+        then = advance(window, seq)
         assert then is not None
-        place = then
-    assert place == Place(3 * WINDOW_LINES - 1, -1)
+        window = then
+    assert window == ReplayWindow(3 * WINDOW_LINES - 1, -1)
 
 
 def test_behind_the_window_a_whole_run_is_settled_and_another_is_not_known() -> None:
@@ -50,7 +50,7 @@ def test_a_number_that_never_came_is_new_however_late_it_comes() -> None:
 @given(st.lists(st.integers(1, MOST), min_size=1, max_size=50))
 @example([1, MOST, 1, MOST - 1, 2])
 def test_any_numbers_cost_little(seqs: list[int]) -> None:
-    place = begun(seqs[0])
+    window = start(seqs[0])
     for seq in seqs:
-        place = after(place, seq) or place
-        assert place.below.bit_length() <= WINDOW_LINES + 1
+        window = advance(window, seq) or window
+        assert window.below.bit_length() <= WINDOW_LINES + 1

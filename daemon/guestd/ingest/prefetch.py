@@ -1,0 +1,112 @@
+"""The next batch, gathered and prepared while the store works on the one before."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from guestd.ingest.prepare import FindOccupied, Preparer
+from guestd.rows.batch import Limits, Moment, Prepared, is_due
+from guestd.spool.queue import Spool
+
+TRIM_RETRY_SECONDS = 1.0
+
+OnPrepared = Callable[[Sequence[Prepared]], None]
+
+
+class Prefetch:
+    """One batch ahead of the writer. It outlives connections: what was prepared is not prepared again."""
+
+    def __init__(
+        self, spool: Spool, preparer: Preparer, limits: Limits, on_prepared: Sequence[OnPrepared] = ()
+    ) -> None:
+        self._spool = spool
+        self._preparer = preparer
+        self._on_prepared = on_prepared
+        self.limits = limits
+        self._task: asyncio.Task[Sequence[Prepared]] | None = None
+        # Sequence number and size of the frames that are being written.
+        self._in_flight: Sequence[tuple[int, int]] = ()
+        self._find_occupied: FindOccupied | None = None
+        self._may_query = asyncio.Event()
+
+    def start(self, in_flight: Sequence[Prepared]) -> None:
+        """Start on the batch after these frames, which are about to be written, unless it was started already."""
+        self._in_flight = [(frame.seq, len(frame.payload)) for frame in in_flight]
+        self._start_after(in_flight[-1].seq)
+
+    async def get(self, after_seq: int, find_occupied: FindOccupied) -> Sequence[Prepared]:
+        """The next batch; empty when the spool is sealed and nothing is left.
+
+        `find_occupied` queries the store, which has all batches up to `after_seq`. Raises what it raises.
+        """
+        self._in_flight = ()
+        task = self._start_after(after_seq)
+        self._find_occupied = find_occupied
+        self._may_query.set()
+        try:
+            return await task
+        finally:
+            self._may_query.clear()
+            self._task = None
+
+    async def discard(self) -> None:
+        """Drop the batch ahead: the next one may start elsewhere."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+
+    def _start_after(self, seq: int) -> asyncio.Task[Sequence[Prepared]]:
+        if self._task is None:
+            self._task = asyncio.create_task(self._prepare_after(seq), name="prepare")
+        return self._task
+
+    async def _prepare_after(self, seq: int) -> Sequence[Prepared]:
+        if not await self._wait_until_due(seq):
+            return ()
+        frames = await self._spool.read(seq, max_frames=self.limits.max_frames, max_bytes=self.limits.max_bytes)
+        batch = await self._preparer.make_rows(frames)
+        for notify in self._on_prepared:
+            notify(batch)
+        return await self._preparer.move_occupied(batch, self._query)
+
+    async def _query(self, moments: Sequence[Moment]) -> set[Moment]:
+        """Ask the store when nothing is being written: only then are all earlier batches in it."""
+        await self._may_query.wait()
+        assert self._find_occupied is not None
+        return await self._find_occupied(moments)
+
+    async def _wait_until_due(self, seq: int) -> bool:
+        """Wait until a batch after this number is due; False when the spool is sealed and nothing is left."""
+        spool = self._spool
+        while spool.last_seq <= seq:
+            if spool.is_sealed:
+                return False
+            spool.appended.clear()
+            async with _at_most(TRIM_RETRY_SECONDS if spool.is_trim_due else None):
+                await spool.appended.wait()
+            if spool.is_trim_due:
+                await spool.retry_trim()
+        began = time.monotonic()
+        while not spool.is_sealed and not is_due(self._waiting_bytes(), time.monotonic() - began, self.limits):
+            spool.appended.clear()
+            async with _at_most(began + self.limits.max_age_seconds - time.monotonic()):
+                await spool.appended.wait()
+        return True
+
+    def _waiting_bytes(self) -> int:
+        """Of payloads in the spool that are in no batch yet, roughly: a spool counts more than the payload's bytes."""
+        return self._spool.bytes - sum(size for seq, size in self._in_flight if seq >= self._spool.oldest_seq)
+
+
+@asynccontextmanager
+async def _at_most(seconds: float | None) -> AsyncIterator[None]:
+    """Stop waiting in the block after this long, without an error."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        pass

@@ -1,0 +1,137 @@
+"""What a broker delivers, judged on a real spool: what of it is kept."""
+
+import asyncio
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from guestd.ingest.mqtt_gate import MachineMessage, MqttGate
+from support.gate import MACHINE, OTHER, PLAIN, GateRig, gate_on, marked, numbered, read_lines
+
+EVENT = b'{"type":"error_report","error_type":"e"}'
+
+
+def mqtt_gate(rig: GateRig) -> MqttGate:
+    return MqttGate(
+        rig.spool,
+        rig.gate,
+        metrics=rig.telemetry.gate,
+        count_missing=rig.telemetry.broker.missing.inc,
+        now_ms=lambda: rig.now_ms,
+        max_frame_bytes=10_000,
+    )
+
+
+async def deliver(rig: GateRig, *lines: bytes) -> None:
+    assert await mqtt_gate(rig).accept([MachineMessage(MACHINE, line) for line in lines]) == len(lines)
+
+
+@pytest.mark.asyncio
+async def test_a_line_without_a_mark_is_known_by_its_number(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as rig:
+        await deliver(rig, numbered(1), numbered(2), numbered(1))
+        assert await rig.payloads() == [numbered(1), numbered(2)]
+        assert rig.counts["duplicate"] == 1
+
+
+@pytest.mark.asyncio
+async def test_what_a_machine_says_on_its_channel_settles_no_line_that_the_broker_still_owes(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as rig:
+        await deliver(rig, numbered(1), numbered(3))
+        await rig.gate.accept(MACHINE, read_lines(PLAIN))
+        await deliver(rig, numbered(2))
+        assert await rig.payloads() == [numbered(1), numbered(3), PLAIN, numbered(2)]
+
+
+@pytest.mark.asyncio
+async def test_another_line_under_a_number_that_is_settled_is_kept(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as rig:
+        lines = [marked(1, "0", "a"), marked(2, "a", "b"), marked(3, "b", "c")]
+        await deliver(rig, *lines)
+        await deliver(rig, lines[2])
+        assert rig.counts["duplicate"] == 1
+        # Put back behind line 1: it writes another 2 and another 3, and goes on.
+        rewound = [marked(2, "a", "d"), marked(3, "d", "e"), marked(4, "e", "f")]
+        await deliver(rig, *rewound)
+        assert await rig.payloads() == lines + rewound
+        assert rig.counts["missing"] == 0
+
+
+@pytest.mark.asyncio
+async def test_events_are_kept_and_other_messages_are_counted(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as rig:
+        await deliver(rig, EVENT, b'{"type":"ping"}', PLAIN, b'{"type":"new"}')
+        assert await rig.payloads() == [EVENT, PLAIN]
+        assert [rig.counts[name] for name in ("error_report", "ping", "unknown")] == [1, 1, 1]
+
+
+@pytest.mark.asyncio
+async def test_what_a_machine_says_beside_metrics_is_charged(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as rig:
+        await deliver(rig, *[b'{"type":"ping"}'] * 500, PLAIN)
+        assert await rig.payloads() == []
+        assert (rig.counts["ping"], rig.counts["rate"]) == (500, 1)
+
+
+@pytest.mark.asyncio
+async def test_what_finds_the_spool_full_is_left_with_all_behind_it(tmp_path: Path) -> None:
+    line = b"x" * 900
+    async with gate_on(tmp_path, max_bytes=10_000) as rig:
+        machines = [UUID(int=number) for number in range(1, 16)]
+        settled = await mqtt_gate(rig).accept([MachineMessage(machine_id, line) for machine_id in machines])
+        assert settled == rig.counts["accepted"] == 10
+        assert (
+            await mqtt_gate(rig).accept([MachineMessage(machines[10], line), MachineMessage(machines[11], b"{}")]) == 0
+        )
+        await rig.spool.trim(5)
+        assert (
+            await mqtt_gate(rig).accept([MachineMessage(machines[10], line), MachineMessage(machines[11], b"{}")]) == 2
+        )
+        assert rig.counts["share"] == 0
+
+
+@pytest.mark.asyncio
+async def test_a_machine_over_its_share_is_refused_and_those_behind_it_are_taken(tmp_path: Path) -> None:
+    line = b"x" * 900
+    async with gate_on(tmp_path, max_bytes=10_000) as rig:
+        messages = [MachineMessage(MACHINE, line)] * 2 + [MachineMessage(OTHER, line)]
+        assert await mqtt_gate(rig).accept(messages) == 3
+        assert (rig.counts["accepted"], rig.counts["share"]) == (2, 1)
+
+
+@pytest.mark.asyncio
+async def test_a_numbered_line_that_is_refused_is_not_missing_and_not_taken_when_it_comes_again(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as rig:
+        too_long = numbered(2)[:-1] + b" " * 10_000 + b"}"
+        await deliver(rig, numbered(1), too_long, numbered(3), numbered(2))
+        assert await rig.payloads() == [numbered(1), numbered(3)]
+        assert [rig.counts[name] for name in ("oversize", "missing", "duplicate")] == [1, 0, 1]
+
+
+@pytest.mark.asyncio
+async def test_gaps_are_counted_and_what_fills_them_is_taken_also_after_a_restart(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as rig:
+        await deliver(rig, numbered(1), numbered(5), numbered(3))
+        assert rig.counts["missing"] == 3
+    async with gate_on(tmp_path) as rig:
+        await deliver(rig, *(numbered(seq) for seq in range(1, 7)))
+        assert await rig.payloads() == [numbered(seq) for seq in (1, 5, 3, 2, 4, 6)]
+        assert rig.counts["duplicate"] == 3
+
+
+@pytest.mark.asyncio
+async def test_a_batch_is_settled_when_it_is_on_disk_and_not_before(tmp_path: Path) -> None:
+    async with gate_on(tmp_path, is_running=False) as rig:
+        first = asyncio.create_task(mqtt_gate(rig).accept([MachineMessage(MACHINE, numbered(1))]))
+        # The same line again, by another connection: it is known, and as little safe as the first.
+        again = asyncio.create_task(mqtt_gate(rig).accept([MachineMessage(MACHINE, numbered(1))]))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not first.done()
+        assert not again.done()
+        writing = asyncio.create_task(rig.spool.run())
+        assert [await first, await again] == [1, 1]
+        assert rig.counts["duplicate"] == 1
+        rig.spool.seal()
+        await writing
