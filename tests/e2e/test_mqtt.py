@@ -162,7 +162,7 @@ def test_a_subscription_that_the_broker_refuses_is_said_with_its_topic(daemon: D
     try:
         daemon.more_tables = mqtt_table(broker)
         daemon.start()
-        said = "the broker refuses us guestd/v1/+/metrics: Not authorized"
+        said = "the broker refuses guestd/v1/+/metrics: Not authorized"
         eventually(lambda: said in daemon.page("/readyz")[1], "guestd says so")
         assert daemon.stop() == 0
     finally:

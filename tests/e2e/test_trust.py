@@ -101,7 +101,7 @@ def test_a_guests_words_are_stored_and_reach_neither_log_nor_metrics_nor_health(
     poison = [{"id": 1, "name": "poison", "memory_usage_kb": 1, "command_line": HOSTILE}]
     guest.write(hostile_lines() + metrics_line(processes=poison) + metrics_line())
     eventually(lambda: daemon.metric("guestd_spool_frames") == 0 and _samples(daemon) >= 2, "all judged")
-    eventually(lambda: any("set aside" in str(line.get("event")) for line in daemon.logged()), "the refusal logged")
+    eventually(lambda: any("quarantining" in str(line.get("event")) for line in daemon.logged()), "the refusal logged")
     assert rows(daemon.dsn, """SELECT count(*) FROM "ProcessSnapshot" WHERE "name" LIKE '%%owned%%'""") == [(1,)]
     logged, (_, metrics), (_, health) = daemon.log.read_text(), daemon.page("/metrics"), daemon.page("/readyz")
     assert "forged" not in metrics + health

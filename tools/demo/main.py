@@ -161,9 +161,9 @@ def start_guestd(parts: Parts, dsn: str, config: dict[str, dict[str, str]]) -> s
 
     def metrics_url() -> str | None:
         lines = parts.log("guestd").read_text().splitlines()
-        return next((str(json.loads(line)["metrics"]) for line in lines if '"guestd is up"' in line), None)
+        return next((str(json.loads(line)["metrics"]) for line in lines if '"guestd started"' in line), None)
 
-    return parts.wait(metrics_url, "guestd is up", PATIENCE_SECONDS)
+    return parts.wait(metrics_url, "guestd started", PATIENCE_SECONDS)
 
 
 def _wait_for_own_rows(parts: Parts, connection: Connection, own_id: UUID) -> None:
