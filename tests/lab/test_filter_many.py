@@ -66,7 +66,7 @@ class Many:
         """Undo `break_some`."""
         self.host.run('UPDATE "FWRule" SET "comment" = NULL WHERE "comment" = %s', "$x")
 
-    def sabotage(self) -> None:
+    def change_manually(self) -> None:
         """Manually redefine five filters."""
         for name, uuid in self.dice.sample(
             self.host.run('SELECT "internalName", "uuid" FROM "NWFilter" ORDER BY 1'), 5
@@ -91,7 +91,7 @@ def test_hundreds_of_filters_are_defined_edited_reordered_broken_and_repaired_un
     many.reconcile()
     wrong = int(not many.is_right())
     for _ in range(rounds):
-        for change in (many.edit, many.reorder, many.sabotage):
+        for change in (many.edit, many.reorder, many.change_manually):
             change()
             many.reconcile()
             wrong += not many.is_right()

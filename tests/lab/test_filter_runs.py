@@ -235,19 +235,19 @@ def test_missing_and_added_rules_are_found_in_every_kernel_table(
     port = filter_host.port(name)
     kernel = KernelInspector(filter_host.lab.run, lambda: [port])
     assert filter_host.reconcile(ENFORCE, kernel.find_flushed).steps == ()
-    sabotage = [
+    changes = [
         f"iptables -D FO-{port} 1", f"iptables -I FI-{port} -j RETURN", f"iptables -F HI-{port}",
         "iptables -F libvirt-in", f"ip6tables -F FI-{port}", f"ip6tables -D FO-{port} 1", "ip6tables -F libvirt-out",
         f"ebtables -t nat -F I-{port}-arp-x", f"ebtables -t nat -F libvirt-I-{port}", "ebtables -t nat -F PREROUTING",
         f"ebtables -t nat -I libvirt-I-{port} 1 -j ACCEPT",
     ]  # fmt: skip
-    for command in sabotage:
+    for command in changes:
         filter_host.lab.run(*command.split())
         result = filter_host.reconcile(ENFORCE, kernel.find_flushed)
         assert [type(action).__name__ for action, _ in result.steps] == ["Bind"], command
         assert filter_host.reconcile(ENFORCE, kernel.find_flushed).steps == (), command
     reliability.record_filters(
-        "rules deleted from and added to the kernel's chains manually", rounds=len(sabotage), actions=len(sabotage),
+        "rules deleted from and added to the kernel's chains manually", rounds=len(changes), actions=len(changes),
         kills=0, wrong=0,
     )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """A guest's interface and a peer, each in a network namespace of its own, on a bridge of the lab that libvirt filters.
 
-Frames are put on the wire and taken off it as they are: no kernel of guest or peer has a say, so what does not arrive
+Frames are sent and received unchanged: no kernel of guest or peer handles them, so a frame that does not arrive
 was dropped between them.
 """
 
@@ -142,7 +142,7 @@ def wire(lab: Lab, bridge_port: Callable[..., str]) -> Iterator[Wire]:
         "link add mtap type veth peer name mtapin",
         "link set ptap master fbr0 up",
         "link set mtap master fbr0 up",
-        # Whatever address a frame says that it is from, the next to that address goes everywhere.
+        # Without learning, every frame reaches every port, whatever addresses were seen before.
         *(f"link set dev {each} type bridge_slave learning off flood on" for each in (PORT, "ptap", "mtap")),
     ):
         bridge_port("ip", *command.split())

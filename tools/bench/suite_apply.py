@@ -111,12 +111,12 @@ async def _measure_edits(dsn: str, uri: str, arguments: argparse.Namespace) -> l
 
 
 def _edit_one_by_one(dsn: str, uri: str, count: int) -> list[float]:
-    dice, taken = random.Random(SEED), []
+    dice, samples_ms = random.Random(SEED), []
     watching: Any = libvirt.openReadOnly(uri)
     with psycopg.connect(dsn, autocommit=True) as connection:
-        asked = 'SELECT rule."id", filter."internalName" FROM "FWRule" AS rule JOIN "NWFilter" AS filter'
+        statement = 'SELECT rule."id", filter."internalName" FROM "FWRule" AS rule JOIN "NWFilter" AS filter'
         rules: list[tuple[UUID, str]] = connection.execute(
-            f'{asked} ON filter."id" = rule."nwFilterId" ORDER BY 2, 1'.encode()
+            f'{statement} ON filter."id" = rule."nwFilterId" ORDER BY 2, 1'.encode()
         ).fetchall()
         for number in range(count):
             rule_id, name = dice.choice(rules)
@@ -127,10 +127,10 @@ def _edit_one_by_one(dsn: str, uri: str, count: int) -> list[float]:
                 time.sleep(0.002)
                 if time.monotonic() - began > 60:
                     raise SystemExit(f"{name} did not change within a minute")
-            taken.append((time.monotonic() - began) * 1000)
+            samples_ms.append((time.monotonic() - began) * 1000)
             time.sleep(dice.uniform(0.2, 0.6))
     watching.close()
-    return taken
+    return samples_ms
 
 
 if __name__ == "__main__":

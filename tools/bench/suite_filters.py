@@ -83,9 +83,9 @@ async def _measure_both(dsn: str, count: int) -> tuple[dict[str, float], dict[st
 async def _measure_runs(dsn: str, count: int, cache: FilterCache | None) -> dict[str, float]:
     """Milliseconds of CPU by step, with one cache for all runs, or with an empty one for each."""
     xml = _as_libvirt_prints(await read_store_snapshot(dsn))
-    taken = [await _measure_run(dsn, xml, FilterCache() if cache is None else cache) for _ in range(count + 1)]
+    samples = [await _measure_run(dsn, xml, FilterCache() if cache is None else cache) for _ in range(count + 1)]
     # The first run has nothing in its cache yet.
-    medians = {step: statistics.median(each[number] for each in taken[1:]) for number, step in enumerate(STEPS)}
+    medians = {step: statistics.median(each[number] for each in samples[1:]) for number, step in enumerate(STEPS)}
     return medians | {"in sum": sum(medians.values())}
 
 
