@@ -176,7 +176,10 @@ def test_the_secret_of_a_machine_is_asked_for_where_none_is_configured(tmp_path:
         command("guestd", "secret", str(uuid4())), env=environment(), capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (78, "")
-    assert done.stderr == "guestd: virtio.master_secret_file is empty: nothing is signed here\n"
+    assert (
+        done.stderr
+        == "guestd: virtio.master_secret_file is empty: host lines are not signed; name a file there first\n"
+    )
 
 
 def test_a_secret_of_our_agent_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from guestd import simulator
-from guestd.cli import make_parser
+from guestd.cli.main import make_parser
 from guestd.simulator.guest import Guest, rfc3339
 from guestd.wire.decode import decode
 

@@ -1,101 +1,53 @@
-"""`guestd plan` and `guestd apply`: what would be done on this host, and doing what concerns its filters now."""
+"""`guestd plan`: what guestd would do on this host."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
-from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
-import msgspec
+from guestd.cli.arguments import add_config_option, add_json_option, add_verb, read_settings
+from guestd.cli.steps import JSON_HELP, plan_filter_steps, print_steps, require_libvirt
 
-from guestd.core.config import Settings
-from guestd.core.errors import ConfigError, SourceLost, StoreUnavailable
-from guestd.filters import diff, explain
-from guestd.filters import service as filters_service
-from guestd.filters.plan import FilterReport
-from guestd.vms import service as vms_service
+if TYPE_CHECKING:
+    from guestd.cli.arguments import Subparsers
 
-EXIT_FAILURE = 1
+DESCRIPTION = """\
+Compares the VMs and network filters of this host with their desired state in the database, and prints what a guestd
+that starts now would do: rows to write, VMs to start or stop, filters to define or remove, and what needs manual
+action. It changes nothing.
+"""
+EPILOG = f"""\
+examples:
+  guestd plan --config /etc/guestd/guestd.toml
+  guestd plan --json | jq -r '.[] | select(.step == "Report") | .text'
+
+{JSON_HELP}
+exit status: 0 printed, 1 libvirt or the store cannot be reached, 2 wrong usage, 78 the configuration must be changed
+"""
 
 
-def plan(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Print what a guestd that starts now would do to machines, rows and filters."""
-    _check(settings)
-    try:
-        found = asyncio.run(vms_service.preview_plan(settings))
-        filters = _filters(settings)
-    except (SourceLost, StoreUnavailable) as exc:
-        return _failed(exc)
-    _tell([*found.writes, *found.actions, *found.reports, *filters], is_json=arguments.json)
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the verb."""
+    parser = add_verb(
+        subparsers,
+        "plan",
+        summary="print what guestd would do to VMs and filters; does nothing",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+    )
+    add_config_option(parser)
+    add_json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the plan; returns the exit status."""
+    from guestd.vms import service as vms_service
+
+    settings = read_settings(arguments)
+    require_libvirt(settings)
+    found = asyncio.run(vms_service.preview_plan(settings))
+    filter_steps = plan_filter_steps(settings)
+    print_steps([*found.writes, *found.actions, *found.reports, *filter_steps], as_json=arguments.json)
     return 0
-
-
-def plan_filters(_: argparse.Namespace, settings: Settings) -> int:
-    """Print what would be done to filters and interfaces."""
-    _check(settings)
-    try:
-        steps = _filters(settings)
-    except (SourceLost, StoreUnavailable) as exc:
-        return _failed(exc)
-    _tell(steps, is_json=False)
-    return 0
-
-
-def apply(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Make one pass over the filters now; 1 when something is held or was not done."""
-    _check(settings)
-    if arguments.take and settings.filters.attach != "enforce":
-        raise ConfigError('--take gives interfaces another filter, which filters.attach = "enforce" allows')
-    try:
-        outcome = asyncio.run(
-            filters_service.run_once(settings, is_confirmed=arguments.yes, may_take_over=arguments.take)
-        )
-    except (SourceLost, StoreUnavailable) as exc:
-        return _failed(exc)
-    for action, result in outcome.steps:
-        print(action if result == "done" else f"failed: {action}: {result}")
-    print("\n".join(map(str, outcome.reports)), end="\n" if outcome.reports else "")
-    print(f"{outcome.in_force} of {outcome.desired} filters are in force")
-    return EXIT_FAILURE if outcome.held or any(result != "done" for _, result in outcome.steps) else 0
-
-
-def _filters(settings: Settings) -> list[Any]:
-    """Steps on filters and interfaces, and what there is to tell; empty where libvirt has no network filters."""
-    try:
-        found, attaching = asyncio.run(filters_service.preview_run(settings))
-    except SourceLost as exc:
-        if "not supported by the connection driver" in str(exc):
-            return []
-        raise
-    doubts = [
-        FilterReport("doubt", each.name, text)
-        for each in found.machines
-        for text in explain.list_doubts(found.compiled, each)
-    ]
-    return [*found.plan.actions, *attaching.actions, *diff.list_reports(found), *attaching.reports, *doubts]
-
-
-def _tell(steps: Sequence[Any], *, is_json: bool) -> None:
-    if is_json:
-        described = [{"step": _get_step_name(step), "text": str(step)} | msgspec.to_builtins(step) for step in steps]
-        print(msgspec.json.encode(described).decode())
-    else:
-        print("\n".join(map(str, steps)) or "nothing to do")
-
-
-def _get_step_name(step: Any) -> str:
-    """Get the name of a step in --json: its class, and Report for the reports of VMs and filters alike."""
-    name = type(step).__name__
-    return "Report" if name.endswith("Report") else name
-
-
-def _check(settings: Settings) -> None:
-    if not settings.libvirt.uri:
-        raise ConfigError("libvirt.uri is empty: guestd has nothing to do with virtual machines here")
-
-
-def _failed(exc: Exception) -> int:
-    print(f"guestd: {exc}", file=sys.stderr)
-    return EXIT_FAILURE

@@ -1,93 +1,188 @@
-"""`guestd quarantine list | show | retry | drop`: what an operator does with frames that were set aside."""
+"""`guestd quarantine list | show | retry | drop`: frames that could not be read or stored."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
 from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+from uuid import UUID
 
 import msgspec
 
+from guestd.cli.arguments import (
+    EXIT_FAILURE,
+    EXIT_USAGE,
+    add_config_option,
+    add_json_option,
+    add_verb,
+    at_least_one,
+    read_settings,
+)
 from guestd.core.config import Settings
-from guestd.core.errors import RowsRejected, StoreUnavailable
 from guestd.core.text import escape_to_ascii
-from guestd.ingest import quarantine
-from guestd.store.connection import connection_to
+
+if TYPE_CHECKING:
+    from guestd.cli.arguments import Subparsers
 
 # A terminal's worth of a payload; --json shows it whole.
 SHOWN_BYTES = 4000
 MOST_RETRIED = 1_000_000
 
+DESCRIPTION = """\
+Frames that could not be read or stored are quarantined in the table QuarantinedFrame with the reason, so that nothing
+that a guest reported is lost without a trace. List and show them, retry them once the cause is fixed, or drop them.
+"""
+EPILOG = """\
+examples:
+  guestd quarantine list --reason unknown_machine
+  guestd quarantine show 0d3f3a5e-8d0b-4a55-9c0b-5d5e4a2f7c11 --json | jq -r .payload
+  guestd quarantine retry --reason unknown_machine
+  guestd quarantine drop --older-than 30
+"""
+LIST = """\
+--json prints an array: id, machineId (null where unknown), receivedAt, reason, detail, stored (true where only some
+entries were refused), attempts, refused (number of refused entries), size_bytes
 
-def run(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Do the verb; returns the exit status."""
-    try:
-        return asyncio.run(_VERBS[arguments.quarantine_verb](arguments, settings))
-    except (StoreUnavailable, RowsRejected) as exc:
-        print(f"guestd: {exc}", file=sys.stderr)
-        return 1
+exit status: 0 printed, 1 the store cannot be reached, 2 wrong usage, 78 the configuration must be changed
+"""
+SHOW = """\
+--json prints one object: id, machineId, receivedAt, seq, reason, detail, refusals (refused entries), stored, attempts,
+frameDigest, payload (the frame, with control characters and non-ASCII characters as escapes)
+
+exit status: 0 printed, 1 no such frame, or the store cannot be reached, 2 wrong usage, 78 the configuration must be
+changed
+"""
+RETRY = """\
+--json prints an array: id, stored (true or false), reason (why not, empty where stored)
+
+exit status: 0 every frame is stored, 1 one is not, or the store cannot be reached, 2 wrong usage, 78 the configuration
+must be changed
+"""
+DROP = """\
+A frame is dropped when it meets all conditions that are given; at least one is required.
+
+--json prints one object: dropped (number of frames)
+
+exit status: 0 done, 1 no frame with this ID, or the store cannot be reached, 2 wrong usage, 78 the configuration must
+be changed
+"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the verb and its four verbs."""
+    parser = add_verb(
+        subparsers,
+        "quarantine",
+        summary="list, show, retry or drop frames that could not be read or stored",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+    )
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    listing = add_verb(verbs, "list", summary="list the newest frames", description="List frames.", epilog=LIST)
+    listing.add_argument("--reason", metavar="R", help="only frames with this reason")
+    listing.add_argument("--limit", type=at_least_one, default=100, metavar="N", help="at most N (default: 100)")
+    show = add_verb(verbs, "show", summary="show one frame", description="Show one frame and its payload.", epilog=SHOW)
+    show.add_argument("id", type=UUID, metavar="ID")
+    retry = add_verb(
+        verbs,
+        "retry",
+        summary="store what can be stored now",
+        description="Read frames again and store them; a frame that is stored leaves the quarantine.",
+        epilog=RETRY,
+    )
+    drop = add_verb(verbs, "drop", summary="delete frames", description="Delete frames for good.", epilog=DROP)
+    for each in (retry, drop):
+        each.add_argument("id", type=UUID, metavar="ID", nargs="?")
+        each.add_argument("--reason", metavar="R", help="all frames with this reason")
+    drop.add_argument("--older-than", type=float, metavar="DAYS", help="all frames received more than DAYS days ago")
+    for each, verb in ((listing, _list), (show, _show), (retry, _retry), (drop, _drop)):
+        add_config_option(each)
+        add_json_option(each)
+        each.set_defaults(run=run, quarantine_verb=verb)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run one of the four verbs; returns the exit status."""
+    return int(asyncio.run(arguments.quarantine_verb(arguments, read_settings(arguments))))
 
 
 async def _list(arguments: argparse.Namespace, settings: Settings) -> int:
+    from guestd.cli.terminal import make_console, make_table, print_json, print_table
+    from guestd.ingest import quarantine
+    from guestd.store.connection import connection_to
+
     async with connection_to(settings.store.dsn) as connection:
-        found = await quarantine.listed(connection, reason=arguments.reason, limit=arguments.limit)
+        frames = await quarantine.listed(connection, reason=arguments.reason, limit=arguments.limit)
     if arguments.json:
-        print(msgspec.json.encode(found).decode())
+        print_json(frames)
         return 0
-    print(f"{'id':36}  {'machine':36}  {'received':20}  {'reason':17}  {'bytes':>8}  {'tried':>5}  detail")
-    for each in found:
-        received = each.receivedAt.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        machine = str(each.machineId or "")
-        print(
-            f"{each.id!s:36}  {machine:36}  {received:20}  {each.reason:17}  {each.size_bytes:8}  {each.attempts:5}"
-            f"  {escape_to_ascii(each.detail)[:80]}"
+    table = make_table("id", "machine", "received", "reason", "bytes", "tried", "detail", numbers=("bytes", "tried"))
+    for frame in frames:
+        received = frame.receivedAt.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        detail = escape_to_ascii(frame.detail)
+        machine = str(frame.machineId or "-")
+        table.add_row(
+            str(frame.id), machine, received, frame.reason, str(frame.size_bytes), str(frame.attempts), detail
         )
+    print_table(make_console(), table)
     return 0
 
 
 async def _show(arguments: argparse.Namespace, settings: Settings) -> int:
+    from guestd.cli.terminal import print_error, print_json
+    from guestd.ingest import quarantine
+    from guestd.store.connection import connection_to
+
     async with connection_to(settings.store.dsn) as connection:
         frame = await quarantine.held(connection, arguments.id)
     if frame is None:
-        print(f"guestd: there is no frame {arguments.id} in the quarantine", file=sys.stderr)
-        return 1
-    whole = escape_to_ascii(frame.payload.decode("utf-8", "backslashreplace"))
-    described = msgspec.to_builtins(frame)
-    described["payload"] = whole
+        print_error(f"there is no frame {arguments.id} in the quarantine")
+        return EXIT_FAILURE
+    payload = escape_to_ascii(frame.payload.decode("utf-8", "backslashreplace"))
+    described = msgspec.to_builtins(frame) | {"payload": payload}
     if arguments.json:
-        print(msgspec.json.encode(described).decode())
+        print_json(described)
         return 0
-    described["payload"] = whole if len(whole) <= SHOWN_BYTES else f"{whole[:SHOWN_BYTES]}... (--json shows all)"
+    if len(payload) > SHOWN_BYTES:
+        described["payload"] = f"{payload[:SHOWN_BYTES]}... (--json shows all)"
     for name, value in described.items():
-        print(f"{name}: {escape_to_ascii(str(value)) if name != 'payload' else value}")
+        print(f"{name}: {value if name == 'payload' else escape_to_ascii(str(value))}")
     return 0
 
 
 async def _retry(arguments: argparse.Namespace, settings: Settings) -> int:
+    from guestd.cli.terminal import print_error, print_json
+    from guestd.ingest import quarantine
+    from guestd.store.connection import connection_to
+
     if (arguments.id is None) == (arguments.reason is None):
-        print("guestd: retry takes an ID or --reason", file=sys.stderr)
-        return 2
+        print_error("retry takes an ID or --reason")
+        return EXIT_USAGE
     results = []
     async with connection_to(settings.store.dsn) as connection:
         ids = [arguments.id]
         if arguments.id is None:
-            found = await quarantine.listed(connection, reason=arguments.reason, limit=MOST_RETRIED)
-            ids = [each.id for each in reversed(found)]
+            frames = await quarantine.listed(connection, reason=arguments.reason, limit=MOST_RETRIED)
+            ids = [frame.id for frame in reversed(frames)]
         for frame_id in ids:
             result = await quarantine.retried(connection, frame_id, settings.privacy.command_lines)
-            results.append({"id": frame_id, "stored": result.is_stored, "why": result.why})
+            results.append({"id": frame_id, "stored": result.is_stored, "reason": result.why})
             if not arguments.json:
                 print(f"{frame_id}  {'stored' if result.is_stored else result.why}")
     if arguments.json:
-        print(msgspec.json.encode(results).decode())
-    return 0 if all(each["stored"] for each in results) else 1
+        print_json(results)
+    return 0 if all(each["stored"] for each in results) else EXIT_FAILURE
 
 
 async def _drop(arguments: argparse.Namespace, settings: Settings) -> int:
+    from guestd.cli.terminal import print_error, print_json
+    from guestd.ingest import quarantine
+    from guestd.store.connection import connection_to
+
     if arguments.id is None and arguments.reason is None and arguments.older_than is None:
-        print("guestd: drop takes an ID, --reason or --older-than", file=sys.stderr)
-        return 2
+        print_error("drop takes an ID, --reason or --older-than")
+        return EXIT_USAGE
     days = arguments.older_than
     async with connection_to(settings.store.dsn) as connection:
         dropped = await quarantine.dropped(
@@ -96,8 +191,8 @@ async def _drop(arguments: argparse.Namespace, settings: Settings) -> int:
             reason=arguments.reason,
             older_than=None if days is None else datetime.now(UTC) - timedelta(days=days),
         )
-    print(msgspec.json.encode({"dropped": dropped}).decode() if arguments.json else f"{dropped} dropped")
-    return 0 if dropped or arguments.id is None else 1
-
-
-_VERBS = {"list": _list, "show": _show, "retry": _retry, "drop": _drop}
+    if arguments.json:
+        print_json({"dropped": dropped})
+    else:
+        print(f"{dropped} dropped")
+    return 0 if dropped or arguments.id is None else EXIT_FAILURE

@@ -1,89 +1,129 @@
-"""`guestd setup`: what systemd is to know of guestd, laid down from the wheel; after an upgrade again.
+"""`guestd setup`: installs the files that systemd needs on this host, from the wheel; run it again after an upgrade.
 
-The configuration is its operator's: where there is one it is left alone.
+The configuration belongs to the operator: one that exists is not touched.
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from guestd.cli.arguments import add_verb
 from guestd.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from guestd.cli.arguments import Subparsers
 
 UNIT = Path("etc/systemd/system/guestd.service")
 CONFIGURATION = Path("etc/guestd/guestd.toml")
 TMPFILES = Path("etc/tmpfiles.d/guestd.conf")
-# What ours are, where they go.
-_OURS = {
+# Files of the wheel, and their destinations.
+_FILES = {
     "systemd/sysusers.conf": Path("etc/sysusers.d/guestd.conf"),
     "systemd/tmpfiles.conf": TMPFILES,
     "systemd/guestd.service": UNIT,
 }
 NOTIFY_RELOAD = Path("etc/systemd/system/guestd.service.d/notify-reload.conf")
-# The first that knows Type=notify-reload.
+# The first release with Type=notify-reload.
 NOTIFY_RELOAD_SYSTEMD = 253
 # What the unit names, and what ProtectHome= hides from it.
 SHIPPED_PROGRAM, HOMES = "/usr/local/bin/guestd", ("/home", "/root", "/run/user")
 
+DESCRIPTION = """\
+Installs guestd on this host, as root: the user, the directories, the systemd unit, and a configuration with every
+setting at its default. It overwrites the unit of an earlier release and leaves an existing configuration alone. Run it
+again after an upgrade. It neither starts nor restarts anything.
+"""
+EPILOG = """\
+next steps:
+  edit /etc/guestd/guestd.toml
+  guestd check --config /etc/guestd/guestd.toml
+  systemctl enable --now guestd
 
-def set_up() -> Iterator[str]:
-    """Lay everything down on this host, as root; a line for each step. ConfigError when it cannot be."""
-    root, program = Path("/"), installed_program()
-    version = re.search(r"systemd (\d+)", _ran("systemctl", "--version"))
-    yield from units_laid_down(root, program, int(version[1]) if version else 0)
-    _ran("systemd-sysusers", str(root / _OURS["systemd/sysusers.conf"]))
-    _ran("systemd-tmpfiles", "--create", str(root / TMPFILES))
-    yield from configuration_laid_down(root)
-    _ran("systemctl", "daemon-reload")
-    yield "systemd knows the unit: next is `guestd check`, then `systemctl restart guestd`"
+exit status: 0 installed, 1 a file cannot be written, 2 wrong usage, 78 guestd is not on PATH or is in a home directory,
+or systemd is missing
+"""
 
 
-def installed_program() -> Path:
-    """The guestd of PATH, which the unit is to start; ConfigError when its user could not."""
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the verb."""
+    parser = add_verb(
+        subparsers,
+        "setup",
+        summary="install user, directories, unit and configuration (as root)",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+    )
+    parser.set_defaults(run=run)
+
+
+def run(_: argparse.Namespace) -> int:
+    """Install, and print each step; returns the exit status."""
+    for line in install():
+        print(line)
+    return 0
+
+
+def install() -> Iterator[str]:
+    """Install everything on this host, as root; a line for each step. Raises ConfigError where that is impossible."""
+    root, program = Path("/"), find_program()
+    version = re.search(r"systemd (\d+)", _run_command("systemctl", "--version"))
+    yield from install_unit(root, program, int(version[1]) if version else 0)
+    _run_command("systemd-sysusers", str(root / _FILES["systemd/sysusers.conf"]))
+    _run_command("systemd-tmpfiles", "--create", str(root / TMPFILES))
+    yield from install_configuration(root)
+    _run_command("systemctl", "daemon-reload")
+    yield "systemd has loaded the unit; next: `guestd check`, then `systemctl restart guestd`"
+
+
+def find_program() -> Path:
+    """The guestd on PATH, which the unit will start; ConfigError when the unit's user could not start it."""
     found = shutil.which("guestd")
     if found is None:
-        raise ConfigError("setup: there is no guestd on PATH for the unit to start")
+        raise ConfigError("setup: there is no guestd on PATH for the unit to start; docs/operations.md says how to")
     program = Path(found).absolute()
     if any(each.is_relative_to(home) for home in HOMES for each in (program, program.resolve())):
         raise ConfigError(
-            f"setup: {program} is in a home, which the unit does not see; docs/operations.md says where to"
+            f"setup: {program} is in a home directory, which the unit cannot see; install it as docs/operations.md says"
         )
     return program
 
 
-def units_laid_down(root: Path, program: Path, systemd_version: int) -> Iterator[str]:
-    """Write what is ours below a root, over what an older guestd wrote there."""
-    for source, place in _OURS.items():
-        yield _written(root / place, _shipped(source).replace(SHIPPED_PROGRAM, str(program)))
+def install_unit(root: Path, program: Path, systemd_version: int) -> Iterator[str]:
+    """Write the files of the wheel below a root, over those of an earlier release."""
+    for source, place in _FILES.items():
+        yield _write(root / place, _read_shipped(source).replace(SHIPPED_PROGRAM, str(program)))
     if systemd_version >= NOTIFY_RELOAD_SYSTEMD:
-        yield _written(root / NOTIFY_RELOAD, _shipped("systemd/notify-reload.conf"))
+        yield _write(root / NOTIFY_RELOAD, _read_shipped("systemd/notify-reload.conf"))
 
 
-def configuration_laid_down(root: Path) -> Iterator[str]:
+def install_configuration(root: Path) -> Iterator[str]:
     """Write the configuration with its defaults, unless there is one."""
     place = root / CONFIGURATION
-    yield f"{place}: left as it is" if place.exists() else _written(place, _shipped("guestd.toml"))
+    yield f"{place}: exists, kept" if place.exists() else _write(place, _read_shipped("guestd.toml"))
 
 
-def _shipped(name: str) -> str:
+def _read_shipped(name: str) -> str:
     return files("guestd").joinpath("deploy", name).read_text()
 
 
-def _written(place: Path, text: str) -> str:
+def _write(place: Path, text: str) -> str:
     if place.exists() and place.read_text() == text:
-        return f"{place}: as it was"
+        return f"{place}: unchanged"
     place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
     place.write_text(text)
     place.chmod(0o644)
     return f"{place}: written"
 
 
-def _ran(*command: str) -> str:
-    """What a command says; ConfigError when it is not there or fails."""
+def _run_command(*command: str) -> str:
+    """The output of a command; ConfigError when it is missing or fails."""
     try:
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
     except FileNotFoundError as exc:

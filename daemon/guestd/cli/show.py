@@ -1,113 +1,140 @@
-"""`guestd show MACHINE` and `guestd top`: what the store knows, for a terminal."""
+"""`guestd show`: one machine, as the store has it."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import shutil
-import sys
-from collections.abc import Callable, Coroutine, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING
 
-from guestd.core.config import Settings
-from guestd.core.errors import RowsRejected, StoreUnavailable
+from guestd.cli.arguments import EXIT_FAILURE, add_config_option, add_json_option, add_verb, read_settings
 from guestd.core.text import escape_to_ascii
-from guestd.store.connection import connection_to, sorted_errors
-from gueststore import read_api
-from gueststore.read_api import MachineNow
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from guestd.cli.arguments import Subparsers
+    from gueststore.read_api import Change, ListeningPort, MachineNow, ProcessUsage
 
 LAST_HOUR = timedelta(hours=1)
 LISTED = 10
-# To the upper left corner, and clear from there on: what was drawn before is drawn over without a flicker.
-_HOME, _CLEAR = "\x1b[H", "\x1b[J"
-_SORTED_BY: dict[str, Callable[[MachineNow], Any]] = {
-    "cpu": lambda machine: -(machine.cpu_percent or 0),
-    "memory": lambda machine: -(machine.used_memory_kb or 0),
-    "name": lambda machine: machine.name,
-}
+
+DESCRIPTION = """\
+Prints one machine as the store has it: its latest sample, the processes that used most CPU in the last hour, its
+listening ports, and its latest changes of state.
+"""
+EPILOG = """\
+examples:
+  guestd show web1 --config /etc/guestd/guestd.toml
+  guestd show 7e3f3a5e-8d0b-4a55-9c0b-5d5e4a2f7c11 --json | jq .machine.cpu_percent
+
+--json prints one object:
+  machine    id, name, internal_name, status, and of the latest sample (null where there is none): at, cpu_percent,
+             used_memory_kb, total_memory_kb, uptime_seconds
+  processes  array: name, machines, cpu_percent, memory_kb
+  ports      array: at, port, protocol, process_id, process_name, executable_path
+  changes    array, the newest first: at, id, kind, name, from_state, to_state, reason
+
+exit status: 0 printed, 1 no machine or several have this name, or the store cannot be reached, 2 wrong usage,
+78 the configuration must be changed
+"""
 
 
-def show(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Print one machine; returns the exit status."""
-    return _with_errors(_show(settings.store.dsn, arguments.machine))
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the verb."""
+    parser = add_verb(
+        subparsers,
+        "show",
+        summary="show a machine: latest sample, processes, ports, changes",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+    )
+    parser.add_argument("machine", metavar="MACHINE", help="id, internalName or name")
+    add_config_option(parser)
+    add_json_option(parser)
+    parser.set_defaults(run=run)
 
 
-def top(arguments: argparse.Namespace, settings: Settings) -> int:
-    """Print all machines, again and again until interrupted or `--rounds` are over; returns the exit status."""
-    try:
-        return _with_errors(_top(settings.store.dsn, arguments))
-    except KeyboardInterrupt:
-        return 0
+def run(arguments: argparse.Namespace) -> int:
+    """Print the machine; returns the exit status."""
+    return asyncio.run(_run(read_settings(arguments).store.dsn, arguments))
 
 
-def _with_errors(looking: Coroutine[Any, Any, int]) -> int:
-    try:
-        return asyncio.run(looking)
-    except (StoreUnavailable, RowsRejected) as exc:
-        print(f"guestd: {exc}", file=sys.stderr)
-        return 1
+async def _run(dsn: str, arguments: argparse.Namespace) -> int:
+    from guestd.cli.terminal import make_console, print_error, print_json
+    from guestd.store.connection import connection_to, sorted_errors
+    from gueststore import read_api
 
-
-async def _show(dsn: str, wanted: str) -> int:
     async with connection_to(dsn) as connection, sorted_errors():
-        found = await read_api.read_machines(connection, wanted)
+        found = await read_api.read_machines(connection, arguments.machine)
         if len(found) != 1:
-            print(f"guestd: {len(found)} machines are called {wanted!r}", file=sys.stderr)
-            for each in found:
-                print(f"  {each.id} {each.internal_name}", file=sys.stderr)
-            return 1
+            ids = [f"  {each.id} {escape_to_ascii(each.internal_name)}" for each in found]
+            print_error("\n".join([f"{len(found)} machines are called {arguments.machine!r}", *ids]))
+            return EXIT_FAILURE
         machine, now = found[0], datetime.now(UTC)
-        print(
-            f"{escape_to_ascii(machine.name)} ({escape_to_ascii(machine.internal_name)}, {machine.id}):"
-            f" {escape_to_ascii(machine.status)}"
-        )
-        print(_latest(machine, now))
         window = (now - LAST_HOUR, now)
-        for used in await read_api.read_top_processes(connection, *window, of=[machine.id], most=LISTED):
-            print(f"  {used.cpu_percent:6.1f} % {used.memory_kb / 1024:8.0f} MiB  {escape_to_ascii(used.name)}")
-        for port in await read_api.read_ports(connection, machine.id):
-            process = escape_to_ascii(port.process_name or "it does not say whom")
-            print(f"  {port.protocol} {port.port} opened by {process}")
-        for change in await read_api.read_changes(connection, machine.id, most=LISTED):
-            states = " -> ".join(escape_to_ascii(state) for state in (change.from_state, change.to_state) if state)
-            print(f"  {change.at:%Y-%m-%d %H:%M:%S} {change.kind} {escape_to_ascii(change.name)}: {states}")
+        processes = await read_api.read_top_processes(connection, *window, of=[machine.id], most=LISTED)
+        ports = await read_api.read_ports(connection, machine.id)
+        changes = await read_api.read_changes(connection, machine.id, most=LISTED)
+    if arguments.json:
+        print_json({"machine": machine, "processes": processes, "ports": ports, "changes": changes})
+        return 0
+    console = make_console()
+    _print_machine(console, machine, now)
+    _print_processes(console, processes)
+    _print_ports(console, ports)
+    _print_changes(console, changes)
     return 0
 
 
-def _latest(machine: MachineNow, now: datetime) -> str:
+def _print_machine(console: Console, machine: MachineNow, now: datetime) -> None:
+    from guestd.cli.terminal import print_line
+
+    name, internal_name = escape_to_ascii(machine.name), escape_to_ascii(machine.internal_name)
+    print_line(console, (name, "bold"), f" ({internal_name}, {machine.id}): {escape_to_ascii(machine.status)}")
     if machine.at is None:
-        return "no sample yet"
-    ago = max(0, round((now - machine.at).total_seconds()))
-    return f"{ago} s ago: CPU {machine.cpu_percent:.1f} %, memory {_memory(machine)}, up {machine.uptime_seconds} s"
+        print_line(console, "no sample yet")
+        return
+    age_seconds = max(0, round((now - machine.at).total_seconds()))
+    print_line(
+        console,
+        f"{age_seconds} s ago: CPU {machine.cpu_percent:.1f} %, memory {format_memory(machine)},"
+        f" up {machine.uptime_seconds} s",
+    )
 
 
-def _memory(machine: MachineNow) -> str:
+def _print_processes(console: Console, processes: list[ProcessUsage]) -> None:
+    from guestd.cli.terminal import make_table, print_table
+
+    if processes:
+        table = make_table("CPU %", "memory", "process", numbers=("CPU %", "memory"))
+        for used in processes:
+            table.add_row(f"{used.cpu_percent:.1f}", f"{used.memory_kb / 1024:.0f} MiB", escape_to_ascii(used.name))
+        print_table(console, table)
+
+
+def _print_ports(console: Console, ports: list[ListeningPort]) -> None:
+    from guestd.cli.terminal import make_table, print_table
+
+    if ports:
+        table = make_table("port", "protocol", "listening process", numbers=("port",))
+        for port in ports:
+            table.add_row(str(port.port), port.protocol, escape_to_ascii(port.process_name or "unknown"))
+        print_table(console, table)
+
+
+def _print_changes(console: Console, changes: list[Change]) -> None:
+    from guestd.cli.terminal import make_table, print_table
+
+    if changes:
+        table = make_table("changed (UTC)", "kind", "name", "state")
+        for change in changes:
+            states = " -> ".join(escape_to_ascii(state) for state in (change.from_state, change.to_state) if state)
+            at = f"{change.at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+            table.add_row(at, change.kind, escape_to_ascii(change.name), states)
+        print_table(console, table)
+
+
+def format_memory(machine: MachineNow) -> str:
+    """ProcessUsage and total memory of the latest sample."""
     return f"{(machine.used_memory_kb or 0) / 1024:.0f} of {(machine.total_memory_kb or 0) / 1024:.0f} MiB"
-
-
-async def _top(dsn: str, arguments: argparse.Namespace) -> int:
-    async with connection_to(dsn) as connection, sorted_errors():
-        drawn = 0
-        while True:
-            machines = await read_api.read_machines(connection)
-            # A terminal is drawn over; a file or a pipe gets one table after another.
-            lines = shutil.get_terminal_size().lines if sys.stdout.isatty() else len(machines) + 2
-            text = "\n".join(_table(machines, arguments.sort, lines - 2, datetime.now(UTC)))
-            print(f"{_HOME}{text}{_CLEAR}" if sys.stdout.isatty() else text, flush=True)
-            drawn += 1
-            if drawn == arguments.rounds:
-                return 0
-            await asyncio.sleep(arguments.seconds)
-
-
-def _table(machines: Sequence[MachineNow], by: str, most: int, now: datetime) -> Iterator[str]:
-    yield f"{len(machines)} machines, by {by}, {now:%H:%M:%S} UTC"
-    yield f"{'CPU %':>6} {'MEMORY':>20} {'AGE s':>8}  {'STATUS':<12} NAME"
-    for machine in sorted(machines, key=_SORTED_BY[by])[:most]:
-        shown = f"{escape_to_ascii(machine.status)[:12]:<12} {escape_to_ascii(machine.name)[:60]}"
-        if machine.at is None:
-            yield f"{'-':>6} {'-':>20} {'-':>8}  {shown}"
-        else:
-            age = max(0, round((now - machine.at).total_seconds()))
-            yield f"{machine.cpu_percent:6.1f} {_memory(machine):>20} {age:8}  {shown}"

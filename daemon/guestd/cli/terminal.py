@@ -6,6 +6,7 @@ characters are not rich's business: pass such text through `core.text.escape_to_
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import Any, TextIO
 
@@ -71,8 +72,8 @@ def print_line(console: Console, *parts: str | tuple[str, str]) -> None:
 
 
 def print_json(value: Any) -> None:
-    """Print one JSON value on one line of stdout, for `--json`."""
-    print(msgspec.json.encode(value).decode())
+    """Print one JSON value on one line of stdout, for `--json`; all that is not ASCII is escaped."""
+    print(json.dumps(msgspec.to_builtins(value), separators=(",", ":")), flush=True)
 
 
 def print_error(text: str) -> None:

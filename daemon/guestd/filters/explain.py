@@ -26,6 +26,7 @@ from guestd.filters.snapshot import MachineRow
 
 # The source port of a client: any of the ephemeral ports; rules that name one are rare.
 CLIENT_PORT = 49152
+VERDICTS = {"accept": "passes", "return": "passes", "drop": "is dropped", "reject": "is rejected"}
 WITH_PORTS = ("tcp", "udp", "sctp")
 _DESCRIBED_ELSEWHERE = ("dstportstart", "dstportend", "srcportstart", "srcportend", "srcipmask", "dstipmask", "comment")
 
@@ -48,6 +49,16 @@ def find_machine(machines: Sequence[MachineRow], key: str) -> MachineRow:
         ids = f"; use one of their ids: {', '.join(str(each.id) for each in found)}" if found else ""
         raise ValueError(f"{len(found)} machines are called {key!r}{ids}")
     return found[0]
+
+
+@dataclass(frozen=True, slots=True)
+class PacketVerdict:
+    """What happens to a packet: it passes, is dropped or is rejected. `rule` decides, None where no rule matches."""
+
+    packet: str
+    direction: str
+    verdict: str
+    rule: PlacedRule | None
 
 
 def parse_question(protocol: str, peer: str, direction: str) -> Question:
@@ -74,28 +85,34 @@ def describe_rules(compiled: CompiledRows, machine: MachineRow) -> Iterator[str]
             yield from (f"  {_describe(each, compiled.titles)}" for each in chosen)
     if not placed:
         yield "no rules: everything passes"
-    yield from _describe_problems(compiled, machine, placed)
+    yield from list_problems(compiled, machine)
 
 
 def explain_connection(compiled: CompiledRows, machine: MachineRow, question: Question) -> Iterator[str]:
     """Which rule decides on the first packet of a connection, on its answers and on the packets after them."""
+    if find_own_address(machine, question) is None:
+        yield f"{machine.name} has no such address in Machine.allowedIps: rules that name its address do not match"
+    for each in list_verdicts(compiled, machine, question):
+        rule = "no rule matches" if each.rule is None else _describe(each.rule, compiled.titles)
+        yield f"{each.packet} ({each.direction}): {each.verdict}: {rule}"
+    yield from list_problems(compiled, machine)
+
+
+def list_verdicts(compiled: CompiledRows, machine: MachineRow, question: Question) -> list[PacketVerdict]:
+    """What happens to the first packet of a connection, to its answers and to the packets after them."""
     placed = order_rules(compiled.machine_filters[machine.id], compiled.filters)
     packet_rules = build_packet_rules(placed)
-    first, own_address = _first_packet(machine, question)
-    if own_address is None:
-        yield f"{machine.name} has no such address in Machine.allowedIps: rules that name its address do not match"
+    first = _first_packet(machine, question)
     answer = replace(
         first, direction=OPPOSITE[first.direction], source=first.destination, destination=first.source, answer=True,
         source_port=first.destination_port, destination_port=first.source_port, state="ESTABLISHED",
     )  # fmt: skip
-    for title, packet in (
-        ("first packet", first),
-        ("answers", answer),
-        ("later packets", replace(first, state="ESTABLISHED")),
-    ):
-        verdict = _describe_verdict(*frame_match.decide(packet, placed, packet_rules), compiled.titles)
-        yield f"{title} ({packet.direction}): {verdict}"
-    yield from _describe_problems(compiled, machine, placed)
+    later = replace(first, state="ESTABLISHED")
+    verdicts = []
+    for name, packet in (("first packet", first), ("answers", answer), ("later packets", later)):
+        action, rule = frame_match.decide(packet, placed, packet_rules)
+        verdicts.append(PacketVerdict(name, packet.direction, "passes" if rule is None else VERDICTS[action], rule))
+    return verdicts
 
 
 def list_doubts(compiled: CompiledRows, machine: MachineRow) -> list[str]:
@@ -103,16 +120,18 @@ def list_doubts(compiled: CompiledRows, machine: MachineRow) -> list[str]:
     return list(_describe_doubts(order_rules(compiled.machine_filters[machine.id], compiled.filters), compiled.titles))
 
 
-def _first_packet(machine: MachineRow, question: Question) -> tuple[Packet, str | None]:
-    """The first packet of a connection, and the machine's own address of that version of IP if it has one."""
+def find_own_address(machine: MachineRow, question: Question) -> str | None:
+    """The machine's address of the peer's version of IP, if it has one."""
     version = ip_address(question.peer).version
-    own = [each for each in machine.allowed_ips or machine.static_ips if _version(each) == version]
-    own_address = own[0] if own else None
-    unknown = "0.0.0.0" if version == 4 else "::"  # noqa: S104 -- no address to listen on
+    return next((each for each in machine.allowed_ips or machine.static_ips if _version(each) == version), None)
+
+
+def _first_packet(machine: MachineRow, question: Question) -> Packet:
+    unknown = "0.0.0.0" if ip_address(question.peer).version == 4 else "::"  # noqa: S104 -- no address to listen on
     client = None if question.port is None else CLIENT_PORT
-    guest = own_address or unknown
+    guest = find_own_address(machine, question) or unknown
     sides = (question.peer, guest) if question.direction == "in" else (guest, question.peer)
-    return Packet(question.direction, question.protocol, *sides, client, question.port), own_address
+    return Packet(question.direction, question.protocol, *sides, client, question.port)
 
 
 def _version(text: str) -> int | None:
@@ -120,13 +139,6 @@ def _version(text: str) -> int | None:
         return ip_address(text).version
     except ValueError:
         return None
-
-
-def _describe_verdict(action: str, placed: PlacedRule | None, titles: Mapping[str, str]) -> str:
-    if placed is None:
-        return "passes: no rule matches"
-    verb = {"accept": "passes", "return": "passes", "drop": "is dropped", "reject": "is rejected"}[action]
-    return f"{verb}: {_describe(placed, titles)}"
 
 
 def _describe(placed: PlacedRule, titles: Mapping[str, str]) -> str:
@@ -158,7 +170,8 @@ def _describe_side(matches: Sequence[Match], side: str) -> list[str]:
     return words
 
 
-def _describe_problems(compiled: CompiledRows, machine: MachineRow, placed: Sequence[PlacedRule]) -> Iterator[str]:
+def list_problems(compiled: CompiledRows, machine: MachineRow) -> Iterator[str]:
+    """What is wrong with a machine's rules: refused and unenforced ones, and doubts."""
     top = compiled.machine_filters[machine.id]
     included = reach((reference.target for reference in top.references), list_edges(compiled.filters))
     for name in sorted(included):
@@ -167,7 +180,7 @@ def _describe_problems(compiled: CompiledRows, machine: MachineRow, placed: Sequ
     yield from (f"not enforced: {text}" for text in compiled.reports[machine.id])
     if (conflict := find_chain_conflict(top, compiled.filters)) is not None:
         yield f"refused: {conflict}"
-    yield from _describe_doubts(placed, compiled.titles)
+    yield from list_doubts(compiled, machine)
 
 
 def _describe_doubts(placed: Sequence[PlacedRule], titles: Mapping[str, str]) -> Iterator[str]:

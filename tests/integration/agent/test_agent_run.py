@@ -19,7 +19,7 @@ from typing import IO, Any
 import psutil
 import pytest
 
-from guestd.cli import make_parser
+from guestd.cli.main import make_parser
 
 DEADLINE_SECONDS = 30
 

@@ -1,6 +1,7 @@
 """Filters on a real store: its rows compiled for a machine, and what guestd prints of them."""
 
 import asyncio
+import json
 import subprocess
 from typing import Any
 from uuid import UUID
@@ -131,6 +132,25 @@ def test_explain_names_the_rule_that_decides(platform: Platform) -> None:
     assert all("passes:   200 accept in tcp dstport 22 [Provides SSH service" in line for line in printed[1:])
     _, printed = platform.guestd("filters", "explain", "web", "tcp", "10.0.0.5:443", "in")
     assert "is dropped:  1000 drop in all [Drop All" in printed[1]
+
+
+def test_rules_and_decisions_are_facts_in_json(platform: Platform) -> None:
+    platform.use("VMNWFilter", "vmId", platform.machine_id, "Drop All", "Provides SSH service")
+    _, printed = platform.guestd("filters", "show", "web", "--json")
+    shown = json.loads(printed[0])
+    assert (shown["id"], shown["name"], shown["problems"]) == (str(platform.machine_id), "web", [])
+    ssh = shown["rules"][0]
+    assert (ssh["layer"], ssh["priority"], ssh["action"], ssh["protocol"]) == ("packets", 200, "accept", "tcp")
+    assert {"name": "dstportstart", "value": "22", "is_negated": False} in ssh["matches"]
+    _, printed = platform.guestd("filters", "explain", "web", "tcp", "10.0.0.5:22", "in", "--json")
+    explained = json.loads(printed[0])
+    assert explained["own_address"] is None
+    assert [(each["packet"], each["direction"], each["verdict"]) for each in explained["packets"]] == [
+        ("first packet", "in", "passes"),
+        ("answers", "out", "passes"),
+        ("later packets", "in", "passes"),
+    ]
+    assert all(each["rule"] == ssh for each in explained["packets"])
 
 
 @pytest.mark.parametrize(

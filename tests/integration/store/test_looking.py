@@ -1,5 +1,6 @@
-"""guestd show and guestd top on a real store, as a terminal has them."""
+"""`guestd show` and `guestd top` on a real store, as a pipe gets them and as JSON."""
 
+import json
 import random
 import subprocess
 import sys
@@ -28,6 +29,21 @@ def test_show_says_what_is_known_of_a_machine(dsn: str, connection: Connection) 
     assert "s ago: CPU " in shown.stdout
     assert "\x1b" not in shown.stdout
     assert "MiB  " in shown.stdout
+    facts = json.loads(guestd(dsn, "show", str(machine), "--json").stdout)
+    assert list(facts) == ["machine", "processes", "ports", "changes"]
+    assert (facts["machine"]["id"], facts["machine"]["name"]) == (str(machine), "mail \x1b[2J")
+    assert facts["machine"]["cpu_percent"] >= 0
+    assert {"name", "machines", "cpu_percent", "memory_kb"} == set(facts["processes"][0])
+
+
+def test_show_of_a_machine_without_samples_has_nulls_in_its_json(dsn: str, connection: Connection) -> None:
+    machine = make_machine(connection, name="new")
+    facts = json.loads(guestd(dsn, "show", "new", "--json").stdout)
+    assert facts["machine"] | {"internal_name": "", "status": ""} == {
+        "id": str(machine), "name": "new", "internal_name": "", "status": "", "at": None, "cpu_percent": None,
+        "used_memory_kb": None, "total_memory_kb": None, "uptime_seconds": None,
+    }  # fmt: skip
+    assert facts["processes"] == facts["ports"] == facts["changes"] == []
 
 
 def test_show_of_a_name_that_none_or_several_have_says_so(dsn: str, connection: Connection) -> None:
@@ -56,6 +72,12 @@ def test_top_lists_every_machine_the_busiest_first(dsn: str, connection: Connect
     assert idle not in busy
     by_name = guestd(dsn, "top", "--rounds", "1", "--sort", "name").stdout
     assert [line.split()[-1] for line in by_name.splitlines()[2:]] == ["busy-0", "busy-1", "busy-2", "idle"]
+    refreshes = guestd(dsn, "top", "--rounds", "2", "--seconds", "0.01", "--sort", "name", "--json").stdout
+    for line in refreshes.splitlines():
+        refresh = json.loads(line)
+        assert [machine["name"] for machine in refresh["machines"]] == ["busy-0", "busy-1", "busy-2", "idle"]
+        assert datetime.fromisoformat(refresh["at"]).tzinfo is not None
+    assert len(refreshes.splitlines()) == 2
 
 
 def test_a_store_that_does_not_answer_is_named() -> None:

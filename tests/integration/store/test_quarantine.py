@@ -46,6 +46,9 @@ def test_a_frame_that_can_be_stored_now_leaves_the_quarantine(tmp_path: Path, ds
     machine_id = uuid4()
     (frame,) = set_aside(tmp_path, dsn, machine_id, metrics_line(datetime.now(UTC).isoformat()))
     assert (frame["reason"], frame["machineId"]) == ("unknown_machine", str(machine_id))
+    header, row = quarantine(dsn, "list").splitlines()
+    assert header.split() == ["id", "machine", "received", "reason", "bytes", "tried", "detail"]
+    assert row.split()[:2] + row.split()[3:4] == [frame["id"], str(machine_id), "unknown_machine"]
     assert "unknown_machine: the store has no such Machine" in quarantine(dsn, "retry", frame["id"], status=1)
     assert rows(dsn, HELD) == [("unknown_machine", False, 1)]
     add_machine(dsn, machine_id)
@@ -122,6 +125,9 @@ def test_a_frame_that_still_fails_says_why_and_counts_the_attempt(tmp_path: Path
     said = quarantine(dsn, "retry", "--reason", "json", status=1)
     assert said.count("json: ") == 2
     assert rows(dsn, HELD) == [("json", False, 1)] * 2
+    results = json.loads(quarantine(dsn, "retry", "--reason", "json", "--json", status=1))
+    assert [sorted(result) for result in results] == [["id", "reason", "stored"]] * 2
+    assert {result["reason"].partition(":")[0] for result in results} == {"json"}
     assert rows(dsn, 'SELECT count(*) FROM "SystemMetrics"') == [(0,)]
 
 
@@ -144,6 +150,7 @@ def test_frames_are_dropped_by_id_reason_and_age_and_never_for_want_of_a_conditi
     assert quarantine(dsn, "drop", frames[0]["id"]) == "1 dropped\n"
     assert quarantine(dsn, "drop", "--reason", "json", "--older-than", "0") == "2 dropped\n"
     assert len(json.loads(quarantine(dsn, "list", "--json"))) == 1
+    assert json.loads(quarantine(dsn, "drop", "--older-than", "1", "--json")) == {"dropped": 0}
     assert rows(dsn, 'SELECT count(*) FROM "QuarantinedFrame"') == [(1,)]
 
 

@@ -1,0 +1,75 @@
+"""`guestd apply`: reconciles this host's filters once, now."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from typing import TYPE_CHECKING
+
+from guestd.cli.arguments import EXIT_FAILURE, add_config_option, add_json_option, add_verb, read_settings
+from guestd.cli.steps import describe_step, require_libvirt
+from guestd.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from guestd.cli.arguments import Subparsers
+
+DESCRIPTION = """\
+Reconciles the network filters and interfaces of this host with the database once, now, and prints each step with its
+result. Two kinds of steps need an explicit option, because they may take rules from machines that rely on them.
+"""
+EPILOG = """\
+examples:
+  guestd plan --config /etc/guestd/guestd.toml     # look first
+  guestd apply --config /etc/guestd/guestd.toml
+  guestd apply --config /etc/guestd/guestd.toml --yes
+
+--json prints one object:
+  done      array of steps that were tried: step, text, result ("done", or the error), and the fields of the step
+  reports   array of what needs manual action: step, text, and the fields of the report
+  in_force  number of filters that are in libvirt as the database defines them
+  desired   number of filters that the database defines for this host
+
+exit status: 0 all is done, 1 a step failed or needs --yes, or libvirt or the store cannot be reached, 2 wrong usage,
+78 the configuration must be changed
+"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Declare the verb."""
+    parser = add_verb(
+        subparsers,
+        "apply",
+        summary="reconcile this host's network filters once, now",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+    )
+    add_config_option(parser)
+    yes_help = "remove filters even if they are more than filters.most_removals"
+    parser.add_argument("--yes", action="store_true", help=yes_help)
+    take_help = "replace the filter of interfaces that name another program's filter"
+    parser.add_argument("--take", action="store_true", help=take_help)
+    add_json_option(parser)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Reconcile once; returns the exit status."""
+    from guestd.cli.terminal import print_json
+    from guestd.filters import service as filters_service
+
+    settings = read_settings(arguments)
+    require_libvirt(settings)
+    if arguments.take and settings.filters.attach != "enforce":
+        raise ConfigError('--take replaces the filters of interfaces: set filters.attach = "enforce" first')
+    outcome = asyncio.run(filters_service.run_once(settings, is_confirmed=arguments.yes, may_take_over=arguments.take))
+    if arguments.json:
+        done = [describe_step(action) | {"result": result} for action, result in outcome.steps]
+        reports = [describe_step(report) for report in outcome.reports]
+        print_json({"done": done, "reports": reports, "in_force": outcome.in_force, "desired": outcome.desired})
+    else:
+        for action, result in outcome.steps:
+            print(action if result == "done" else f"failed: {action}: {result}")
+        for report in outcome.reports:
+            print(report)
+        print(f"{outcome.in_force} of {outcome.desired} filters are in force")
+    return EXIT_FAILURE if outcome.held or any(result != "done" for _, result in outcome.steps) else 0
