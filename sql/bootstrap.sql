@@ -1,4 +1,4 @@
--- The books of the migrations themselves. Applied, idempotently, before any migration of this folder.
+-- The tables that record the migrations. Applied before all migrations of this folder, idempotently.
 
 CREATE TABLE IF NOT EXISTS "SchemaMigration" (
     "number" integer NOT NULL,

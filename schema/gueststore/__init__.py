@@ -1,1 +1,1 @@
-"""The store: its contract with the daemon, its migrations and its seed."""
+"""The store: its contract with the daemon, its migrations, its seed and its read API."""

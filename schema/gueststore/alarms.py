@@ -1,6 +1,6 @@
-"""What goes wrong with a store: drift, migrations that were edited or did not run, and what comes with age.
+"""The health check of a store: schema drift, edited or missing migrations, and problems that grow with age.
 
-`gueststore check` prints them; guestd looks at its start and every hour, counts them by kind and logs them.
+`gueststore check` prints the alarms. guestd reads them at start and every hour, counts them by kind and logs them.
 """
 
 from dataclasses import dataclass
@@ -12,20 +12,20 @@ from gueststore.database import connect
 from gueststore.migrations import read_status
 from gueststore.queries import query
 
-# A query of ours that takes so long in the mean has lost its index, or its reader asks for too much.
+# A query with a longer mean time has lost its index, or its caller reads too many rows.
 SLOW_QUERY_MS = 1000.0
 
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """Something that wants a person: `kind` is a word for a metric's label, `sentence` says what."""
+    """A problem that needs manual action: `kind` is the label of a metric, `sentence` describes the problem."""
 
     kind: str
     sentence: str
 
 
 def read_alarms(dsn: str, *, slow_query_ms: float = SLOW_QUERY_MS) -> list[Alarm]:
-    """Return all of them, an empty list when all is well; errors as for `catalogue.check` and `migrations.status`."""
+    """Return every alarm, an empty list for a healthy store; errors as for `find_drift` and `read_status`."""
     found = [Alarm("drift", difference) for difference in catalogue.find_drift(dsn)]
     state = read_status(dsn)
     found += [Alarm("migration", problem) for problem in state.problems]

@@ -1,7 +1,7 @@
-"""The schema as a value, read off a live database or off this package, and what differs between two of them.
+"""The schema as a value, read from a live database or from this package, and the differences between two schemas.
 
-catalogue.json holds what the migrations make, as `tools/docs/schema_pictures.py` found it in a fresh database; a test
-keeps it true. So a database can be checked without a second one to compare it with.
+catalogue.json describes the schema that the migrations create. `tools/docs/schema_pictures.py` writes it from a fresh
+database, and a test fails when it is out of date. So a database is checked without a second one to compare it with.
 """
 
 import json
@@ -16,8 +16,8 @@ from gueststore.queries import query
 # (kind, name) to definition, such as ("column", "Machine.name") to "text NOT NULL".
 Catalogue = Mapping[tuple[str, str], str]
 
-# What is only looked at when it is ours: other people may keep things of their own beside ours.
-_STANDS_ALONE = frozenset({"table", "view", "hypertable", "function"})
+# Kinds of objects that belong to no other object. Unknown ones are ignored: other programs may share the database.
+_TOP_LEVEL_KINDS = frozenset({"table", "view", "hypertable", "function"})
 
 
 def read_catalogue(connection: Connection) -> Catalogue:
@@ -28,7 +28,7 @@ def read_catalogue(connection: Connection) -> Catalogue:
 
 @cache
 def load_catalogue() -> Catalogue:
-    """Return the catalogue that the packaged migrations make, in reading order."""
+    """Return the catalogue that the packaged migrations create, in reading order."""
     return loads((files("gueststore") / "catalogue.json").read_text("utf-8"))
 
 
@@ -41,15 +41,15 @@ def dumps(catalogue: Catalogue) -> str:
 
 
 def loads(text: str) -> Catalogue:
-    """Read what `dumps` wrote."""
+    """Parse the JSON that `dumps` writes."""
     by_kind: dict[str, dict[str, str]] = json.loads(text)
     return {(kind, name): definition for kind, named in by_kind.items() for name, definition in named.items()}
 
 
 def find_differences(expected: Catalogue, live: Catalogue) -> list[str]:
-    """Name every drift of a live database, one sentence each; an empty list when there is none.
+    """Return every difference of a live database from the expected schema, one sentence each.
 
-    Objects that belong to none of the expected tables, views and functions are somebody else's and not drift.
+    Objects outside the expected tables, views and functions belong to other programs and are ignored.
     """
     missing = [f"{kind} {name} is missing" for kind, name in expected.keys() - live.keys()]
     changed = [
@@ -57,19 +57,19 @@ def find_differences(expected: Catalogue, live: Catalogue) -> list[str]:
         for (kind, name), definition in expected.items()
         if live.get((kind, name), definition) != definition
     ]
-    ours = {name for kind, name in expected if kind in _STANDS_ALONE}
+    ours = {name for kind, name in expected if kind in _TOP_LEVEL_KINDS}
     added = [
         f"{kind} {name} should not be there: `{live[kind, name]}`"
         for kind, name in live.keys() - expected.keys()
-        if kind not in _STANDS_ALONE and _owner(kind, name) in ours
+        if kind not in _TOP_LEVEL_KINDS and _owner(kind, name) in ours
     ]
     return sorted(missing) + changed + sorted(added)
 
 
 def find_drift(dsn: str) -> list[str]:
-    """Compare a live database with the packaged catalogue; returns what `differences` says.
+    """Compare a live database with the packaged catalogue; returns the result of `find_differences`.
 
-    StoreError for a database that was never migrated, which would differ in everything.
+    StoreError for a database that was never migrated: every object would be missing.
     """
     with connect(dsn) as connection:
         migrated = connection.execute("SELECT to_regclass('public.\"SchemaMigration\"') IS NOT NULL").fetchone()

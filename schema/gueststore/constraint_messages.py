@@ -1,7 +1,7 @@
-"""What the store refused and why, in words for people.
+"""Messages for people about rows that a constraint of the store refused.
 
-The sentence of a CHECK is its comment in the migrations, found in the packaged catalogue; the other kinds name the
-columns that clash.
+The message of a CHECK is its comment in the migrations, found in the packaged catalogue; the messages of other
+constraints name the columns that conflict.
 """
 
 import re
@@ -12,20 +12,20 @@ from psycopg import errors
 from gueststore import catalogue
 from gueststore.database import format_error
 
-# A chunk's own copy of a constraint: 1_1_SystemMetrics_pkey, of newer TimescaleDB 1_SystemMetrics_pkey.
+# A chunk's copy of a constraint: 1_1_SystemMetrics_pkey, or 1_SystemMetrics_pkey in newer versions of TimescaleDB.
 _CHUNK_PREFIX = re.compile(r"^\d+_(\d+_)?")
 _KEY = re.compile(r"\((?P<columns>[^=]+)\)=\((?P<values>.*)\)")
 
 
 def explain_refusal(error: psycopg.Error) -> str:
-    """Return one or two sentences: what was refused, in which table and column, and why."""
+    """Return one or two sentences: the refused value, its table and column, and the reason."""
     diagnostic = error.diag
     table = diagnostic.table_name or "the table"
     name = _CHUNK_PREFIX.sub("", diagnostic.constraint_name or "")
     if isinstance(error, errors.CheckViolation):
         return _check(name) or format_error(error)
     if isinstance(error, errors.NotNullViolation):
-        # TimescaleDB names the column that it cuts chunks by in its words alone.
+        # For the column that partitions a hypertable, only the text of the error names the column.
         quoted = re.search(r'column "([^"]+)"', diagnostic.message_primary or "")
         return f"{_owner(table)}.{diagnostic.column_name or (quoted and quoted[1])} needs a value."
     key = _KEY.search(diagnostic.message_detail or "")
@@ -40,7 +40,7 @@ def explain_refusal(error: psycopg.Error) -> str:
 
 
 def _check(name: str) -> str | None:
-    """The comment of a CHECK, behind the table it belongs to."""
+    """The table and the comment of a CHECK."""
     for (kind, full), text in catalogue.load_catalogue().items():
         table, _, constraint = full.partition(".")
         if kind == "constraint comment" and constraint == name:
@@ -53,7 +53,7 @@ def _foreign_key(error: psycopg.Error, name: str, columns: str, values: str) -> 
     source = re.search(r'FOREIGN KEY \("?(\w+)"?\) REFERENCES "(\w+)"', definition)
     if source is None:
         return format_error(error)
-    if columns != source[1]:  # the key at the other end: somebody deletes what is referred to
+    if columns != source[1]:  # the key of the other table: a row is deleted that others refer to
         return f"{source[2]} {values} is still in use: {_owner_of(name)}.{source[1]} refers to it."
     return f"{_owner_of(name)}.{columns} refers to a {source[2]} {values} that does not exist."
 
@@ -67,5 +67,5 @@ def _owner_of(constraint: str) -> str | None:
 
 
 def _owner(relation: str) -> str:
-    """A chunk's table has no name of its own for people."""
+    """The table's name for people; a chunk has none."""
     return "the sample" if relation.startswith("_hyper_") else relation

@@ -1,9 +1,9 @@
-"""What goes wrong in the store's own tools, and who acts."""
+"""The errors of the store's tools and who must act on each."""
 
 
 class StoreError(Exception):
-    """A command failed; its text is one sentence for the operator. Exit code 1."""
+    """A command failed; the text is one sentence for the operator. Exit code 1."""
 
 
 class ConfigurationError(StoreError):
-    """The operator must change something before it can work. Exit code 78."""
+    """The operator must change the configuration before the command can work. Exit code 78."""

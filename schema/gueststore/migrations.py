@@ -1,9 +1,9 @@
-"""Brings a database to the schema of this package.
+"""Migrates a database to the schema of this package.
 
-    lock -> refuse what is not ours -> bootstrap -> each new migration -> each changed repeatable -> unlock
+    lock -> refuse foreign databases -> bootstrap -> new migrations -> changed repeatables -> unlock
 
-A session advisory lock makes concurrent runs take turns. A migration runs in one transaction whose first act
-is to insert its own row into SchemaMigration, so a half-done one leaves nothing behind, its row included.
+A session advisory lock serialises concurrent runs. A migration runs in one transaction that begins with the insert of
+its own row into SchemaMigration: when it fails, it leaves nothing behind, its row included.
 """
 
 import time
@@ -19,13 +19,13 @@ from gueststore.errors import ConfigurationError, StoreError
 from gueststore.queries import query
 from gueststore.scripts import Migration, Repeatable, Scripts, load_scripts
 
-# "guestd" in ASCII: any fixed number that no other program picks.
+# "guestd" in ASCII: a fixed number that no other program uses.
 ADVISORY_LOCK_KEY = 0x677565737464
 
-# Whoever queues for a lock stops everybody behind it: a migration gives up after this time and can run again.
+# A statement that waits for a lock blocks all later ones: a migration gives up after this time and can run again.
 LOCK_TIMEOUT = "10s"
 
-# The slowest migration that another run may be in the middle of.
+# Longer than the slowest migration that another run may be executing.
 WAIT_FOR_OTHER_RUN_SECONDS = 600.0
 
 _WAIT_STEP_SECONDS = 0.2
@@ -56,9 +56,9 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What a database has run of the scripts given. `version` is 0 before the first migration.
+    """Which of the given scripts a database has run. `version` is 0 before the first migration.
 
-    `licence` is TimescaleDB's: apache, timescale (the Community edition), or empty before the extension is there.
+    `licence` is TimescaleDB's: apache, timescale (the Community edition), or empty while the extension is missing.
     """
 
     version: int
@@ -70,14 +70,14 @@ class Status:
 
 
 def ignore_report(_line: str) -> None:
-    """Report nothing."""
+    """Discard a line of progress."""
 
 
 def migrate(dsn: str, *, scripts: Scripts | None = None, report: Report = ignore_report) -> list[Applied]:
-    """Apply what the database lacks and return it, in order; an empty list when there was nothing to do.
+    """Apply the missing scripts and return them, in order; an empty list when the schema is current.
 
-    StoreError when a migration fails (nothing of it stays), was edited after it ran, or is unknown here;
-    ConfigurationError when the database is not one of ours or has no TimescaleDB.
+    StoreError when a migration fails (it is rolled back), was edited after it ran, or is unknown to this program;
+    ConfigurationError when another tool migrates the database or the server has no TimescaleDB.
     """
     scripts = scripts or load_scripts()
     with connect(dsn) as connection, hold_migration_lock(connection, report):
@@ -96,7 +96,7 @@ def migrate(dsn: str, *, scripts: Scripts | None = None, report: Report = ignore
 
 
 def read_status(dsn: str, *, scripts: Scripts | None = None) -> Status:
-    """Compare a database with the scripts, changing nothing. ConfigurationError for a foreign database."""
+    """Compare a database with the scripts and change nothing. ConfigurationError for a foreign database."""
     with connect(dsn) as connection:
         refuse_foreign(connection, dsn)
         return _compare(connection, scripts or load_scripts())
@@ -104,10 +104,10 @@ def read_status(dsn: str, *, scripts: Scripts | None = None) -> Status:
 
 @contextmanager
 def hold_migration_lock(connection: Connection, report: Report) -> Iterator[None]:
-    """Hold the advisory lock of this database's schema; StoreError when another run keeps it too long.
+    """Hold the advisory lock of this database's schema; StoreError when another run holds it too long.
 
-    Polls instead of waiting inside the server: a waiting statement holds a snapshot, for which a CREATE INDEX
-    CONCURRENTLY of the run that holds the lock would wait in turn.
+    Polls instead of waiting in the server: a waiting statement holds a snapshot, and a CREATE INDEX CONCURRENTLY of the
+    run that holds the lock would wait for that snapshot: a deadlock.
     """
     give_up_at = time.monotonic() + WAIT_FOR_OTHER_RUN_SECONDS
     waited = False
@@ -116,7 +116,10 @@ def hold_migration_lock(connection: Connection, report: Report) -> Iterator[None
             report("another run is migrating this database; waiting for it ...")
             waited = True
         if time.monotonic() > give_up_at:
-            raise StoreError(f"another run has been migrating for over {WAIT_FOR_OTHER_RUN_SECONDS:.0f} s")
+            raise StoreError(
+                f"another run has held the migration lock for over {WAIT_FOR_OTHER_RUN_SECONDS:.0f} s: "
+                "wait until it ends, or stop it, and run again"
+            )
         time.sleep(_WAIT_STEP_SECONDS)
     try:
         yield
@@ -153,7 +156,7 @@ def _require_timescaledb(connection: Connection, dsn: str) -> None:
 
 
 def _compare(connection: Connection, scripts: Scripts) -> Status:
-    ran, repeated = _read_books(connection)
+    ran, repeated = _read_applied(connection)
     licence = str(_scalar(connection, "SELECT coalesce(current_setting('timescaledb.license', TRUE), '')"))
     known = {migration.number for migration in scripts.migrations}
     problems = [
@@ -173,14 +176,14 @@ def _compare(connection: Connection, scripts: Scripts) -> Status:
         applied=tuple(migration for migration in scripts.migrations if migration.number in ran),
         pending=(
             *(migration for migration in scripts.migrations if migration.number not in ran),
-            *(script for script in scripts.repeated_on(licence) if repeated.get(script.name) != script.checksum),
+            *(script for script in scripts.repeatables_for(licence) if repeated.get(script.name) != script.checksum),
         ),
         problems=tuple(problems),
         licence=licence,
     )
 
 
-def _read_books(connection: Connection) -> tuple[dict[int, _Row], dict[str, str]]:
+def _read_applied(connection: Connection) -> tuple[dict[int, _Row], dict[str, str]]:
     """Return the migrations that ran, by number, and the checksums of the repeatables, by name."""
     if _scalar(connection, "SELECT to_regclass('public.\"SchemaMigration\"') IS NULL"):
         return {}, {}
@@ -193,7 +196,7 @@ def _read_books(connection: Connection) -> tuple[dict[int, _Row], dict[str, str]
 def _apply(connection: Connection, script: Migration | Repeatable) -> Applied:
     started = time.monotonic()
     if isinstance(script, Migration) and not script.transactional:
-        # One idempotent statement: recorded after it, so that a run that dies in between simply repeats it.
+        # One idempotent statement, recorded afterwards: a run that dies in between repeats it.
         _run(connection, script.body, str(script))
         _record(connection, script)
     else:
@@ -213,16 +216,18 @@ def _record(connection: Connection, script: Migration | Repeatable) -> None:
 
 
 def _run(connection: Connection, body: str, what: str) -> None:
-    """Run a script of many statements; StoreError names the script and what the server said."""
+    """Run a script of many statements; StoreError names the script and the server's error."""
     connection.execute("SELECT set_config('lock_timeout', %s, FALSE)", (LOCK_TIMEOUT,))
     connection.execute("SELECT set_config('statement_timeout', '0', FALSE)")
     connection.execute("SELECT set_config('client_min_messages', 'warning', FALSE)")
     try:
         connection.execute(body.encode())
     except psycopg.errors.LockNotAvailable as exc:
-        raise StoreError(f"{what} could not get its locks within {LOCK_TIMEOUT}; nothing changed, run again") from exc
+        raise StoreError(
+            f"{what} could not get its locks within {LOCK_TIMEOUT}; nothing was changed: run again"
+        ) from exc
     except psycopg.Error as exc:
-        raise StoreError(f"{what} failed and nothing of it stays: {format_error(exc)}") from exc
+        raise StoreError(f"{what} failed and was rolled back: {format_error(exc)}") from exc
 
 
 def _scalar(connection: Connection, select: str, *parameters: object) -> object:

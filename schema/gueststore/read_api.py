@@ -1,8 +1,8 @@
-"""Reading the store, typed: what people, dashboards and other services ask of it.
+"""The typed read API of the store, for command lines, dashboards and other services.
 
-Each function is one query through an index or a roll-up (tests/integration/schema/test_read_api.py), on a connection of
-the caller's; the role guestd_reader suffices. Times are aware datetimes, memory is in KiB, CPU of a machine is percent
-of all its cores and of a process percent of one. psycopg's errors go through.
+Each function runs one query of sql/queries/read_api on the caller's connection; the role guestd_reader suffices. Each
+query uses an index or a roll-up (tests/integration/schema/test_plans.py). Times are aware datetimes and memory is in
+KiB. CPU of a machine is in percent of all its cores, of a process in percent of one core. psycopg's errors propagate.
 """
 
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ AsyncConnection = psycopg.AsyncConnection[Any]
 Row = TypeVar("Row")
 
 PAGE_ROWS = 500
-# Before every sample and after every change: where a first page begins.
+# Before every sample and after every change: the start of a first page.
 _BEFORE_ALL = (datetime(1970, 1, 1, tzinfo=UTC), -1)
 _AFTER_ALL = (datetime(9999, 1, 1, tzinfo=UTC), UUID(int=2**128 - 1))
 
 
 @dataclass(frozen=True, slots=True)
 class MachineNow:
-    """A machine and its latest sample; `at` and what follows it are None where there is none."""
+    """A machine and its latest sample; `at` and the fields after it are None without a sample."""
 
     id: UUID
     name: str
@@ -59,7 +59,7 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class FleetPoint:
-    """All machines that reported in a minute or an hour from `at` on, each counting the same in the means."""
+    """All machines that reported in a minute or an hour from `at` on; each machine has the same weight in the means."""
 
     at: datetime
     machines: int
@@ -70,7 +70,7 @@ class FleetPoint:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process in a sample. (at, process_id) is its place in a listing."""
+    """A process in a sample. (at, process_id) is the cursor for the next page."""
 
     at: datetime
     process_id: int
@@ -83,7 +83,7 @@ class Process:
 
 @dataclass(frozen=True, slots=True)
 class ProcessUsage:
-    """What the processes of a name used, mean over the window, added up over `machines` (the most of an hour)."""
+    """Mean use by the processes of one name over the window, summed over `machines` (the maximum of any hour)."""
 
     name: str
     machines: int
@@ -93,7 +93,7 @@ class ProcessUsage:
 
 @dataclass(frozen=True, slots=True)
 class ListeningPort:
-    """A port that is listened on, and who opened it as far as the guest says."""
+    """A listening port and the process that opened it, where the guest reports one."""
 
     at: datetime
     port: int
@@ -105,7 +105,7 @@ class ListeningPort:
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """An application that is installed; `is_used` when somebody used it in the last 30 days."""
+    """An installed application; `is_used` when it was used in the last 30 days."""
 
     id: UUID
     name: str
@@ -117,7 +117,7 @@ class Application:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change of a service's state, or what guestd did to the machine. (at, id) is its place in a listing."""
+    """A state change of a service, or an action of guestd on the machine. (at, id) is the cursor for the next page."""
 
     at: datetime
     id: UUID
@@ -130,7 +130,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class SilentMachine:
-    """A machine that runs, as far as is known, and has not reported for 5 minutes."""
+    """A machine whose state is running or unknown and that has not reported for 5 minutes."""
 
     id: UUID
     name: str
@@ -138,15 +138,15 @@ class SilentMachine:
     since: datetime
 
 
-async def read_machines(connection: AsyncConnection, wanted: str | None = None) -> list[MachineNow]:
-    """Every machine with its latest sample, or those whose id, internalName or name is `wanted`; by name."""
-    return await _read(connection, MachineNow, "read_api/read_machines", wanted=wanted)
+async def read_machines(connection: AsyncConnection, identifier: str | None = None) -> list[MachineNow]:
+    """Return every machine with its latest sample, or those with the id, internalName or name `identifier`; by name."""
+    return await _read(connection, MachineNow, "read_api/read_machines", identifier=identifier)
 
 
 async def read_series(
     connection: AsyncConnection, machine_id: UUID, since: datetime, until: datetime, *, points: int = 400
 ) -> list[Point]:
-    """A machine from `since` to before `until`, in the finest resolution that gives about `points` points at most."""
+    """Return a machine's series in [since, until), in the finest resolution with at most about `points` points."""
     window = {"since": since, "until": until, "points": points}
     return await _read(connection, Point, "read_api/read_series", machine_id=machine_id, **window)
 
@@ -154,7 +154,7 @@ async def read_series(
 async def read_fleet(
     connection: AsyncConnection, since: datetime, until: datetime, *, points: int = 400
 ) -> list[FleetPoint]:
-    """The fleet from `since` to before `until`, by the minute up to four times `points`, by the hour beyond."""
+    """Return the fleet's series in [since, until): minutes up to four times `points` of them, else hours."""
     return await _read(connection, FleetPoint, "read_api/read_fleet", since=since, until=until, points=points)
 
 
@@ -167,7 +167,7 @@ async def read_processes(
     after: Process | None = None,
     most: int = PAGE_ROWS,
 ) -> list[Process]:
-    """A page of at most `most` processes in order of time: the first, or the one that follows `after`."""
+    """Return a page of at most `most` processes in order of time: the first, or the one that follows `after`."""
     at, process_id = (after.at, after.process_id) if after else _BEFORE_ALL
     place = {"since": since, "until": until, "after_at": at, "after_id": process_id, "most": most}
     return await _read(connection, Process, "read_api/read_processes", machine_id=machine_id, **place)
@@ -176,9 +176,9 @@ async def read_processes(
 async def read_top_processes(
     connection: AsyncConnection, since: datetime, until: datetime, *, of: list[UUID] | None = None, most: int = 10
 ) -> list[ProcessUsage]:
-    """The names that used most CPU on these machines, or on all.
+    """Return the process names that used most CPU on these machines, or on all.
 
-    Over more than 2 hours, of all machines over more than 10 minutes, that is the mean of whole hours.
+    Windows over 2 hours (over 10 minutes for all machines) are answered by the mean of whole hours.
     """
     return await _read(
         connection, ProcessUsage, "read_api/read_top_processes", machine_ids=of, since=since, until=until, most=most
@@ -186,32 +186,32 @@ async def read_top_processes(
 
 
 async def read_department_machines(connection: AsyncConnection, department_id: UUID) -> list[UUID]:
-    """The ids of a department's machines, for `top_processes`."""
+    """Return the ids of a department's machines, for `read_top_processes`."""
     cursor = await connection.execute(query("read_api/read_department_machines"), {"department_id": department_id})
     return [machine_id for (machine_id,) in await cursor.fetchall()]
 
 
 async def read_ports(connection: AsyncConnection, machine_id: UUID) -> list[ListeningPort]:
-    """What listened on a machine at its latest sample with ports."""
+    """Return the listening ports of a machine at its latest sample with ports."""
     return await _read(connection, ListeningPort, "read_api/read_ports", machine_id=machine_id)
 
 
 async def read_applications(connection: AsyncConnection, machine_id: UUID) -> list[Application]:
-    """What is installed on a machine, by name."""
+    """Return the applications that are installed on a machine, by name."""
     return await _read(connection, Application, "read_api/read_applications", machine_id=machine_id)
 
 
 async def read_changes(
     connection: AsyncConnection, machine_id: UUID, *, before: Change | None = None, most: int = PAGE_ROWS
 ) -> list[Change]:
-    """A page of at most `most` changes, the newest first: the first, or the one that follows `before`."""
+    """Return a page of at most `most` changes, newest first: the first, or the one that follows `before`."""
     at, change_id = (before.at, before.id) if before else _AFTER_ALL
     place = {"before_at": at, "before_id": change_id, "most": most}
     return await _read(connection, Change, "read_api/read_changes", machine_id=machine_id, **place)
 
 
 async def read_machines_without_data(connection: AsyncConnection) -> list[SilentMachine]:
-    """Machines that run and do not report, the longest silence first."""
+    """Return the machines that run and do not report, the longest silence first."""
     return await _read(connection, SilentMachine, "read_api/read_machines_without_data")
 
 

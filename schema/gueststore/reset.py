@@ -1,4 +1,4 @@
-"""Empties a database of everything that is ours and builds it anew. For development."""
+"""Drops the schema with all its data and creates it again. For development."""
 
 from psycopg import sql
 
@@ -10,7 +10,7 @@ from gueststore.migrations import Applied, Report, hold_migration_lock, ignore_r
 def reset(dsn: str, *, report: Report = ignore_report) -> list[Applied]:
     """Drop every table, view and function of this schema, rows included, and migrate. Errors as for `migrate`.
 
-    Tables of other people in the same database stay, less what depends on ours. A run that was cut short can be
+    Other programs' tables in the same database stay, except objects that depend on ours. An interrupted run can be
     repeated.
     """
     expected = catalogue.load_catalogue()
@@ -19,7 +19,7 @@ def reset(dsn: str, *, report: Report = ignore_report) -> list[Applied]:
     functions = [name for kind, name in expected if kind == "function"]
     with connect(dsn) as connection, hold_migration_lock(connection, report):
         refuse_foreign(connection, dsn)
-        # One at a time: TimescaleDB drops a hypertable only alone, and each takes a lock per chunk.
+        # One hypertable a statement: TimescaleDB requires it, and each takes a lock per chunk.
         for group in [*([name] for name in hypertables), tables]:
             names = sql.SQL(", ").join(map(sql.Identifier, group))
             connection.execute(sql.SQL("DROP TABLE IF EXISTS {} CASCADE").format(names))

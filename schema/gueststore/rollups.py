@@ -1,4 +1,4 @@
-"""How far the roll-ups are: what each holds, and how much waits to be rolled up."""
+"""The progress of the roll-ups: how far each is complete and how much is pending."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ from gueststore.queries import query
 
 @dataclass(frozen=True, slots=True)
 class Rollup:
-    """A roll-up: what is before `covered_until` is in it, but for `waiting` minutes or hours, of which `oldest`."""
+    """A roll-up: complete before `covered_until`; `waiting` minutes or hours are pending, the oldest at `oldest`."""
 
     relation: str
     covered_until: datetime
@@ -19,15 +19,15 @@ class Rollup:
     oldest: datetime | None
 
     def __str__(self) -> str:
-        # The first day of all times stands for none.
-        began = self.covered_until.timestamp() > 0
-        held = f"holds what is before {_minute(self.covered_until)}" if began else "holds nothing yet"
-        waiting = f"; {self.waiting} wait, from {_minute(self.oldest)} on" if self.oldest else ""
-        return f"{self.relation}: {held}{waiting}"
+        # 1970-01-01 means that nothing was rolled up yet.
+        has_started = self.covered_until.timestamp() > 0
+        progress = f"complete before {_minute(self.covered_until)}" if has_started else "empty so far"
+        pending = f"; {self.waiting} pending, from {_minute(self.oldest)} on" if self.oldest else ""
+        return f"{self.relation}: {progress}{pending}"
 
 
 def read_rollups(dsn: str) -> list[Rollup]:
-    """Every roll-up, by name. StoreError when the database does not answer."""
+    """Return every roll-up, by name. StoreError when the database does not answer."""
     with connect(dsn) as connection, connection.cursor(row_factory=class_row(Rollup)) as cursor:
         return cursor.execute(query("rollups/read_rollups")).fetchall()
 

@@ -1,4 +1,4 @@
-"""The SQL of this package as values: what to run, in which order, with which checksum. No database here."""
+"""The SQL scripts of this package as values: text, order and checksum. No database access."""
 
 import re
 from collections.abc import Iterable
@@ -9,6 +9,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 
 from gueststore.errors import StoreError
+from gueststore.rollup_columns import expand
 
 _FILE_NAME = re.compile(r"(?P<number>\d{4})_(?P<name>[a-z0-9_]+)\.sql")
 _HEADER = re.compile(r"^-- (?P<key>compat|no-transaction): (?P<value>.+)$", re.MULTILINE)
@@ -35,7 +36,7 @@ class Migration:
 
 @dataclass(frozen=True, slots=True)
 class Repeatable:
-    """One file of sql/repeatable: holds the whole current truth and runs again whenever it changes."""
+    """One file of sql/repeatable: replaces the objects that it defines; runs again whenever it changes."""
 
     name: str
     body: str
@@ -51,9 +52,9 @@ class Repeatable:
 
 @dataclass(frozen=True, slots=True)
 class Scripts:
-    """Everything that makes a schema: the bootstrap, the migrations by number, the repeatables by name.
+    """Every script that creates a schema: the bootstrap, the migrations by number, the repeatables by name.
 
-    `community` are repeatables for databases of TimescaleDB's Community edition alone.
+    `community` holds repeatables that only databases with TimescaleDB's Community edition run.
     """
 
     bootstrap: str
@@ -61,7 +62,7 @@ class Scripts:
     repeatables: tuple[Repeatable, ...]
     community: tuple[Repeatable, ...] = ()
 
-    def repeated_on(self, licence: str) -> tuple[Repeatable, ...]:
+    def repeatables_for(self, licence: str) -> tuple[Repeatable, ...]:
         """Return the repeatables for a database with this `timescaledb.license`, in the order in which they run."""
         return self.repeatables + (self.community if licence == "timescale" else ())
 
@@ -76,7 +77,8 @@ def load_scripts() -> Scripts:
             parse_migration(f.name, f.read_text("utf-8")) for f in _sql_files(sql / "migrations")
         ),
         repeatables=tuple(
-            Repeatable(f.name.removesuffix(".sql"), f.read_text("utf-8")) for f in _sql_files(sql / "repeatable")
+            Repeatable(f.name.removesuffix(".sql"), expand(f.read_text("utf-8")))
+            for f in _sql_files(sql / "repeatable")
         ),
         community=tuple(
             Repeatable(f"community/{f.name.removesuffix('.sql')}", f.read_text("utf-8"))
@@ -86,11 +88,11 @@ def load_scripts() -> Scripts:
 
 
 def parse_migration(file_name: str, body: str) -> Migration:
-    """Read a migration's number and name off its file name and the rest off its header comments.
+    """Read a migration's number and name from its file name and the rest from its header comments.
 
     `-- compat: N` is required: the oldest schema version whose programs still work afterwards.
     `-- no-transaction: <reason>` marks one idempotent statement that cannot run in a transaction.
-    StoreError names what is missing.
+    StoreError names the missing part.
     """
     match = _FILE_NAME.fullmatch(file_name)
     if match is None:
@@ -108,11 +110,13 @@ def parse_migration(file_name: str, body: str) -> Migration:
 
 
 def sort_migrations(migrations: Iterable[Migration]) -> tuple[Migration, ...]:
-    """Sort by number; StoreError when the numbers are not 1, 2, 3 ... without a gap or a double."""
+    """Sort by number; StoreError when the numbers are not 1, 2, 3 ... without gap or duplicate."""
     ordered = tuple(sorted(migrations, key=lambda migration: migration.number))
     for expected, migration in enumerate(ordered, start=1):
         if migration.number != expected:
-            raise StoreError(f"migration {migration} should have number {expected:04}: numbers have no gap or double")
+            raise StoreError(
+                f"migration {migration} should have number {expected:04}: numbers have neither gaps nor duplicates"
+            )
     return ordered
 
 

@@ -1,7 +1,7 @@
-"""Puts into a migrated database what a new platform starts with.
+"""Adds the initial data of a new platform to a migrated database.
 
-Everything goes by its name, and what is there already is left as it is: people may have changed it. So a second run
-adds only what is missing. One transaction: a run that fails leaves nothing behind.
+Rows are matched by name, and existing ones stay unchanged: people may have edited them. So a second run adds only what
+is missing. A run is one transaction: when it fails, it leaves nothing behind.
 """
 
 import os
@@ -24,23 +24,23 @@ from gueststore.seeds import Filter, load_applications, load_filters, load_globa
 EMAIL_VARIABLE = "GUESTD_ADMIN_EMAIL"
 PASSWORD_VARIABLE = "GUESTD_ADMIN_PASSWORD"  # noqa: S105  the name of a variable
 
-# The old seed's password, known to everybody who read it.
+# The password of the platform's old seed, which is public.
 WELL_KNOWN_PASSWORD = "password"  # noqa: S105  refused below
 
-# bcrypt looks no further; a longer password would be weaker than its owner thinks.
+# bcrypt ignores further bytes; a longer password would be weaker than its owner believes.
 PASSWORD_MAX_BYTES = 72
 
 
 @dataclass(frozen=True, slots=True)
 class Admin:
-    """The first user. Never printed: it holds a password."""
+    """The first user. Never print it: it holds a password."""
 
     email: str
     password: str
 
 
 def read_admin(environment: Mapping[str, str] = os.environ, *, allow_well_known: bool = False) -> Admin:
-    """Read the first user off the environment; ConfigurationError says what to set or why it is refused."""
+    """Read the first user from the environment; ConfigurationError names a missing or refused variable."""
     email, password = environment.get(EMAIL_VARIABLE), environment.get(PASSWORD_VARIABLE)
     if not email or not password:
         raise ConfigurationError(f"set {EMAIL_VARIABLE} and {PASSWORD_VARIABLE}: the first user signs in with them")
@@ -55,7 +55,7 @@ def read_admin(environment: Mapping[str, str] = os.environ, *, allow_well_known:
 
 
 def seed(dsn: str, admin: Admin, *, report: Report = ignore_report) -> int:
-    """Add what is missing and return the number of rows added; `report` hears of each family.
+    """Add the missing rows and return their number; `report` gets a line for each group of rows.
 
     StoreError when the database was not migrated or refuses a row. Passwords of existing users stay.
     """
@@ -70,7 +70,7 @@ def seed(dsn: str, admin: Admin, *, report: Report = ignore_report) -> int:
                     ("global service settings", _add_services(connection)),
                     ("network filters, rules and references", _add_filters(connection, load_filters())),
                 ):
-                    report(f"{what}: {rows} rows added" if rows else f"{what}: all there")
+                    report(f"{what}: {rows} rows added" if rows else f"{what}: complete")
                     added += rows
         except psycopg.errors.UndefinedTable as exc:
             raise StoreError("the database lacks tables: run `gueststore migrate` first") from exc
@@ -105,7 +105,7 @@ def _add_template(connection: Connection) -> int:
     if category is None:
         category = _insert(connection, "MachineTemplateCategory", name="Default Category", description="For a start")
         added += 1
-    # Any template will do: this one is only for a platform that has none.
+    # Only for a platform without any template.
     if not _exists(connection, "MachineTemplate"):
         _insert(
             connection,
@@ -148,9 +148,9 @@ def _add_services(connection: Connection) -> int:
     return len(missing)
 
 
-def _add_filters(connection: Connection, wanted: Iterable[Filter]) -> int:
+def _add_filters(connection: Connection, desired: Iterable[Filter]) -> int:
     """Add the filters that are missing, each with its rules and its references."""
-    missing = [item for item in wanted if not _exists(connection, "NWFilter", name=item.name)]
+    missing = [item for item in desired if not _exists(connection, "NWFilter", name=item.name)]
     ids = {item.name: _add_filter(connection, item) for item in missing}
     added = len(missing) + sum(len(item.rules) for item in missing)
     for item in missing:
@@ -182,7 +182,7 @@ def _exists(connection: Connection, table: str, **columns: str) -> bool:
 
 
 def _find(connection: Connection, table: str, **columns: str) -> uuid.UUID | None:
-    """The id of some row with these values, or None."""
+    """Return the id of one row with these values, or None."""
     conditions: list[sql.Composable] = [
         sql.SQL("{} = {}").format(sql.Identifier(name), sql.Placeholder(name)) for name in columns
     ]

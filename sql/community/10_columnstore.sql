@@ -1,5 +1,5 @@
--- Community edition only: chunks that are complete go to the columnstore. Segments by machine; within one in the order in
--- which a process's (port's, program's) rows follow one another, so that a value stands beside those that are like it.
+-- Community edition only: complete chunks are moved to the columnstore. Segments are by machine; within a segment the rows
+-- of one process (port, program) follow each other, so that similar values are adjacent and compress well.
 
 ALTER TABLE "ProcessSnapshot" SET (
     timescaledb.compress,

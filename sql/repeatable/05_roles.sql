@@ -1,5 +1,5 @@
--- Roles belong to the whole server, so another database's migration may make them at the same moment: whoever comes
--- second finds the role, or waits for the first and then finds the name taken. Both are as good as having made it.
+-- Roles belong to the whole server: a migration of another database may create them at the same moment. The second
+-- session finds the role, or waits for the first one and gets a duplicate error. Both mean that the role exists.
 
 DO $$
 BEGIN

@@ -1,12 +1,12 @@
--- Functions that triggers call. Each is whole and current here; a change is applied by the next migrate.
+-- Functions of triggers and of maintenance. The next migrate applies a change.
 
 CREATE OR REPLACE FUNCTION public.guestd_touch_updated_at() RETURNS trigger
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- A client that sends updatedAt with every update (Prisma does) is overruled: the column says when the
-    -- content changed, and what libvirt has of it (flushedAt, problem) is no content.
+    -- Overrides clients that send updatedAt with every update (Prisma does): the column is the time of the last change
+    -- of the content. The state in libvirt (flushedAt, problem) is not content.
     IF to_jsonb(NEW) - ARRAY['updatedAt', 'flushedAt', 'problem']
         IS DISTINCT FROM to_jsonb(OLD) - ARRAY['updatedAt', 'flushedAt', 'problem'] THEN
         NEW."updatedAt" := clock_timestamp();
@@ -18,7 +18,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_touch_updated_at() IS
-'Keeps updatedAt: server time of the last change other than to flushedAt or problem.';
+'Sets updatedAt to the server time of the last change, except changes of flushedAt and problem.';
 
 CREATE OR REPLACE FUNCTION public.guestd_announce_machines() RETURNS trigger
 LANGUAGE plpgsql
@@ -31,7 +31,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_announce_machines() IS
-'Wakes daemons that listen on guestd_machine; the notice carries no truth, they look again.';
+'Notifies guestd_machine: the machines have changed. The notification has no payload; listeners read the tables again.';
 
 CREATE OR REPLACE FUNCTION public.guestd_announce_wishes() RETURNS trigger
 LANGUAGE plpgsql
@@ -44,7 +44,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_announce_wishes() IS
-'Wakes daemons that listen on guestd_wish: what is wanted of machines has changed; they look again.';
+'Notifies guestd_wish: the desired state of machines has changed. Listeners read the tables again.';
 
 CREATE OR REPLACE FUNCTION public.guestd_announce_filters() RETURNS trigger
 LANGUAGE plpgsql
@@ -57,20 +57,20 @@ END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_announce_filters() IS
-'Wakes daemons that listen on guestd_filter: what machines may send or receive has changed; they look again.';
+'Notifies guestd_filter: the filters of machines have changed. Listeners read the tables again.';
 
 CREATE OR REPLACE FUNCTION public.guestd_keep_machine_id() RETURNS trigger
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    RAISE EXCEPTION 'The id of a machine never changes: its samples and its socket go by it.'
+    RAISE EXCEPTION 'The id of a machine never changes: its samples and its socket refer to it.'
         USING ERRCODE = 'check_violation', CONSTRAINT = 'Machine_id_never_changes', TABLE = 'Machine';
 END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_keep_machine_id() IS
-'Refuses a change of Machine.id, which no foreign key would carry on into the hypertables.';
+'Refuses a change of Machine.id: no foreign key would cascade it to the hypertables.';
 
 CREATE OR REPLACE FUNCTION public.guestd_end_session() RETURNS trigger
 LANGUAGE plpgsql
@@ -82,7 +82,50 @@ BEGIN
 END;
 $$;
 
-COMMENT ON FUNCTION public.guestd_end_session() IS 'Takes the session token from a user who is deleted.';
+COMMENT ON FUNCTION public.guestd_end_session() IS 'Removes the session token of a deleted user.';
+
+CREATE OR REPLACE FUNCTION public.guestd_machine_tables(OUT series text [], OUT rollups text [])
+LANGUAGE sql
+IMMUTABLE
+SET search_path = pg_catalog, pg_temp
+AS $$
+    SELECT
+        ARRAY['SystemMetrics', 'ProcessSnapshot', 'PortUsage', 'ApplicationUsageHistory'],
+        ARRAY[
+            'SystemMetricsMinute', 'SystemMetricsHour', 'ProcessUsageHour', 'ApplicationUsageDay', 'ListeningPortDay',
+            'RollupPending'
+        ]
+$$;
+
+COMMENT ON FUNCTION public.guestd_machine_tables() IS
+'The tables whose rows belong to a machine but have no foreign key: the series of samples, and the roll-ups with their log.';
+
+CREATE OR REPLACE FUNCTION public.guestd_delete_machine_rows(machines uuid []) RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    tables CONSTANT record := public.guestd_machine_tables();
+    relation text;
+    deleted_rows bigint;
+    total bigint := 0;
+BEGIN
+    FOREACH relation IN ARRAY tables.series LOOP
+        EXECUTE format('DELETE FROM public.%I WHERE "machineId" = ANY($1)', relation) USING machines;
+        GET DIAGNOSTICS deleted_rows = ROW_COUNT;
+        total := total + deleted_rows;
+    END LOOP;
+    -- Before the roll-ups are deleted: it reads from them which hours of the fleet to compute again.
+    PERFORM public.guestd_note_fleet_of(machines);
+    FOREACH relation IN ARRAY tables.rollups LOOP
+        EXECUTE format('DELETE FROM public.%I WHERE "machineId" = ANY($1)', relation) USING machines;
+    END LOOP;
+    RETURN total;
+END;
+$$;
+
+COMMENT ON FUNCTION public.guestd_delete_machine_rows(uuid []) IS
+'Deletes the samples and roll-ups of machines; returns the number of samples deleted.';
 
 CREATE OR REPLACE FUNCTION public.guestd_delete_samples() RETURNS trigger
 LANGUAGE plpgsql
@@ -90,19 +133,10 @@ SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    DELETE FROM public."SystemMetrics" AS sample USING deleted WHERE sample."machineId" = deleted."id";
-    DELETE FROM public."ProcessSnapshot" AS sample USING deleted WHERE sample."machineId" = deleted."id";
-    DELETE FROM public."PortUsage" AS sample USING deleted WHERE sample."machineId" = deleted."id";
-    DELETE FROM public."ApplicationUsageHistory" AS sample USING deleted WHERE sample."machineId" = deleted."id";
-    PERFORM public.guestd_note_fleet_of(ARRAY(SELECT deleted."id" FROM deleted));
-    DELETE FROM public."SystemMetricsMinute" AS rolled USING deleted WHERE rolled."machineId" = deleted."id";
-    DELETE FROM public."SystemMetricsHour" AS rolled USING deleted WHERE rolled."machineId" = deleted."id";
-    DELETE FROM public."ProcessUsageHour" AS rolled USING deleted WHERE rolled."machineId" = deleted."id";
-    DELETE FROM public."ApplicationUsageDay" AS rolled USING deleted WHERE rolled."machineId" = deleted."id";
-    DELETE FROM public."ListeningPortDay" AS rolled USING deleted WHERE rolled."machineId" = deleted."id";
-    DELETE FROM public."RollupPending" AS waits USING deleted WHERE waits."machineId" = deleted."id";
-    -- At READ COMMITTED each statement above saw all that was committed before this delete got the Machine's lock,
-    -- and that is all there is. Above it they saw an older snapshot and may have missed rows: somebody must look again.
+    PERFORM public.guestd_delete_machine_rows(ARRAY(SELECT deleted."id" FROM deleted));
+    -- At READ COMMITTED every statement of it saw all rows that were committed before this delete locked the Machine,
+    -- and no later ones exist. At a higher level it saw an older snapshot and may have missed rows: leave a tombstone
+    -- for guestd_sweep_deleted_machines.
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         INSERT INTO public."DeletedMachine" ("id") SELECT deleted."id" FROM deleted ON CONFLICT ("id") DO NOTHING;
     END IF;
@@ -111,31 +145,26 @@ END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_delete_samples() IS
-'Deletes the samples of deleted machines, as the cascade of a foreign key would.';
+'Deletes the samples and roll-ups of deleted machines, as the cascade of a foreign key would.';
 
 CREATE OR REPLACE FUNCTION public.guestd_truncate_samples() RETURNS trigger
 LANGUAGE plpgsql
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
+DECLARE
+    tables CONSTANT record := public.guestd_machine_tables();
+    relation text;
 BEGIN
-    TRUNCATE public."SystemMetrics";
-    TRUNCATE public."ProcessSnapshot";
-    TRUNCATE public."PortUsage";
-    TRUNCATE public."ApplicationUsageHistory";
-    TRUNCATE public."SystemMetricsMinute";
-    TRUNCATE public."SystemMetricsHour";
-    TRUNCATE public."ProcessUsageHour";
-    TRUNCATE public."ApplicationUsageDay";
-    TRUNCATE public."ListeningPortDay";
-    TRUNCATE public."SystemFleetMinute";
-    TRUNCATE public."ProcessFleetHour";
-    TRUNCATE public."RollupPending";
+    FOREACH relation IN ARRAY tables.series || tables.rollups || ARRAY['SystemFleetMinute', 'ProcessFleetHour'] LOOP
+        EXECUTE format('TRUNCATE public.%I', relation);
+    END LOOP;
     RETURN NULL;
 END;
 $$;
 
-COMMENT ON FUNCTION public.guestd_truncate_samples() IS 'Empties the hypertables when Machine is truncated.';
+COMMENT ON FUNCTION public.guestd_truncate_samples() IS
+'Truncates the tables of samples and roll-ups when Machine is truncated.';
 
 CREATE OR REPLACE FUNCTION public.guestd_sweep_deleted_machines() RETURNS bigint
 LANGUAGE plpgsql
@@ -144,33 +173,19 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     swept uuid[];
-    total bigint := 0;
-    found_rows bigint;
 BEGIN
-    -- A tombstone that can be seen was committed, and every writer that knew the machine had committed before it.
+    -- A visible tombstone is committed, and every writer that had locked the machine committed before it.
     WITH tombstone AS (DELETE FROM public."DeletedMachine" RETURNING "id")
     SELECT array_agg(tombstone."id") INTO swept FROM tombstone;
-    DELETE FROM public."SystemMetrics" AS sample USING unnest(swept) AS gone WHERE sample."machineId" = gone;
-    GET DIAGNOSTICS found_rows = ROW_COUNT; total := total + found_rows;
-    DELETE FROM public."ProcessSnapshot" AS sample USING unnest(swept) AS gone WHERE sample."machineId" = gone;
-    GET DIAGNOSTICS found_rows = ROW_COUNT; total := total + found_rows;
-    DELETE FROM public."PortUsage" AS sample USING unnest(swept) AS gone WHERE sample."machineId" = gone;
-    GET DIAGNOSTICS found_rows = ROW_COUNT; total := total + found_rows;
-    DELETE FROM public."ApplicationUsageHistory" AS sample USING unnest(swept) AS gone WHERE sample."machineId" = gone;
-    GET DIAGNOSTICS found_rows = ROW_COUNT; total := total + found_rows;
-    PERFORM public.guestd_note_fleet_of(swept);
-    DELETE FROM public."SystemMetricsMinute" AS rolled USING unnest(swept) AS gone WHERE rolled."machineId" = gone;
-    DELETE FROM public."SystemMetricsHour" AS rolled USING unnest(swept) AS gone WHERE rolled."machineId" = gone;
-    DELETE FROM public."ProcessUsageHour" AS rolled USING unnest(swept) AS gone WHERE rolled."machineId" = gone;
-    DELETE FROM public."ApplicationUsageDay" AS rolled USING unnest(swept) AS gone WHERE rolled."machineId" = gone;
-    DELETE FROM public."ListeningPortDay" AS rolled USING unnest(swept) AS gone WHERE rolled."machineId" = gone;
-    DELETE FROM public."RollupPending" AS waits USING unnest(swept) AS gone WHERE waits."machineId" = gone;
-    RETURN total;
+    IF swept IS NULL THEN
+        RETURN 0;
+    END IF;
+    RETURN public.guestd_delete_machine_rows(swept);
 END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_sweep_deleted_machines() IS
-'Deletes what is left of machines with a tombstone and the tombstones; returns the number of samples deleted.';
+'Deletes the remaining rows of machines with a tombstone, and the tombstones; returns the number of samples deleted.';
 
 CREATE OR REPLACE FUNCTION public.guestd_create_chunk(relation text, at timestamptz) RETURNS void
 LANGUAGE plpgsql
@@ -180,12 +195,12 @@ AS $$
 DECLARE
     nobody CONSTANT uuid := '00000000-0000-0000-0000-000000000000';
 BEGIN
-    -- Every chunk costs every query; nobody needs one far from now.
+    -- Every chunk adds to the planning of every query: refuse chunks far from now.
     IF at IS NULL OR at NOT BETWEEN now() - INTERVAL '1 day' AND now() + INTERVAL '30 days' THEN
-        RAISE EXCEPTION 'A chunk is created from a day ago to 30 days ahead, not for %.', at
+        RAISE EXCEPTION 'A chunk is created for a time between a day ago and 30 days ahead, not for %.', at
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    -- A row that is written and deleted makes its chunk, also on the Apache edition, which has no create_chunk.
+    -- Inserting a row creates its chunk, also on the Apache edition, which has no create_chunk; the row is deleted again.
     CASE relation
     WHEN 'SystemMetrics' THEN
         INSERT INTO public."SystemMetrics" (
@@ -215,7 +230,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_create_chunk(text, timestamptz) IS
-'Makes sure that the chunk of a series for a time exists, so that ingest does not have to create it.';
+'Creates the chunk of a series for a time if it is missing, so that ingest does not have to.';
 
 CREATE OR REPLACE FUNCTION public.guestd_trim_events(keep_days integer, keep_per_machine integer) RETURNS bigint
 LANGUAGE plpgsql
@@ -226,9 +241,9 @@ DECLARE
     total bigint;
     found_rows bigint;
 BEGIN
-    -- A wrong argument must not empty the table.
+    -- A wrong argument must not delete all rows.
     IF keep_days IS NULL OR keep_days < 1 OR keep_per_machine IS NULL OR keep_per_machine < 1 THEN
-        RAISE EXCEPTION 'Events are kept for at least a day, and at least one a machine; not % days, % events.',
+        RAISE EXCEPTION 'Events are kept for at least 1 day and at least 1 per machine, not % days and % events.',
             keep_days, keep_per_machine
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
@@ -249,4 +264,4 @@ END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_trim_events(integer, integer) IS
-'Deletes events of guests that are older than so many days, and all but the newest so many of each machine; returns how many.';
+'Deletes events of guests older than keep_days, and all but the newest keep_per_machine of each machine; returns the number deleted.';

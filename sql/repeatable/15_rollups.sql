@@ -1,4 +1,5 @@
--- Roll-ups and retention. docs/decisions/0037 and 0038 say why they are kept this way.
+-- Roll-ups and retention. Design: docs/decisions/0037 and 0038.
+-- %(rollup_...)s are lists of columns: gueststore.rollup_columns.
 
 CREATE OR REPLACE FUNCTION public.guestd_sum_of(stats jsonb, key text) RETURNS double precision
 LANGUAGE sql
@@ -11,7 +12,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION public.guestd_sum_of(jsonb, text) IS
-'Sum of a number over the objects of an array, such as bytesSent over all interfaces; NULL where no object has it.';
+'Sum of a number over the objects of an array, such as bytesSent over all interfaces; NULL when no object has it.';
 
 CREATE OR REPLACE FUNCTION public.guestd_number_of(stats jsonb, key text) RETURNS double precision
 LANGUAGE sql
@@ -21,7 +22,7 @@ AS $$
     SELECT CASE jsonb_typeof(stats -> key) WHEN 'number' THEN least((stats -> key)::double precision, 1e18) END
 $$;
 
-COMMENT ON FUNCTION public.guestd_number_of(jsonb, text) IS 'A number of an object; NULL where it has none.';
+COMMENT ON FUNCTION public.guestd_number_of(jsonb, text) IS 'A number of an object; NULL when the object has none.';
 
 CREATE OR REPLACE FUNCTION public.guestd_note_pending() RETURNS trigger
 LANGUAGE plpgsql
@@ -29,16 +30,16 @@ SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
-    -- Every message has its row in SystemMetrics, and its other rows share the timestamp: one log serves all series.
+    -- Every message has a row in SystemMetrics, and its other rows share the timestamp: one log serves all series.
     INSERT INTO public."RollupPending" ("unit", "bucket", "machineId")
     SELECT DISTINCT 'minute', date_trunc('minute', added."timestamp", 'UTC'), added."machineId" FROM added
-    -- Nobody's row only makes a chunk.
+    -- The row of the nil machine only creates a chunk.
     WHERE added."machineId" <> '00000000-0000-0000-0000-000000000000';
     RETURN NULL;
 END;
 $$;
 
-COMMENT ON FUNCTION public.guestd_note_pending() IS 'Notes for the roll-ups which minutes have new samples.';
+COMMENT ON FUNCTION public.guestd_note_pending() IS 'Adds the minutes of new samples to RollupPending.';
 
 CREATE OR REPLACE FUNCTION public.guestd_note_pending_of(machine uuid, at timestamptz) RETURNS void
 LANGUAGE plpgsql
@@ -52,7 +53,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_note_pending_of(uuid, timestamptz) IS
-'Notes for the roll-ups that rows were added to a message whose row in SystemMetrics was there before.';
+'Adds a minute to RollupPending when rows were added to a message whose row in SystemMetrics existed before.';
 
 CREATE OR REPLACE FUNCTION public.guestd_take_pending(
     wanted_unit text, closed timestamptz, most integer, OUT machines uuid [], OUT buckets timestamptz []
@@ -76,7 +77,7 @@ BEGIN
         ORDER BY waits."bucket", waits."machineId", waits."id"
         LIMIT most
     ) AS due;
-    -- As a foreign key would, and before anything else is locked: whoever deletes a machine goes the same way.
+    -- Lock the machines as a foreign key would, and first: the deletion of a machine takes its locks in the same order.
     SELECT array_agg(machine."id") INTO known
     FROM (
         SELECT there."id" FROM public."Machine" AS there
@@ -99,7 +100,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_take_pending(text, timestamptz, integer) IS
-'Takes the oldest of what waits and gives it as pairs of machine and bucket. A row that is seen was committed, and so were its samples.';
+'Removes the oldest closed buckets from RollupPending and returns them as pairs of machine and bucket. A visible row was committed together with its samples.';
 
 CREATE OR REPLACE FUNCTION public.guestd_roll_up_minutes(most integer) RETURNS integer
 LANGUAGE plpgsql
@@ -107,7 +108,7 @@ SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    -- Most samples of a minute are stored half a minute after it; later ones are late, which is as good.
+    -- Most samples of a minute are stored within half a minute; later ones make the minute pending again.
     closed CONSTANT timestamptz := date_trunc('minute', now() - INTERVAL '30 seconds', 'UTC');
     due record;
 BEGIN
@@ -123,19 +124,7 @@ BEGIN
     ) AS minute
     WHERE minute."samples" > 0
     ON CONFLICT ("machineId", "bucket") DO UPDATE SET
-        "samples" = excluded."samples",
-        "cpuUsagePercentAvg" = excluded."cpuUsagePercentAvg",
-        "cpuUsagePercentMax" = excluded."cpuUsagePercentMax",
-        "usedMemoryKBAvg" = excluded."usedMemoryKBAvg",
-        "usedMemoryKBMax" = excluded."usedMemoryKBMax",
-        "totalMemoryKBMax" = excluded."totalMemoryKBMax",
-        "availableMemoryKBMin" = excluded."availableMemoryKBMin",
-        "swapUsedKBMax" = excluded."swapUsedKBMax",
-        "diskReadBytesPerSecAvg" = excluded."diskReadBytesPerSecAvg",
-        "diskWriteBytesPerSecAvg" = excluded."diskWriteBytesPerSecAvg",
-        "networkReceivedBytesPerSecAvg" = excluded."networkReceivedBytesPerSecAvg",
-        "networkSentBytesPerSecAvg" = excluded."networkSentBytesPerSecAvg",
-        "load1minAvg" = excluded."load1minAvg";
+        %(rollup_updates)s;
     INSERT INTO public."RollupPending" ("unit", "bucket", "machineId")
     SELECT DISTINCT 'hour', date_trunc('hour', pair.bucket, 'UTC'), pair.machine
     FROM unnest(due.machines, due.buckets) AS pair (machine, bucket)
@@ -152,50 +141,26 @@ END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_roll_up_minutes(integer) IS
-'Computes up to so many waiting minutes of machines that are closed anew from their samples; returns how many, 0 when nothing is left or another session is at it.';
+'Recomputes up to that many closed pending minutes of machines from their samples; returns their number, 0 when none is pending or another session rolls up.';
 
 CREATE OR REPLACE FUNCTION public.guestd_system_metrics_between(
     machine uuid,
     since timestamptz,
     until timestamptz,
-    OUT "samples" integer,
-    OUT "cpuUsagePercentAvg" double precision,
-    OUT "cpuUsagePercentMax" double precision,
-    OUT "usedMemoryKBAvg" double precision,
-    OUT "usedMemoryKBMax" bigint,
-    OUT "totalMemoryKBMax" bigint,
-    OUT "availableMemoryKBMin" bigint,
-    OUT "swapUsedKBMax" bigint,
-    OUT "diskReadBytesPerSecAvg" double precision,
-    OUT "diskWriteBytesPerSecAvg" double precision,
-    OUT "networkReceivedBytesPerSecAvg" double precision,
-    OUT "networkSentBytesPerSecAvg" double precision,
-    OUT "load1minAvg" double precision
+    %(rollup_parameters)s
 )
 LANGUAGE sql
 STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT
-        count(*)::integer,
-        avg(sample."cpuUsagePercent"),
-        max(sample."cpuUsagePercent"),
-        avg(sample."usedMemoryKB"::double precision),
-        max(sample."usedMemoryKB"),
-        max(sample."totalMemoryKB"),
-        min(sample."availableMemoryKB"),
-        max(sample."swapUsedKB"),
-        avg(public.guestd_number_of(sample."diskIOStats", 'readBytesPerSec')),
-        avg(public.guestd_number_of(sample."diskIOStats", 'writeBytesPerSec')),
-        avg(public.guestd_sum_of(sample."networkStats", 'bytesReceived')),
-        avg(public.guestd_sum_of(sample."networkStats", 'bytesSent')),
-        avg(public.guestd_number_of(sample."loadAverage", 'load1min'))
+        %(rollup_of_samples)s
     FROM public."SystemMetrics" AS sample
     WHERE sample."machineId" = machine AND sample."timestamp" >= since AND sample."timestamp" < until
 $$;
 
 COMMENT ON FUNCTION public.guestd_system_metrics_between(uuid, timestamptz, timestamptz) IS
-'What SystemMetricsMinute holds of a machine, computed from its samples from one time to before another.';
+'The columns of SystemMetricsMinute for a machine, computed from its samples in [since, until).';
 
 CREATE OR REPLACE FUNCTION public.guestd_roll_up_hours(most integer) RETURNS integer
 LANGUAGE plpgsql
@@ -223,7 +188,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_roll_up_hours(integer) IS
-'Computes up to so many waiting hours of machines that are closed anew, and adds them to their days; returns how many, 0 when nothing is left or another session is at it.';
+'Recomputes up to that many closed pending hours of machines and merges them into their days; returns their number, 0 when none is pending or another session rolls up.';
 
 CREATE OR REPLACE FUNCTION public.guestd_roll_up_system_hours(machines uuid [], buckets timestamptz []) RETURNS void
 LANGUAGE sql
@@ -234,47 +199,18 @@ AS $$
     SELECT
         pair.machine,
         pair.bucket,
-        sum(minute."samples"),
-        sum(minute."cpuUsagePercentAvg" * minute."samples") / sum(minute."samples"),
-        max(minute."cpuUsagePercentMax"),
-        sum(minute."usedMemoryKBAvg" * minute."samples") / sum(minute."samples"),
-        max(minute."usedMemoryKBMax"),
-        max(minute."totalMemoryKBMax"),
-        min(minute."availableMemoryKBMin"),
-        max(minute."swapUsedKBMax"),
-        sum(minute."diskReadBytesPerSecAvg" * minute."samples")
-        / sum(minute."samples") FILTER (WHERE minute."diskReadBytesPerSecAvg" IS NOT NULL),
-        sum(minute."diskWriteBytesPerSecAvg" * minute."samples")
-        / sum(minute."samples") FILTER (WHERE minute."diskWriteBytesPerSecAvg" IS NOT NULL),
-        sum(minute."networkReceivedBytesPerSecAvg" * minute."samples")
-        / sum(minute."samples") FILTER (WHERE minute."networkReceivedBytesPerSecAvg" IS NOT NULL),
-        sum(minute."networkSentBytesPerSecAvg" * minute."samples")
-        / sum(minute."samples") FILTER (WHERE minute."networkSentBytesPerSecAvg" IS NOT NULL),
-        sum(minute."load1minAvg" * minute."samples")
-        / sum(minute."samples") FILTER (WHERE minute."load1minAvg" IS NOT NULL)
+        %(rollup_of_minutes)s
     FROM unnest(machines, buckets) AS pair (machine, bucket)
     INNER JOIN public."SystemMetricsMinute" AS minute
         ON minute."machineId" = pair.machine
         AND minute."bucket" >= pair.bucket AND minute."bucket" < pair.bucket + INTERVAL '1 hour'
     GROUP BY pair.machine, pair.bucket
     ON CONFLICT ("machineId", "bucket") DO UPDATE SET
-        "samples" = excluded."samples",
-        "cpuUsagePercentAvg" = excluded."cpuUsagePercentAvg",
-        "cpuUsagePercentMax" = excluded."cpuUsagePercentMax",
-        "usedMemoryKBAvg" = excluded."usedMemoryKBAvg",
-        "usedMemoryKBMax" = excluded."usedMemoryKBMax",
-        "totalMemoryKBMax" = excluded."totalMemoryKBMax",
-        "availableMemoryKBMin" = excluded."availableMemoryKBMin",
-        "swapUsedKBMax" = excluded."swapUsedKBMax",
-        "diskReadBytesPerSecAvg" = excluded."diskReadBytesPerSecAvg",
-        "diskWriteBytesPerSecAvg" = excluded."diskWriteBytesPerSecAvg",
-        "networkReceivedBytesPerSecAvg" = excluded."networkReceivedBytesPerSecAvg",
-        "networkSentBytesPerSecAvg" = excluded."networkSentBytesPerSecAvg",
-        "load1minAvg" = excluded."load1minAvg"
+        %(rollup_updates)s
 $$;
 
 COMMENT ON FUNCTION public.guestd_roll_up_system_hours(uuid [], timestamptz []) IS
-'Computes hours of SystemMetricsHour anew from their minutes, weighted by samples.';
+'Recomputes hours of SystemMetricsHour from their minutes, weighted by samples.';
 
 CREATE OR REPLACE FUNCTION public.guestd_roll_up_process_hours(machines uuid [], buckets timestamptz []) RETURNS void
 LANGUAGE sql
@@ -306,14 +242,14 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION public.guestd_roll_up_process_hours(uuid [], timestamptz []) IS
-'Computes hours of ProcessUsageHour anew from their samples.';
+'Recomputes hours of ProcessUsageHour from their samples.';
 
 CREATE OR REPLACE FUNCTION public.guestd_roll_up_days(machines uuid [], buckets timestamptz []) RETURNS void
 LANGUAGE sql
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-    -- A day is the least and the greatest of its hours, so that an hour that is added again changes nothing.
+    -- A day is the minimum and maximum of its hours: merging an hour twice changes nothing.
     INSERT INTO public."ApplicationUsageDay" AS rolled
     SELECT
         pair.machine,
@@ -370,7 +306,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION public.guestd_roll_up_days(uuid [], timestamptz []) IS
-'Adds hours to the days of ApplicationUsageDay and ListeningPortDay.';
+'Merges hours into the days of ApplicationUsageDay and ListeningPortDay.';
 
 CREATE OR REPLACE FUNCTION public.guestd_note_fleet(hours timestamptz []) RETURNS void
 LANGUAGE sql
@@ -386,7 +322,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION public.guestd_note_fleet(timestamptz []) IS
-'Notes hours in which what the fleet did is to be added up anew.';
+'Adds hours of the fleet to RollupPending.';
 
 CREATE OR REPLACE FUNCTION public.guestd_note_fleet_of(machines uuid []) RETURNS void
 LANGUAGE sql
@@ -405,7 +341,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION public.guestd_note_fleet_of(uuid []) IS
-'Notes the hours of the fleet that machines have a part in: before their roll-ups are deleted.';
+'Adds the hours of the fleet that include machines to RollupPending; call it before their roll-ups are deleted.';
 
 CREATE OR REPLACE FUNCTION public.guestd_roll_up_fleet_minutes(minutes timestamptz []) RETURNS void
 LANGUAGE sql
@@ -416,7 +352,7 @@ AS $$
     INSERT INTO public."SystemFleetMinute"
     SELECT minute, fleet.*
     FROM unnest(minutes) AS minute
-    -- Minute by minute through the index: the planner takes some hundred minutes for most of a chunk.
+    -- Minute by minute through the index: the planner would read a whole chunk for some hundred minutes.
     CROSS JOIN LATERAL (
         SELECT
             count(*) AS machines,
@@ -430,7 +366,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION public.guestd_roll_up_fleet_minutes(timestamptz []) IS
-'Computes minutes of SystemFleetMinute anew from those of the machines; each is named once.';
+'Recomputes minutes of SystemFleetMinute from those of the machines; each minute must be given once.';
 
 CREATE OR REPLACE FUNCTION public.guestd_roll_up_fleet(most integer) RETURNS integer
 LANGUAGE plpgsql
@@ -444,7 +380,7 @@ BEGIN
     IF NOT pg_try_advisory_xact_lock(hashtextextended('guestd roll-up', 0)) THEN
         RETURN 0;
     END IF;
-    -- The newest first: those are looked at, and a machine that was deleted has years of them.
+    -- The newest first: people read those, and a deleted machine leaves years of them.
     hours := ARRAY(
         SELECT DISTINCT waits."bucket" FROM public."RollupPending" AS waits
         WHERE waits."unit" = 'fleet'
@@ -474,7 +410,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_roll_up_fleet(integer) IS
-'Adds up to so many waiting hours of the fleet up anew from those of the machines; returns how many, 0 when nothing is left or another session is at it.';
+'Recomputes up to that many pending hours of the fleet from those of the machines; returns their number, 0 when none is pending or another session rolls up.';
 
 CREATE OR REPLACE FUNCTION public.guestd_advance_rollup(rolled text, closed timestamptz) RETURNS void
 LANGUAGE sql
@@ -495,12 +431,12 @@ AS $$
             END
         ) AS "until"
     ) AS moved
-    -- It never goes back: what is late shows in the view when it has been rolled up, within a minute or an hour.
+    -- It never goes back: a late sample appears in the view after its roll-up, within a minute or an hour.
     WHERE state."relation" = rolled AND state."coveredUntil" < moved."until"
 $$;
 
 COMMENT ON FUNCTION public.guestd_advance_rollup(text, timestamptz) IS
-'Moves a roll-up''s coveredUntil up to a time, or to the oldest bucket that still waits.';
+'Advances coveredUntil of a roll-up to a time, or to its oldest pending bucket.';
 
 CREATE OR REPLACE FUNCTION public.guestd_covered_until(raw text) RETURNS timestamptz
 LANGUAGE sql
@@ -533,7 +469,7 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION public.guestd_covered_until(text) IS
-'Up to when the roll-ups hold all that a series holds; NULL for a relation that feeds none.';
+'The time before which the roll-ups cover a series completely; NULL for a relation without roll-ups.';
 
 CREATE OR REPLACE FUNCTION public.guestd_enforce_retention(pruned text) RETURNS bigint
 LANGUAGE plpgsql
@@ -546,7 +482,7 @@ DECLARE
 BEGIN
     SELECT due."cutoff" INTO cutoff FROM public."RetentionDue" AS due WHERE due."relation" = pruned;
     IF cutoff IS NULL THEN
-        RAISE EXCEPTION '% has no row in RetentionSetting.', quote_nullable(pruned)
+        RAISE EXCEPTION '% has no row in RetentionSetting: insert one to give it a retention.', quote_nullable(pruned)
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF NOT pg_try_advisory_xact_lock(hashtextextended('guestd retention ' || pruned, 0)) THEN
@@ -568,4 +504,4 @@ END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_enforce_retention(text) IS
-'Takes from a relation what RetentionDue names; returns the number of chunks, or of rows of a plain table; 0 while another session is at it.';
+'Drops from a relation what RetentionDue lists; returns the number of chunks, or of rows of a plain table; 0 while another session drops.';

@@ -89,7 +89,7 @@ CREATE OR REPLACE TRIGGER "GlobalServiceConfig_announce_filters"
 AFTER INSERT OR DELETE OR UPDATE ON "GlobalServiceConfig"
 FOR EACH STATEMENT EXECUTE FUNCTION public.guestd_announce_filters();
 
--- Row by row: most of its writes only tell what guests listen on.
+-- For each row: most writes only record which ports guests listen on, and the filters do not depend on those.
 CREATE OR REPLACE TRIGGER "VmPort_announce_filters_insert"
 AFTER INSERT ON "VmPort"
 FOR EACH ROW WHEN (new."enabled" OR new."toEnable") EXECUTE FUNCTION public.guestd_announce_filters();

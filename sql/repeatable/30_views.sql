@@ -1,4 +1,4 @@
--- Views that people and the platform query.
+-- Views for people and for the platform.
 
 CREATE OR REPLACE VIEW "ActiveUser" AS
 SELECT
@@ -12,14 +12,14 @@ SELECT
 FROM "User"
 WHERE NOT "deleted";
 
-COMMENT ON VIEW "ActiveUser" IS 'The users who may sign in, without their secrets.';
+COMMENT ON VIEW "ActiveUser" IS 'The users who may sign in, without passwords and tokens.';
 COMMENT ON COLUMN "ActiveUser"."id" IS 'User.id.';
 COMMENT ON COLUMN "ActiveUser"."email" IS 'Sign-in name.';
 COMMENT ON COLUMN "ActiveUser"."firstName" IS 'Given name.';
 COMMENT ON COLUMN "ActiveUser"."lastName" IS 'Family name.';
 COMMENT ON COLUMN "ActiveUser"."avatar" IS 'Path or address of the profile picture.';
 COMMENT ON COLUMN "ActiveUser"."role" IS 'Free text; the platform writes ADMIN, USER and, later, SUPER_ADMIN.';
-COMMENT ON COLUMN "ActiveUser"."createdAt" IS 'When the row was made, server time.';
+COMMENT ON COLUMN "ActiveUser"."createdAt" IS 'When the row was created, server time.';
 
 CREATE OR REPLACE VIEW "MachineState" AS
 SELECT
@@ -61,30 +61,30 @@ LEFT JOIN "Host" AS host ON machine."hostId" = host."id"
 LEFT JOIN "MachineDomain" AS seen ON machine."id" = seen."machineId"
 LEFT JOIN "MachineAgent" AS agent ON machine."id" = agent."machineId";
 
-COMMENT ON VIEW "MachineState" IS 'How each machine is, as far as its host was heard of in the last minute.';
+COMMENT ON VIEW "MachineState" IS 'The state of each machine; unknown while its host has not reported for 60 seconds.';
 COMMENT ON COLUMN "MachineState"."id" IS 'Machine.id.';
 COMMENT ON COLUMN "MachineState"."name" IS 'Name for people.';
 COMMENT ON COLUMN "MachineState"."internalName" IS 'Name of the libvirt domain.';
-COMMENT ON COLUMN "MachineState"."status" IS 'Machine.status: the last that was known.';
-COMMENT ON COLUMN "MachineState"."desiredStatus" IS 'What is wanted; NULL means nothing in particular.';
+COMMENT ON COLUMN "MachineState"."status" IS 'Machine.status, the last known state.';
+COMMENT ON COLUMN "MachineState"."desiredStatus" IS 'The desired state; NULL for none.';
 COMMENT ON COLUMN "MachineState"."state" IS
 'Machine.status, or unknown when libvirt on its host has not answered for 60 seconds.';
-COMMENT ON COLUMN "MachineState"."hostId" IS 'The host that has it; NULL means that none has been seen with it.';
+COMMENT ON COLUMN "MachineState"."hostId" IS 'The host that runs it; NULL while no host has claimed it.';
 COMMENT ON COLUMN "MachineState"."hostName" IS 'Name of that host.';
-COMMENT ON COLUMN "MachineState"."hostLastSeen" IS 'When libvirt there last answered.';
-COMMENT ON COLUMN "MachineState"."domainState" IS 'libvirt''s word for its state; missing when there is no domain.';
-COMMENT ON COLUMN "MachineState"."domainReason" IS 'libvirt''s word for why.';
+COMMENT ON COLUMN "MachineState"."hostLastSeen" IS 'When libvirt on that host last answered.';
+COMMENT ON COLUMN "MachineState"."domainState" IS 'State of the domain, in libvirt''s terms; missing when there is no domain.';
+COMMENT ON COLUMN "MachineState"."domainReason" IS 'Reason of that state, in libvirt''s terms.';
 COMMENT ON COLUMN "MachineState"."channel" IS 'The agent''s port: absent, disconnected or connected.';
-COMMENT ON COLUMN "MachineState"."cpuCores" IS 'Virtual CPUs that the row says, count.';
+COMMENT ON COLUMN "MachineState"."cpuCores" IS 'Virtual CPUs of the Machine row, count.';
 COMMENT ON COLUMN "MachineState"."vcpus" IS 'Virtual CPUs of the domain, count.';
-COMMENT ON COLUMN "MachineState"."ramGB" IS 'Memory that the row says, GB.';
+COMMENT ON COLUMN "MachineState"."ramGB" IS 'Memory of the Machine row, GB.';
 COMMENT ON COLUMN "MachineState"."memoryKB" IS 'Memory of the domain, KiB.';
-COMMENT ON COLUMN "MachineState"."isDrifted" IS 'True where row and domain differ in CPUs or memory.';
-COMMENT ON COLUMN "MachineState"."problem" IS 'What needs a person, and why; NULL for nothing.';
-COMMENT ON COLUMN "MachineState"."changedAt" IS 'When what the host sees of it last changed.';
-COMMENT ON COLUMN "MachineState"."lastSampleAt" IS 'When the last sample of its guest was taken; NULL means never.';
+COMMENT ON COLUMN "MachineState"."isDrifted" IS 'True when the row and the domain differ in CPUs or memory.';
+COMMENT ON COLUMN "MachineState"."problem" IS 'Why it needs manual action; NULL when it does not.';
+COMMENT ON COLUMN "MachineState"."changedAt" IS 'When the facts about its domain last changed.';
+COMMENT ON COLUMN "MachineState"."lastSampleAt" IS 'When its guest took the last sample; NULL means never.';
 COMMENT ON COLUMN "MachineState"."dialect" IS
-'What its agent speaks: D0, D1, D2, D3 or guestd; NULL while no sample was stored.';
+'Dialect of its agent: D0, D1, D2, D3 or guestd; NULL while no sample was stored.';
 
 CREATE OR REPLACE VIEW "MachineWithoutData" AS
 SELECT
@@ -104,12 +104,12 @@ WHERE
     AND coalesce(machine."lastSampleAt", made."createdAt") < now() - INTERVAL '5 minutes';
 
 COMMENT ON VIEW "MachineWithoutData" IS
-'Machines that run, as far as is known, and whose guests have not reported for 5 minutes.';
+'Machines whose state is running or unknown and whose guests have not reported for 5 minutes.';
 COMMENT ON COLUMN "MachineWithoutData"."id" IS 'Machine.id.';
 COMMENT ON COLUMN "MachineWithoutData"."name" IS 'Name for people.';
 COMMENT ON COLUMN "MachineWithoutData"."internalName" IS 'Name of the libvirt domain.';
 COMMENT ON COLUMN "MachineWithoutData"."state" IS 'running or unknown.';
-COMMENT ON COLUMN "MachineWithoutData"."hostId" IS 'The host that has it.';
+COMMENT ON COLUMN "MachineWithoutData"."hostId" IS 'The host that runs it.';
 COMMENT ON COLUMN "MachineWithoutData"."channel" IS 'The agent''s port: absent, disconnected or connected.';
-COMMENT ON COLUMN "MachineWithoutData"."lastSampleAt" IS 'When its last sample was taken; NULL means never.';
-COMMENT ON COLUMN "MachineWithoutData"."since" IS 'Since when there is nothing: that time, or when the machine was made.';
+COMMENT ON COLUMN "MachineWithoutData"."lastSampleAt" IS 'When its guest took the last sample; NULL means never.';
+COMMENT ON COLUMN "MachineWithoutData"."since" IS 'Start of the gap: the time of the last sample, or when the machine was created.';

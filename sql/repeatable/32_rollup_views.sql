@@ -1,23 +1,11 @@
--- Roll-ups as people ask for them: what the tables hold, and what is newer computed from the series. The same on
--- both editions: docs/decisions/0039 says why.
+-- Views of the roll-ups: the rows of the roll-up tables, and newer ones computed from the series. The same on both
+-- editions: docs/decisions/0039. %(rollup_...)s are lists of columns: gueststore.rollup_columns.
 
 CREATE OR REPLACE VIEW "SystemMetrics_1m" AS
 SELECT
     "machineId",
     "bucket",
-    "samples",
-    "cpuUsagePercentAvg",
-    "cpuUsagePercentMax",
-    "usedMemoryKBAvg",
-    "usedMemoryKBMax",
-    "totalMemoryKBMax",
-    "availableMemoryKBMin",
-    "swapUsedKBMax",
-    "diskReadBytesPerSecAvg",
-    "diskWriteBytesPerSecAvg",
-    "networkReceivedBytesPerSecAvg",
-    "networkSentBytesPerSecAvg",
-    "load1minAvg"
+    %(rollup_names)s
 FROM "SystemMetricsMinute"
 WHERE
     "bucket" < (
@@ -27,37 +15,12 @@ WHERE
 UNION ALL
 SELECT
     machine."id",
-    rolled."bucket",
-    rolled."samples",
-    rolled."cpuUsagePercentAvg",
-    rolled."cpuUsagePercentMax",
-    rolled."usedMemoryKBAvg",
-    rolled."usedMemoryKBMax",
-    rolled."totalMemoryKBMax",
-    rolled."availableMemoryKBMin",
-    rolled."swapUsedKBMax",
-    rolled."diskReadBytesPerSecAvg",
-    rolled."diskWriteBytesPerSecAvg",
-    rolled."networkReceivedBytesPerSecAvg",
-    rolled."networkSentBytesPerSecAvg",
-    rolled."load1minAvg"
+    rolled.*
 FROM "Machine" AS machine
 CROSS JOIN LATERAL (
     SELECT
         date_trunc('minute', sample."timestamp", 'UTC') AS "bucket",
-        count(*)::integer AS "samples",
-        avg(sample."cpuUsagePercent") AS "cpuUsagePercentAvg",
-        max(sample."cpuUsagePercent") AS "cpuUsagePercentMax",
-        avg(sample."usedMemoryKB"::double precision) AS "usedMemoryKBAvg",
-        max(sample."usedMemoryKB") AS "usedMemoryKBMax",
-        max(sample."totalMemoryKB") AS "totalMemoryKBMax",
-        min(sample."availableMemoryKB") AS "availableMemoryKBMin",
-        max(sample."swapUsedKB") AS "swapUsedKBMax",
-        avg(public.guestd_number_of(sample."diskIOStats", 'readBytesPerSec')) AS "diskReadBytesPerSecAvg",
-        avg(public.guestd_number_of(sample."diskIOStats", 'writeBytesPerSec')) AS "diskWriteBytesPerSecAvg",
-        avg(public.guestd_sum_of(sample."networkStats", 'bytesReceived')) AS "networkReceivedBytesPerSecAvg",
-        avg(public.guestd_sum_of(sample."networkStats", 'bytesSent')) AS "networkSentBytesPerSecAvg",
-        avg(public.guestd_number_of(sample."loadAverage", 'load1min')) AS "load1minAvg"
+        %(rollup_of_samples)s
     FROM "SystemMetrics" AS sample
     WHERE
         sample."machineId" = machine."id"
@@ -68,10 +31,9 @@ CROSS JOIN LATERAL (
     GROUP BY date_trunc('minute', sample."timestamp", 'UTC')
 ) AS rolled;
 
-
 COMMENT ON VIEW "SystemMetrics_1m" IS 'SystemMetrics by machine and minute, up to the last sample.';
 COMMENT ON COLUMN "SystemMetrics_1m"."machineId" IS 'The Machine.';
-COMMENT ON COLUMN "SystemMetrics_1m"."bucket" IS 'Where the minute begins; minutes of UTC.';
+COMMENT ON COLUMN "SystemMetrics_1m"."bucket" IS 'Start of the minute, UTC.';
 COMMENT ON COLUMN "SystemMetrics_1m"."samples" IS 'Samples in it, count.';
 COMMENT ON COLUMN "SystemMetrics_1m"."cpuUsagePercentAvg" IS 'CPU in use, mean of the samples, percent, 0 to 100.';
 COMMENT ON COLUMN "SystemMetrics_1m"."cpuUsagePercentMax" IS 'CPU in use, the highest sample, percent, 0 to 100.';
@@ -81,7 +43,7 @@ COMMENT ON COLUMN "SystemMetrics_1m"."totalMemoryKBMax" IS 'Memory, KiB.';
 COMMENT ON COLUMN "SystemMetrics_1m"."availableMemoryKBMin" IS
 'Memory that programs could still get, the lowest sample, KiB.';
 COMMENT ON COLUMN "SystemMetrics_1m"."swapUsedKBMax" IS
-'Swap in use, the highest sample, KiB; NULL where there is none.';
+'Swap in use, the highest sample, KiB; NULL for guests without swap.';
 COMMENT ON COLUMN "SystemMetrics_1m"."diskReadBytesPerSecAvg" IS 'Read from disks, mean of the samples, bytes/s.';
 COMMENT ON COLUMN "SystemMetrics_1m"."diskWriteBytesPerSecAvg" IS 'Written to disks, mean of the samples, bytes/s.';
 COMMENT ON COLUMN "SystemMetrics_1m"."networkReceivedBytesPerSecAvg" IS
@@ -95,19 +57,7 @@ CREATE OR REPLACE VIEW "SystemMetrics_1h" AS
 SELECT
     "machineId",
     "bucket",
-    "samples",
-    "cpuUsagePercentAvg",
-    "cpuUsagePercentMax",
-    "usedMemoryKBAvg",
-    "usedMemoryKBMax",
-    "totalMemoryKBMax",
-    "availableMemoryKBMin",
-    "swapUsedKBMax",
-    "diskReadBytesPerSecAvg",
-    "diskWriteBytesPerSecAvg",
-    "networkReceivedBytesPerSecAvg",
-    "networkSentBytesPerSecAvg",
-    "load1minAvg"
+    %(rollup_names)s
 FROM "SystemMetricsHour"
 WHERE
     "bucket" < (
@@ -118,26 +68,7 @@ UNION ALL
 SELECT
     minute."machineId",
     date_trunc('hour', minute."bucket", 'UTC') AS "bucket",
-    sum(minute."samples")::integer AS "samples",
-    sum(minute."cpuUsagePercentAvg" * minute."samples")
-    / sum(minute."samples") FILTER (WHERE minute."cpuUsagePercentAvg" IS NOT NULL) AS "cpuUsagePercentAvg",
-    max(minute."cpuUsagePercentMax") AS "cpuUsagePercentMax",
-    sum(minute."usedMemoryKBAvg" * minute."samples")
-    / sum(minute."samples") FILTER (WHERE minute."usedMemoryKBAvg" IS NOT NULL) AS "usedMemoryKBAvg",
-    max(minute."usedMemoryKBMax") AS "usedMemoryKBMax",
-    max(minute."totalMemoryKBMax") AS "totalMemoryKBMax",
-    min(minute."availableMemoryKBMin") AS "availableMemoryKBMin",
-    max(minute."swapUsedKBMax") AS "swapUsedKBMax",
-    sum(minute."diskReadBytesPerSecAvg" * minute."samples")
-    / sum(minute."samples") FILTER (WHERE minute."diskReadBytesPerSecAvg" IS NOT NULL) AS "diskReadBytesPerSecAvg",
-    sum(minute."diskWriteBytesPerSecAvg" * minute."samples")
-    / sum(minute."samples") FILTER (WHERE minute."diskWriteBytesPerSecAvg" IS NOT NULL) AS "diskWriteBytesPerSecAvg",
-    sum(minute."networkReceivedBytesPerSecAvg" * minute."samples")
-    / sum(minute."samples") FILTER (WHERE minute."networkReceivedBytesPerSecAvg" IS NOT NULL) AS "networkReceivedBytesPerSecAvg",
-    sum(minute."networkSentBytesPerSecAvg" * minute."samples")
-    / sum(minute."samples") FILTER (WHERE minute."networkSentBytesPerSecAvg" IS NOT NULL) AS "networkSentBytesPerSecAvg",
-    sum(minute."load1minAvg" * minute."samples")
-    / sum(minute."samples") FILTER (WHERE minute."load1minAvg" IS NOT NULL) AS "load1minAvg"
+    %(rollup_of_minutes)s
 FROM "SystemMetrics_1m" AS minute
 WHERE
     minute."bucket" >= (
@@ -146,10 +77,9 @@ WHERE
     )
 GROUP BY minute."machineId", date_trunc('hour', minute."bucket", 'UTC');
 
-
 COMMENT ON VIEW "SystemMetrics_1h" IS 'SystemMetrics by machine and hour, up to the last sample.';
 COMMENT ON COLUMN "SystemMetrics_1h"."machineId" IS 'The Machine.';
-COMMENT ON COLUMN "SystemMetrics_1h"."bucket" IS 'Where the hour begins; hours of UTC.';
+COMMENT ON COLUMN "SystemMetrics_1h"."bucket" IS 'Start of the hour, UTC.';
 COMMENT ON COLUMN "SystemMetrics_1h"."samples" IS 'Samples in it, count.';
 COMMENT ON COLUMN "SystemMetrics_1h"."cpuUsagePercentAvg" IS 'CPU in use, mean of the samples, percent, 0 to 100.';
 COMMENT ON COLUMN "SystemMetrics_1h"."cpuUsagePercentMax" IS 'CPU in use, the highest sample, percent, 0 to 100.';
@@ -159,7 +89,7 @@ COMMENT ON COLUMN "SystemMetrics_1h"."totalMemoryKBMax" IS 'Memory, KiB.';
 COMMENT ON COLUMN "SystemMetrics_1h"."availableMemoryKBMin" IS
 'Memory that programs could still get, the lowest sample, KiB.';
 COMMENT ON COLUMN "SystemMetrics_1h"."swapUsedKBMax" IS
-'Swap in use, the highest sample, KiB; NULL where there is none.';
+'Swap in use, the highest sample, KiB; NULL for guests without swap.';
 COMMENT ON COLUMN "SystemMetrics_1h"."diskReadBytesPerSecAvg" IS 'Read from disks, mean of the samples, bytes/s.';
 COMMENT ON COLUMN "SystemMetrics_1h"."diskWriteBytesPerSecAvg" IS 'Written to disks, mean of the samples, bytes/s.';
 COMMENT ON COLUMN "SystemMetrics_1h"."networkReceivedBytesPerSecAvg" IS
@@ -198,7 +128,7 @@ WHERE
 GROUP BY newer."bucket";
 
 COMMENT ON VIEW "SystemFleet_1m" IS 'SystemMetrics of all machines together by minute, up to the last sample.';
-COMMENT ON COLUMN "SystemFleet_1m"."bucket" IS 'Where the minute begins; minutes of UTC.';
+COMMENT ON COLUMN "SystemFleet_1m"."bucket" IS 'Start of the minute, UTC.';
 COMMENT ON COLUMN "SystemFleet_1m"."machines" IS 'Machines with samples in it, count.';
 COMMENT ON COLUMN "SystemFleet_1m"."cpuUsagePercentAvg" IS 'CPU in use, mean of the machines, percent, 0 to 100.';
 COMMENT ON COLUMN "SystemFleet_1m"."cpuUsagePercentMax" IS 'CPU in use, the highest sample, percent, 0 to 100.';
@@ -248,10 +178,9 @@ CROSS JOIN LATERAL (
     GROUP BY date_trunc('hour', process."timestamp", 'UTC'), process."name"
 ) AS rolled;
 
-
 COMMENT ON VIEW "ProcessUsage_1h" IS 'ProcessSnapshot by machine, hour and name, up to the last sample.';
 COMMENT ON COLUMN "ProcessUsage_1h"."machineId" IS 'The Machine.';
-COMMENT ON COLUMN "ProcessUsage_1h"."bucket" IS 'Where the hour begins; hours of UTC.';
+COMMENT ON COLUMN "ProcessUsage_1h"."bucket" IS 'Start of the hour, UTC.';
 COMMENT ON COLUMN "ProcessUsage_1h"."name" IS 'Name of the processes.';
 COMMENT ON COLUMN "ProcessUsage_1h"."samples" IS 'Rows of ProcessSnapshot in it, count.';
 COMMENT ON COLUMN "ProcessUsage_1h"."cpuUsagePercentSum" IS 'Sum of their CPU, percent of one core times rows.';
@@ -304,14 +233,13 @@ FROM (
 ) AS part
 GROUP BY "machineId", "bucket", "executablePath";
 
-
 COMMENT ON VIEW "ApplicationUsage_1d" IS 'Applications by machine and day, up to the last sample.';
 COMMENT ON COLUMN "ApplicationUsage_1d"."machineId" IS 'The Machine.';
-COMMENT ON COLUMN "ApplicationUsage_1d"."bucket" IS 'Where the day begins; days of UTC.';
+COMMENT ON COLUMN "ApplicationUsage_1d"."bucket" IS 'Start of the day, UTC.';
 COMMENT ON COLUMN "ApplicationUsage_1d"."executablePath" IS 'Path of the program in the guest.';
 COMMENT ON COLUMN "ApplicationUsage_1d"."usageMinutes" IS
-'Time in use between the first and the last sample of the day, as the guest counts, min.';
-COMMENT ON COLUMN "ApplicationUsage_1d"."starts" IS 'Starts between them, as the guest counts, count.';
+'Time in use between the first and the last sample of the day, as counted by the guest, min.';
+COMMENT ON COLUMN "ApplicationUsage_1d"."starts" IS 'Starts between those samples, as counted by the guest, count.';
 
 CREATE OR REPLACE VIEW "ListeningPort_1d" AS
 SELECT
@@ -368,20 +296,19 @@ FROM (
 ) AS part
 GROUP BY "machineId", "bucket", "port", "protocol", "processName";
 
-
 COMMENT ON VIEW "ListeningPort_1d" IS
-'Ports that were listened on, by machine, day and process, up to the last sample.';
+'Listening ports by machine, day and process, up to the last sample.';
 COMMENT ON COLUMN "ListeningPort_1d"."machineId" IS 'The Machine.';
-COMMENT ON COLUMN "ListeningPort_1d"."bucket" IS 'Where the day begins; days of UTC.';
+COMMENT ON COLUMN "ListeningPort_1d"."bucket" IS 'Start of the day, UTC.';
 COMMENT ON COLUMN "ListeningPort_1d"."port" IS 'Local port, 0 to 65535.';
 COMMENT ON COLUMN "ListeningPort_1d"."protocol" IS 'TCP or UDP.';
 COMMENT ON COLUMN "ListeningPort_1d"."processName" IS
-'Name of the process that listened; empty where the guest did not say.';
+'Name of the process that listened; empty when the guest did not report it.';
 COMMENT ON COLUMN "ListeningPort_1d"."executablePath" IS
-'Path of its program in the guest; the last in order of text where there were several.';
+'Path of its program in the guest; of several, the last in order of text.';
 COMMENT ON COLUMN "ListeningPort_1d"."firstSeen" IS 'The first sample of the day in which it listened.';
 COMMENT ON COLUMN "ListeningPort_1d"."lastSeen" IS 'The last sample of the day in which it listened.';
-COMMENT ON COLUMN "ListeningPort_1d"."connectionCountMax" IS 'Listening sockets, the most of one sample, count.';
+COMMENT ON COLUMN "ListeningPort_1d"."connectionCountMax" IS 'Listening sockets, the maximum of one sample, count.';
 
 CREATE OR REPLACE VIEW "RetentionDue" AS
 SELECT
@@ -419,10 +346,9 @@ FROM (
     FROM "RetentionSetting" AS setting
 ) AS bound;
 
-
-COMMENT ON VIEW "RetentionDue" IS 'What retention takes away next: a dry run.';
+COMMENT ON VIEW "RetentionDue" IS 'What the next retention run drops.';
 COMMENT ON COLUMN "RetentionDue"."relation" IS 'The table.';
 COMMENT ON COLUMN "RetentionDue"."keepDays" IS 'RetentionSetting.keepDays.';
-COMMENT ON COLUMN "RetentionDue"."cutoff" IS 'What is older goes.';
-COMMENT ON COLUMN "RetentionDue"."isHeldBack" IS 'True where more would go if the roll-ups held it.';
-COMMENT ON COLUMN "RetentionDue"."due" IS 'Chunks, or rows of a plain table, that go next, count.';
+COMMENT ON COLUMN "RetentionDue"."cutoff" IS 'Data older than this is dropped.';
+COMMENT ON COLUMN "RetentionDue"."isHeldBack" IS 'True when older data is kept because it is not rolled up yet.';
+COMMENT ON COLUMN "RetentionDue"."due" IS 'Chunks, or rows of a plain table, that the next run drops, count.';

@@ -1,4 +1,5 @@
--- What people and dashboards ask for, each by a way through an index or a roll-up; tests/integration/schema/test_read_api.py holds that.
+-- Views and functions for people and dashboards. Each uses an index or a roll-up: tests/integration/schema/test_plans.py.
+-- %(series_...)s are lists of columns: gueststore.rollup_columns.
 
 CREATE OR REPLACE VIEW "MachineLatest" AS
 SELECT
@@ -29,15 +30,15 @@ LEFT JOIN LATERAL (
     LIMIT 1
 ) AS latest ON TRUE;
 
-COMMENT ON VIEW "MachineLatest" IS 'Every machine with its latest sample, NULLs where it has none.';
+COMMENT ON VIEW "MachineLatest" IS 'Every machine with its latest sample; NULLs for a machine without samples.';
 COMMENT ON COLUMN "MachineLatest"."id" IS 'Machine.id.';
 COMMENT ON COLUMN "MachineLatest"."name" IS 'Name for people.';
 COMMENT ON COLUMN "MachineLatest"."internalName" IS 'Name of the libvirt domain.';
 COMMENT ON COLUMN "MachineLatest"."status" IS 'Machine.status.';
 COMMENT ON COLUMN "MachineLatest"."departmentId" IS 'The department it belongs to.';
-COMMENT ON COLUMN "MachineLatest"."hostId" IS 'The host that has it.';
+COMMENT ON COLUMN "MachineLatest"."hostId" IS 'The host that runs it.';
 COMMENT ON COLUMN "MachineLatest"."timestamp" IS 'When the guest took the sample.';
-COMMENT ON COLUMN "MachineLatest"."receivedAt" IS 'When guestd took it, host time.';
+COMMENT ON COLUMN "MachineLatest"."receivedAt" IS 'When guestd received it, host time.';
 COMMENT ON COLUMN "MachineLatest"."cpuUsagePercent" IS 'CPU in use over all cores, percent, 0 to 100.';
 COMMENT ON COLUMN "MachineLatest"."totalMemoryKB" IS 'Memory, KiB.';
 COMMENT ON COLUMN "MachineLatest"."usedMemoryKB" IS 'Memory in use, KiB.';
@@ -72,16 +73,16 @@ CROSS JOIN LATERAL (
     SELECT sample.*
     FROM "PortUsage" AS sample
     WHERE sample."machineId" = machine."id" AND sample."timestamp" = latest."timestamp" AND sample."isListening"
-    -- Machine by machine, whatever the planner thinks of the others' rows.
+    -- OFFSET 0 keeps the planner from joining the rows of all machines: machine by machine is faster.
     OFFSET 0
 ) AS usage;
 
-COMMENT ON VIEW "ListeningPort" IS 'Ports that were listened on at the last sample of each machine that had ports, and by whom.';
+COMMENT ON VIEW "ListeningPort" IS 'The listening ports of each machine at its last sample with ports, and the process of each.';
 COMMENT ON COLUMN "ListeningPort"."machineId" IS 'The Machine.';
 COMMENT ON COLUMN "ListeningPort"."timestamp" IS 'When the guest took the sample.';
 COMMENT ON COLUMN "ListeningPort"."port" IS 'Local port, 0 to 65535.';
 COMMENT ON COLUMN "ListeningPort"."protocol" IS 'TCP or UDP.';
-COMMENT ON COLUMN "ListeningPort"."processId" IS 'Process id in the guest of the owner of the socket.';
+COMMENT ON COLUMN "ListeningPort"."processId" IS 'Id of the process in the guest that owns the socket.';
 COMMENT ON COLUMN "ListeningPort"."processName" IS 'Name of that process.';
 COMMENT ON COLUMN "ListeningPort"."executablePath" IS 'Path of its program in the guest.';
 COMMENT ON COLUMN "ListeningPort"."connectionCount" IS 'Sockets in this state, count.';
@@ -101,17 +102,17 @@ SELECT
 FROM "ApplicationUsage"
 WHERE "isActive";
 
-COMMENT ON VIEW "ApplicationUse" IS 'Applications that are installed, and whether anybody used them in the last 30 days.';
+COMMENT ON VIEW "ApplicationUse" IS 'Installed applications, and whether each was used in the last 30 days.';
 COMMENT ON COLUMN "ApplicationUse"."machineId" IS 'The machine it is installed on.';
 COMMENT ON COLUMN "ApplicationUse"."id" IS 'ApplicationUsage.id.';
 COMMENT ON COLUMN "ApplicationUse"."applicationName" IS 'Name for people.';
 COMMENT ON COLUMN "ApplicationUse"."executablePath" IS 'Path of the program in the guest.';
-COMMENT ON COLUMN "ApplicationUse"."publisher" IS 'Who made it.';
-COMMENT ON COLUMN "ApplicationUse"."version" IS 'Version as the guest gives it.';
-COMMENT ON COLUMN "ApplicationUse"."lastAccessTime" IS 'When it was last used, guest time; NULL means not known.';
-COMMENT ON COLUMN "ApplicationUse"."accessCount" IS 'Times it was started, as the guest counts, count.';
-COMMENT ON COLUMN "ApplicationUse"."totalUsageMinutes" IS 'Time in use, as the guest counts, min.';
-COMMENT ON COLUMN "ApplicationUse"."isUsed" IS 'True when it was used in the last 30 days; false also when that is not known.';
+COMMENT ON COLUMN "ApplicationUse"."publisher" IS 'Publisher.';
+COMMENT ON COLUMN "ApplicationUse"."version" IS 'Version as reported by the guest.';
+COMMENT ON COLUMN "ApplicationUse"."lastAccessTime" IS 'When it was last used, guest time; NULL means unknown.';
+COMMENT ON COLUMN "ApplicationUse"."accessCount" IS 'Starts, as counted by the guest, count.';
+COMMENT ON COLUMN "ApplicationUse"."totalUsageMinutes" IS 'Time in use, as counted by the guest, min.';
+COMMENT ON COLUMN "ApplicationUse"."isUsed" IS 'True when it was used in the last 30 days; false also when unknown.';
 
 CREATE OR REPLACE VIEW "StateChange" AS
 SELECT
@@ -129,7 +130,7 @@ CROSS JOIN
         SELECT history.*
         FROM "ServiceStateHistory" AS history
         WHERE history."serviceId" = service."id"
-        -- Service by service: a join reads what the services of all machines ever did.
+        -- OFFSET 0 keeps the planner from a join, which would read the history of the services of all machines.
         OFFSET 0
     ) AS changed
 UNION ALL
@@ -144,28 +145,28 @@ SELECT
     "reason"
 FROM "ReconcileEvent";
 
-COMMENT ON VIEW "StateChange" IS 'Changes of state of services in guests, and what guestd did to machines and to their status.';
-COMMENT ON COLUMN "StateChange"."occurredAt" IS 'When, server or host time.';
+COMMENT ON VIEW "StateChange" IS 'State changes of services in guests, and the actions of guestd on machines and their status.';
+COMMENT ON COLUMN "StateChange"."occurredAt" IS 'When it happened, server or host time.';
 COMMENT ON COLUMN "StateChange"."id" IS 'ServiceStateHistory.id or ReconcileEvent.id.';
-COMMENT ON COLUMN "StateChange"."machineId" IS 'The machine; NULL when it was deleted since.';
+COMMENT ON COLUMN "StateChange"."machineId" IS 'The machine; NULL when it has been deleted.';
 COMMENT ON COLUMN "StateChange"."kind" IS 'service or machine.';
 COMMENT ON COLUMN "StateChange"."name" IS 'Name of the service or the domain.';
-COMMENT ON COLUMN "StateChange"."fromState" IS 'State before, of a service; NULL before the first.';
-COMMENT ON COLUMN "StateChange"."toState" IS 'State after, of a service; the action, of a machine.';
-COMMENT ON COLUMN "StateChange"."reason" IS 'Why.';
+COMMENT ON COLUMN "StateChange"."fromState" IS 'State of the service before the change; NULL for the first one.';
+COMMENT ON COLUMN "StateChange"."toState" IS 'State of the service after the change, or the action on the machine.';
+COMMENT ON COLUMN "StateChange"."reason" IS 'Reason of the change.';
 
 CREATE OR REPLACE FUNCTION public.guestd_resolution(since timestamptz, until timestamptz, points integer) RETURNS text
 LANGUAGE sql
 STABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    -- The finest that is still kept and gives no more than about so many points.
+    -- The finest resolution that retention still keeps and that returns at most about that many points.
     SELECT CASE
         WHEN until - since <= points * INTERVAL '1 minute' AND since >= now() - make_interval(days => coalesce((
             SELECT setting."keepDays" FROM public."RetentionSetting" AS setting
             WHERE setting."relation" = 'SystemMetrics'
         ), 36500)) THEN 'raw'
-        -- A screen's width more of minutes is no harm; beyond it hours show as much.
+        -- Up to four times as many minutes: they are cheap to read; for longer ranges hours show as much.
         WHEN until - since <= points * INTERVAL '4 minutes' AND since >= now() - make_interval(days => coalesce((
             SELECT setting."keepDays" FROM public."RetentionSetting" AS setting
             WHERE setting."relation" = 'SystemMetricsMinute'
@@ -175,24 +176,14 @@ AS $$
 $$;
 
 COMMENT ON FUNCTION public.guestd_resolution(timestamptz, timestamptz, integer) IS
-'raw, minute or hour: how a range is best asked for about so many points.';
+'The finest resolution (raw, minute or hour) that returns at most about that many points for a range.';
 
 CREATE OR REPLACE FUNCTION public.guestd_machine_series(
     machine uuid, since timestamptz, until timestamptz, points integer DEFAULT 400
 ) RETURNS TABLE (
     "at" timestamptz,
     "resolution" text,
-    "samples" integer,
-    "cpuUsagePercentAvg" double precision,
-    "cpuUsagePercentMax" double precision,
-    "usedMemoryKBAvg" double precision,
-    "usedMemoryKBMax" bigint,
-    "totalMemoryKBMax" bigint,
-    "diskReadBytesPerSecAvg" double precision,
-    "diskWriteBytesPerSecAvg" double precision,
-    "networkReceivedBytesPerSecAvg" double precision,
-    "networkSentBytesPerSecAvg" double precision,
-    "load1minAvg" double precision
+    %(series_columns)s
 )
 LANGUAGE plpgsql
 STABLE
@@ -204,22 +195,16 @@ DECLARE
 BEGIN
     IF chosen = 'raw' THEN
         RETURN QUERY SELECT
-            sample."timestamp"::timestamptz, chosen, 1, sample."cpuUsagePercent", sample."cpuUsagePercent",
-            sample."usedMemoryKB"::double precision, sample."usedMemoryKB", sample."totalMemoryKB",
-            public.guestd_number_of(sample."diskIOStats", 'readBytesPerSec'),
-            public.guestd_number_of(sample."diskIOStats", 'writeBytesPerSec'),
-            public.guestd_sum_of(sample."networkStats", 'bytesReceived'),
-            public.guestd_sum_of(sample."networkStats", 'bytesSent'),
-            public.guestd_number_of(sample."loadAverage", 'load1min')
+            sample."timestamp"::timestamptz,
+            chosen,
+            %(series_of_samples)s
         FROM public."SystemMetrics" AS sample
         WHERE sample."machineId" = machine AND sample."timestamp" >= since AND sample."timestamp" < until
         ORDER BY sample."timestamp";
     ELSE
         RETURN QUERY EXECUTE format(
-            'SELECT rolled."bucket"::timestamptz, $1, rolled."samples", rolled."cpuUsagePercentAvg",
-                rolled."cpuUsagePercentMax", rolled."usedMemoryKBAvg", rolled."usedMemoryKBMax", rolled."totalMemoryKBMax",
-                rolled."diskReadBytesPerSecAvg", rolled."diskWriteBytesPerSecAvg",
-                rolled."networkReceivedBytesPerSecAvg", rolled."networkSentBytesPerSecAvg", rolled."load1minAvg"
+            'SELECT rolled."bucket"::timestamptz, $1,
+                %(series_of_rollups)s
             FROM public.%I AS rolled
             WHERE rolled."machineId" = $2 AND rolled."bucket" >= $3 AND rolled."bucket" < $4
             ORDER BY rolled."bucket"',
@@ -230,7 +215,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_machine_series(uuid, timestamptz, timestamptz, integer) IS
-'A machine from one time to before another, raw, by the minute or by the hour: the finest that gives about so many points at most.';
+'The series of a machine in [since, until), raw, by the minute or by the hour: the finest resolution with at most about that many points.';
 
 CREATE OR REPLACE FUNCTION public.guestd_top_processes(
     asked uuid [], since timestamptz, until timestamptz, most integer DEFAULT 10
@@ -246,8 +231,8 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 BEGIN
-    -- Hours that are rolled up serve long windows; they are whole hours, and the last one may be missing. A fleet's processes
-    -- are too many to read more than some minutes of them.
+    -- Long windows are answered from rolled-up hours: whole hours, of which the last one may be missing. For all machines
+    -- a window of samples is limited to minutes: a fleet has too many processes.
     IF until - since > (CASE WHEN asked IS NULL THEN INTERVAL '10 minutes' ELSE INTERVAL '2 hours' END) THEN
         RETURN QUERY
         WITH hours AS MATERIALIZED (
@@ -306,7 +291,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_top_processes(uuid [], timestamptz, timestamptz, integer) IS
-'The names whose processes used most CPU in a window: on these machines or, for NULL, on all; mean of each machine, added up: percent of one core, KiB. Windows over 2 hours (10 minutes for all machines) are answered from whole hours, as the mean of the hours; machines are then the most of an hour.';
+'The process names that used most CPU in a window, on these machines or, for NULL, on all: the sum of the means of the machines, percent of one core and KiB. Windows over 2 hours (10 minutes for all machines) return the mean of whole hours; machines is then the maximum of any hour.';
 
 CREATE OR REPLACE FUNCTION public.guestd_process_series(
     machine uuid, since timestamptz, until timestamptz, most integer DEFAULT 10
@@ -317,7 +302,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 BEGIN
-    -- Each sample up to six hours, a dashboard's usual range; beyond it whole hours, which are a hundred times fewer rows.
+    -- Samples up to six hours, the usual range of a dashboard; for longer windows hours, a hundred times fewer rows.
     IF until - since <= INTERVAL '6 hours' THEN
         RETURN QUERY
         WITH used AS MATERIALIZED (
@@ -349,7 +334,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_process_series(uuid, timestamptz, timestamptz, integer) IS
-'The names whose processes used most CPU of a machine in a window, percent of one core: each sample up to 6 hours, the mean of each hour beyond.';
+'The process names of a machine that used most CPU in a window, percent of one core: by sample up to 6 hours, by the mean of each hour for longer windows.';
 
 CREATE OR REPLACE FUNCTION public.guestd_fleet_series(since timestamptz, until timestamptz, points integer DEFAULT 400)
 RETURNS TABLE (
@@ -365,7 +350,7 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 BEGIN
-    -- A screen's width of minutes, or four; beyond it hours, each the mean of its machines' minutes.
+    -- Minutes up to four times as many points; for longer ranges hours, each the mean of its machines' minutes.
     IF until - since <= points * INTERVAL '4 minutes' THEN
         RETURN QUERY
         SELECT
@@ -389,4 +374,4 @@ END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_fleet_series(timestamptz, timestamptz, integer) IS
-'All machines together from one time to before another: by the minute where that gives four times so many points at most, by the hour beyond.';
+'The series of all machines together in [since, until): by the minute up to four times as many points, by the hour for longer ranges.';

@@ -1,7 +1,7 @@
--- What the roles may do: as little as their work needs. Nobody logs in as these; grant them to the daemon's and to
--- Grafana's own login roles. A privilege that is taken back is taken back by a migration.
+-- The privileges of the roles: the least that their work needs. The roles cannot log in; grant them to the login roles of
+-- the daemon and of Grafana. A migration revokes a privilege.
 
--- The daemon. UPDATE of one column of Machine is what FOR KEY SHARE asks for; the trigger keeps the column's value.
+-- The daemon. FOR KEY SHARE requires UPDATE of one column of Machine; the trigger keeps the value of updatedAt.
 GRANT SELECT, INSERT ON "SystemMetrics", "ProcessSnapshot", "PortUsage", "ApplicationUsageHistory" TO guestd_writer;
 GRANT SELECT, INSERT, UPDATE ON "ApplicationUsage", "WindowsService", "IngestLedger" TO guestd_writer;
 GRANT SELECT, INSERT ON "ServiceStateHistory" TO guestd_writer;
@@ -16,7 +16,7 @@ GRANT SELECT ("id", "machineId", "graphicProtocol", "graphicPort", "graphicHost"
 INSERT ("machineId", "graphicProtocol", "graphicPort", "graphicHost"),
 UPDATE ("graphicProtocol", "graphicPort", "graphicHost") ON "MachineConfiguration" TO guestd_writer;
 GRANT SELECT ON "MachineState", "MachineWithoutData" TO guestd_writer;
--- Roll-ups and retention are done by functions with the owner's rights; the daemon only looks.
+-- Functions with the owner's rights write roll-ups and enforce retention; the daemon only reads these tables.
 GRANT SELECT ON
 "RetentionSetting",
 "RetentionDue",
@@ -29,7 +29,7 @@ GRANT SELECT ("departmentId", "cleanTraffic") ON "DepartmentConfiguration" TO gu
 GRANT UPDATE ("flushedAt", "problem") ON "NWFilter" TO guestd_writer;
 GRANT SELECT, INSERT, UPDATE, DELETE ON "FilterHostState" TO guestd_writer;
 
--- Readers: everything but passwords, tokens and the raw frames of guests, which may hold any secret of a guest.
+-- Readers: everything except passwords, tokens and the raw frames of guests, which may contain secrets of a guest.
 GRANT SELECT ON
 "Node",
 "Disk",
@@ -129,7 +129,7 @@ GRANT SELECT (
     "attempts"
 ) ON "QuarantinedFrame" TO guestd_reader;
 
--- Functions that act with the owner's rights are for the daemon alone; trigger functions are for nobody to call.
+-- Only the daemon may call functions with the owner's rights; nobody calls trigger functions and internal ones.
 REVOKE ALL ON FUNCTION
 public.guestd_touch_updated_at(),
 public.guestd_announce_machines(),
@@ -137,6 +137,8 @@ public.guestd_announce_wishes(),
 public.guestd_announce_filters(),
 public.guestd_keep_machine_id(),
 public.guestd_end_session(),
+public.guestd_machine_tables(),
+public.guestd_delete_machine_rows(uuid []),
 public.guestd_delete_samples(),
 public.guestd_truncate_samples(),
 public.guestd_sweep_deleted_machines(),
@@ -176,7 +178,7 @@ public.guestd_roll_up_hours(integer),
 public.guestd_roll_up_fleet(integer),
 public.guestd_enforce_retention(text)
 TO guestd_writer;
--- Those that only look are for readers as well.
+-- Functions that only read are for readers as well.
 GRANT EXECUTE ON FUNCTION
 public.guestd_sum_of(jsonb, text),
 public.guestd_number_of(jsonb, text),

@@ -1,9 +1,12 @@
 """Reading migrations: names, numbers, headers, order; and when a program and a database fit each other."""
 
+import re
+
 import pytest
 
 from gueststore import contract
 from gueststore.errors import StoreError
+from gueststore.rollup_columns import LISTS, expand
 from gueststore.scripts import load_scripts, parse_migration, sort_migrations
 
 
@@ -59,3 +62,12 @@ def test_a_newer_database_is_accepted_until_it_asks_for_newer_programs() -> None
     newer = contract.SCHEMA_VERSION + 1
     assert contract.mismatch(newer, contract.SCHEMA_VERSION) is None
     assert "install a newer guestd" in str(contract.mismatch(newer, newer))
+
+
+def test_a_list_of_columns_takes_the_place_of_its_name() -> None:
+    expanded = expand("SELECT\n    %(rollup_names)s\nFROM t").splitlines()
+    assert expanded[1:3] == ['    "samples",', '    "cpuUsagePercentAvg",']
+    assert len(expanded) == len(LISTS["rollup_names"]) + 2
+    assert not [script for script in load_scripts().repeatables if re.search(r"%\(\w+\)s", script.body)]
+    with pytest.raises(StoreError, match=r"%\(rollup_name\)s"):
+        expand("SELECT %(rollup_name)s")

@@ -1,7 +1,7 @@
-"""Writes the pictures of the schema: schema/gueststore/catalogue.json and docs/schema.md.
+"""Writes the generated descriptions of the schema: schema/gueststore/catalogue.json and docs/schema.md.
 
-`./dev pictures` runs it, with GUESTD_DATABASE_DSN: it makes a scratch database on that server, migrates it, looks, and
-drops it again.
+`./dev pictures` runs it with GUESTD_DATABASE_DSN: it creates a scratch database on that server, migrates it, reads its
+catalogue and drops it again.
 """
 
 import os
@@ -24,7 +24,7 @@ def main() -> None:
     """Write both files."""
     server = os.environ.get("GUESTD_DATABASE_DSN")
     if not server:
-        sys.exit("set GUESTD_DATABASE_DSN to a server on which a scratch database may be made")
+        sys.exit("set GUESTD_DATABASE_DSN to a server on which a scratch database may be created")
     name = f"guestd_picture_{uuid.uuid4().hex}"
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))

@@ -1,4 +1,4 @@
-"""What a new platform starts with, read off the TOML files beside this page. No database here."""
+"""The initial data of a new platform, read from the TOML files of this folder. No database access."""
 
 import tomllib
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ RuleColumns = dict[str, str | int]
 
 @dataclass(frozen=True, slots=True)
 class Application:
-    """A program to offer; `install` maps an operating system to its command."""
+    """A program that the platform offers; `install` maps an operating system to its install command."""
 
     name: str
     description: str
@@ -42,7 +42,7 @@ def load_global_services() -> tuple[str, ...]:
 
 
 def load_filters() -> tuple[Filter, ...]:
-    """Return every filter: two per service, then the ones that are written out."""
+    """Return every filter: two for each service, then those that filters.toml lists in full."""
     content = _load("filters.toml")
     written = (
         Filter(

@@ -1,11 +1,11 @@
--- What the doctor asks of a store of ours. One row: license (NULL: none), user, unix seconds now, the first right that is
--- missing (NULL: none), frames in quarantine, machines that run and do not report.
+-- The facts that guestd doctor checks. One row: license (NULL: none), user, current Unix time in seconds, the first
+-- missing privilege (NULL: none), number of quarantined frames, number of machines that run without reporting.
 SELECT
     current_setting('timescaledb.license', TRUE) AS "license",
     current_user::text AS "user",
     extract(EPOCH FROM clock_timestamp())::double precision AS "now",
     (
-        SELECT wanted."right" || ' on "' || wanted."relation" || '"'
+        SELECT required."right" || ' on "' || required."relation" || '"'
         FROM
             (
                 VALUES
@@ -15,8 +15,8 @@ SELECT
                 ('IngestLedger', 'UPDATE'),
                 ('QuarantinedFrame', 'INSERT'),
                 ('Machine', 'SELECT')
-            ) AS wanted ("relation", "right")
-        WHERE NOT has_table_privilege(quote_ident(wanted."relation"), wanted."right")
+            ) AS required ("relation", "right")
+        WHERE NOT has_table_privilege(quote_ident(required."relation"), required."right")
         LIMIT 1
     ) AS "missing",
     (SELECT count(*) FROM "QuarantinedFrame") AS "quarantined",

@@ -1,4 +1,4 @@
--- Actions on filters and interfaces begin. %(host_id)s: uuid. %(actions)s: jsonb, objects of id, machine, name, action, why.
+-- Records that actions on filters and interfaces begin. %(host_id)s: uuid. %(actions)s: jsonb, objects of id, machine, name, action, why.
 INSERT INTO "ReconcileEvent" ("id", "hostId", "machineId", "name", "action", "reason", "outcome")
 SELECT
     step."id",

@@ -1,3 +1,3 @@
--- Wait to be the only one who changes the filters of a host; until unlock_filters or the end of the session.
+-- Waits for the lock to change the filters of a host, and holds it until unlock_filters or the end of the session.
 -- %(host_id)s: uuid.
 SELECT pg_advisory_lock(hashtextextended('guestd filters ' || %(host_id)s::uuid, 0));

@@ -1,6 +1,6 @@
--- Every filter, what changes whenever one of its rules does, and the ids of those that it includes. The columns are
--- guestd.filters.store's, in its order. The rules themselves are many, and asked for where this is new: a version of a row
--- is known by its transaction.
+-- Every filter with a version of its rules and the ids of the filters that it includes. The columns are those of
+-- guestd.filters.store, in its order. The rules are many: filters/read_rules reads those of filters with a new version.
+-- The version is a hash of the rules' ids and transactions (xmin).
 SELECT
     filter."id",
     filter."name",

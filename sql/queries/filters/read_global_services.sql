@@ -1,4 +1,4 @@
--- The policies that hold where neither machine nor department says: serviceId, useEnabled, provideEnabled.
+-- The policies for services without a setting of the machine or department: serviceId, useEnabled, provideEnabled.
 SELECT
     "serviceId",
     "useEnabled",

@@ -1,4 +1,4 @@
--- Every machine with what protects it. The columns are guestd.filters.store's, in its order.
+-- Every machine with its filters. The columns are those of guestd.filters.store, in its order.
 -- A policy is [useEnabled, provideEnabled] by serviceId; a port is [protocol, first, last].
 SELECT
     machine."id",

@@ -1,4 +1,4 @@
--- The rules of filters, of each as the text of a JSON list in one order. %(filters)s: uuid[].
+-- The rules of filters, for each filter as the text of a JSON list in a fixed order. %(filters)s: uuid[].
 SELECT
     rule."nwFilterId",
     jsonb_agg(to_jsonb(rule) ORDER BY rule."id")::text AS "rules"

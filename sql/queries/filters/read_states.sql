@@ -1,4 +1,4 @@
--- What a host's libvirt had of the filters when it was last looked at. %(host_id)s: uuid.
+-- The filters in a host's libvirt at its last reconcile run. %(host_id)s: uuid.
 SELECT
     state."name",
     state."uuid",

@@ -1,5 +1,5 @@
--- flushedAt and problem of every filter follow from what the hosts that libvirt answered on within a minute have of it:
--- those whose interfaces use it, or all where none does. flushedAt is NULL until they all have the same.
+-- Sets flushedAt and problem of every filter from its state on the live hosts (libvirt answered within a minute): those
+-- whose interfaces use it, or all when none does. flushedAt is NULL until they all have the same definition.
 WITH live AS (
     SELECT
         state."name",

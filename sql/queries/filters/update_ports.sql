@@ -1,4 +1,5 @@
--- These ports of machines are open now: what was to be enabled is. %(ports)s: jsonb, objects of machine, protocol, first, last.
+-- Marks ports of machines as enabled: their filters are installed.
+-- %(ports)s: jsonb, objects of machine, protocol, first, last.
 UPDATE "VmPort" AS port SET
     "enabled" = TRUE,
     "toEnable" = FALSE

@@ -1,4 +1,4 @@
--- guestd is about to define these filters on a host: from now on they are known to be its own.
+-- Records that guestd is about to define these filters on a host, so that they count as its own from now on.
 -- %(host_id)s: uuid. %(filters)s: jsonb, objects of name and uuid.
 INSERT INTO "FilterHostState" ("hostId", "name", "uuid", "definedAt")
 SELECT

@@ -1,4 +1,4 @@
--- Compare-and-set: one row, committedSeq, when the books stood at %(expected_seq)s; none when another writer was first.
+-- Compare-and-set: one row, committedSeq, when the ledger was at %(expected_seq)s; none when another writer advanced it.
 -- %(spool_id)s: uuid, %(lane)s: integer, %(expected_seq)s, %(committed_seq)s: bigint.
 UPDATE "IngestLedger"
 SET

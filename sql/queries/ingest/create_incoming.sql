@@ -1,5 +1,5 @@
--- Where a batch's inventories wait, per session, to be merged; emptied by every commit. Two statements, no parameters.
--- NOT NULL here refuses in COPY what the merge would refuse later. Columns: gueststore.contract.
+-- Temporary tables of a session for the inventories of a batch, which are merged from there; every commit empties them.
+-- Two statements, no parameters. NOT NULL refuses in COPY what the merge would refuse. Columns: gueststore.contract.
 CREATE TEMPORARY TABLE IF NOT EXISTS incoming_application (
     "machineId" uuid NOT NULL,
     "receivedAt" timestamptz (3) NOT NULL,

@@ -1,4 +1,4 @@
--- Stores events of guests, from arrays of one length; those that are there already, by their ids, are left out.
+-- Inserts events of guests from arrays of one length; events whose id is already stored are skipped.
 INSERT INTO "GuestEvent" ("id", "machineId", "receivedAt", "type", "severity", "message", "detail")
 SELECT
     incoming."id",

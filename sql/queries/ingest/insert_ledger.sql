@@ -1,4 +1,4 @@
--- Begins the books of a spool's lane; leaves existing books alone.
+-- Inserts the ledger of a spool's lane; an existing one stays unchanged.
 -- %(spool_id)s: uuid, %(lane)s: integer, %(committed_seq)s: bigint.
 INSERT INTO "IngestLedger" ("spoolId", "lane", "committedSeq")
 VALUES (%(spool_id)s, %(lane)s, %(committed_seq)s)

@@ -1,5 +1,5 @@
--- Sets a frame aside; no row where the same frame of the machine is there already, set aside by another writer meanwhile.
--- A second row for the same place in a spool is an error: the ledger should have skipped it.
+-- Quarantines a frame; no row when another writer has quarantined the same frame of the machine meanwhile.
+-- A second row with the same spoolId and seq is an error: the ledger should have skipped it.
 -- %(machine_id)s: uuid or NULL, %(received_at)s: timestamptz, %(spool_id)s: uuid, %(seq)s: bigint, %(reason)s,
 -- %(detail)s: text, %(refusals)s: jsonb array of {table, key, reason}, %(stored)s: boolean, %(payload)s: bytea,
 -- %(digest)s: bigint or NULL.

@@ -1,5 +1,5 @@
--- Takes programs that their machine does not have yet out of incoming_application where it would have more than
--- %(most)s: integer. Those that are there are no question of room. Rows affected: how many were taken out.
+-- Deletes from incoming_application the new programs of a machine that would exceed %(most)s: integer, the limit per machine.
+-- Known programs are always kept. Rows affected: the number deleted.
 WITH new AS (
     SELECT DISTINCT
         incoming."machineId",

@@ -1,5 +1,5 @@
--- Takes services that their machine does not have yet out of incoming_service where it would have more than
--- %(most)s: integer. Those that are there are no question of room. Rows affected: how many were taken out.
+-- Deletes from incoming_service the new services of a machine that would exceed %(most)s: integer, the limit per machine.
+-- Known services are always kept. Rows affected: the number deleted.
 WITH new AS (
     SELECT DISTINCT
         incoming."machineId",

@@ -1,5 +1,5 @@
--- Which of these machines exist; keeps them from being deleted until the transaction ends, as a foreign key would.
--- %(ids)s: uuid[]. One row per machine that exists: id. The order makes two writers lock alike.
+-- Locks these machines against deletion until the transaction ends, as a foreign key would. %(ids)s: uuid[].
+-- One row per existing machine: id. The order prevents deadlocks of two writers.
 SELECT "id"
 FROM "Machine"
 WHERE "id" = ANY(%(ids)s::uuid [])

@@ -1,5 +1,5 @@
--- How far a spool's lane is stored: one row, committedSeq, or none when its books are not open. A transaction that is
--- moving them is waited for: its commit may be under way though its connection was lost.
+-- The last stored sequence number of a spool's lane: one row, committedSeq, or none without a ledger. FOR UPDATE waits
+-- for a transaction that advances it: its commit may be under way although its connection was lost.
 -- %(spool_id)s: uuid, %(lane)s: integer.
 SELECT "committedSeq"
 FROM "IngestLedger"

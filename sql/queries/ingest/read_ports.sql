@@ -1,4 +1,5 @@
--- The ports of a sample, each with its ordinal and what tells it from the others. %(machine_id)s: uuid, %(at)s: timestamptz.
+-- The stored ports of a sample, each with its ordinal and the columns that identify it.
+-- %(machine_id)s: uuid, %(at)s: timestamptz.
 SELECT
     "ordinal",
     "port",

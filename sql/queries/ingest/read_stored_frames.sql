@@ -1,23 +1,23 @@
--- Which of these frames the store holds already, as a sample or set aside: (machineId, frameDigest), in no order.
--- %(machine_ids)s: uuid[], %(digests)s: bigint[] of the same length; %(earliest)s, %(latest)s: timestamptz, the times
--- between which a sample is looked for, so that the planner leaves out all other chunks. LATERAL makes it one probe each.
+-- The frames among these that are already stored as a sample or quarantined: (machineId, frameDigest), unordered.
+-- %(machine_ids)s: uuid[], %(digests)s: bigint[] of the same length; %(earliest)s, %(latest)s: timestamptz, bounds of the
+-- samples' times, so that the planner excludes all other chunks. LATERAL makes it one index probe per frame.
 WITH
-wanted ("machineId", "digest") AS (
+sought ("machineId", "digest") AS (
     SELECT *
     FROM UNNEST(%(machine_ids)s::uuid [], %(digests)s::bigint [])
 ),
 
 stored ("machineId", "digest") AS (
     SELECT
-        wanted."machineId",
-        wanted."digest"
-    FROM wanted
+        sought."machineId",
+        sought."digest"
+    FROM sought
     CROSS JOIN LATERAL (
         SELECT 1
         FROM "SystemMetrics" AS sample
         WHERE
-            sample."machineId" = wanted."machineId"
-            AND sample."frameDigest" = wanted."digest"
+            sample."machineId" = sought."machineId"
+            AND sample."frameDigest" = sought."digest"
             AND sample."timestamp" BETWEEN %(earliest)s AND %(latest)s
         LIMIT 1
     ) AS found
@@ -29,8 +29,8 @@ SELECT
 FROM stored
 UNION ALL
 SELECT
-    wanted."machineId",
-    wanted."digest"
-FROM wanted
-INNER JOIN "QuarantinedFrame" AS aside
-    ON wanted."machineId" = aside."machineId" AND wanted."digest" = aside."frameDigest";
+    sought."machineId",
+    sought."digest"
+FROM sought
+INNER JOIN "QuarantinedFrame" AS quarantined
+    ON sought."machineId" = quarantined."machineId" AND sought."digest" = quarantined."frameDigest";

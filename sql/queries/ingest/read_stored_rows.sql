@@ -1,6 +1,6 @@
--- Which rows of a batch's series have a key that a stored row has: ("table", "machineId", "timestamp", "key" as text).
--- Of each series machines: uuid[], times: timestamptz[], and keys: integer[] of processes and ports, text[] of
--- applications, all of one length. %(earliest)s, %(latest)s: timestamptz, bounds of all of these times.
+-- The rows of a batch's series whose key is already stored: ("table", "machineId", "timestamp", "key" as text).
+-- For each series machines: uuid[], times: timestamptz[], and keys: integer[] of processes and ports, text[] of
+-- applications, all of one length. %(earliest)s, %(latest)s: timestamptz, bounds of all these times.
 WITH
 process ("machineId", "timestamp", "key") AS (
     SELECT *

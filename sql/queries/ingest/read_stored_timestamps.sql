@@ -1,16 +1,16 @@
--- Which (machineId, timestamp) pairs already have a sample: those rows, in no order.
+-- The (machineId, timestamp) pairs that already have a sample, unordered.
 -- %(machine_ids)s: uuid[], %(timestamps)s: timestamptz[] of the same length, in whole milliseconds.
--- The bounds let the planner leave out every chunk that no pair can be in; LATERAL makes it one probe per pair.
+-- The bounds let the planner exclude chunks that cannot hold a pair; LATERAL makes it one index probe per pair.
 SELECT
-    wanted."machineId",
-    wanted."timestamp"
-FROM UNNEST(%(machine_ids)s::uuid [], %(timestamps)s::timestamptz []) AS wanted ("machineId", "timestamp")
+    sought."machineId",
+    sought."timestamp"
+FROM UNNEST(%(machine_ids)s::uuid [], %(timestamps)s::timestamptz []) AS sought ("machineId", "timestamp")
 CROSS JOIN LATERAL (
     SELECT 1
     FROM "SystemMetrics" AS sample
     WHERE
-        sample."machineId" = wanted."machineId"
-        AND sample."timestamp" = wanted."timestamp"
+        sample."machineId" = sought."machineId"
+        AND sample."timestamp" = sought."timestamp"
         AND sample."timestamp" >= (SELECT MIN(bound) FROM UNNEST(%(timestamps)s::timestamptz []) AS bound)
         AND sample."timestamp" <= (SELECT MAX(bound) FROM UNNEST(%(timestamps)s::timestamptz []) AS bound)
     LIMIT 1

@@ -1,9 +1,9 @@
--- What agents speak. %(machine_ids)s: uuid[], each once. %(dialects)s: text[], of the same length.
+-- The dialects of agents. %(machine_ids)s: uuid[], each once. %(dialects)s: text[], of the same length.
 INSERT INTO "MachineAgent" ("machineId", "dialect")
 SELECT
-    spoken."machineId",
-    spoken."dialect"
-FROM unnest(%(machine_ids)s::uuid [], %(dialects)s::text []) AS spoken ("machineId", "dialect")
+    agent."machineId",
+    agent."dialect"
+FROM unnest(%(machine_ids)s::uuid [], %(dialects)s::text []) AS agent ("machineId", "dialect")
 ON CONFLICT ("machineId") DO UPDATE SET
     "dialect" = excluded."dialect",
     "changedAt" = now()

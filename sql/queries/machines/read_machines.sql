@@ -1,5 +1,4 @@
--- Every machine that a channel may belong to: id, the name of its domain, commandLines (NULL: as the host's setting says),
--- isCollected.
+-- Every machine: id, the name of its domain, commandLines (NULL: the host's setting applies), isCollected.
 SELECT
     "id",
     "internalName",

@@ -1,5 +1,5 @@
--- Makes sure that the current and the next chunk of every series exist, so that ingest never has to create one (which
--- takes a lock that writers wait for). No parameters; a row per chunk. The steps are the chunk intervals of 0002_metrics.
+-- Creates the current and the next chunk of every series if missing, so that ingest never has to (creating one takes a
+-- lock that blocks writers). No parameters; a row per chunk. The steps are the chunk intervals of 0002_metrics.
 SELECT public.guestd_create_chunk(series."name", NOW() + step.number * series."chunk_interval")
 FROM (
     VALUES

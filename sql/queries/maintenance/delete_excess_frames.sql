@@ -1,7 +1,7 @@
--- Deletes frames that are set aside beyond an age, a number and a size, of which no machine has more than a tenth (but one
--- frame); the oldest go first. What a machine has beyond its tenth does not count against the others: it may be any number
--- by the time we look.
--- %(keep_days)s, %(max_frames)s: integer; %(max_bytes)s: bigint. One row: how many were deleted, how many are left.
+-- Deletes quarantined frames beyond an age, a number and a size; the oldest first. No machine may use more than a tenth of
+-- number and size (but always one frame), and frames beyond a machine's tenth do not count against the other machines: one
+-- machine can send any number of them between two runs.
+-- %(keep_days)s, %(max_frames)s: integer; %(max_bytes)s: bigint. One row: number of frames deleted, number kept.
 WITH ranked AS (
     SELECT
         "id",
@@ -34,13 +34,13 @@ kept AS (
 ),
 
 gone AS (
-    DELETE FROM "QuarantinedFrame" AS aside
+    DELETE FROM "QuarantinedFrame" AS quarantined
     WHERE
         NOT EXISTS (
             SELECT 1 FROM kept
-            WHERE kept."id" = aside."id"
+            WHERE kept."id" = quarantined."id"
         )
-    RETURNING aside."id"
+    RETURNING quarantined."id"
 )
 
 SELECT

@@ -1,2 +1,2 @@
--- Deletes the samples that a machine's delete above READ COMMITTED may have missed. One row: how many samples.
+-- Deletes the samples that the deletion of a machine above READ COMMITTED may have missed. One row: number of samples.
 SELECT public.guestd_sweep_deleted_machines();

@@ -1,2 +1,2 @@
--- Takes from a relation what is older than its setting and rolled up. %(relation)s: text. One row: chunks or rows that went.
+-- Drops data of a relation past its retention that has been rolled up. %(relation)s: text. One row: chunks or rows dropped.
 SELECT public.guestd_enforce_retention(%(relation)s);

@@ -1,2 +1,2 @@
--- Whether this transaction is the only one that does the upkeep of all machines just now. One row: boolean.
+-- Whether this transaction got the lock for the maintenance of all machines. One row: boolean.
 SELECT pg_try_advisory_xact_lock(hashtextextended('guestd upkeep', 0));

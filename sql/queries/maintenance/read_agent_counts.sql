@@ -1,5 +1,5 @@
--- The machines of a host by what their agents' ports are like and what the agents speak; those of no host where it is not
--- known. %(name)s, %(uri)s: text. Rows: channel, dialect (each NULL while nothing is known), count.
+-- Counts the machines of a host by state of the agent's channel and dialect; machines without a host when the host is
+-- unknown. %(name)s, %(uri)s: text. Rows: channel, dialect (each NULL while unknown), count.
 SELECT
     machine."channel",
     machine."dialect",

@@ -1,4 +1,4 @@
--- The machines of a host that run and have no data, and since when; those of no host where it is not known.
+-- The machines of a host that run without reporting, and since when; machines without a host when the host is unknown.
 -- %(name)s, %(uri)s: text. Rows: internalName, seconds since 1970.
 SELECT
     silent."internalName",

@@ -1,4 +1,4 @@
--- What retention takes away next. Rows: relation, keepDays, cutoff, isHeldBack, due (chunks, or rows of a plain table).
+-- What the next retention run drops. Rows: relation, keepDays, cutoff, isHeldBack, due (chunks, or rows of a plain table).
 SELECT
     "relation",
     "keepDays" AS keep_days,

@@ -1,5 +1,5 @@
--- Deletes frames that are set aside: by id, by reason, or by age; NULL leaves a condition out, and at least one must not
--- be NULL. %(ids)s: uuid[], %(reason)s: text, %(older_than)s: timestamptz, by the time of receipt.
+-- Deletes quarantined frames by id, by reason or by age; NULL omits a condition, and at least one must not be NULL.
+-- %(ids)s: uuid[], %(reason)s: text, %(older_than)s: timestamptz, by the time of receipt.
 DELETE FROM "QuarantinedFrame"
 WHERE
     COALESCE("id" = ANY(%(ids)s::uuid []), %(ids)s::uuid [] IS NULL)

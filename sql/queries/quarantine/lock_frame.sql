@@ -1,4 +1,4 @@
--- One frame that is set aside, locked for whoever retries it; no row when it is gone. %(id)s: uuid.
+-- Reads a quarantined frame and locks it for a retry; no row when it is gone. %(id)s: uuid.
 -- id, machineId, receivedAt, seq, reason, detail, refusals, stored, attempts, frameDigest, payload.
 SELECT
     "id",

@@ -1,4 +1,4 @@
--- Frames that are set aside, the newest first, without their bytes. %(reason)s: text or NULL for all, %(most)s: bigint.
+-- Quarantined frames, newest first, without their bytes. %(reason)s: text or NULL for all, %(most)s: bigint.
 -- id, machineId, receivedAt, reason, detail, stored, attempts, refused (rows, count), size_bytes.
 SELECT
     "id",

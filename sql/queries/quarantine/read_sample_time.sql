@@ -1,5 +1,5 @@
--- The timestamp under which a frame's rows are stored; no row when none is. %(machine_id)s: uuid, %(received_at)s,
--- %(earliest)s, %(latest)s: timestamptz, the last two bounds of what is looked at; %(digest)s: bigint or NULL.
+-- The timestamp under which a frame's rows are stored; no row when none are. %(machine_id)s: uuid, %(received_at)s,
+-- %(earliest)s, %(latest)s: timestamptz, the last two bounds of the search; %(digest)s: bigint or NULL.
 SELECT "timestamp"
 FROM "SystemMetrics"
 WHERE

@@ -1,4 +1,4 @@
--- A retry that did not store everything. %(id)s: uuid, %(reason)s, %(detail)s: text, %(refusals)s: jsonb array,
+-- Records a retry that did not store everything. %(id)s: uuid, %(reason)s, %(detail)s: text, %(refusals)s: jsonb array,
 -- %(stored)s: boolean, whether some of it is stored now.
 UPDATE "QuarantinedFrame"
 SET

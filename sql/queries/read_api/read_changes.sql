@@ -1,5 +1,5 @@
--- A page of a machine's changes of state, the newest first. %(machine_id)s: uuid, %(most)s: integer, and what the page
--- before ended with: %(before_at)s: timestamptz, %(before_id)s: uuid.
+-- A page of a machine's state changes, newest first. %(machine_id)s: uuid, %(most)s: integer, and the last row of the
+-- previous page: %(before_at)s: timestamptz, %(before_id)s: uuid.
 SELECT
     "occurredAt" AS "at",
     "id",

@@ -1,4 +1,4 @@
--- The fleet by the minute or the hour. %(since)s, %(until)s: timestamptz; %(points)s: integer.
+-- The series of the fleet, by the minute or the hour. %(since)s, %(until)s: timestamptz; %(points)s: integer.
 SELECT
     "at",
     "machines",

@@ -1,4 +1,4 @@
--- Every machine with its latest sample; %(wanted)s: text or NULL: only that of this id, internalName or name. By name.
+-- Every machine with its latest sample; %(identifier)s: text or NULL: only those with this id, internalName or name. By name.
 SELECT
     "id",
     "name",
@@ -10,5 +10,5 @@ SELECT
     "totalMemoryKB" AS total_memory_kb,
     "uptime" AS uptime_seconds
 FROM "MachineLatest"
-WHERE %(wanted)s::text IS NULL OR %(wanted)s::text IN ("id"::text, "internalName", "name")
+WHERE %(identifier)s::text IS NULL OR %(identifier)s::text IN ("id"::text, "internalName", "name")
 ORDER BY "name", "id";

@@ -1,4 +1,4 @@
--- Machines that run and have no data. Rows: id, name, state, since; the longest first.
+-- Machines that run without reporting, the longest silence first. Rows: id, name, state, since.
 SELECT
     "id",
     "name",

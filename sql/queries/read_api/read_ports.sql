@@ -1,4 +1,4 @@
--- What listens on a machine, and who opened it. %(machine_id)s: uuid. By port.
+-- The listening ports of a machine and their processes. %(machine_id)s: uuid. By port.
 SELECT
     "timestamp" AS "at",
     "port",

@@ -1,4 +1,5 @@
--- A machine over time. %(machine_id)s: uuid, %(since)s and %(until)s: timestamptz, %(points)s: integer, about the most rows.
+-- The series of a machine. %(machine_id)s: uuid, %(since)s and %(until)s: timestamptz, %(points)s: integer, about the
+-- maximum number of rows.
 SELECT
     "at",
     "resolution",

@@ -1,4 +1,4 @@
--- The names that used most CPU. %(machine_ids)s: uuid[], NULL means all machines; %(since)s, %(until)s: timestamptz;
+-- The process names that used most CPU. %(machine_ids)s: uuid[], NULL means all machines; %(since)s, %(until)s: timestamptz;
 -- %(most)s: integer.
 SELECT
     "name",

@@ -1,5 +1,5 @@
--- How far each roll-up is. No parameters. Rows: relation, covered_until (timestamptz), waiting (minutes or hours that wait for
--- it), oldest (timestamptz, of those; NULL where none waits).
+-- The progress of each roll-up. No parameters. Rows: relation, covered_until (timestamptz), waiting (number of pending
+-- minutes or hours), oldest (timestamptz of those; NULL when none is pending).
 SELECT
     rolled."relation",
     rolled."coveredUntil" AS covered_until,

@@ -1,3 +1,3 @@
--- Adds up hours of the fleet that wait; %(most)s: integer, of hours at once. One row: how many were; 0 when nothing is left
--- or another session is at it.
+-- Rolls up at most %(most)s (integer) pending hours of the fleet. One row: their number; 0 when none is pending or another
+-- session rolls up.
 SELECT public.guestd_roll_up_fleet(%(most)s::integer);

@@ -1,4 +1,4 @@
--- Whether pg_stat_statements is in this database and can be read. One row: boolean.
+-- Whether this database has pg_stat_statements and can read it. One row: boolean.
 SELECT coalesce(
     to_regclass('pg_stat_statements') IS NOT NULL
     AND 'pg_stat_statements' = ANY(string_to_array(

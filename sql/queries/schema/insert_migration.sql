@@ -1,3 +1,3 @@
--- The row of a migration that runs in this transaction: %(number)s, %(name)s, %(checksum)s, %(body)s, %(compat)s.
+-- Records a migration that runs in this transaction: %(number)s, %(name)s, %(checksum)s, %(body)s, %(compat)s.
 INSERT INTO "SchemaMigration" ("number", "name", "checksum", "body", "compat")
 VALUES (%(number)s, %(name)s, %(checksum)s, %(body)s, %(compat)s);

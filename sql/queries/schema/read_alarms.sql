@@ -1,13 +1,15 @@
--- What goes wrong with a store as it ages, one sentence a row: kind, sentence. No parameters.
+-- The problems of a store that grow with age. Rows: kind, sentence. No parameters.
 SELECT
     'unvalidated' AS "kind",
-    'constraint ' || conname || ' of ' || conrelid::regclass || ' was never validated' AS "sentence"
+    'constraint ' || conname || ' of ' || conrelid::regclass
+    || ' was never validated and may have wrong rows: ALTER TABLE ... VALIDATE CONSTRAINT' AS "sentence"
 FROM pg_catalog.pg_constraint
 WHERE connamespace = 'public'::regnamespace AND NOT convalidated
 UNION ALL
 SELECT
     'retention' AS "kind",
-    'hypertable ' || hypertable.hypertable_name || ' has no row in RetentionSetting and grows for ever' AS "sentence"
+    'hypertable ' || hypertable.hypertable_name
+    || ' has no row in RetentionSetting and grows without limit: insert one with its keepDays' AS "sentence"
 FROM timescaledb_information.hypertables AS hypertable
 WHERE
     hypertable.hypertable_schema = 'public'
@@ -22,8 +24,8 @@ WHERE
 UNION ALL
 SELECT
     'future' AS "kind",
-    count(*) || ' chunks of ' || chunk.hypertable_name || ' lie ahead of all that is due, up to '
-    || max(chunk.range_end) AS "sentence"
+    count(*) || ' chunks of ' || chunk.hypertable_name || ' lie in the future, up to ' || max(chunk.range_end)
+    || ': check the clocks of guests and hosts' AS "sentence"
 FROM timescaledb_information.chunks AS chunk
 WHERE
     chunk.hypertable_schema = 'public'
@@ -32,7 +34,8 @@ GROUP BY chunk.hypertable_name
 UNION ALL
 SELECT
     'past' AS "kind",
-    count(*) || ' chunks of ' || chunk.hypertable_name || ' are over a week past their retention' AS "sentence"
+    count(*) || ' chunks of ' || chunk.hypertable_name
+    || ' are over a week past their retention: see why with gueststore retention --dry-run' AS "sentence"
 FROM timescaledb_information.chunks AS chunk
 INNER JOIN "RetentionSetting" AS setting ON chunk.hypertable_name = setting."relation"
 WHERE
@@ -42,12 +45,13 @@ GROUP BY chunk.hypertable_name
 UNION ALL
 SELECT
     'rollup' AS "kind",
-    'roll-ups are behind: a ' || waits."unit" || ' of ' || min(waits."bucket") || ' still waits' AS "sentence"
+    'roll-ups are behind: a ' || waits."unit" || ' of ' || min(waits."bucket")
+    || ' is pending: check that a guestd runs and what it logs' AS "sentence"
 FROM "RollupPending" AS waits
 GROUP BY waits."unit"
 HAVING
     min(waits."bucket") < (
-        -- What is late waits for its turn as well; that no turn came for hours is what is wrong.
+        -- Late samples are pending for a while too; it is a problem only when no roll-up has run for hours.
         SELECT CASE WHEN max(state."updatedAt") < now() - INTERVAL '3 hours' THEN now() - INTERVAL '3 hours' END
         FROM "RollupState" AS state
     )
@@ -55,7 +59,7 @@ UNION ALL
 SELECT
     'bloat' AS "kind",
     tables.relname || ' has ' || tables.n_dead_tup || ' dead rows beside ' || tables.n_live_tup
-    || ': autovacuum does not keep up' AS "sentence"
+    || ': autovacuum does not keep up, VACUUM the table' AS "sentence"
 FROM pg_catalog.pg_stat_user_tables AS tables
 WHERE tables.n_dead_tup > 100000 AND tables.n_dead_tup > tables.n_live_tup
 UNION ALL
@@ -66,7 +70,7 @@ SELECT
 FROM timescaledb_information.job_errors AS failed
 WHERE
     failed.start_time > now() - INTERVAL '1 day'
-    -- The Apache edition's own jobs fail for want of the other licence; nothing of ours is a job there.
+    -- On the Apache edition built-in jobs fail for lack of the other licence, and guestd has no jobs there.
     AND current_setting('timescaledb.license', TRUE) = 'timescale'
 GROUP BY failed.job_id, failed.proc_name
 ORDER BY "kind" ASC, "sentence" ASC;

@@ -1,5 +1,5 @@
--- Everything that makes the schema what it is: kind, name, definition, in reading order. No parameters.
--- Leaves out what extensions own, what TimescaleDB adds to a hypertable, and the privileges of roles that are not ours.
+-- Every object of the schema: kind, name, definition, in reading order. No parameters. Excludes objects of extensions,
+-- objects that TimescaleDB adds to a hypertable, and privileges of other roles.
 WITH relation AS (
     SELECT
         class.oid,

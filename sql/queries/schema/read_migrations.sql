@@ -1,4 +1,4 @@
--- What this database has run: number, name, checksum, compat, in order.
+-- The migrations that this database has run, in order. Rows: number, name, checksum, compat.
 SELECT
     "number",
     "name",

@@ -1,14 +1,14 @@
--- Queries of this database that take over %(mean_ms)s (float8, ms) in the mean and were asked over ten times, the slowest
--- first; only where pg_stat_statements is. Rows: kind, sentence.
+-- Queries of this database with a mean time over %(mean_ms)s (float8, ms) and over ten calls, slowest first; requires
+-- pg_stat_statements. Rows: kind, sentence.
 SELECT
     'slow' AS "kind",
-    'a query takes ' || round(asked.mean_exec_time) || ' ms in the mean, asked ' || asked.calls || ' times: '
-    || left(regexp_replace(asked.query, '\s+', ' ', 'g'), 120) AS "sentence"
-FROM pg_stat_statements AS asked
-INNER JOIN pg_catalog.pg_database AS here ON asked.dbid = here.oid
+    'a query takes ' || round(statement.mean_exec_time) || ' ms on average over ' || statement.calls || ' calls: '
+    || left(regexp_replace(statement.query, '\s+', ' ', 'g'), 120) AS "sentence"
+FROM pg_stat_statements AS statement
+INNER JOIN pg_catalog.pg_database AS here ON statement.dbid = here.oid
 WHERE
-    here.datname = current_database() AND asked.mean_exec_time > %(mean_ms)s AND asked.calls > 10
-    -- A batch of roll-ups is as long as guestd lets it be.
-    AND asked.query !~ 'guestd_roll_up_'
-ORDER BY asked.mean_exec_time DESC
+    here.datname = current_database() AND statement.mean_exec_time > %(mean_ms)s AND statement.calls > 10
+    -- Batches of roll-ups are long on purpose.
+    AND statement.query !~ 'guestd_roll_up_'
+ORDER BY statement.mean_exec_time DESC
 LIMIT 10;

@@ -1,4 +1,4 @@
--- The row of a repeatable script that runs in this transaction: %(name)s, %(checksum)s.
+-- Records a repeatable script that runs in this transaction: %(name)s, %(checksum)s.
 INSERT INTO "SchemaRepeatable" AS stored ("name", "checksum")
 VALUES (%(name)s, %(checksum)s)
 ON CONFLICT ("name") DO UPDATE SET

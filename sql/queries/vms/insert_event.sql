@@ -1,6 +1,6 @@
--- An action on a domain begins. %(host_id)s, %(machine_id)s: uuid. %(name)s, %(action)s, %(why)s, %(desired)s: text.
+-- Records that an action on a domain begins. %(host_id)s, %(machine_id)s: uuid. %(name)s, %(action)s, %(why)s, %(desired)s: text.
 -- %(attempt)s: integer. One row: id.
--- No row, if the host does not have the machine any more or something else is wanted of it: then nothing may be done.
+-- No row when the host no longer holds the machine or its desired state has changed: then the action must not run.
 INSERT INTO "ReconcileEvent" ("hostId", "machineId", "name", "action", "reason", "outcome", "desired", "attempt")
 SELECT
     %(host_id)s,

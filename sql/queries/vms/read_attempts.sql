@@ -1,5 +1,5 @@
--- What was last tried with the machines of a host to get them where they are wanted, but for those that have run since
--- for so long that it helped. %(host_id)s: uuid. %(healthy_seconds)s: double precision.
+-- The last attempt to bring each machine of a host to its desired state, except machines that have run since for longer
+-- than %(healthy_seconds)s: double precision. %(host_id)s: uuid.
 -- Rows: machineId, desired, action, attempt, seconds ago.
 SELECT
     machine."id",
@@ -19,11 +19,11 @@ INNER JOIN LATERAL (
     ORDER BY event."occurredAt" DESC
     LIMIT 1
 ) AS latest ON machine."desiredStatus" = latest."desired"
-LEFT JOIN "MachineDomain" AS seen ON machine."id" = seen."machineId"
+LEFT JOIN "MachineDomain" AS domain ON machine."id" = domain."machineId"
 WHERE
     machine."hostId" = %(host_id)s
     AND (
-        seen."state" IS DISTINCT FROM 'running'
+        domain."state" IS DISTINCT FROM 'running'
         OR machine."desiredStatus" <> 'running'
-        OR seen."changedAt" > now() - make_interval(secs => %(healthy_seconds)s)
+        OR domain."changedAt" > now() - make_interval(secs => %(healthy_seconds)s)
     );

@@ -1,4 +1,4 @@
--- The machines that a host has and those of given domains, with what is kept beside them.
+-- The machines that a host holds and those of the given domains, with their graphics and domain facts.
 -- %(host_id)s: uuid, NULL for none. %(names)s: text[]. The columns are guestd.vms.store's, in its order.
 SELECT
     machine."id",
@@ -13,17 +13,17 @@ SELECT
     configuration."graphicProtocol",
     coalesce(configuration."graphicPort", -1) AS "graphicPort",
     configuration."graphicHost",
-    seen."machineId" IS NOT NULL AS "hasFacts",
-    seen."domainUuid",
-    seen."state",
-    seen."reason",
-    seen."vcpus",
-    seen."memoryKB",
-    seen."channel",
-    seen."problem"
+    domain."machineId" IS NOT NULL AS "hasFacts",
+    domain."domainUuid",
+    domain."state",
+    domain."reason",
+    domain."vcpus",
+    domain."memoryKB",
+    domain."channel",
+    domain."problem"
 FROM "Machine" AS machine
 LEFT JOIN "Host" AS host ON machine."hostId" = host."id"
 LEFT JOIN "MachineConfiguration" AS configuration ON machine."id" = configuration."machineId"
-LEFT JOIN "MachineDomain" AS seen ON machine."id" = seen."machineId"
+LEFT JOIN "MachineDomain" AS domain ON machine."id" = domain."machineId"
 WHERE machine."hostId" = %(host_id)s::uuid OR machine."internalName" = ANY(%(names)s::text [])
 ORDER BY machine."id";

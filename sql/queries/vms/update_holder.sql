@@ -1,5 +1,5 @@
--- A host takes a machine, if whoever had it still has it; one event. %(machine_id)s, %(host_id)s, %(holder)s: uuid, the
--- last NULL for nobody. %(name)s, %(why)s: text.
+-- A host claims a machine if its holder is still the expected one; one event. %(machine_id)s, %(host_id)s, %(holder)s:
+-- uuid, the expected holder, NULL for none. %(name)s, %(why)s: text.
 WITH claimed AS (
     UPDATE "Machine" SET "hostId" = %(host_id)s
     WHERE "id" = %(machine_id)s AND "hostId" IS NOT DISTINCT FROM %(holder)s::uuid

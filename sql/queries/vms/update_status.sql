@@ -1,4 +1,5 @@
--- A machine's status follows its domain, if it is still what was read and the host still has it; one event.
+-- Sets a machine's status to that of its domain if it is unchanged since it was read and the host still holds the
+-- machine; one event.
 -- %(machine_id)s, %(host_id)s: uuid. %(before)s, %(after)s, %(name)s, %(why)s: text.
 WITH changed AS (
     UPDATE "Machine" SET "status" = %(after)s

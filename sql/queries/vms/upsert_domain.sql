@@ -1,4 +1,4 @@
--- What the host sees of a machine's domain, while it has the machine. %(machine_id)s, %(host_id)s: uuid.
+-- The facts about a machine's domain, while the host holds the machine. %(machine_id)s, %(host_id)s: uuid.
 -- %(domain_uuid)s: uuid, may be NULL. %(state)s, %(reason)s, %(channel)s, %(problem)s: text, the last may be NULL.
 -- %(vcpus)s: integer. %(memory_kib)s: bigint.
 INSERT INTO "MachineDomain" (

@@ -1,4 +1,4 @@
--- Where a machine's screen is, while the host has the machine. %(machine_id)s, %(host_id)s: uuid.
+-- The address of a machine's graphical console, while the host holds the machine. %(machine_id)s, %(host_id)s: uuid.
 -- %(protocol)s, %(graphic_host)s: text, may be NULL. %(port)s: integer.
 INSERT INTO "MachineConfiguration" ("machineId", "graphicProtocol", "graphicPort", "graphicHost")
 SELECT

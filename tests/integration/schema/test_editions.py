@@ -33,8 +33,8 @@ def test_what_is_for_the_community_edition_is_refused_for_its_licence_alone(apac
 def test_the_community_editions_scripts_run_there_alone_and_last() -> None:
     extra = Repeatable("community/10_more", "SELECT 1;")
     scripts = replace(load_scripts(), community=(extra,))
-    assert scripts.repeated_on("timescale") == (*load_scripts().repeatables, extra)
-    assert scripts.repeated_on("apache") == scripts.repeated_on("") == load_scripts().repeatables
+    assert scripts.repeatables_for("timescale") == (*load_scripts().repeatables, extra)
+    assert scripts.repeatables_for("apache") == scripts.repeatables_for("") == load_scripts().repeatables
 
 
 def test_the_status_names_the_edition(apache: Connection, dsn: str) -> None:

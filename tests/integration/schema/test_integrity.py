@@ -12,7 +12,7 @@ from tools.bench.integrity_race import LEVELS, MACHINES, race
 from gueststore import contract
 from gueststore.database import Connection
 from gueststore.queries import query
-from support.models import REQUIRED
+from support.models import FOREIGN_KEYS, REQUIRED
 from support.schema import insert, make_machine, rows
 
 NOW = datetime.now(UTC)
@@ -186,3 +186,18 @@ def test_chunks_made_ahead_by_two_daemons_while_samples_arrive_do_not_deadlock(
             )
         ).fetchall()
         assert sentinels == 0
+
+
+def test_every_table_of_a_machine_without_a_foreign_key_is_among_those_that_its_deletion_empties(
+    connection: Connection,
+) -> None:
+    ((series, rollups),) = rows(connection, "SELECT * FROM guestd_machine_tables()")
+    linked = {table for table, column, *_ in rows(connection, FOREIGN_KEYS) if column == "machineId"}
+    of_machines = rows(
+        connection,
+        "SELECT table_name FROM information_schema.columns INNER JOIN information_schema.tables"
+        " USING (table_schema, table_name)"
+        " WHERE table_schema = 'public' AND column_name = 'machineId' AND table_type = 'BASE TABLE'",
+    )
+    # Quarantined frames outlive their machine: a frame of an unknown machine is one of them.
+    assert {table for (table,) in of_machines} - linked - {"QuarantinedFrame"} == {*series, *rollups}

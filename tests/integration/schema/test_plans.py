@@ -60,7 +60,7 @@ LAST_CHANGE = {"before_at": NOW + HOUR, "before_id": UUID(int=2**128 - 1), "most
 PROCESS_SERIES = "SELECT * FROM guestd_process_series(%(machine_id)s, %(since)s, %(until)s)"
 # What is asked, how long back, what else it is told; what it must read, and what it must not.
 QUESTIONS: list[tuple[str, timedelta, dict[str, object], set[str], set[str]]] = [
-    ("read_api/read_machines", HOUR, {"wanted": None}, {"SystemMetrics"}, set()),
+    ("read_api/read_machines", HOUR, {"identifier": None}, {"SystemMetrics"}, set()),
     ("read_api/read_machines_without_data", HOUR, {}, {"SystemMetrics"}, set()),
     ("read_api/read_series", HOUR, {"points": 400}, {"SystemMetrics"}, {"SystemMetricsMinute"}),
     ("read_api/read_series", 24 * HOUR, {"points": 400}, {"SystemMetricsMinute"}, {"SystemMetricsHour"}),

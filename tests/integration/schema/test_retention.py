@@ -24,7 +24,9 @@ def test_a_dry_run_names_every_relation_and_takes_nothing(dsn: str, connection: 
     said = run("--dry-run", "--dsn", dsn)
     assert len(said) == len(read_retention_due(dsn)) == 13
     assert any(line.startswith("QuarantinedFrame: kept 90 days, 1 older than ") for line in said)
-    assert any(line.startswith("PortUsage: ") and line.endswith("; more waits for its roll-up") for line in said)
+    assert any(
+        line.startswith("PortUsage: ") and line.endswith("; more is kept until it is rolled up") for line in said
+    )
     assert rows(connection, 'SELECT count(*) FROM "QuarantinedFrame"') == [(1,)]
 
 

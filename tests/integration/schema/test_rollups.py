@@ -12,6 +12,7 @@ from psycopg.types.json import Jsonb
 
 from gueststore.database import Connection
 from gueststore.queries import query
+from gueststore.rollup_columns import COLUMNS
 from support.models import REQUIRED
 from support.rollups import SAMPLE, roll_up, send, step_of
 from support.schema import insert, make_machine, rows
@@ -319,3 +320,14 @@ def test_the_fleets_hours_are_added_up_the_newest_first(connection: Connection, 
     assert rows(connection, 'SELECT "bucket" FROM "SystemFleetMinute"') == [(newest,)]
     roll_up(connection)
     assert_exact(connection)
+
+
+@pytest.mark.parametrize("table", ["SystemMetricsMinute", "SystemMetricsHour"])
+def test_the_declared_columns_are_those_of_the_table(connection: Connection, table: str) -> None:
+    live = rows(
+        connection,
+        "SELECT column_name, data_type FROM information_schema.columns WHERE table_name = %s ORDER BY ordinal_position",
+        table,
+    )
+    assert live[3:] == [(column.name, column.type) for column in COLUMNS]
+    assert [name for name, _ in live[:3]] == ["machineId", "bucket", "samples"]
