@@ -10,7 +10,9 @@ import msgspec
 
 from guestd.core.errors import BadFrame
 from guestd.core.transport import Transport
-from guestd.rows.normalise import Rows, Stream, guest_time, sample_time
+from guestd.rows.model import Rows
+from guestd.rows.normalise import Stream
+from guestd.rows.times import guest_time, sample_time
 from guestd.wire import decode, events, limits
 from guestd.wire.framing import Framer, Oversize
 from guestd.wire.line import is_json, is_whole, read_line
@@ -87,4 +89,4 @@ def _check_bounds(rows: Rows) -> None:
         msgspec.json.decode(column)
     every = (*rows.processes, *rows.ports, *rows.application_history, *rows.applications, *rows.services)
     assert all(len(value) <= limits.PATH_CHARS for row in every for value in row if isinstance(value, str))
-    assert all(len(row[2].encode()) <= 2_600 for row in rows.application_history)
+    assert all(len(row.executablePath.encode()) <= 2_600 for row in rows.application_history)

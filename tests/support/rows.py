@@ -11,7 +11,9 @@ from uuid import UUID
 from guestd.core.config import CommandLines
 from guestd.core.transport import Transport
 from guestd.rows.batch import digest
-from guestd.rows.normalise import Rows, Stream, guest_time, normalise, sample_time
+from guestd.rows.model import Rows, whole_rows
+from guestd.rows.normalise import Stream, normalise
+from guestd.rows.times import guest_time, sample_time
 from guestd.wire.decode import decode
 from guestd.wire.line import read_line
 from gueststore import contract
@@ -19,7 +21,7 @@ from gueststore import contract
 MACHINE = UUID("b0a1f2c4-5d6e-4f70-8a91-0b1c2d3e4f50")
 ROW = UUID("01999fa5-3bb1-7000-8000-000000000000")
 RECEIVED = datetime(2025, 10, 1, 12, 0, 31, 250_000, tzinfo=UTC)
-TABLES = {table.name: table for table in (*contract.SERIES, contract.INCOMING_APPLICATION, contract.INCOMING_SERVICE)}
+TABLES = {table.name: table for table in contract.TABLES}
 
 
 def rows_of(payload: bytes, stream: Stream, command_lines: CommandLines = "redacted") -> Rows:
@@ -38,14 +40,8 @@ def rows_of(payload: bytes, stream: Stream, command_lines: CommandLines = "redac
 
 
 def by_table(rows: Rows) -> dict[str, list[tuple[Any, ...]]]:
-    return {
-        "SystemMetrics": [rows.system_metrics],
-        "ProcessSnapshot": rows.processes,
-        "PortUsage": rows.ports,
-        "ApplicationUsageHistory": rows.application_history,
-        "incoming_application": rows.applications,
-        "incoming_service": rows.services,
-    }
+    """The whole rows of each table, in the order of its columns."""
+    return {table.name: list(whole_rows(rows.group(table))) for table in contract.TABLES}
 
 
 def plain(value: object, type_name: str) -> object:
@@ -59,7 +55,7 @@ def plain(value: object, type_name: str) -> object:
 
 def named(table: contract.Table, row: tuple[Any, ...]) -> dict[str, Any]:
     assert len(row) == len(table.columns)
-    return {name: plain(value, type_name) for (name, type_name), value in zip(table.columns, row, strict=True)}
+    return {name: plain(value, type_name) for (name, type_name), value in zip(table.types.items(), row, strict=True)}
 
 
 PYTHON_TYPES: dict[str, type] = {
@@ -74,29 +70,16 @@ PYTHON_TYPES: dict[str, type] = {
     "bytea": bytes,
 }
 LATEST_START_SECONDS = datetime(2200, 1, 1, tzinfo=UTC).timestamp()
-# Of the tables that these rows are COPYd into: what may be NULL there.
-NULLABLE = {
-    "SystemMetrics": {"cpuTemperature", "swapTotalKB", "swapUsedKB", "loadAverage", "frameDigest"},
-    "ProcessSnapshot": {
-        "parentPid", "executablePath", "commandLine", "diskReadBytes", "diskWriteBytes", "startTime",
-    },
-    "PortUsage": {"processId", "processName", "executablePath"},
-    "ApplicationUsageHistory": set(),
-    "incoming_application": {
-        "version", "description", "publisher", "lastAccessTime", "lastModifiedTime", "iconData", "iconFormat",
-        "fileSize",
-    },
-    "incoming_service": {"description", "executablePath", "dependencies", "processId"},
-}  # fmt: skip
 
 
 def fits(table: contract.Table, row: tuple[Any, ...]) -> Iterator[str]:
     """What of a row does not fit its table."""
     if len(row) != len(table.columns):
         yield f"{len(row)} values"
-    for (column, type_name), value in zip(table.columns, row, strict=False):
+    for each, value in zip(table.columns, row, strict=False):
+        column, type_name = each.name, each.type
         if value is None:
-            if column not in NULLABLE[table.name]:
+            if not each.is_nullable:
                 yield f"{column} is null"
         elif column == "startTime" and type(value) is float:  # unix seconds are a time there as well
             if not 0 < value < LATEST_START_SECONDS:

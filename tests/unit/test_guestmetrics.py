@@ -9,7 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from guestd.core.transport import Transport
 from guestd.rows.batch import Prepared
-from guestd.rows.normalise import Rows, Stream, normalise
+from guestd.rows.model import Rows
+from guestd.rows.normalise import Stream, normalise
 from guestd.telemetry.exposition import rendered
 from guestd.telemetry.guests import MOST_GUESTS, SHOWN_SECONDS, LatestSamples
 from guestd.wire.decode import decode
@@ -38,7 +39,7 @@ def sample(machine_id: UUID, at: datetime = NOW) -> Rows:
 
 
 def note(latest: LatestSamples, rows: Rows, transport: Transport = Transport.VIRTIO, *, is_numbered: bool) -> None:
-    machine_id, at = rows.system_metrics[1], rows.system_metrics[3]
+    machine_id, at = rows.shared.machine_id, rows.shared.received_at
     latest.add([Prepared(1, machine_id, at, b"", rows, None, "redacted", transport, is_numbered)])
 
 
@@ -106,7 +107,6 @@ def test_the_one_that_was_silent_longest_makes_room() -> None:
     latest, rows, first = LatestSamples(), sample(uuid4()), uuid4()
     machines = [first, *(uuid4() for _ in range(MOST_GUESTS))]
     for machine in machines:
-        rows.system_metrics = (rows.system_metrics[0], machine, *rows.system_metrics[2:])
-        note(latest, rows, is_numbered=True)
+        note(latest, rows.with_shared(machine_id=machine), is_numbered=True)
     assert len(shown(latest, *machines)["guest_load1"].samples) == MOST_GUESTS
     assert not shown(latest, first)["guest_load1"].samples

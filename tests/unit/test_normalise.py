@@ -10,7 +10,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from guestd.core.transport import Transport
-from guestd.rows.normalise import Stream, guest_time, sample_time, uuid7, whole_milliseconds
+from guestd.rows.normalise import Stream
+from guestd.rows.times import guest_time, sample_time, uuid7, whole_milliseconds
+from gueststore.contract import ProcessSnapshot
 from support.rows import RECEIVED, TABLES, by_table, misfits, named, rows_of
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -131,6 +133,19 @@ def test_rows_of_any_message_keep_the_keys_and_checks_of_their_tables(message: d
     assert len({row["timestamp"] for name in ("ProcessSnapshot", "PortUsage") for row in tables[name]}) <= 1
 
 
+@pytest.mark.parametrize(("shared", "value"), [("digest", 7), ("timestamp", RECEIVED + timedelta(hours=1))])
+@given(MESSAGES)
+def test_another_value_of_what_rows_share_is_in_its_columns_and_nowhere_else(
+    shared: str, value: Any, message: dict[str, Any]
+) -> None:
+    rows = rows_of(json.dumps(message).encode(), Stream())
+    before, after = by_table(rows), by_table(rows.with_shared(**{shared: value}))
+    for name, table in TABLES.items():
+        places = {column.name: value for column in table.columns if column.shared == shared}
+        expected = [named(table, row) | places for row in before[name]]
+        assert [named(table, row) for row in after[name]] == expected
+
+
 def message(**data: Any) -> bytes:
     system = {"cpu": {}, "memory": {"total_kb": 1, "used_kb": 1, "available_kb": 0}, "uptime_seconds": 1}
     return json.dumps({"type": "metrics", "data": {"system": system, **data}}).encode()
@@ -162,9 +177,9 @@ def test_paths_that_are_keys_fit_an_index_row_and_stay_distinct_after_cutting() 
     # 2,704 bytes is what a btree takes; each of these characters has 4 bytes.
     paths = ["\N{GRINNING FACE}" * 2000 + end for end in "ab"]
     rows = rows_of(message(applications=[{"exe_path": path, "name": path[-1]} for path in paths]), Stream())
-    ((_, _, stored, *_),) = rows.application_history
-    assert len(stored.encode()) < 2600
-    assert [(row[2], row[3]) for row in rows.applications] == [(stored, "b")]
+    (row,) = rows.application_history
+    assert len(row.executablePath.encode()) < 2600
+    assert [(each.executablePath, each.applicationName) for each in rows.applications] == [(row.executablePath, "b")]
 
 
 def test_service_names_that_are_equal_after_cutting_are_one_service() -> None:
@@ -175,13 +190,13 @@ def test_service_names_that_are_equal_after_cutting_are_one_service() -> None:
 def test_ten_thousand_sockets_of_one_port_are_one_row() -> None:
     socket = {"port": 443, "protocol": "TCP", "state": "Established", "process_id": 1}
     (row,) = rows_of(message(ports=[socket] * 10_000), Stream()).ports
-    assert row[10] == 10_000
+    assert row.connectionCount == 10_000
 
 
 def test_counts_that_add_up_to_more_than_the_column_holds_stay_at_its_most() -> None:
     port = {"port": 1, "protocol": "tcp", "state": "LISTEN", "connection_count": 2**31 - 1}
     (row,) = rows_of(message(ports=[port, port]), Stream()).ports
-    assert row[10] == 2**31 - 1
+    assert row.connectionCount == 2**31 - 1
 
 
 @pytest.mark.parametrize("icon", ["%%%", "AA=", "é", "A" * 90_000, ""])
@@ -189,14 +204,14 @@ def test_an_icon_that_is_none_or_too_large_is_left_out(icon: str) -> None:
     (row,) = rows_of(
         message(applications=[{"exe_path": "/a", "name": "a", "icon_base64": icon, "icon_format": "png"}]), Stream()
     ).applications
-    assert row[11:13] == (None, None)
+    assert (row.iconData, row.iconFormat) == (None, None)
 
 
 def test_an_icon_without_a_format_is_a_png() -> None:
     (row,) = rows_of(
         message(applications=[{"exe_path": "/a", "name": "a", "icon_base64": "AAAA"}]), Stream()
     ).applications
-    assert row[11:13] == (b"\0\0\0", "png")
+    assert (row.iconData, row.iconFormat) == (b"\0\0\0", "png")
 
 
 @pytest.mark.parametrize("start", [0, -1, 1e300, "tomorrow", "9" * 5000, "2500-01-01T00:00:00Z"])
@@ -204,7 +219,7 @@ def test_a_start_time_that_cannot_be_is_null(start: object) -> None:
     (row,) = rows_of(
         message(processes=[{"pid": 1, "name": "a", "memory_kb": 1, "start_time": start}]), Stream()
     ).processes
-    assert row[12] is None
+    assert ProcessSnapshot(*row).startTime is None
 
 
 def test_start_times_are_read_from_numbers_and_texts_alike() -> None:
@@ -223,8 +238,9 @@ def test_command_lines_are_stored_without_their_secrets_and_cpu_shares_are_never
     d1 = {"id": 1, "name": "a", "memory_usage_kb": 1, "command_line": "a --password=x", "cpu_usage_percent": -1}
     d2 = {"pid": 1, "name": "a", "memory_kb": 1, "cmd_line": "a --password=x", "cpu_percent": -1}
     for payload in (d1_message(processes=[d1]), message(processes=[d2])):
-        (row,) = rows_of(payload, Stream()).processes
-        assert row[6:8] == ("a --password=***", 0.0)
+        (values,) = rows_of(payload, Stream()).processes
+        row = ProcessSnapshot(*values)
+        assert (row.commandLine, row.cpuUsagePercent) == ("a --password=***", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +256,9 @@ def test_memory_is_taken_for_bytes_from_a_gibibyte_on_and_only_in_whole_kibibyte
 ) -> None:
     rows = rows_of(d1_message(memory={"total_kb": total, "used_kb": used, "available_kb": 0}), Stream())
     factor = 1024 if is_bytes else 1
-    assert rows.system_metrics[7:10] == (total // factor, used // factor, 0)
+    sample = rows.system_metrics
+    kib = (sample.totalMemoryKB, sample.usedMemoryKB, sample.availableMemoryKB)
+    assert kib == (total // factor, used // factor, 0)
     assert ("memory_in_bytes" in rows.adjustments) == is_bytes
 
 

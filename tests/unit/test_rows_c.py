@@ -10,14 +10,14 @@ import struct
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any, cast
-from uuid import UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from guestd.core.config import CommandLines
-from guestd.rows import normalise
+from guestd.rows.model import Values, whole_rows
+from guestd.rows.processes import KEEP, make_rows_in_python, process_rows
 from guestd.rows.redact import SUSPICIOUS
 from guestd.store.copy import kinds
 from guestd.wire.schema import ProcessD1, ProcessD2
@@ -72,13 +72,14 @@ def as_documented(row: tuple[Any, ...], letters: str) -> bytes:
 @given(st.data())
 def test_rows_of_any_kinds_are_written_as_the_format_says(data: st.DataObject) -> None:
     letters = data.draw(st.text(st.sampled_from("".join(VALUES)), max_size=15))
-    row = st.tuples(*(st.none() | VALUES[letter] for letter in letters))
-    rows = data.draw(st.lists(row, max_size=8))
-    # As the rows of a message do, these share the very objects.
-    rows += rows[:1]
-    start = data.draw(st.integers(0, len(rows)))
-    stop = data.draw(st.integers(0, len(rows) + 3))
-    assert encode(rows, start, stop, letters) == b"".join(as_documented(each, letters) for each in rows[start:stop])
+    common = data.draw(st.integers(0, len(letters)))
+    shared = st.tuples(*(st.none() | VALUES[letter] for letter in letters[:common]))
+    row = st.tuples(*(st.none() | VALUES[letter] for letter in letters[common:]))
+    groups = data.draw(st.lists(st.tuples(shared, st.lists(row, max_size=8)), max_size=4))
+    # The very objects once more.
+    groups += groups[:1]
+    whole = [row for group in groups for row in whole_rows(group)]
+    assert encode(groups, letters) == b"".join(as_documented(each, letters) for each in whole)
 
 
 @pytest.mark.parametrize(
@@ -100,25 +101,30 @@ def test_rows_of_any_kinds_are_written_as_the_format_says(data: st.DataObject) -
     ],
 )
 def test_what_a_column_cannot_hold_is_refused(letter: str, value: object, error: type[Exception]) -> None:
-    with pytest.raises(error):
-        encode([(value,)], 0, 1, letter)
+    for group in (((), [(value,)]), ((value,), [()])):
+        with pytest.raises(error):
+            encode([group], letter)
 
 
 @pytest.mark.parametrize("rows", [[(1, 2)], [[1]], [None]])
 def test_what_is_no_row_of_the_table_is_refused(rows: list[Any]) -> None:
     with pytest.raises(TypeError):
-        encode(rows, 0, 1, "i")
+        encode([((), rows)], "i")
+
+
+@pytest.mark.parametrize("group", [None, (), ((), ()), ((1,), []), ((1, 2), [()]), ([], [])])
+def test_what_is_no_group_of_the_table_is_refused(group: Any) -> None:
+    with pytest.raises(TypeError):
+        encode([group], "")
 
 
 def test_every_type_of_the_contract_is_known() -> None:
-    key = UUID(int=1)
-    for table in (*contract.SERIES, contract.INCOMING_APPLICATION, contract.INCOMING_SERVICE):
+    for table in contract.TABLES:
         assert len(kinds(table)) == len(table.columns)
-        nothing = (key, *[None] * (len(table.columns) - 1))
-        assert len(encode([nothing], 0, 1, kinds(table))) == 2 + 20 + 4 * (len(table.columns) - 1)
+        nothing = ((), [(None,) * len(table.columns)])
+        assert len(encode([nothing], kinds(table))) == 2 + 4 * len(table.columns)
 
 
-MACHINE, NOW = UUID(int=1), datetime(2026, 11, 23, tzinfo=UTC)
 PIDS = st.integers(0, 5) | st.integers(0, 2**31 - 1)
 AMOUNTS = st.none() | st.integers(0, 2**63 - 1)
 # Long ones, empty ones, and small and capital letters of other scripts that fold into ours (the Kelvin sign is a K).
@@ -160,13 +166,31 @@ def test_rows_of_processes_are_those_that_python_makes(
     d1: list[ProcessD1], d2: list[ProcessD2], command_lines: CommandLines
 ) -> None:
     made = []
-    for make_rows in (guestd_rows.process_rows, normalise.process_rows_in_python):
+    for make_rows in (guestd_rows.process_rows, make_rows_in_python):
         adjustments: list[str] = []
-        rows = normalise.processes(d1, d2, MACHINE, NOW, command_lines, adjustments, make_rows)
+        rows = process_rows(d1, d2, command_lines, adjustments, make_rows)
         made.append(repr((rows, adjustments)))
     assert made[0] == made[1]
 
 
 def test_a_process_that_python_could_not_make_a_row_of_is_the_same_error() -> None:
     with pytest.raises(AttributeError):
-        normalise.processes([cast(ProcessD1, object())], None, MACHINE, NOW, "off", [], guestd_rows.process_rows)
+        process_rows([cast(ProcessD1, object())], [], "off", [], guestd_rows.process_rows)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [None, (), (1,), ("fold",), ("cut",), ("cut", "9"), ("map", 9), ("redact", 9, ("é",), len), ("time", None, len)],
+)
+def test_a_step_that_is_not_known_is_refused(step: Any) -> None:
+    with pytest.raises((TypeError, ValueError)):
+        guestd_rows.process_rows({}, [], 0, ("id",), (step,))
+
+
+def test_rows_are_made_of_the_columns_that_are_asked_for() -> None:
+    made: list[dict[int, Values]] = []
+    for make_rows in (guestd_rows.process_rows, make_rows_in_python):
+        rows: dict[int, Values] = {}
+        make_rows(rows, [ProcessD2(7, "seven", 0)], 1, ("name", "pid"), (("cut", 3), KEEP))
+        made.append(rows)
+    assert made == [{7: ("sev", 7)}] * 2

@@ -161,15 +161,13 @@ def _server_copy(connection: psycopg.Connection[Any]) -> tuple[int, float]:
     files = {table: f"{data}/bench-{table.name}.bin" for table in contract.SERIES}
     rows = 0
     for table, file in files.items():
-        columns = ", ".join(f'"{name}"' for name, _ in table.columns)
-        export = f"COPY (SELECT {columns} FROM \"{table.name}\") TO '{file}' (FORMAT BINARY)"
+        export = f"COPY (SELECT {table.column_list} FROM \"{table.name}\") TO '{file}' (FORMAT BINARY)"
         rows += connection.execute(export.encode()).rowcount
         connection.execute(f'TRUNCATE "{table.name}"'.encode())
     connection.execute("CHECKPOINT")
     started = time.perf_counter()
     for table, file in files.items():
-        columns = ", ".join(f'"{name}"' for name, _ in table.columns)
-        connection.execute(f"COPY \"{table.name}\" ({columns}) FROM '{file}' (FORMAT BINARY)".encode())
+        connection.execute(f"COPY \"{table.name}\" ({table.column_list}) FROM '{file}' (FORMAT BINARY)".encode())
     took_seconds = time.perf_counter() - started
     for file in files.values():
         Path(file).unlink()

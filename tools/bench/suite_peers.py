@@ -34,10 +34,9 @@ from tools.bench.feeder import lines_of
 from tools.bench.measuring import keep, own_store, truncate
 from tools.harness import prisma
 
-from guestd.core.errors import BadFrame
 from guestd.core.transport import Transport
 from guestd.ingest.prepare import Preparer
-from guestd.rows.normalise import Row
+from guestd.rows.model import Rows, Values, whole_rows
 from guestd.spool.file import Frame, from_milliseconds
 from guestd.store import dumpers
 from guestd.store.batch_writer import Store, connected
@@ -48,7 +47,7 @@ from gueststore import contract
 TABLES = contract.SERIES[:3]
 SAMPLES_AT_ONCE = 1000  # Telegraf's metric_batch_size, and pgwatch's
 FRAMES_AT_ONCE = 130  # of 30 KB each: what the daemon's batch of 4 MiB holds
-Message = Mapping[contract.Table, Sequence[Row]]
+Message = Mapping[contract.Table, Sequence[Values]]
 Way = Callable[[psycopg.AsyncConnection[Any], Sequence[Message]], Awaitable[float | None]]
 """May tell the seconds that count, where something else took time as well."""
 
@@ -127,10 +126,9 @@ async def _messages(frames: Sequence[Frame]) -> list[Message]:
     prepared = await _preparer().prepare(frames, _nothing_taken)
     messages: list[Message] = []
     for frame in prepared:
-        rows: Any = frame.content
-        assert not isinstance(rows, BadFrame)
-        series = dict(zip(TABLES, ([rows.system_metrics], rows.processes, rows.ports), strict=True))
-        messages.append(series | {contract.INCOMING_APPLICATION: rows.applications})
+        assert isinstance(frame.content, Rows)
+        tables = (*TABLES, contract.INCOMING_APPLICATION)
+        messages.append({table: list(whole_rows(frame.content.group(table))) for table in tables})
     return messages
 
 
@@ -166,17 +164,16 @@ def _parts(some: Sequence[Any], size: int) -> Iterable[Sequence[Any]]:
     return (some[place : place + size] for place in range(0, len(some), size))
 
 
-async def _copy(connection: psycopg.AsyncConnection[Any], table: contract.Table, rows: Iterable[Row]) -> None:
+async def _copy(connection: psycopg.AsyncConnection[Any], table: contract.Table, rows: Iterable[Values]) -> None:
     statement = f"COPY {_named(table)} FROM STDIN (FORMAT BINARY)"
     async with connection.cursor() as cursor, cursor.copy(statement.encode()) as copy:
-        copy.set_types([type_name for _, type_name in table.columns])
+        copy.set_types(list(table.types.values()))
         for row in rows:
             await copy.write_row(row)
 
 
 def _named(table: contract.Table) -> str:
-    columns = ", ".join(f'"{name}"' for name, _ in table.columns)
-    return f'"{table.name}" ({columns})'
+    return f'"{table.name}" ({table.column_list})'
 
 
 async def _exported(dsn: str) -> dict[contract.Table, bytes]:
@@ -184,8 +181,7 @@ async def _exported(dsn: str) -> dict[contract.Table, bytes]:
     exported = {}
     async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
         for table in TABLES:
-            columns = ", ".join(f'"{name}"' for name, _ in table.columns)
-            statement = f'COPY (SELECT {columns} FROM "{table.name}") TO STDOUT (FORMAT BINARY)'
+            statement = f'COPY (SELECT {table.column_list} FROM "{table.name}") TO STDOUT (FORMAT BINARY)'
             async with connection.cursor() as cursor, cursor.copy(statement.encode()) as copy:
                 exported[table] = b"".join([bytes(part) async for part in copy])
     return exported
@@ -229,7 +225,7 @@ async def _upserts(connection: psycopg.AsyncConnection[Any], messages: Sequence[
     keys = ('"id", "timestamp"', '"machineId", "timestamp", "processId"', '"machineId", "timestamp", "ordinal"')
     for message in messages:
         for table, key in zip(TABLES, keys, strict=True):
-            changed = table.columns[-1][0]
+            changed = table.columns[-1].name
             statement = f'{_insert(table)} ON CONFLICT ({key}) DO UPDATE SET "{changed}" = EXCLUDED."{changed}"'
             for row in _parameters(table, message[table]):
                 await connection.execute(statement.encode(), row)
@@ -270,12 +266,12 @@ def _prisma(client: Path, dsn: str) -> Way:
     return way
 
 
-def _objects(table: contract.Table, rows: Sequence[Row]) -> list[dict[str, Any]]:
+def _objects(table: contract.Table, rows: Sequence[Values]) -> list[dict[str, Any]]:
     """Rows as Prisma's client takes them, by column."""
     return [
         {
             name: _as_json(value, type_name)
-            for (name, type_name), value in zip(table.columns, row, strict=True)
+            for (name, type_name), value in zip(table.types.items(), row, strict=True)
             if value is not None
         }
         for row in _parameters(table, rows)
@@ -297,13 +293,13 @@ def _application(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _insert(table: contract.Table, rows: int = 1) -> str:
-    row = f"({', '.join(f'%s::{type_name}' for _, type_name in table.columns)})"
+    row = f"({', '.join(f'%s::{type_name}' for type_name in table.types.values())})"
     return f"INSERT INTO {_named(table)} VALUES {', '.join([row] * rows)}"
 
 
-def _parameters(table: contract.Table, rows: Sequence[Row]) -> list[list[Any]]:
+def _parameters(table: contract.Table, rows: Sequence[Values]) -> list[list[Any]]:
     """What COPY takes in binary as parameters of a statement: JSON as text, unix seconds as a time."""
-    types = [type_name for _, type_name in table.columns]
+    types = list(table.types.values())
     return [[_parameter(value, type_name) for value, type_name in zip(row, types, strict=True)] for row in rows]
 
 

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from guestd.ingest.rate_limit import RateLimit
 from guestd.rows.batch import Prepared
-from guestd.rows.normalise import Rows
+from guestd.rows.model import Rows
 from guestd.spool.file import Entry, SenderState, from_milliseconds
 from guestd.spool.queue import Spool
 from guestd.telemetry.registry import GateMetrics

@@ -24,7 +24,9 @@ from guestd.core.config import CommandLines
 from guestd.core.errors import BadFrame
 from guestd.core.transport import Transport
 from guestd.rows.batch import Moment, Prepared, digest, placed
-from guestd.rows.normalise import Rows, Stream, guest_time, moved, normalise, sample_time, uuid7
+from guestd.rows.model import Rows
+from guestd.rows.normalise import Stream, normalise
+from guestd.rows.times import guest_time, sample_time, uuid7
 from guestd.spool.file import Frame
 from guestd.telemetry.registry import PrepareMetrics
 from guestd.wire import decode, events
@@ -115,10 +117,10 @@ class Preparer:
     async def move_occupied(self, frames: Sequence[Prepared], find_occupied: FindOccupied) -> list[Prepared]:
         """The same frames, with those moved whose timestamp is occupied by another sample."""
         with_rows = [(frame, frame.content) for frame in frames if isinstance(frame.content, Rows)]
-        desired = [(frame.machine_id, rows.system_metrics[2]) for frame, rows in with_rows]
+        desired = [(frame.machine_id, rows.shared.timestamp) for frame, rows in with_rows]
         moments = await self.find_free(desired, find_occupied)
         contents = {
-            frame.seq: moved(rows, at)
+            frame.seq: rows.with_shared(timestamp=at)
             for (frame, rows), (_, at), (_, desired_at) in zip(with_rows, moments, desired, strict=True)
             if at != desired_at
         }

@@ -23,7 +23,7 @@ from guestd.core.errors import BadFrame, RowsRejected
 from guestd.core.text import escape_to_ascii
 from guestd.core.transport import Transport
 from guestd.ingest.prepare import CommandLinesOf, Preparer
-from guestd.rows.normalise import Rows, known_as
+from guestd.rows.model import Rows
 from guestd.spool.file import Frame
 from guestd.store.batch_writer import LOOK_AROUND, store_on
 from guestd.store.connection import WRITE_SECONDS, sorted_errors
@@ -116,7 +116,7 @@ async def retried(connection: Connection, frame_id: UUID, command_lines: Command
                 return await _kept(connection, frame, content.reason, str(content))
             if isinstance(content, Rows):
                 # Of the bytes as they came: what is set aside may have lost its secrets.
-                content = known_as(content, frame.frameDigest)
+                content = content.with_shared(digest=frame.frameDigest)
             if not await store.rewrite(content, sample_at=await _sample_at(connection, frame, content)):
                 return await _kept(connection, frame, "unknown_machine", "the store has no such Machine")
             if isinstance(content, Rows) and content.refusals:
@@ -154,7 +154,7 @@ async def _sample_at(connection: Connection, frame: Held, content: Rows | Event)
     """Under which time some of the frame is stored already; None when nothing is."""
     if isinstance(content, Event):
         return None
-    times = (frame.receivedAt, content.system_metrics[2])
+    times = (frame.receivedAt, content.shared.timestamp)
     cursor = await connection.execute(
         query("quarantine/read_sample_time"),
         {

@@ -11,7 +11,7 @@ from uuid import UUID
 from guestd.core.config import CommandLines
 from guestd.core.errors import BadFrame
 from guestd.core.transport import Transport
-from guestd.rows.normalise import Rows
+from guestd.rows.model import Rows
 from guestd.wire.decode import Decoded
 from guestd.wire.events import Event
 from guestd.wire.line import LineId
@@ -35,7 +35,7 @@ class Prepared:
     def times(self) -> tuple[datetime, ...]:
         """When it was received, and the time of its sample."""
         if isinstance(self.content, Rows):
-            return self.received_at, self.content.system_metrics[2]
+            return self.received_at, self.content.shared.timestamp
         return (self.received_at,)
 
 

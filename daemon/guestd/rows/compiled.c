@@ -1,7 +1,10 @@
-/* Rows to the bytes of PostgreSQL's binary COPY (postgresql.org/docs/current/sql-copy.html, Binary Format).
+/* Makes the rows of processes, and encodes rows as PostgreSQL's binary COPY.
  *
- * What psycopg's binary dumpers write for the same values, held to that by tests/unit/test_copyrows.py, without a Python
- * object a value. Optional: without it (no compiler where guestd was installed) psycopg writes the rows.
+ * Format: postgresql.org/docs/current/sql-copy.html, Binary Format. Optional: without this module (no compiler where
+ * guestd was installed) Python does the same more slowly; tests/unit/test_rows_c.py compares the two.
+ *
+ * No table, column or message field is named here. Which columns a table has, and what is done to the fields of a
+ * process, are arguments: gueststore.contract and guestd.rows.processes say it.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -16,18 +19,11 @@
 static PyObject *epoch;      /* datetime(2000, 1, 1, tzinfo=UTC) */
 static PyObject *bytes_name; /* "bytes", an attribute of UUIDs */
 
-/* Grows; `data` is PyMem's. */
+/* Grows; `data` is allocated by PyMem. */
 typedef struct {
     char *data;
     size_t size, room;
 } Buffer;
-
-/* The key and the time that the rows of one message share: the same objects again and again. */
-typedef struct {
-    PyObject *key, *moment;
-    char key_bytes[16];
-    int64_t moment_microseconds;
-} Last;
 
 static int reserve(Buffer *out, size_t more) {
     if (out->size + more <= out->room)
@@ -110,25 +106,23 @@ static int put_binary(Buffer *out, PyObject *value, int is_jsonb) {
     return put_bytes(out, PyBytes_AS_STRING(value), PyBytes_GET_SIZE(value), is_jsonb);
 }
 
-static int put_key(Buffer *out, PyObject *value, Last *last) {
-    if (value != last->key) {
-        PyObject *key = PyObject_GetAttr(value, bytes_name);
-        if (key == NULL)
-            return -1;
-        if (!PyBytes_Check(key) || PyBytes_GET_SIZE(key) != 16) {
-            Py_DECREF(key);
-            PyErr_SetString(PyExc_TypeError, "a UUID is required");
-            return -1;
-        }
-        memcpy(last->key_bytes, PyBytes_AS_STRING(key), 16);
-        Py_DECREF(key);
-        Py_XSETREF(last->key, Py_NewRef(value));
+static int put_uuid(Buffer *out, PyObject *value) {
+    PyObject *key = PyObject_GetAttr(value, bytes_name);
+    if (key == NULL)
+        return -1;
+    int failed;
+    if (PyBytes_Check(key) && PyBytes_GET_SIZE(key) == 16) {
+        failed = put_bytes(out, PyBytes_AS_STRING(key), 16, 0);
+    } else {
+        PyErr_SetString(PyExc_TypeError, "a UUID is required");
+        failed = -1;
     }
-    return put_bytes(out, last->key_bytes, 16, 0);
+    Py_DECREF(key);
+    return failed;
 }
 
-/* A time, or unix seconds as a guest wrote them; rint rounds as Python's round does, halves to even. */
-static int put_moment(Buffer *out, PyObject *value, Last *last) {
+/* A datetime, or unix seconds as a guest wrote them; rint rounds as Python's round does, halves to even. */
+static int put_time(Buffer *out, PyObject *value) {
     if (PyFloat_Check(value)) {
         double microseconds = rint(PyFloat_AS_DOUBLE(value) * 1e6);
         if (!(fabs(microseconds) < 9e18)) {
@@ -137,25 +131,23 @@ static int put_moment(Buffer *out, PyObject *value, Last *last) {
         }
         return put_sized(out, (uint64_t)((int64_t)microseconds - EPOCH_MICROSECONDS), 8);
     }
-    if (value != last->moment) {
-        PyObject *since = PyNumber_Subtract(value, epoch);
-        if (since == NULL)
-            return -1;
-        if (!PyDelta_Check(since)) {
-            Py_DECREF(since);
-            PyErr_SetString(PyExc_TypeError, "a time is required");
-            return -1;
-        }
-        last->moment_microseconds =
-            (PyDateTime_DELTA_GET_DAYS(since) * INT64_C(86400) + PyDateTime_DELTA_GET_SECONDS(since)) * 1000000 +
-            PyDateTime_DELTA_GET_MICROSECONDS(since);
+    PyObject *since = PyNumber_Subtract(value, epoch);
+    if (since == NULL)
+        return -1;
+    if (!PyDelta_Check(since)) {
         Py_DECREF(since);
-        Py_XSETREF(last->moment, Py_NewRef(value));
+        PyErr_SetString(PyExc_TypeError, "a time is required");
+        return -1;
     }
-    return put_sized(out, (uint64_t)last->moment_microseconds, 8);
+    int64_t microseconds =
+        (PyDateTime_DELTA_GET_DAYS(since) * INT64_C(86400) + PyDateTime_DELTA_GET_SECONDS(since)) * 1000000 +
+        PyDateTime_DELTA_GET_MICROSECONDS(since);
+    Py_DECREF(since);
+    return put_sized(out, (uint64_t)microseconds, 8);
 }
 
-static int put_value(Buffer *out, PyObject *value, char kind, Last *last) {
+/* `kind`: a letter that guestd.store.copy gives each type of column. */
+static int put_value(Buffer *out, PyObject *value, char kind) {
     if (value == Py_None) {
         if (reserve(out, 4) < 0)
             return -1;
@@ -163,8 +155,8 @@ static int put_value(Buffer *out, PyObject *value, char kind, Last *last) {
         return 0;
     }
     switch (kind) {
-    case 'u': return put_key(out, value, last);
-    case 't': return put_moment(out, value, last);
+    case 'u': return put_uuid(out, value);
+    case 't': return put_time(out, value);
     case 'i': return put_integer(out, value, 4);
     case 'q': return put_integer(out, value, 8);
     case 'd': return put_float(out, value);
@@ -179,67 +171,149 @@ static int put_value(Buffer *out, PyObject *value, char kind, Last *last) {
     }
 }
 
-static int put_row(Buffer *out, PyObject *row, const char *kinds, Py_ssize_t columns, Last *last) {
-    if (!PyTuple_Check(row) || PyTuple_GET_SIZE(row) != columns) {
-        PyErr_Format(PyExc_TypeError, "a tuple of %zd values is required", columns);
+/* The values of a tuple of exactly `count`, of the kinds. */
+static int put_values(Buffer *out, PyObject *values, const char *kinds, Py_ssize_t count) {
+    if (!PyTuple_Check(values) || PyTuple_GET_SIZE(values) != count) {
+        PyErr_Format(PyExc_TypeError, "a tuple of %zd values is required", count);
         return -1;
     }
-    if (reserve(out, 2) < 0)
-        return -1;
-    put(out, (uint64_t)columns, 2);
-    for (Py_ssize_t place = 0; place < columns; place++)
-        if (put_value(out, PyTuple_GET_ITEM(row, place), kinds[place], last) < 0)
+    for (Py_ssize_t place = 0; place < count; place++)
+        if (put_value(out, PyTuple_GET_ITEM(values, place), kinds[place]) < 0)
             return -1;
     return 0;
 }
 
+/* A group is (shared, rows): what its rows share is encoded once, behind the number of columns, and copied. */
+static int put_group(Buffer *out, Buffer *start, PyObject *group, const char *kinds, Py_ssize_t columns) {
+    PyObject *shared, *rows;
+    if (!PyTuple_Check(group)) {
+        PyErr_SetString(PyExc_TypeError, "a group is (shared, rows)");
+        return -1;
+    }
+    if (!PyArg_ParseTuple(group, "O!O!", &PyTuple_Type, &shared, &PyList_Type, &rows))
+        return -1;
+    Py_ssize_t common = PyTuple_GET_SIZE(shared);
+    if (common > columns) {
+        PyErr_SetString(PyExc_TypeError, "more values are shared than there are columns");
+        return -1;
+    }
+    start->size = 0;
+    if (reserve(start, 2) < 0)
+        return -1;
+    put(start, (uint64_t)columns, 2);
+    if (put_values(start, shared, kinds, common) < 0)
+        return -1;
+    for (Py_ssize_t number = 0; number < PyList_GET_SIZE(rows); number++) {
+        if (reserve(out, start->size) < 0)
+            return -1;
+        memcpy(out->data + out->size, start->data, start->size);
+        out->size += start->size;
+        PyObject *row = Py_NewRef(PyList_GET_ITEM(rows, number)); /* encoding a value may run Python */
+        int failed = put_values(out, row, kinds + common, columns - common) < 0;
+        Py_DECREF(row);
+        if (failed)
+            return -1;
+    }
+    return 0;
+}
+
 static PyObject *encode(PyObject *module, PyObject *arguments) {
-    PyObject *rows;
+    PyObject *groups;
     const char *kinds;
-    Py_ssize_t start, stop, columns;
-    Buffer out = {0};
-    if (!PyArg_ParseTuple(arguments, "O!nns#", &PyList_Type, &rows, &start, &stop, &kinds, &columns))
+    Py_ssize_t columns;
+    if (!PyArg_ParseTuple(arguments, "O!s#", &PyList_Type, &groups, &kinds, &columns))
         return NULL;
-    if (start < 0 || columns > INT16_MAX) {
-        PyErr_SetString(PyExc_ValueError, "the first row is at 0, and a table has at most 32,767 columns");
+    if (columns > INT16_MAX) {
+        PyErr_SetString(PyExc_ValueError, "a table has at most 32,767 columns");
         return NULL;
     }
-    Last last = {0};
+    Buffer out = {0}, start = {0};
     int failed = 0;
-    for (Py_ssize_t number = start; !failed && number < stop && number < PyList_GET_SIZE(rows); number++) {
-        PyObject *row = Py_NewRef(PyList_GET_ITEM(rows, number)); /* asking a UUID for its bytes runs Python */
-        failed = put_row(&out, row, kinds, columns, &last) < 0;
-        Py_DECREF(row);
+    for (Py_ssize_t number = 0; !failed && number < PyList_GET_SIZE(groups); number++) {
+        PyObject *group = Py_NewRef(PyList_GET_ITEM(groups, number));
+        failed = put_group(&out, &start, group, kinds, columns) < 0;
+        Py_DECREF(group);
     }
     PyObject *encoded = failed ? NULL : PyBytes_FromStringAndSize(out.data, (Py_ssize_t)out.size);
-    Py_XDECREF(last.key);
-    Py_XDECREF(last.moment);
     PyMem_Free(out.data);
+    PyMem_Free(start.data);
     return encoded;
 }
 
-/* ---- the rows of a message's processes, as normalise.process_rows_in_python makes them */
+/* ---- the rows of a message's processes, as guestd.rows.processes.make_rows_in_python makes them */
 
-/* What a process is asked for, in the order of its row behind the two values that all rows share. */
-enum { ID, PARENT, NAME, PATH, COMMAND, CPU, MEMORY, READ, WRITTEN, STATUS, START, ATTRIBUTES };
-
-/* Words by their first letter, as chains of numbers from 1 on. */
+/* Words by their first letter: `first` and `next` are chains of their numbers, which begin at 1; 0 ends a chain. */
 enum { MOST_WORDS = 32 };
 typedef struct {
     const char *word[MOST_WORDS];
     unsigned char next[MOST_WORDS], first[128];
 } Words;
 
-/* What the texts and the start of a process go through. */
+/* What is done to the value of a column: guestd.rows.processes describes the steps. */
 typedef struct {
-    Py_ssize_t name_chars, path_chars, state_chars, command_line_chars;
-    Words words; /* a command line with none of them stays as it is */
-    PyObject *command_line, *status, *start; /* functions */
-    double latest_start_seconds;
-    PyObject *zero;
-} Treatment;
+    enum { KEEP, CUT, MAP, AT_LEAST, TIME, REDACT } kind;
+    Py_ssize_t chars;
+    double bound;
+    PyObject *least; /* `bound` as an object */
+    PyObject *function;
+    Words words;
+} Step;
 
-/* A text of at most so many characters; takes the reference and gives one. */
+/* Takes ASCII words in small letters; they live as long as the tuple does. */
+static int read_words(PyObject *tuple, Words *words) {
+    memset(words, 0, sizeof *words);
+    for (Py_ssize_t place = 0; place < PyTuple_GET_SIZE(tuple); place++) {
+        PyObject *text = PyTuple_GET_ITEM(tuple, place);
+        int number = (int)place + 1;
+        if (number >= MOST_WORDS || !PyUnicode_Check(text) || !PyUnicode_IS_ASCII(text) || PyUnicode_GET_LENGTH(text) == 0) {
+            PyErr_Format(PyExc_ValueError, "at most %d words are required, in ASCII", MOST_WORDS - 1);
+            return -1;
+        }
+        words->word[number] = (const char *)PyUnicode_1BYTE_DATA(text);
+        words->next[number] = words->first[(int)words->word[number][0]];
+        words->first[(int)words->word[number][0]] = (unsigned char)number;
+    }
+    return 0;
+}
+
+static int read_step(PyObject *tuple, Step *step) {
+    if (!PyTuple_Check(tuple) || PyTuple_GET_SIZE(tuple) == 0 || !PyUnicode_Check(PyTuple_GET_ITEM(tuple, 0))) {
+        PyErr_SetString(PyExc_TypeError, "a step is a name and its arguments");
+        return -1;
+    }
+    PyObject *name = PyTuple_GET_ITEM(tuple, 0), *words;
+    const char *ignored;
+    if (PyUnicode_CompareWithASCIIString(name, "keep") == 0) {
+        step->kind = KEEP;
+        return 0;
+    }
+    if (PyUnicode_CompareWithASCIIString(name, "cut") == 0) {
+        step->kind = CUT;
+        return PyArg_ParseTuple(tuple, "sn", &ignored, &step->chars) ? 0 : -1;
+    }
+    if (PyUnicode_CompareWithASCIIString(name, "map") == 0) {
+        step->kind = MAP;
+        return PyArg_ParseTuple(tuple, "snO", &ignored, &step->chars, &step->function) ? 0 : -1;
+    }
+    if (PyUnicode_CompareWithASCIIString(name, "at least") == 0) {
+        step->kind = AT_LEAST;
+        return PyArg_ParseTuple(tuple, "sO", &ignored, &step->least) ? 0 : -1;
+    }
+    if (PyUnicode_CompareWithASCIIString(name, "time") == 0) {
+        step->kind = TIME;
+        return PyArg_ParseTuple(tuple, "sdO", &ignored, &step->bound, &step->function) ? 0 : -1;
+    }
+    if (PyUnicode_CompareWithASCIIString(name, "redact") == 0) {
+        step->kind = REDACT;
+        if (!PyArg_ParseTuple(tuple, "snO!O", &ignored, &step->chars, &PyTuple_Type, &words, &step->function))
+            return -1;
+        return read_words(words, &step->words);
+    }
+    PyErr_Format(PyExc_ValueError, "no such step: %U", name);
+    return -1;
+}
+
+/* The first characters of a text; of anything else, itself. Takes the reference and gives one. */
 static PyObject *cut(PyObject *text, Py_ssize_t chars) {
     if (text == NULL || !PyUnicode_Check(text) || PyUnicode_GET_LENGTH(text) <= chars)
         return text;
@@ -248,8 +322,8 @@ static PyObject *cut(PyObject *text, Py_ssize_t chars) {
     return shorter;
 }
 
-/* What a function makes of a value; takes the reference and gives one. */
-static PyObject *through(PyObject *function, PyObject *value) {
+/* What a function makes of a value. Takes the reference and gives one. */
+static PyObject *call(PyObject *function, PyObject *value) {
     PyObject *result = value == NULL ? NULL : PyObject_CallOneArg(function, value);
     Py_XDECREF(value);
     return result;
@@ -273,97 +347,88 @@ static int is_without(PyObject *text, const Words *words) {
     return 1;
 }
 
-/* Lays out ASCII words in small letters, which live as long as the tuple does. */
-static int lay_out(PyObject *tuple, Words *words) {
-    memset(words, 0, sizeof *words);
-    for (Py_ssize_t place = 0; place < PyTuple_GET_SIZE(tuple); place++) {
-        PyObject *text = PyTuple_GET_ITEM(tuple, place);
-        int number = (int)place + 1;
-        if (number >= MOST_WORDS || !PyUnicode_Check(text) || !PyUnicode_IS_ASCII(text) || PyUnicode_GET_LENGTH(text) == 0) {
-            PyErr_SetString(PyExc_ValueError, "words are ASCII, and few");
-            return -1;
-        }
-        words->word[number] = (const char *)PyUnicode_1BYTE_DATA(text);
-        words->next[number] = words->first[(int)words->word[number][0]];
-        words->first[(int)words->word[number][0]] = (unsigned char)number;
-    }
-    return 0;
-}
-
-static PyObject *treated(PyObject *value, int place, const Treatment *by) {
-    switch (place) {
-    case NAME: return cut(value, by->name_chars);
-    case PATH: return cut(value, by->path_chars);
-    case COMMAND:
-        if (!PyUnicode_Check(value) || PyUnicode_GET_LENGTH(value) == 0)
-            return value;
-        if (PyUnicode_GET_LENGTH(value) <= by->command_line_chars && is_without(value, &by->words))
-            return value;
-        return through(by->command_line, value);
-    case CPU: {
-        int is_above = value == Py_None ? 0 : PyObject_RichCompareBool(value, by->zero, Py_GT);
+/* The value after its step. Takes the reference and gives one. */
+static PyObject *after(PyObject *value, const Step *step) {
+    switch (step->kind) {
+    case CUT: return cut(value, step->chars);
+    case MAP: return call(step->function, cut(value, step->chars));
+    case AT_LEAST: {
+        int is_above = value == Py_None ? 0 : PyObject_RichCompareBool(value, step->least, Py_GT);
         if (is_above > 0)
             return value;
         Py_DECREF(value);
-        return is_above < 0 ? NULL : Py_NewRef(by->zero);
+        return is_above < 0 ? NULL : Py_NewRef(step->least);
     }
-    case STATUS: return through(by->status, cut(value, by->state_chars));
-    case START:
-        if (PyFloat_Check(value) && PyFloat_AS_DOUBLE(value) > 0 && PyFloat_AS_DOUBLE(value) < by->latest_start_seconds)
+    case TIME:
+        if (PyFloat_Check(value) && PyFloat_AS_DOUBLE(value) > 0 && PyFloat_AS_DOUBLE(value) < step->bound)
             return value;
-        return through(by->start, value);
+        return call(step->function, value);
+    case REDACT:
+        if (!PyUnicode_Check(value) || PyUnicode_GET_LENGTH(value) == 0)
+            return value;
+        if (PyUnicode_GET_LENGTH(value) <= step->chars && is_without(value, &step->words))
+            return value;
+        return call(step->function, value);
     default: return value;
     }
 }
 
-static PyObject *process_row(PyObject *process, PyObject *names, PyObject *key, PyObject *moment, const Treatment *by) {
-    PyObject *row = PyTuple_New(2 + ATTRIBUTES);
+static PyObject *process_row(PyObject *process, PyObject *names, const Step *steps) {
+    Py_ssize_t columns = PyTuple_GET_SIZE(names);
+    PyObject *row = PyTuple_New(columns);
     if (row == NULL)
         return NULL;
-    PyTuple_SET_ITEM(row, 0, Py_NewRef(key));
-    PyTuple_SET_ITEM(row, 1, Py_NewRef(moment));
-    for (int place = 0; place < ATTRIBUTES; place++) {
+    for (Py_ssize_t place = 0; place < columns; place++) {
         PyObject *value = PyObject_GetAttr(process, PyTuple_GET_ITEM(names, place));
         if (value != NULL)
-            value = treated(value, place, by);
+            value = after(value, &steps[place]);
         if (value == NULL) {
             Py_DECREF(row);
             return NULL;
         }
-        PyTuple_SET_ITEM(row, 2 + place, value);
+        PyTuple_SET_ITEM(row, place, value);
     }
     return row;
 }
 
-static PyObject *process_rows(PyObject *module, PyObject *arguments) {
-    PyObject *rows, *processes, *names, *key, *moment, *words;
-    Treatment by;
-    if (!PyArg_ParseTuple(arguments, "O!O!O!OO(nnnn)O!OOOd", &PyDict_Type, &rows, &PyList_Type, &processes, &PyTuple_Type,
-                          &names, &key, &moment, &by.name_chars, &by.path_chars, &by.state_chars,
-                          &by.command_line_chars, &PyTuple_Type, &words, &by.command_line, &by.status, &by.start, &by.latest_start_seconds))
-        return NULL;
-    if (PyTuple_GET_SIZE(names) != ATTRIBUTES) {
-        PyErr_Format(PyExc_TypeError, "%d names are required", ATTRIBUTES);
-        return NULL;
-    }
-    if (lay_out(words, &by.words) < 0 || (by.zero = PyFloat_FromDouble(0.0)) == NULL)
-        return NULL;
+static int add_rows(PyObject *rows, PyObject *processes, Py_ssize_t key, PyObject *names, const Step *steps) {
     int failed = 0;
     for (Py_ssize_t number = 0; !failed && number < PyList_GET_SIZE(processes); number++) {
         PyObject *process = Py_NewRef(PyList_GET_ITEM(processes, number));
-        PyObject *row = process_row(process, names, key, moment, &by);
-        failed = row == NULL || PyDict_SetItem(rows, PyTuple_GET_ITEM(row, 2), row) < 0;
+        PyObject *row = process_row(process, names, steps);
+        failed = row == NULL || PyDict_SetItem(rows, PyTuple_GET_ITEM(row, key), row) < 0;
         Py_XDECREF(row);
         Py_DECREF(process);
     }
-    Py_DECREF(by.zero);
+    return failed ? -1 : 0;
+}
+
+static PyObject *process_rows(PyObject *module, PyObject *arguments) {
+    PyObject *rows, *processes, *names, *steps;
+    Py_ssize_t key;
+    if (!PyArg_ParseTuple(arguments, "O!O!nO!O!", &PyDict_Type, &rows, &PyList_Type, &processes, &key, &PyTuple_Type, &names,
+                          &PyTuple_Type, &steps))
+        return NULL;
+    Py_ssize_t columns = PyTuple_GET_SIZE(names);
+    if (PyTuple_GET_SIZE(steps) != columns || key < 0 || key >= columns) {
+        PyErr_SetString(PyExc_TypeError, "a column as key, and a step for each name are required");
+        return NULL;
+    }
+    Step *read = PyMem_Calloc((size_t)columns, sizeof *read);
+    if (read == NULL)
+        return PyErr_NoMemory();
+    int failed = 0;
+    for (Py_ssize_t place = 0; !failed && place < columns; place++)
+        failed = read_step(PyTuple_GET_ITEM(steps, place), &read[place]) < 0;
+    failed = failed || add_rows(rows, processes, key, names, read) < 0;
+    PyMem_Free(read);
     return failed ? NULL : Py_NewRef(Py_None);
 }
 
 static PyMethodDef methods[] = {
-    {"process_rows", process_rows, METH_VARARGS, "process_rows(rows, processes, names, key, moment, chars, command_line, "
-                                                 "status, start, latest_start_seconds): adds to a dict by pid."},
-    {"encode", encode, METH_VARARGS, "encode(rows, start, stop, kinds): rows start to stop of a list, without header."},
+    {"process_rows", process_rows, METH_VARARGS,
+     "process_rows(rows, processes, key, names, steps): adds a row of each process to a dict, by its key."},
+    {"encode", encode, METH_VARARGS, "encode(groups, kinds): the rows of groups (shared, rows), without header."},
     {NULL, NULL, 0, NULL},
 };
 

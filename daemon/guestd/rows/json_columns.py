@@ -12,6 +12,7 @@ import msgspec
 from guestd.wire import limits
 from guestd.wire.schema import DiskIo, DiskUsage, Interface, LoadAverage, Number
 
+_encode = msgspec.json.Encoder().encode
 MOST_AMOUNT = 1e18
 _PSEUDO_FILE_SYSTEMS = frozenset(
     {
@@ -24,7 +25,7 @@ _PSEUDO_FILE_SYSTEMS = frozenset(
 
 def listed(entries: Sequence[object], adjustments: list[str]) -> bytes:
     """A column that is a list, cut until it fits."""
-    while len(encoded := msgspec.json.encode(entries)) > limits.JSON_BYTES:
+    while len(encoded := _encode(entries)) > limits.JSON_BYTES:
         adjustments.append("json_cut")
         entries = entries[: len(entries) // 2]
     return encoded
@@ -48,7 +49,7 @@ def disk_usage(disk: DiskUsage, adjustments: list[str]) -> dict[str, object]:
 
 def disk_rates(rates: DiskIo, adjustments: list[str]) -> bytes:
     """Per second."""
-    return msgspec.json.encode(
+    return _encode(
         {
             "readBytesPerSec": _amount(rates.read_bytes_per_sec, adjustments),
             "writeBytesPerSec": _amount(rates.write_bytes_per_sec, adjustments),
@@ -84,7 +85,7 @@ def network(interface: Interface, figures_are_counters: bool, adjustments: list[
 
 def load_average(load: LoadAverage, adjustments: list[str]) -> bytes:
     """Runnable tasks."""
-    return msgspec.json.encode(
+    return _encode(
         {
             "load1min": _amount(load.load_1min, adjustments),
             "load5min": _amount(load.load_5min, adjustments),

@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
@@ -26,7 +27,7 @@ from guestd.core.machines import MachineRegistry, RegisteredMachine
 from guestd.core.text import escape_to_ascii
 from guestd.rows import redact
 from guestd.rows.batch import Prepared
-from guestd.rows.normalise import Row, Rows, moved, without
+from guestd.rows.model import KEYED, Rows, StoredKey
 from guestd.store import copy as copyrows
 from guestd.store import dumpers
 from guestd.store.connection import WRITE_SECONDS, check_schema, connection_to, sorted_errors
@@ -38,14 +39,13 @@ from gueststore.queries import query
 # Notices only wake; this bounds how long a lost one can matter.
 ROSTER_SECONDS = 30
 LANE = 0
-_KEY_PARTS = ("machines", "times", "keys")
 # A frame that comes again is looked for among the samples of so long before and after its own time: as long as a line
 # may wait in an agent's buffer or a broker's queue. A chunk of SystemMetrics is as long, so that three are probed.
 LOOK_AROUND = timedelta(days=7)
 # queries/ingest/merge_*.sql update lastSeen of an otherwise unchanged row no sooner. Programs in use report with every
 # message when they were used last; stored as often, and with each sample in ApplicationUsageHistory's "isActive".
 SEEN_AGAIN = timedelta(minutes=1)
-_LAST_ACCESS = [name for name, _ in contract.INCOMING_APPLICATION.columns].index("lastAccessTime")
+_description = attrgetter(*(name for name in contract.IncomingApplication._fields if name != "lastAccessTime"))
 
 
 @dataclass(slots=True)
@@ -126,10 +126,10 @@ class Store:
             cursor = await self._connection.execute(
                 query("ingest/read_stored_rows"), _keys([rows for _, rows in with_rows])
             )
-            taken = set(await cursor.fetchall())
+            stored = {StoredKey(*row) for row in await cursor.fetchall()}
         contents = {}
         for frame, rows in with_rows:
-            left, refusals = without(rows, taken)
+            left, refusals = rows.without_stored(stored)
             contents[frame.seq] = replace(left, refusals=[*rows.refusals, *refusals])
         return [replace(frame, content=contents.get(frame.seq, frame.content)) for frame in frames]
 
@@ -146,24 +146,24 @@ class Store:
 
         In the caller's transaction. False, and nothing done, when there is no such machine.
         """
-        machine_id = content.machine_id if isinstance(content, Event) else content.system_metrics[1]
+        machine_id = content.machine_id if isinstance(content, Event) else content.shared.machine_id
         if not await self._lock_machines({machine_id}):
             return False
         outcome = Outcome()
         if isinstance(content, Event):
             await self._insert_events([content], outcome)
             return True
-        rows = content if sample_at is None else await self._with_new_ports(moved(content, sample_at))
+        rows = content if sample_at is None else await self._with_new_ports(content.with_shared(timestamp=sample_at))
         cursor = await self._connection.execute(query("ingest/read_stored_rows"), _keys([rows]))
-        left, _ = without(rows, set(await cursor.fetchall()))
-        series = _series([left])
+        left, _ = rows.without_stored({StoredKey(*row) for row in await cursor.fetchall()})
+        tables: Sequence[contract.Table] = contract.SERIES
         if sample_at is not None:
-            del series[contract.SYSTEM_METRICS]
+            tables = KEYED
             # The trigger on SystemMetrics tells the roll-ups otherwise.
             await self._connection.execute(
                 query("ingest/insert_pending_rollup"), {"machine_id": machine_id, "at": sample_at}
             )
-        await self._copy_series(series, outcome)
+        await self._copy_series(tables, [left], outcome)
         await self._merge_inventories([left], outcome)
         return True
 
@@ -172,12 +172,15 @@ class Store:
 
         A port's ordinal is its place among those that were not refused: others may be today.
         """
-        sample = {"machine_id": rows.system_metrics[1], "at": rows.system_metrics[2]}
+        sample = {"machine_id": rows.shared.machine_id, "at": rows.shared.timestamp}
         cursor = await self._connection.execute(query("ingest/read_ports"), sample)
+        # Behind the ordinal the query names what tells one port from another.
+        _, *identity = [column.name for column in cursor.description or ()]
         stored = {tuple(port): ordinal async for ordinal, *port in cursor}
+        identity_of = attrgetter(*identity)
         behind = max(stored.values(), default=-1) + 1
-        new = [row for row in rows.ports if row[3:10] not in stored]
-        return replace(rows, ports=[(*row[:2], place, *row[3:]) for place, row in enumerate(new, behind)])
+        new = [row for row in rows.ports if identity_of(row) not in stored]
+        return replace(rows, ports=[row._replace(ordinal=ordinal) for ordinal, row in enumerate(new, behind)])
 
     async def _write(self, spool_id: UUID, expected_seq: int, frames: Sequence[Prepared]) -> Outcome:
         outcome = Outcome()
@@ -199,14 +202,14 @@ class Store:
                 reported.append(content)
             else:
                 await self._set_aside(spool_id, frame, outcome)
-        await self._copy_series(_series(contents), outcome)
+        await self._copy_series(contract.SERIES, contents, outcome)
         await self._merge_inventories(contents, outcome)
         await self._insert_events(reported, outcome)
         await self._keep_dialects(contents, outcome)
         return outcome
 
     async def _keep_dialects(self, contents: Sequence[Rows], outcome: Outcome) -> None:
-        spoken = {rows.system_metrics[1]: rows.dialect for rows in contents}
+        spoken = {rows.shared.machine_id: rows.dialect for rows in contents}
         new = {machine_id: each for machine_id, each in spoken.items() if self._dialects.get(machine_id) != each}
         if new:
             # In one order, whoever writes: two hosts may store the samples of one migrated machine.
@@ -259,23 +262,21 @@ class Store:
         cursor = await self._connection.execute(query("ingest/lock_machines"), {"ids": list(machine_ids)})
         return {machine_id for (machine_id,) in await cursor.fetchall()}
 
-    async def _copy_series(self, series: Mapping[contract.Table, list[Row]], outcome: Outcome) -> None:
+    async def _copy_series(self, tables: Sequence[contract.Table], contents: Sequence[Rows], outcome: Outcome) -> None:
         started = time.perf_counter()
-        for table, rows in series.items():
-            await self._copy(table, rows)
-            outcome.rows[table.name] += len(rows)
+        for table in tables:
+            outcome.rows[table.name] += await self._copy(table, contents)
         outcome.copy_seconds += time.perf_counter() - started
 
     async def _merge_inventories(self, contents: Sequence[Rows], outcome: Outcome) -> None:
         news = self._changed(contents, outcome)
-        applications = [row for rows in news for row in rows.applications]
-        services = [row for rows in news for row in rows.services]
-        if applications:
-            await self._merge(contract.INCOMING_APPLICATION, applications, "applications", outcome)
-        if services:
-            await self._merge(contract.INCOMING_SERVICE, services, "services", outcome)
-        outcome.rows["ApplicationUsage"] += len(applications)
-        outcome.rows["WindowsService"] += len(services)
+        for table, name, merged in _INVENTORIES:
+            copied = await self._copy(table, news)
+            outcome.rows[merged] += copied
+            if copied:
+                cursor = await self._connection.execute(query(f"ingest/limit_{name}"), {"most": limits.INVENTORY})
+                outcome.left_out += cursor.rowcount
+                await self._connection.execute(query(f"ingest/merge_{name}"))
 
     def _changed(self, contents: Sequence[Rows], outcome: Outcome) -> list[Rows]:
         """Those whose inventories are not what was merged of their machine a moment ago, as most are."""
@@ -283,19 +284,13 @@ class Store:
         for rows in contents:
             if not rows.applications and not rows.services:
                 continue
-            machine_id, received_at = rows.system_metrics[1], rows.system_metrics[3]
-            inventory = _Inventory(_said_by(rows), received_at)
+            machine_id = rows.shared.machine_id
+            inventory = _Inventory(_inventory_hash(rows), rows.shared.received_at)
             last = outcome.inventories.get(machine_id) or self._inventories.get(machine_id)
             if last is None or not last.says(inventory):
                 outcome.inventories[machine_id] = inventory
                 changed.append(rows)
         return changed
-
-    async def _merge(self, table: contract.Table, rows: list[Row], name: str, outcome: Outcome) -> None:
-        await self._copy(table, rows)
-        cursor = await self._connection.execute(query(f"ingest/limit_{name}"), {"most": limits.INVENTORY})
-        outcome.left_out += cursor.rowcount
-        await self._connection.execute(query(f"ingest/merge_{name}"))
 
     async def _insert_events(self, reported: Sequence[Event], outcome: Outcome) -> None:
         """Few, and known again by their ids: what is there already is a duplicate."""
@@ -317,17 +312,19 @@ class Store:
         outcome.duplicate += len(reported) - cursor.rowcount
         outcome.rows["GuestEvent"] += cursor.rowcount
 
-    async def _copy(self, table: contract.Table, rows: list[Row]) -> None:
-        if not rows:
-            return
-        names = ", ".join(f'"{name}"' for name, _ in table.columns)
-        statement = f'COPY "{table.name}" ({names}) FROM STDIN (FORMAT BINARY)'
+    async def _copy(self, table: contract.Table, contents: Sequence[Rows]) -> int:
+        """The rows of a table, and how many there were."""
+        groups = [group for rows in contents if (group := rows.group(table))[1]]
+        if not groups:
+            return 0
+        statement = f'COPY "{table.name}" ({table.column_list}) FROM STDIN (FORMAT BINARY)'
         async with self._connection.cursor() as cursor, cursor.copy(statement.encode()) as copy:
             try:
-                await copyrows.write(copy, table, rows)
+                await copyrows.write(copy, table, groups)
             except (OverflowError, TypeError, UnicodeError) as exc:
                 # For a value that does not fit its column's type.
                 raise RowsRejected(f"{table.name}: {type(exc).__name__}: {exc}") from exc
+        return sum(len(rows) for _, rows in groups)
 
     async def _quarantine(self, spool_id: UUID, frame: Prepared, reason: str, detail: str) -> bool:
         """Whether there is a row of it now that was not there before."""
@@ -355,27 +352,27 @@ class Store:
         return cursor.rowcount == 1
 
 
-def _series(contents: Sequence[Rows]) -> dict[contract.Table, list[Row]]:
-    return {
-        contract.SYSTEM_METRICS: [rows.system_metrics for rows in contents],
-        contract.PROCESS_SNAPSHOT: [row for rows in contents for row in rows.processes],
-        contract.PORT_USAGE: [row for rows in contents for row in rows.ports],
-        contract.APPLICATION_USAGE_HISTORY: [row for rows in contents for row in rows.application_history],
-    }
+# Where a message's inventories are copied to, the queries that bound and merge them, and the table that has them then.
+_INVENTORIES = (
+    (contract.INCOMING_APPLICATION, "applications", "ApplicationUsage"),
+    (contract.INCOMING_SERVICE, "services", "WindowsService"),
+)
 
 
-def _said_by(rows: Rows) -> int:
+def _inventory_hash(rows: Rows) -> int:
     """The hash of a message's inventories; not of when they came, nor of when programs were used last."""
-    applications = tuple(row[2:_LAST_ACCESS] + row[_LAST_ACCESS + 1 :] for row in rows.applications)
-    return hash((applications, tuple(row[2:] for row in rows.services)))
+    return hash((tuple(map(_description, rows.applications)), tuple(rows.services)))
 
 
 def _keys(contents: Sequence[Rows]) -> dict[str, object]:
     """The keys of rows as queries/ingest/read_stored_rows.sql takes them."""
-    times = [rows.system_metrics[2] for rows in contents]
+    times = [rows.shared.timestamp for rows in contents]
     keys: dict[str, object] = {"earliest": min(times), "latest": max(times)}
-    for name, rows in zip(("process", "port", "application"), list(_series(contents).values())[1:], strict=True):
-        keys |= {f"{name}_{part}": [row[place] for row in rows] for place, part in enumerate(_KEY_PARTS)}
+    for name, table in zip(("process", "port", "application"), KEYED, strict=True):
+        series = [(rows.shared, table.key_of(row)) for rows in contents for row in rows.group(table)[1]]
+        keys[f"{name}_machines"] = [shared.machine_id for shared, _ in series]
+        keys[f"{name}_times"] = [shared.timestamp for shared, _ in series]
+        keys[f"{name}_keys"] = [key for _, key in series]
     return keys
 
 

@@ -5,15 +5,16 @@ hatch_build.py compiles it when guestd is installed; where there is no compiler 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import psycopg
 
-from guestd.rows.normalise import Row
-from gueststore import contract
+from guestd.rows.model import Group, Values, whole_rows
+from gueststore.contract import Table
 
-encode: Callable[[list[Row], int, int, str], bytes] | None
-"""Rows from the one number to below the other, of columns of these kinds, as COPY takes them behind its header."""
+encode: Callable[[list[Group], str], bytes] | None
+"""Rows of groups, of columns of these kinds, as COPY takes them behind its header."""
 try:
     import guestd_rows
 except ImportError:
@@ -32,25 +33,47 @@ TRAILER = b"\xff\xff"
 ROWS_AT_ONCE = 256
 
 
-def kinds(table: contract.Table) -> str:
+def kinds(table: Table) -> str:
     """The types of a table's columns as `encode` takes them, a letter each."""
-    return "".join(_KINDS[type_name] for _, type_name in table.columns)
+    return "".join(_KINDS[type_name] for type_name in table.types.values())
 
 
-async def write(copy: psycopg.AsyncCopy, table: contract.Table, rows: list[Row]) -> None:
+async def write(copy: psycopg.AsyncCopy, table: Table, groups: Iterable[Group]) -> None:
     """Rows into a COPY of the table that has begun. OverflowError, TypeError or UnicodeError for what does not fit."""
     if encode is None:
-        await write_by_psycopg(copy, table, rows)
+        await write_by_psycopg(copy, table, groups)
         return
     letters = kinds(table)
     await copy.write(HEADER)
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        await copy.write(encode(rows, start, start + ROWS_AT_ONCE, letters))
+    for part in _parts(groups):
+        await copy.write(encode(part, letters))
     await copy.write(TRAILER)
 
 
-async def write_by_psycopg(copy: psycopg.AsyncCopy, table: contract.Table, rows: list[Row]) -> None:
+def _parts(groups: Iterable[Group]) -> Iterator[list[Group]]:
+    """The rows of the groups in parts of about ROWS_AT_ONCE."""
+    part: list[Group] = []
+    count = 0
+    for group in groups:
+        shared, rows = group
+        for some in (group,) if len(rows) <= ROWS_AT_ONCE else _split(shared, rows):
+            part.append(some)
+            count += len(some[1])
+            if count >= ROWS_AT_ONCE:
+                yield part
+                part, count = [], 0
+    if part:
+        yield part
+
+
+def _split(shared: Values, rows: list[Any]) -> Iterator[Group]:
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        yield shared, rows[start : start + ROWS_AT_ONCE]
+
+
+async def write_by_psycopg(copy: psycopg.AsyncCopy, table: Table, groups: Iterable[Group]) -> None:
     """The same without the encoder."""
-    copy.set_types([type_name for _, type_name in table.columns])
-    for row in rows:
-        await copy.write_row(row)
+    copy.set_types(list(table.types.values()))
+    for group in groups:
+        for row in whole_rows(group):
+            await copy.write_row(row)

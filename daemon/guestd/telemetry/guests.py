@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 from uuid import UUID
 
 import msgspec
 
 from guestd.rows.batch import Prepared
-from guestd.rows.normalise import Rows
+from guestd.rows.model import Rows
 from guestd.telemetry.domains import Family
 from guestd.telemetry.exposition import line, pairs
-from gueststore import contract
+from gueststore.contract import SystemMetrics
 
 SHOWN_SECONDS = 600.0
 # More than a host has; the one that was silent for the longest time makes room.
@@ -27,22 +28,17 @@ KIB, GIB = 1024.0, 1024.0**3
 AGENT_HELP = "1; how its agent speaks: numbered lines are resent until they are acknowledged."
 _LABELS = ("machine", "domain")
 _AGENT_LABELS = (*_LABELS, "channel", "dialect")
-_PLACE = {name: place for place, (name, _) in enumerate(contract.SYSTEM_METRICS.columns)}
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A machine's last one: the row of SystemMetrics, and how it came."""
+    """A machine's last one: the row of SystemMetrics, when it was received (host time), and how."""
 
-    row: tuple[Any, ...]
+    machine_id: UUID
+    received_at: datetime
+    row: SystemMetrics
     channel: str
     is_numbered: bool
-
-    @property
-    def received_at(self) -> datetime:
-        """Host time."""
-        at: datetime = self.row[_PLACE["receivedAt"]]
-        return at
 
 
 class LatestSamples:
@@ -59,12 +55,12 @@ class LatestSamples:
                 self._add(frame.content, frame.channel.value, frame.is_numbered)
 
     def _add(self, rows: Rows, channel: str, is_numbered: bool) -> None:
-        machine_id = rows.system_metrics[_PLACE["machineId"]]
+        machine_id, received_at = rows.shared.machine_id, rows.shared.received_at
         # Last in the order of the dictionary: it was heard last.
         self._samples.pop(machine_id, None)
         if len(self._samples) >= MOST_GUESTS:
             del self._samples[next(iter(self._samples))]
-        self._samples[machine_id] = Sample(rows.system_metrics, channel, is_numbered)
+        self._samples[machine_id] = Sample(machine_id, received_at, rows.system_metrics, channel, is_numbered)
 
     def families(self, domains: Mapping[UUID, str], now: datetime) -> list[Family]:
         """The gauges of machines that `domains` names, and that were heard of lately."""
@@ -95,61 +91,68 @@ class _Written:
 
 
 def _lines(sample: Sample, domain: str) -> tuple[str, ...]:
-    labels = (str(sample.row[_PLACE["machineId"]]), domain)
+    labels = (str(sample.machine_id), domain)
     agent = pairs(_AGENT_LABELS, (*labels, sample.channel, "numbered" if sample.is_numbered else "plain"))
     # The same in every line.
     labelled = pairs(_LABELS, labels)
-    figures = ((f"guest_{name}", figure(sample.row)) for name, _, figure in _GAUGES)
+    figures = ((f"guest_{name}", figure(sample)) for name, _, figure in _GAUGES)
     return (
         line("guest_agent_info", agent, 1.0),
         *("" if value is None else line(name, labelled, value) for name, value in figures),
     )
 
 
-def _column(name: str, factor: float = 1.0) -> Callable[[tuple[Any, ...]], float | None]:
-    place = _PLACE[name]
-    return lambda row: None if row[place] is None else row[place] * factor
+Figure = Callable[[Sample], float | None]
 
 
-def _time(row: tuple[Any, ...]) -> float:
-    at: datetime = row[_PLACE["receivedAt"]]
-    return at.timestamp()
+def _column(name: str, factor: float = 1.0) -> Figure:
+    value_of = attrgetter(name)
+
+    def figure(sample: Sample) -> float | None:
+        value: float | None = value_of(sample.row)
+        return None if value is None else value * factor
+
+    return figure
 
 
-def _listed(row: tuple[Any, ...], column: str) -> Any:
-    return msgspec.json.decode(row[_PLACE[column]] or b"null")
+def _time(sample: Sample) -> float:
+    return sample.received_at.timestamp()
 
 
-def _disks(key: str) -> Callable[[tuple[Any, ...]], float | None]:
-    def total(row: tuple[Any, ...]) -> float | None:
-        figures = [disk[key] for disk in _listed(row, "diskUsageStats") if disk.get(key) is not None]
+def _decoded(column: bytes | None) -> Any:
+    return msgspec.json.decode(column or b"null")
+
+
+def _disks(key: str) -> Figure:
+    def total(sample: Sample) -> float | None:
+        figures = [disk[key] for disk in _decoded(sample.row.diskUsageStats) if disk.get(key) is not None]
         return sum(figures) * GIB if figures else None
 
     return total
 
 
-def _fullest(row: tuple[Any, ...]) -> float | None:
-    disks = _listed(row, "diskUsageStats")
+def _fullest(sample: Sample) -> float | None:
+    disks = _decoded(sample.row.diskUsageStats)
     return max(
         (disk["usedGB"] / disk["totalGB"] for disk in disks if disk.get("totalGB") and disk.get("usedGB")), default=None
     )
 
 
-def _network(key: str) -> Callable[[tuple[Any, ...]], float | None]:
-    def total(row: tuple[Any, ...]) -> float | None:
-        interfaces = _listed(row, "networkStats")
+def _network(key: str) -> Figure:
+    def total(sample: Sample) -> float | None:
+        interfaces = _decoded(sample.row.networkStats)
         figures = [each[key] for each in interfaces if each.get(key) is not None]
         return float(sum(figures)) if figures else None
 
     return total
 
 
-def _load(row: tuple[Any, ...]) -> float | None:
-    load = _listed(row, "loadAverage")
+def _load(sample: Sample) -> float | None:
+    load = _decoded(sample.row.loadAverage)
     return load.get("load1min") if isinstance(load, dict) else None
 
 
-_GAUGES: tuple[tuple[str, str, Callable[[tuple[Any, ...]], float | None]], ...] = (
+_GAUGES: tuple[tuple[str, str, Figure], ...] = (
     ("last_sample_timestamp_seconds", "When its last sample was received, host time.", _time),
     ("cpu_usage_ratio", "CPU in use over all cores, 0 to 1.", _column("cpuUsagePercent", 0.01)),
     ("memory_total_bytes", "Memory.", _column("totalMemoryKB", KIB)),

@@ -19,7 +19,7 @@ START = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 FIREFOX, VIM = "/usr/bin/firefox", "/usr/bin/vim"
 
 COPY = sql.SQL("COPY incoming_application ({}) FROM STDIN").format(
-    sql.SQL(", ").join(sql.Identifier(name) for name, _type in INCOMING_APPLICATION.columns)
+    sql.SQL(", ").join(sql.Identifier(name) for name in INCOMING_APPLICATION.types)
 )
 
 
@@ -30,7 +30,7 @@ def machine(connection: Connection) -> uuid.UUID:
 
 def app(machine: uuid.UUID, second: float, path: str = FIREFOX, **values: object) -> dict[str, object]:
     """One application in the message that `machine` sent `second` seconds after START."""
-    row = dict.fromkeys((name for name, _type in INCOMING_APPLICATION.columns), None)
+    row = dict.fromkeys((name for name in INCOMING_APPLICATION.types), None)
     row |= {"machineId": machine, "receivedAt": START + timedelta(seconds=second), "executablePath": path}
     return row | {
         "applicationName": "app",

@@ -21,7 +21,7 @@ from support.schema import make_machine, rows
 START = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
 
 COPY = sql.SQL("COPY incoming_service ({}) FROM STDIN").format(
-    sql.SQL(", ").join(sql.Identifier(name) for name, _type in INCOMING_SERVICE.columns)
+    sql.SQL(", ").join(sql.Identifier(name) for name in INCOMING_SERVICE.types)
 )
 HISTORY = """
 SELECT history."fromState", history."toState", history."reason", history."timestamp"
@@ -41,7 +41,7 @@ def service(
     machine: uuid.UUID, second: float, state: str = "running", name: str = "sshd", **values: object
 ) -> dict[str, object]:
     """One service in the message that `machine` sent `second` seconds after START."""
-    row = dict.fromkeys((name for name, _type in INCOMING_SERVICE.columns), None)
+    row = dict.fromkeys((name for name in INCOMING_SERVICE.types), None)
     row |= {"machineId": machine, "receivedAt": START + timedelta(seconds=second), "serviceName": name}
     return row | {
         "displayName": name,

@@ -95,10 +95,10 @@ def test_the_daemons_whole_transaction_works_as_the_writer(connection: Connectio
         digests = {"machine_ids": [machine], "digests": [1], "earliest": NOW, "latest": NOW}
         assert cursor.execute(query("ingest/read_stored_frames"), digests).fetchall() == []
         cursor.execute(query("ingest/create_incoming"))
-        for table in (*contract.SERIES, contract.INCOMING_APPLICATION, contract.INCOMING_SERVICE):
-            names = sql.SQL(", ").join(sql.Identifier(name) for name, _type in table.columns)
+        for table in contract.TABLES:
+            names = sql.SQL(", ").join(sql.Identifier(name) for name in table.types)
             with cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN").format(sql.Identifier(table.name), names)) as copy:
-                copy.write_row([a_value(machine, name, kind) for name, kind in table.columns])
+                copy.write_row([a_value(machine, name, kind) for name, kind in table.types.items()])
         cursor.execute(query("ingest/merge_applications"))
         cursor.execute(query("ingest/merge_services"))
         frame = {"machine_id": machine, "received_at": NOW, "spool_id": spool, "seq": 1, "reason": "json"}

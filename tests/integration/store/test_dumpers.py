@@ -1,5 +1,7 @@
 """How values go into binary COPY, by the compiled encoder and without it, by what comes out of the tables."""
 
+import itertools
+import operator
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
@@ -7,28 +9,38 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from guestd.rows.normalise import Row
+from guestd.rows.model import Group, Values
 from guestd.store import copy as copyrows
 from guestd.store import dumpers
 from gueststore import contract
+from gueststore.contract import Column
 
 NOON = datetime(2025, 10, 1, 12, 0, 0, 125_000, tzinfo=UTC)
 
 
-Write = Callable[[psycopg.AsyncCopy, contract.Table, list[Row]], Awaitable[None]]
+Write = Callable[[psycopg.AsyncCopy, contract.Table, list[Group]], Awaitable[None]]
 pytestmark = pytest.mark.parametrize("write", [copyrows.write, copyrows.write_by_psycopg])
 
 
-async def copied(write: Write, dsn: str, rows: list[Row], *types: str) -> list[Row]:
-    table = contract.Table("copied", tuple((f"c{place}", name) for place, name in enumerate(types)))
-    columns = ", ".join(f"{name} {type_name}" for name, type_name in table.columns)
+def groups_of(rows: list[Values]) -> list[Group]:
+    """Rows that follow each other and begin with the same value share it."""
+    return [
+        ((first,), [row[1:] for row in some]) for first, some in itertools.groupby(rows, key=operator.itemgetter(0))
+    ]
+
+
+async def copied(write: Write, dsn: str, rows: list[Values], *types: str) -> list[Values]:
+    table = contract.Table(
+        "copied", tuple(Column(f"c{place}", name, is_nullable=True) for place, name in enumerate(types))
+    )
+    columns = ", ".join(f"{name} {type_name}" for name, type_name in table.types.items())
     async with await psycopg.AsyncConnection.connect(dsn) as connection:
         dumpers.put_on(connection)
         await connection.execute(f"CREATE TEMPORARY TABLE copied (row serial, {columns})".encode())
-        names = ", ".join(name for name, _ in table.columns)
+        names = table.column_list
         cursor = connection.cursor()
         async with cursor.copy(f"COPY copied ({names}) FROM STDIN (FORMAT BINARY)".encode()) as copy:
-            await write(copy, table, rows)
+            await write(copy, table, groups_of(rows))
         await connection.execute("SET TIME ZONE 'UTC'")
         return await (await connection.execute(f"SELECT {names} FROM copied ORDER BY row".encode())).fetchall()
 
@@ -58,7 +70,7 @@ async def test_a_time_in_another_zone_is_the_same_moment(write: Write, dsn: str)
 @pytest.mark.asyncio
 async def test_every_type_of_the_contract_comes_out_as_it_went_in(write: Write, dsn: str) -> None:
     types = ("int4", "int8", "float8", "text", "bytea", "bool", "uuid", "timestamptz")
-    rows: list[Row] = [
+    rows: list[Values] = [
         (-(2**31), 2**63 - 1, 0.1, "Müller 🐢", b"\x00\xff", True, uuid4(), NOON),
         (2**31 - 1, -(2**63), float("inf"), "", b"", False, uuid4(), NOON),
         (None,) * 8,

@@ -19,7 +19,7 @@ from guestd.core.transport import Transport
 from guestd.ingest.prepare import Preparer
 from guestd.ingest.writer import Writer
 from guestd.rows.batch import Limits, Moment, Prepared
-from guestd.rows.normalise import Rows
+from guestd.rows.model import Rows
 from guestd.spool.file import Entry, Frame, SenderState
 from guestd.spool.queue import Spool, open_spool
 from guestd.store.batch_writer import connected

@@ -1,0 +1,64 @@
+"""The times of a message: as guests write them, as a sample is stored under, and in the ids of rows. Pure."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from guestd.core.transport import Transport
+
+# A guest's own time is kept when it is this near to the time of receipt.
+CLOCK_TOLERANCE = timedelta(minutes=5)
+# By MQTT a message may have waited in the broker's queue, but not come before its time. Not as old as raw samples get:
+# it would be dropped with them, and nothing that a guest says may make chunks far and wide.
+BROKER_QUEUE_TIME = timedelta(days=7)
+BROKER_CLOCK_TOLERANCE = timedelta(seconds=60)
+
+
+def guest_time(claimed: str | float | None) -> datetime | None:
+    """A time as agents write it (RFC 3339 with up to 9 digits, or unix seconds or milliseconds); None if it is none."""
+    try:
+        if isinstance(claimed, str):
+            read = datetime.fromisoformat(claimed)
+            return read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC)
+        if claimed is not None:
+            return datetime.fromtimestamp(claimed / 1000 if claimed > 1e11 else claimed, UTC)
+    except (ValueError, OverflowError, OSError):
+        pass
+    return None
+
+
+def sample_time(claimed: datetime | None, received_at: datetime, channel: Transport) -> datetime:
+    """The time that a sample is stored under: the guest's when it is plausible, else the time of receipt; whole ms."""
+    earliest, latest = received_at - CLOCK_TOLERANCE, received_at + CLOCK_TOLERANCE
+    if channel is Transport.MQTT:
+        earliest, latest = received_at - BROKER_QUEUE_TIME, received_at + BROKER_CLOCK_TOLERANCE
+    if claimed is None or not earliest <= claimed <= latest:
+        claimed = received_at
+    return whole_milliseconds(claimed)
+
+
+def whole_milliseconds(moment: datetime) -> datetime:
+    """The store keeps milliseconds; cutting here keeps the key that we compare the key that is stored."""
+    return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+
+
+def uuid7(moment: datetime, random: bytes) -> UUID:
+    """A time-ordered UUID (RFC 9562, version 7) of 10 random bytes."""
+    milliseconds = (moment - _EPOCH) // _MILLISECOND
+    tail = int.from_bytes(random)
+    return UUID(int=milliseconds << 80 | 7 << 76 | (tail >> 68 & 0xFFF) << 64 | 0b10 << 62 | tail & (1 << 62) - 1)
+
+
+LATEST_TIME = datetime(2200, 1, 1, tzinfo=UTC)
+LATEST_SECONDS = LATEST_TIME.timestamp()
+
+
+def stored_time(claimed: str | float | None) -> datetime | None:
+    """A time of a guest's as a column takes it; None for one that cannot be."""
+    moment = guest_time(claimed)
+    return moment if moment is not None and _EPOCH < moment < LATEST_TIME else None
