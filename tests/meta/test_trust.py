@@ -30,4 +30,4 @@ def test_every_reason_of_an_adjustment_is_a_word_of_the_code_and_every_documente
     assert {"percent_clamped", "number_zeroed", "bad_escape", "unreadable_value", "arguments_left_out"} <= counted
 
 
-MODULES = ("rows/json_columns", "wire/decode", "wire/repair", "rows/normalise", "ingest/prepare")
+MODULES = ("rows/json_columns", "wire/decode", "wire/repair", "rows/normalise", "rows/processes", "ingest/prepare")
