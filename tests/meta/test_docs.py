@@ -84,6 +84,15 @@ def test_every_link_leads_to_a_file(document: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_file_that_a_document_names_exists(document: Path) -> None:
+    text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
+    files = set(re.findall(r"(?<![\w/.])((?:daemon|deploy|docs|schema|sql|tests|tools)/[\w./-]+\.[a-z]+)\b", text))
+    modules = set(re.findall(r"\bguestd\.((?:core|filters|ingest|service|spool|store|vms|wire)\.[a-z_]+)", text))
+    files |= {f"daemon/guestd/{module.replace('.', '/')}.py" for module in modules}
+    assert {file for file in files if "NNNN" not in file and not (ROOT / file).exists()} == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_verb_that_a_document_names_is_there(document: Path) -> None:
     verbs = set(re.findall(r"^#: (\w+)", (ROOT / "dev").read_text(), re.MULTILINE))
     assert set(re.findall(r"\./dev ([a-z]+)", document.read_text())) - verbs == set()
