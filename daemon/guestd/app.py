@@ -28,10 +28,10 @@ import structlog
 
 from guestd import __version__
 from guestd.core.config import CommandLines, Settings, get_host_name
-from guestd.core.errors import ConfigError, StoreUnavailable
+from guestd.core.errors import ConfigError
 from guestd.core.machines import MachineRegistry
 from guestd.core.secrets import read_secret
-from guestd.core.tasks import Backoff, TaskCoroutine, run_until, run_with_retry
+from guestd.core.tasks import TaskCoroutine, run_until
 from guestd.filters.service import FilterService
 from guestd.ingest.discovery import ChannelDiscovery, DirectoryDiscovery, LibvirtDiscovery
 from guestd.ingest.gate import Gate
@@ -44,10 +44,11 @@ from guestd.mqtt.options import read_options
 from guestd.rows.batch import Limits
 from guestd.service import http_auth, systemd
 from guestd.service.http import serve_pages
-from guestd.service.watchdog import ConfigReloader, Watchdog, report_status
+from guestd.service.reload import ConfigReloader
+from guestd.service.watchdog import Watchdog
 from guestd.spool.queue import Spool, open_spool
-from guestd.store.batch_writer import watch_machines
 from guestd.store.connection import check_dsn, server_name
+from guestd.store.machines import watch_machines
 from guestd.store.maintenance import StoreMaintenance
 from guestd.store.rollups import RollupRefresher
 from guestd.telemetry.guests import LatestSamples
@@ -67,7 +68,7 @@ async def run(settings: Settings, reread: Callable[[], Settings]) -> None:
     _allow_many_channels()
     stop = asyncio.Event()
     _stop_on_signals(stop)
-    protection = http_auth.read_web_config(settings.telemetry.web_config_file)
+    auth = http_auth.read_web_config(settings.telemetry.web_config_file)
     telemetry = Telemetry()
     async with AsyncExitStack() as resources:
         spool = open_spool(
@@ -83,8 +84,8 @@ async def run(settings: Settings, reread: Callable[[], Settings]) -> None:
                 telemetry,
                 host=settings.telemetry.listen_host,
                 port=settings.telemetry.listen_port,
-                problems=parts.problems,
-                protection=protection,
+                list_problems=parts.problems,
+                auth=auth,
             )
         )
         _tune_garbage_collector()
@@ -128,9 +129,9 @@ class _Parts:
         settings = self.reloader.settings
         return {
             "maintenance": self.maintenance.run(self._forget_deleted_machines),
-            "machine-registry": _refresh_registry(settings.store.dsn, self.machine_registry),
+            "machine-registry": watch_machines(settings.store.dsn, self.machine_registry),
             "rollups": _create_rollup_refresher(settings, telemetry).run(),
-            "status": report_status(self._describe_status),
+            "status": systemd.report_status(self._describe_status),
             "watchdog": self.watchdog.run(),
             "reload": self.reloader.run(),
         } | self._reconcilers()
@@ -185,9 +186,9 @@ def _wire(settings: Settings, reread: Callable[[], Settings], telemetry: Telemet
         metrics=telemetry.writer,
         command_lines_of=lambda machine_id: _get_command_lines(machine_registry, reloader.settings, machine_id),
         on_prepared=(gate.charge_batch, samples.add),
-        on_stored=(maintenance.note,),
+        on_stored=(maintenance.note_quarantined,),
     )
-    reloader = ConfigReloader(settings, reread=reread, applied=lambda now: _apply(now, writer, rate_limit))
+    reloader = ConfigReloader(settings, read_settings=reread, on_reload=lambda now: _apply(now, writer, rate_limit))
     vm_service = VmService(settings, telemetry) if settings.libvirt.uri else None
     filter_service = FilterService(settings, telemetry) if settings.libvirt.uri else None
     if vm_service is not None and filter_service is not None:
@@ -298,10 +299,8 @@ def _create_mqtt_source(
 
 
 def _create_rollup_refresher(settings: Settings, telemetry: Telemetry) -> RollupRefresher:
-    chosen, metrics = settings.libvirt, telemetry.vms
-    refresher = RollupRefresher(
-        settings.store.dsn, host_name=get_host_name(chosen), uri=chosen.uri, silent=metrics.machines_without_data.set
-    )
+    libvirt, metrics = settings.libvirt, telemetry.vms
+    refresher = RollupRefresher(settings.store.dsn, host_name=get_host_name(libvirt), uri=libvirt.uri, metrics=metrics)
     metrics.add_source(refresher.families)
     return refresher
 
@@ -310,19 +309,6 @@ async def _get_command_lines(machine_registry: MachineRegistry, settings: Settin
     # A machine's own setting must be known before its first row is made.
     await machine_registry.loaded.wait()
     return machine_registry.get_command_lines(machine_id) or settings.privacy.command_lines
-
-
-async def _refresh_registry(dsn: str, machine_registry: MachineRegistry) -> None:
-    def on_failure(exc: Exception, delay_seconds: float) -> None:
-        machine_registry.attempted.set()
-        log.debug(f"machine registry not refreshed, retrying in {delay_seconds:.1f} s", error=str(exc))
-
-    await run_with_retry(
-        lambda: watch_machines(dsn, machine_registry),
-        expected=StoreUnavailable,
-        backoff=Backoff(cap_seconds=5),
-        on_failure=on_failure,
-    )
 
 
 def _now_ms() -> int:

@@ -1,4 +1,4 @@
-"""What guestd tells its supervisor, without one: a socket in the place of systemd's."""
+"""What guestd reports to systemd, received on a socket in place of systemd's."""
 
 import os
 import signal
@@ -12,8 +12,8 @@ from support.daemon import Daemon, eventually
 
 
 @pytest.fixture
-def heard(daemon: Daemon) -> Iterator[socket.socket]:
-    """Where the daemon's words for systemd arrive; it is told that a watchdog waits 2 s for it."""
+def notifications(daemon: Daemon) -> Iterator[socket.socket]:
+    """The socket for notifications; the watchdog limit is 2 s."""
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as listener:
         listener.bind(str(daemon.directory / "notify"))
         listener.settimeout(90)
@@ -21,11 +21,11 @@ def heard(daemon: Daemon) -> Iterator[socket.socket]:
         yield listener
 
 
-def until(heard: socket.socket, word: str) -> str:
-    """The next message that begins with a word."""
-    while not (said := heard.recv(65536).decode()).startswith(word):
+def wait_for(notifications: socket.socket, prefix: str) -> str:
+    """Wait for the next message that begins with a prefix."""
+    while not (message := notifications.recv(65536).decode()).startswith(prefix):
         pass
-    return said
+    return message
 
 
 def reload(daemon: Daemon) -> None:
@@ -33,38 +33,42 @@ def reload(daemon: Daemon) -> None:
     os.kill(daemon.process.pid, signal.SIGHUP)
 
 
-def test_it_is_ready_says_how_things_stand_and_feeds_the_watchdog(daemon: Daemon, heard: socket.socket) -> None:
+def test_ready_status_and_watchdog_pings_are_sent(daemon: Daemon, notifications: socket.socket) -> None:
     daemon.start()
-    until(heard, "READY=1")
-    assert until(heard, "STATUS=").startswith("STATUS=0 channels, 0 frames in the spool")
+    wait_for(notifications, "READY=1")
+    assert wait_for(notifications, "STATUS=").startswith("STATUS=0 channels, 0 frames in the spool")
     for _ in range(3):
-        until(heard, "WATCHDOG=1")
+        wait_for(notifications, "WATCHDOG=1")
     daemon.stop()
-    until(heard, "STOPPING=1")
+    wait_for(notifications, "STOPPING=1")
 
 
-def test_a_reload_says_what_is_in_force_and_what_needs_a_restart(daemon: Daemon, heard: socket.socket) -> None:
+def test_a_reload_logs_applied_keys_and_keys_that_need_a_restart(daemon: Daemon, notifications: socket.socket) -> None:
     daemon.start()
-    until(heard, "READY=1")
+    wait_for(notifications, "READY=1")
     file = daemon.directory / "guestd.toml"
     file.write_text(
         file.read_text().replace("listen_port = 0", "listen_port = 1") + '[privacy]\ncommand_lines = "off"\n'
     )
     reload(daemon)
-    assert "MONOTONIC_USEC=" in until(heard, "RELOADING=1")
-    until(heard, "READY=1")
-    said = {line.get("event"): line for line in daemon.logged()}
-    assert said["the configuration was reloaded"]["in_force"] == ["privacy.command_lines"]
-    assert said["these changes need a restart"]["keys"] == ["telemetry.listen_port"]
+    assert "MONOTONIC_USEC=" in wait_for(notifications, "RELOADING=1")
+    wait_for(notifications, "READY=1")
+    logged = {line.get("event"): line for line in daemon.logged()}
+    assert logged["configuration reloaded"]["applied"] == ["privacy.command_lines"]
+    assert logged["configuration changes need a restart of guestd"]["keys"] == ["telemetry.listen_port"]
     assert daemon.page("/healthz") == (200, "alive\n")
 
 
-def test_a_reload_of_a_bad_configuration_leaves_the_old_one_in_force(daemon: Daemon, heard: socket.socket) -> None:
+def test_a_reload_of_an_invalid_configuration_keeps_the_previous_one(
+    daemon: Daemon, notifications: socket.socket
+) -> None:
     daemon.start()
-    until(heard, "READY=1")
+    wait_for(notifications, "READY=1")
     (daemon.directory / "guestd.toml").write_text("[limits]\nframes = 1\n")
     reload(daemon)
-    until(heard, "READY=1")
-    eventually(lambda: any("was not reloaded" in str(line.get("event")) for line in daemon.logged()), "it says so")
+    wait_for(notifications, "READY=1")
+    eventually(
+        lambda: any("configuration not reloaded" in str(line.get("event")) for line in daemon.logged()), "it is logged"
+    )
     assert daemon.page("/healthz") == (200, "alive\n")
     assert daemon.stop() == 0

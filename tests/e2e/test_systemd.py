@@ -61,7 +61,7 @@ def test_it_reads_a_guest_as_its_own_user_and_obeys_systemd(host: Host) -> None:
 
     host.configure('[privacy]\ncommand_lines = "off"\n[limits]\nburst_rows = 1\n[spool]\nmax_bytes = 1000000\n')
     host.run("systemctl", "reload", "guestd")
-    host.says("these changes need a restart")
+    host.says("configuration changes need a restart")
     priorities = {json.loads(line["MESSAGE"])["level"]: line["PRIORITY"] for line in host.journal() if _is_ours(line)}
     assert priorities == {"info": "6", "warning": "4"}
     assert host.show("MainPID") == pid
@@ -80,11 +80,11 @@ def test_a_secret_is_a_credential_of_the_unit_and_is_changed_by_a_restart(host: 
     host.is_up()
     url = f"http://127.0.0.1:{host.port}/healthz"
     assert host.run("curl", "-s", "--user", "alice:first", url) == "alive\n"
-    assert host.run("curl", "-s", url) == "who are you?\n"
+    assert host.run("curl", "-s", url) == "Unauthorized\n"
 
     host.secret("web.yml", users("second"))
     assert host.follow("Rotate a secret").startswith("active\n")
-    assert host.run("curl", "-s", "--user", "alice:first", url) == "who are you?\n"
+    assert host.run("curl", "-s", "--user", "alice:first", url) == "Unauthorized\n"
     assert host.run("curl", "-s", "--user", "alice:second", url) == "alive\n"
     # Nobody else's to read, and in no line of the journal.
     assert host.run("stat", "--format=%U %a", "/etc/guestd/credentials/web.yml").strip() == "root 600"

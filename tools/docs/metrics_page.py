@@ -10,7 +10,7 @@ from guestd.store.rollups import RollupRefresher
 from guestd.telemetry import domains
 from guestd.telemetry.domains import Family
 from guestd.telemetry.guests import LatestSamples
-from guestd.telemetry.registry import Telemetry
+from guestd.telemetry.registry import Telemetry, VmMetrics
 
 PAGE = Path(__file__).parents[2] / "docs/metrics.md"
 HEAD = """\
@@ -116,7 +116,7 @@ def _all() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
 
 
 def _at_a_scrape() -> Iterator[Family]:
-    yield from RollupRefresher("", host_name="", uri="", silent=lambda _: None).families()
+    yield from RollupRefresher("", host_name="", uri="", metrics=VmMetrics()).families()
     yield from LatestSamples().families({}, datetime.now(UTC))
     yield from domains.families({}, [])
 

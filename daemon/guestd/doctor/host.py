@@ -18,13 +18,12 @@ from guestd.core.config import Settings, SpoolSettings, TelemetrySettings, Virti
 from guestd.core.errors import ConfigError
 from guestd.doctor.finding import Finding, fault, ok, warning
 from guestd.service import http_auth
+from guestd.service.http import UNAUTHORIZED
 from guestd.spool import file as spoolfile
 
 # A descriptor a channel, and some for itself.
 FEWEST_DESCRIPTORS = 4096
 FULL_SHARE = 0.8
-# What guestd.service.http says to whom it does not know.
-STRANGER = "who are you?\n"
 ANSWER_SECONDS = 5.0
 _IN_MEMORY = ("tmpfs", "ramfs")
 _EVERYWHERE = ("0.0.0.0", "::", "")  # noqa: S104 -- to warn of
@@ -176,7 +175,7 @@ def _pages(chosen: TelemetrySettings) -> Iterator[Finding]:
         return
     except (OSError, HTTPException) as exc:
         alive = str(exc)
-    if alive == STRANGER:
+    if alive == UNAUTHORIZED:
         yield ok("guestd", f"it runs, and its pages are for users (port {port})")
         return
     if alive != "alive\n":

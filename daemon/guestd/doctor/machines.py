@@ -17,8 +17,8 @@ from guestd.hypervisor.connection import Hypervisor
 from guestd.hypervisor.domains import Domain
 from guestd.ingest.discovery import DirectoryDiscovery, list_socket_paths
 from guestd.store.connection import connection_to, sorted_errors
+from guestd.store.machines import read_machines
 from guestd.telemetry.registry import VmMetrics
-from gueststore.queries import query
 
 SHOWN = 5
 _DIALECT = re.compile(r'^guest_agent_info\{[^}]*dialect="([^"]*)"', re.MULTILINE)
@@ -68,8 +68,7 @@ async def _domains(uri: str) -> Sequence[Domain]:
 
 async def _members(dsn: str) -> Sequence[RegisteredMachine]:
     async with connection_to(dsn) as connection, sorted_errors():
-        cursor = await connection.execute(query("machines/read_machines"))
-        return [RegisteredMachine(*row) for row in await cursor.fetchall()]
+        return await read_machines(connection)
 
 
 def of_domains(

@@ -1,1 +1,1 @@
-"""guestd as a service: systemd, watchdog, reload, HTTP pages."""
+"""guestd as a service: systemd notification, watchdog, configuration reload, HTTP pages."""

@@ -1,7 +1,7 @@
-"""TLS and users of /metrics, as Prometheus' exporters name them: its web configuration file. Source: its documentation.
+"""TLS and basic authentication of the HTTP pages, in the format of Prometheus' web configuration file.
 
-Of that file the certificate, the key, the authorities of clients and the users are taken; a key that is not known here
-is refused, so that nobody believes in a protection that is not there.
+Supported are certificate, key, client CA and users. Any other key is rejected, so that no one relies on a protection
+that is not in effect. Source: Prometheus' documentation.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from msgspec import Struct
 
 from guestd.core.errors import ConfigError
 
-# A hash takes a tenth of a second on purpose; Prometheus asks every few seconds with the same words.
+# A bcrypt check takes a tenth of a second, and Prometheus sends the same credentials every few seconds.
 MAX_CACHED = 100
-# Of nobody's password: an unknown user takes as long as a known one.
+# Checked for an unknown user, so that the response time does not reveal whether the user exists.
 _UNKNOWN_USER_HASH = b"$2b$10$YE60/e0sBzc90GdGz3A51upr4LXfXjIHzIGl5rUhXU7CcZ40crU2."
 
 
@@ -43,31 +43,31 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(slots=True)
 class WebAuth:
-    """Who may ask for pages, and how. `tls` None: in the clear. No users: everybody."""
+    """Access to the pages. `tls` None: no TLS. No users: no login."""
 
     tls: ssl.SSLContext | None = None
     users: Mapping[str, bytes] = field(default_factory=dict, repr=False)
-    _known: set[bytes] = field(default_factory=set, repr=False)
+    _cached: set[bytes] = field(default_factory=set, repr=False)
 
     async def is_authorised(self, authorization: str) -> bool:
-        """Whether the header of a request names a user with his password."""
+        """Check the Authorization header of a request."""
         if not self.users:
             return True
-        seen = hashlib.sha256(authorization.encode("utf-8", "replace")).digest()
-        if seen in self._known:
+        key = hashlib.sha256(authorization.encode("utf-8", "replace")).digest()
+        if key in self._cached:
             return True
         user, password = _parse_credentials(authorization)
-        is_right = await asyncio.to_thread(_check_password, password, self.users.get(user, _UNKNOWN_USER_HASH))
-        if not is_right or user not in self.users:
+        is_correct = await asyncio.to_thread(_check_password, password, self.users.get(user, _UNKNOWN_USER_HASH))
+        if not is_correct or user not in self.users:
             return False
-        if len(self._known) >= MAX_CACHED:
-            self._known.clear()
-        self._known.add(seen)
+        if len(self._cached) >= MAX_CACHED:
+            self._cached.clear()
+        self._cached.add(key)
         return True
 
 
 def read_web_config(file: str) -> WebAuth:
-    """The web configuration of a file; an empty name: in the clear, for everybody. ConfigError for what is wrong."""
+    """Read a web configuration file; an empty name: no TLS, no login. Raises ConfigError."""
     if not file:
         return WebAuth()
     path = Path(file)
@@ -81,24 +81,24 @@ def read_web_config(file: str) -> WebAuth:
     for user, hashed in users.items():
         if not hashed.startswith((b"$2a$", b"$2b$", b"$2y$")):
             raise ConfigError(
-                f"telemetry.web_config_file {file}: the password of {user} is no bcrypt hash: htpasswd -nBC 10"
+                f"telemetry.web_config_file {file}: the password of {user} is no bcrypt hash; run: htpasswd -nBC 10"
             )
     return WebAuth(
         None if found.tls_server_config is None else _build_tls_context(found.tls_server_config, path.parent), users
     )
 
 
-def _build_tls_context(chosen: _Tls, beside: Path) -> ssl.SSLContext:
-    """Files are named from where the configuration lies."""
+def _build_tls_context(chosen: _Tls, directory: Path) -> ssl.SSLContext:
+    """Build the TLS context; relative file names are relative to the configuration file."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if chosen.min_version == "TLS13" else ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(beside / chosen.cert_file, beside / chosen.key_file)
+        context.load_cert_chain(directory / chosen.cert_file, directory / chosen.key_file)
         if chosen.client_auth_type == "RequireAndVerifyClientCert":
-            context.load_verify_locations(beside / chosen.client_ca_file)
+            context.load_verify_locations(directory / chosen.client_ca_file)
             context.verify_mode = ssl.CERT_REQUIRED
     except OSError as exc:  # an SSLError is one too
-        raise ConfigError(f"telemetry.web_config_file: its certificates: {exc.strerror or exc}") from exc
+        raise ConfigError(f"telemetry.web_config_file: cannot use its certificates: {exc.strerror or exc}") from exc
     return context
 
 
@@ -113,5 +113,5 @@ def _parse_credentials(authorization: str) -> tuple[str, bytes]:
 
 
 def _check_password(password: bytes, hashed: bytes) -> bool:
-    # bcrypt looks at 72 bytes, and newer ones refuse more.
+    # bcrypt uses 72 bytes at most, and newer versions reject longer passwords.
     return bcrypt.checkpw(password[:72], hashed)

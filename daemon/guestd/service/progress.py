@@ -1,6 +1,6 @@
-"""Whether the parts of guestd do their work: one that has something to do and does not move is stuck. Pure.
+"""Detects parts of guestd that have work and make no progress. Pure.
 
-A loop that merely turns is not health: what counts is that frames got on, or that it was tried again.
+A loop that only iterates is not healthy: a part makes progress when it completes a step, and a failed attempt counts.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class MonitoredPart:
-    """`moves` grows with every step, a failed one included: who waits for a store that is away does his work."""
+    """`count_steps` grows with every step, failed ones included: retrying an unavailable store is progress."""
 
     has_work: Callable[[], bool]
-    moves: Callable[[], int]
+    count_steps: Callable[[], int]
 
 
 class ProgressMonitor:
-    """Looks at parts, by name; `limit_seconds` is more than any of their steps may take."""
+    """Monitors parts by name; `limit_seconds` must exceed the duration of any of their steps."""
 
     def __init__(self, parts: Mapping[str, MonitoredPart], *, limit_seconds: float) -> None:
         self._parts = parts
         self._limit_seconds = limit_seconds
-        self._seen: dict[str, tuple[int, float]] = {}
+        self._last_progress: dict[str, tuple[int, float]] = {}
 
     def find_stuck(self, now_seconds: float) -> list[str]:
-        """The parts that had work for so long and did not move. `now_seconds` is of a clock that never goes back."""
-        found = []
+        """Find the parts that had work and made no progress for longer than the limit. `now_seconds` is monotonic."""
+        stuck = []
         for name, part in self._parts.items():
-            moves = part.moves()
-            seen_moves, since_seconds = self._seen.get(name, (None, now_seconds))
-            if seen_moves != moves or not part.has_work():
+            steps = part.count_steps()
+            last_steps, since_seconds = self._last_progress.get(name, (None, now_seconds))
+            if last_steps != steps or not part.has_work():
                 since_seconds = now_seconds
-            self._seen[name] = (moves, since_seconds)
+            self._last_progress[name] = (steps, since_seconds)
             if now_seconds - since_seconds > self._limit_seconds:
-                found.append(name)
-        return found
+                stuck.append(name)
+        return stuck

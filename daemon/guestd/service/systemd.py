@@ -1,15 +1,19 @@
-"""sd_notify: a datagram to the socket that systemd names; nothing at all when it names none. Source: sd_notify(3)."""
+"""sd_notify(3): datagrams to the socket that systemd names in NOTIFY_SOCKET; without one, nothing is sent."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
+from collections.abc import Callable
 
 from guestd.core.text import escape_controls
 
+STATUS_SECONDS = 5.0
+
 
 def notify(*states: str) -> None:
-    """Tell systemd `READY=1`, `STATUS=...`, `STOPPING=1`; a supervisor that is gone is no reason to fail."""
+    """Send states such as `READY=1` or `STATUS=...` to systemd; a failure to send is ignored."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -22,9 +26,16 @@ def notify(*states: str) -> None:
             return
 
 
-def watchdog_seconds() -> float | None:
-    """How long systemd waits for a WATCHDOG=1 before it kills us; None where it does not. sd_watchdog_enabled(3)."""
+def get_watchdog_seconds() -> float | None:
+    """Get the time after which systemd kills guestd without a WATCHDOG=1; None: never. sd_watchdog_enabled(3)."""
     microseconds, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID")
     if not microseconds.isdigit() or pid not in (None, str(os.getpid())):
         return None
     return int(microseconds) / 1e6
+
+
+async def report_status(get_status: Callable[[], str]) -> None:
+    """Send the status line, which `systemctl status` shows, at an interval; never returns."""
+    while True:
+        notify(f"STATUS={get_status()}")
+        await asyncio.sleep(STATUS_SECONDS)

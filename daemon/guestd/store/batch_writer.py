@@ -1,4 +1,4 @@
-"""The store's driver: one connection that writes batches, and one that listens for machines.
+"""The store's driver: one connection that writes batches.
 
 A batch is one transaction: the ledger is advanced by compare-and-set, the batch's machines are locked as a foreign key
 would, frames that the store has by another way are left out, rows are COPY'd in binary, inventories are merged, and
@@ -23,7 +23,6 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from guestd.core.errors import BadFrame, RowsRejected, StoreUnavailable
-from guestd.core.machines import MachineRegistry, RegisteredMachine
 from guestd.core.text import escape_to_ascii
 from guestd.rows import redact
 from guestd.rows.batch import Prepared
@@ -36,8 +35,6 @@ from guestd.wire.events import Event
 from gueststore import contract
 from gueststore.queries import query
 
-# Notices only wake; this bounds how long a lost one can matter.
-ROSTER_SECONDS = 30
 LANE = 0
 # A frame that comes again is looked for among the samples of so long before and after its own time: as long as a line
 # may wait in an agent's buffer or a broker's queue. A chunk of SystemMetrics is as long, so that three are probed.
@@ -390,64 +387,3 @@ async def store_on(connection: psycopg.AsyncConnection[Any]) -> Store:
         dumpers.put_on(connection)
         await connection.execute(query("ingest/create_incoming"))
     return Store(connection)
-
-
-async def watch_machines(dsn: str, machine_registry: MachineRegistry) -> None:
-    """Keep the machine registry current while the connection lives; a new machine is seen when its row is committed."""
-    async with connection_to(dsn) as connection, sorted_errors():
-        await connection.execute("LISTEN guestd_machine")
-        while True:
-            cursor = await connection.execute(query("machines/read_machines"))
-            machine_registry.replace(RegisteredMachine(*row) for row in await cursor.fetchall())
-            async for _ in connection.notifies(timeout=ROSTER_SECONDS, stop_after=1):
-                pass
-
-
-@dataclass(frozen=True, slots=True)
-class Tidied:
-    """What one round of maintenance did."""
-
-    samples_of_deleted_machines: int
-    old_events: int
-    quarantined_dropped: int
-    quarantined_held: int
-    retired: int
-
-
-async def maintain(
-    dsn: str,
-    *,
-    event_days: int,
-    events_per_machine: int,
-    quarantine_days: int,
-    quarantine_frames: int,
-    quarantine_bytes: int,
-) -> Tidied:
-    """What a store needs done now and then, whichever host does it: chunks ahead, tombstones, what has its bounds."""
-    async with connection_to(dsn) as connection, sorted_errors():
-        await connection.execute(query("maintenance/create_chunks"))
-        cursor = await connection.execute(query("maintenance/delete_missed_samples"))
-        (swept,) = await cursor.fetchone() or (0,)
-        cursor = await connection.execute(
-            query("maintenance/delete_old_guest_events"),
-            {"keep_days": event_days, "keep_per_machine": events_per_machine},
-        )
-        (trimmed,) = await cursor.fetchone() or (0,)
-        cursor = await connection.execute(
-            query("maintenance/delete_excess_frames"),
-            {"keep_days": quarantine_days, "max_frames": quarantine_frames, "max_bytes": quarantine_bytes},
-        )
-        dropped, held = await cursor.fetchone() or (0, 0)
-        retired = await _enforce_retention(connection)
-    return Tidied(swept, trimmed, dropped, held, retired)
-
-
-async def _enforce_retention(connection: psycopg.AsyncConnection[Any]) -> int:
-    """Chunks, and rows of plain tables, that were older than their settings; each relation is a transaction."""
-    retired = 0
-    cursor = await connection.execute(query("maintenance/read_retention"))
-    for relation, *_ in await cursor.fetchall():
-        cursor = await connection.execute(query("maintenance/enforce_retention"), {"relation": relation})
-        (gone,) = await cursor.fetchone() or (0,)
-        retired += gone
-    return retired

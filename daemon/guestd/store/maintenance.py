@@ -1,7 +1,7 @@
-"""What a store needs done now and then, whichever host does it: chunks ahead, tombstones, and what has its bounds.
+"""Periodic maintenance of the store, by any of its hosts: create chunks, delete missed samples, enforce retention.
 
-Every ten minutes, for a chunk is made a whole interval (a day or a week) before it is needed. Sooner when guests have
-brought in a tenth of what the quarantine may hold: what is beyond its bounds shall not be there for long.
+Every ten minutes: a chunk is created a whole interval (a day or a week) before it is needed. Sooner if guests have
+added a tenth of the quarantine's limit, so that the quarantine does not exceed its limits for long.
 """
 
 from __future__ import annotations
@@ -9,87 +9,139 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import Any
 
+import psycopg
 import structlog
 
 from guestd.core.config import Settings
 from guestd.core.errors import StoreUnavailable
 from guestd.core.tasks import Backoff, run_with_retry
-from guestd.store.batch_writer import Outcome, maintain
+from guestd.store.batch_writer import Outcome
+from guestd.store.connection import connection_to, sorted_errors
 from guestd.telemetry.registry import MaintenanceMetrics
 from gueststore import catalogue
 from gueststore.errors import ConfigurationError, StoreError
+from gueststore.queries import query
 
 log = structlog.get_logger()
 
-ROUND_SECONDS = 600.0
-# Between two rounds, whatever guests do.
-AT_LEAST_SECONDS = 60.0
-SHARE = 0.1
+INTERVAL_SECONDS = 600.0
+# Between two runs, whatever guests send.
+MIN_INTERVAL_SECONDS = 60.0
+EARLY_RUN_SHARE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class MaintenanceResult:
+    """What one run of maintenance has deleted, and the frames left in the quarantine."""
+
+    samples_of_deleted_machines: int
+    old_events: int
+    quarantined_dropped: int
+    quarantined_held: int
+    retired: int
+
+    @property
+    def has_deleted(self) -> bool:
+        """Whether anything was deleted."""
+        return any((self.samples_of_deleted_machines, self.old_events, self.quarantined_dropped, self.retired))
 
 
 class StoreMaintenance:
-    """Rounds of it; `settings` gives those in force."""
+    """Runs maintenance periodically; `get_settings` returns the settings in force."""
 
     def __init__(
         self,
-        settings: Callable[[], Settings],
+        get_settings: Callable[[], Settings],
         metrics: MaintenanceMetrics,
         *,
-        at_least_seconds: float = AT_LEAST_SECONDS,
+        min_interval_seconds: float = MIN_INTERVAL_SECONDS,
     ) -> None:
-        self._at_least_seconds = at_least_seconds
-        self._settings = settings
+        self._min_interval_seconds = min_interval_seconds
+        self._get_settings = get_settings
         self._metrics = metrics
-        self._frames = self._bytes = 0
-        self._is_crowded = asyncio.Event()
+        self._new_frames = self._new_bytes = 0
+        self._is_early_run_due = asyncio.Event()
 
-    def note(self, became: Outcome) -> None:
-        """Of what was set aside since the last round."""
-        bounds = self._settings().quarantine
-        self._frames += became.quarantined.total()
-        self._bytes += became.quarantined_bytes
-        if self._frames > SHARE * bounds.max_frames or self._bytes > SHARE * bounds.max_bytes:
-            self._is_crowded.set()
+    def note_quarantined(self, outcome: Outcome) -> None:
+        """Count the frames that a batch has added to the quarantine; many of them trigger an early run."""
+        limits = self._get_settings().quarantine
+        self._new_frames += outcome.quarantined.total()
+        self._new_bytes += outcome.quarantined_bytes
+        is_frame_share_reached = self._new_frames > EARLY_RUN_SHARE * limits.max_frames
+        if is_frame_share_reached or self._new_bytes > EARLY_RUN_SHARE * limits.max_bytes:
+            self._is_early_run_due.set()
 
-    async def run(self, forget: Callable[[], Awaitable[None]]) -> None:
-        """For ever; without a store it waits. `forget` is called when rows may be gone."""
+    async def run(self, on_rows_deleted: Callable[[], Awaitable[None]]) -> None:
+        """Run maintenance periodically; never returns. Calls `on_rows_deleted` after each run."""
 
-        async def rounds() -> None:
+        async def run_periodically() -> None:
             while True:
-                self._frames = self._bytes = 0
-                self._is_crowded.clear()
-                await self._once()
-                await forget()
-                await asyncio.sleep(self._at_least_seconds)
+                self._new_frames = self._new_bytes = 0
+                self._is_early_run_due.clear()
+                await self._run_once()
+                await on_rows_deleted()
+                await asyncio.sleep(self._min_interval_seconds)
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._is_crowded.wait(), ROUND_SECONDS - self._at_least_seconds)
+                    await asyncio.wait_for(self._is_early_run_due.wait(), INTERVAL_SECONDS - self._min_interval_seconds)
 
-        def lost(exc: Exception, _: float) -> None:
-            log.debug("maintenance of the store waits", error=str(exc))
+        def on_failure(exc: Exception, _: float) -> None:
+            log.debug("store unavailable, maintenance postponed", error=str(exc))
 
-        await run_with_retry(rounds, expected=StoreUnavailable, backoff=Backoff(cap_seconds=60), on_failure=lost)
-
-    async def _once(self) -> None:
-        settings, metrics = self._settings(), self._metrics
-        metrics.quarantine_limit.set(settings.quarantine.max_frames)
-        tidied = await maintain(
-            settings.store.dsn,
-            event_days=settings.events.keep_days,
-            events_per_machine=settings.events.keep_per_machine,
-            quarantine_days=settings.quarantine.keep_days,
-            quarantine_frames=settings.quarantine.max_frames,
-            quarantine_bytes=settings.quarantine.max_bytes,
+        await run_with_retry(
+            run_periodically, expected=StoreUnavailable, backoff=Backoff(cap_seconds=60), on_failure=on_failure
         )
-        metrics.schema_differences.set(await asyncio.to_thread(_schema_differences, settings.store.dsn))
-        metrics.quarantine_frames.set(tidied.quarantined_held)
-        metrics.quarantine_dropped.inc(tidied.quarantined_dropped)
-        if any((tidied.samples_of_deleted_machines, tidied.old_events, tidied.quarantined_dropped, tidied.retired)):
-            log.info("the store was tidied up", **asdict(tidied))
+
+    async def _run_once(self) -> None:
+        settings, metrics = self._get_settings(), self._metrics
+        metrics.quarantine_limit.set(settings.quarantine.max_frames)
+        result = await maintain_store(settings)
+        metrics.schema_differences.set(await asyncio.to_thread(_count_schema_differences, settings.store.dsn))
+        metrics.quarantine_frames.set(result.quarantined_held)
+        metrics.quarantine_dropped.inc(result.quarantined_dropped)
+        if result.has_deleted:
+            log.info("store maintenance done", **asdict(result))
 
 
-def _schema_differences(dsn: str) -> int:
+async def maintain_store(settings: Settings) -> MaintenanceResult:
+    """Run maintenance once."""
+    events, quarantine = settings.events, settings.quarantine
+    async with connection_to(settings.store.dsn) as connection, sorted_errors():
+        await connection.execute(query("maintenance/create_chunks"))
+        cursor = await connection.execute(query("maintenance/delete_missed_samples"))
+        (samples,) = await cursor.fetchone() or (0,)
+        cursor = await connection.execute(
+            query("maintenance/delete_old_guest_events"),
+            {"keep_days": events.keep_days, "keep_per_machine": events.keep_per_machine},
+        )
+        (old_events,) = await cursor.fetchone() or (0,)
+        cursor = await connection.execute(
+            query("maintenance/delete_excess_frames"),
+            {
+                "keep_days": quarantine.keep_days,
+                "max_frames": quarantine.max_frames,
+                "max_bytes": quarantine.max_bytes,
+            },
+        )
+        dropped, held = await cursor.fetchone() or (0, 0)
+        retired = await _enforce_retention(connection)
+    return MaintenanceResult(samples, old_events, dropped, held, retired)
+
+
+async def _enforce_retention(connection: psycopg.AsyncConnection[Any]) -> int:
+    """Drop chunks, and rows of plain tables, past their retention; each relation is a transaction of its own."""
+    retired = 0
+    cursor = await connection.execute(query("maintenance/read_retention"))
+    for relation, *_ in await cursor.fetchall():
+        cursor = await connection.execute(query("maintenance/enforce_retention"), {"relation": relation})
+        (dropped,) = await cursor.fetchone() or (0,)
+        retired += dropped
+    return retired
+
+
+def _count_schema_differences(dsn: str) -> int:
     try:
         return len(catalogue.find_drift(dsn))
     except (StoreError, ConfigurationError) as exc:

@@ -1,7 +1,7 @@
-"""What is derived from stored samples once a minute: roll-ups, listening ports, machines that do not report.
+"""Derived data, refreshed once a minute: roll-ups, listening ports, running machines without data, store alarms.
 
-Not in the batch that stores them: a port is not news every few seconds, and a guest's ports must not slow the others'
-samples down.
+Not part of the batch that stores the samples: a port rarely changes, and one guest's ports must not delay the samples
+of the others.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import psycopg
@@ -19,19 +19,20 @@ from guestd.core.errors import RowsRejected, StoreUnavailable
 from guestd.core.tasks import Backoff, run_with_retry
 from guestd.store.connection import connection_to, sorted_errors
 from guestd.telemetry.domains import Family
+from guestd.telemetry.registry import VmMetrics
 from gueststore.alarms import Alarm, read_alarms
 from gueststore.errors import ConfigurationError, StoreError
 from gueststore.queries import query
 
 log = structlog.get_logger()
 
-UPKEEP_SECONDS = 60.0
-AGENTS_HELP = "Machines of this host, by whether the agent's port is there and open, and by what the agent speaks."
-ALARMS_HELP = "What is wrong with the store, by kind; `gueststore check` says it in words."
-# Nothing that is looked for comes within minutes, save drift, which maintenance counts too.
-LOOKED_OVER_SECONDS = 3600.0
-# What is rolled up, how many in a transaction (a second or two of work), and how many in a turn. A machine that is
-# deleted leaves years of the fleet's hours to be added up anew: those wait for their turns, the newest first.
+REFRESH_SECONDS = 60.0
+AGENTS_HELP = "Machines of this host, by state of the agent's channel and by dialect of the agent."
+ALARMS_HELP = "Failed health checks of the store, by kind; `gueststore check` prints them."
+# What the checks find develops over hours, except drift, which maintenance counts as well.
+HEALTH_CHECK_SECONDS = 3600.0
+# Function, items per transaction (a second or two of work), items per refresh. Deleting a machine invalidates years of
+# the fleet's hours: these are recomputed over many refreshes, the newest first.
 ROLL_UPS = (
     ("rollups/roll_up_minutes", 5_000, math.inf),
     ("rollups/roll_up_hours", 500, math.inf),
@@ -40,21 +41,23 @@ ROLL_UPS = (
 
 
 class RollupRefresher:
-    """The machines of one host: who has no data since when, and how many speak what. Names and URI as in Host."""
+    """Refreshes derived data, and reports on one host's machines. `host_name` and `uri` as in Host."""
 
-    def __init__(self, dsn: str, *, host_name: str, uri: str, silent: Callable[[int], None]) -> None:
+    def __init__(self, dsn: str, *, host_name: str, uri: str, metrics: VmMetrics) -> None:
         self._dsn = dsn
         self._host = {"name": host_name, "uri": uri}
-        self._silent = silent
-        self._since: Mapping[str, float] = {}
+        self._metrics = metrics
+        self._without_data_since: Mapping[str, float] = {}
         self._agents: Sequence[tuple[str | None, str | None, int]] = ()
         self._alarms: Counter[str] = Counter()
-        self._looked_over_at: float | None = None
+        self._health_checked_at: float | None = None
 
     def families(self) -> list[Family]:
-        """Who does not report, and what the agents' ports and dialects are, as metrics."""
-        samples: list[tuple[tuple[str, ...], float]] = [((name,), since) for name, since in self._since.items()]
-        text = "Of machines that run and do not report: since when."
+        """List the metrics: machines without data, agents by channel and dialect, failed health checks."""
+        samples: list[tuple[tuple[str, ...], float]] = [
+            ((name,), since) for name, since in self._without_data_since.items()
+        ]
+        text = "Start of the gap in the data of a running machine, by domain."
         counted: list[tuple[tuple[str, ...], float]] = [
             ((channel or "unknown", dialect or "none"), count) for channel, dialect, count in self._agents
         ]
@@ -66,68 +69,68 @@ class RollupRefresher:
         ]
 
     async def run(self) -> None:
-        """Once a minute, for ever; without a store it waits."""
+        """Refresh once a minute; never returns."""
 
-        async def look_after() -> None:
+        async def refresh_periodically() -> None:
             while True:
-                await self.once()
-                await asyncio.sleep(UPKEEP_SECONDS)
+                await self.refresh()
+                await asyncio.sleep(REFRESH_SECONDS)
 
         await run_with_retry(
-            look_after,
+            refresh_periodically,
             expected=(StoreUnavailable, RowsRejected),
             backoff=Backoff(cap_seconds=60),
-            on_failure=_waits,
+            on_failure=_log_failure,
         )
 
-    async def once(self) -> None:
-        """For all hosts, if nobody else is at it: ports, old events, roll-ups; then who does not report on this one."""
+    async def refresh(self) -> None:
+        """Refresh ports and roll-ups for all hosts, unless another guestd is doing it, and this host's machines."""
         async with connection_to(self._dsn) as connection, sorted_errors():
             async with connection.transaction():
                 cursor = await connection.execute(query("maintenance/lock_maintenance"))
                 if await cursor.fetchone() == (True,):
                     await connection.execute(query("maintenance/merge_ports"))
                     await connection.execute(query("maintenance/delete_old_reconcile_events"))
-            # Before the roll-ups: it is what tells of those that do not go on.
-            await self._look_over()
+            # Before the roll-ups: it reports roll-ups that fail.
+            await self._check_health()
             await _roll_up(connection)
             cursor = await connection.execute(query("maintenance/read_machines_without_data"), self._host)
-            self._since = dict(await cursor.fetchall())
+            self._without_data_since = dict(await cursor.fetchall())
             cursor = await connection.execute(query("maintenance/read_agent_counts"), self._host)
             self._agents = await cursor.fetchall()
-        self._silent(len(self._since))
+        self._metrics.machines_without_data.set(len(self._without_data_since))
 
-    async def _look_over(self) -> None:
-        """At the start and every hour: say what `gueststore check` would."""
+    async def _check_health(self) -> None:
+        """Run the checks of `gueststore check`, at the start and every hour."""
         now = asyncio.get_running_loop().time()
-        if self._looked_over_at is not None and now < self._looked_over_at + LOOKED_OVER_SECONDS:
+        if self._health_checked_at is not None and now < self._health_checked_at + HEALTH_CHECK_SECONDS:
             return
-        found = await asyncio.to_thread(_alarms, self._dsn)
-        self._looked_over_at = now
+        found = await asyncio.to_thread(_read_alarms, self._dsn)
+        self._health_checked_at = now
         self._alarms = Counter(alarm.kind for alarm in found)
         for alarm in found:
-            log.warning("the store wants a person", kind=alarm.kind, why=alarm.sentence)
+            log.warning("store health check failed", kind=alarm.kind, problem=alarm.sentence)
 
 
-def _alarms(dsn: str) -> list[Alarm]:
+def _read_alarms(dsn: str) -> list[Alarm]:
     try:
         return read_alarms(dsn)
     except (StoreError, ConfigurationError) as exc:
         raise StoreUnavailable(str(exc)) from exc
 
 
-def _waits(exc: Exception, seconds: float) -> None:
-    # The writer says that the store is away.
-    say = log.debug if isinstance(exc, StoreUnavailable) else log.warning
-    say("the upkeep of machines waits", error=str(exc), retry_seconds=round(seconds, 1))
+def _log_failure(exc: Exception, delay_seconds: float) -> None:
+    # The writer reports an unavailable store.
+    emit = log.debug if isinstance(exc, StoreUnavailable) else log.warning
+    emit("refresh of roll-ups failed, retrying", error=str(exc), retry_seconds=round(delay_seconds, 1))
 
 
 async def _roll_up(connection: psycopg.AsyncConnection[Any]) -> None:
-    """What waits and is closed: minutes before the hours that they are part of, machines before the fleet."""
-    for step, most, in_all in ROLL_UPS:
+    """Roll up all closed periods: minutes before hours, machines before the fleet."""
+    for function, per_transaction, limit in ROLL_UPS:
         done = 0
-        while done < in_all:
-            cursor = await connection.execute(query(step), {"most": most})
+        while done < limit:
+            cursor = await connection.execute(query(function), {"most": per_transaction})
             ((rolled_up,),) = await cursor.fetchall()
             if rolled_up == 0:
                 break

@@ -135,7 +135,7 @@ class WriterMetrics:
 class MaintenanceMetrics:
     """The store's maintenance: quarantine and schema."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
         gauge, counter = partial(Gauge, registry=registry), partial(Counter, registry=registry)
         self.quarantine_frames = gauge("guestd_quarantine_frames", "Quarantined frames in the store, of all hosts.")
         self.quarantine_limit = gauge("guestd_quarantine_limit_frames", "Size limit; the oldest are dropped beyond it.")

@@ -1,4 +1,4 @@
-"""guestd's pages, as Prometheus and people ask for them."""
+"""The HTTP pages, as Prometheus and people request them."""
 
 import asyncio
 import base64
@@ -25,23 +25,23 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 USERS = f'basic_auth_users:\n  alice: "{bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()}"\n'
 
 
-def serving(protection: WebAuth | None = None, problems: Sequence[str] = ()) -> AbstractAsyncContextManager[int]:
+def serving(auth: WebAuth | None = None, problems: Sequence[str] = ()) -> AbstractAsyncContextManager[int]:
     return serve_pages(
-        Telemetry(), host="127.0.0.1", port=0, problems=lambda: list(problems), protection=protection or WebAuth()
+        Telemetry(), host="127.0.0.1", port=0, list_problems=lambda: list(problems), auth=auth or WebAuth()
     )
 
 
-async def got(url: str, context: ssl.SSLContext | None = None, **headers: str) -> tuple[int, str, str]:
+async def fetch(url: str, context: ssl.SSLContext | None = None, **headers: str) -> tuple[int, str, str]:
     """Status, content type and text of a page."""
 
-    def ask() -> tuple[int, str, str]:
+    def request() -> tuple[int, str, str]:
         try:
             with urllib.request.urlopen(urllib.request.Request(url, headers=headers), context=context) as answer:
                 return answer.status, answer.headers["Content-Type"], answer.read().decode()
         except urllib.error.HTTPError as exc:
             return exc.code, exc.headers["Content-Type"], exc.read().decode()
 
-    return await asyncio.to_thread(ask)
+    return await asyncio.to_thread(request)
 
 
 def basic(user: str, password: str) -> str:
@@ -49,48 +49,48 @@ def basic(user: str, password: str) -> str:
 
 
 @pytest.mark.asyncio
-async def test_openmetrics_is_given_to_those_who_ask_for_it() -> None:
+async def test_openmetrics_is_served_on_request() -> None:
     async with serving() as port:
-        _, plain, _ = await got(f"http://127.0.0.1:{port}/metrics")
-        _, asked, text = await got(f"http://127.0.0.1:{port}/metrics", Accept=OPENMETRICS)
+        _, plain, _ = await fetch(f"http://127.0.0.1:{port}/metrics")
+        _, asked, text = await fetch(f"http://127.0.0.1:{port}/metrics", Accept=OPENMETRICS)
     assert plain.startswith("text/plain")
     assert asked.startswith("application/openmetrics-text")
     assert text.endswith("# EOF\n")
 
 
 @pytest.mark.asyncio
-async def test_the_first_page_says_in_plain_words_what_is_wrong() -> None:
+async def test_the_status_page_lists_the_problems() -> None:
     async with serving(problems=["store: <no> answer"]) as port:
-        status, kind, text = await got(f"http://127.0.0.1:{port}/")
+        status, kind, text = await fetch(f"http://127.0.0.1:{port}/")
     assert (status, kind) == (200, "text/html; charset=utf-8")
-    assert "What is wrong:" in text
+    assert "Not ready:" in text
     assert "<li>store: &lt;no&gt; answer</li>" in text
     async with serving() as port:
-        assert "All is well" in (await got(f"http://127.0.0.1:{port}/"))[2]
+        assert "Ready." in (await fetch(f"http://127.0.0.1:{port}/"))[2]
 
 
 @pytest.mark.asyncio
-async def test_pages_are_for_users_where_users_are_named(tmp_path: Path) -> None:
+async def test_configured_users_must_log_in(tmp_path: Path) -> None:
     (tmp_path / "web.yml").write_text(USERS)
     async with serving(http_auth.read_web_config(str(tmp_path / "web.yml"))) as port:
         url = f"http://127.0.0.1:{port}/metrics"
         right = basic("alice", "secret")
-        for _ in range(2):  # the second time it is remembered
-            assert (await got(url, Authorization=right))[0] == 200
+        for _ in range(2):  # the second time from the cache
+            assert (await fetch(url, Authorization=right))[0] == 200
         wrong = ["", basic("alice", "wrong"), basic("bob", "secret"), basic("bob", "nobody"), "Basic !", "Bearer x"]
-        assert [(await got(url, Authorization=each))[0] for each in wrong] == [401] * len(wrong)
-        assert (await got(f"http://127.0.0.1:{port}/healthz"))[0] == 401
+        assert [(await fetch(url, Authorization=each))[0] for each in wrong] == [401] * len(wrong)
+        assert (await fetch(f"http://127.0.0.1:{port}/healthz"))[0] == 401
 
 
 @pytest.mark.asyncio
-async def test_pages_are_encrypted_where_a_certificate_is_named(tmp_path: Path) -> None:
+async def test_pages_are_encrypted_with_a_configured_certificate(tmp_path: Path) -> None:
     authority = trustme.CA()
     authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "both.pem"))
     (tmp_path / "web.yml").write_text("tls_server_config: {cert_file: both.pem, key_file: both.pem}\n")
     context = ssl.create_default_context()
     authority.configure_trust(context)
     async with serving(http_auth.read_web_config(str(tmp_path / "web.yml"))) as port:
-        assert (await got(f"https://localhost:{port}/healthz", context))[0] == 200
+        assert (await fetch(f"https://localhost:{port}/healthz", context))[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ async def test_pages_are_encrypted_where_a_certificate_is_named(tmp_path: Path) 
     ],
     ids=["a password in the clear", "an unknown key", "no certificate", "no key", "no YAML"],
 )
-def test_a_protection_that_would_not_be_there_is_refused(tmp_path: Path, content: str, words: str) -> None:
+def test_a_web_configuration_that_cannot_take_effect_is_rejected(tmp_path: Path, content: str, words: str) -> None:
     (tmp_path / "web.yml").write_text(content)
     with pytest.raises(ConfigError, match=words):
         http_auth.read_web_config(str(tmp_path / "web.yml"))
@@ -115,7 +115,7 @@ def prometheus_of(directory: Path) -> Callable[[str], Prometheus]:
     return lambda url: Prometheus(directory / "prometheus", [url.removeprefix("http://")])
 
 
-def test_promtool_has_nothing_to_say_against_what_is_served(daemon: Daemon) -> None:
+def test_promtool_finds_nothing_wrong_with_the_metrics(daemon: Daemon) -> None:
     guest = daemon.guest()
     daemon.start()
     guest.write(metrics_line())
@@ -123,13 +123,13 @@ def test_promtool_has_nothing_to_say_against_what_is_served(daemon: Daemon) -> N
     page = daemon.page("/metrics")[1]
     assert "guest_cpu_usage_ratio{" in page
     status, said = promtool("check", "metrics", text=page)
-    # What the platform's and the exporters' dashboards are used to is not to be renamed.
+    # Names that dashboards of the platform and of exporters expect are not reported.
     ours = [line for line in said.splitlines() if line.startswith("guest")]
     assert ours == [], said
     assert status in (0, 3)
 
 
-def test_a_real_prometheus_reads_guests_and_they_go_with_their_machine(
+def test_a_real_prometheus_scrapes_guests_until_their_machine_is_deleted(
     daemon: Daemon, prometheus_of: Callable[[str], Prometheus]
 ) -> None:
     guest = daemon.guest()
@@ -142,6 +142,6 @@ def test_a_real_prometheus_reads_guests_and_they_go_with_their_machine(
         (up,) = prometheus.query("up")
         assert up["value"][1] == "1"
         execute(daemon.dsn, 'DELETE FROM "Machine"')
-        eventually(lambda: not prometheus.query("guest_memory_total_bytes"), "they have gone")
+        eventually(lambda: not prometheus.query("guest_memory_total_bytes"), "they are gone")
     finally:
         prometheus.stop()

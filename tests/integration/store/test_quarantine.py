@@ -10,12 +10,21 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from guestd.store.batch_writer import maintain
+from guestd.core.config import EventsSettings, QuarantineSettings, Settings, StoreSettings
+from guestd.store.maintenance import maintain_store
 from integration.store.test_writer import drain, spooled
 from support.daemon import add_machine, command, environment, execute, metrics_line, rows
 from support.faults import sample_line
 
 HELD = 'SELECT "reason", "stored", "attempts" FROM "QuarantinedFrame"'
+
+
+def with_limits(dsn: str, *, max_frames: int, max_bytes: int) -> Settings:
+    return Settings(
+        store=StoreSettings(dsn=dsn),
+        events=EventsSettings(keep_days=1, keep_per_machine=1),
+        quarantine=QuarantineSettings(max_frames=max_frames, max_bytes=max_bytes, keep_days=5),
+    )
 
 
 def quarantine(dsn: str, *arguments: str, status: int = 0) -> str:
@@ -166,18 +175,17 @@ async def test_the_quarantine_is_bounded_in_frames_in_age_and_by_machine(dsn: st
         insert.format(machine=loud, first=1, last=30),
         insert.format(machine="gen_random_uuid()", first=1, last=150),
     )
-    bounds = {"event_days": 1, "events_per_machine": 1, "quarantine_days": 5, "quarantine_frames": 100}
-    bounds["quarantine_bytes"] = 10**9
-    tidied = await maintain(dsn, **bounds)
+    settings = with_limits(dsn, max_frames=100, max_bytes=10**9)
+    result = await maintain_store(settings)
     ((of_the_loud,),) = rows(dsn, f'SELECT count(*) FROM "QuarantinedFrame" WHERE "machineId" = {loud}')
     assert of_the_loud <= 10
-    assert tidied.quarantined_held <= 100
-    assert tidied.quarantined_dropped + tidied.quarantined_held == 180
+    assert result.quarantined_held <= 100
+    assert result.quarantined_dropped + result.quarantined_held == 180
     ((oldest_hours,),) = rows(
         dsn, """SELECT extract(epoch FROM now() - min("createdAt")) / 3600 FROM "QuarantinedFrame" """
     )
     assert oldest_hours < 5 * 24
-    assert (await maintain(dsn, **bounds)).quarantined_dropped == 0
+    assert (await maintain_store(settings)).quarantined_dropped == 0
 
 
 @pytest.mark.asyncio
@@ -192,12 +200,10 @@ async def test_a_guest_that_floods_the_quarantine_drops_nothing_of_the_others(ds
         insert.format(machine=quiet, age="1 hour", count=5),
         insert.format(machine=loud, age="1 minute", count=150),
     )
-    tidied = await maintain(
-        dsn, event_days=1, events_per_machine=1, quarantine_days=5, quarantine_frames=100, quarantine_bytes=10**9
-    )
+    result = await maintain_store(with_limits(dsn, max_frames=100, max_bytes=10**9))
     held = rows(dsn, 'SELECT "machineId", count(*) FROM "QuarantinedFrame" GROUP BY 1')
     assert dict(held) == {quiet: 5, loud: 10}
-    assert (tidied.quarantined_dropped, tidied.quarantined_held) == (140, 15)
+    assert (result.quarantined_dropped, result.quarantined_held) == (140, 15)
 
 
 @pytest.mark.asyncio
@@ -212,11 +218,9 @@ async def test_the_quarantine_is_bounded_in_bytes_of_all_and_of_each_machine(dsn
         insert.format(machine="gen_random_uuid()", age="(n + 30)", count=30),
         insert.format(machine=loud, age="n", count=30),
     )
-    tidied = await maintain(
-        dsn, event_days=1, events_per_machine=1, quarantine_days=5, quarantine_frames=1000, quarantine_bytes=20_000
-    )
+    result = await maintain_store(with_limits(dsn, max_frames=1000, max_bytes=20_000))
     assert rows(dsn, f'SELECT count(*) FROM "QuarantinedFrame" WHERE "machineId" = {loud}') == [(2,)]
-    assert (tidied.quarantined_held, tidied.quarantined_dropped) == (20, 40)
+    assert (result.quarantined_held, result.quarantined_dropped) == (20, 40)
 
 
 def test_the_quarantine_of_a_store_that_cannot_be_reached_is_no_traceback() -> None:
