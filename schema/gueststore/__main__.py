@@ -1,9 +1,13 @@
-"""gueststore: brings a guestd database to the current schema and says where it stands."""
+"""gueststore: creates, upgrades, checks and cleans the database of guestd."""
 
 import argparse
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
 
 from gueststore.alarms import read_alarms
 from gueststore.contract import SCHEMA_VERSION
@@ -21,20 +25,64 @@ _EDITIONS = {
     "timescale": "TimescaleDB, Community edition: old chunks in the columnstore; guestd rolls up and drops old chunks",
 }
 
-_EPILOG = f"""\
+_DESCRIPTION = """\
+Creates, upgrades, checks and cleans the TimescaleDB database that guestd writes to.
+"""
+_DATABASE = f"""\
 The database is named by --dsn or the environment variable {DSN_VARIABLE}, either as
 postgresql://user@host:5432/name or as host=... port=... user=... dbname=...
+"""
+_EPILOG = f"""\
+examples:
+  gueststore migrate --dsn 'host=db dbname=guestd user=postgres'
+  gueststore status
+  gueststore retention --dry-run
 
-exit codes: 0 done, 1 failed (see the message; running again is safe), 2 wrong usage,
+{_DATABASE}
+exit status: 0 done, 1 failed (see the message; running it again is safe), 2 wrong usage,
 78 something must be configured first
+"""
+_MIGRATE = """\
+Applies the migrations that the database lacks. It is safe to run at any time, on several hosts at once, and beside
+running daemons.
+"""
+_STATUS = """\
+Prints which migrations are applied and which are pending, the edition of TimescaleDB, and how far the roll-ups are.
+
+--json prints one object: version, compat (the oldest version of programs that work with this schema), edition (apache,
+timescale, or null before the extension exists), rollups (array: relation, covered_until, waiting, oldest), applied,
+pending and problems (arrays of texts)
+
+exit status: 0 the schema is current, 1 a migration is pending or there is a problem
+"""
+_CHECK = """\
+Compares the live schema with what the migrations make, and looks for signs of age, such as relations without retention,
+roll-ups that are behind, and tables that autovacuum does not keep up with.
+
+--json prints an array: kind, text
+
+exit status: 0 no finding, 1 at least one
+"""
+_SEED = """\
+Adds the rows that a new platform needs, such as filters and services, and the first user from the environment variables
+GUESTD_ADMIN_EMAIL and GUESTD_ADMIN_PASSWORD. Rows that exist are left alone.
+"""
+_RETENTION = """\
+Drops data past its retention (table RetentionSetting) that has been rolled up. guestd does the same every 10 minutes.
+
+--json prints an array for --dry-run: relation, keep_days, cutoff, is_held_back (true where more waits for its roll-up),
+due (chunks or rows); otherwise an array: relation, dropped (chunks or rows)
+"""
+_RESET = """\
+Deletes everything in the database, data included, and builds the schema anew.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
-    options = _parser().parse_args(arguments)
+    """Run one command and return its exit status."""
+    options = _make_parser().parse_args(arguments)
     try:
-        return int(options.run(_dsn(options.dsn), options))
+        return int(options.run(_get_dsn(options.dsn), options))
     except ConfigurationError as exc:
         print(f"gueststore: {exc}", file=sys.stderr)
         return 78
@@ -43,112 +91,133 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gueststore",
-        description="The store of guestd: its schema in a TimescaleDB database.",
+        description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    added = {}
-    for name, run, help_line in (
-        ("migrate", _migrate, "apply what the database lacks; safe to run at any time, also twice at once"),
-        ("status", _status, "say what has run and what has not; exit code 1 when something has not"),
-        (
-            "check",
-            _check,
-            "compare the live schema with what the migrations make, and look for what comes with age",
-        ),
-        (
-            "seed",
-            _seed,
-            "add what a new platform lacks, with the first user of GUESTD_ADMIN_EMAIL and GUESTD_ADMIN_PASSWORD",
-        ),
-        ("retention", _retention, "take away what is older than RetentionSetting says and rolled up"),
-        ("reset", _reset, "delete everything, rows included, and build the schema anew"),
-    ):
-        command = commands.add_parser(name, help=help_line, description=help_line, epilog=_EPILOG)
-        command.formatter_class = argparse.RawDescriptionHelpFormatter
-        command.add_argument("--dsn", help=f"the database; without it, {DSN_VARIABLE}")
+
+    def add(
+        name: str, run: Callable[[str, argparse.Namespace], int], summary: str, description: str
+    ) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=description,
+            epilog=_DATABASE,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_argument("--dsn", help=f"the database (default: {DSN_VARIABLE})")
         command.set_defaults(run=run)
-        added[name] = command
-    added["seed"].add_argument(
-        "--allow-default-password", action="store_true", help="let the first user have the well-known password"
-    )
-    added["retention"].add_argument("--dry-run", action="store_true", help="say what would go, and take nothing")
-    added["reset"].add_argument("--yes", action="store_true", help="really do it")
+        return command
+
+    add("migrate", _migrate, "apply pending migrations", _MIGRATE)
+    status = add("status", _status, "show applied and pending migrations, edition and roll-ups", _STATUS)
+    check = add("check", _check, "compare the live schema with the migrations, and look for signs of age", _CHECK)
+    seed = add("seed", _seed, "add the rows that a new platform needs", _SEED)
+    default_help = "allow the well-known password for the first user"
+    seed.add_argument("--allow-default-password", action="store_true", help=default_help)
+    retention = add("retention", _retention, "drop data past its retention that has been rolled up", _RETENTION)
+    retention.add_argument("--dry-run", action="store_true", help="print what would be dropped, and drop nothing")
+    for each in (status, check, retention):
+        each.add_argument("--json", action="store_true", help="print one line of JSON; the keys are stable")
+    wipe = add("reset", _reset, "delete everything, data included, and build the schema anew", _RESET)
+    wipe.add_argument("--yes", action="store_true", help="confirm; without it nothing is deleted")
     return parser
 
 
-def _dsn(given: str | None) -> str:
+def _get_dsn(given: str | None) -> str:
     dsn = given or os.environ.get(DSN_VARIABLE)
     if not dsn:
         raise ConfigurationError(f"no database named: give --dsn or set {DSN_VARIABLE}")
     return dsn
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     print(line, flush=True)
 
 
+def _print_json(value: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
+    print(json.dumps(value, default=_format_moment, separators=(",", ":")), flush=True)
+
+
+def _format_moment(moment: object) -> str:
+    assert isinstance(moment, datetime), moment
+    return moment.isoformat()
+
+
 def _migrate(dsn: str, _options: argparse.Namespace) -> int:
-    applied = migrate(dsn, report=_say)
-    _say(f"{len(applied)} applied" if applied else "nothing to do: the schema is current")
+    applied = migrate(dsn, report=_print)
+    _print(f"{len(applied)} applied" if applied else "nothing to do: the schema is current")
     return 0
 
 
-def _status(dsn: str, _options: argparse.Namespace) -> int:
+def _status(dsn: str, options: argparse.Namespace) -> int:
     state = read_status(dsn)
-    _say(f"schema version {state.version}; works with programs of version {state.compat} or newer")
-    _say(_EDITIONS.get(state.licence, "the extension timescaledb is not in this database yet"))
-    if state.version == SCHEMA_VERSION:
-        for rollup in read_rollups(dsn):
-            _say(f"  roll-up  {rollup}")
-    for migration in state.applied:
-        _say(f"  applied  {migration}")
-    for script in state.pending:
-        _say(f"  pending  {script}")
-    for problem in state.problems:
-        _say(f"  problem  {problem}")
+    rollups = read_rollups(dsn) if state.version == SCHEMA_VERSION else []
+    lists = {"applied": state.applied, "pending": state.pending, "problems": state.problems}
+    if options.json:
+        numbers = {"version": state.version, "compat": state.compat, "edition": state.licence or None}
+        texts = {name: [str(each) for each in found] for name, found in lists.items()}
+        _print_json(numbers | {"rollups": [asdict(rollup) for rollup in rollups]} | texts)
+    else:
+        _print(f"schema version {state.version}; works with programs of version {state.compat} or newer")
+        _print(_EDITIONS.get(state.licence, "the extension timescaledb is not in this database yet"))
+        for rollup in rollups:
+            _print(f"  roll-up  {rollup}")
+        for name, found in lists.items():
+            for each in found:
+                _print(f"  {name.removesuffix('s'):7}  {each}")
     return 1 if state.pending or state.problems else 0
 
 
-def _check(dsn: str, _options: argparse.Namespace) -> int:
+def _check(dsn: str, options: argparse.Namespace) -> int:
     found = read_alarms(dsn)
-    for each in found:
-        _say(each.sentence)
-    _say(f"{len(found)} differences or alarms" if found else "the schema is as the migrations make it")
+    if options.json:
+        _print_json([{"kind": each.kind, "text": each.sentence} for each in found])
+    else:
+        for each in found:
+            _print(each.sentence)
+        _print(f"{len(found)} differences or alarms" if found else "the schema is as the migrations make it")
     return 1 if found else 0
 
 
 def _retention(dsn: str, options: argparse.Namespace) -> int:
     if options.dry_run:
-        for each in read_retention_due(dsn):
-            _say(str(each))
+        due = read_retention_due(dsn)
+        if options.json:
+            _print_json([asdict(each) for each in due])
+        else:
+            _print("\n".join(map(str, due)))
         return 0
-    gone = enforce_retention(dsn)
-    for relation, count in gone.items():
-        _say(f"{relation}: {count} gone")
-    if not gone:
-        _say("nothing to do: all is younger than its setting, or waits for its roll-up")
+    dropped = enforce_retention(dsn)
+    if options.json:
+        _print_json([{"relation": relation, "dropped": count} for relation, count in dropped.items()])
+        return 0
+    for relation, count in dropped.items():
+        _print(f"{relation}: {count} dropped")
+    if not dropped:
+        _print("nothing to do: no data is past its retention, or it waits for its roll-up")
     return 0
 
 
 def _seed(dsn: str, options: argparse.Namespace) -> int:
-    from gueststore.seed import read_admin, seed  # noqa: PLC0415  only this verb needs bcrypt
+    from gueststore.seed import read_admin, seed  # noqa: PLC0415  only this command needs bcrypt
 
     admin = read_admin(os.environ, allow_well_known=options.allow_default_password)
-    _say(f"{seed(dsn, admin, report=_say)} rows added")
+    _print(f"{seed(dsn, admin, report=_print)} rows added")
     return 0
 
 
 def _reset(dsn: str, options: argparse.Namespace) -> int:
     if not options.yes:
-        print(f"gueststore: this deletes everything in {describe(dsn)}; to do it, add --yes", file=sys.stderr)
+        print(f"gueststore: this deletes everything in {describe(dsn)}; add --yes to confirm", file=sys.stderr)
         return 2
-    _say(f"deleting everything in {describe(dsn)} ...")
-    reset(dsn, report=_say)
+    _print(f"deleting everything in {describe(dsn)} ...")
+    reset(dsn, report=_print)
     return 0
 
 

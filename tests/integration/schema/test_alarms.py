@@ -1,5 +1,6 @@
 """What goes wrong with a store as it ages is named, by the command and by guestd."""
 
+import json
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -72,6 +73,10 @@ def test_the_command_prints_alarms_and_fails(dsn: str, connection: Connection) -
         "hypertable PortUsage has no row in RetentionSetting and grows without limit: insert one with its keepDays\n"
         in done.stdout
     )
+    command = [sys.executable, "-m", "gueststore", "check", "--dsn", dsn, "--json"]
+    facts = json.loads(subprocess.run(command, capture_output=True, text=True, check=False).stdout)
+    assert [each["text"] for each in facts] == done.stdout.splitlines()[:-1]
+    assert all(each["kind"] for each in facts)
 
 
 def test_a_table_of_more_dead_rows_than_rows_is_an_alarm(dsn: str, connection: Connection) -> None:

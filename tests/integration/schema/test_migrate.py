@@ -1,5 +1,6 @@
 """Migrations on a real server: from nothing, twice, at once, half-way, edited, foreign, and by command."""
 
+import json
 import shutil
 import socket
 import subprocess
@@ -171,6 +172,11 @@ def test_the_command_migrates_and_tells_its_status(empty_dsn: str) -> None:
     assert (again.returncode, again.stdout) == (0, "nothing to do: the schema is current\n")
     after = run("status", "--dsn", empty_dsn)
     assert (after.returncode, "applied  0001 machines" in after.stdout) == (0, True)
+    facts = json.loads(run("status", "--dsn", empty_dsn, "--json").stdout)
+    assert list(facts) == ["version", "compat", "edition", "rollups", "applied", "pending", "problems"]
+    assert (facts["version"], facts["pending"], facts["problems"]) == (len(load_scripts().migrations), [], [])
+    assert facts["edition"] in {"apache", "timescale"}
+    assert {"relation", "covered_until", "waiting", "oldest"} == set(facts["rollups"][0])
 
 
 def test_the_command_without_a_database_says_how_to_name_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,8 +190,8 @@ def test_an_unknown_command_is_a_usage_error() -> None:
     assert run("migrat").returncode == 2
 
 
-def test_help_teaches_the_exit_codes() -> None:
-    assert "exit codes" in run("--help").stdout
+def test_help_teaches_the_exit_statuses() -> None:
+    assert "exit status" in run("--help").stdout
 
 
 def test_a_host_that_does_not_answer_is_named_in_one_sentence() -> None:

@@ -1,5 +1,6 @@
 """gueststore retention: what would go is said, and what is said goes."""
 
+import json
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -27,12 +28,19 @@ def test_a_dry_run_names_every_relation_and_takes_nothing(dsn: str, connection: 
     assert any(
         line.startswith("PortUsage: ") and line.endswith("; more is kept until it is rolled up") for line in said
     )
+    (facts,) = run("--dry-run", "--json", "--dsn", dsn)
+    due = {each["relation"]: each for each in json.loads(facts)}
+    assert (due["QuarantinedFrame"]["keep_days"], due["QuarantinedFrame"]["due"]) == (90, 1)
+    assert due["PortUsage"]["is_held_back"] is True
+    assert datetime.fromisoformat(due["PortUsage"]["cutoff"]) < datetime.now(UTC)
     assert rows(connection, 'SELECT count(*) FROM "QuarantinedFrame"') == [(1,)]
 
 
 def test_the_command_takes_what_is_due_and_says_so(dsn: str, connection: Connection) -> None:
     insert(connection, "QuarantinedFrame", **REQUIRED["QuarantinedFrame"](connection) | {"createdAt": LONG_AGO})
-    assert run("--dsn", dsn) == ["QuarantinedFrame: 1 gone"]
+    assert run("--dsn", dsn) == ["QuarantinedFrame: 1 dropped"]
     assert rows(connection, 'SELECT count(*) FROM "QuarantinedFrame"') == [(0,)]
-    assert run("--dsn", dsn) == ["nothing to do: all is younger than its setting, or waits for its roll-up"]
+    assert run("--dsn", dsn) == ["nothing to do: no data is past its retention, or it waits for its roll-up"]
     assert enforce_retention(dsn) == {}
+    insert(connection, "QuarantinedFrame", **REQUIRED["QuarantinedFrame"](connection) | {"createdAt": LONG_AGO})
+    assert run("--dsn", dsn, "--json") == ['[{"relation":"QuarantinedFrame","dropped":1}]']
