@@ -3,7 +3,6 @@
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
@@ -65,11 +64,11 @@ class Changing:
 
 def start_halting_run(host: FilterHost, steps: int) -> subprocess.Popen[bytes]:
     """Start a run in another process that halts after so many steps."""
-    program = Path(__file__).parents[1] / "support/halting_run.py"
-    variables = environment()
-    variables["PYTHONPATH"] += f":{REPOSITORY}:{program.parent}"
+    dsn, variables = make_conninfo(host.dsn, options=WRITER), environment()
+    variables["PYTHONPATH"] += f":{REPOSITORY}:{REPOSITORY / 'tests'}"
     process = subprocess.Popen(
-        [sys.executable, program, make_conninfo(host.dsn, options=WRITER), host.lab.uri, str(steps)],
+        # as a module: with its folder in sys.path, support/libvirt.py would hide libvirt
+        [sys.executable, "-m", "support.halting_run", dsn, host.lab.uri, str(steps)],
         env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     assert process.stdout is not None

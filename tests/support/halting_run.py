@@ -1,4 +1,4 @@
-"""python halting_run.py DSN URI STEPS: one reconcile run that halts after so many steps of its plan.
+"""python -m support.halting_run DSN URI STEPS: one reconcile run that halts after so many steps of its plan.
 
 It continues when a line arrives on stdin. Meanwhile a test kills it or libvirtd: exactly between two steps.
 """
