@@ -63,7 +63,7 @@ class Place:
             return False
 
     def leftovers(self) -> list[str]:
-        """What a demo left in the directory of temporary files, and its book of what runs."""
+        """What a demo left in the directory of temporary files, and its record of what runs."""
         return [path.name for path in (*self.temporary.iterdir(), *self.cache.glob("demo.json"))]
 
     def pid(self, name: str) -> int:
@@ -111,7 +111,7 @@ def test_it_stores_what_guests_and_this_machine_report_says_so_and_leaves_nothin
     assert len(busiest) > 1
     assert all(float(above[1]) >= float(below[1]) for above, below in pairwise(busiest))
     accepted, stored, quarantined = re.findall(
-        r"([\d,]+) frames were accepted, ([\d,]+) are stored and (\d+) quarantined", done.stdout
+        r"([\d,]+) frames accepted, ([\d,]+) stored, (\d+) quarantined", done.stdout
     )[0]
     assert (accepted, quarantined) == (stored, "0")
     assert place.running() == []
@@ -157,7 +157,7 @@ def test_a_part_that_dies_ends_it_at_once_with_the_end_of_its_log(place: Place, 
         os.kill(place.pid("guestd"), signal.SIGKILL)
         _, complained = demo.communicate(timeout=DEADLINE_SECONDS)
     assert demo.returncode == 1
-    assert "demo: guestd has ended by itself" in complained
+    assert "demo: guestd stopped unexpectedly" in complained
     assert "log" in complained
     assert databases(cluster) == []
     assert place.running() == []

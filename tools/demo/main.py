@@ -1,10 +1,10 @@
-"""`./dev demo`: all of guestd on this machine for a minute, and then what the database holds.
+"""`./dev demo`: runs all of guestd on this machine for a minute, then prints what the database holds.
 
     agent of this machine ─┐
     simulated guests ──────┴─ unix sockets ─ guestd ─ a TimescaleDB database of the demo's own
 
-It never touches the store of `./dev up`; on a server that GUESTD_DATABASE_DSN names it makes a database of its own and
-drops it. At its end nothing of it is left but its cluster in the cache, stopped.
+It never touches the store of `./dev up`; on a server that GUESTD_DATABASE_DSN names it creates a database of its own
+and drops it at the end. What stays is its own PostgreSQL cluster in the cache, stopped.
 """
 
 from __future__ import annotations
@@ -22,20 +22,9 @@ from uuid import UUID, uuid4
 
 import psutil
 import psycopg
-from tools.demo.parts import DemoError, Parts, begin, end, end_of_store_log, only_one
-from tools.demo.report import (
-    Connection,
-    Look,
-    Progress,
-    Watched,
-    books,
-    complain,
-    is_settled,
-    look,
-    note,
-    report,
-    report_machine,
-)
+from tools.demo.parts import DemoError, Parts, begin, end, hold_lock, read_store_log_tail
+from tools.demo.report import print_error, print_note, report, report_machine, show_progress
+from tools.demo.snapshot import Connection, Snapshot, Target, count_frames, is_drained, take_snapshot
 from tools.harness.cluster import ClusterError
 
 from guestd.simulator import machine_ids
@@ -44,37 +33,37 @@ from gueststore.migrations import migrate
 
 SEED = 1
 INTERVAL_SECONDS = 2
-# What a part gets that takes a fraction of it on an idle machine.
-PATIENCE_SECONDS = 30.0
-LOOK_SECONDS = 1.0
+# The time limit of steps that take a fraction of it on an idle machine.
+WAIT_SECONDS = 30.0
+REFRESH_SECONDS = 1.0
 
 
 def main() -> int:
-    """Run the demo, or end one that was kept; returns the exit status."""
+    """Run the demo, or stop one that was kept; returns the exit status."""
     arguments = _arguments()
     cache = Path(os.environ["GUESTD_CACHE"])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     try:
-        with only_one(cache):
+        with hold_lock(cache):
             if arguments.stop:
-                note("stopped, and nothing of it is left" if end(cache) else "there is nothing to stop")
+                print_note("stopped and deleted" if end(cache) else "no demo is running: nothing to stop")
                 return 0
             return _demo(arguments, cache)
     except (ClusterError, DemoError, StoreError) as exc:
-        complain(str(exc))
+        print_error(str(exc))
         return 1
     except psycopg.Error as exc:
-        complain(f"the store has failed: {str(exc).strip()}; {end_of_store_log(cache)}")
+        print_error(f"the database failed: {str(exc).strip()}; {read_store_log_tail(cache)}")
         return 1
     except KeyboardInterrupt:
-        complain("interrupted; everything is stopped")
+        print_error("interrupted; everything is stopped")
         return 130
 
 
 def _demo(arguments: argparse.Namespace, cache: Path) -> int:
     if end(cache):
-        note("stopped what an earlier demo had left running")
+        print_note("stopped an earlier demo that was still running")
     parts = begin(cache, os.environ.get("GUESTD_DATABASE_DSN"))
     kept = False
     try:
@@ -82,22 +71,24 @@ def _demo(arguments: argparse.Namespace, cache: Path) -> int:
         kept = arguments.keep
     finally:
         if not kept:
-            # A second Ctrl-C would leave behind what the first one was meant to end.
+            # A second Ctrl-C would interrupt the clean-up of the first.
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)
             end(cache)
     if not kept:
-        note("everything is stopped; nothing of it is left but what is in the cache")
+        print_note("everything is stopped; only the cache is left")
     return 0
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="./dev demo", description="All of guestd on this machine, for a minute.")
+    parser = argparse.ArgumentParser(
+        prog="./dev demo", description="Run all of guestd on this machine for a minute, and print what it stored."
+    )
     add = parser.add_argument
-    add("--seconds", type=float, default=60.0, metavar="N", help="how long, from the first rows on (default: 60)")
-    add("--guests", type=int, default=50, metavar="N", help="simulated guests, at least 1 (default: 50)")
-    add("--keep", action="store_true", help="leave everything running and say how to look at it")
-    add("--stop", action="store_true", help="end a demo that was kept")
+    add("--seconds", type=float, default=60.0, metavar="N", help="run this long after the first rows (default: 60)")
+    add("--guests", type=int, default=50, metavar="N", help="number of simulated guests, at least 1 (default: 50)")
+    add("--keep", action="store_true", help="leave everything running, and print how to inspect it")
+    add("--stop", action="store_true", help="stop a demo that was kept")
     arguments = parser.parse_args()
     if arguments.guests < 1 or arguments.seconds <= 0:
         parser.error("--guests must be 1 or more, --seconds more than 0")
@@ -107,7 +98,7 @@ def _arguments() -> argparse.Namespace:
 def _run(parts: Parts, arguments: argparse.Namespace) -> None:
     own_id, guests = uuid4(), machine_ids(arguments.guests, SEED)
     _start_guests(parts, own_id, arguments.guests)
-    note("starting TimescaleDB and migrating a new database")
+    print_note("starting TimescaleDB and migrating a new database")
     dsn = parts.start_store()
     migrate(dsn)
     with psycopg.connect(dsn, autocommit=True) as connection:
@@ -115,19 +106,20 @@ def _run(parts: Parts, arguments: argparse.Namespace) -> None:
         simulated = [(guest, f"guest {n}", f"demo-{n:04}", "running", "simulated") for n, guest in enumerate(guests)]
         register(connection, [own, *simulated])
         channels = {"virtio": {"directory": str(parts.directory / "channels")}}
-        watched = Watched(connection, start_guestd(parts, dsn, channels))
-        note(f"guestd reads this machine's agent and {len(guests)} simulated guests; metrics: {watched.metrics_url}")
-        _wait_for_own_rows(parts, connection, own_id)
-        first = look(watched)
-        # ./dev execs us: this process is as old as the command that was typed.
-        note(f"the first rows were there {time.time() - psutil.Process().create_time():.1f} s after the command\n")
-        last = _watch(parts, watched, first.moment_seconds + arguments.seconds)
+        target = Target(connection, start_guestd(parts, dsn, channels))
+        print_note(f"guestd collects from this machine's agent and {len(guests)} simulated guests")
+        print_note(f"its metrics are at {target.metrics_url}")
+        _wait_for_first_sample(parts, connection, own_id)
+        first = take_snapshot(target)
+        # ./dev execs this process: it is as old as the command that was typed.
+        print_note(f"first rows stored {time.time() - psutil.Process().create_time():.1f} s after the command\n")
+        last = _run_for(parts, target, first, arguments.seconds)
         report(first, last)
         report_machine(connection, own_id, "This machine")
         if arguments.keep:
-            _say_how_to_look(parts, dsn, watched.metrics_url)
+            _print_how_to_inspect(parts, dsn, target.metrics_url)
         else:
-            _close_the_books(parts, watched)
+            _compare_frames(parts, target)
 
 
 def _start_guests(parts: Parts, own_id: UUID, guests: int) -> None:
@@ -137,7 +129,7 @@ def _start_guests(parts: Parts, own_id: UUID, guests: int) -> None:
 
 
 def register(connection: Connection, machines: Iterable[tuple[UUID, str, str, str, str]]) -> None:
-    """Make the Machine rows (id, name, internal name, status, os); guestd reads nobody whom the store does not know."""
+    """Insert the Machine rows (id, name, internal name, status, os): guestd collects only machines of the store."""
     template = 'INSERT INTO "MachineTemplate" ("name", "cores", "ram", "storage") VALUES (%s, 2, 4, 40) RETURNING "id"'
     row = connection.execute(template, ["demo"]).fetchone()
     assert row is not None, "RETURNING gives one row"
@@ -150,11 +142,11 @@ def register(connection: Connection, machines: Iterable[tuple[UUID, str, str, st
 
 
 def start_guestd(parts: Parts, dsn: str, config: dict[str, dict[str, str]]) -> str:
-    """Start the daemon with these settings and wait until it is up; returns the address of its metrics."""
+    """Start the daemon with these settings and wait until it is ready; returns the address of its metrics."""
     file = parts.directory / "guestd.toml"
     tables: dict[str, Mapping[str, object]] = {"spool": {"directory": str(parts.directory / "spool")}, **config}
     tables["telemetry"] = {"listen_port": 0}
-    # strings and numbers of JSON are TOML's
+    # JSON's strings and numbers are valid TOML
     lines = [f"{table}.{key} = {json.dumps(value)}" for table in tables for key, value in tables[table].items()]
     file.write_text("\n".join(lines))
     parts.start("guestd", "run", "--config", file, environment={"GUESTD_DATABASE_DSN": dsn})
@@ -163,52 +155,55 @@ def start_guestd(parts: Parts, dsn: str, config: dict[str, dict[str, str]]) -> s
         lines = parts.log("guestd").read_text().splitlines()
         return next((str(json.loads(line)["metrics"]) for line in lines if '"guestd started"' in line), None)
 
-    return parts.wait(metrics_url, "guestd started", PATIENCE_SECONDS)
+    return parts.wait(metrics_url, "guestd started", WAIT_SECONDS)
 
 
-def _wait_for_own_rows(parts: Parts, connection: Connection, own_id: UUID) -> None:
+def _wait_for_first_sample(parts: Parts, connection: Connection, own_id: UUID) -> None:
     sample = 'SELECT 1 FROM "SystemMetrics" WHERE "machineId" = %s LIMIT 1'
     parts.wait(
         lambda: connection.execute(sample, [own_id]).fetchone(),
         "this machine's first sample is in the database",
-        PATIENCE_SECONDS,
+        WAIT_SECONDS,
     )
 
 
-def _watch(parts: Parts, watched: Watched, until_seconds: float) -> Look:
-    """Show how things stand until a moment of the monotonic clock; returns the last look."""
-    progress = Progress(sys.stdout)
+def _run_for(parts: Parts, target: Target, first: Snapshot, seconds: float) -> Snapshot:
+    """Show progress for this long; returns the last snapshot."""
+    until_seconds = first.moment_seconds + seconds
     due_seconds = time.monotonic()
 
-    def look_when_due() -> Look | None:
-        return look(watched) if time.monotonic() >= due_seconds else None
+    def poll() -> Snapshot | None:
+        return take_snapshot(target) if time.monotonic() >= due_seconds else None
 
-    while True:
-        now = parts.wait(look_when_due, "the next look", PATIENCE_SECONDS)
-        progress.show(now)
-        if now.moment_seconds >= until_seconds:
-            return now
-        due_seconds = min(due_seconds + LOOK_SECONDS, until_seconds)
+    with show_progress(first, seconds) as show:
+        while True:
+            now = parts.wait(poll, "the next snapshot", WAIT_SECONDS)
+            show(now)
+            if now.moment_seconds >= until_seconds:
+                return now
+            due_seconds = min(due_seconds + REFRESH_SECONDS, until_seconds)
 
 
-def _close_the_books(parts: Parts, watched: Watched) -> None:
-    """Stop the guests, let guestd finish, and compare what it took with what is stored."""
+def _compare_frames(parts: Parts, target: Target) -> None:
+    """Stop the guests, let guestd drain, and compare what it accepted with what is stored."""
     parts.stop("agent", "fleet")
-    parts.wait(lambda: is_settled(watched), "guestd has stored what it took", PATIENCE_SECONDS)
-    found = books(watched)
+    parts.wait(lambda: is_drained(target), "guestd has stored all it accepted", WAIT_SECONDS)
+    found = count_frames(target)
     parts.stop("guestd")
     print()
-    note(f"{found.accepted:,} frames were accepted, {found.stored:,} are stored and {found.quarantined} quarantined")
+    print_note(f"{found.accepted:,} frames accepted, {found.stored:,} stored, {found.quarantined} quarantined")
     if found.accepted != found.stored + found.quarantined:
-        raise DemoError("that does not add up: frames are lost or stored twice, which is a bug of guestd")
+        raise DemoError(
+            "frames were lost or stored twice: this is a bug in guestd, please report it with the lines above"
+        )
 
 
-def _say_how_to_look(parts: Parts, dsn: str, metrics_url: str) -> None:
+def _print_how_to_inspect(parts: Parts, dsn: str, metrics_url: str) -> None:
     print()
-    note(
-        "everything stays up. Look with\n"
+    print_note(
+        "everything is running. Inspect it with\n"
         f"    {parts.psql(dsn)}\n    curl {metrics_url}\n    tail -f {parts.log('guestd')}\n"
-        "and end it with\n    ./dev demo --stop"
+        "and stop it with\n    ./dev demo --stop"
     )
 
 

@@ -1,11 +1,11 @@
-"""What a demo runs, and its end: processes of guestd, a database, a server of the demo's own, a directory.
+"""What a demo starts and stops: processes of guestd, a database, a PostgreSQL server of its own, a directory.
 
     CACHE/demo         our own server, kept between demos but stopped
-    CACHE/demo.json    what is running now: whoever finds it can end it
+    CACHE/demo.json    what is running now, so that any later command can stop it
     CACHE/demo.lock    held by a demo for as long as it lives
 
-Everything is written down before or as it is started, so that a demo that was kept, or was killed, is ended by
-`./dev demo --stop` or by the next demo.
+Everything is recorded before or as it is started, so that `./dev demo --stop` or the next demo can stop a demo that was
+kept or killed.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from tools.harness.cluster import Cluster, create_database, prefix
 
 T = TypeVar("T")
 
-# guestd gives its spool ten seconds to drain; whoever has not ended after these is killed.
+# guestd drains its spool for up to ten seconds; a process that still runs after this time is killed.
 STOP_SECONDS = 15.0
 TAIL_LINES = 15
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the message is for the one who typed it."""
+    """The demo failed; the message is for the person who started it."""
 
 
 class Process(msgspec.Struct):
-    """A process that was started; `created` (unix seconds) tells it from a later one of the same number."""
+    """A process that was started; `created` (unix seconds) distinguishes it from a later one with the same pid."""
 
     name: str
     pid: int
@@ -52,7 +52,7 @@ class Process(msgspec.Struct):
 
 
 class State(msgspec.Struct):
-    """All that is there because of a demo. `server` is the DSN of a server that is not ours, None for our own."""
+    """All that a demo created. `server` is the DSN of a server that is not the demo's own, else None."""
 
     directory: str
     database: str
@@ -61,7 +61,7 @@ class State(msgspec.Struct):
 
 
 class Parts:
-    """The running parts of one demo, and the file that says so."""
+    """The running parts of one demo, recorded in a file."""
 
     def __init__(self, cache: Path, state: State) -> None:
         self._cache = cache
@@ -75,9 +75,9 @@ class Parts:
         return Path(self._state.directory)
 
     def start_store(self) -> str:
-        """Start the server where it is ours, make the database; return its DSN."""
+        """Start the demo's own server unless another is named, create the database, and return its DSN."""
         server = self._state.server or self._start_own_server()
-        _drop_database(server, self._state.database)  # what a crash may have left
+        _drop_database(server, self._state.database)  # left by a crash
         create_database(server, self._state.database)
         return make_conninfo(server, dbname=self._state.database)
 
@@ -87,7 +87,7 @@ class Parts:
         return cluster.dsn("postgres")
 
     def start(self, name: str, *arguments: str | Path, environment: Mapping[str, str] | None = None) -> None:
-        """Start `guestd ARGUMENTS` with a log of its own, out of reach of the terminal's Ctrl-C."""
+        """Start `guestd ARGUMENTS` with a log of its own; the terminal's Ctrl-C does not reach it."""
         with self.log(name).open("ab") as log:
             child = psutil.Popen(
                 [sys.executable, "-m", "guestd", *arguments],
@@ -105,26 +105,26 @@ class Parts:
         """The file that a part writes its log to."""
         return self.directory / f"{name}.log"
 
-    def wait(self, look: Callable[[], T | None], what: str, seconds: float) -> T:
-        """Poll until `look` gives something true, and return that.
+    def wait(self, poll: Callable[[], T | None], what: str, seconds: float) -> T:
+        """Call `poll` until it returns something true, and return that.
 
-        DemoError, with the ends of the logs, when it takes too long, or as soon as a part has ended.
+        Raises DemoError with the tails of the logs when that takes too long, or as soon as a part has stopped.
         """
         deadline = time.monotonic() + seconds
-        while not (found := look()):
+        while not (found := poll()):
             for process in self._state.processes:
-                if _living(process) is None:
-                    raise DemoError(f"{process.name} has ended by itself: {_end_of(self.log(process.name))}")
+                if _find_running(process) is None:
+                    raise DemoError(f"{process.name} stopped unexpectedly: {_read_log_tail(self.log(process.name))}")
             if time.monotonic() > deadline:
                 tails = "\n".join(
-                    f"{process.name}: {_end_of(self.log(process.name))}" for process in self._state.processes
+                    f"{process.name}: {_read_log_tail(self.log(process.name))}" for process in self._state.processes
                 )
-                raise DemoError(f"not within {seconds:.0f} s: {what}\n{tails}")
+                raise DemoError(f"timeout after {seconds:.0f} s, waiting until {what}\n{tails}")
             time.sleep(0.05)
         return found
 
     def stop(self, *names: str) -> None:
-        """End these parts and wait until they are gone; DemoError when one did not end well."""
+        """Stop these parts and wait for their end; DemoError when one has another exit status than 0."""
         stopping = [process for process in self._state.processes if process.name in names]
         _stop(stopping)
         self._state.processes = [process for process in self._state.processes if process.name not in names]
@@ -132,10 +132,10 @@ class Parts:
         for process in stopping:
             status = self._children[process.name].wait()
             if status != 0:
-                raise DemoError(f"{process.name} ended with status {status}: {_end_of(self.log(process.name))}")
+                raise DemoError(f"{process.name} exited with status {status}: {_read_log_tail(self.log(process.name))}")
 
     def psql(self, dsn: str) -> str:
-        """The command that opens a prompt on the database; a password of somebody's DSN is not shown."""
+        """The command that opens a prompt on the database; the password of a named DSN is not shown."""
         if self._state.server is None:
             return f"{prefix()}/usr/lib/postgresql/17/bin/psql {shlex.quote(dsn)}"
         return rf"""psql "$GUESTD_DATABASE_DSN" and there \connect {self._state.database}"""
@@ -149,30 +149,30 @@ class Parts:
 
 
 @contextmanager
-def only_one(cache: Path) -> Iterator[None]:
+def hold_lock(cache: Path) -> Iterator[None]:
     """Hold the lock; DemoError when another demo has it."""
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / "demo.lock").open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DemoError("another ./dev demo is running; wait for its end, or end it with Ctrl-C") from None
+            raise DemoError("another ./dev demo is running; wait until it ends, or stop it with Ctrl-C") from None
         yield
 
 
 def begin(cache: Path, server: str | None) -> Parts:
-    """A new demo's parts, none of them started. `server`: the DSN of a server to use instead of our own."""
+    """The parts of a new demo, none of them started. `server`: the DSN of a server to use instead of its own."""
     if server is None:
-        prefix()  # what this downloads once, nobody should be running and waiting for
+        prefix()  # downloads once, before anything runs and waits
     directory = Path(tempfile.mkdtemp(prefix="guestd-demo-"))
     (directory / "channels").mkdir()
-    # On our own server one name will do; on somebody else's it must be nobody's.
+    # On the demo's own server one name is enough; on another server it must be unique.
     database = "guestd_demo" if server is None else f"guestd_demo_{uuid4().hex[:8]}"
     return Parts(cache, State(str(directory), database, server))
 
 
 def end(cache: Path) -> bool:
-    """End everything that a demo has left running, in order, and delete what it wrote; False when there is nothing."""
+    """Stop everything that a demo has left running, in order, and delete its files; False when there is nothing."""
     file = _state_file(cache)
     try:
         state = msgspec.json.decode(file.read_bytes(), type=State)
@@ -192,7 +192,7 @@ def _end_store(cache: Path, state: State) -> None:
     if cluster is not None and cluster.pid() is not None:
         server = cluster.dsn("postgres")
     if server is not None:
-        # whatever kept it from being made or reached keeps it from being dropped
+        # a database that could not be created or reached cannot be dropped either
         with suppress(psycopg.Error):
             _drop_database(server, state.database)
     if cluster is not None:
@@ -204,16 +204,14 @@ def _drop_database(server: str, name: str) -> None:
         connection.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
 
 
-def end_of_store_log(cache: Path) -> str:
-    """The last that our own server said; of somebody else's we see nothing."""
-    return _end_of(cache / "demo" / "log")
+def read_store_log_tail(cache: Path) -> str:
+    """The tail of the log of the demo's own server; the log of another server cannot be read."""
+    return _read_log_tail(cache / "demo" / "log")
 
 
-def _end_of(log: Path) -> str:
+def _read_log_tail(log: Path) -> str:
     lines = log.read_text(errors="replace").splitlines()[-TAIL_LINES:] if log.exists() else []
-    return (
-        "the end of its log:" + "".join(f"\n    {line[:300]}" for line in lines) if lines else "there is no log of it"
-    )
+    return "tail of its log:" + "".join(f"\n    {line[:300]}" for line in lines) if lines else "it has no log"
 
 
 def _own_cluster(cache: Path) -> Cluster:
@@ -224,7 +222,7 @@ def _state_file(cache: Path) -> Path:
     return cache / "demo.json"
 
 
-def _living(process: Process) -> psutil.Process | None:
+def _find_running(process: Process) -> psutil.Process | None:
     try:
         found = psutil.Process(process.pid)
         same = abs(found.create_time() - process.created) < 1 and found.status() != psutil.STATUS_ZOMBIE
@@ -236,9 +234,9 @@ def _living(process: Process) -> psutil.Process | None:
 def _stop(processes: list[Process]) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
         for process in processes:
-            if (found := _living(process)) is not None:
+            if (found := _find_running(process)) is not None:
                 with suppress(psutil.NoSuchProcess):
                     found.send_signal(number)
         deadline = time.monotonic() + STOP_SECONDS
-        while any(_living(process) for process in processes) and time.monotonic() < deadline:
+        while any(_find_running(process) for process in processes) and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -1,150 +1,108 @@
-"""What the demo shows: how things stand while it runs, and what the database holds at its end.
+"""What the demo prints: its progress while it runs, and what the database holds at its end.
 
-All figures come from the database, but for the spool's, which guestd's own /metrics tells.
+A terminal gets colours and a display that is redrawn; a pipe gets plain lines.
 """
 
 from __future__ import annotations
 
 import sys
-import time
-import urllib.request
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import PurePath
-from typing import Any, TextIO
+from typing import Any
 from uuid import UUID
 
-import psycopg
-from prometheus_client.parser import text_string_to_metric_families
 from psycopg.rows import dict_row
+from rich.console import Console, Group
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from tools.demo.snapshot import INVENTORIES, SERIES, Connection, Snapshot
 
-SERIES = ("SystemMetrics", "ProcessSnapshot", "PortUsage", "ApplicationUsageHistory")
-INVENTORIES = ("ApplicationUsage", "WindowsService", "ServiceStateHistory")
-TABLES = (*SERIES, *INVENTORIES)
+from guestd.cli.terminal import BAD, make_console, make_table, print_line, print_table
+
 BUSIEST_PROCESSES = 8
 MOST_PORTS = 6
-# Of a log that nobody watches live.
+# Between two lines of progress where no terminal is redrawn.
 LINE_SECONDS = 5.0
+BAR_COLUMNS = 60
+INDENT = 2
 KIB_PER_GIB = 1024 * 1024
 
-Connection = psycopg.Connection[Any]
+Show = Callable[[Snapshot], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """How things stand at a moment of the monotonic clock."""
-
-    moment_seconds: float
-    rows: Mapping[str, int]
-    spool_frames: int
-    newest_age_seconds: float
+def print_note(text: str) -> None:
+    """Print on stdout what the demo does now."""
+    print_line(make_console(), ("demo:", "bold"), f" {text}")
 
 
-@dataclass(frozen=True, slots=True)
-class Watched:
-    """What is looked at: the database, and guestd's page of metrics."""
-
-    connection: Connection
-    metrics_url: str
+def print_error(text: str) -> None:
+    """Print on stderr why the demo failed."""
+    print_line(make_console(sys.stderr), ("demo:", f"bold {BAD}"), f" {text}")
 
 
-@dataclass(frozen=True, slots=True)
-class Books:
-    """Frames: taken by guestd, and what the database says became of them."""
-
-    accepted: int
-    stored: int
-    quarantined: int
-
-
-def look(watched: Watched) -> Look:
-    """Count everything once."""
-    moment_seconds = time.monotonic()
-    rows = {table: _number(watched, f'SELECT count(*) FROM "{table}"') for table in TABLES}
-    age_ms = """SELECT 1000 * extract(epoch FROM now() - max("timestamp")) FROM "SystemMetrics" """
-    spool_frames = int(_metrics(watched)["guestd_spool_frames"])
-    return Look(moment_seconds, rows, spool_frames, _number(watched, age_ms) / 1000)
+@contextmanager
+def show_progress(first: Snapshot, seconds: float) -> Iterator[Show]:
+    """Show snapshots for this long: a display that a terminal redraws, or a line every few seconds."""
+    console = make_console()
+    if console.is_terminal and not console.is_dumb_terminal:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            yield lambda now: live.update(_make_display(first, now, seconds), refresh=True)
+    else:
+        yield _make_line_printer(console, first)
 
 
-def is_settled(watched: Watched) -> bool:
-    """Whether guestd has read all guests to the end and stored all it took."""
-    metrics = _metrics(watched)
-    return metrics["guestd_channels_connected"] == 0 and metrics["guestd_spool_frames"] == 0
+def _make_line_printer(console: Console, first: Snapshot) -> Show:
+    due_seconds = first.moment_seconds
+
+    def show(now: Snapshot) -> None:
+        nonlocal due_seconds
+        if now.moment_seconds >= due_seconds:
+            due_seconds = now.moment_seconds + LINE_SECONDS
+            print_line(console, _make_headline(first, now))
+
+    return show
 
 
-def books(watched: Watched) -> Books:
-    """The frames of a guestd that is settled. A stored frame is one row of SystemMetrics, whatever else it is."""
-    return Books(
-        accepted=int(_metrics(watched)["guestd_frames_accepted_total"]),
-        stored=_number(watched, 'SELECT count(*) FROM "SystemMetrics"'),
-        quarantined=_number(watched, 'SELECT count(*) FROM "QuarantinedFrame" WHERE NOT "stored"'),
+def _make_display(first: Snapshot, now: Snapshot, seconds: float) -> Group:
+    elapsed = now.moment_seconds - first.moment_seconds
+    bar = ProgressBar(total=seconds, completed=min(elapsed, seconds), width=BAR_COLUMNS)
+    table = _make_table(first, now)
+    return Group(_make_headline(first, now), Padding(bar, (0, 0, 1, INDENT)), Padding(table, (0, 0, 0, INDENT)))
+
+
+def _make_headline(first: Snapshot, now: Snapshot) -> str:
+    rows = sum(now.rows.values())
+    seconds = now.moment_seconds - first.moment_seconds
+    return (
+        f"{seconds:4.0f} s: {rows:,} rows, {_rate(rows - sum(first.rows.values()), seconds)} rows/s, "
+        f"{now.spool_frames} frames in the spool, newest sample {now.newest_age_seconds:.1f} s old"
     )
 
 
-def _metrics(watched: Watched) -> dict[str, float]:
-    """What guestd tells without labels, by name."""
-    with urllib.request.urlopen(watched.metrics_url, timeout=5) as page:
-        families = text_string_to_metric_families(page.read().decode())
-    return {sample.name: sample.value for family in families for sample in family.samples if not sample.labels}
+def report(first: Snapshot, now: Snapshot) -> None:
+    """Print what every table holds and how fast it grew between two snapshots."""
+    console, seconds = make_console(), now.moment_seconds - first.moment_seconds
+    print_line(console)
+    print_line(console, f"Tables after {seconds:.0f} s; the newest sample is {now.newest_age_seconds:.1f} s old:")
+    print_line(console)
+    print_table(console, _make_table(first, now), indent=INDENT)
 
 
-def _number(watched: Watched, select: str) -> int:
-    row = watched.connection.execute(select.encode()).fetchone()
-    return int(row[0] or 0) if row else 0
-
-
-class Progress:
-    """A block that is drawn anew on a terminal, and a line every few seconds anywhere else."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-        self._first: Look | None = None
-        self._last_line_seconds = 0.0
-        self._drawn_lines = 0
-
-    def show(self, now: Look) -> None:
-        """Show how things stand; rates are those since the first look."""
-        first = self._first = self._first or now
-        if self._out.isatty():
-            lines = self._block(now, first)
-            up = f"\x1b[{self._drawn_lines}A\x1b[J" if self._drawn_lines else ""
-            self._drawn_lines = len(lines)
-            print(up + "\n".join(lines), file=self._out, flush=True)
-        elif now.moment_seconds >= self._last_line_seconds + LINE_SECONDS:
-            self._last_line_seconds = now.moment_seconds
-            print(self._headline(now, first), file=self._out, flush=True)
-
-    def _headline(self, now: Look, first: Look) -> str:
-        rows = sum(now.rows.values())
-        seconds = now.moment_seconds - first.moment_seconds
-        return (
-            f"{seconds:4.0f} s: {rows:,} rows, {_rate(rows - sum(first.rows.values()), seconds)} rows/s, "
-            f"frames in the spool: {now.spool_frames}, newest sample {now.newest_age_seconds:.1f} s old"
-        )
-
-    def _block(self, now: Look, first: Look) -> list[str]:
-        seconds = now.moment_seconds - first.moment_seconds
-        return [self._headline(now, first), *_table(now.rows, first.rows, seconds)]
-
-
-def report(first: Look, now: Look) -> None:
-    """Print what every table holds and how fast it grew between two looks."""
+def _make_table(first: Snapshot, now: Snapshot) -> Table:
     seconds = now.moment_seconds - first.moment_seconds
-    print(f"\nIn the database after {seconds:.0f} s; its newest sample is {now.newest_age_seconds:.1f} s old:\n")
-    print("\n".join(_table(now.rows, first.rows, seconds)))
+    table = make_table("table", "rows", "rows/s", numbers=("rows", "rows/s"))
+    for name in (*SERIES, *INVENTORIES):
+        # A row of an inventory is a thing and not a sample: it has no rate.
+        rate = _rate(now.rows[name] - first.rows[name], seconds) if name in SERIES else "-"
+        table.add_row(name, f"{now.rows[name]:,}", rate)
+    return table
 
 
-def _table(rows: Mapping[str, int], before: Mapping[str, int], seconds: float) -> list[str]:
-    # an inventory's rows are things and not samples: no rate
-    rates = {table: _rate(rows[table] - before[table], seconds) for table in SERIES} | dict.fromkeys(INVENTORIES, "-")
-    return [
-        f"  {'table':<24}{'rows':>10}{'rows/s':>10}",
-        *(f"  {table:<24}{rows[table]:>10,}{rate:>10}" for table, rate in rates.items()),
-    ]
-
-
-def report_machine(connection: Connection, machine_id: UUID, called: str) -> None:
-    """Print a machine's newest sample, with the processes and ports that came in the same message."""
+def report_machine(connection: Connection, machine_id: UUID, name: str) -> None:
+    """Print a machine's newest sample, with the processes and ports of the same message."""
     with connection.cursor(row_factory=dict_row) as cursor:
         newest = 'SELECT * FROM "SystemMetrics" WHERE "machineId" = %s ORDER BY "timestamp" DESC LIMIT 1'
         sample = cursor.execute(newest, [machine_id]).fetchone()
@@ -153,19 +111,22 @@ def report_machine(connection: Connection, machine_id: UUID, called: str) -> Non
         by_message = 'WHERE "machineId" = %s AND "timestamp" = %s'
         processes = cursor.execute(f'SELECT * FROM "ProcessSnapshot" {by_message}', key).fetchall()
         ports = cursor.execute(f'SELECT * FROM "PortUsage" {by_message} AND "isListening"', key).fetchall()
-    print(f"\n{called}, as its own agent reported it at {sample['timestamp']:%H:%M:%S} UTC:\n")
-    for name, text in _system(sample):
-        print(f"  {name:<10}{text}")
-    print(f"  {'listening':<10}{_listening(ports)}\n")
-    print("\n".join(_busiest(processes)))
+    console = make_console()
+    print_line(console)
+    print_line(console, (name, "bold"), f", reported by its agent at {sample['timestamp']:%H:%M:%S} UTC:")
+    print_line(console)
+    for label, text in [*_describe_system(sample), ("listening", _describe_ports(ports))]:
+        print_line(console, f"  {label:<10}{text}")
+    print_line(console)
+    print_table(console, _make_process_table(processes), indent=INDENT)
 
 
-def _system(sample: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _describe_system(sample: Mapping[str, Any]) -> list[tuple[str, str]]:
     cores = sample["cpuCoresUsage"]
     load = sample["loadAverage"]
     return [
-        ("CPU", f"{sample['cpuUsagePercent']:.1f} % of {len(cores)} cores, load {_load(load)}"),
-        ("memory", f"{_gib(sample['usedMemoryKB'])} of {_gib(sample['totalMemoryKB'])} GiB in use"),
+        ("CPU", f"{sample['cpuUsagePercent']:.1f} % of {len(cores)} cores, load {_format_load(load)}"),
+        ("memory", f"{_format_gib(sample['usedMemoryKB'])} of {_format_gib(sample['totalMemoryKB'])} GiB in use"),
         *(
             ("disk", f"{disk['usedGB']:.1f} of {disk['totalGB']:.1f} GiB in use on {disk['mountPoint']}")
             for disk in sample["diskUsageStats"]
@@ -173,45 +134,36 @@ def _system(sample: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _busiest(processes: Sequence[Mapping[str, Any]]) -> list[str]:
-    lines = [f"  {'pid':>8}  {'CPU %':>6}  {'memory':>9}  process ({len(processes)} in all)"]
+def _make_process_table(processes: Sequence[Mapping[str, Any]]) -> Table:
+    title = f"process ({len(processes)} in all)"
+    table = make_table("pid", "CPU %", "memory", title, numbers=("pid", "CPU %", "memory"))
     order = sorted(processes, key=lambda process: (-process["cpuUsagePercent"], -process["memoryUsageKB"]))
     for process in order[:BUSIEST_PROCESSES]:
         cpu, memory = f"{process['cpuUsagePercent']:.1f}", f"{process['memoryUsageKB'] / 1024:,.1f} M"
         program, *arguments = (process["commandLine"] or process["name"]).split(" ")
-        command = _shown(" ".join([PurePath(program).name, *arguments]))
-        lines.append(f"  {process['processId']:>8}  {cpu:>6}  {memory:>9}  {command}")
-    return lines
+        command = _make_printable(" ".join([PurePath(program).name, *arguments]))
+        table.add_row(str(process["processId"]), cpu, memory, command)
+    return table
 
 
-def _listening(ports: Sequence[Mapping[str, Any]]) -> str:
+def _describe_ports(ports: Sequence[Mapping[str, Any]]) -> str:
     names = sorted({(port["port"], port["protocol"].lower(), port["processName"] or "unknown") for port in ports})
-    texts = [f"{number}/{protocol} {_shown(name)}" for number, protocol, name in names]
+    texts = [f"{number}/{protocol} {_make_printable(name)}" for number, protocol, name in names]
     more = [f"and {len(texts) - MOST_PORTS} more"] if len(texts) > MOST_PORTS else []
     return ", ".join(texts[:MOST_PORTS] + more) or "nothing"
 
 
-def _shown(name: str) -> str:
+def _make_printable(name: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in name)[:70]
 
 
-def _load(load: Mapping[str, float] | None) -> str:
+def _format_load(load: Mapping[str, float] | None) -> str:
     return "unknown" if load is None else f"{load['load1min']:.2f} {load['load5min']:.2f} {load['load15min']:.2f}"
 
 
-def _gib(kib: int) -> str:
+def _format_gib(kib: int) -> str:
     return f"{kib / KIB_PER_GIB:.1f}"
 
 
 def _rate(rows: int, seconds: float) -> str:
     return f"{rows / seconds:,.0f}" if seconds > 0 else "-"
-
-
-def note(text: str) -> None:
-    """Say on stdout what the demo does now."""
-    print(f"demo: {text}", flush=True)
-
-
-def complain(text: str) -> None:
-    """Say on stderr why it failed."""
-    print(f"demo: {text}", file=sys.stderr, flush=True)

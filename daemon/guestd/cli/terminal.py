@@ -50,8 +50,11 @@ def make_table(*columns: str, numbers: tuple[str, ...] = ()) -> Table:
     return table
 
 
-def print_table(console: Console, table: Table) -> None:
-    """Print a table. No id or number is cut: the rows of a table that is too wide go on in the terminal's next line."""
+def print_table(console: Console, table: Table, *, indent: int = 0) -> None:
+    """Print a table, each line after `indent` spaces.
+
+    No id or number is cut: the rows of a table that is too wide go on in the terminal's next line.
+    """
     whole = console.measure(table, options=console.options.update(max_width=PIPED_COLUMNS)).maximum
     if whole > console.width:
         last = table.columns[-1]
@@ -62,7 +65,7 @@ def print_table(console: Console, table: Table) -> None:
         console.print(table, crop=False)
     for line in captured.get().splitlines():
         # rich pads every row to the width of the table.
-        console.file.write(f"{line if console.is_terminal else line.rstrip()}\n")
+        console.file.write(f"{' ' * indent}{line if console.is_terminal else line.rstrip()}\n")
     console.file.flush()
 
 
