@@ -61,11 +61,11 @@ def test_the_unit_reads_a_real_guests_channel_that_libvirt_names(host: Host, lib
     assert host.run("stat", "--format=%U:%G", f"/proc/{pid}").strip() == "guestd:guestd"
     said = doctor_of_libvirt(host)
     assert "answers: 1 domains" in said
-    assert "1 sockets are there and may be opened" in said
+    assert "1 sockets exist and may be opened" in said
 
 
 def doctor_of_libvirt(host: Host) -> str:
-    """What the doctor, as guestd's user with the groups that `guestd setup` gave it, says of libvirt and channels."""
+    """The doctor's findings on libvirt and channels, run as guestd's user with the groups from `guestd setup`."""
     as_guestd = ("setpriv", "--reuid=guestd", "--regid=guestd", "--init-groups")
     said = host.run(*as_guestd, "/opt/bin/guestd", "doctor", "--config", "/etc/guestd/guestd.toml")
     return "\n".join(line for line in said.splitlines() if " libvirt " in line or " channels " in line)

@@ -42,6 +42,8 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the findings; returns the exit status."""
     from guestd import doctor
+    from guestd.cli.findings import print_findings
 
-    findings = doctor.check(read_settings(arguments))
-    return EXIT_CONFIG if doctor.print_findings(findings, as_json=arguments.json) else 0
+    findings = list(doctor.check_configuration(read_settings(arguments)))
+    print_findings(findings, is_json=arguments.json)
+    return EXIT_CONFIG if any(finding.level == "fault" for finding in findings) else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from guestd.cli.arguments import add_config_option, add_json_option, add_verb, read_settings
+from guestd.cli.arguments import EXIT_FAILURE, add_config_option, add_json_option, add_verb, read_settings
 from guestd.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,9 +40,11 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the findings; returns the exit status."""
     from guestd import doctor
+    from guestd.cli.findings import print_findings
 
     try:
-        findings = doctor.examine(read_settings(arguments))
+        findings = doctor.run_checks(read_settings(arguments))
     except ConfigError as exc:
-        findings = [doctor.refused(str(exc))]
-    return doctor.print_findings(findings, as_json=arguments.json)
+        findings = [doctor.explain_config_error(str(exc))]
+    print_findings(findings, is_json=arguments.json)
+    return EXIT_FAILURE if any(finding.level == "fault" for finding in findings) else 0

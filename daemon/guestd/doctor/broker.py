@@ -1,4 +1,4 @@
-"""The broker as guestd would find it, by a client of its own: it leaves no session and takes guestd no message."""
+"""Checks of the MQTT broker, by a client of its own: it leaves no session and receives no message in guestd's place."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from guestd.mqtt.connection import BrokerConnection, connect
 from guestd.mqtt.options import read_options
 
 DROPS = "$SYS/broker/publish/messages/dropped"
-# The broker keeps its last figure, and the status of guests, and sends both to whoever asks.
+# The broker retains its counters and the status of guests, and sends both to every new subscriber.
 LISTEN_SECONDS = 3.0
 
 _FIXES = {
-    "mqtt.tls_ca_file": "name who signed the broker's certificate: mqtt.tls_ca_file; or correct mqtt.host",
-    "mqtt.password_file": "correct mqtt.username and mqtt.password_file, or mosquitto_passwd at the broker",
+    "mqtt.tls_ca_file": "set mqtt.tls_ca_file to the CA of the broker's certificate, or correct mqtt.host",
+    "mqtt.password_file": "correct mqtt.username and mqtt.password_file, or run mosquitto_passwd at the broker",
     "mqtt.version": 'set mqtt.version to "3.1.1"',
 }
 
 
-async def examined(chosen: MqttSettings) -> AsyncIterator[Finding]:
-    """Whether it lets us in, lets us hear, and has dropped anything."""
-    if not chosen.host:
+async def check_broker(settings: MqttSettings) -> AsyncIterator[Finding]:
+    """Check that the broker accepts the connection and the subscriptions, and whether it has dropped messages."""
+    if not settings.host:
         return
     try:
-        ours = read_options(chosen)
+        ours = read_options(settings)
     except ConfigError:
-        return  # the configuration's own finding
-    # Under another name, for a second client of one id throws the first one out; without a session or a last word.
+        return  # reported by check_configuration
+    # With a client ID of its own, because a second client with guestd's would disconnect it; no session, no will.
     ours = replace(ours, client_id=f"{ours.client_id}-doctor", session_seconds=0, will_topic="")
     try:
         async with connect(ours) as connection:
-            yield ok("broker", f"{chosen.host} port {chosen.port} lets us in")
-            async for finding in _heard(connection, chosen.prefix):
+            yield ok("broker", f"{settings.host} port {settings.port} accepts the connection")
+            async for finding in _check_topics(connection, settings.prefix):
                 yield finding
     except SourceLost as exc:
         fix = next((fix for words, fix in _FIXES.items() if words in str(exc)), "")
@@ -46,44 +46,46 @@ async def examined(chosen: MqttSettings) -> AsyncIterator[Finding]:
         )
 
 
-async def _heard(connection: BrokerConnection, prefix: str) -> AsyncIterator[Finding]:
-    wanted = [f"{prefix}/+/metrics", f"{prefix}/+/status", DROPS]
+async def _check_topics(connection: BrokerConnection, prefix: str) -> AsyncIterator[Finding]:
+    topics = [f"{prefix}/+/metrics", f"{prefix}/+/status", DROPS]
     answered: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
-    connection.subscribe([(topic, 0) for topic in wanted], answered.set_result)
-    dropped, guests = await _listened(connection)
+    connection.subscribe([(topic, 0) for topic in topics], answered.set_result)
+    dropped, guests = await _listen(connection)
     if not answered.done():
-        yield fault("broker", "it does not answer a subscription", "look at the broker's log")
+        yield fault("broker", "no answer to a subscription", "read the broker's log: journalctl -u mosquitto")
         return
-    refusals = dict(zip(wanted, answered.result(), strict=True))
-    yield _of_guests(wanted[0], refusals[wanted[0]], guests)
-    yield _of_drops(dropped)
+    refusals = dict(zip(topics, answered.result(), strict=True))
+    yield _check_guests(topics[0], refusals[topics[0]], guests)
+    yield _check_drops(dropped)
 
 
-def _of_guests(metrics: str, refusal: str, guests: int) -> Finding:
+def _check_guests(metrics: str, refusal: str, guests: int) -> Finding:
     fix = f"in the broker's ACL, for that user: topic read {metrics}, and the same with status"
     if refusal:
-        return fault("acl", f"the broker refuses us {metrics}: {refusal}", fix)
+        return fault("acl", f"the broker rejects a subscription to {metrics}: {refusal}", fix)
     if not guests:
-        # mosquitto grants what its ACL forbids, and then delivers nothing.
+        # mosquitto accepts subscriptions that its ACL forbids, and then delivers nothing.
         text = (
-            f"no guest was heard below {metrics} in {LISTEN_SECONDS:g} s: there is none, or the ACL keeps them from us"
+            f"no message on {metrics} in {LISTEN_SECONDS:g} s: no guest publishes, or the broker's ACL forbids reading"
         )
         return warning("acl", text, fix)
-    return ok("acl", f"guests are heard: {guests} in {LISTEN_SECONDS:g} s")
+    return ok("acl", f"messages of {guests} guests received in {LISTEN_SECONDS:g} s")
 
 
-def _of_drops(dropped: float | None) -> Finding:
+def _check_drops(dropped: float | None) -> Finding:
     if dropped is None:
         fix = f"in the broker's ACL: topic read {DROPS}; and sys_interval above 0"
-        return warning("drops", "the broker does not say how many messages it drops", fix)
+        return warning("drops", "the broker does not publish how many messages it drops", fix)
     if dropped:
-        fix = "max_queued_messages 0 and a larger max_queued_bytes in mosquitto.conf; find the client that is away"
+        fix = (
+            "set max_queued_messages 0 and a larger max_queued_bytes in mosquitto.conf; find the client that is offline"
+        )
         return warning("drops", f"the broker has dropped {dropped:.0f} messages since it started", fix)
-    return ok("drops", "the broker has dropped nothing")
+    return ok("drops", "the broker has dropped no message")
 
 
-async def _listened(connection: BrokerConnection) -> tuple[float | None, int]:
-    """The broker's count of drops, None where it does not come; and how many guests said something."""
+async def _listen(connection: BrokerConnection) -> tuple[float | None, int]:
+    """Listen for the broker's count of dropped messages (None if it does not arrive) and count the guests heard."""
     dropped, guests = None, set()
     with suppress(TimeoutError, ValueError):
         async with asyncio.timeout(LISTEN_SECONDS):

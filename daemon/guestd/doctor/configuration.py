@@ -1,4 +1,4 @@
-"""What of a configuration no world could make good: `guestd check`, and the doctor's first lines."""
+"""Validation of the configuration without connecting to anything: `guestd check`, and the doctor's first lines."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from guestd.service import http_auth
 from guestd.store.connection import check_dsn
 
 FIXES = {
-    "unknown field": "take the key out, or correct its name: deploy/guestd.toml lists them all",
-    "/run/credentials/": "it is there while the unit runs: start it; its file belongs to /etc/guestd/credentials",
-    "No such file": "make the file, or correct its name",
+    "unknown field": "remove the key, or correct its name: deploy/guestd.toml lists all keys",
+    "/run/credentials/": "it exists while the unit runs: start the unit; its source is in /etc/guestd/credentials",
+    "No such file": "create the file, or correct its name",
     "world-readable": "chmod o-rwx the file",
-    "Permission denied": "let guestd's user read the file, or give it as a credential of the unit",
+    "Permission denied": "let guestd's user read the file, or make it a credential of the unit",
     "its first line is empty": "put the secret in the file's first line",
     "libvirt-python": "install guestd[libvirt], or leave libvirt.uri empty",
-    "virtio.discovery": 'set libvirt.uri, say to "qemu:///system", or virtio.discovery to "directory"',
+    "virtio.discovery": 'set libvirt.uri, for example to "qemu:///system", or virtio.discovery to "directory"',
 }
 
 
-def examined(settings: Settings) -> Iterator[Finding]:
-    """A fault for each setting that cannot be worked with."""
-    refusals = [str(exc) for exc in map(_refusal, _parts(settings)) if exc is not None]
-    yield from (refused(each) for each in refusals)
-    if not refusals:
-        yield ok("configuration", "every setting can be worked with")
+def check_configuration(settings: Settings) -> Iterator[Finding]:
+    """Report a fault for each invalid setting."""
+    errors = [str(error) for error in map(_find_error, _list_checks(settings)) if error is not None]
+    yield from (explain_config_error(each) for each in errors)
+    if not errors:
+        yield ok("configuration", "every setting is valid")
 
 
-def refused(exc: str) -> Finding:
-    """The finding for a ConfigError's text."""
+def explain_config_error(error: str) -> Finding:
+    """Find the fix for the text of a ConfigError."""
     fix = next(
-        (fix for words, fix in FIXES.items() if words in exc), "correct it; deploy/guestd.toml explains each key"
+        (fix for words, fix in FIXES.items() if words in error), "correct it; deploy/guestd.toml explains each key"
     )
-    return fault("configuration", exc, fix)
+    return fault("configuration", error, fix)
 
 
-def _parts(settings: Settings) -> Iterator[Callable[[], object]]:
+def _list_checks(settings: Settings) -> Iterator[Callable[[], object]]:
     yield lambda: check_dsn(settings.store.dsn)
     if settings.virtio.master_secret_file:
         yield lambda: read_secret(Path(settings.virtio.master_secret_file), "virtio.master_secret_file")
@@ -51,16 +51,16 @@ def _parts(settings: Settings) -> Iterator[Callable[[], object]]:
     yield lambda: http_auth.read_web_config(settings.telemetry.web_config_file)
     yield lambda: connection.require_bindings(settings.libvirt.uri)
     if settings.virtio.discovery == "libvirt" and not settings.libvirt.uri:
-        yield _no_libvirt
+        yield _reject_missing_uri
 
 
-def _no_libvirt() -> None:
-    raise ConfigError('virtio.discovery is "libvirt", and libvirt.uri is empty')
+def _reject_missing_uri() -> None:
+    raise ConfigError('virtio.discovery is "libvirt", but libvirt.uri is empty')
 
 
-def _refusal(part: Callable[[], object]) -> ConfigError | None:
+def _find_error(check: Callable[[], object]) -> ConfigError | None:
     try:
-        part()
+        check()
     except ConfigError as exc:
         return exc
     return None

@@ -10,7 +10,7 @@ from guestd.doctor.finding import Finding, fault, ok, warning
 from guestd.filters.service import preview_run
 
 
-async def examined(settings: Settings) -> AsyncIterator[Finding]:
+async def check_filters(settings: Settings) -> AsyncIterator[Finding]:
     """Drift and refused filters; nothing where libvirt or the store is missing: they have findings of their own."""
     if not settings.libvirt.uri:
         return

@@ -1,4 +1,4 @@
-"""What a check says: a subject, whether it is well, and what to do about it where it is not."""
+"""The result of a check: a subject, a level, a text, and a fix if one is needed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Literal
 
 from msgspec import Struct
 
-Level = Literal["well", "warning", "fault"]
+Level = Literal["ok", "warning", "fault"]
 
 
 class Finding(Struct, frozen=True, kw_only=True):
-    """One line of the doctor's. `fix` is empty where there is nothing to do."""
+    """One line of `guestd doctor`. `fix` is empty if nothing needs to be done."""
 
     subject: str
     level: Level
@@ -19,15 +19,15 @@ class Finding(Struct, frozen=True, kw_only=True):
 
 
 def ok(subject: str, text: str) -> Finding:
-    """As it should be."""
-    return Finding(subject=subject, level="well", text=text)
+    """Report that nothing is wrong."""
+    return Finding(subject=subject, level="ok", text=text)
 
 
 def warning(subject: str, text: str, fix: str) -> Finding:
-    """guestd works, and something is lost or will be."""
+    """Report that guestd works, but data is lost or will be."""
     return Finding(subject=subject, level="warning", text=text, fix=fix)
 
 
 def fault(subject: str, text: str, fix: str) -> Finding:
-    """guestd cannot do its work, or not all of it."""
+    """Report that guestd cannot do its work, or not all of it."""
     return Finding(subject=subject, level="fault", text=text, fix=fix)

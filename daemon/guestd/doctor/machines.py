@@ -1,4 +1,4 @@
-"""Domains and channels against the store's machines: which guest has no way to us, whose way leads to no machine."""
+"""Checks of libvirt, channels and agents: guests without a channel, channels without a machine."""
 
 from __future__ import annotations
 
@@ -24,73 +24,75 @@ SHOWN = 5
 _DIALECT = re.compile(r'^guest_agent_info\{[^}]*dialect="([^"]*)"', re.MULTILINE)
 
 
-async def examined(settings: Settings) -> AsyncIterator[Finding]:
-    """libvirt, each channel, and what there is at its ends. Without a store nobody can tell whose they are."""
+async def check_machines(settings: Settings) -> AsyncIterator[Finding]:
+    """Check libvirt and each channel. Without the store a channel's machine is unknown, and only libvirt is checked."""
     domains: Sequence[Domain] | None = None
     if settings.libvirt.uri:
         try:
-            domains = await _domains(settings.libvirt.uri)
+            domains = await _read_domains(settings.libvirt.uri)
         except (SourceLost, ConfigError) as exc:
-            yield libvirt_lost(settings.libvirt.uri, str(exc))
+            yield explain_libvirt_error(settings.libvirt.uri, str(exc))
         else:
             yield ok("libvirt", f"{settings.libvirt.uri} answers: {len(domains)} domains")
     try:
-        members = await _members(settings.store.dsn)
+        machines = await _read_machines(settings.store.dsn)
     except StoreUnavailable:
         return
     if domains is not None:
-        for finding in of_domains(domains, members, settings.libvirt.channel_names):
+        for finding in check_domains(domains, machines, settings.libvirt.channel_names):
             yield finding
     elif settings.virtio.discovery == "directory":
-        async for finding in _of_directory(Path(settings.virtio.directory), members):
+        async for finding in _check_directory(Path(settings.virtio.directory), machines):
             yield finding
 
 
-def libvirt_lost(uri: str, exc: str) -> Finding:
-    """The fault of a libvirt that does not let us in, with the fix for what it says."""
-    if "ermission denied" in exc or "authentication" in exc or "polkit" in exc:
+def explain_libvirt_error(uri: str, error: str) -> Finding:
+    """Find the fix for a libvirt that cannot be reached."""
+    if "ermission denied" in error or "authentication" in error or "polkit" in error:
         return fault(
-            "libvirt", exc, "add guestd's user to the group libvirt: usermod -aG libvirt guestd; restart guestd"
+            "libvirt", error, "add guestd's user to the group libvirt: usermod -aG libvirt guestd; restart guestd"
         )
-    if "user record" in exc or "group record" in exc:
-        fix = "libvirtd must know guestd's user and group: useradd them by the same numbers where libvirtd runs"
-        return fault("libvirt", exc, fix)
-    if "not installed" in exc:
-        return fault("libvirt", exc, "install guestd[libvirt], or leave libvirt.uri empty")
-    return fault("libvirt", exc, f"systemctl start libvirtd (or virtqemud.socket), or correct libvirt.uri (now {uri})")
+    if "user record" in error or "group record" in error:
+        fix = "create guestd's user and group where libvirtd runs, with the same IDs: groupadd, useradd"
+        return fault("libvirt", error, fix)
+    if "not installed" in error:
+        return fault("libvirt", error, "install guestd[libvirt], or leave libvirt.uri empty")
+    return fault(
+        "libvirt", error, f"systemctl start libvirtd (or virtqemud.socket), or correct libvirt.uri (now {uri})"
+    )
 
 
-async def _domains(uri: str) -> Sequence[Domain]:
+async def _read_domains(uri: str) -> Sequence[Domain]:
     hypervisor = Hypervisor(uri, VmMetrics())
     async with hypervisor.connect():
         return await hypervisor.observe()
 
 
-async def _members(dsn: str) -> Sequence[RegisteredMachine]:
+async def _read_machines(dsn: str) -> Sequence[RegisteredMachine]:
     async with connection_to(dsn) as connection, sorted_errors():
         return await read_machines(connection)
 
 
-def of_domains(
-    domains: Sequence[Domain], members: Sequence[RegisteredMachine], channel_names: Sequence[str]
+def check_domains(
+    domains: Sequence[Domain], machines: Sequence[RegisteredMachine], channel_names: Sequence[str]
 ) -> Iterator[Finding]:
-    """What is amiss with running domains; channel by channel."""
-    known = {member.internal_name for member in members}
+    """Check running domains and their channels."""
+    known = {machine.internal_name for machine in machines}
     running = [domain for domain in domains if domain.is_active]
     unknown = [domain.name for domain in running if domain.name not in known]
     if unknown:
-        fix = "give their Machine rows that internalName, or leave them: guestd does not read them"
-        yield warning("machines", f"domains that the store does not know: {_some(unknown)}", fix)
+        fix = "set internalName of their Machine rows, or ignore them: guestd does not read them"
+        yield warning("machines", f"domains without a Machine in the store: {_format_names(unknown)}", fix)
     paths = dict(list_socket_paths(running, channel_names))
     without = [domain.name for domain in running if domain.name not in paths]
     if without:
         fix = f"virsh attach-device DOMAIN channel.xml --persistent, with a unix channel named {channel_names[0]}"
-        yield warning("channels", f"domains without an agent's channel: {_some(without)}", fix)
-    yield from _deaf(running, channel_names)
-    yield from _sockets(paths)
+        yield warning("channels", f"domains without the agent's channel: {_format_names(without)}", fix)
+    yield from _check_agent_ports(running, channel_names)
+    yield from _check_sockets(paths)
 
 
-def _deaf(running: Sequence[Domain], channel_names: Sequence[str]) -> Iterator[Finding]:
+def _check_agent_ports(running: Sequence[Domain], channel_names: Sequence[str]) -> Iterator[Finding]:
     unopened = [
         domain.name
         for domain in running
@@ -98,34 +100,36 @@ def _deaf(running: Sequence[Domain], channel_names: Sequence[str]) -> Iterator[F
     ]
     if unopened:
         fix = "start the agent in the guest (systemctl start guestd-agent), or install it"
-        yield warning("agents", f"nobody in the guest has opened the channel: {_some(unopened)}", fix)
+        yield warning("agents", f"no agent has opened the channel of: {_format_names(unopened)}", fix)
 
 
-async def _of_directory(directory: Path, members: Sequence[RegisteredMachine]) -> AsyncIterator[Finding]:
+async def _check_directory(directory: Path, machines: Sequence[RegisteredMachine]) -> AsyncIterator[Finding]:
     machine_registry = MachineRegistry()
-    machine_registry.replace(members)
+    machine_registry.replace(machines)
     found = await DirectoryDiscovery(directory, machine_registry).discover()
     if found is None:
         return
     if found.unknown:
         fix = "add the Machine of that id to the store, or remove the socket"
-        yield warning("machines", f"sockets of machines that the store does not know: {_some(found.unknown)}", fix)
-    for finding in _sockets({str(key): channel.path for key, channel in found.channels.items()}):
+        yield warning(
+            "machines", f"sockets of machines that the store does not know: {_format_names(found.unknown)}", fix
+        )
+    for finding in _check_sockets({str(key): channel.path for key, channel in found.channels.items()}):
         yield finding
 
 
-def _sockets(paths: Mapping[str, Path]) -> Iterator[Finding]:
-    """Whether guestd may connect to each; it is not tried, for a second client of a channel hears nothing."""
+def _check_sockets(paths: Mapping[str, Path]) -> Iterator[Finding]:
+    """Check that guestd may connect to each socket; does not connect, because a channel serves one client only."""
     refused = [name for name, path in paths.items() if path.exists() and not os.access(path, os.R_OK | os.W_OK)]
     gone = [name for name, path in paths.items() if not _is_socket(path)]
     if refused:
-        fix = "let guestd's user write them: the group of QEMU's sockets (kvm or libvirt-qemu) in SupplementaryGroups="
-        yield fault("channels", f"sockets that this user may not open: {_some(refused)}", fix)
+        fix = "add the group of QEMU's sockets (kvm or libvirt-qemu) to SupplementaryGroups= in the unit"
+        yield fault("channels", f"sockets that this user may not open: {_format_names(refused)}", fix)
     if gone:
-        fix = "restart the domain: QEMU makes the socket; guestd's user must be able to enter its directory"
-        yield fault("channels", f"sockets that are not there: {_some(gone)}", fix)
+        fix = "restart the domain: QEMU creates the socket; guestd's user needs access to its directory"
+        yield fault("channels", f"sockets that do not exist: {_format_names(gone)}", fix)
     if paths and not refused and not gone:
-        yield ok("channels", f"{len(paths)} sockets are there and may be opened")
+        yield ok("channels", f"{len(paths)} sockets exist and may be opened")
 
 
 def _is_socket(path: Path) -> bool:
@@ -135,15 +139,15 @@ def _is_socket(path: Path) -> bool:
         return False
 
 
-def of_agents(metrics: str) -> Iterator[Finding]:
-    """Which agent each guest has, as the running guestd has heard it."""
+def check_agents(metrics: str) -> Iterator[Finding]:
+    """Report the dialects that agents speak, from the metrics of the running guestd."""
     dialects = Counter(_DIALECT.findall(metrics))
     if dialects:
         spoken = ", ".join(f"{count} speak {dialect}" for dialect, count in sorted(dialects.items()))
         yield ok("agents", spoken)
 
 
-def _some(names: Sequence[str] | frozenset[str]) -> str:
+def _format_names(names: Sequence[str] | frozenset[str]) -> str:
     ordered = sorted(names)
     more = f" and {len(ordered) - SHOWN} more" if len(ordered) > SHOWN else ""
     return ", ".join(ordered[:SHOWN]) + more

@@ -1,4 +1,4 @@
-"""The store as guestd would find it: reachable, writable, of our schema, with our rights and about our time."""
+"""Checks of the store: connection, schema, rights, clock, quarantine, roll-ups and age."""
 
 from __future__ import annotations
 
@@ -18,134 +18,138 @@ from gueststore.errors import ConfigurationError, StoreError
 from gueststore.queries import query
 from gueststore.rollups import Rollup, read_rollups
 
-# Less is lost in the time of asking; more moves samples that carry no time of their own.
-MOST_CLOCK_SECONDS = 2.0
+# Smaller differences may come from the query itself; larger ones shift samples without a timestamp of their own.
+MAX_CLOCK_SECONDS = 2.0
 SHOWN_DIFFERENCES = 3
-# An hour waits until it is over, and a store that comes back has hours of samples to take and roll up.
-MOST_BEHIND = timedelta(hours=3)
+# An hour is rolled up when it is over, and after an outage the store has hours of samples to catch up with.
+MAX_BEHIND = timedelta(hours=3)
 RUNBOOK = "docs/runbook.md#storewantsaperson"
 
 _FIXES = {
     "password": "put the password in the first line of store.password_file (a credential of the unit)",
-    "certificate": "name the authority that signed the server's certificate: sslrootcert in store.dsn",
-    "read-only": "make one of the servers of store.dsn writable, or name the writable one there",
-    "slots": "raise max_connections in postgresql.conf, or find who holds them: SELECT * FROM pg_stat_activity",
-    "too many clients": "raise max_connections in postgresql.conf, or find who holds them",
-    "role": "CREATE ROLE that user LOGIN IN ROLE guestd_writer, or correct user in store.dsn",
-    "does not exist": "createdb that database, then gueststore migrate; or correct dbname in store.dsn",
+    "certificate": "set sslrootcert in store.dsn to the CA of the server's certificate",
+    "read-only": "make one of the servers in store.dsn writable, or add the writable one there",
+    "slots": "raise max_connections in postgresql.conf, or find its clients: SELECT * FROM pg_stat_activity",
+    "too many clients": "raise max_connections in postgresql.conf, or find the clients that use them",
+    "role": "CREATE ROLE USER LOGIN IN ROLE guestd_writer, or correct user in store.dsn",
+    "does not exist": "create it (createdb, then gueststore migrate), or correct dbname in store.dsn",
     "could not translate": "correct host in store.dsn",
 }
 
 
-async def examined(dsn: str) -> AsyncIterator[Finding]:
-    """All that can be seen through one connection."""
+async def check_store(dsn: str) -> AsyncIterator[Finding]:
+    """Run all checks of the store on one connection."""
     try:
         async with connection_to(dsn) as connection:
-            yield ok("store", f"{server_name(dsn)} answers and takes writes")
-            async for finding in _looked_into(connection, dsn):
+            yield ok("store", f"{server_name(dsn)} answers and is writable")
+            async for finding in _check_database(connection, dsn):
                 yield finding
     except StoreUnavailable as exc:
-        yield unreachable(str(exc))
+        yield explain_unavailable(str(exc))
 
 
-def unreachable(exc: str) -> Finding:
-    """The fault of a store that does not let us in, with the fix for what it says."""
-    default = "start PostgreSQL there (systemctl start postgresql), or correct host and port in store.dsn"
-    fix = next((fix for words, fix in _FIXES.items() if words in exc), default)
-    return fault("store", exc, fix)
+def explain_unavailable(error: str) -> Finding:
+    """Find the fix for a store that cannot be reached."""
+    default = "start PostgreSQL (systemctl start postgresql), or correct host and port in store.dsn"
+    fix = next((fix for words, fix in _FIXES.items() if words in error), default)
+    return fault("store", error, fix)
 
 
-async def _looked_into(connection: psycopg.AsyncConnection[object], dsn: str) -> AsyncIterator[Finding]:
+async def _check_database(connection: psycopg.AsyncConnection[object], dsn: str) -> AsyncIterator[Finding]:
     cursor = await connection.execute("SELECT count(*) FROM pg_extension WHERE extname = 'timescaledb'")
     if await cursor.fetchone() == (0,):
-        fix = "as a superuser there: CREATE EXTENSION timescaledb; then gueststore migrate"
+        fix = "as a superuser of the database: CREATE EXTENSION timescaledb; then gueststore migrate"
         yield fault("extension", "the database has no TimescaleDB", fix)
         return
     try:
         await check_schema(connection)
     except SchemaMismatch as exc:
-        fix = "install that guestd" if "newer guestd" in str(exc) else "gueststore migrate, with the owner's DSN"
+        fix = (
+            "install the newer guestd" if "newer guestd" in str(exc) else "run gueststore migrate with the owner's DSN"
+        )
         yield fault("schema", str(exc), fix)
         return
     except StoreUnavailable as exc:
-        yield _without_rights(str(exc))
+        yield _report_missing_right(str(exc))
         return
     try:
         row = await (await connection.execute(query("doctor/read_store"))).fetchone()
     except psycopg.errors.InsufficientPrivilege as exc:
-        yield _without_rights(str(exc).strip())
+        yield _report_missing_right(str(exc).strip())
         return
     except psycopg.errors.UndefinedTable as exc:
         row = None
-        yield fault("schema", str(exc).splitlines()[0], "gueststore check names what is missing; put it back")
+        yield fault("schema", str(exc).splitlines()[0], "gueststore check names what is missing; restore it")
     if isinstance(row, tuple):
-        for finding in _told(*row):
+        for finding in _report_facts(*row):
             yield finding
-    for finding in await asyncio.to_thread(_aged, dsn):
+    for finding in await asyncio.to_thread(_list_health_findings, dsn):
         yield finding
 
 
-def _told(
-    license_name: str | None, user: str, store_seconds: float, missing: str | None, quarantined: int, silent: int
+def _report_facts(
+    license_name: str | None, user: str, store_seconds: float, missing: str | None, quarantined: int, without_data: int
 ) -> Iterator[Finding]:
     edition = "Apache edition: no compression" if license_name == "apache" else "Community edition"
     yield ok("edition", edition)
-    yield clock(store_seconds - time.time())
+    yield check_clock(store_seconds - time.time())
     if missing is not None:
-        yield _without_rights(f"{user} has no {missing}")
+        yield _report_missing_right(f"{user} has no {missing}")
     else:
-        yield ok("rights", f"{user} may write what guestd writes")
+        yield ok("rights", f"{user} has all rights that guestd needs")
     if quarantined:
-        fix = "guestd quarantine list says which and why; retry stores what can be stored now"
-        yield warning("quarantine", f"{quarantined} frames are set aside", fix)
-    if silent:
-        fix = 'SELECT * FROM "MachineWithoutData" names them; start the agent in the guest'
-        yield warning("guests", f"{silent} machines run and do not report", fix)
+        fix = "guestd quarantine list prints the reasons; retry stores those that can be stored now"
+        yield warning("quarantine", f"{quarantined} frames are quarantined", fix)
+    if without_data:
+        fix = 'SELECT * FROM "MachineWithoutData" lists them; start the agent in the guest'
+        yield warning("guests", f"{without_data} running machines send no data", fix)
 
 
-def clock(ahead_seconds: float) -> Finding:
-    """How the store's clock stands to ours."""
-    if abs(ahead_seconds) <= MOST_CLOCK_SECONDS:
-        return ok("clock", "store and host agree on the time")
+def check_clock(ahead_seconds: float) -> Finding:
+    """Compare the store's clock with this host's."""
+    if abs(ahead_seconds) <= MAX_CLOCK_SECONDS:
+        return ok("clock", "the clocks of store and host agree")
     way = "ahead of" if ahead_seconds > 0 else "behind"
-    fix = "keep both by NTP: timedatectl set-ntp true, chronyc tracking"
+    fix = "synchronise both by NTP: timedatectl set-ntp true, chronyc tracking"
     return fault("clock", f"the store's clock is {abs(ahead_seconds):.0f} s {way} this host's", fix)
 
 
-def _without_rights(exc: str) -> Finding:
-    return fault("rights", exc, "as the owner: GRANT guestd_writer TO that user")
+def _report_missing_right(error: str) -> Finding:
+    return fault("rights", error, "as the owner of the database: GRANT guestd_writer TO USER")
 
 
-def _aged(dsn: str) -> Iterator[Finding]:
-    """What `gueststore check` says, and how far the roll-ups are."""
+def _list_health_findings(dsn: str) -> Iterator[Finding]:
+    """Run the checks of `gueststore check`, and check the roll-ups."""
     try:
         found = read_alarms(dsn)
         rolled_up = read_rollups(dsn)
     except (StoreError, ConfigurationError) as exc:
-        yield fault("schema", str(exc), "gueststore check")
+        yield fault("schema", str(exc), "run gueststore check")
         return
     except psycopg.errors.UndefinedTable:
-        yield _drifted(catalogue.find_drift(dsn))
+        yield _report_drift(catalogue.find_drift(dsn))
         return
-    yield _drifted([alarm.sentence for alarm in found if alarm.kind == "drift"])
+    yield _report_drift([alarm.sentence for alarm in found if alarm.kind == "drift"])
     for alarm in found:
         if alarm.kind != "drift":
-            yield warning("store", alarm.sentence, f"{RUNBOOK} says what to do about {alarm.kind}")
-    yield rolled(rolled_up, datetime.now(UTC))
+            yield warning("store", alarm.sentence, f"see {RUNBOOK}, {alarm.kind}")
+    yield check_rollups(rolled_up, datetime.now(UTC))
 
 
-def _drifted(differences: list[str]) -> Finding:
+def _report_drift(differences: list[str]) -> Finding:
     if not differences:
-        return ok("schema", "it is as the migrations make it")
+        return ok("schema", "as the migrations create it")
     shown = "; ".join(differences[:SHOWN_DIFFERENCES])
     more = f" and {len(differences) - SHOWN_DIFFERENCES} more" if len(differences) > SHOWN_DIFFERENCES else ""
-    return warning("schema", f"it has drifted: {shown}{more}", "gueststore check names all; put back what is not yours")
+    return warning(
+        "schema", f"differs from the migrations: {shown}{more}", "gueststore check lists all; revert the changes"
+    )
 
 
-def rolled(found: list[Rollup], now: datetime) -> Finding:
-    """How the roll-ups stand: some guestd does what waits once a minute."""
-    behind = [each for each in found if each.oldest and each.oldest < now - MOST_BEHIND]
+def check_rollups(rollups: list[Rollup], now: datetime) -> Finding:
+    """Check that the roll-ups are up to date: a guestd refreshes them once a minute."""
+    behind = [each for each in rollups if each.oldest and each.oldest < now - MAX_BEHIND]
     if behind:
-        fix = "start a guestd; where one runs, its log says why it does not roll up"
+        fix = "start a guestd; if one runs, its log has the reason: journalctl -u guestd"
         return warning("roll-ups", "behind: " + ", ".join(map(str, behind)), fix)
-    return ok("roll-ups", "; ".join(map(str, found)))
+    return ok("roll-ups", "; ".join(map(str, rollups)))

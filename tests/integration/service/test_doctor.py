@@ -1,4 +1,4 @@
-"""The doctor finds what is wrong, and names what puts it right: one fault at a time, with real servers."""
+"""`guestd doctor` finds each injected fault and names its fix, with real servers."""
 
 import json
 import os
@@ -27,9 +27,9 @@ from guestd.core.config import load_settings
 from guestd.core.errors import ConfigError
 from guestd.core.machines import RegisteredMachine
 from guestd.doctor import Finding
-from guestd.doctor.host import _descriptors
-from guestd.doctor.machines import libvirt_lost, of_agents, of_domains
-from guestd.doctor.store import clock, unreachable
+from guestd.doctor.host import _check_descriptors
+from guestd.doctor.machines import check_agents, check_domains, explain_libvirt_error
+from guestd.doctor.store import check_clock, explain_unavailable
 from guestd.hypervisor.domains import Domain, DomainChannel, DomainDescription
 from support.broker import Publisher
 from support.daemon import Daemon, add_machine, command, environment, eventually, execute
@@ -37,7 +37,7 @@ from support.daemon import Daemon, add_machine, command, environment, eventually
 
 @dataclass
 class World:
-    """A host where all is well, until a test makes something not so."""
+    """A host without faults, until a test injects one."""
 
     directory: Path
     dsn: str
@@ -200,32 +200,32 @@ def bad_authority(world: World) -> None:
     world.set("mqtt", host="127.0.0.1", tls=True, tls_ca_file=world.file("ca.pem", "not a certificate"))
 
 
-# what is wrong: (how it is made so, the finding's subject, words of its text, words of its fix)
+# fault: (how it is injected, the subject of its finding, part of the text, part of the fix)
 FAULTS: dict[str, tuple[Callable[[World], None], str, str, str]] = {
-    "an unknown key": (settings_of(spool={"max_byte": 1}), "configuration", "max_byte", "take the key out"),
-    "a DSN that is none": (settings_of(store={"dsn": "host"}), "configuration", "store.dsn", "correct it"),
-    "a secret that all may read": (open_secret, "configuration", "world-readable", "chmod o-rwx"),
-    "a secret that is empty": (empty_secret, "configuration", "first line is empty", "first line"),
-    "a secret that is not there": (
-        settings_of(virtio={"master_secret_file": "/nowhere/it"}), "configuration", "/nowhere/it", "make the file",
+    "an unknown key": (settings_of(spool={"max_byte": 1}), "configuration", "max_byte", "remove the key"),
+    "an invalid DSN": (settings_of(store={"dsn": "host"}), "configuration", "store.dsn", "correct it"),
+    "a world-readable secret": (open_secret, "configuration", "world-readable", "chmod o-rwx"),
+    "an empty secret": (empty_secret, "configuration", "first line is empty", "first line"),
+    "a missing secret": (
+        settings_of(virtio={"master_secret_file": "/nowhere/it"}), "configuration", "/nowhere/it", "create the file",
     ),
-    "an authority that is none": (bad_authority, "configuration", "mqtt.tls_ca_file", "correct it"),
+    "an invalid CA": (bad_authority, "configuration", "mqtt.tls_ca_file", "correct it"),
     "libvirt's channels without libvirt": (
         settings_of(virtio={"discovery": "libvirt"}), "configuration", "libvirt.uri is empty", "qemu:///system",
     ),
     "no spool directory": (no_spool, "spool", "does not exist", "install -d"),
     "a damaged spool": (damaged_spool, "spool", "is damaged", "restart guestd"),
-    "a spool that is nearly full": (full_spool, "spool", "wait for the store", "bring the store back"),
-    "a damaged spool set aside": (aside, "spool", "were set aside", "keep it"),
+    "a spool that is nearly full": (full_spool, "spool", "wait for the store", "restore the store"),
+    "a kept damaged spool": (aside, "spool", "damaged spool files", "keep the files"),
     "a disk too small": (settings_of(spool={"max_bytes": 2**60}), "disk", "bytes are free", "spool.max_bytes below"),
     "a spool in memory": (settings_of(spool={"directory": "/dev/shm"}), "spool", "is in memory", "spool.directory"),
     "no channel directory": (
         settings_of(virtio={"directory": "/nowhere"}), "channels", "does not exist", "virtio.discovery",
     ),
     "a socket of no machine": (unknown_socket, "machines", "does not know", "add the Machine"),
-    "a port that somebody has": (other_program, "port", "another program", "telemetry.listen_port"),
+    "an occupied port": (other_program, "port", "another program", "telemetry.listen_port"),
     "guestd does not run": (settings_of(), "guestd", "does not run", "systemctl start guestd"),
-    "metrics for everybody": (settings_of(telemetry={"listen_host": "0.0.0.0"}), "telemetry", "network", "listen"),
+    "metrics open to networks": (settings_of(telemetry={"listen_host": "0.0.0.0"}), "telemetry", "network", "listen"),
     "a port that changes": (settings_of(telemetry={"listen_port": 0}), "telemetry", "another port", "9478"),
     "no store": (lambda world: dsn_with(world, port=free_port()), "store", "refused", "start PostgreSQL"),
     "no such database": (lambda world: dsn_with(world, dbname="nothing"), "store", "does not exist", "createdb"),
@@ -235,11 +235,11 @@ FAULTS: dict[str, tuple[Callable[[World], None], str, str, str]] = {
     "a schema that is behind": (older_schema, "schema", "this program needs", "gueststore migrate"),
     "a schema that is ahead": (newer_schema, "schema", "newer", "install"),
     "a series without retention": (grows_for_ever, "store", "PortUsage has no row in RetentionSetting", "runbook"),
-    "roll-ups that nobody does": (not_rolled_up, "roll-ups", "SystemMetricsMinute", "start a guestd"),
+    "roll-ups that are behind": (not_rolled_up, "roll-ups", "SystemMetricsMinute", "start a guestd"),
     "a schema that drifted": (drifted, "schema", "mine", "gueststore check"),
     "a user without rights": (no_rights, "rights", "permission denied", "GRANT guestd_writer"),
     "a right that is missing": (reader_only, "rights", "PortUsage", "GRANT guestd_writer"),
-    "frames set aside": (quarantined, "quarantine", "1 frames", "guestd quarantine list"),
+    "quarantined frames": (quarantined, "quarantine", "1 frames are quarantined", "guestd quarantine list"),
     "no broker": (
         lambda world: world.set("mqtt", host="127.0.0.1", port=free_port()), "broker", "refused", "mosquitto",
     ),
@@ -250,11 +250,11 @@ FAULTS: dict[str, tuple[Callable[[World], None], str, str, str]] = {
 
 
 def findings(world: World) -> list[Finding]:
-    """What the doctor finds there."""
+    """The findings of the doctor."""
     try:
-        return doctor.examine(load_settings(world.configuration()))
+        return doctor.run_checks(load_settings(world.configuration()))
     except ConfigError as exc:
-        return [doctor.refused(str(exc))]
+        return [doctor.explain_config_error(str(exc))]
 
 
 def run(verb: str, world: World, *words: str) -> tuple[int, str]:
@@ -273,29 +273,29 @@ def test_at_least_twenty_faults_are_injected() -> None:
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_found_and_its_fix_is_named(world: World, name: str) -> None:
-    make, subject, text, fix = FAULTS[name]
-    make(world)
+    inject, subject, text, fix = FAULTS[name]
+    inject(world)
     found = findings(world)
     named = [each for each in found if each.subject == subject and text in each.text and fix in each.fix]
     assert named, found
-    assert all(each.level != "well" for each in named)
+    assert all(each.level != "ok" for each in named)
 
 
-def test_a_host_where_all_is_well_has_nothing_to_fix(world: World, daemon: Daemon) -> None:
+def test_a_host_without_faults_has_nothing_to_fix(world: World, daemon: Daemon) -> None:
     daemon.port = world.tables["telemetry"]["listen_port"]
     daemon.start()
     eventually(lambda: daemon.page("/readyz")[0] == 200, "guestd is ready")
     world.set("spool", directory=str(daemon.spool))
     found = findings(world)
     # Tests may run as root, and keep their spool in memory or on a disk that is nearly full.
-    odd = [each for each in found if each.level != "well" and each.subject not in ("rights", "disk")]
+    odd = [each for each in found if each.level != "ok" and each.subject not in ("rights", "disk")]
     assert [each for each in odd if "in memory" not in each.text] == []
     assert {"configuration", "spool", "store", "schema", "clock", "edition", "roll-ups", "guestd"} <= {
         each.subject for each in found
     }
 
 
-def test_a_guestd_whose_pages_are_for_users_is_known_as_one(world: World, daemon: Daemon) -> None:
+def test_a_guestd_whose_pages_require_a_login_is_recognised(world: World, daemon: Daemon) -> None:
     authority = trustme.CA()
     authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(world.directory / "both.pem"))
     users = f'basic_auth_users: {{alice: "{bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()}"}}\n'
@@ -305,10 +305,10 @@ def test_a_guestd_whose_pages_are_for_users_is_known_as_one(world: World, daemon
     daemon.telemetry_lines = f'web_config_file = "{file}"\n'
     daemon.start()
     daemon.url()
-    assert any(each.subject == "guestd" and "for users" in each.text for each in findings(world))
+    assert any(each.subject == "guestd" and "require a login" in each.text for each in findings(world))
 
 
-def test_what_a_running_guestd_says_of_itself_is_passed_on(world: World, daemon: Daemon) -> None:
+def test_the_problems_of_a_running_guestd_are_findings(world: World, daemon: Daemon) -> None:
     daemon.port = world.tables["telemetry"]["listen_port"]
     daemon.dsn = make_conninfo(daemon.dsn, port=free_port())
     daemon.start()
@@ -335,7 +335,7 @@ def use_broker(world: World, broker: Broker, **keys: Any) -> None:
     world.set("mqtt", host="127.0.0.1", port=broker.port, **(password | keys))
 
 
-def test_an_acl_that_keeps_guests_and_drops_from_us_is_found(world: World, strict_broker: Broker) -> None:
+def test_an_acl_that_forbids_reading_is_found(world: World, strict_broker: Broker) -> None:
     use_broker(world, strict_broker)
     found = {each.subject: each for each in findings(world) if each.level == "warning"}
     assert "topic read guestd/v1/+/metrics" in found["acl"].fix
@@ -350,12 +350,12 @@ def test_a_wrong_password_at_the_broker_is_found(world: World, broker: Broker) -
 
 
 @pytest.mark.parametrize("version", ["5", "3.1.1"])
-def test_a_broker_that_is_well_is_left_as_it_was(world: World, broker: Broker, version: str) -> None:
+def test_a_working_broker_is_ok_and_unchanged(world: World, broker: Broker, version: str) -> None:
     use_broker(world, broker, version=version)
     with Publisher(broker.port) as publisher:
         publisher.send(add_machine(world.dsn), b"online", kind="status", retain=True)
         publisher.all_is_taken()
-        assert {each.level for each in findings(world) if each.subject in ("broker", "acl", "drops")} == {"well"}
+        assert {each.level for each in findings(world) if each.subject in ("broker", "acl", "drops")} == {"ok"}
 
 
 def domain(name: str, *channels: DomainChannel) -> Domain:
@@ -375,44 +375,44 @@ AGENT = "org.infinibay.agent"
     ],
     ids=["a domain of no machine", "a domain without a channel", "no agent in the guest", "a socket that is gone"],
 )
-def test_what_is_amiss_with_a_domain_is_found(seen: Domain, subject: str, fix: str) -> None:
-    found = of_domains([seen], [RegisteredMachine(uuid4(), "known")], [AGENT])
+def test_a_fault_of_a_domain_is_found(seen: Domain, subject: str, fix: str) -> None:
+    found = check_domains([seen], [RegisteredMachine(uuid4(), "known")], [AGENT])
     assert [each.subject for each in found if fix in each.fix] == [subject]
 
 
 @pytest.mark.parametrize(
     ("found", "fix"),
     [
-        (clock(30), "NTP"),
-        (clock(-30), "NTP"),
-        (unreachable('FATAL: password authentication failed for user "guestd"'), "store.password_file"),
-        (unreachable("FATAL: sorry, too many clients already"), "max_connections"),
-        (unreachable("certificate verify failed"), "sslrootcert"),
-        (libvirt_lost("qemu:///system", "Permission denied"), "usermod -aG libvirt"),
-        (libvirt_lost("qemu:///system", "Failed to find user record for uid '996'"), "useradd"),
-        (next(_descriptors(1024)), "LimitNOFILE"),
+        (check_clock(30), "NTP"),
+        (check_clock(-30), "NTP"),
+        (explain_unavailable('FATAL: password authentication failed for user "guestd"'), "store.password_file"),
+        (explain_unavailable("FATAL: sorry, too many clients already"), "max_connections"),
+        (explain_unavailable("certificate verify failed"), "sslrootcert"),
+        (explain_libvirt_error("qemu:///system", "Permission denied"), "usermod -aG libvirt"),
+        (explain_libvirt_error("qemu:///system", "Failed to find user record for uid '996'"), "useradd"),
+        (next(_check_descriptors(1024)), "LimitNOFILE"),
     ],
     ids=lambda value: value.text if isinstance(value, Finding) else "",
 )
-def test_what_cannot_be_made_here_has_its_fix_all_the_same(found: Finding, fix: str) -> None:
-    assert found.level != "well"
+def test_a_fault_that_cannot_be_injected_here_has_its_fix(found: Finding, fix: str) -> None:
+    assert found.level != "ok"
     assert fix in found.fix
 
 
-def test_the_agents_that_guestd_hears_are_told_by_their_dialect() -> None:
+def test_agents_are_counted_by_dialect() -> None:
     page = 'guest_agent_info{machine="a",dialect="numbered"} 1.0\nguest_agent_info{machine="b",dialect="plain"} 1.0\n'
-    (found,) = of_agents(page * 2)
+    (found,) = check_agents(page * 2)
     assert found.text == "2 speak numbered, 2 speak plain"
 
 
-def test_a_terminal_gets_one_line_for_each_finding(world: World) -> None:
+def test_one_line_is_printed_for_each_finding(world: World) -> None:
     status, said = run("doctor", world)
     assert status == 0
     assert len(said.splitlines()) == len(findings(world))
     assert any(line.startswith("warning  guestd") and "-> systemctl start" in line for line in said.splitlines())
 
 
-def test_colours_are_for_a_terminal(world: World) -> None:
+def test_only_a_terminal_gets_colours(world: World) -> None:
     master, terminal = pty.openpty()
     arguments = command("guestd", "check", "--config", str(world.configuration()))
     try:
@@ -421,18 +421,18 @@ def test_colours_are_for_a_terminal(world: World) -> None:
     finally:
         os.close(terminal)
         os.close(master)
-    assert shown.startswith(b"\x1b[32mwell")
+    assert shown.startswith(b"\x1b[32mok")
     assert "\x1b" not in run("check", world)[1]
 
 
-def test_a_program_gets_json_and_a_fault_is_an_exit_status(world: World) -> None:
+def test_json_is_printed_and_a_fault_is_an_exit_status(world: World) -> None:
     no_spool(world)
     status, said = run("doctor", world, "--json")
     assert status == 1
     assert {each["subject"] for each in json.loads(said) if each["level"] == "fault"} == {"spool"}
 
 
-def test_a_configuration_that_cannot_be_read_is_a_fault_of_its_own(world: World) -> None:
+def test_an_invalid_configuration_is_a_fault(world: World) -> None:
     world.set("spool", max_byte=1)
     status, said = run("doctor", world)
     assert status == 1
@@ -440,8 +440,8 @@ def test_a_configuration_that_cannot_be_read_is_a_fault_of_its_own(world: World)
     assert len(said.splitlines()) == 1
 
 
-def test_check_names_what_is_wrong_with_a_configuration_and_starts_nothing(world: World) -> None:
-    assert run("check", world) == (0, "well     configuration  every setting can be worked with\n")
+def test_check_validates_the_configuration_and_starts_nothing(world: World) -> None:
+    assert run("check", world) == (0, "ok       configuration  every setting is valid\n")
     open_secret(world)
     status, said = run("check", world)
     assert status == 78
