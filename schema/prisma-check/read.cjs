@@ -1,5 +1,5 @@
-// node read.cjs SCHEMA: prints what Prisma's parser makes of a schema: {"formatted": text, "models": [...]}.
-// Exits with 1 and the parser's words when the schema is not valid. Node finds the parser through NODE_PATH.
+// node read.cjs SCHEMA: prints a schema as Prisma's parser reads it: {"formatted": text, "models": [...]}.
+// Exits with 1 and the parser's errors when the schema is not valid. Node finds the parser through NODE_PATH.
 const { readFileSync } = require("node:fs");
 const { format, get_dmmf, validate } = require("@prisma/prisma-schema-wasm");
 

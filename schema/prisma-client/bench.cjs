@@ -1,6 +1,6 @@
 // node bench.cjs CLIENT: reads {"pool": ..., "messages": FILE} from standard input and stores the messages of that file, a JSON
-// object by model on each line, as the platform's backend does: one create, createMany for what a sample has many of, an upsert
-// for each program. Prints the seconds it took, without starting.
+// object by model on each line, as the platform's backend does: one create, createMany for processes and ports, an upsert for
+// each program. Prints the seconds it took, without the start.
 const { readFileSync } = require("node:fs");
 const { PrismaPg } = require("@prisma/adapter-pg");
 const { PrismaClient, Prisma } = require(process.argv[2]);
@@ -8,16 +8,16 @@ const { PrismaClient, Prisma } = require(process.argv[2]);
 const { pool, messages } = JSON.parse(readFileSync(0, "utf8"));
 const prisma = new PrismaClient({ adapter: new PrismaPg(pool) });
 
-// Whole numbers of the models' BigInt columns are BigInts to Prisma.
+// Prisma represents the models' BigInt columns as BigInt.
 const wide = Object.fromEntries(Prisma.dmmf.datamodel.models.map((model) => [
   model.name, model.fields.filter((field) => field.type === "BigInt").map((field) => field.name),
 ]));
-function readied(model, row) {
+function toBigInts(model, row) {
   for (const name of wide[model]) if (row[name] != null) row[name] = BigInt(row[name]);
   return row;
 }
 
-async function stored(message) {
+async function store(message) {
   await prisma.systemMetrics.create({ data: message.SystemMetrics[0] });
   await prisma.processSnapshot.createMany({ data: message.ProcessSnapshot });
   await prisma.portUsage.createMany({ data: message.PortUsage });
@@ -32,10 +32,10 @@ async function stored(message) {
 
 async function main() {
   const read = readFileSync(messages, "utf8").trim().split("\n").map((line) => JSON.parse(line));
-  for (const message of read) for (const [model, rows] of Object.entries(message)) for (const row of rows) readied(model, row);
+  for (const message of read) for (const [model, rows] of Object.entries(message)) for (const row of rows) toBigInts(model, row);
   await prisma.$queryRaw`SELECT 1`;
   const began = process.hrtime.bigint();
-  for (const message of read) await stored(message);
+  for (const message of read) await store(message);
   console.log(Number(process.hrtime.bigint() - began) / 1e9);
   await prisma.$disconnect();
 }

@@ -1,5 +1,5 @@
 // node oracle.cjs SCHEMA: reads {"pool": ...} from standard input and prints the SQL with which Prisma's own migration engine
-// would make the live database what the schema says. Node finds the packages through NODE_PATH.
+// would change the live database to match the schema. Node finds the packages through NODE_PATH.
 const { readFileSync } = require("node:fs");
 const { dirname, join } = require("node:path");
 const pg = require("pg");
@@ -11,11 +11,11 @@ const schema = { path: "schema.prisma", content: readFileSync(process.argv[2], "
 const CHAR = 18;
 const TEXT = 25;
 
-// The adapter does not know "char", the one-letter type of PostgreSQL's catalogue, in which the engine reads: its columns
-// are passed through as text, and given their type again behind the adapter.
+// The adapter does not know "char", the one-letter type of PostgreSQL's catalogue, which the engine reads: its columns pass
+// the adapter as text and get their type back behind it.
 const letters = new Set();
 const query = pg.Client.prototype.query;
-pg.Client.prototype.query = function passed(...given) {
+pg.Client.prototype.query = function queryWithLetters(...given) {
   const asText = (result) => {
     for (const field of result?.fields ?? []) {
       if (field.dataTypeID !== CHAR) continue;
@@ -24,10 +24,10 @@ pg.Client.prototype.query = function passed(...given) {
     }
     return result;
   };
-  // A pool gives a callback, a client of ours would wait for a promise.
+  // A pool passes a callback, other callers await a promise.
   if (typeof given.at(-1) === "function") {
     const done = given.pop();
-    return query.call(this, ...given, (why, result) => done(why, asText(result)));
+    return query.call(this, ...given, (error, result) => done(error, asText(result)));
   }
   return query.apply(this, given)?.then?.(asText);
 };
@@ -35,9 +35,9 @@ pg.Client.prototype.query = function passed(...given) {
 async function withLetters(connect) {
   const adapter = await connect();
   const queryRaw = adapter.queryRaw.bind(adapter);
-  adapter.queryRaw = async (asked) => {
+  adapter.queryRaw = async (statement) => {
     letters.clear();
-    const answer = await queryRaw(asked);
+    const answer = await queryRaw(statement);
     const typed = (type, place) => (letters.has(answer.columnNames[place]) ? ColumnTypeEnum.Character : type);
     answer.columnTypes = answer.columnTypes.map(typed);
     return answer;
@@ -45,8 +45,8 @@ async function withLetters(connect) {
   return adapter;
 }
 
-// What the package's own entry does for bundlers, for node.
-async function started() {
+// Does for node what the package's own entry does for bundlers.
+async function loadEngine() {
   const bound = await import(join(engine, "schema_engine_bg.js"));
   const wasm = new WebAssembly.Module(readFileSync(join(engine, "schema_engine_bg.wasm")));
   const { exports } = new WebAssembly.Instance(wasm, { "./schema_engine_bg.js": bound });
@@ -61,7 +61,7 @@ async function main() {
   const factory = new PrismaPg(pool);
   const connect = factory.connect.bind(factory);
   factory.connect = () => withLetters(connect);
-  const SchemaEngine = await started();
+  const SchemaEngine = await loadEngine();
   const options = { datamodels: [[schema.path, schema.content]] };
   const running = await SchemaEngine.new(options, () => {}, bindMigrationAwareSqlAdapterFactory(factory));
   const { stdout } = await running.diff({
@@ -75,7 +75,7 @@ async function main() {
   console.log(stdout);
 }
 
-main().then(() => process.exit(0), (why) => {
-  console.error(why);
+main().then(() => process.exit(0), (error) => {
+  console.error(error);
   process.exit(1);
 });

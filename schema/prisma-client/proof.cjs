@@ -7,11 +7,11 @@ const { PrismaClient, Prisma } = require(process.argv[2]);
 const { pool, known } = JSON.parse(readFileSync(0, "utf8"));
 const prisma = new PrismaClient({ adapter: new PrismaPg(pool) });
 const clientOf = (model) => prisma[model.name[0].toLowerCase() + model.name.slice(1)];
-// What JSON has no word for, in words that Python can compare.
+// Values that JSON cannot represent, as strings that Python can compare.
 const plain = (_, value) => (typeof value === "bigint" ? `${value}n` : value);
 
-// Every model with every relation that it has: how many of its rows, and of those behind each relation.
-async function followed(model) {
+// Counts the rows of a model and the rows behind each of its relations.
+async function followRelations(model) {
   const relations = model.fields.filter((field) => field.kind === "object").map((field) => field.name);
   const include = Object.fromEntries(relations.map((name) => [name, true]));
   const rows = await clientOf(model).findMany(relations.length ? { include } : {});
@@ -19,8 +19,8 @@ async function followed(model) {
   return { rows: rows.length, relations: Object.fromEntries(relations.map((name) => [name, behind(name)])) };
 }
 
-// A page after a page, by the key of a series.
-async function paged(machineId) {
+// Reads a series page by page, by its key.
+async function readPages(machineId) {
   const found = [];
   for (let last; ; ) {
     const place = last ? { cursor: { machineId_timestamp_processId: last }, skip: 1 } : {};
@@ -34,8 +34,8 @@ async function paged(machineId) {
   }
 }
 
-// What the platform writes: every kind of value, updates, a refusal, and a delete that takes what belongs to it.
-async function written() {
+// Writes like the platform: every kind of value, updates, a refused row, and a delete that cascades.
+async function writeRows() {
   const machine = await prisma.machine.create({
     data: {
       name: "by Prisma", internalName: "by-prisma", status: "building", os: "ubuntu", allowedIps: ["10.0.0.7"],
@@ -51,7 +51,7 @@ async function written() {
   const renamed = await prisma.machine.update({ where: { id: machine.id }, data: { name: "renamed" } });
   const refused = await prisma.machine.create({
     data: { name: "x", internalName: "by-prisma", status: "off", os: "linux", templateId: machine.templateId },
-  }).catch((why) => why.code);
+  }).catch((error) => error.code);
   const [usage] = machine.applicationUsage;
   const values = {
     fileSize: usage.fileSize, iconData: [...usage.iconData], detail: machine.guestEvents[0].detail, ips: machine.allowedIps,
@@ -64,14 +64,14 @@ async function written() {
 
 async function main() {
   const models = {};
-  for (const model of Prisma.dmmf.datamodel.models) models[model.name] = await followed(model);
+  for (const model of Prisma.dmmf.datamodel.models) models[model.name] = await followRelations(model);
   const sample = await prisma.systemMetrics.findFirst({ where: { machineId: known }, include: { machine: true } });
-  const answer = { models, sample, pages: await paged(known), written: await written() };
+  const answer = { models, sample, pages: await readPages(known), written: await writeRows() };
   console.log(JSON.stringify(answer, plain));
   await prisma.$disconnect();
 }
 
-main().catch((why) => {
-  console.error(why);
+main().catch((error) => {
+  console.error(error);
   process.exit(1);
 });

@@ -200,7 +200,7 @@ REQUIRED: dict[str, Callable[[Connection], Row]] = {
         "isBound": False,
     },
     "MachineAgent": lambda c: {"machineId": make_machine(c), "dialect": "guestd"},
-    "ReconcileEvent": lambda c: {"name": "vm", "action": "start", "reason": "wanted", "outcome": "done"},
+    "ReconcileEvent": lambda c: {"name": "vm", "action": "start", "reason": "desired", "outcome": "done"},
     "SystemMetrics": lambda c: {
         "machineId": make_machine(c),
         **SAMPLE,

@@ -1,4 +1,4 @@
-"""Messages of machines in all series, and their roll-ups, as the daemon brings them about."""
+"""Messages of machines in all series, and their roll-ups, as the daemon writes them."""
 
 import random
 import uuid
@@ -20,16 +20,16 @@ SAMPLE: dict[str, Any] = {
 
 
 def roll_up(connection: Connection, most: int = 1000) -> int:
-    """All that waits, as the daemon does it; returns how many pairs of machine and bucket."""
+    """Roll up all that is pending, as the daemon does; returns the number of pairs of machine and bucket."""
     done = 0
     for step in ("rollups/roll_up_minutes", "rollups/roll_up_hours", "rollups/roll_up_fleet"):
-        while pairs := step_of(connection, step, most):
+        while pairs := run_step(connection, step, most):
             done += pairs
     return done
 
 
-def step_of(connection: Connection, step: str, most: int) -> int:
-    """One transaction of it; returns how many pairs."""
+def run_step(connection: Connection, step: str, most: int) -> int:
+    """Run one transaction of a step; returns the number of pairs."""
     row = connection.execute(query(step), {"most": most}).fetchone()
     assert row is not None
     return int(row[0])
@@ -55,8 +55,8 @@ def send(connection: Connection, machine: uuid.UUID, at: datetime, chance: rando
         for number in range(chance.randrange(3)):
             port = {"ordinal": number, "port": chance.choice((22, 80)), "protocol": "TCP", "state": "LISTEN"}
             owner = {"processName": chance.choice((None, "sshd")), "executablePath": chance.choice("xyz")}
-            heard = {"isListening": chance.random() < 0.8, "connectionCount": chance.randrange(9)}
-            insert(connection, "PortUsage", **port | owner | heard | common)
+            listening = {"isListening": chance.random() < 0.8, "connectionCount": chance.randrange(9)}
+            insert(connection, "PortUsage", **port | owner | listening | common)
         for path in chance.sample("pqr", chance.randrange(3)):
             used = {"accessCount": chance.randrange(99), "totalUsageMinutes": chance.randrange(99), "isActive": True}
             insert(connection, "ApplicationUsageHistory", executablePath=path, **used | common)

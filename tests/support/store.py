@@ -22,7 +22,7 @@ from tools.harness.cluster import Cluster, create_database, prefix
 from gueststore.migrations import migrate
 
 MEMORY = Path("/dev/shm")
-# Several times what all tests have ever kept, the log of their changes included.
+# Several times what all tests have ever needed, WAL included.
 MEMORY_MIN_BYTES = 4 * 1024**3
 
 
@@ -51,8 +51,8 @@ def cluster() -> Iterator[Server]:
     if given:
         yield GivenServer(given)
         return
-    # Not pytest's tmp_path: too long for a socket, and closed to the user that root's server runs as. In memory,
-    # where there is room, a database is copied in 30 ms; on disks that we have met it took from 100 to 600.
+    # Not pytest's tmp_path: too long for a socket, and not readable by the user of root's server. In memory, if there
+    # is room, a database is copied in 30 ms; on disks it took from 100 to 600.
     in_memory = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_MIN_BYTES
     directory = Path(tempfile.mkdtemp(prefix="guestd-", dir=MEMORY if in_memory else None))
     libraries = "timescaledb,pg_stat_statements"
@@ -80,7 +80,7 @@ def own_cluster() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def template(cluster: Server) -> Iterator[str]:
-    """The name of a database that has seen every migration, to copy."""
+    """The name of a fully migrated database to copy."""
     with database(cluster, "template0") as name:
         create_database(cluster.dsn("postgres"), name)
         migrate(cluster.dsn(name))
@@ -103,14 +103,14 @@ def empty_dsn(cluster: Server) -> Iterator[str]:
 
 
 def _close(cluster: Server, name: str) -> None:
-    """Nobody is let into a template, TimescaleDB's scheduler least of all: one session makes copying it fail."""
+    """Refuse connections to a template, also of TimescaleDB's scheduler: a single session makes copying it fail."""
     with psycopg.connect(cluster.dsn("postgres"), autocommit=True) as connection:
         connection.execute(sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS false").format(sql.Identifier(name)))
         connection.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = %s", [name])
 
 
-# Empty ones come from template0: into template1 TimescaleDB's own workers look now and then, and a template in use
-# cannot be copied.
+# Empty databases are copied from template0: TimescaleDB's workers sometimes connect to template1, and a template
+# in use cannot be copied.
 @contextmanager
 def database(cluster: Server, template: str) -> Iterator[str]:
     name = f"guestd_test_{uuid.uuid4().hex}"

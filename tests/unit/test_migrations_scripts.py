@@ -10,7 +10,7 @@ from gueststore.rollup_columns import LISTS, expand
 from gueststore.scripts import load_scripts, parse_migration, sort_migrations
 
 
-def test_a_migration_is_read_off_its_name_and_headers() -> None:
+def test_a_migration_is_read_from_its_name_and_headers() -> None:
     migration = parse_migration("0007_add_latency.sql", "-- compat: 5\nSELECT 1;")
     assert (migration.number, migration.name, migration.compat) == (7, "add_latency", 5)
     assert migration.transactional

@@ -100,7 +100,7 @@ async def _measured(dsn: str, frames: Sequence[Frame], arguments: argparse.Names
         "asyncpg executemany": (_asyncpg_executemany(dsn), slow),
         "upserts": (_upserts, messages[: max(1, arguments.slow_messages // 10)]),
     }
-    if (client := prisma.generated()) is not None:
+    if (client := prisma.generate_client()) is not None:
         ways["Prisma"] = (_prisma(client, dsn), slow)
     else:
         print("Prisma is left out: npm is not installed")
@@ -260,7 +260,7 @@ def _prisma(client: Path, dsn: str) -> Way:
                 file.write(json.dumps(named) + "\n")
             file.flush()
             return float(
-                await asyncio.to_thread(prisma.said_by, client, dsn, "bench.cjs", str(client), messages=file.name)
+                await asyncio.to_thread(prisma.run_program, client, dsn, "bench.cjs", str(client), messages=file.name)
             )
 
     return way

@@ -1,6 +1,6 @@
-"""The platform's own client for our schema: Prisma's, from npm into the cache that ./dev keeps, generated there once.
+"""Prisma's client for the schema, as the platform uses it: from npm into the cache of ./dev, generated there once.
 
-Tests prove with it that the client works on the store, and `./dev bench peers` measures how fast it writes.
+Tests check that the client works on the store, and `./dev bench peers` measures how fast it writes.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ PROGRAMS = Path(__file__).parents[2] / "schema/prisma-client"
 INSTALL_SECONDS = 400
 
 
-def generated() -> Path | None:
-    """The directory of the client for schema.prisma, made on first use; None where npm is not installed."""
+def generate_client() -> Path | None:
+    """Return the directory of the client for schema.prisma, generated on first use; None without npm."""
     if shutil.which("npm") is None:
         return None
     lock = (PROGRAMS / "package-lock.json").read_bytes()
@@ -36,10 +36,10 @@ def generated() -> Path | None:
     client = packages / f"generated-{name}"
     if not (client / "stamp").exists():
         scratch = packages / f"schema-{name}.prisma"
-        # Of the two that Prisma generates from one page, that which node runs as it is.
+        # Of the two kinds of client that Prisma generates, the one that node runs directly.
         text = SCHEMA.read_text("utf-8").replace('"prisma-client"', '"prisma-client-js"')
         scratch.write_text(text.replace('"./generated"', f'"./{client.name}"'), "utf-8")
-        # It asks for an engine that only its migrations need, and takes any program for it.
+        # It requires an engine that only its migrations use, and accepts any program as one.
         environment = os.environ | {
             "PRISMA_SCHEMA_ENGINE_BINARY": shutil.which("true") or "",
             "CHECKPOINT_DISABLE": "1",
@@ -52,16 +52,16 @@ def generated() -> Path | None:
     return client
 
 
-def said_by(client: Path, dsn: str, program: str, *words: str, **given: str) -> str:
-    """What a program of schema/prisma-client prints about a database. Raises RuntimeError with what it complains of."""
+def run_program(client: Path, dsn: str, program: str, *arguments: str, **options: str) -> str:
+    """Return the output of a program of schema/prisma-client on a database. Raises RuntimeError with its errors."""
     parts = conninfo_to_dict(dsn)
     pool = {"host": parts["host"], "port": int(str(parts["port"])), "user": parts["user"], "database": parts["dbname"]}
     if parts.get("password"):
         pool["password"] = parts["password"]
     done = subprocess.run(
-        ["node", PROGRAMS / program, *words],
+        ["node", PROGRAMS / program, *arguments],
         env=os.environ | {"NODE_PATH": str(client.parent / "node_modules")},
-        input=json.dumps({"pool": pool} | given),
+        input=json.dumps({"pool": pool} | options),
         capture_output=True,
         text=True,
         check=False,

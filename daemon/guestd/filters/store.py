@@ -32,7 +32,7 @@ class AuditStep:
     machine: str | None
     name: str
     action: str
-    why: str
+    reason: str
 
 
 class FilterStore:

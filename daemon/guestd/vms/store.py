@@ -93,7 +93,7 @@ class VmStore:
         """
         values = {
             "host_id": self.host_id, "machine_id": action.machine_id, "name": action.name, "desired": action.desired,
-            "action": type(action).__name__.lower(), "why": action.why, "attempt": attempt,
+            "action": type(action).__name__.lower(), "reason": action.why, "attempt": attempt,
         }  # fmt: skip
         async with self._lock, sorted_errors():
             cursor = await self._connection.execute(query("vms/insert_event"), values)
@@ -175,9 +175,9 @@ def _build_statement(write: Write) -> tuple[str, dict[str, Any]]:
     """Build the query name and the specific parameters of a write."""
     match write:
         case Claim():
-            return "vms/update_holder", {"holder": write.holder, "why": write.why}
+            return "vms/update_holder", {"holder": write.holder, "reason": write.why}
         case SetStatus():
-            return "vms/update_status", {"before": write.before, "after": write.after, "why": write.why}
+            return "vms/update_status", {"before": write.before, "after": write.after, "reason": write.why}
         case KeepGraphics(graphics=graphics):
             values = {"protocol": graphics.protocol, "port": graphics.port, "graphic_host": graphics.host}
             return "vms/upsert_graphics", values

@@ -1,5 +1,5 @@
--- Records that an action on a domain begins. %(host_id)s, %(machine_id)s: uuid. %(name)s, %(action)s, %(why)s, %(desired)s: text.
--- %(attempt)s: integer. One row: id.
+-- Records that an action on a domain begins. One row: id. %(host_id)s, %(machine_id)s: uuid. %(name)s, %(action)s,
+-- %(reason)s, %(desired)s: text. %(attempt)s: integer.
 -- No row when the host no longer holds the machine or its desired state has changed: then the action must not run.
 INSERT INTO "ReconcileEvent" ("hostId", "machineId", "name", "action", "reason", "outcome", "desired", "attempt")
 SELECT
@@ -7,7 +7,7 @@ SELECT
     machine."id",
     %(name)s,
     %(action)s,
-    %(why)s,
+    %(reason)s,
     'begun',
     %(desired)s,
     %(attempt)s::integer

@@ -1,5 +1,5 @@
 -- A host claims a machine if its holder is still the expected one; one event. %(machine_id)s, %(host_id)s, %(holder)s:
--- uuid, the expected holder, NULL for none. %(name)s, %(why)s: text.
+-- uuid, the expected holder, NULL for none. %(name)s, %(reason)s: text.
 WITH claimed AS (
     UPDATE "Machine" SET "hostId" = %(host_id)s
     WHERE "id" = %(machine_id)s AND "hostId" IS NOT DISTINCT FROM %(holder)s::uuid
@@ -12,6 +12,6 @@ SELECT
     claimed."id",
     %(name)s,
     'claim',
-    %(why)s,
+    %(reason)s,
     'done'
 FROM claimed;

@@ -1,4 +1,4 @@
-"""What goes wrong with a store as it ages is named, by the command and by guestd."""
+"""The problems of a store that grow with age are alarms of the command and of guestd."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ def test_a_fresh_store_has_no_alarm(dsn: str) -> None:
     assert read_alarms(dsn) == []
 
 
-# What was done to the store, and the kind and beginning of its alarm.
+# The damage, and the kind and beginning of its alarm.
 DAMAGES = [
     (
         'ALTER TABLE "Node" ADD CONSTRAINT "Node_cores_check" CHECK ("cores" > 0) NOT VALID',
@@ -53,10 +53,10 @@ def test_chunks_far_from_now_are_an_alarm(dsn: str, connection: Connection, at: 
     assert found.sentence.startswith("1 chunks of PortUsage ")
 
 
-def test_roll_ups_that_nobody_does_are_an_alarm(dsn: str, connection: Connection) -> None:
+def test_roll_ups_that_nobody_runs_are_an_alarm(dsn: str, connection: Connection) -> None:
     old = {"unit": "minute", "bucket": NOW - timedelta(hours=5)}
     insert(connection, "RollupPending", **REQUIRED["RollupPending"](connection) | old)
-    assert read_alarms(dsn) == []  # the turn of what is late may come yet
+    assert read_alarms(dsn) == []  # a late sample may still be rolled up soon
     connection.execute("SET session_replication_role = replica")
     connection.execute("""UPDATE "RollupState" SET "updatedAt" = now() - INTERVAL '4 hours'""")
     (found,) = read_alarms(dsn)
@@ -91,7 +91,7 @@ def test_a_table_of_more_dead_rows_than_rows_is_an_alarm(dsn: str, connection: C
     )
 
 
-def test_queries_that_are_slow_in_the_mean_are_an_alarm_but_for_roll_ups(dsn: str, connection: Connection) -> None:
+def test_queries_that_are_slow_on_average_are_an_alarm_except_roll_ups(dsn: str, connection: Connection) -> None:
     if rows(connection, "SHOW shared_preload_libraries") == [("timescaledb",)]:
         pytest.skip("this server does not load pg_stat_statements")
     assert not [each for each in read_alarms(dsn, slow_query_ms=10) if each.kind == "slow"]
@@ -111,7 +111,7 @@ def test_jobs_that_fail_are_an_alarm_where_jobs_are_ours(connection: Connection)
         VALUES (3, 1, FALSE, now(), now(), '{"error_data": {"message": "no space left"},
             "job": {"proc_schema": "_timescaledb_functions", "proc_name": "policy_compression"}}')""")
     assert not connection.execute(query("schema/read_alarms")).fetchall()
-    # The Apache edition has no jobs of ours: what is asked elsewhere is asked here of a failure that was put there.
+    # The Apache edition has no jobs of ours: run the query for the other edition on an inserted failure.
     elsewhere = query("schema/read_alarms").decode().replace("= 'timescale'", "IS NOT NULL")
     found = connection.execute(elsewhere.encode()).fetchall()
     assert {kind for kind, _ in found} == {"job"}

@@ -136,7 +136,7 @@ def test_a_database_that_was_never_migrated_is_one_sentence_and_no_list(empty_ds
     assert "gueststore migrate" in empty.stderr
 
 
-def test_a_login_that_may_not_look_is_told_so_in_one_sentence(dsn: str) -> None:
+def test_a_login_without_rights_is_refused_in_one_sentence(dsn: str) -> None:
     powerless = make_conninfo(dsn, options="-c role=guestd_reader")
     command = [sys.executable, "-m", "gueststore", "migrate", "--dsn", powerless]
     refused = subprocess.run(command, capture_output=True, text=True, check=False)

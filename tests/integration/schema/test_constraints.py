@@ -88,10 +88,10 @@ def test_each_bad_row_is_refused_by_its_check_in_a_sentence(connection: Connecti
         with pytest.raises(psycopg.errors.CheckViolation) as refusal:
             insert(connection, table, **REQUIRED[table](connection) | bad)
         assert refusal.value.diag.constraint_name == constraint
-        said = explain_refusal(refusal.value)
-        assert said.startswith(f"{table}: ")
-        assert words in said
-        assert said.endswith(".")
+        message = explain_refusal(refusal.value)
+        assert message.startswith(f"{table}: ")
+        assert words in message
+        assert message.endswith(".")
 
 
 def test_a_filter_does_not_include_itself(connection: Connection) -> None:
@@ -101,7 +101,7 @@ def test_a_filter_does_not_include_itself(connection: Connection) -> None:
     assert "does not include itself" in explain_refusal(refusal.value)
 
 
-def test_values_at_the_edge_are_taken(connection: Connection) -> None:
+def test_values_at_the_edge_are_accepted(connection: Connection) -> None:
     for table, values in (
         ("SystemMetrics", {"cpuUsagePercent": 100.0, "cpuCoresUsage": Jsonb([0, 100, None])}),
         ("SystemMetrics", {"cpuUsagePercent": 0.0, "cpuCoresUsage": Jsonb([])}),

@@ -134,7 +134,7 @@ def test_the_platforms_own_role_may_delete_machines_without_rights_on_the_series
         assert samples(connection, machine) == 0
 
 
-def test_a_taken_timestamp_is_found_by_one_probe_in_one_chunk(connection: Connection) -> None:
+def test_a_stored_timestamp_is_found_by_one_probe_in_one_chunk(connection: Connection) -> None:
     machine, other = make_machine(connection), make_machine(connection)
     fill(connection, machine, 30)
     connection.execute('ANALYZE "SystemMetrics"')
@@ -151,7 +151,7 @@ def test_a_taken_timestamp_is_found_by_one_probe_in_one_chunk(connection: Connec
     assert len(read) <= 1, plan
 
 
-def test_chunks_made_ahead_by_two_daemons_while_samples_arrive_do_not_deadlock(
+def test_chunks_created_ahead_by_two_daemons_while_samples_arrive_do_not_deadlock(
     dsn: str, connection: Connection
 ) -> None:
     machine = make_machine(connection)

@@ -194,7 +194,7 @@ def test_an_incoming_row_without_a_required_value_is_refused_before_the_merge(
     assert everything(connection) == []
 
 
-def test_the_waiting_rows_are_gone_after_the_commit(connection: Connection, machine: uuid.UUID) -> None:
+def test_the_incoming_rows_are_gone_after_the_commit(connection: Connection, machine: uuid.UUID) -> None:
     merge(connection, app(machine, 0))
     assert rows(connection, "SELECT count(*) FROM incoming_application") == [(0,)]
 

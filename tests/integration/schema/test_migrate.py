@@ -40,10 +40,10 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_an_empty_database_gets_everything_and_then_nothing(empty_dsn: str) -> None:
-    said: list[str] = []
-    applied = migrate(empty_dsn, report=said.append)
+    reported: list[str] = []
+    applied = migrate(empty_dsn, report=reported.append)
     assert [a.script for a in applied] == [*load_scripts().migrations, *load_scripts().repeatables]
-    assert [line for line in said if line.startswith("applied")] == [str(a) for a in applied]
+    assert [line for line in reported if line.startswith("applied")] == [str(a) for a in applied]
     assert migrate(empty_dsn) == []
     state = read_status(empty_dsn)
     assert (state.pending, state.problems, state.version) == ((), (), len(load_scripts().migrations))
@@ -72,18 +72,18 @@ def test_runs_at_the_same_time_take_turns(empty_dsn: str) -> None:
     assert read_status(empty_dsn).pending == ()
 
 
-def test_a_run_that_waits_says_so(empty_dsn: str) -> None:
+def test_a_waiting_run_reports_it(empty_dsn: str) -> None:
     migrate(empty_dsn)
-    said: list[str] = []
+    reported: list[str] = []
     with psycopg.connect(empty_dsn, autocommit=True) as other, ThreadPoolExecutor(1) as pool:
         other.execute("SELECT pg_advisory_lock(%s)", (ADVISORY_LOCK_KEY,))
 
         def report(line: str) -> None:
-            said.append(line)
+            reported.append(line)
             other.execute("SELECT pg_advisory_unlock(%s)", (ADVISORY_LOCK_KEY,))
 
         assert pool.submit(migrate, empty_dsn, report=report).result(timeout=30) == []
-    assert "waiting" in said[0]
+    assert "waiting" in reported[0]
 
 
 def test_a_migration_that_fails_half_way_leaves_nothing_behind(empty_dsn: str) -> None:
@@ -96,8 +96,8 @@ def test_a_migration_that_fails_half_way_leaves_nothing_behind(empty_dsn: str) -
         names = {name for (name,) in rows(connection, TABLES)}
     assert "one" in names
     assert "two" not in names
-    mended = with_migrations(good, bad.replace("1 / 0", "1"))
-    assert [str(a.script) for a in migrate(empty_dsn, scripts=mended)] == ["0002 step"]
+    repaired = with_migrations(good, bad.replace("1 / 0", "1"))
+    assert [str(a.script) for a in migrate(empty_dsn, scripts=repaired)] == ["0002 step"]
 
 
 def test_an_edited_migration_is_named_and_nothing_runs(empty_dsn: str) -> None:
@@ -134,7 +134,7 @@ def test_a_statement_that_cannot_be_in_a_transaction_runs_outside_one(empty_dsn:
         assert rows(connection, "SELECT to_regclass('one_idx') IS NOT NULL") == [(True,)]
 
 
-def test_a_migration_does_not_queue_for_a_lock_for_ever(empty_dsn: str) -> None:
+def test_a_migration_stops_waiting_for_a_lock(empty_dsn: str) -> None:
     migrate(empty_dsn, scripts=with_migrations("-- compat: 1\nCREATE TABLE one (id integer);"))
     more = with_migrations(
         "-- compat: 1\nCREATE TABLE one (id integer);",
@@ -162,7 +162,7 @@ def test_a_role_with_a_search_path_of_its_own_gets_the_tables_in_public(empty_ds
         assert rows(connection, "SELECT to_regclass('public.\"Machine\"') IS NOT NULL") == [(True,)]
 
 
-def test_the_command_migrates_and_tells_its_status(empty_dsn: str) -> None:
+def test_the_command_migrates_and_prints_its_status(empty_dsn: str) -> None:
     before = run("status", "--dsn", empty_dsn)
     assert (before.returncode, "pending  0001 machines" in before.stdout) == (1, True)
     first = run("migrate", "--dsn", empty_dsn)
@@ -190,7 +190,7 @@ def test_an_unknown_command_is_a_usage_error() -> None:
     assert run("migrat").returncode == 2
 
 
-def test_help_teaches_the_exit_statuses() -> None:
+def test_help_lists_the_exit_statuses() -> None:
     assert "exit status" in run("--help").stdout
 
 
@@ -211,7 +211,7 @@ def test_a_malformed_dsn_and_a_refused_login_ask_for_configuration(empty_dsn: st
     assert "does not exist" in refused.stderr
 
 
-def test_a_server_that_does_not_load_timescaledb_is_told_what_to_set() -> None:
+def test_the_error_of_a_server_without_timescaledb_names_the_setting() -> None:
     directory = Path(tempfile.mkdtemp(prefix="guestd-"))
     server = Cluster(directory, prefix=prefix(), settings={"fsync": "off", "shared_preload_libraries": ""})
     try:

@@ -99,9 +99,9 @@ def test_a_row_that_refers_to_nothing_is_refused_in_plain_words(connection: Conn
         with pytest.raises(psycopg.errors.ForeignKeyViolation) as refusal:
             insert(connection, table, **REQUIRED[table](connection) | {column: uuid.uuid4()})
         assert refusal.value.diag.constraint_name == constraint
-        said = explain_refusal(refusal.value)
-        assert said.startswith(f"{table}.{column} refers to a {target} ")
-        assert said.endswith("that does not exist.")
+        message = explain_refusal(refusal.value)
+        assert message.startswith(f"{table}.{column} refers to a {target} ")
+        assert message.endswith("that does not exist.")
 
 
 def test_every_foreign_key_has_an_index_that_begins_with_it(connection: Connection) -> None:
@@ -220,5 +220,5 @@ def test_a_new_or_deleted_machine_and_what_is_set_for_its_guest_are_announced(ds
         connection.execute('UPDATE "Machine" SET "isCollected" = FALSE')
         connection.execute('DELETE FROM "Machine" WHERE "id" = %s', (machine,))
         connection.execute("SELECT pg_notify('guestd_machine', 'the last')")
-        heard = list(listener.notifies(timeout=10, stop_after=5))
-    assert [notice.payload for notice in heard] == ["", "", "", "", "the last"]
+        notices = list(listener.notifies(timeout=10, stop_after=5))
+    assert [notice.payload for notice in notices] == ["", "", "", "", "the last"]

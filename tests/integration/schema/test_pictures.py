@@ -1,4 +1,4 @@
-"""The drawn pictures of the schema are those of the migrations."""
+"""The generated descriptions of the schema are up to date with the migrations."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def test_the_packaged_catalogue_is_what_the_migrations_make(connection: Connecti
     assert dumps(live) == dumps(load_catalogue()), HOW
 
 
-def test_the_document_is_drawn_from_the_catalogue() -> None:
+def test_the_document_is_generated_from_the_catalogue() -> None:
     assert (ROOT / "docs/schema.md").read_text("utf-8") == render_schema_page(load_catalogue()), HOW
 
 

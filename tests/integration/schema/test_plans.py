@@ -1,6 +1,6 @@
-"""Each question of `gueststore.read_api`, and each view, goes by the index or the roll-up that is meant for it.
+"""Each query of `gueststore.read_api`, and each view, uses the index or the roll-up that is meant for it.
 
-The planner chooses for itself, on enough rows that it has a choice; auto_explain tells the plans of what functions ask.
+There are enough rows for the planner to have a choice; auto_explain logs the plans of the statements in functions.
 """
 
 import json
@@ -50,7 +50,7 @@ INSERT INTO "ServiceStateHistory" ("serviceId", "toState", "timestamp")
 SELECT service."id", 'running', now() - number * INTERVAL '1 minute'
 FROM "WindowsService" AS service, generate_series(1, 100) AS number;
 """
-# A machine has a thirtieth of each: of these no question may read all.
+# A machine has a thirtieth of each: no query may read all rows of these.
 LARGE = {
     "SystemMetrics", "ProcessSnapshot", "PortUsage", "SystemMetricsMinute", "ApplicationUsage", "ReconcileEvent",
     "ServiceStateHistory",
@@ -58,8 +58,8 @@ LARGE = {
 FIRST_PAGE = {"after_at": NOW - 900 * HOUR, "after_id": -1, "most": 100}
 LAST_CHANGE = {"before_at": NOW + HOUR, "before_id": UUID(int=2**128 - 1), "most": 100}
 PROCESS_SERIES = "SELECT * FROM guestd_process_series(%(machine_id)s, %(since)s, %(until)s)"
-# What is asked, how long back, what else it is told; what it must read, and what it must not.
-QUESTIONS: list[tuple[str, timedelta, dict[str, object], set[str], set[str]]] = [
+# The query, how far back, further parameters; the tables that it must read and those that it must not.
+QUERIES: list[tuple[str, timedelta, dict[str, object], set[str], set[str]]] = [
     ("read_api/read_machines", HOUR, {"identifier": None}, {"SystemMetrics"}, set()),
     ("read_api/read_machines_without_data", HOUR, {}, {"SystemMetrics"}, set()),
     ("read_api/read_series", HOUR, {"points": 400}, {"SystemMetrics"}, {"SystemMetricsMinute"}),
@@ -114,52 +114,52 @@ def filled(cluster: Server, template: str) -> Iterator[Connection]:
 
 
 @pytest.mark.parametrize(
-    ("asked", "span", "told", "reads", "spares"),
-    QUESTIONS,
+    ("name", "span", "parameters", "reads", "avoids"),
+    QUERIES,
     ids=[
-        f"{name.removeprefix('read_api/')[:40]} {span / HOUR:.0f} h {told.get('machine_ids', '')}"
-        for name, span, told, *_ in QUESTIONS
+        f"{name.removeprefix('read_api/')[:40]} {span / HOUR:.0f} h {parameters.get('machine_ids', '')}"
+        for name, span, parameters, *_ in QUERIES
     ],
 )
-def test_a_question_goes_by_what_is_meant_for_it(
-    filled: Connection, asked: str, span: timedelta, told: dict[str, object], reads: set[str], spares: set[str]
+def test_a_query_uses_the_index_or_roll_up_that_is_meant_for_it(
+    filled: Connection, name: str, span: timedelta, parameters: dict[str, object], reads: set[str], avoids: set[str]
 ) -> None:
     filled.execute("SET auto_explain.log_min_duration = -1")
     ((machine,),) = rows(filled, 'SELECT "id" FROM "Machine" ORDER BY "id" LIMIT 1')
     tables = dict(rows(filled, "SELECT chunk_name::text, hypertable_name::text FROM timescaledb_information.chunks"))
-    given = {"machine_id": machine, "since": NOW - span, "until": NOW + HOUR} | told
+    given = {"machine_id": machine, "since": NOW - span, "until": NOW + HOUR} | parameters
     if given.get("machine_ids") == "one":
         given["machine_ids"] = [machine]
     scans = []
-    for plan in plans(filled, query(asked) if asked.startswith("read_api/") else asked.encode(), given):
-        scans += [(tables.get(node["Relation Name"], node["Relation Name"]), node) for node in scanning(plan)]
+    for plan in explain(filled, query(name) if name.startswith("read_api/") else name.encode(), given):
+        scans += [(tables.get(node["Relation Name"], node["Relation Name"]), node) for node in list_scans(plan)]
     read = {table for table, _ in scans}
     assert reads <= read
-    assert not spares & read
+    assert not avoids & read
     for table, node in scans:
         assert table not in LARGE or node["Node Type"] in ("Index Scan", "Index Only Scan", "Bitmap Heap Scan"), node
 
 
-def plans(connection: Connection, statement: bytes, given: dict[str, Any]) -> list[dict[str, Any]]:
-    """The plan of a statement, and of each that a function of it runs."""
-    told: list[str] = []
+def explain(connection: Connection, statement: bytes, given: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the plan of a statement and of each statement that a function of it runs."""
+    messages: list[str] = []
 
     def note(diagnostic: psycopg.errors.Diagnostic) -> None:
-        told.append(diagnostic.message_primary or "")
+        messages.append(diagnostic.message_primary or "")
 
     connection.execute("SET auto_explain.log_min_duration = 0")
     connection.add_notice_handler(note)
     connection.execute(statement, given)
     connection.remove_notice_handler(note)
-    return [json.loads(each.partition("plan:")[2])["Plan"] for each in told if "plan:" in each]
+    return [json.loads(each.partition("plan:")[2])["Plan"] for each in messages if "plan:" in each]
 
 
-def scanning(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every node of a plan that reads a relation and was run."""
+def list_scans(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield every executed node of a plan that reads a relation."""
     if plan.get("Actual Loops", 1) == 0:
         return
-    # A hypertable's own node reads nothing: the chunks beneath it do.
+    # The node of a hypertable reads nothing: those of its chunks do.
     if "Relation Name" in plan and plan["Node Type"] != "Custom Scan":
         yield plan
     for child in plan.get("Plans", ()):
-        yield from scanning(child)
+        yield from list_scans(child)

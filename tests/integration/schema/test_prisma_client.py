@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from psycopg import sql
 from tools.harness import prisma
-from tools.harness.prisma import INSTALL_SECONDS, SCHEMA, said_by
+from tools.harness.prisma import INSTALL_SECONDS, SCHEMA, run_program
 
 from gueststore.catalogue import load_catalogue
 from gueststore.database import Connection
@@ -22,7 +22,7 @@ from support.schema import insert, make_machine, rows
 @pytest.fixture(scope="module")
 def generated() -> Path:
     """The directory of Prisma's client for schema.prisma, made on first use."""
-    client = prisma.generated()
+    client = prisma.generate_client()
     if client is None:
         pytest.skip("npm is not installed: the client is proven where it is, on CI for one")
     return client
@@ -50,7 +50,7 @@ def filled(connection: Connection) -> uuid.UUID:
 def test_prismas_client_reads_writes_pages_and_follows_every_relation(
     dsn: str, connection: Connection, generated: Path, filled: uuid.UUID
 ) -> None:
-    answer = used(generated, dsn, filled)
+    answer = run_proof(generated, dsn, filled)
     assert set(answer["models"]) == {name for kind, name in load_catalogue() if kind == "table"}
     for model, found in answer["models"].items():
         counted = sql.SQL("SELECT count(*) FROM {}").format(sql.Identifier(model))
@@ -63,9 +63,9 @@ def test_prismas_client_reads_writes_pages_and_follows_every_relation(
     assert_writes_what_it_means(answer["written"])
 
 
-def used(generated: Path, dsn: str, known: uuid.UUID) -> dict[str, Any]:
-    """What schema/prisma-client/proof.cjs found in a database."""
-    answer: dict[str, Any] = json.loads(said_by(generated, dsn, "proof.cjs", str(generated), known=str(known)))
+def run_proof(generated: Path, dsn: str, known: uuid.UUID) -> dict[str, Any]:
+    """Return what schema/prisma-client/proof.cjs found in a database."""
+    answer: dict[str, Any] = json.loads(run_program(generated, dsn, "proof.cjs", str(generated), known=str(known)))
     return answer
 
 
@@ -93,16 +93,16 @@ def assert_writes_what_it_means(written: dict[str, Any]) -> None:
     }
 
 
-# All that Prisma's migration engine would change, and why it stays as it is.
+# Every change that Prisma's migration engine would make, and why it is not made.
 ALLOWED = {
-    # A foreign key on a hypertable doubles the cost of a batch; decision 0017 has what is there in its stead.
+    # A foreign key on a hypertable doubles the cost of a batch; decision 0017 describes what replaces it.
     *(
         f'ALTER TABLE "{name}" ADD CONSTRAINT "{name}_machineId_fkey" FOREIGN KEY ("machineId") '
         'REFERENCES "Machine"("id") ON DELETE CASCADE ON UPDATE CASCADE;'
         for kind, name in load_catalogue()
         if kind == "hypertable" and ("column", f"{name}.machineId") in load_catalogue()
     ),
-    # An identity, which a trigger alone uses; Prisma has no word for it but a sequence's.
+    # An identity that only a trigger uses; Prisma knows it only as the default of a sequence.
     'ALTER TABLE "RollupPending" ALTER COLUMN "id" DROP DEFAULT;',
 }
 
@@ -111,9 +111,9 @@ ALLOWED = {
 def test_prismas_migration_engine_finds_no_difference_that_is_not_meant(
     dsn: str, connection: Connection, generated: Path
 ) -> None:
-    said = said_by(generated, dsn, "oracle.cjs", str(SCHEMA))
-    wanted = {line for line in said.splitlines() if line and not line.startswith("--")}
-    assert wanted == ALLOWED
+    output = run_program(generated, dsn, "oracle.cjs", str(SCHEMA))
+    changes = {line for line in output.splitlines() if line and not line.startswith("--")}
+    assert changes == ALLOWED
     connection.execute('DROP INDEX "Disk_nodeId_idx"')
-    said = said_by(generated, dsn, "oracle.cjs", str(SCHEMA))
-    assert 'CREATE INDEX "Disk_nodeId_idx" ON "Disk"("nodeId");' in said
+    output = run_program(generated, dsn, "oracle.cjs", str(SCHEMA))
+    assert 'CREATE INDEX "Disk_nodeId_idx" ON "Disk"("nodeId");' in output

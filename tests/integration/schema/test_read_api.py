@@ -1,4 +1,4 @@
-"""What is asked of the store: right, by the page, and by the index or roll-up that is meant for it."""
+"""The read API: its results, their pages, and the indexes and roll-ups that its queries use."""
 
 import itertools
 import json
@@ -194,7 +194,7 @@ def scans(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from scans(child)
 
 
-# What is asked, and the series that it must not read whole.
+# The query, and the series that it must not read whole.
 BY_INDEX = {
     'SELECT * FROM "MachineLatest"': ("SystemMetrics",),
     'SELECT * FROM "ListeningPort"': ("PortUsage",),
@@ -220,7 +220,7 @@ BY_INDEX = {
 
 
 @pytest.mark.parametrize(("question", "series"), BY_INDEX.items(), ids=[question[:60] for question in BY_INDEX])
-def test_no_question_reads_a_series_whole(
+def test_no_query_reads_a_whole_series(
     connection: Connection, fleet: list[uuid.UUID], question: str, series: tuple[str, ...]
 ) -> None:
     # So little data is quickest read whole: what is held is that there is a way through an index at all.

@@ -1,4 +1,4 @@
-"""gueststore retention: what would go is said, and what is said goes."""
+"""gueststore retention: the dry run lists what is due, and the command drops it."""
 
 import json
 import subprocess
@@ -20,13 +20,13 @@ def run(*words: str) -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_a_dry_run_names_every_relation_and_takes_nothing(dsn: str, connection: Connection) -> None:
+def test_a_dry_run_names_every_relation_and_drops_nothing(dsn: str, connection: Connection) -> None:
     insert(connection, "QuarantinedFrame", **REQUIRED["QuarantinedFrame"](connection) | {"createdAt": LONG_AGO})
-    said = run("--dry-run", "--dsn", dsn)
-    assert len(said) == len(read_retention_due(dsn)) == 13
-    assert any(line.startswith("QuarantinedFrame: kept 90 days, 1 older than ") for line in said)
+    lines = run("--dry-run", "--dsn", dsn)
+    assert len(lines) == len(read_retention_due(dsn)) == 13
+    assert any(line.startswith("QuarantinedFrame: kept 90 days, 1 older than ") for line in lines)
     assert any(
-        line.startswith("PortUsage: ") and line.endswith("; more is kept until it is rolled up") for line in said
+        line.startswith("PortUsage: ") and line.endswith("; more is kept until it is rolled up") for line in lines
     )
     (facts,) = run("--dry-run", "--json", "--dsn", dsn)
     due = {each["relation"]: each for each in json.loads(facts)}
@@ -36,7 +36,7 @@ def test_a_dry_run_names_every_relation_and_takes_nothing(dsn: str, connection: 
     assert rows(connection, 'SELECT count(*) FROM "QuarantinedFrame"') == [(1,)]
 
 
-def test_the_command_takes_what_is_due_and_says_so(dsn: str, connection: Connection) -> None:
+def test_the_command_drops_what_is_due_and_prints_it(dsn: str, connection: Connection) -> None:
     insert(connection, "QuarantinedFrame", **REQUIRED["QuarantinedFrame"](connection) | {"createdAt": LONG_AGO})
     assert run("--dsn", dsn) == ["QuarantinedFrame: 1 dropped"]
     assert rows(connection, 'SELECT count(*) FROM "QuarantinedFrame"') == [(0,)]

@@ -164,7 +164,7 @@ CHUNKS = "SELECT count(*) FROM show_chunks(quote_ident(%s)::regclass)"
 
 
 @pytest.mark.parametrize("table", [table.name for table in contract.SERIES])
-def test_the_writer_has_chunks_made_ahead_and_old_ones_dropped(
+def test_the_writer_creates_chunks_ahead_and_drops_old_ones(
     connection: Connection, writer: Connection, table: str
 ) -> None:
     for day in (0, 10, 20):
@@ -181,7 +181,7 @@ def test_the_writer_has_chunks_made_ahead_and_old_ones_dropped(
     assert rows(connection, CHUNKS, table) == [(3,)]
 
 
-def test_a_wrong_argument_cannot_make_or_drop_what_should_not_be(writer: Connection) -> None:
+def test_a_wrong_argument_can_neither_create_nor_drop_chunks(writer: Connection) -> None:
     for statement in (
         "SELECT guestd_create_chunk('PortUsage', now() + interval '31 days')",
         "SELECT guestd_create_chunk('PortUsage', 'infinity')",

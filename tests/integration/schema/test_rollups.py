@@ -1,4 +1,4 @@
-"""Roll-ups hold exactly what a GROUP BY of the series gives, whatever came late or went; nothing goes before that."""
+"""Roll-ups equal a GROUP BY of the series, with late samples and deletions; nothing is dropped before that."""
 
 import random
 import uuid
@@ -14,12 +14,12 @@ from gueststore.database import Connection
 from gueststore.queries import query
 from gueststore.rollup_columns import COLUMNS
 from support.models import REQUIRED
-from support.rollups import SAMPLE, roll_up, send, step_of
+from support.rollups import SAMPLE, roll_up, run_step, send
 from support.schema import insert, make_machine, rows
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 
-# View: what it is, asked of the series.
+# View: the query of the series with the same result.
 PLAIN = {
     "SystemMetrics_1m": """
         SELECT "machineId", date_trunc('minute', "timestamp", 'UTC') AS "bucket", count(*) AS "samples",
@@ -131,20 +131,20 @@ def test_any_order_of_samples_roll_ups_and_deletions_leaves_what_group_by_gives(
     connection: Connection, machines: list[uuid.UUID], seed: int
 ) -> None:
     chance = random.Random(seed)
-    taken = set()
+    occupied = set()
     for _ in range(60):
         act = chance.random()
         if act < 0.8:
             # Most now, some of the last hours, a few of days ago, a few ahead.
             span = chance.choice((90, 90, 7_200, 260_000))
             machine, at = chance.choice(machines), NOW - timedelta(seconds=chance.randrange(-30, span))
-            if (machine, at) not in taken:
-                taken.add((machine, at))
+            if (machine, at) not in occupied:
+                occupied.add((machine, at))
                 send(connection, machine, at, chance)
         elif act < 0.97:
             roll_up(connection, most=chance.choice((1, 3, 1000)))
         elif act < 0.98:
-            step_of(connection, "rollups/roll_up_minutes", 1)
+            run_step(connection, "rollups/roll_up_minutes", 1)
             assert_views_hold_what_is_closed(connection)
         else:
             connection.execute('DELETE FROM "Machine" WHERE "id" = %s', (machines.pop(),))
@@ -178,7 +178,7 @@ def test_a_minute_that_is_rolled_up_for_some_machines_is_in_the_view_once_for_ea
     chance = random.Random(8)
     for machine in machines:
         send(connection, machine, NOW - timedelta(minutes=5), chance)
-    assert step_of(connection, "rollups/roll_up_minutes", 1) == 1
+    assert run_step(connection, "rollups/roll_up_minutes", 1) == 1
     for view in ("SystemMetrics_1m", "SystemMetrics_1h", "SystemFleet_1m"):
         assert len(named(connection, f'SELECT * FROM "{view}"')) == (1 if "Fleet" in view else 2), view
     roll_up(connection)
@@ -198,7 +198,7 @@ def test_a_sample_that_is_committed_after_its_bucket_was_rolled_up_is_added(
     assert_exact(connection)
 
 
-def test_rows_that_are_added_to_a_message_later_are_rolled_up_when_that_is_noted(
+def test_rows_that_are_added_to_a_message_later_are_rolled_up_when_the_minute_is_marked(
     connection: Connection, machines: list[uuid.UUID]
 ) -> None:
     at = NOW - timedelta(hours=3)
@@ -214,7 +214,7 @@ def test_rows_that_are_added_to_a_message_later_are_rolled_up_when_that_is_noted
 def test_only_one_session_rolls_up_at_a_time(dsn: str, connection: Connection, machines: list[uuid.UUID]) -> None:
     send(connection, machines[0], NOW - timedelta(hours=3), random.Random(4))
     with psycopg.connect(dsn) as other:
-        assert step_of(other, "rollups/roll_up_minutes", 10) == 1
+        assert run_step(other, "rollups/roll_up_minutes", 10) == 1
         assert roll_up(connection) == 0
     roll_up(connection)
     assert_exact(connection)
@@ -258,7 +258,7 @@ def test_a_setting_that_is_changed_or_deleted_is_honoured(connection: Connection
         connection.execute(enforce.encode())
 
 
-def test_inactive_applications_and_old_frames_that_were_set_aside_go(connection: Connection) -> None:
+def test_inactive_applications_and_old_quarantined_frames_are_deleted(connection: Connection) -> None:
     long_ago = NOW - timedelta(days=400)
     for active in (True, False):
         insert(connection, "ApplicationUsage", **REQUIRED["ApplicationUsage"](connection) | {
@@ -312,10 +312,10 @@ def test_the_fleets_hours_are_added_up_the_newest_first(connection: Connection, 
     for at in hours:
         send(connection, machines[0], at, random.Random(7))
     for step in ("rollups/roll_up_minutes", "rollups/roll_up_hours"):
-        while step_of(connection, step, 1000):
+        while run_step(connection, step, 1000):
             pass
     connection.execute('TRUNCATE "SystemFleetMinute"')
-    assert step_of(connection, "rollups/roll_up_fleet", 1) == 1
+    assert run_step(connection, "rollups/roll_up_fleet", 1) == 1
     newest = hours[-1].replace(second=0, microsecond=0)
     assert rows(connection, 'SELECT "bucket" FROM "SystemFleetMinute"') == [(newest,)]
     roll_up(connection)

@@ -51,10 +51,10 @@ def counts(connection: Connection) -> dict[str, int]:
 
 
 def test_an_empty_platform_gets_everything(dsn: str, connection: Connection) -> None:
-    said: list[str] = []
-    assert seed(dsn, ADMIN, report=said.append) == sum(COUNTS.values())
+    reported: list[str] = []
+    assert seed(dsn, ADMIN, report=reported.append) == sum(COUNTS.values())
     assert counts(connection) == COUNTS
-    assert "applications: 41 rows added" in said
+    assert "applications: 41 rows added" in reported
 
 
 def test_a_second_run_adds_and_changes_nothing(dsn: str, connection: Connection) -> None:
@@ -84,12 +84,12 @@ def test_the_first_user_can_sign_in_as_administrator(dsn: str, connection: Conne
 
 
 @pytest.mark.parametrize("environment", [{}, {"GUESTD_ADMIN_EMAIL": "a@b.c"}, {"GUESTD_ADMIN_PASSWORD": "x"}])
-def test_a_missing_first_user_is_asked_for_by_variable(environment: Mapping[str, str]) -> None:
+def test_the_error_of_a_missing_first_user_names_the_variables(environment: Mapping[str, str]) -> None:
     with pytest.raises(ConfigurationError, match="GUESTD_ADMIN_EMAIL and GUESTD_ADMIN_PASSWORD"):
         read_admin(environment)
 
 
-def test_the_well_known_password_is_refused_unless_told() -> None:
+def test_the_well_known_password_is_refused_unless_allowed() -> None:
     environment = {"GUESTD_ADMIN_EMAIL": "a@b.c", "GUESTD_ADMIN_PASSWORD": "password"}
     with pytest.raises(ConfigurationError, match="well-known"):
         read_admin(environment)
@@ -101,7 +101,7 @@ def test_a_password_that_bcrypt_would_cut_is_refused() -> None:
         read_admin({"GUESTD_ADMIN_EMAIL": "a@b.c", "GUESTD_ADMIN_PASSWORD": "é" * 37})
 
 
-def test_a_database_that_was_never_migrated_is_told_so(empty_dsn: str) -> None:
+def test_the_seed_of_a_database_that_was_never_migrated_is_refused(empty_dsn: str) -> None:
     with pytest.raises(StoreError, match="gueststore migrate"):
         seed(empty_dsn, ADMIN)
 
@@ -148,10 +148,10 @@ def test_filters_have_names_for_libvirt_of_their_own(dsn: str, connection: Conne
 
 
 def test_every_reference_names_a_filter_and_no_service_filter_is_without_rules() -> None:
-    wanted = {item.name: item for item in load_filters()}
-    assert len(wanted) == 67
-    assert all(target in wanted for item in wanted.values() for target in item.references)
-    assert all(item.rules or item.references for item in wanted.values())
+    by_name = {item.name: item for item in load_filters()}
+    assert len(by_name) == 67
+    assert all(target in by_name for item in by_name.values() for target in item.references)
+    assert all(item.rules or item.references for item in by_name.values())
 
 
 def test_the_lists_have_no_doubles_and_known_systems_only() -> None:
