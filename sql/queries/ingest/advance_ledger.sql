@@ -1,5 +1,5 @@
--- Compare-and-set: one row, committedSeq, when the ledger was at %(expected_seq)s; none when another writer advanced it.
--- %(spool_id)s: uuid, %(lane)s: integer, %(expected_seq)s, %(committed_seq)s: bigint.
+-- Compare-and-set: one row, committedSeq, when the ledger was at %(expected_seq)s; none when another writer advanced
+-- it. %(spool_id)s: uuid, %(lane)s: integer, %(expected_seq)s, %(committed_seq)s: bigint.
 UPDATE "IngestLedger"
 SET
     "committedSeq" = %(committed_seq)s,

@@ -1,5 +1,5 @@
--- Deletes from incoming_application the new programs of a machine that would exceed %(most)s: integer, the limit per machine.
--- Known programs are always kept. Rows affected: the number deleted.
+-- Deletes from incoming_application the new programs of a machine that would exceed %(most)s: integer, the limit per
+-- machine. Known programs are always kept. Rows affected: the number deleted.
 WITH new AS (
     SELECT DISTINCT
         incoming."machineId",

@@ -1,5 +1,5 @@
--- Deletes from incoming_service the new services of a machine that would exceed %(most)s: integer, the limit per machine.
--- Known services are always kept. Rows affected: the number deleted.
+-- Deletes from incoming_service the new services of a machine that would exceed %(most)s: integer, the limit per
+-- machine. Known services are always kept. Rows affected: the number deleted.
 WITH new AS (
     SELECT DISTINCT
         incoming."machineId",

@@ -2,9 +2,9 @@
 -- The newest row of a program wins, if it is newer than what is stored; a program that its machine's newest message
 -- does not list becomes inactive; descriptive columns keep the last value that was known.
 
--- Lock all rows of these machines, always in one order, so that two daemons wait for each other and never deadlock. All,
--- and not only those that this message changes: the other daemon may commit more active rows before the next statement,
--- which then updates them too.
+-- Lock all rows of these machines, always in one order, so that two daemons wait for each other and never deadlock.
+-- All, and not only those that this message changes: the other daemon may commit more active rows before the next
+-- statement, which then updates them too.
 SELECT COUNT(*)
 FROM (
     SELECT stored."id"

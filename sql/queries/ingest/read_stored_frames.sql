@@ -1,6 +1,6 @@
 -- The frames among these that are already stored as a sample or quarantined: (machineId, frameDigest), unordered.
--- %(machine_ids)s: uuid[], %(digests)s: bigint[] of the same length; %(earliest)s, %(latest)s: timestamptz, bounds of the
--- samples' times, so that the planner excludes all other chunks. LATERAL makes it one index probe per frame.
+-- %(machine_ids)s: uuid[], %(digests)s: bigint[] of the same length; %(earliest)s, %(latest)s: timestamptz, bounds of
+-- the samples' times, so that the planner excludes all other chunks. LATERAL makes it one index probe per frame.
 WITH
 sought ("machineId", "digest") AS (
     SELECT *

@@ -1,7 +1,7 @@
--- Deletes quarantined frames beyond an age, a number and a size; the oldest first. No machine may use more than a tenth of
--- number and size (but always one frame), and frames beyond a machine's tenth do not count against the other machines: one
--- machine can send any number of them between two runs.
--- %(keep_days)s, %(max_frames)s: integer; %(max_bytes)s: bigint. One row: number of frames deleted, number kept.
+-- Deletes quarantined frames beyond an age, a number and a size; the oldest first. No machine may use more than a tenth
+-- of number and size (but always one frame), and frames beyond a machine's tenth do not count against the other
+-- machines: one machine can send any number of them between two runs. %(keep_days)s, %(max_frames)s: integer;
+-- %(max_bytes)s: bigint. One row: number of frames deleted, number kept.
 WITH ranked AS (
     SELECT
         "id",

@@ -1,6 +1,6 @@
 -- Merges listening ports into VmPort, from the latest sample of each machine that reported within 10 minutes: existing
--- rows record whether any port of their range listens, and a port without a row gets a new one, not enabled. lastSeen of
--- ports that keep listening advances every 5 minutes. Ports of machines that are off do not listen.
+-- rows record whether any port of their range listens, and a port without a row gets a new one, not enabled. lastSeen
+-- of ports that keep listening advances every 5 minutes. Ports of machines that are off do not listen.
 WITH latest AS (
     SELECT
         machine."id" AS "machineId",

@@ -1,4 +1,5 @@
--- What the next retention run drops. Rows: relation, keepDays, cutoff, isHeldBack, due (chunks, or rows of a plain table).
+-- What the next retention run drops. Rows: relation, keepDays, cutoff, isHeldBack, due (chunks, or rows of a plain
+-- table).
 SELECT
     "relation",
     "keepDays" AS keep_days,

@@ -1,4 +1,5 @@
--- Every machine with its latest sample; %(identifier)s: text or NULL: only those with this id, internalName or name. By name.
+-- Every machine with its latest sample; %(identifier)s: text or NULL: only those with this id, internalName or name. By
+-- name.
 SELECT
     "id",
     "name",

@@ -1,5 +1,6 @@
 -- A page of a machine's processes, in order of time and process id. %(machine_id)s: uuid, %(since)s and %(until)s:
--- timestamptz, %(most)s: integer, and the last row of the previous page: %(after_at)s: timestamptz, %(after_id)s: integer.
+-- timestamptz, %(most)s: integer, and the last row of the previous page: %(after_at)s: timestamptz, %(after_id)s:
+-- integer.
 SELECT
     "timestamp" AS "at",
     "processId" AS process_id,

@@ -1,5 +1,5 @@
--- The process names that used most CPU. %(machine_ids)s: uuid[], NULL means all machines; %(since)s, %(until)s: timestamptz;
--- %(most)s: integer.
+-- The process names that used most CPU. %(machine_ids)s: uuid[], NULL means all machines; %(since)s, %(until)s:
+-- timestamptz; %(most)s: integer.
 SELECT
     "name",
     "machines",

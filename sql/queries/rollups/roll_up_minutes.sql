@@ -1,3 +1,3 @@
--- Rolls up at most %(most)s (integer) pending minutes of machines. One row: their number; 0 when none is pending or another
--- session rolls up.
+-- Rolls up at most %(most)s (integer) pending minutes of machines. One row: their number; 0 when none is pending or
+-- another session rolls up.
 SELECT public.guestd_roll_up_minutes(%(most)s::integer);
