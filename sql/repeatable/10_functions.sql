@@ -200,7 +200,7 @@ BEGIN
         RAISE EXCEPTION 'A chunk is created for a time between a day ago and 30 days ahead, not for %.', at
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    -- Inserting a row creates its chunk, also on the Apache edition, which has no create_chunk; the row is deleted again.
+    -- A row that is inserted and deleted creates its chunk, also on the Apache edition, which has no create_chunk.
     CASE relation
     WHEN 'SystemMetrics' THEN
         INSERT INTO public."SystemMetrics" (

@@ -1,4 +1,4 @@
--- Views and functions for people and dashboards. Each uses an index or a roll-up: tests/integration/schema/test_plans.py.
+-- Views and functions for people and dashboards; each uses an index or a roll-up (tests/integration/schema/test_plans.py).
 -- %(series_...)s are lists of columns: gueststore.rollup_columns.
 
 CREATE OR REPLACE VIEW "MachineLatest" AS
@@ -231,8 +231,8 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 #variable_conflict use_column
 BEGIN
-    -- Long windows are answered from rolled-up hours: whole hours, of which the last one may be missing. For all machines
-    -- a window of samples is limited to minutes: a fleet has too many processes.
+    -- Long windows are answered from rolled-up hours: whole hours, of which the last may be missing. For all machines a
+    -- window of samples is limited to minutes: a fleet has too many processes.
     IF until - since > (CASE WHEN asked IS NULL THEN INTERVAL '10 minutes' ELSE INTERVAL '2 hours' END) THEN
         RETURN QUERY
         WITH hours AS MATERIALIZED (
