@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 
-from tools.bench.measuring import SEED
+from tools.bench.server import SEED
 
 from guestd.simulator.guest import Guest
 

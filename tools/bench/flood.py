@@ -1,4 +1,4 @@
-"""A guest that means harm: the guest's side of one channel, writing as fast as it is read, for as long as it lives.
+"""A hostile guest: the guest's side of one channel, which writes as fast as guestd reads, until it is ended.
 
 python -m tools.bench.flood SOCKET KIND: serves SOCKET as QEMU would and floods whoever connects.
 """
@@ -33,7 +33,7 @@ def large_frames() -> bytes:
 
 
 def hostile_command_lines() -> bytes:
-    """One frame just below the cap whose every command line makes the search for secrets as dear as can be."""
+    """One frame just below the cap whose every command line makes the search for secrets as expensive as possible."""
     line = ("password mysql curl key x://" + "mysql -p" * 600)[:4000]
     process = '{"id":%d,"name":"p","memory_usage_kb":1,"command_line":%s}'
     processes = [process % (number, json.dumps(f"{number} {line}")) for number in range(FRAME_BYTES // 4100)]
@@ -41,7 +41,7 @@ def hostile_command_lines() -> bytes:
 
 
 def wrong_values() -> bytes:
-    """One frame just below the cap in which nothing fits its field, so that all of it is mended one by one."""
+    """One frame just below the cap in which no value fits its field, so that each is repaired by itself."""
     process = b'{"id":%d,"name":"p","memory_usage_kb":-1.5,"cpu_usage_percent":"NaN","parent_id":1e300,"status":[]}'
     entries = b",".join(process % number for number in range(FRAME_BYTES // 130))
     return HEAD + b'"processes":[' + entries + b"]}}}\n"

@@ -1,8 +1,12 @@
-"""./dev bench filters: the cost of a reconcile run without changes.
+"""./dev bench filters: what a filter reconcile run costs, and how long filters and edits take to reach libvirt.
 
-On a private server; libvirt's XML is written by the suite, because libvirt's own work is not measured: many filters of
-many rules that include each other, machines that use them, and no change. A run reads the rows, compiles them, parses
-the XML and plans: once with an empty cache, and once with the cache of the run before.
+Many filters of many rules that include each other, on a private server (fsync on):
+
+1. without libvirt: runs in which nothing has changed, with libvirt's XML written by ourselves, since libvirt's own work
+   is not guestd's. A run reads the rows, compiles them, reads the XML and plans; without a cache, and with the cache of
+   the run before. CPU of this process.
+2. in libvirt (tools/bench/filters_in_libvirt.py), on the lab's private libvirtd (root only): the first run, which
+   defines all filters; runs in which nothing has changed; edits of one rule after the other.
 """
 
 import argparse
@@ -10,10 +14,14 @@ import asyncio
 import statistics
 import time
 from itertools import pairwise
-from pathlib import Path
+from typing import Any
 
 import psycopg
-from tools.bench.measuring import keep, own_store
+import structlog
+from tools.bench.lab import own_lab
+from tools.bench.server import own_store
+from tools.bench.suite import print_row, run
+from tools.harness.lab import obstacle
 
 from guestd.filters.cache import FilterCache
 from guestd.filters.desired import build_desired, compile_rows
@@ -44,36 +52,46 @@ SELECT machine."id", filter."id" FROM
 
 
 def main() -> None:
-    """Measure, print the table, write the JSON."""
-    arguments = _arguments()
+    """Measure without libvirt, and in libvirt where a lab can be started."""
+    run(__doc__, _add_options, _measure)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--filters", type=int, default=1000, help="filters")
+    parser.add_argument("--rules", type=int, default=10, help="rules of each filter")
+    parser.add_argument("--machines", type=int, default=100, help="machines on this host, without libvirt")
+    parser.add_argument("--runs", type=int, default=20, help="runs of each kind")
+    parser.add_argument("--edits", type=int, default=200, help="edits, one after the other, in libvirt")
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+    print(f"{arguments.filters} filters, {arguments.filters * arguments.rules} rules, {arguments.machines} machines")
     with own_store(arguments.machines) as (dsn, _):
-        _fill(dsn, arguments)
+        _add_filters(dsn, arguments)
+        with psycopg.connect(dsn) as connection:
+            connection.execute(MACHINES, ())
         uncached, cached = asyncio.run(_measure_both(dsn, arguments.runs))
-    counts = f"{arguments.filters} filters, {arguments.filters * arguments.rules} rules, {arguments.machines} machines"
-    print(f"CPU of a run over {counts}, ms, median of {arguments.runs}")
-    print(f"{'':<12}{'uncached':>10}{'cached':>12}")
-    for step in (*STEPS, "in sum"):
-        print(f"{step:<12}{uncached[step]:>10.1f}{cached[step]:>12.1f}")
-    keep(arguments.json, "filters", vars(arguments) | {"json": None, "uncached": uncached, "cached": cached})
+    print_row("CPU of a run, ms, median", ("uncached", "cached"))
+    for step in (*STEPS, "in total"):
+        print_row(step, (uncached[step], cached[step]))
+    figures: dict[str, Any] = {"uncached": uncached, "cached": cached}
+    if (lack := obstacle()) is not None:
+        print(f"in libvirt: left out: {lack}")
+        return figures
+    from tools.bench import filters_in_libvirt  # noqa: PLC0415 -- libvirt's bindings are not on every host
+
+    with own_store(1) as (dsn, _), own_lab() as lab:
+        _add_filters(dsn, arguments)
+        return figures | filters_in_libvirt.measure(dsn, lab.uri, runs=arguments.runs, edits=arguments.edits)
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="./dev bench filters", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--filters", type=int, default=1000, help="(default: 1000)")
-    parser.add_argument("--rules", type=int, default=10, help="of each filter (default: 10)")
-    parser.add_argument("--machines", type=int, default=100, help="all of them on this host (default: 100)")
-    parser.add_argument("--runs", type=int, default=20, help="of each kind (default: 20)")
-    parser.add_argument("--json", type=Path, default=Path("bench-filters.json"), help="where the figures go")
-    return parser.parse_args()
-
-
-def _fill(dsn: str, arguments: argparse.Namespace) -> None:
+def _add_filters(dsn: str, arguments: argparse.Namespace) -> None:
     with psycopg.connect(dsn) as connection:
         connection.execute('DELETE FROM "NWFilter"')
         connection.execute(FILTERS, (arguments.filters,))
         connection.execute(RULES, (arguments.rules,))
         connection.execute(REFERENCES, ())
-        connection.execute(MACHINES, ())
 
 
 async def _measure_both(dsn: str, count: int) -> tuple[dict[str, float], dict[str, float]]:
@@ -86,7 +104,7 @@ async def _measure_runs(dsn: str, count: int, cache: FilterCache | None) -> dict
     samples = [await _measure_run(dsn, xml, FilterCache() if cache is None else cache) for _ in range(count + 1)]
     # The first run has nothing in its cache yet.
     medians = {step: statistics.median(each[number] for each in samples[1:]) for number, step in enumerate(STEPS)}
-    return medians | {"in sum": sum(medians.values())}
+    return medians | {"in total": sum(medians.values())}
 
 
 def _as_libvirt_prints(rows: StoreSnapshot) -> list[str]:

@@ -1,4 +1,4 @@
-"""./dev bench integrity: what it costs that samples refer to existing machines, and whether they always do.
+"""./dev bench integrity: what it costs that every sample refers to an existing machine, and whether one ever does not.
 
 On one private server (fsync on):
 
@@ -9,25 +9,21 @@ On one private server (fsync on):
 """
 
 import argparse
-import shutil
 import statistics
-import tempfile
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import psycopg
 from psycopg import sql
 from tools.bench.integrity_race import INSERT_MACHINE, LEVELS, race
-from tools.bench.measuring import keep
-from tools.harness.cluster import Cluster, create_database, prefix
+from tools.bench.server import migrated_database, own_server
+from tools.bench.suite import run
 
 from gueststore.database import Connection
-from gueststore.migrations import migrate
 from gueststore.queries import query
 
 DAYS = 14
@@ -50,37 +46,26 @@ WHERE machine."id" = ANY(%(ids)s)
 
 
 def main() -> None:
-    """Measure all three, print the tables, write the JSON."""
-    arguments = _arguments()
-    directory = Path(tempfile.mkdtemp(prefix="guestd-bench-"))
-    directory.chmod(0o755)
-    cluster = Cluster(directory, prefix=prefix(), settings={"max_wal_size": "4GB", "checkpoint_timeout": "15min"})
-    try:
-        cluster.start()
-        figures: dict[str, Any] = {"machines": arguments.machines, "processes": arguments.processes}
-        figures["batch_ms"] = _costs(_database(cluster, "costs"), arguments)
-        figures["delete_ms"] = _deletes(_database(cluster, "deletes"))
-        figures["race"] = [_raced(_database(cluster, f"race{n}"), n, arguments) for n in range(len(LEVELS))]
-        keep(arguments.json, "integrity", figures)
-    finally:
-        cluster.stop()
-        shutil.rmtree(directory)
+    """Measure all three."""
+    run(__doc__, _add_options, _measure)
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="./dev bench integrity", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--machines", type=int, default=100, help="in each batch (default: 100)")
-    parser.add_argument("--processes", type=int, default=100, help="of each machine (default: 100)")
-    parser.add_argument("--batches", type=int, default=40, help="of each kind (default: 40)")
-    parser.add_argument("--seconds", type=float, default=20, help="of each race (default: 20)")
-    parser.add_argument("--json", type=Path, default=Path("bench-integrity.json"), help="where the figures go")
-    return parser.parse_args()
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--machines", type=int, default=100, help="machines in each batch")
+    parser.add_argument("--processes", type=int, default=100, help="processes of each machine")
+    parser.add_argument("--batches", type=int, default=40, help="batches of each kind")
+    parser.add_argument("--seconds", type=float, default=20, help="how long each race runs")
 
 
-def _database(cluster: Cluster, name: str) -> str:
-    create_database(cluster.dsn("postgres"), name)
-    migrate(cluster.dsn(name))
-    return cluster.dsn(name)
+def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    with own_server() as (cluster, _):
+        return {
+            "batch_ms": _costs(migrated_database(cluster, "costs"), arguments),
+            "delete_ms": _deletes(migrated_database(cluster, "deletes")),
+            "race": [
+                _raced(migrated_database(cluster, f"race{number}"), number, arguments) for number in range(len(LEVELS))
+            ],
+        }
 
 
 def _costs(dsn: str, arguments: argparse.Namespace) -> dict[str, float]:

@@ -7,7 +7,7 @@ from the first one until guestd has acknowledged the last, that is, has it fsync
 1. storing: the writer stores meanwhile what it can;
 2. idle: there is no store, the writer waits, the spool takes all.
 
-Medians over the rounds, with the CPU that each of the processes took.
+Medians over the rounds, with each process's share of one core.
 """
 
 import argparse
@@ -15,85 +15,67 @@ import json
 import multiprocessing
 import os
 import socket
-import statistics
 import struct
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from multiprocessing.synchronize import Event
 from pathlib import Path
+from typing import Any
 
-from tools.bench.measuring import SEED, cpu_seconds, eventually, guestd, keep, own_store, samples
+from tools.bench.daemon import cpu_seconds, guestd, samples
+from tools.bench.server import SEED, own_store
+from tools.bench.suite import add_rounds_option, medians, run
 from tools.harness.broker import Broker, prefix
+from tools.harness.waiting import eventually
 
 from guestd.simulator import machine_ids
 
-NOWHERE = "host=127.0.0.1 port=9 connect_timeout=1"
+NO_STORE = "host=127.0.0.1 port=9 connect_timeout=1"
 CHUNK_BYTES = 256 * 1024
 ACKNOWLEDGED = "guestd_mqtt_messages_acknowledged_total"
 
 
-@dataclass(frozen=True)
-class Round:
-    """What one round measured; shares are of one core."""
-
-    messages_per_second: float
-    stored_per_second: float
-    broker_share: float
-    publisher_share: float
-    guestd_share: float
-
-
 def main() -> None:
-    """Run the rounds, print the table, write the JSON."""
-    arguments = _arguments()
+    """Run the rounds of both kinds."""
+    run(__doc__, _add_options, _measure)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--guests", type=int, default=1000, help="machines whose messages are published")
+    parser.add_argument("--messages", type=int, default=150_000, help="messages of all guests in total")
+    parser.add_argument("--bytes", type=int, default=1024, help="bytes of each payload")
+    parser.add_argument("--version", choices=["5", "3.1.1"], default="5", help="the protocol that guestd speaks")
+    add_rounds_option(parser, 3)
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     machines = machine_ids(arguments.guests, SEED)
     messages = arguments.messages // len(machines)
     print(f"{len(machines)} machines x {messages} messages of {arguments.bytes} bytes, MQTT {arguments.version}")
-    print(f"{'round':>12} {'acknowledged':>14} {'stored':>10} {'broker':>7} {'publisher':>10} {'guestd':>7}")
-    rounds: dict[str, list[Round]] = {"storing": [], "idle": []}
+    print(f"{'round':>14} {'acknowledged':>14} {'stored':>10} {'broker':>7} {'publisher':>10} {'guestd':>7}")
+    rounds: dict[str, list[dict[str, float]]] = {"storing": [], "idle": []}
     with own_store(len(machines)) as (dsn, directory):
         for number in range(1, arguments.rounds + 1):
-            for kind, where in (("storing", dsn), ("idle", NOWHERE)):
+            for kind, store in (("storing", dsn), ("idle", NO_STORE)):
                 packets = _packets(machines, messages, arguments.bytes)
-                measured = _round(where, directory, packets, messages * len(machines), arguments.version)
-                rounds[kind].append(measured)
-                print(f"{f'{number} {kind}':>12} {_figures(measured)}", flush=True)
-    median = {kind: _median(each) for kind, each in rounds.items()}
-    for kind, measured in median.items():
-        print(f"{f'median {kind}':>12} {_figures(measured)}")
-    measured_rounds = {kind: [asdict(each) for each in rounds[kind]] for kind in rounds}
-    load = {"guests": len(machines), "messages": messages, "version": arguments.version}
-    medians = {kind: asdict(each) for kind, each in median.items()}
-    keep(arguments.json, "mqtt", load | {"median": medians, "rounds": measured_rounds})
+                rounds[kind].append(_round(store, directory, packets, messages * len(machines), arguments.version))
+                _print_round(f"{number} {kind}", rounds[kind][-1])
+    median = {kind: medians(each) for kind, each in rounds.items()}
+    for kind, figures in median.items():
+        _print_round(f"median {kind}", figures)
+    return {"median": median, "rounds": rounds}
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="./dev bench mqtt", description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--guests", type=int, default=1000)
-    parser.add_argument("--messages", type=int, default=150_000, help="of all guests together (default: 150000)")
-    parser.add_argument("--bytes", type=int, default=1024, help="of each payload (default: 1024)")
-    parser.add_argument("--version", choices=["5", "3.1.1"], default="5", help="that guestd speaks (default: 5)")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, default=Path("bench-mqtt.json"), help="where the figures go")
-    return parser.parse_args()
+def _print_round(name: str, figures: Mapping[str, float]) -> None:
+    acknowledged, stored, broker, publisher, guestd_share = figures.values()
+    shares = f"{broker:7.0%} {publisher:10.0%} {guestd_share:7.0%}"
+    print(f"{name:>14} {acknowledged:12.0f}/s {stored:8.0f}/s {shares}", flush=True)
 
 
-def _figures(measured: Round) -> str:
-    return (
-        f"{measured.messages_per_second:12.0f}/s {measured.stored_per_second:8.0f}/s {measured.broker_share:7.0%}"
-        f" {measured.publisher_share:10.0%} {measured.guestd_share:7.0%}"
-    )
-
-
-def _median(rounds: list[Round]) -> Round:
-    return Round(*(statistics.median(getattr(each, name) for each in rounds) for name in asdict(rounds[0])))
-
-
-def _round(dsn: str, directory: Path, packets: bytes, messages: int, version: str) -> Round:
+def _round(dsn: str, directory: Path, packets: bytes, messages: int, version: str) -> dict[str, float]:
     home = Path(tempfile.mkdtemp(prefix="m", dir=directory))
     broker = Broker(home / "broker", prefix=prefix())
     for user in ("guestd", "simulator"):
@@ -112,27 +94,25 @@ def _round(dsn: str, directory: Path, packets: bytes, messages: int, version: st
         broker.stop()
 
 
-def _measured(url: str, messages: int, go: Event, pids: dict[str, int]) -> Round:
+def _measured(url: str, messages: int, go: Event, pids: dict[str, int]) -> dict[str, float]:
     before = {name: cpu_seconds(pid) for name, pid in pids.items()}
     started = time.perf_counter()
     go.set()
     found: dict[str, float] = {}
 
     def is_done() -> bool:
-        time.sleep(0.1)  # every look costs guestd some milliseconds
         found.update(samples(url))
         return found.get(ACKNOWLEDGED, 0.0) >= messages
 
-    eventually(is_done, "all is acknowledged", 300)
+    # Seldom: each scrape costs guestd some milliseconds.
+    eventually(is_done, "all is acknowledged", 300, every_seconds=0.1)
     took_seconds = time.perf_counter() - started
     refused = sum(value for name, value in found.items() if name.startswith("guestd_frames_refused_total"))
     if refused or found["guestd_frames_accepted_total"] != messages:
         raise SystemExit(f"not all was accepted ({refused:.0f} refused): the figures would not be comparable")
     stored = found.get("guestd_frames_done_total{stored}", 0.0)
-    shares = {name: (cpu_seconds(pid) - before[name]) / took_seconds for name, pid in pids.items()}
-    return Round(
-        messages / took_seconds, stored / took_seconds, shares["broker"], shares["publisher"], shares["guestd"]
-    )
+    shares = {f"{name}_share": (cpu_seconds(pid) - before[name]) / took_seconds for name, pid in pids.items()}
+    return {"messages_per_second": messages / took_seconds, "stored_per_second": stored / took_seconds, **shares}
 
 
 def _pid(broker: Broker) -> int:

@@ -1,8 +1,8 @@
-"""./dev bench peers: the same samples into the same tables, as guestd writes them and as others do.
+"""./dev bench peers: rows a second of the same samples into the same tables, as guestd and as others write them.
 
 One private server (fsync on), one connection each, the same rows (SystemMetrics, ProcessSnapshot, PortUsage), the ways
-in turns, round after round; every way begins with empty tables. Those that are slow by nature get the first messages
-only. What others do is re-created here with psycopg, by what they send to the server and how often they commit:
+in turns, round after round; every way begins with empty tables. Slow ways get the first messages only. What others do
+is reproduced here with psycopg: the same statements, the same commits.
 
 * encoded COPY: the rows as they go over the wire, made beforehand, one COPY a table: what the server can take;
 * guestd: `Preparer` and `Store.write`, frames in, batches as the daemon makes them, ledger, locks and inventories too;
@@ -31,7 +31,8 @@ from uuid import UUID, uuid4
 import asyncpg
 import psycopg
 from tools.bench.feeder import lines_of
-from tools.bench.measuring import keep, own_store, truncate
+from tools.bench.server import own_store, truncate
+from tools.bench.suite import add_load_options, add_rounds_option, run
 from tools.harness import prisma
 
 from guestd.core.transport import Transport
@@ -53,27 +54,24 @@ Way = Callable[[psycopg.AsyncConnection[Any], Sequence[Message]], Awaitable[floa
 
 
 def main() -> None:
-    """Run the rounds, print the table, write the JSON."""
-    arguments = _arguments()
+    """Run all ways in turns, round after round."""
+    run(__doc__, _add_options, _measure)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    add_load_options(parser, guests=100, messages=20)
+    add_rounds_option(parser)
+    parser.add_argument("--slow-messages", type=int, default=20, help="messages for executemany; a tenth for upserts")
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with own_store(arguments.guests) as (dsn, _):
         frames = _frames(arguments)
         rates = asyncio.run(_measured(dsn, frames, arguments))
-    medians = {name: statistics.median(each) for name, each in rates.items()}
-    for name, rate in medians.items():
-        print(f"{name:>20} {rate:10.0f} rows/s   guestd is {medians['guestd'] / rate:8.2f} times as fast")
-    kept = vars(arguments) | {"json": str(arguments.json)}
-    keep(arguments.json, "peers", {"arguments": kept, "rows_per_second": medians, "rounds": rates})
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="./dev bench peers", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--guests", type=int, default=100)
-    parser.add_argument("--messages", type=int, default=20, help="of each guest (default: 20)")
-    parser.add_argument("--processes", type=int, default=100, help="in each message (default: 100)")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--slow-messages", type=int, default=20, help="for executemany; a tenth for upserts")
-    parser.add_argument("--json", type=Path, default=Path("bench-peers.json"), help="where the figures go")
-    return parser.parse_args()
+    median = {name: statistics.median(each) for name, each in rates.items()}
+    for name, rate in median.items():
+        print(f"{name:>20} {rate:10.0f} rows/s   guestd is {median['guestd'] / rate:8.2f} times as fast")
+    return {"rows_per_second": median, "rounds": rates}
 
 
 def _frames(arguments: argparse.Namespace) -> list[Frame]:

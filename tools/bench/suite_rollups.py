@@ -1,4 +1,4 @@
-"""./dev bench rollups: what noting samples for the roll-ups adds to a batch, and what rolling them up takes.
+"""./dev bench rollups: what noting samples for the roll-ups adds to a batch, and how long a roll-up takes.
 
 On a private server (fsync on): batches of 100 messages, one of each machine, with 100 processes and 10 ports, in one
 transaction by COPY; every second one with the trigger of SystemMetrics. Then what was noted is rolled up.
@@ -9,14 +9,13 @@ import statistics
 import time
 import uuid
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import psycopg
-from tools.bench.measuring import SEED, keep, own_store
+from tools.bench.server import SEED, own_store, roll_up
+from tools.bench.suite import run
 
 from guestd.simulator import machine_ids
-from gueststore.queries import query
 
 PROCESSES = 100
 PORTS = 10
@@ -31,8 +30,16 @@ WITHOUT, WITH = "replica", "origin"
 
 
 def main() -> None:
-    """Measure, print, write the JSON."""
-    arguments = _arguments()
+    """Write the pairs of batches, then roll them up."""
+    run(__doc__, _add_options, _measure)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--machines", type=int, default=100, help="machines, with a message of each in a batch")
+    parser.add_argument("--batches", type=int, default=60, help="batches with the trigger, and as many without")
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     machines = machine_ids(arguments.machines, SEED)
     with own_store(arguments.machines) as (dsn, _), psycopg.connect(dsn, autocommit=True) as connection:
         took: dict[str, list[float]] = {WITHOUT: [], WITH: []}
@@ -42,23 +49,16 @@ def main() -> None:
             role = (WITHOUT, WITH)[number % 2]
             took[role].append(_batch_ms(connection, role, _rendered(machines, began + timedelta(seconds=number))))
         median = {role: statistics.median(each) for role, each in took.items()}
-        # Pairs: what comes and goes on a machine is the same for both of one.
+        # Pairs: other load on the machine affects both of one alike.
         added = statistics.median(with_it / without for without, with_it in zip(*took.values(), strict=True)) - 1
-        pairs, roll_up_ms = _roll_up(connection)
-    figures = {"batch_ms": median, "added": round(added, 4), "rolled_up": pairs, "roll_up_ms": round(roll_up_ms, 1)}
+        began_seconds = time.perf_counter()
+        pairs = roll_up(connection)
+        roll_up_ms = (time.perf_counter() - began_seconds) * 1000
     rows = arguments.machines * (1 + PROCESSES + PORTS)
     print(f"a batch of {rows} rows: {median[WITHOUT]:.1f} ms without, {median[WITH]:.1f} ms with the trigger")
     print(f"the trigger adds {added:.1%} (median of {arguments.batches} pairs)")
     print(f"{pairs} minutes and hours rolled up in {roll_up_ms:.0f} ms")
-    keep(arguments.json, "rollups", figures)
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="./dev bench rollups", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--machines", type=int, default=100, help="a message of each in a batch (default: 100)")
-    parser.add_argument("--batches", type=int, default=60, help="of each kind (default: 60)")
-    parser.add_argument("--json", type=Path, default=Path("bench-rollups.json"), help="where the figures go")
-    return parser.parse_args()
+    return {"batch_ms": median, "added": round(added, 4), "rolled_up": pairs, "roll_up_ms": round(roll_up_ms, 1)}
 
 
 def _rendered(machines: list[uuid.UUID], at: datetime) -> dict[str, str]:
@@ -82,18 +82,6 @@ def _batch_ms(connection: psycopg.Connection[Any], role: str, lines: dict[str, s
             with connection.cursor().copy(statement.encode()) as copy:
                 copy.write(text)
     return (time.perf_counter() - began) * 1000
-
-
-def _roll_up(connection: psycopg.Connection[Any]) -> tuple[int, float]:
-    began, pairs = time.perf_counter(), 0
-    for step, most in (
-        ("rollups/roll_up_minutes", 5000),
-        ("rollups/roll_up_hours", 500),
-        ("rollups/roll_up_fleet", 12),
-    ):
-        while done := connection.execute(query(step), {"most": most}).fetchall()[0][0]:
-            pairs += done
-    return pairs, (time.perf_counter() - began) * 1000
 
 
 if __name__ == "__main__":

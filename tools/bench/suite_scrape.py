@@ -1,21 +1,33 @@
 """./dev bench scrape: how long a real Prometheus takes to scrape one guestd that reads 1,000 guests.
 
-Simulated guests report at an interval; Prometheus scrapes every two seconds and says itself how long each scrape took.
-Whether ingest waits for scrapes: the mean from receipt to commit, for an interval without any and with them.
+Simulated guests report at an interval; Prometheus scrapes every two seconds and itself records how long each scrape
+took. Whether scrapes delay ingest: the mean from receipt to commit, for an interval without any and with them.
 """
 
 import argparse
-import time
 from pathlib import Path
+from typing import Any
 
+from tools.bench.daemon import all_connected, guestd, metric, samples
 from tools.bench.fleet import fleet
-from tools.bench.measuring import eventually, guestd, keep, metric, own_store, samples
+from tools.bench.server import own_store
+from tools.bench.suite import print_figures, run
 from tools.harness.prometheus import Prometheus
+from tools.harness.waiting import eventually, wait_seconds
 
 
 def main() -> None:
-    """Run the fleet, scrape it, print the table, write the JSON."""
-    arguments = _arguments()
+    """Run the fleet, and scrape it."""
+    run(__doc__, _add_options, _measure)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--guests", type=int, default=1000, help="simulated guests")
+    parser.add_argument("--interval", type=float, default=30, help="seconds between two messages of a guest")
+    parser.add_argument("--scrapes", type=int, default=30, help="scrapes that are measured")
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     with own_store(arguments.guests) as (dsn, directory):
         channels = directory / "c"
         channels.mkdir()
@@ -24,28 +36,18 @@ def main() -> None:
             guestd(dsn, channels) as (_, url),
         ):
             figures = _scraped(url, directory, arguments)
-    for name, value in figures.items():
-        print(f"{name:>28} {value:12.3f}")
-    keep(arguments.json, "scrape", {"arguments": vars(arguments) | {"json": str(arguments.json)}, "figures": figures})
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="./dev bench scrape", description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--guests", type=int, default=1000)
-    parser.add_argument("--interval", type=float, default=30, help="seconds between two messages of a guest")
-    parser.add_argument("--scrapes", type=int, default=30)
-    parser.add_argument("--json", type=Path, default=Path("bench-scrape.json"), help="where the figures go")
-    return parser.parse_args()
+    print_figures(figures)
+    return {"figures": figures}
 
 
 def _scraped(url: str, directory: Path, arguments: argparse.Namespace) -> dict[str, float]:
-    eventually(lambda: metric(url, "guestd_channels_connected") == arguments.guests, "all channels connected", 300)
+    all_connected(url, arguments.guests)
     target = url.removeprefix("http://").removesuffix("/metrics")
     accepted = metric(url, "guestd_frames_accepted_total")
     full_round = arguments.guests + accepted
     eventually(lambda: metric(url, "guestd_frames_accepted_total") >= full_round, "a round of all guests", 300)
     before = _committed(url)
-    time.sleep(arguments.interval)
+    wait_seconds(arguments.interval)
     unscraped, before = _mean_lag_seconds(before, _committed(url)), _committed(url)
     prometheus = Prometheus(directory / "prometheus", [target], interval_seconds=2)
     prometheus.start()

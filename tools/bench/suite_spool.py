@@ -1,20 +1,20 @@
-"""./dev bench spool: how many frames a second the spool takes to disk, and how long a group commit lasts.
+"""./dev bench spool: frames a second that the spool writes to disk, and how long a group commit takes.
 
-Many machines append at the same time and wait for their fsync before the next append, as intake does for them.
+Many machines append at the same time and wait for their fsync before the next append, as the gate does for them.
 """
 
 import argparse
 import asyncio
 import random
 import shutil
-import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import uvloop
-from tools.bench.measuring import keep
+from tools.bench.suite import add_rounds_option, medians, quantile, run
 
 from guestd.spool.file import Entry, SenderState
 from guestd.spool.queue import open_spool
@@ -25,27 +25,26 @@ BOOT_ID = "0d3f3a5e-8d0b-4a55-9c0b-5d5e4a2f7c11"
 
 
 def main() -> None:
-    """Fill a new spool a few times, print the medians, write the JSON."""
-    arguments = _arguments()
+    """Fill a new spool a few times."""
+    run(__doc__, _add_options, _measure)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--frames", type=int, default=100_000, help="frames of all machines")
+    parser.add_argument("--bytes", type=int, default=4096, help="bytes of a frame's payload")
+    parser.add_argument("--machines", type=int, default=1000, help="machines that append at the same time")
+    parser.add_argument("--lines", type=int, default=1, help="lines in one append of a machine")
+    parser.add_argument("--directory", type=Path, help="where to write, on the disk to measure; else a temporary one")
+    add_rounds_option(parser)
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     rounds = [uvloop.run(_round(arguments)) for _ in range(arguments.rounds)]
-    figures = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
+    figures = medians(rounds)
     for name, value in figures.items():
-        spread = f"({min(each[name] for each in rounds):,.4g} to {max(each[name] for each in rounds):,.4g})"
-        print(f"{name:>28} {value:14,.4g}  {spread}")
-    arguments_kept = vars(arguments) | {"json": str(arguments.json), "directory": str(arguments.directory)}
-    keep(arguments.json, "spool", {"arguments": arguments_kept, "figures": figures, "rounds": rounds})
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="./dev bench spool", description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--frames", type=int, default=100_000)
-    parser.add_argument("--bytes", type=int, default=4096, help="of a frame's payload (default: 4096)")
-    parser.add_argument("--machines", type=int, default=1000, help="that append at the same time (default: 1000)")
-    parser.add_argument("--lines", type=int, default=1, help="in one append of a machine (default: 1)")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--directory", type=Path, help="on the disk to measure (default: where temporary files go)")
-    parser.add_argument("--json", type=Path, default=Path("bench-spool.json"), help="where the figures go")
-    return parser.parse_args()
+        lowest, highest = (pick(each[name] for each in rounds) for pick in (min, max))
+        print(f"{name:>28} {value:14,.4g}  ({lowest:,.4g} to {highest:,.4g})")
+    return {"figures": figures, "rounds": rounds}
 
 
 async def _round(arguments: argparse.Namespace) -> dict[str, float]:
@@ -80,10 +79,10 @@ async def _round(arguments: argparse.Namespace) -> dict[str, float]:
         "frames_per_second": frames / seconds,
         "megabytes_per_second": frames * arguments.bytes / seconds / 1e6,
         "commits_per_second": len(commits) / seconds,
-        "commit_p50_ms": _quantile(commits, 0.5) * 1000,
-        "commit_p99_ms": _quantile(commits, 0.99) * 1000,
-        "append_p50_ms": _quantile(appends, 0.5) * 1000,
-        "append_p99_ms": _quantile(appends, 0.99) * 1000,
+        "commit_p50_ms": quantile(commits, 0.5) * 1000,
+        "commit_p99_ms": quantile(commits, 0.99) * 1000,
+        "append_p50_ms": quantile(appends, 0.5) * 1000,
+        "append_p99_ms": quantile(appends, 0.99) * 1000,
         "cpu_microseconds_per_frame": cpu_seconds / frames * 1e6,
     }
 
@@ -91,10 +90,6 @@ async def _round(arguments: argparse.Namespace) -> dict[str, float]:
 def _numbered(machine_id: UUID, payload: bytes, seq: int) -> Entry:
     line = Line(METRICS, Header(BOOT_ID, seq, seq, "mark", "mark"), payload)
     return Entry(machine_id, line, SenderState(1_700_000_000_000 + seq, BOOT_ID, seq, "mark"))
-
-
-def _quantile(values: list[float], part: float) -> float:
-    return sorted(values)[min(len(values) - 1, int(part * len(values)))]
 
 
 if __name__ == "__main__":

@@ -1,25 +1,19 @@
-"""./dev bench store: how long it takes to ask a store of a thousand machines, and how many bytes a row has there.
+"""./dev bench store: how long queries take in a store of a thousand machines, and the bytes of a row.
 
 On a private server (fsync on): an empty database is migrated; machines get 30 samples of 100 processes over the last
 hour (3 million rows), and 24 hours of SystemMetrics and of roll-ups; one has 24 hours of processes and ports as well.
-Then each question is asked, and each panel of deploy/grafana over 24 hours, median of 9.
+Then each query is run, and each panel of deploy/grafana over 24 hours, median of 9.
 """
 
 import argparse
-import shutil
 import statistics
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import psycopg
-from tools.bench.measuring import SERVER_SETTINGS, keep
+from tools.bench.server import migrated_database, own_server, roll_up
+from tools.bench.suite import run
 from tools.docs.panels import BOARDS, fill_in_macros
-from tools.harness.cluster import Cluster, create_database, prefix
-
-from gueststore.migrations import migrate
-from gueststore.queries import query
 
 ROUNDS = 9
 MACHINES = """
@@ -67,8 +61,8 @@ INSERT INTO "ProcessUsageHour" SELECT machine."id", date_trunc('hour', now(), 'U
 FROM generate_series(1, 24) AS hour, "Machine" AS machine, generate_series(0, 59) AS number ON CONFLICT DO NOTHING
 """
 FLEET_DAY = """SELECT guestd_note_fleet(ARRAY(SELECT DISTINCT "bucket" FROM "SystemMetricsHour"))"""
-# What is asked, the most it may take in ms (None: not promised), and how.
-QUESTIONS: list[tuple[str, float | None, str]] = [
+# What it answers, the most it may take in ms (None: no target), and the query.
+QUERIES: list[tuple[str, float | None, str]] = [
     (
         "latest sample of all machines",
         20,
@@ -123,40 +117,29 @@ QUESTIONS: list[tuple[str, float | None, str]] = [
 
 
 def main() -> None:
-    """Measure, print the table, write the JSON."""
-    arguments = _arguments()
-    directory = Path(tempfile.mkdtemp(prefix="guestd-bench-"))
-    directory.chmod(0o755)
-    cluster = Cluster(directory, prefix=prefix(), settings=SERVER_SETTINGS)
-    try:
-        cluster.start()
-        create_database(cluster.dsn("postgres"), "bench")
+    """Fill a store, and run each query."""
+    run(__doc__, _add_options, _measure)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--machines", type=int, default=1000, help="machines, with 3,000 rows of processes each")
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    with own_server() as (cluster, _):
         began = time.monotonic()
-        migrate(cluster.dsn("bench"))
-        figures: dict[str, Any] = {
-            "machines": arguments.machines,
-            "migrate_empty_s": round(time.monotonic() - began, 2),
-        }
-        with psycopg.connect(cluster.dsn("bench"), autocommit=True) as connection:
+        dsn = migrated_database(cluster, "bench")
+        figures: dict[str, Any] = {"migrate_empty_s": round(time.monotonic() - began, 2)}
+        with psycopg.connect(dsn, autocommit=True) as connection:
             figures |= _fill(connection, arguments.machines)
             figures["bytes_a_row"] = _bytes_a_row(connection)
             one = _one_of(connection)
             figures["ms"] = {
-                name: _median_ms(connection, fill_in_macros(question, one, hours=1 if "last hour" in name else 24))
-                for name, _, question in QUESTIONS
+                name: _median_ms(connection, fill_in_macros(query, one, hours=1 if "last hour" in name else 24))
+                for name, _, query in QUERIES
             }
-        _print(figures)
-        keep(arguments.json, "store", figures)
-    finally:
-        cluster.stop()
-        shutil.rmtree(directory)
-
-
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="./dev bench store", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--machines", type=int, default=1000, help="3,000 rows of processes each (default: 1000)")
-    parser.add_argument("--json", type=Path, default=Path("bench-store.json"), help="where the figures go")
-    return parser.parse_args()
+    _print(figures)
+    return figures
 
 
 def _fill(connection: psycopg.Connection[Any], machines: int) -> dict[str, Any]:
@@ -165,29 +148,16 @@ def _fill(connection: psycopg.Connection[Any], machines: int) -> dict[str, Any]:
     connection.execute(SYSTEM.format(oldest=119, newest=0).encode())
     connection.execute(PROCESSES.format(oldest=58, newest=0, step=2, whose="TRUE").encode())
     filled = time.monotonic()
-    pairs = _roll_up(connection)
+    pairs = roll_up(connection)
     rolled_up = time.monotonic()
     _fill_day(connection)
-    _roll_up(connection)
+    roll_up(connection)
     connection.execute("VACUUM ANALYZE")
     return {"insert_s": round(filled - began, 1), "roll_up_s": round(rolled_up - filled, 1), "rolled_up": pairs}
 
 
-def _roll_up(connection: psycopg.Connection[Any]) -> int:
-    """All that waits; returns how many minutes and hours of machines and hours of the fleet."""
-    done = 0
-    for step, most in (
-        ("rollups/roll_up_minutes", 5000),
-        ("rollups/roll_up_hours", 500),
-        ("rollups/roll_up_fleet", 12),
-    ):
-        while some := connection.execute(query(step), {"most": most}).fetchall()[0][0]:
-            done += some
-    return done
-
-
 def _fill_day(connection: psycopg.Connection[Any]) -> None:
-    """The rest of 24 hours: samples without a note for the roll-ups, and roll-ups without samples, which is quicker."""
+    """The rest of 24 hours: samples that are not noted for the roll-ups, and roll-ups without samples: quicker."""
     connection.execute("SET session_replication_role = replica")
     connection.execute(SYSTEM.format(oldest=1439, newest=120).encode())
     connection.execute("RESET session_replication_role")
@@ -226,11 +196,11 @@ def _bytes_a_row(connection: psycopg.Connection[Any]) -> dict[str, float]:
     return sizes
 
 
-def _median_ms(connection: psycopg.Connection[Any], question: str) -> float:
+def _median_ms(connection: psycopg.Connection[Any], query: str) -> float:
     took = []
     for _ in range(ROUNDS):
         began = time.perf_counter()
-        connection.execute(question.encode()).fetchall()
+        connection.execute(query.encode()).fetchall()
         took.append(time.perf_counter() - began)
     return round(statistics.median(took) * 1000, 1)
 
@@ -240,7 +210,7 @@ def _print(figures: dict[str, Any]) -> None:
     print(f"{figures['rolled_up']} minutes and hours of machines rolled up in {figures['roll_up_s']} s")
     for table, size in figures["bytes_a_row"].items():
         print(f"{table}: {size} bytes a row")
-    for name, most, _ in QUESTIONS:
+    for name, most, _ in QUERIES:
         print(f"{name}: {figures['ms'][name]} ms" + ("" if most is None else f" (at most {most})"))
 
 

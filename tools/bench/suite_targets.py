@@ -1,4 +1,4 @@
-"""./dev bench targets: every figure that guestd's speed is judged by, beside its target, from one command.
+"""./dev bench targets: every figure of guestd's speed that has a target, beside that target, from one command.
 
 Runs the suites that measure them one after the other, each as its own command would be, and reads what they wrote. That
 takes about 40 minutes; nothing else should run beside it. A suite that fails is named, and the others go on.
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tools.bench.measuring import keep
+from tools.bench.suite import add_rounds_option, run
 
 Figures = Mapping[str, Any]
 
@@ -48,7 +48,7 @@ class Suite:
     rows: Callable[[Figures], Iterator[Row]]
 
 
-# What others are called in the figures of peers; the backend's ways are to be left far behind.
+# Names in the figures of peers: the ways in which the platform's backend writes, which have a target of their own.
 _BACKENDS_WAYS = ("prisma", "one statement", "upserts")
 
 
@@ -67,7 +67,7 @@ def _peers(figures: Figures) -> Iterator[Row]:
 
 def _scale(figures: Figures) -> Iterator[Row]:
     costs = [each["cpu_us_per_row"] for each in figures["medians"].values()]
-    yield Row("CPU a row at 10 to 10,000 guests, dearest to cheapest", max(costs) / min(costs), most=1.15)
+    yield Row("CPU a row at 10 to 10,000 guests, most to least expensive", max(costs) / min(costs), most=1.15)
 
 
 def _latency(figures: Figures) -> Iterator[Row]:
@@ -82,13 +82,10 @@ def _many_guests(figures: Figures) -> Iterator[Row]:
     yield Row("resident with 10,000 guests, MB", load["resident_megabytes"], most=400)
 
 
-def _drain(figures: Figures) -> Iterator[Row]:
-    yield Row("drain after 10 minutes, times real time", figures["figures"]["times_real_time"], least=10)
-
-
-def _start(figures: Figures) -> Iterator[Row]:
+def _recovery(figures: Figures) -> Iterator[Row]:
     yield Row("idle with 1,000 quiet guests, cores", figures["figures"]["idle_cpu_cores"], most=0.01)
     yield Row("start to READY with 1 GB in the spool, s", figures["figures"]["start_to_ready_seconds"], most=2)
+    yield Row("drain after 10 minutes, times real time", figures["figures"]["times_real_time"], least=10)
 
 
 def _suites(rounds: int) -> Sequence[Suite]:
@@ -99,18 +96,17 @@ def _suites(rounds: int) -> Sequence[Suite]:
         Suite("peers", times, _peers),
         Suite("latency", (), _latency),
         Suite("latency", many, _many_guests),
-        Suite("start", times, _start),
+        Suite("recovery", times, _recovery),
         Suite("scale", times, _scale),
-        Suite("drain", times, _drain),
     )
 
 
 def main() -> None:
-    """Run the suites, print the table, write the JSON; exit 1 where a suite failed."""
-    parser = argparse.ArgumentParser(prog="./dev bench targets", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="of the suites that have rounds (default: 5)")
-    parser.add_argument("--json", type=Path, default=Path("bench-targets.json"), help="where the figures go")
-    arguments = parser.parse_args()
+    """Run the suites, print the table; exit 1 where a suite failed."""
+    run(__doc__, add_rounds_option, _measure)
+
+
+def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
     rows: list[Row] = []
     failed = []
     for suite in _suites(arguments.rounds):
@@ -122,14 +118,14 @@ def main() -> None:
     print(f"\n{'figure':<56} {'target':>14} {'measured':>10}")
     for row in rows:
         print(f"{row.figure:<56} {row.target:>14} {row.measured:10.3f} {'met' if row.is_met else 'missed'}")
-    table = [{"figure": row.figure, "target": row.target, "measured": row.measured, "met": row.is_met} for row in rows]
-    keep(arguments.json, "targets", {"rounds": arguments.rounds, "rows": table, "failed": failed})
     if failed:
         raise SystemExit("these suites failed, and their rows are missing: " + "; ".join(failed))
+    table = [{"figure": row.figure, "target": row.target, "measured": row.measured, "met": row.is_met} for row in rows]
+    return {"rows": table}
 
 
 def _figures(suite: Suite) -> Figures:
-    """What a suite wrote. Raises CalledProcessError when it failed, OSError or ValueError when it left no figures."""
+    """What a suite wrote. Raises CalledProcessError when it failed, OSError or ValueError when it wrote no figures."""
     with tempfile.TemporaryDirectory(prefix="guestd-bench-") as directory:
         file = Path(directory) / "figures.json"
         subprocess.run(

@@ -6,7 +6,6 @@ the query that Grafana runs. The pictures show the data of a panel, not how Graf
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -17,10 +16,12 @@ import matplotlib as mpl
 import psycopg
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from tools.bench.daemon import guestd
 from tools.bench.fleet import fleet
-from tools.bench.measuring import eventually, guestd, own_store
+from tools.bench.server import own_store
 from tools.docs.panels import FLEET, HEALTH, MACHINE, Board, Panel, fill_in_macros
 from tools.harness.prometheus import Prometheus
+from tools.harness.waiting import eventually, wait_seconds
 
 DIRECTORY = Path(__file__).parents[2] / "docs/pictures"
 GUESTS, INTERVAL_SECONDS, WATCHED_SECONDS = 12, 5.0, 150.0
@@ -51,7 +52,7 @@ def main() -> None:
 def _watch_and_draw(dsn: str, prometheus: Prometheus) -> None:
     full = f"count(guest_cpu_usage_ratio) == {GUESTS}"
     eventually(lambda: bool(prometheus.query(full)), "all guests have reported", 300)
-    time.sleep(WATCHED_SECONDS)
+    wait_seconds(WATCHED_SECONDS)
     # Keep text as text, and make the file depend on the data only.
     style = mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "guestd", "font.size": 8})
     with psycopg.connect(dsn) as connection, style:

@@ -1,17 +1,14 @@
-"""./dev bench frames: how long the dearest frames take that a guest can make, from a line to rows.
+"""The most expensive frames that a guest can make, and what each takes from its bytes to rows.
 
-Each is just below the cap of 4 MiB, or of the size at which it is dearest. Processor time, the least of several tries.
+Each is just below the cap of 4 MiB, or of the size at which it is most expensive.
 """
 
-import argparse
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from uuid import UUID
 
 from tools.bench.flood import FRAME_BYTES, HEAD, hostile_command_lines, large_frames, wrong_values
-from tools.bench.measuring import keep
 
 from guestd.core.errors import BadFrame
 from guestd.rows.normalise import Stream, normalise
@@ -23,32 +20,28 @@ ROOM = FRAME_BYTES - 4096
 NOW = datetime(2025, 10, 1, 12, tzinfo=UTC)
 
 
-def main() -> None:
-    """Try every frame, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(prog="./dev bench frames", description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--tries", type=int, default=5)
-    parser.add_argument("--json", type=Path, default=Path("bench-frames.json"), help="where the figures go")
-    arguments = parser.parse_args()
-    print(f"{'frame':>36} {'bytes':>9} {'to rows ms':>11} {'intake ms':>10}  outcome")
+def measure(tries: int) -> dict[str, dict[str, float]]:
+    """Try every frame and print the table. Processor time, the least of several tries."""
+    print(f"{'frame':>36} {'bytes':>9} {'to rows ms':>11} {'at the gate ms':>15}  outcome")
     figures = {}
     for name, frame in _frames():
-        outcome, rows_ms, intake_ms = _tried(frame, arguments.tries)
-        figures[name] = {"bytes": len(frame), "to_rows_ms": rows_ms, "intake_ms": intake_ms}
-        print(f"{name:>36} {len(frame):9} {rows_ms:11.1f} {intake_ms:10.1f}  {outcome}", flush=True)
-    print(f"the dearest: {max(each['to_rows_ms'] for each in figures.values()):.1f} ms")
-    keep(arguments.json, "frames", {"frames": figures})
+        outcome, rows_ms, gate_ms = _costs(frame, tries)
+        figures[name] = {"bytes": len(frame), "to_rows_ms": rows_ms, "gate_ms": gate_ms}
+        print(f"{name:>36} {len(frame):9} {rows_ms:11.1f} {gate_ms:15.1f}  {outcome}", flush=True)
+    print(f"the most expensive: {max(each['to_rows_ms'] for each in figures.values()):.1f} ms")
+    return figures
 
 
-def _tried(frame: bytes, tries: int) -> tuple[str, float, float]:
-    outcome, rows_ms, intake_ms = "", [], []
+def _costs(frame: bytes, tries: int) -> tuple[str, float, float]:
+    outcome, rows_ms, gate_ms = "", [], []
     for _ in range(tries):
         began = time.process_time()
         outcome = _to_rows(frame)
         rows_ms.append((time.process_time() - began) * 1000)
         began = time.process_time()
         is_whole(frame)
-        intake_ms.append((time.process_time() - began) * 1000)
-    return outcome, min(rows_ms), min(intake_ms)
+        gate_ms.append((time.process_time() - began) * 1000)
+    return outcome, min(rows_ms), min(gate_ms)
 
 
 def _to_rows(frame: bytes) -> str:
@@ -105,7 +98,3 @@ def _many(piece: bytes) -> bytes:
 def _list(name: str, entry: bytes, entries: int) -> bytes:
     listed = b",".join(entry % (number % 65536, number, number) for number in range(entries))
     return HEAD + b'"%s":[' % name.encode() + listed + b"]}}}"
-
-
-if __name__ == "__main__":
-    main()
