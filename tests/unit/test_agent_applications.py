@@ -1,4 +1,4 @@
-"""The books on which programs are used, with the clock as an argument."""
+"""The use of applications, with the clock as an argument."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def facts(
     return {known.exe_path: (known.access_count, known.usage_minutes, known.is_active) for known in found}
 
 
-def test_minutes_are_those_during_which_a_process_ran_and_somebody_looked() -> None:
+def test_minutes_are_the_time_between_samples_in_which_a_process_ran() -> None:
     watch, editor = ApplicationWatch(UsageState()), process(7, EDITOR, START_S - 50)
     assert facts(watch, [editor], START_S, 0.0) == {EDITOR: (1, 0, True)}
     assert facts(watch, [editor], START_S + 90, 90.0) == {EDITOR: (1, 1, True)}
@@ -44,7 +44,7 @@ def test_two_processes_of_one_program_are_one_application_started_twice() -> Non
     assert facts(watch, processes, START_S, 60.0) == {EDITOR: (2, 1, True)}
 
 
-def test_a_start_is_counted_once_even_in_the_second_of_a_look() -> None:
+def test_a_start_is_counted_once_even_in_the_second_of_a_sample() -> None:
     watch = ApplicationWatch(UsageState())
     watch.observe([], START_S + 0.5, 0.0)
     editor = process(7, EDITOR, START_S + 0.9)
@@ -71,7 +71,7 @@ def test_the_longest_unused_are_forgotten_first() -> None:
     assert "/old" not in watch.usage.records
 
 
-def test_the_books_survive_a_restart_without_counting_a_start_again(tmp_path: Path) -> None:
+def test_usage_survives_a_restart_without_counting_a_start_again(tmp_path: Path) -> None:
     editor = process(7, EDITOR, START_S - 50)
     first = ApplicationWatch(UsageState())
     first.observe([editor], START_S, 0.0)
@@ -83,10 +83,10 @@ def test_the_books_survive_a_restart_without_counting_a_start_again(tmp_path: Pa
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"records":[]}'])
-def test_books_that_cannot_be_read_start_anew(tmp_path: Path, content: bytes) -> None:
+def test_a_state_file_that_cannot_be_read_starts_from_zero(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "state.json").write_bytes(content)
     assert read_usage_state(tmp_path / "state.json") == UsageState()
 
 
-def test_without_a_file_the_books_are_empty(tmp_path: Path) -> None:
+def test_without_a_file_the_usage_is_empty(tmp_path: Path) -> None:
     assert read_usage_state(tmp_path / "none.json") == read_usage_state(None) == UsageState()

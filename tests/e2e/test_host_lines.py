@@ -1,4 +1,4 @@
-"""What guestd says on a channel: requests, answers, and their signed wrapping, to guests and to our own agent."""
+"""Lines from guestd to guests: requests, replies and their signatures, to guests and to our own agent."""
 
 import json
 import subprocess

@@ -173,7 +173,7 @@ def test_a_second_host_gets_nothing_until_the_first_has_left(tmp_path: Path) -> 
     asyncio.run(scenario())
 
 
-def test_what_a_host_said_before_it_left_is_heard(tmp_path: Path) -> None:
+def test_lines_that_a_host_wrote_before_it_closed_are_handled(tmp_path: Path) -> None:
     """It closes with lines unread: writing fails at once, and its acknowledgement is still to be read."""
 
     async def scenario() -> None:

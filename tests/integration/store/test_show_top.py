@@ -1,6 +1,8 @@
 """`guestd show` and `guestd top` on a real store, as a pipe gets them and as JSON."""
 
 import json
+import os
+import pty
 import random
 import subprocess
 import sys
@@ -78,6 +80,29 @@ def test_top_lists_every_machine_the_busiest_first(dsn: str, connection: Connect
         assert [machine["name"] for machine in refresh["machines"]] == ["busy-0", "busy-1", "busy-2", "idle"]
         assert datetime.fromisoformat(refresh["at"]).tzinfo is not None
     assert len(refreshes.splitlines()) == 2
+
+
+def test_top_redraws_a_terminal(dsn: str, connection: Connection) -> None:
+    make_machine(connection, name="mail [red]\x1b[2J")
+    host, terminal = pty.openpty()
+    command = [sys.executable, "-m", "guestd", "top", "--rounds", "2", "--seconds", "0.01"]
+    environment = {"GUESTD_DATABASE_DSN": dsn, "PYTHONPATH": ":".join(sys.path), "TERM": "xterm"}
+    with subprocess.Popen(command, stdout=terminal, stderr=subprocess.DEVNULL, env=environment) as top:
+        os.close(terminal)
+        shown = b"".join(iter(lambda: read_terminal(host), b"")).decode()
+        assert top.wait() == 0
+    os.close(host)
+    assert "1 machines, by cpu, " in shown
+    assert "mail [red]\\x1b[2J" in shown
+    assert "\x1b[2J" not in shown
+    assert "\x1b[1A" in shown  # back up to the first line of the table before
+
+
+def read_terminal(host: int) -> bytes:
+    try:
+        return os.read(host, 65536)
+    except OSError:  # Linux's answer when the other end is closed
+        return b""
 
 
 def test_a_store_that_does_not_answer_is_named() -> None:

@@ -1,4 +1,4 @@
-"""What guests say besides metrics of today's shape: events, older dialects, types that nobody knows."""
+"""What guests report besides metrics of the current format: events, legacy dialects, unknown types."""
 
 import json
 from datetime import UTC, datetime, timedelta

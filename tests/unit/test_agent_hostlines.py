@@ -1,4 +1,4 @@
-"""The host's lines, as the agent cuts and reads them."""
+"""The lines of the host, as the agent splits and reads them."""
 
 from __future__ import annotations
 
