@@ -175,7 +175,7 @@ def _wire(settings: Settings, reread: Callable[[], Settings], telemetry: Telemet
     machine_registry = MachineRegistry()
     telemetry.channels.machines.set_function(lambda: machine_registry.count)
     samples = LatestSamples()
-    telemetry.vms.add_source(lambda: samples.families(machine_registry.get_domain_names(), datetime.now(UTC)))
+    telemetry.add_source(lambda: samples.build_families(machine_registry.get_domain_names(), datetime.now(UTC)))
     rate_limit = RateLimit(_read_rates(settings))
     gate = Gate(spool, telemetry.gate, _now_ms, rate_limit)
     maintenance = StoreMaintenance(lambda: reloader.settings, telemetry.maintenance)
@@ -299,9 +299,11 @@ def _create_mqtt_source(
 
 
 def _create_rollup_refresher(settings: Settings, telemetry: Telemetry) -> RollupRefresher:
-    libvirt, metrics = settings.libvirt, telemetry.vms
-    refresher = RollupRefresher(settings.store.dsn, host_name=get_host_name(libvirt), uri=libvirt.uri, metrics=metrics)
-    metrics.add_source(refresher.families)
+    libvirt = settings.libvirt
+    refresher = RollupRefresher(
+        settings.store.dsn, host_name=get_host_name(libvirt), uri=libvirt.uri, metrics=telemetry.vms
+    )
+    telemetry.add_source(refresher.build_families)
     return refresher
 
 

@@ -1,6 +1,6 @@
 """libvirt's statistics under the names that dashboards use."""
 
-from guestd.telemetry.domains import Statistics, families
+from guestd.telemetry.domains import Statistics, build_families
 
 # As libvirt gives them for a running QEMU, shortened.
 STATISTICS: Statistics = {
@@ -16,7 +16,7 @@ STATISTICS: Statistics = {
 def samples(**statistics: Statistics) -> dict[tuple[str, ...], float]:
     return {
         (family.name.removeprefix("libvirt_domain_"), *labels): value
-        for family in families(statistics, ["hung"])
+        for family in build_families(statistics, ["hung"])
         for labels, value in family.samples
     }
 
@@ -55,6 +55,6 @@ def test_a_domain_that_did_not_answer_is_told_apart_from_those_that_did() -> Non
 
 
 def test_what_is_a_counter_is_called_one() -> None:
-    for family in families({}, []):
+    for family in build_families({}, []):
         assert family.is_counter == family.name.endswith("_total")
         assert family.samples == []

@@ -10,8 +10,7 @@ from prometheus_client import openmetrics
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_text
 
-from guestd.telemetry.domains import Family
-from guestd.telemetry.exposition import END, joined, rendered
+from guestd.telemetry.exposition import END, Family, append_to_page, render
 
 Read = Callable[[str], Iterable[Any]]
 assert openmetrics
@@ -32,7 +31,7 @@ def test_what_is_written_is_read_back(
 ) -> None:
     name = "a_total" if is_counter else "a"
     family = Family(name, "Of \\ and\nlines.", is_counter, ("machine", "domain"), [(("m", label), value)])
-    body = joined(END if is_openmetrics else b"", rendered([family], is_openmetrics=is_openmetrics))
+    body = append_to_page(END if is_openmetrics else b"", render([family], is_openmetrics=is_openmetrics))
     assert read(parse, body) == [(name, {"machine": "m", "domain": label}, value)]
 
 
@@ -40,10 +39,10 @@ def test_numbers_that_are_none_have_their_names() -> None:
     family = Family(
         "a", "A.", False, ("of",), [(("x",), float("inf")), (("y",), float("-inf")), (("z",), float("nan"))]
     )
-    lines = rendered([family], is_openmetrics=False).decode().splitlines()
+    lines = render([family], is_openmetrics=False).decode().splitlines()
     assert lines[2:] == ['a{of="x"} +Inf', 'a{of="y"} -Inf', 'a{of="z"} NaN']
 
 
 def test_more_lines_come_before_the_end_of_a_page_that_has_one() -> None:
-    assert joined(b"a 1\n", b"b 1\n") == b"a 1\nb 1\n"
-    assert joined(b"a 1\n# EOF\n", b"b 1\n") == b"a 1\nb 1\n# EOF\n"
+    assert append_to_page(b"a 1\n", b"b 1\n") == b"a 1\nb 1\n"
+    assert append_to_page(b"a 1\n# EOF\n", b"b 1\n") == b"a 1\nb 1\n# EOF\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from guestd.store.rollups import RollupRefresher
 from guestd.telemetry import domains
-from guestd.telemetry.domains import Family
+from guestd.telemetry.exposition import Family
 from guestd.telemetry.guests import LatestSamples
 from guestd.telemetry.registry import Telemetry, VmMetrics
 
@@ -103,8 +103,11 @@ def page() -> str:
 def _all() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
     """Name, kind, labels and explanation of each: the registry's, then those that exist only in a scrape."""
     telemetry = Telemetry()
-    groups = [group for name, group in vars(telemetry).items() if name != "registry"]
-    for group in [*groups, telemetry.writer.preparing]:
+    groups = [
+        telemetry.channels, telemetry.gate, telemetry.broker, telemetry.spool, telemetry.writer,
+        telemetry.writer.preparing, telemetry.maintenance, telemetry.vms, telemetry.filters,
+    ]  # fmt: skip
+    for group in groups:
         for metric in vars(group).values():
             if hasattr(metric, "describe"):
                 (described,) = metric.describe()
@@ -116,9 +119,9 @@ def _all() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
 
 
 def _at_a_scrape() -> Iterator[Family]:
-    yield from RollupRefresher("", host_name="", uri="", metrics=VmMetrics()).families()
-    yield from LatestSamples().families({}, datetime.now(UTC))
-    yield from domains.families({}, [])
+    yield from RollupRefresher("", host_name="", uri="", metrics=VmMetrics()).build_families()
+    yield from LatestSamples().build_families({}, datetime.now(UTC))
+    yield from domains.build_families({}, [])
 
 
 if __name__ == "__main__":

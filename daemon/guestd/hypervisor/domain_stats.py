@@ -18,8 +18,8 @@ from guestd.core.errors import SourceLost
 from guestd.hypervisor import connection as hypervisor
 from guestd.hypervisor.blocking import BlockingCalls, call_in_loop
 from guestd.hypervisor.domains import Domain
-from guestd.telemetry.domains import Family, Statistics, families
-from guestd.telemetry.exposition import written
+from guestd.telemetry.domains import Statistics, build_families
+from guestd.telemetry.exposition import Family, prerender
 from guestd.telemetry.registry import VmMetrics
 
 log = structlog.get_logger()
@@ -66,11 +66,11 @@ class DomainStatsPoller:
         """Abandoned calls that have not returned."""
         return self._calls.stuck
 
-    def families(self) -> list[Family]:
+    def build_families(self) -> list[Family]:
         """List the metrics of the last poll; formatted at the first scrape after it."""
         cached = self._families
         if cached is None:
-            cached = self._families = [written(family) for family in families(self._latest, self._timed_out)]
+            cached = self._families = [prerender(family) for family in build_families(self._latest, self._timed_out)]
         return cached
 
     async def run(self, observed: asyncio.Event) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
-from prometheus_client import CollectorRegistry
 from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
@@ -109,7 +108,7 @@ async def retried(connection: Connection, frame_id: UUID, command_lines: Command
             frame = await held(connection, frame_id)
             if frame is None:
                 return Retried(is_stored=False, why="there is no such frame")
-            preparer = Preparer(_unused_metrics(), _command_lines_of(connection, command_lines))
+            preparer = Preparer(PrepareMetrics(), _command_lines_of(connection, command_lines))
             (prepared,) = await preparer.prepare([_as_it_came(frame)], store.taken)
             content = prepared.content
             if isinstance(content, BadFrame):
@@ -134,11 +133,6 @@ def _as_it_came(frame: Held) -> Frame:
     """By which channel is not recorded: a broker's is judged more leniently in what time a sample may claim."""
     machine_id, line = frame.machineId or UUID(int=0), read_line(frame.payload)
     return Frame(frame.seq, machine_id, frame.receivedAt, frame.payload, Transport.MQTT, line.kind, line.line_id)
-
-
-def _unused_metrics() -> PrepareMetrics:
-    """Metrics that nobody reads: the daemon counted this frame when it arrived."""
-    return PrepareMetrics(CollectorRegistry())
 
 
 def _command_lines_of(connection: Connection, default: CommandLines) -> CommandLinesOf:

@@ -13,7 +13,7 @@ from prometheus_client.exposition import choose_encoder
 from guestd import __version__
 from guestd.core.errors import ConfigError
 from guestd.service.http_auth import WebAuth
-from guestd.telemetry.exposition import joined, rendered
+from guestd.telemetry.exposition import append_to_page, render
 from guestd.telemetry.registry import Telemetry
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -40,12 +40,12 @@ async def serve_pages(
     async def metrics(request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))
 
-        def written() -> bytes:
-            families = rendered(telemetry.vms.families(), is_openmetrics="openmetrics" in content_type)
-            return joined(encode(telemetry.registry), families)
+        def render_page() -> bytes:
+            families = render(telemetry.build_families(), is_openmetrics="openmetrics" in content_type)
+            return append_to_page(encode(telemetry.registry), families)
 
         # A thousand domains have tens of thousands of samples: encoded on a thread, so that ingest is not blocked.
-        return web.Response(body=await asyncio.to_thread(written), headers={"Content-Type": content_type})
+        return web.Response(body=await asyncio.to_thread(render_page), headers={"Content-Type": content_type})
 
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="alive\n")

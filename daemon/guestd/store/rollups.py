@@ -18,7 +18,7 @@ import structlog
 from guestd.core.errors import RowsRejected, StoreUnavailable
 from guestd.core.tasks import Backoff, run_with_retry
 from guestd.store.connection import connection_to, sorted_errors
-from guestd.telemetry.domains import Family
+from guestd.telemetry.exposition import Family
 from guestd.telemetry.registry import VmMetrics
 from gueststore.alarms import Alarm, read_alarms
 from gueststore.errors import ConfigurationError, StoreError
@@ -52,8 +52,8 @@ class RollupRefresher:
         self._alarms: Counter[str] = Counter()
         self._health_checked_at: float | None = None
 
-    def families(self) -> list[Family]:
-        """List the metrics: machines without data, agents by channel and dialect, failed health checks."""
+    def build_families(self) -> list[Family]:
+        """Build the metrics: machines without data, agents by channel and dialect, failed health checks."""
         samples: list[tuple[tuple[str, ...], float]] = [
             ((name,), since) for name, since in self._without_data_since.items()
         ]

@@ -1,7 +1,7 @@
-"""What guests reported last, as gauges: one of each kind a machine, and nothing of a guest's in a label. Pure.
+"""The last sample of each guest as gauges. Labels have nothing that a guest sends. Pure.
 
-A machine that the store no longer knows, or that has been silent for a while, is not shown any more: a gauge that goes
-on for ever says that a guest is well which is long gone.
+A machine that the store no longer has, or that has been silent for a while, is not shown: a gauge that stays would
+report a guest as healthy that is long gone.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ import msgspec
 
 from guestd.rows.batch import Prepared
 from guestd.rows.model import Rows
-from guestd.telemetry.domains import Family
-from guestd.telemetry.exposition import line, pairs
+from guestd.telemetry.exposition import Family, format_labels, format_sample
 from gueststore.contract import SystemMetrics
 
 SHOWN_SECONDS = 600.0
-# More than a host has; the one that was silent for the longest time makes room.
-MOST_GUESTS = 5000
+# More than a host has; the one that was silent for the longest time is dropped.
+MAX_GUESTS = 5000
 KIB, GIB = 1024.0, 1024.0**3
-AGENT_HELP = "1; how its agent speaks: numbered lines are resent until they are acknowledged."
+AGENT_HELP = (
+    "Always 1; the labels are the agent's channel and dialect. Numbered lines are resent until they are acknowledged."
+)
 _LABELS = ("machine", "domain")
 _AGENT_LABELS = (*_LABELS, "channel", "dialect")
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A machine's last one: the row of SystemMetrics, when it was received (host time), and how."""
+    """A machine's last sample: the row of SystemMetrics, when it was received (host time), and how."""
 
     machine_id: UUID
     received_at: datetime
@@ -46,7 +47,7 @@ class LatestSamples:
 
     def __init__(self) -> None:
         self._samples: dict[UUID, Sample] = {}
-        self._written: dict[UUID, _Written] = {}
+        self._rendered: dict[UUID, _Rendered] = {}
 
     def add(self, batch: Sequence[Prepared]) -> None:
         """Remember the samples of a batch; the newest of a machine is the last that was added."""
@@ -56,22 +57,22 @@ class LatestSamples:
 
     def _add(self, rows: Rows, channel: str, is_numbered: bool) -> None:
         machine_id, received_at = rows.shared.machine_id, rows.shared.received_at
-        # Last in the order of the dictionary: it was heard last.
+        # Inserted at the end: the dictionary is ordered by the last sample.
         self._samples.pop(machine_id, None)
-        if len(self._samples) >= MOST_GUESTS:
+        if len(self._samples) >= MAX_GUESTS:
             del self._samples[next(iter(self._samples))]
         self._samples[machine_id] = Sample(machine_id, received_at, rows.system_metrics, channel, is_numbered)
 
-    def families(self, domains: Mapping[UUID, str], now: datetime) -> list[Family]:
-        """The gauges of machines that `domains` names, and that were heard of lately."""
-        before, shown = self._written, {}
-        # Of another thread than `note`'s: a copy, made in one step.
+    def build_families(self, domains: Mapping[UUID, str], now: datetime) -> list[Family]:
+        """The gauges of machines that are in `domains` and not silent."""
+        before, shown = self._rendered, {}
+        # `add` runs in another thread: copy in one step.
         for machine_id, sample in tuple(self._samples.items()):
             if machine_id in domains and (now - sample.received_at).total_seconds() <= SHOWN_SECONDS:
                 known, domain = before.get(machine_id), domains[machine_id]
                 is_same = known is not None and known.sample is sample and known.domain == domain
-                shown[machine_id] = known if known and is_same else _Written(sample, domain, _lines(sample, domain))
-        self._written = shown
+                shown[machine_id] = known if known and is_same else _Rendered(sample, domain, _render(sample, domain))
+        self._rendered = shown
         lines = zip(*(each.lines for each in shown.values()), strict=True) if shown else [()] * (1 + len(_GAUGES))
         described: list[tuple[str, str, tuple[str, ...]]] = [("guest_agent_info", AGENT_HELP, _AGENT_LABELS)]
         described += [(f"guest_{name}", text, _LABELS) for name, text, _ in _GAUGES]
@@ -82,23 +83,23 @@ class LatestSamples:
 
 
 @dataclass(frozen=True, slots=True)
-class _Written:
-    """A sample's lines, one a metric, empty where the guest does not report it; `domain` is in them."""
+class _Rendered:
+    """A sample's lines, one a metric, empty where the guest does not report it."""
 
     sample: Sample
     domain: str
     lines: tuple[str, ...]
 
 
-def _lines(sample: Sample, domain: str) -> tuple[str, ...]:
+def _render(sample: Sample, domain: str) -> tuple[str, ...]:
     labels = (str(sample.machine_id), domain)
-    agent = pairs(_AGENT_LABELS, (*labels, sample.channel, "numbered" if sample.is_numbered else "plain"))
+    agent = format_labels(_AGENT_LABELS, (*labels, sample.channel, "numbered" if sample.is_numbered else "plain"))
     # The same in every line.
-    labelled = pairs(_LABELS, labels)
+    labelled = format_labels(_LABELS, labels)
     figures = ((f"guest_{name}", figure(sample)) for name, _, figure in _GAUGES)
     return (
-        line("guest_agent_info", agent, 1.0),
-        *("" if value is None else line(name, labelled, value) for name, value in figures),
+        format_sample("guest_agent_info", agent, 1.0),
+        *("" if value is None else format_sample(name, labelled, value) for name, value in figures),
     )
 
 
@@ -153,17 +154,17 @@ def _load(sample: Sample) -> float | None:
 
 
 _GAUGES: tuple[tuple[str, str, Figure], ...] = (
-    ("last_sample_timestamp_seconds", "When its last sample was received, host time.", _time),
+    ("last_sample_timestamp_seconds", "Host time at which its last sample was received.", _time),
     ("cpu_usage_ratio", "CPU in use over all cores, 0 to 1.", _column("cpuUsagePercent", 0.01)),
-    ("memory_total_bytes", "Memory.", _column("totalMemoryKB", KIB)),
+    ("memory_total_bytes", "Total memory.", _column("totalMemoryKB", KIB)),
     ("memory_used_bytes", "Memory in use.", _column("usedMemoryKB", KIB)),
-    ("memory_available_bytes", "Memory that programs can still get.", _column("availableMemoryKB", KIB)),
+    ("memory_available_bytes", "Memory available to programs.", _column("availableMemoryKB", KIB)),
     ("swap_used_bytes", "Swap in use.", _column("swapUsedKB", KIB)),
-    ("disk_total_bytes", "Size of its file systems, in sum.", _disks("totalGB")),
-    ("disk_used_bytes", "Used of them, in sum.", _disks("usedGB")),
+    ("disk_total_bytes", "Total size of its file systems.", _disks("totalGB")),
+    ("disk_used_bytes", "Total used space of its file systems.", _disks("usedGB")),
     ("disk_fullest_ratio", "Used part of its fullest file system, 0 to 1.", _fullest),
-    ("network_receive_bytes_per_second", "Received by its interfaces, in sum.", _network("bytesReceived")),
-    ("network_transmit_bytes_per_second", "Sent by its interfaces, in sum.", _network("bytesSent")),
+    ("network_receive_bytes_per_second", "Received by all its interfaces.", _network("bytesReceived")),
+    ("network_transmit_bytes_per_second", "Sent by all its interfaces.", _network("bytesSent")),
     ("load1", "Runnable processes, averaged over a minute.", _load),
-    ("uptime_seconds", "Since it was booted.", _column("uptime")),
+    ("uptime_seconds", "Time since its boot.", _column("uptime")),
 )

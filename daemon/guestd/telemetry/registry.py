@@ -1,6 +1,6 @@
 """Every metric of guestd, grouped by the part that counts with it; `service.http` serves them.
 
-No label value ever comes from a guest. Reasons are closed sets.
+No label value ever comes from a guest. Reasons are closed sets. A group without a registry is not scraped.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 
 from guestd import __version__
-from guestd.telemetry.domains import Family
+from guestd.telemetry.exposition import Family
 
 COMMIT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 SKEW_BUCKETS = (0.1, 1, 5, 30, 60, 300, 3600, 86400)
@@ -40,7 +40,7 @@ LAG_HELP = "Time from the receipt of a batch's oldest frame to its commit."
 class ChannelMetrics:
     """The virtio channels."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
         gauge, counter = partial(Gauge, registry=registry), partial(Counter, registry=registry)
         self.channels = gauge("guestd_channels", "Channels to be read.")
         self.connected = gauge("guestd_channels_connected", "Channels that are connected.")
@@ -55,7 +55,7 @@ class ChannelMetrics:
 class GateMetrics:
     """What the gate to the spool accepts and refuses."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
         gauge, counter = partial(Gauge, registry=registry), partial(Counter, registry=registry)
         self.accepted = counter("guestd_frames_accepted", "Frames fsynced in the spool.")
         self.accepted_bytes = counter("guestd_accepted_bytes", "Bytes of those frames.")
@@ -70,7 +70,7 @@ class GateMetrics:
 class BrokerMetrics:
     """The MQTT broker."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
         gauge, counter = partial(Gauge, registry=registry), partial(Counter, registry=registry)
         self.connected = gauge("guestd_mqtt_connected", "1 while subscribed to the broker.")
         self.lost = counter("guestd_mqtt_connections_lost", "Connections to the broker that ended or failed.")
@@ -88,7 +88,7 @@ class BrokerMetrics:
 class SpoolMetrics:
     """The queue on disk."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
         gauge = partial(Gauge, registry=registry)
         timed = partial(Histogram, registry=registry, buckets=COMMIT_BUCKETS)
         self.bytes = gauge("guestd_spool_bytes", "Bytes waiting for the store.")
@@ -104,7 +104,7 @@ class SpoolMetrics:
 class PrepareMetrics:
     """The conversion of frames to rows."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
         counter = partial(Counter, registry=registry)
         self.adjusted = counter("guestd_values_adjusted", "Wrong values of guests that were corrected.", ["reason"])
         self.skew_seconds = Histogram(
@@ -116,7 +116,7 @@ class PrepareMetrics:
 class WriterMetrics:
     """Batches on their way to the store."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
         counter = partial(Counter, registry=registry)
         timed = partial(Histogram, registry=registry, buckets=COMMIT_BUCKETS)
         self.frames_done = counter("guestd_frames_done", DONE_HELP, ["outcome"])
@@ -146,7 +146,7 @@ class MaintenanceMetrics:
 
 
 class VmMetrics:
-    """Metrics of libvirt and of the VM reconciler. `registry` None: metrics that nobody scrapes."""
+    """Metrics of libvirt and of the VM reconciler."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         gauge, counter = partial(Gauge, registry=registry), partial(Counter, registry=registry)
@@ -171,19 +171,10 @@ class VmMetrics:
         self.actions = counter("guestd_vms_actions", "Power actions on domains.", ["action", "outcome"])
         self.machines_without_data = gauge("guestd_machines_without_data", "Running machines that send no data.")
         self.reports = gauge("guestd_vms_reports", "Open issues that need manual action, by kind.", ["kind"])
-        self._sources: list[Callable[[], Sequence[Family]]] = []
-
-    def add_source(self, families: Callable[[], Sequence[Family]]) -> None:
-        """Add a function that returns further metric families at each scrape."""
-        self._sources.append(families)
-
-    def families(self) -> list[Family]:
-        """List the families of all sources."""
-        return [family for families in self._sources for family in families()]
 
 
 class FilterMetrics:
-    """Metrics of the filter reconciler. `registry` None: metrics that nobody scrapes."""
+    """Metrics of the filter reconciler."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         gauge, counter = partial(Gauge, registry=registry), partial(Counter, registry=registry)
@@ -214,9 +205,18 @@ class Telemetry:
         self.maintenance = MaintenanceMetrics(registry)
         self.vms = VmMetrics(registry)
         self.filters = FilterMetrics(registry)
+        self._sources: list[Callable[[], Sequence[Family]]] = []
+
+    def add_source(self, build_families: Callable[[], Sequence[Family]]) -> None:
+        """Add a function that builds further metric families at each scrape."""
+        self._sources.append(build_families)
+
+    def build_families(self) -> list[Family]:
+        """Build the families of all sources."""
+        return [family for build in self._sources for family in build()]
 
 
-def _identify(registry: CollectorRegistry) -> None:
+def _identify(registry: CollectorRegistry | None = None) -> None:
     """Process, platform and version."""
     ProcessCollector(registry=registry)
     PlatformCollector(registry=registry)

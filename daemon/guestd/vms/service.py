@@ -25,7 +25,7 @@ class VmService:
             metrics=metrics,
         )
         self._stats_poller = DomainStatsPoller(libvirt.uri, lambda: hypervisor.domains, metrics=metrics)
-        metrics.add_source(self._stats_poller.families)
+        telemetry.add_source(self._stats_poller.build_families)
         metrics.libvirt_up.set_function(lambda: hypervisor.error is None)
         metrics.libvirt_domains.set_function(lambda: len(hypervisor.domains))
 

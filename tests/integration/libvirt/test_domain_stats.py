@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from guestd.hypervisor.connection import Hypervisor, read_statistics
 from guestd.hypervisor.domain_stats import DomainStatsPoller
-from guestd.telemetry.domains import Statistics, families
-from guestd.telemetry.exposition import rendered
+from guestd.telemetry.domains import Statistics, build_families
+from guestd.telemetry.exposition import render
 from guestd.telemetry.registry import Telemetry, VmMetrics
 from support.daemon import eventually
 from support.libvirt import domain_xml, running, uri_of
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.asyncio
 
 
 def shown(poller: DomainStatsPoller, name: str) -> dict[str, float]:
-    page = rendered(poller.families(), is_openmetrics=False).decode()
+    page = render(poller.build_families(), is_openmetrics=False).decode()
     (family,) = [family for family in text_string_to_metric_families(page) if family.name == name]
     return {sample.labels["domain"]: sample.value for sample in family.samples}
 
@@ -92,7 +92,7 @@ async def test_a_libvirtd_that_never_answers_yields_no_statistics(tmp_path: Path
 
 async def test_statistics_are_exposed_with_the_other_metrics() -> None:
     telemetry = Telemetry()
-    telemetry.vms.add_source(lambda: families({"one": {"state.state": 1, "cpu.time": 5 * 10**9}}, []))
-    page = rendered(telemetry.vms.families(), is_openmetrics=False).decode()
+    telemetry.add_source(lambda: build_families({"one": {"state.state": 1, "cpu.time": 5 * 10**9}}, []))
+    page = render(telemetry.build_families(), is_openmetrics=False).decode()
     assert 'libvirt_domain_info_cpu_time_seconds_total{domain="one"} 5.0\n' in page
     assert 'libvirt_domain_info_state{domain="one"} 1.0\n' in page

@@ -96,7 +96,7 @@ async def test_a_machine_without_data_is_listed_with_the_time_of_its_last_sample
     registry = CollectorRegistry()
     refresher = refresher_of(dsn, registry)
     await refresher.refresh()
-    family, *_ = refresher.families()
+    family, *_ = refresher.build_families()
     assert family.samples == [((str(quiet),), last.timestamp())]
     assert registry.get_sample_value("guestd_machines_without_data") == 1
     assert rows(dsn, 'SELECT "id", "lastSampleAt", "since" FROM "MachineWithoutData"') == [(quiet, last, last)]
@@ -125,7 +125,7 @@ async def test_machines_are_counted_by_channel_state_and_dialect(dsn: str) -> No
     )
     refresher = refresher_of(dsn)
     await refresher.refresh()
-    _, family, _ = refresher.families()
+    _, family, _ = refresher.build_families()
     assert sorted(family.samples) == [(("connected", "guestd"), 1), (("unknown", "none"), 1)]
 
 
@@ -148,7 +148,7 @@ async def test_samples_are_rolled_up_and_failed_health_checks_are_counted(dsn: s
     refresher = refresher_of(dsn)
     await refresher.refresh()
     assert rows(dsn, 'SELECT "samples" FROM "SystemMetricsMinute" WHERE "machineId" = %s', machine_id) == [(1,)]
-    (alarms,) = [family for family in refresher.families() if family.name == "guestd_store_alarms"]
+    (alarms,) = [family for family in refresher.build_families() if family.name == "guestd_store_alarms"]
     assert alarms.samples == [(("retention",), 1)]
 
 
@@ -157,5 +157,5 @@ async def test_all_health_checks_run_at_the_start(dsn: str) -> None:
     execute(dsn, 'DROP INDEX "Disk_nodeId_idx"', 'UPDATE "SchemaMigration" SET "checksum" = \'x\' WHERE "number" = 1')
     refresher = refresher_of(dsn)
     await refresher.refresh()
-    (alarms,) = [family for family in refresher.families() if family.name == "guestd_store_alarms"]
+    (alarms,) = [family for family in refresher.build_families() if family.name == "guestd_store_alarms"]
     assert sorted(alarms.samples) == [(("drift",), 1), (("migration",), 1)]

@@ -11,8 +11,8 @@ from guestd.core.transport import Transport
 from guestd.rows.batch import Prepared
 from guestd.rows.model import Rows
 from guestd.rows.normalise import Stream, normalise
-from guestd.telemetry.exposition import rendered
-from guestd.telemetry.guests import MOST_GUESTS, SHOWN_SECONDS, LatestSamples
+from guestd.telemetry.exposition import render
+from guestd.telemetry.guests import MAX_GUESTS, SHOWN_SECONDS, LatestSamples
 from guestd.wire.decode import decode
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -45,7 +45,7 @@ def note(latest: LatestSamples, rows: Rows, transport: Transport = Transport.VIR
 
 def shown(latest: LatestSamples, *machines: UUID, now: datetime = NOW, domain: str = "vm") -> dict[str, Metric]:
     """What is read of the gauges when they are scraped."""
-    body = rendered(latest.families(dict.fromkeys(machines, domain), now), is_openmetrics=False).decode()
+    body = render(latest.build_families(dict.fromkeys(machines, domain), now), is_openmetrics=False).decode()
     return {family.name: family for family in text_string_to_metric_families(body)}
 
 
@@ -105,8 +105,8 @@ def test_a_machine_that_is_silent_is_not_shown_after_a_while() -> None:
 
 def test_the_one_that_was_silent_longest_makes_room() -> None:
     latest, rows, first = LatestSamples(), sample(uuid4()), uuid4()
-    machines = [first, *(uuid4() for _ in range(MOST_GUESTS))]
+    machines = [first, *(uuid4() for _ in range(MAX_GUESTS))]
     for machine in machines:
         note(latest, rows.with_shared(machine_id=machine), is_numbered=True)
-    assert len(shown(latest, *machines)["guest_load1"].samples) == MOST_GUESTS
+    assert len(shown(latest, *machines)["guest_load1"].samples) == MAX_GUESTS
     assert not shown(latest, first)["guest_load1"].samples
