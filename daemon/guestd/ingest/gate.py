@@ -24,13 +24,13 @@ from guestd.wire.line import METRICS, Header, Line, is_json
 RESEND_REQUEST_MS = 1000
 # A truncated line is requested again this often before it is accepted as it is.
 TRUNCATED_RETRIES = 3
-# The most that a guest may add to the count of dropped lines at once: the number is its word alone.
+# The most that one line may add to the count of dropped lines: the number is only a guest's claim.
 MAX_DROPPED = 1_000_000
 # Receive times follow the host's clock when it is set back by more than this; by less they keep their order.
 CLOCK_STEP_MS = 5 * 60 * 1000
-# A machine that cannot be held back may owe what its rate limit allows in this time,
+# A machine that cannot be held back may owe as much as its rate limit allows in this time,
 MAX_DEBT_SECONDS = 60.0
-# and more after a silence as long as this: a broker has queued what it sent meanwhile, and even large samples (of 500
+# and more after a silence of this length: a broker has queued what it sent meanwhile, and even large samples (of 500
 # sockets, every 30 s) are less than a hundredth of the limit. Not beyond a day: silence earns no credit.
 AWAY_SECONDS, MAX_AWAY_SECONDS, BACKLOG_SHARE = 600.0, 86_400.0, 0.01
 # A machine that is held back is checked again this often: more rows may have been charged to it meanwhile.
@@ -47,7 +47,7 @@ class _Decision:
     answer_to: str | None = None  # the boot_id of numbered lines
     has_gap: bool = False
     unnumbered: int = 0
-    # By the kind that they answer, the latest: a guest cannot make us write more than it is read.
+    # By the kind that they answer, the latest: the replies to a guest stay shorter than its lines.
     replies: dict[str, bytes] = field(default_factory=dict)
 
     def last_seq(self, boot_id: str) -> int:
@@ -226,7 +226,7 @@ class Gate:
             return
         if line.payload is None:
             self._metrics.refused.labels("oversize").inc()
-        # An oversize line is not stored, but a numbered one is settled: else its agent would send it for ever.
+        # An oversize line is not stored, but a numbered one is settled: otherwise its agent would resend it without end.
         if line.payload is not None or header is not None:
             decision.accept(line, self._now_ms())
 

@@ -1,6 +1,6 @@
-"""The gate of the spool for messages of a broker: many machines over one connection, so nobody is waited for.
+"""The gate of the spool for messages of a broker: many machines over one connection, so none is waited for.
 
-What differs from a channel of a machine's own (`gate`): there is nobody to reply to, so a numbered line is never
+What differs from a channel of a machine's own (`gate`): replies are not possible, so a numbered line is never
 requested again. A line that is settled already is dropped, a gap is counted. A machine over its rate limit or its share
 of the spool is refused, and refused means acknowledged: it must not block the others. Only when the whole spool is full
 does everybody wait, in the broker.

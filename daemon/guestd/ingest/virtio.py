@@ -121,7 +121,7 @@ class VirtioSource:
         for reader in closing:
             reader.cancel()
         if closing:
-            # Their last lines must be on disk before a successor may read; all at once, for each may take a while.
+            # Their last lines must be on disk before a successor may read; in parallel, for each may take a while.
             await asyncio.wait(closing)
         for action in actions:
             if isinstance(action, Open):

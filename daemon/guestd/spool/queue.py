@@ -98,7 +98,7 @@ class Spool:
 
     @property
     def oldest_seq(self) -> int:
-        """The lowest sequence number still held; one past the last issued when the spool is empty."""
+        """The lowest sequence number in the spool; one past the last issued when the spool is empty."""
         return self._sizes[0][0] if self._sizes else self.last_seq + 1
 
     def has_room(self, machine_id: UUID, size_bytes: int) -> bool:

@@ -15,7 +15,7 @@ from guestd.core.errors import BadFrame
 from guestd.wire.framing import Oversize
 from guestd.wire.repair import storable
 
-# The kind of a line that carries metrics, and of one that nobody can tell before decoding it.
+# The kind of a line that carries metrics, and of one whose kind is unknown before it is decoded.
 METRICS = "metrics"
 # The other messages of guests; their names are safe as metric labels.
 OTHER_TYPES = frozenset(
