@@ -226,7 +226,7 @@ class Gate:
             return
         if line.payload is None:
             self._metrics.refused.labels("oversize").inc()
-        # An oversize line is not stored, but a numbered one is settled: otherwise its agent would resend it without end.
+        # An oversize line is not stored, but a numbered one is settled, or its agent would resend it without end.
         if line.payload is not None or header is not None:
             decision.accept(line, self._now_ms())
 
