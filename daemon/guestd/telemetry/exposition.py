@@ -1,7 +1,7 @@
 """Metric families as text, in both formats that Prometheus reads. Pure.
 
 The client library takes several times as long for ten thousand samples, and holds up ingest for that time
-(docs/decisions/0045-own-exposition-for-guests.md). Samples that have not changed since the last scrape are rendered
+(docs/decisions/0047-own-exposition-for-guests.md). Samples that have not changed since the last scrape are rendered
 once: the line of a sample is the same in both formats.
 """
 
