@@ -1,4 +1,4 @@
-"""The configuration file that we ship says what the code says: every key, its default, its explanation."""
+"""deploy/guestd.toml matches the code: every key, its default, its explanation."""
 
 import ast
 import inspect
@@ -18,7 +18,7 @@ FILE = Path(__file__).parents[2] / "deploy" / "guestd.toml"
 
 
 def explained() -> Iterator[tuple[str, str, str]]:
-    """(class, field, explanation) of every setting, as the source has them."""
+    """(class, field, explanation) of every setting in the source."""
     for definition in ast.parse(inspect.getsource(config)).body:
         if not isinstance(definition, ast.ClassDef):
             continue
@@ -29,14 +29,14 @@ def explained() -> Iterator[tuple[str, str, str]]:
 
 
 def section_names() -> dict[str, str]:
-    """The table of the file that each class of settings has; the whole file is the class Settings."""
+    """The table of the file for each class of settings; the class Settings is the top level."""
     values = {field: getattr(Settings(), field) for field in Settings.__struct_fields__}
     tables = {type(value).__name__: field for field, value in values.items() if isinstance(value, msgspec.Struct)}
     return tables | {"Settings": ""}
 
 
 def commented() -> dict[tuple[str, str], str]:
-    """By (table, key) the comment that stands directly above the key."""
+    """The comment directly above each key, by (table, key)."""
     found: dict[tuple[str, str], str] = {}
     table, comment = "", ""
     for line in FILE.read_text().splitlines():
@@ -51,7 +51,7 @@ def commented() -> dict[tuple[str, str], str]:
     return found
 
 
-def test_the_file_holds_the_defaults() -> None:
+def test_the_file_contains_the_defaults() -> None:
     assert load_settings(FILE) == Settings()
 
 
@@ -69,9 +69,9 @@ def test_every_key_is_explained_as_in_the_code() -> None:
     assert commented() == expected
 
 
-def test_operators_are_told_which_keys_need_no_restart() -> None:
-    told = (FILE.parents[1] / "docs/operations.md").read_text().partition("In force at once:")[2].partition(". ")[0]
-    named = set(re.findall(r"`([\w.]+)`", told))
+def test_operations_lists_the_keys_that_need_no_restart() -> None:
+    listed = (FILE.parents[1] / "docs/operations.md").read_text().partition("In force at once:")[2].partition(". ")[0]
+    named = set(re.findall(r"`([\w.]+)`", listed))
     keys = {key for name in named for key in RELOADABLE_KEYS if key == name or key.startswith(f"{name}.")}
     assert keys == RELOADABLE_KEYS
     assert all(any(key == name or key.startswith(f"{name}.") for key in RELOADABLE_KEYS) for name in named)

@@ -1,4 +1,4 @@
-"""docs/trust.md names every limit with its value, and every word that adjustments are counted by."""
+"""docs/trust.md lists every limit with its value, and every reason by which adjustments are counted."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""deploy/compose.yaml, as far as it can be held to something without containers: nothing here runs docker."""
+"""deploy/compose.yaml, as far as it can be checked without containers: no test runs docker."""
 
 import re
 import subprocess
@@ -22,11 +22,11 @@ PROVISIONED = DEPLOY / "grafana/provisioning"
 
 
 def mounts() -> list[tuple[str, str, str]]:
-    """(service, what is mounted, where)."""
+    """(service, source, target) of each mount."""
     return [(name, *each.split(":")[:2]) for name, service in SERVICES.items() for each in service.get("volumes", [])]
 
 
-def test_what_is_mounted_is_there() -> None:
+def test_every_mounted_file_exists() -> None:
     files = [DEPLOY / source for _, source, _ in mounts() if source.startswith("./")]
     assert len(files) >= 4
     assert [path for path in files if not path.exists()] == []
@@ -35,28 +35,28 @@ def test_what_is_mounted_is_there() -> None:
 
 
 @pytest.mark.parametrize("name", SERVICES)
-def test_a_service_is_of_one_release_and_on_loopback(name: str) -> None:
+def test_a_service_has_a_fixed_version_and_listens_on_loopback(name: str) -> None:
     assert re.fullmatch(r"[\w/-]+:v?\d+\.\d+\.\d+(-\w+)?", SERVICES[name]["image"])
     assert SERVICES[name]["restart"] == "unless-stopped"
     assert all(port.startswith("127.0.0.1:") for port in SERVICES[name]["ports"])
 
 
-def test_prometheus_takes_the_configuration_that_it_is_given() -> None:
-    status, said = promtool("check", "config", "--syntax-only", str(DEPLOY / "prometheus/prometheus.yml"))
-    assert status == 0, said
+def test_prometheus_accepts_its_configuration() -> None:
+    status, output = promtool("check", "config", "--syntax-only", str(DEPLOY / "prometheus/prometheus.yml"))
+    assert status == 0, output
 
 
-def test_grafana_is_told_all_that_its_provisioning_asks_for() -> None:
+def test_grafana_gets_every_variable_that_its_provisioning_uses() -> None:
     (sources,) = [yaml.safe_load(file.read_text()) for file in (PROVISIONED / "datasources").glob("*.yml")]
     assert {source["uid"] for source in sources["datasources"]} == {STORE.uid, PROMETHEUS.uid}
-    asked = set(re.findall(r"\$(\w+)", yaml.safe_dump(sources)))
-    assert asked <= SERVICES["grafana"]["environment"].keys()
+    used = set(re.findall(r"\$(\w+)", yaml.safe_dump(sources)))
+    assert used <= SERVICES["grafana"]["environment"].keys()
     (boards,) = [yaml.safe_load(file.read_text()) for file in (PROVISIONED / "dashboards").glob("*.yml")]
     (provider,) = boards["providers"]
     assert provider["options"]["path"] in [target for name, _, target in mounts() if name == "grafana"]
 
 
-def test_a_real_mosquitto_takes_the_configuration_that_it_is_given() -> None:
+def test_a_real_mosquitto_accepts_its_configuration() -> None:
     try:
         program = prefix() / "usr/sbin/mosquitto"
     except BrokerError as exc:

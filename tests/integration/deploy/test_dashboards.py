@@ -1,4 +1,4 @@
-"""Every panel of the dashboards answers: its question is put to a real store, or a real Prometheus, and gives rows."""
+"""Every panel of the dashboards has data: its query runs on a real store or a real Prometheus and returns rows."""
 
 import functools
 import json
@@ -39,7 +39,7 @@ ROWS = (
 
 
 def panels(*, by: str) -> list[tuple[Board, Panel]]:
-    """All that ask in one language: `sql` or `promql`."""
+    """All panels with a query in one language: `sql` or `promql`."""
     return [(board, panel) for board in BOARDS for panel in board.panels if getattr(panel, by)]
 
 
@@ -49,7 +49,7 @@ def named(value: object) -> str:
 
 @dataclass(frozen=True)
 class Observed:
-    """A store, a guestd and a Prometheus that have seen one guest, which has said good lines and a bad one."""
+    """A store, a guestd and a Prometheus, after one guest has sent good lines and a bad one."""
 
     dsn: str
     machine_id: UUID
@@ -74,7 +74,7 @@ def observed(daemon: Daemon, directory: Path) -> Iterator[Observed]:
         prometheus.stop()
 
 
-def test_every_panel_has_something_to_show(observed: Observed) -> None:
+def test_every_panel_has_data(observed: Observed) -> None:
     silent = []
     for board, panel in panels(by="sql"):
         if not rows(observed.dsn, fill_in_macros(panel.sql, observed.machine_id, hours=6).replace("%", "%%")):
@@ -92,19 +92,19 @@ def test_the_variables_have_values(observed: Observed) -> None:
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=named)
-def test_what_is_delivered_is_what_the_tool_writes(board: Board) -> None:
+def test_the_committed_dashboards_are_what_the_tool_writes(board: Board) -> None:
     assert (DIRECTORY / f"{board.uid}.json").read_text() == render_dashboard(board)
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=named)
-def test_grafanas_own_model_reads_a_dashboard_and_loses_nothing(board: Board) -> None:
+def test_grafanas_model_reads_a_dashboard_without_loss(board: Board) -> None:
     written = json.loads(render_dashboard(board))
     read = json.loads(json.dumps(Dashboard.from_json(written), cls=JSONEncoder))
     assert read == written
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=named)
-def test_panels_stand_beside_each_other_and_ask_a_provisioned_place(board: Board) -> None:
+def test_panels_do_not_overlap_and_use_a_provisioned_data_source(board: Board) -> None:
     written = json.loads(render_dashboard(board))
     places = [each["gridPos"] for each in written["panels"]]
     assert all(place["x"] + place["w"] <= 24 for place in places)
@@ -113,7 +113,7 @@ def test_panels_stand_beside_each_other_and_ask_a_provisioned_place(board: Board
     assert uids <= {each["uid"] for each in provisioned["datasources"]} == {STORE.uid, PROMETHEUS.uid}
 
 
-def test_links_lead_to_dashboards_that_are_there() -> None:
+def test_links_lead_to_existing_dashboards() -> None:
     uids = {board.uid for board in BOARDS}
     assert {panel.links_to for board in BOARDS for panel in board.panels if panel.links_to} <= uids
     assert all(set(board.variables) <= VARIABLES.keys() for board in BOARDS)

@@ -1,4 +1,4 @@
-"""docs/operations.md and docs/runbook.md: the commands for the store as they stand; others are run in tests/process."""
+"""The commands for the store in docs/operations.md and docs/runbook.md; tests/e2e runs the others."""
 
 import os
 import re
@@ -22,7 +22,7 @@ def section(title: str, language: str) -> str:
     return str(found)
 
 
-def test_a_store_is_made_by_the_commands_for_it(cluster: Server, tmp_path: Path) -> None:
+def test_the_commands_for_a_store_create_it(cluster: Server, tmp_path: Path) -> None:
     if not isinstance(cluster, Cluster):
         pytest.skip("roles and databases are made on a server of our own only")
     place = conninfo_to_dict(cluster.dsn("postgres"))
@@ -35,7 +35,7 @@ def test_a_store_is_made_by_the_commands_for_it(cluster: Server, tmp_path: Path)
         "PGPORT": str(place["port"]),
         "PGUSER": "postgres",
     }
-    # The server of tests has its socket elsewhere.
+    # The server of the tests has its socket in another directory.
     commands = section("The store", "sh").replace("host=/var/run/postgresql", "host=127.0.0.1")
     try:
         done = subprocess.run(
@@ -57,7 +57,7 @@ def test_a_store_is_made_by_the_commands_for_it(cluster: Server, tmp_path: Path)
         )
 
 
-def test_a_host_that_is_retired_claims_no_machine(dsn: str) -> None:
+def test_a_retired_host_claims_no_machine(dsn: str) -> None:
     machine = add_machine(dsn)
     execute(
         dsn,
@@ -69,7 +69,7 @@ def test_a_host_that_is_retired_claims_no_machine(dsn: str) -> None:
     assert rows(dsn, 'SELECT "name" FROM "Host"') == [("another",)]
 
 
-def test_processes_are_kept_for_a_month_by_the_statement_for_it(dsn: str) -> None:
+def test_the_statement_for_retention_keeps_processes_for_a_month(dsn: str) -> None:
     execute(dsn, section("Retention", "sql"))
     assert rows(dsn, """SELECT "keepDays" FROM "RetentionSetting" WHERE "relation" = 'ProcessSnapshot'""") == [(31,)]
 
@@ -82,7 +82,7 @@ def runbook(program: str) -> list[str]:
 
 
 @pytest.mark.parametrize("typed", [*runbook("psql"), *runbook("gueststore"), *runbook("guestd quarantine")])
-def test_what_the_runbook_says_to_type_of_the_store_is_understood(dsn: str, tmp_path: Path, typed: str) -> None:
+def test_the_commands_of_the_runbook_for_the_store_work(dsn: str, tmp_path: Path, typed: str) -> None:
     for program in ("guestd", "gueststore"):
         (tmp_path / program).write_text(f'#!/bin/sh\nexec {" ".join(command(program))} "$@"\n')
         (tmp_path / program).chmod(0o755)
