@@ -128,6 +128,8 @@ def test_a_new_migration_takes_the_next_number(clone: Path) -> None:
     done = start(clone / "dev", "new", "migration", "add_disk_latency")
     assert done.stdout == f"sql/migrations/{numbers[-1] + 1:04d}_add_disk_latency.sql\n"
     assert (clone / done.stdout.strip()).read_text() == "-- compat: 1\n-- add disk latency.\n"
+    contract = (clone / "schema/gueststore/contract.py").read_text()
+    assert f"\nSCHEMA_VERSION = {numbers[-1] + 1}\n" in contract
 
 
 @pytest.mark.parametrize("name", ["", "Add Things", "../evil"])
