@@ -1,4 +1,4 @@
-"""deploy/systemd under a real systemd, and what systemd's own tools say of it."""
+"""deploy/systemd under a real systemd, and the verdict of systemd's own tools."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ MOST_EXPOSURE = 1.5
 
 @pytest.fixture
 def unit(tmp_path: Path) -> Path:
-    """The unit, with a program that every host has: verify wants to see it."""
+    """The unit, with a program that every host has, because verify checks that it exists."""
     if shutil.which("systemd-analyze") is None:
         pytest.skip("this host has no systemd-analyze")
     unit = tmp_path / "guestd.service"
@@ -30,23 +30,23 @@ def analyzed(*words: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_systemd_has_nothing_to_say_against_the_unit(unit: Path) -> None:
+def test_systemd_analyze_accepts_the_unit(unit: Path) -> None:
     assert analyzed("verify", str(unit)) == ""
 
 
-def test_systemd_would_say_so_if_it_had(unit: Path) -> None:
+def test_systemd_analyze_rejects_a_broken_unit(unit: Path) -> None:
     unit.write_text(unit.read_text() + "\n[Service]\nNoSuchKey=1\n")
     assert "NoSuchKey" in analyzed("verify", str(unit))
 
 
-def test_the_unit_exposes_as_little_as_we_say(unit: Path) -> None:
+def test_the_exposure_of_the_unit_is_as_documented(unit: Path) -> None:
     said = analyzed("security", "--offline=yes", "--json=short", str(unit))
     exposures = [float(each["exposure"]) for each in json.loads(said) if each["exposure"] and not each["set"]]
     whole = analyzed("security", "--offline=yes", "--no-pager", str(unit)).strip().splitlines()[-1]
     assert float(whole.split(":")[1].split()[0]) <= MOST_EXPOSURE, exposures
 
 
-def test_it_reads_a_guest_as_its_own_user_and_obeys_systemd(host: Host) -> None:
+def test_the_unit_reads_a_guest_as_its_own_user(host: Host) -> None:
     guest = host.guest()
     said = host.follow("First start")
     assert host.show("ActiveState") == "active", (said, host.messages())
@@ -57,7 +57,7 @@ def test_it_reads_a_guest_as_its_own_user_and_obeys_systemd(host: Host) -> None:
     assert host.run("stat", "--format=%U %a", "/var/lib/guestd").strip() == "guestd 750"
     guest.write(metrics_line())
     eventually(lambda: rows(host.dsn, 'SELECT 1 FROM "SystemMetrics"'), "the sample is stored")
-    eventually(lambda: host.show("StatusText").startswith("1 channels"), "systemd is told how things stand")
+    eventually(lambda: host.show("StatusText").startswith("1 channels"), "systemd shows the status")
 
     host.configure('[privacy]\ncommand_lines = "off"\n[limits]\nburst_rows = 1\n[spool]\nmax_bytes = 1000000\n')
     host.run("systemctl", "reload", "guestd")
@@ -72,7 +72,7 @@ def test_it_reads_a_guest_as_its_own_user_and_obeys_systemd(host: Host) -> None:
     host.is_up(after=pid)
 
 
-def test_a_secret_is_a_credential_of_the_unit_and_is_changed_by_a_restart(host: Host) -> None:
+def test_a_credential_of_the_unit_is_changed_by_a_restart(host: Host) -> None:
     host.port = free_port()
     host.configure('web_config_file = "/run/credentials/guestd.service/guestd_web.yml"\n')
     host.secret("web.yml", users("first"))
@@ -86,7 +86,7 @@ def test_a_secret_is_a_credential_of_the_unit_and_is_changed_by_a_restart(host: 
     assert host.follow("Rotate a secret").startswith("active\n")
     assert host.run("curl", "-s", "--user", "alice:first", url) == "Unauthorized\n"
     assert host.run("curl", "-s", "--user", "alice:second", url) == "alive\n"
-    # Nobody else's to read, and in no line of the journal.
+    # Readable by no one else, and in no line of the journal.
     assert host.run("stat", "--format=%U %a", "/etc/guestd/credentials/web.yml").strip() == "root 600"
     assert "$2b$" not in host.messages()
 
@@ -95,18 +95,18 @@ def users(password: str) -> str:
     return f'basic_auth_users:\n  alice: "{bcrypt.hashpw(password.encode(), bcrypt.gensalt(4)).decode()}"\n'
 
 
-def test_the_journal_has_nothing_of_what_guests_write_and_few_lines_of_a_noisy_one(host: Host) -> None:
+def test_the_journal_has_no_guest_data_and_few_lines_of_a_noisy_guest(host: Host) -> None:
     host.run("systemctl", "start", "guestd")
     guest = host.guest()
     guest.write(b'{"type":"metrics","password":"of-the-guest"\n' * 500)
     guest.write(metrics_line())
     eventually(lambda: rows(host.dsn, 'SELECT 1 FROM "SystemMetrics"'), "the sample is stored")
-    eventually(lambda: rows(host.dsn, 'SELECT 1 FROM "QuarantinedFrame"'), "what cannot be read is set aside")
+    eventually(lambda: rows(host.dsn, 'SELECT 1 FROM "QuarantinedFrame"'), "an unreadable frame is quarantined")
     assert "of-the-guest" not in host.messages()
     assert len(host.journal()) < 60
 
 
-def test_another_release_is_installed_over_it_and_its_host_retired(host: Host) -> None:
+def test_another_release_is_installed_over_it_and_the_host_is_retired(host: Host) -> None:
     """The unit of an older release, and a configuration of the operator's."""
     guest = host.guest()
     (host.etc / "systemd/system/guestd.service").write_text("[Service]\nExecStart=/bin/false\n")
@@ -125,7 +125,7 @@ def _is_ours(line: dict[str, object]) -> bool:
     return str(line.get("MESSAGE")).startswith("{")
 
 
-def test_a_frozen_daemon_is_killed_by_the_watchdog_and_started_again(host: Host) -> None:
+def test_a_frozen_daemon_is_killed_by_the_watchdog_and_restarted(host: Host) -> None:
     host.run("systemctl", "start", "guestd")
     host.is_up()
     pid = host.show("MainPID")
@@ -135,7 +135,7 @@ def test_a_frozen_daemon_is_killed_by_the_watchdog_and_started_again(host: Host)
     assert host.show("NRestarts") == "1"
 
 
-def test_a_configuration_that_must_be_changed_first_is_not_started_again_and_again(host: Host) -> None:
+def test_an_invalid_configuration_is_not_restarted_repeatedly(host: Host) -> None:
     host.configure("[nonsense]\n")
     host.run("systemctl", "start", "guestd")
     assert host.show("ActiveState") == "failed"

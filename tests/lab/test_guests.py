@@ -1,4 +1,4 @@
-"""Real guests on a real libvirtd, found through it: the rows say what is so, and every sample is there once.
+"""Real guests on a real libvirtd, discovered through it: rows match the domains, every sample is stored once.
 
 This is the part that `./dev test` runs; tests/lab/test_faults.py is the rest.
 """
@@ -14,7 +14,7 @@ from support.lab import BOOT_SECONDS, World, register
 pytestmark = pytest.mark.timeout(900)
 
 
-def test_a_paused_guest_is_silent_and_goes_on_where_it_was(world: World, reliability: Reliability) -> None:
+def test_a_paused_guest_continues_where_it_stopped(world: World, reliability: Reliability) -> None:
     (guest,) = world.take()
     world.status_becomes(guest, "running")
     guest.virsh("suspend")
@@ -23,43 +23,41 @@ def test_a_paused_guest_is_silent_and_goes_on_where_it_was(world: World, reliabi
     assert world.daemon.metric("guestd_channels_connected") == 1
     guest.virsh("resume")
     world.status_becomes(guest, "running")
-    guest.goes_on()
-    reliability.record("a guest is paused and resumed", 1, world.settled(guest))
+    guest.wait_for_samples()
+    reliability.record("a guest is paused and resumed", 1, world.settle(guest))
 
 
 def test_libvirtd_is_not_needed_for_samples(world: World, reliability: Reliability) -> None:
     (guest,) = world.take()
     for number in (signal.SIGTERM, signal.SIGKILL):
         world.lab.stop_libvirtd(number)
-        guest.goes_on()
+        guest.wait_for_samples()
         world.lab.start_libvirtd()
-        guest.goes_on()
+        guest.wait_for_samples()
     world.lab.signal_libvirtd(signal.SIGSTOP)
-    guest.goes_on(20)
+    guest.wait_for_samples(20)
     world.lab.signal_libvirtd(signal.SIGCONT)
-    reliability.record("libvirtd is stopped, killed, hung", 3, world.settled(guest))
+    reliability.record("libvirtd is stopped, killed, hung", 3, world.settle(guest))
 
 
-def test_a_channel_that_is_unplugged_and_plugged_in_again_goes_on(world: World, reliability: Reliability) -> None:
+def test_a_channel_that_is_unplugged_and_replugged_continues(world: World, reliability: Reliability) -> None:
     (guest,) = world.take()
     guest.unplug_channel()
     eventually(lambda: world.daemon.metric("guestd_channels") == 0, "guestd drops it")
     guest.plug_channel()
-    guest.goes_on()
-    reliability.record("a channel is unplugged", 1, world.settled(guest))
+    guest.wait_for_samples()
+    reliability.record("a channel is unplugged", 1, world.settle(guest))
 
 
-def test_a_reset_has_no_end_of_stream_and_a_new_run_is_told_from_the_old(
-    world: World, reliability: Reliability
-) -> None:
+def test_a_reset_without_end_of_stream_begins_a_new_run(world: World, reliability: Reliability) -> None:
     (guest,) = world.take()
     guest.virsh("reset")
-    guest.begins_again(1)
+    guest.wait_for_new_run(1)
     assert world.daemon.metric("guestd_channels_lost_total") == 0
-    reliability.record("a guest is reset", 1, world.settled(guest))
+    reliability.record("a guest is reset", 1, world.settle(guest))
 
 
-def test_an_undefined_guest_leaves_its_samples_and_no_channel(world: World, reliability: Reliability) -> None:
+def test_an_undefined_guest_leaves_samples_but_no_channel(world: World, reliability: Reliability) -> None:
     (guest,) = world.take()
     guest.virsh("destroy")
     world.status_becomes(guest, "off")
@@ -67,12 +65,12 @@ def test_an_undefined_guest_leaves_its_samples_and_no_channel(world: World, reli
     eventually(lambda: world.daemon.metric("guestd_channels") == 0, "guestd drops its channel")
     eventually(lambda: world.daemon.metric("guestd_spool_frames") == 0, "all is stored")
     assert world.samples(guest) == world.daemon.metric("guestd_frames_accepted_total")
-    reliability.record("a guest is destroyed and undefined", 1, world.books())
+    reliability.record("a guest is destroyed and undefined", 1, world.count_samples())
 
 
 def test_the_agent_itself_reports_a_real_guest(world: World) -> None:
     guest = world.guests.boot("lab.interval=1")
-    world.taken.append(guest)
+    world.in_use.append(guest)
     register(world.daemon.dsn, guest)
     world.daemon.start()
     eventually(lambda: world.samples(guest) >= 3, "three samples are in the tables", BOOT_SECONDS)

@@ -42,7 +42,7 @@ def hosts(world: World, directory: Path) -> Iterator[Hosts]:
             daemon.kill()
 
 
-def test_a_guest_that_is_migrated_live_changes_hands_once_and_is_never_off(
+def test_a_live_migrated_guest_is_reassigned_once_and_is_never_off(
     world: World, hosts: Hosts, reliability: Reliability
 ) -> None:
     (guest,) = world.take()
@@ -54,7 +54,7 @@ def test_a_guest_that_is_migrated_live_changes_hands_once_and_is_never_off(
     for target in targets:
         guest.migrate(hosts.worlds[target].lab)
         hosts.holds(guest, target)
-        guest.goes_on()
+        guest.wait_for_samples()
         # Long enough for the old host to take what it still has defined for a machine that is off.
         let_it_work(2 * SHUTOFF_DEBOUNCE_SECONDS)
     done = rows(
@@ -66,4 +66,4 @@ def test_a_guest_that_is_migrated_live_changes_hands_once_and_is_never_off(
     assert rows(world.daemon.dsn, 'SELECT "status" FROM "Machine"') == [("running",)]
     # It is on host a again, which is asked once it sends no more.
     eventually(lambda: hosts.worlds["b"].daemon.metric("guestd_spool_frames") == 0, "host b has stored all")
-    reliability.record("a guest is migrated live and back", rounds, world.settled(guest))
+    reliability.record("a guest is migrated live and back", rounds, world.settle(guest))

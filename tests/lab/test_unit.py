@@ -34,7 +34,7 @@ def host(dsn: str, wheel: Path, libvirt_lab: Lab) -> Iterator[Host]:
         yield host
 
 
-def test_the_unit_reads_a_real_guests_channel_that_libvirt_names(host: Host, libvirt_lab: Lab) -> None:
+def test_the_unit_reads_a_real_guests_channel_found_through_libvirt(host: Host, libvirt_lab: Lab) -> None:
     guest = LabGuests(libvirt_lab).boot()
     register(host.dsn, guest)
     eventually(guest.runs, f"{guest.name} has booted", BOOT_SECONDS)
@@ -50,12 +50,14 @@ def test_the_unit_reads_a_real_guests_channel_that_libvirt_names(host: Host, lib
     host.says("Failed to find user record")
     assert "useradd" in doctor_of_libvirt(host)
     libvirt_lab.knows_user("guestd", *(int(host.run("id", option, "guestd")) for option in ("--user", "--group")))
-    guest.goes_on()
+    guest.wait_for_samples()
     stored = 'SELECT count(*) >= 10 FROM "SystemMetrics" WHERE "machineId" = %s'
     eventually(lambda: rows(host.dsn, stored, guest.uuid) == [(True,)], "its samples are stored", BOOT_SECONDS)
     state = 'SELECT "state", "channel" FROM "MachineState" WHERE "id" = %s'
     eventually(
-        lambda: rows(host.dsn, state, guest.uuid) == [("running", "connected")], "libvirt's word is kept", BOOT_SECONDS
+        lambda: rows(host.dsn, state, guest.uuid) == [("running", "connected")],
+        "the state of the domain is stored",
+        BOOT_SECONDS,
     )
     pid = host.show("MainPID")
     assert host.run("stat", "--format=%U:%G", f"/proc/{pid}").strip() == "guestd:guestd"

@@ -1,6 +1,6 @@
-"""The VM loop and the figures of domains on a real libvirt: what its test driver cannot show.
+"""The VM reconciler and domain statistics on a real libvirt: what its test driver does not provide.
 
-A QEMU is enough: nobody waits for its guest to boot.
+A QEMU is enough: no test waits for its guest to boot.
 """
 
 import signal
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(900)
 
 @pytest.fixture
 def two(world: World, guests: LabGuests) -> Iterator[tuple[LabGuest, LabGuest]]:
-    """Two guests that nobody else gets."""
+    """Two guests of this test only."""
     first, second = guests.boot(), guests.boot()
     for guest in (first, second):
         register(world.daemon.dsn, guest)
@@ -26,52 +26,54 @@ def two(world: World, guests: LabGuests) -> Iterator[tuple[LabGuest, LabGuest]]:
         guests.remove(guest)
 
 
-def figure(world: World, guest: LabGuest, name: str) -> float:
+def statistic(world: World, guest: LabGuest, name: str) -> float:
     return world.daemon.metric(f"libvirt_domain_{name}", domain=guest.name)
 
 
-def wish(world: World, guest: LabGuest, desired: str) -> None:
+def set_desired(world: World, guest: LabGuest, desired: str) -> None:
     execute(world.daemon.dsn, f"""UPDATE "Machine" SET "desiredStatus" = '{desired}' WHERE "id" = '{guest.uuid}'""")
 
 
-def test_a_qemu_that_hangs_has_no_figures_alone_and_the_rows_of_others_follow(
+def test_only_a_hung_qemu_has_no_statistics_and_other_rows_follow_their_domains(
     world: World, two: tuple[LabGuest, LabGuest]
 ) -> None:
     hung, other = two
     world.daemon.start()
     for guest in two:
-        eventually(partial(figure, world, guest, "info_cpu_time_seconds_total"), "it has figures", BOOT_SECONDS)
-        assert figure(world, guest, "info_maximum_memory_bytes") > 0
-        assert figure(world, guest, "vcpu_current") == 1
-        assert figure(world, guest, "timed_out") == 0
+        eventually(partial(statistic, world, guest, "info_cpu_time_seconds_total"), "it has statistics", BOOT_SECONDS)
+        assert statistic(world, guest, "info_maximum_memory_bytes") > 0
+        assert statistic(world, guest, "vcpu_current") == 1
+        assert statistic(world, guest, "timed_out") == 0
     world.lab.signal_qemu(hung.name, signal.SIGSTOP)
     try:
-        eventually(lambda: figure(world, hung, "timed_out") == 1, "the hung one is timed out", BOOT_SECONDS)
-        before = figure(world, other, "info_cpu_time_seconds_total")
-        eventually(lambda: figure(world, other, "info_cpu_time_seconds_total") > before, "others go on", BOOT_SECONDS)
-        assert figure(world, other, "timed_out") == 0
+        eventually(lambda: statistic(world, hung, "timed_out") == 1, "the hung one is timed out", BOOT_SECONDS)
+        before = statistic(world, other, "info_cpu_time_seconds_total")
+        eventually(
+            lambda: statistic(world, other, "info_cpu_time_seconds_total") > before, "others go on", BOOT_SECONDS
+        )
+        assert statistic(world, other, "timed_out") == 0
         other.virsh("suspend")
         world.status_becomes(other, "suspended")
         other.virsh("resume")
         world.status_becomes(other, "running")
     finally:
         world.lab.signal_qemu(hung.name, signal.SIGCONT)
-    eventually(lambda: figure(world, hung, "timed_out") == 0, "it answers again", BOOT_SECONDS)
+    eventually(lambda: statistic(world, hung, "timed_out") == 0, "it answers again", BOOT_SECONDS)
     world.status_becomes(hung, "running")
 
 
-def test_wishes_are_brought_about_on_a_real_libvirt(world: World, two: tuple[LabGuest, LabGuest]) -> None:
+def test_desired_states_are_reached_on_a_real_libvirt(world: World, two: tuple[LabGuest, LabGuest]) -> None:
     guest, _ = two
     world.daemon.more_tables += 'vms = "converge"\nmay_destroy = true\nshutdown_seconds = 2.0\n'
     world.daemon.start()
     world.status_becomes(guest, "running")
     for desired in ("suspended", "running", "off", "running"):
-        wish(world, guest, desired)
+        set_desired(world, guest, desired)
         world.status_becomes(guest, desired)
     done = rows(
         world.daemon.dsn,
         """SELECT "action" FROM "ReconcileEvent" WHERE "outcome" = 'done'
         AND "action" IN ('start', 'resume', 'suspend', 'shutdown', 'destroy') ORDER BY "occurredAt" """,
     )
-    # Whose guest has not booted, or has no daemon for the power button, is destroyed in the end.
+    # A guest that has not booted, or has no daemon for the power button, is destroyed at last.
     assert [action for (action,) in done if action != "shutdown"] == ["suspend", "resume", "destroy", "start"]

@@ -1,7 +1,7 @@
 """The lab for tests: real guests on a real libvirtd, and their samples counted against the tables.
 
-Booting takes seconds, so guests live for the session: a test takes some, each begins a new run of its sender for it,
-and those that a test has not destroyed are taken again.
+Booting takes seconds, so guests exist for the session: a test uses some, each begins a new run of its sender for it,
+and those that it has not destroyed are reused.
 """
 
 import shutil
@@ -21,18 +21,18 @@ from tools.harness.packages import PackagesError
 from support.daemon import Daemon, add_machine, eventually, execute, rows
 from support.faults import Books, counted
 
-# An emulated guest on a machine that others use, too.
+# An emulated guest on a shared machine.
 BOOT_SECONDS = 300.0
 # More of them take longer, each and in sum.
 BOOT_AT_ONCE = 3
 SAMPLE_MILLISECONDS = 50
-# Ends what it started when the session is killed.
+# Ends the started program when the session is killed.
 WITH_US = ("setpriv", "--pdeathsig", "KILL")
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a guest's sender, as its console last told: numbers are base + 1 .. base + posted."""
+    """One run of a guest's sender, as last printed on its console: numbers are base + 1 .. base + posted."""
 
     base: int
     posted: int
@@ -68,16 +68,16 @@ class LabGuest:
             control.settimeout(BOOT_SECONDS)
             control.connect(str(self.lab.channels / f"{self.name}.control"))
             control.sendall(command.encode() + b"\n")
-            said = b""
-            while b"#status " not in said:
+            output = b""
+            while b"#status " not in output:
                 chunk = control.recv(65536)
                 assert chunk, f"{self.name} has gone"
-                said += chunk
-        return said.partition(b"#status ")[0].decode()
+                output += chunk
+        return output.partition(b"#status ")[0].decode()
 
     @contextmanager
-    def told(self, command: str) -> Iterator[None]:
-        """Have the guest run a command that it may not live to answer: what has not arrived goes with the client."""
+    def running_command(self, command: str) -> Iterator[None]:
+        """Run a command that may end the guest before it answers."""
         with socket.socket(socket.AF_UNIX) as control:
             control.connect(str(self.lab.channels / f"{self.name}.control"))
             control.sendall(command.encode() + b"\n")
@@ -86,9 +86,9 @@ class LabGuest:
     def runs(self) -> list[Run]:
         """The runs of its sender since this test took it, oldest first."""
         latest: dict[int, Run] = {}
-        said = self.console.read_text(errors="replace")
-        assert "Traceback" not in said, said[-2000:]
-        for line in said.splitlines():
+        printed = self.console.read_text(errors="replace")
+        assert "Traceback" not in printed, printed[-2000:]
+        for line in printed.splitlines():
             word, _, rest = line.partition(" ")
             if word == "lab-sender" and len(fields := rest.split()) == 4 and all(map(str.isdigit, fields)):
                 base, posted, acknowledged, given_up = map(int, fields)
@@ -96,10 +96,10 @@ class LabGuest:
                 latest[base] = Run(base, posted, acknowledged)
         return [run for base, run in sorted(latest.items()) if base >= self.first_base]
 
-    def begins_again(self, before: int) -> None:
+    def wait_for_new_run(self, before: int) -> None:
         """Wait until more than `before` runs have begun, and the latest is under way."""
         eventually(lambda: len(self.runs()) > before, f"{self.name} has begun a new run", BOOT_SECONDS)
-        self.goes_on()
+        self.wait_for_samples()
 
     def acknowledged(self) -> int:
         """Of its latest run."""
@@ -109,24 +109,24 @@ class LabGuest:
         """Whether guestd has all that its latest run has posted."""
         return self.runs()[-1].acknowledged == self.runs()[-1].posted
 
-    def goes_on(self, samples: int = 10) -> None:
-        """Wait until so many more samples are acknowledged."""
-        # On the console of a new host it has said nothing yet.
-        eventually(self.runs, f"{self.name} says how far it is", BOOT_SECONDS)
-        wanted = self.acknowledged() + samples
-        eventually(lambda: self.acknowledged() >= wanted, f"{self.name}: {self.tail()}", BOOT_SECONDS)
+    def wait_for_samples(self, samples: int = 10) -> None:
+        """Wait until this many more samples are acknowledged."""
+        # After a migration the console of the new host is empty at first.
+        eventually(self.runs, f"{self.name} prints its progress", BOOT_SECONDS)
+        target = self.acknowledged() + samples
+        eventually(lambda: self.acknowledged() >= target, f"{self.name}: {self.tail()}", BOOT_SECONDS)
 
     def tail(self) -> str:
         """The end of its console."""
         return self.console.read_text(errors="replace")[-300:]
 
     def unplug_channel(self) -> None:
-        """Take the agent's channel away, and wait until it is gone."""
+        """Unplug the agent's channel and wait until it is gone."""
         self._device("detach-device")
         eventually(lambda: str(self.socket) not in self.virsh("dumpxml"), "the channel is gone", BOOT_SECONDS)
 
     def plug_channel(self) -> None:
-        """Give it back."""
+        """Plug the agent's channel in again."""
         self._device("attach-device")
 
     def _device(self, command: str) -> None:
@@ -159,7 +159,7 @@ class LabGuest:
 
 
 def register(dsn: str, guest: LabGuest) -> None:
-    """Make the guest's Machine row."""
+    """Insert the guest's Machine row."""
     add_machine(dsn, guest.uuid)
     execute(dsn, f"""UPDATE "Machine" SET "internalName" = '{guest.name}' WHERE "id" = '{guest.uuid}' """)
 
@@ -192,7 +192,7 @@ class World:
     def __init__(self, daemon: Daemon, guests: LabGuests) -> None:
         self.daemon = daemon
         self.guests = guests
-        self.taken: list[LabGuest] = []
+        self.in_use: list[LabGuest] = []
         daemon.virtio_lines = 'discovery = "libvirt"\n'
         daemon.more_tables = f'[libvirt]\nuri = "{guests.lab.uri}"\n'
 
@@ -202,28 +202,28 @@ class World:
         return self.guests.lab
 
     def take(self, count: int = 1, *, sample_milliseconds: int = SAMPLE_MILLISECONDS) -> list[LabGuest]:
-        """So many guests that send to guestd, which runs; each has begun a new run and got some of it acknowledged.
+        """Use `count` guests that send to the running guestd; each has begun a new run, partly acknowledged.
 
-        Those that are new send so often; others as they always did.
+        `sample_milliseconds` applies to newly booted guests.
         """
         reused = [self.guests.idle.pop() for _ in range(min(count, len(self.guests.idle)))]
-        self.taken += reused
+        self.in_use += reused
         for guest in reused:
             guest.first_base = guest.runs()[-1].base + 1
             guest.restart_sender()
-        while len(self.taken) < count:
+        while len(self.in_use) < count:
             program = f"lab.sender={sample_milliseconds}"
-            booting = [self.guests.boot(program) for _ in range(min(BOOT_AT_ONCE, count - len(self.taken)))]
-            self.taken += booting
+            booting = [self.guests.boot(program) for _ in range(min(BOOT_AT_ONCE, count - len(self.in_use)))]
+            self.in_use += booting
             for guest in booting:
                 eventually(guest.runs, f"{guest.name} has booted", BOOT_SECONDS)
-        for guest in self.taken:
+        for guest in self.in_use:
             register(self.daemon.dsn, guest)
         self.daemon.start()
-        for guest in self.taken:
+        for guest in self.in_use:
             eventually(guest.runs, f"{guest.name} has begun a new run", BOOT_SECONDS)
-            guest.goes_on()
-        return self.taken
+            guest.wait_for_samples()
+        return self.in_use
 
     def samples(self, guest: LabGuest) -> int:
         """How many of its samples are in the tables."""
@@ -232,42 +232,42 @@ class World:
         )
 
     def status_becomes(self, guest: LabGuest, status: str) -> None:
-        """Wait until the guest's row says so."""
+        """Wait until the guest's row has this status."""
         self._becomes(guest, 'SELECT "status" FROM "Machine" WHERE "id" = %s', status)
 
     def state_becomes(self, guest: LabGuest, state: str) -> None:
-        """Wait until MachineState says so, which knows of libvirts that do not answer."""
+        """Wait until MachineState has this state, which is unknown while libvirt does not answer."""
         self._becomes(guest, 'SELECT "state" FROM "MachineState" WHERE "id" = %s', state)
 
     def _becomes(self, guest: LabGuest, question: str, word: str) -> None:
-        def says() -> bool:
+        def is_so() -> bool:
             return rows(self.daemon.dsn, question, guest.uuid) == [(word,)]
 
-        eventually(says, f"{guest.name} is {word}", BOOT_SECONDS)
+        eventually(is_so, f"{guest.name} is {word}", BOOT_SECONDS)
 
-    def settled(self, *guests: LabGuest) -> Books:
-        """Let the guests end their samples, wait until all are acknowledged and stored, and count."""
+    def settle(self, *guests: LabGuest) -> Books:
+        """Stop sampling in the guests, wait until all samples are acknowledged and stored, and count them."""
         for guest in guests:
             guest.run("touch /run/stop")
         for guest in guests:
             eventually(guest.is_acknowledged, f"all is acknowledged: {guest.tail()}", BOOT_SECONDS)
-        books = self.books()
+        counts = self.count_samples()
         for guest in guests:
             guest.run("rm /run/stop")
-        return books
+        return counts
 
-    def books(self) -> Books:
-        """What the test's guests sent, as far as anybody can know, against the tables.
+    def count_samples(self) -> Books:
+        """Compare what the test's guests sent with the tables.
 
-        A run that went on to the end has sent what it says. Of one that was ended, no more is known than the numbers
-        that were acknowledged or stored: all up to the highest of these.
+        A run that completed has sent what it printed. Of a run that was cut off only the numbers that were acknowledged
+        or stored are known: all up to the highest of these count as sent.
         """
-        # Asked before the tables: what a guest hears acknowledged after that may still be in the spool.
-        told = [(guest, guest.runs()) for guest in self.taken]
+        # Read before the tables: frames acknowledged after that may still be in the spool.
+        sender_runs = [(guest, guest.runs()) for guest in self.in_use]
         eventually(lambda: self.daemon.metric("guestd_spool_frames") == 0, "all is stored", 60)
         stored = rows(self.daemon.dsn, 'SELECT "machineId", "uptime" FROM "SystemMetrics"')
         sent: dict[UUID, list[int]] = {}
-        for guest, runs in told:
+        for guest, runs in sender_runs:
             numbers = sorted(number for machine_id, number in stored if machine_id == guest.uuid)
             for run, following in zip(runs, [*(run.base for run in runs[1:]), 2**62], strict=True):
                 highest = max((number for number in numbers if run.base < number <= following), default=run.base)
@@ -280,8 +280,8 @@ class World:
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
     """A private libvirtd, for the session."""
-    if exc := obstacle():
-        pytest.skip(exc)
+    if reason := obstacle():
+        pytest.skip(reason)
     pytest.importorskip("libvirt", reason="libvirt-python is not installed: ./dev builds it where it can")
     with started_lab() as lab:
         yield lab
@@ -312,10 +312,10 @@ def guests(lab: Lab) -> LabGuests:
 
 @pytest.fixture
 def world(daemon: Daemon, guests: LabGuests) -> Iterator[World]:
-    """A guestd for this test, started when the first guest is taken; guests that are still well stay for the next."""
+    """A guestd for this test, started with the first guest; guests that still run are kept for the next test."""
     world = World(daemon, guests)
     yield world
-    for guest in world.taken:
+    for guest in world.in_use:
         is_running = guest.name in guests.lab.run("virsh", "-q", "list", "--name", "--state-running").split()
         if is_running:
             guests.idle.append(guest)

@@ -1,4 +1,4 @@
-"""Settings: what is wrong with a file is said with the file's name and the key's path."""
+"""Settings: an error names the file and the path of the key."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def test_an_empty_file_means_the_defaults(file: Path) -> None:
     assert load_settings(file) == Settings()
 
 
-def test_what_is_given_replaces_the_default_and_nothing_else(file: Path) -> None:
+def test_a_given_key_replaces_only_its_default(file: Path) -> None:
     file.write_text("[spool]\nmax_bytes = 5\n")
     settings = load_settings(file)
     assert settings.spool.max_bytes == 5
@@ -52,25 +52,25 @@ def test_what_is_given_replaces_the_default_and_nothing_else(file: Path) -> None
         ("spool = 5\n", ("`object`", "`$.spool`")),
     ],
 )
-def test_a_wrong_key_or_value_is_refused_with_its_path(file: Path, text: str, parts: tuple[str, ...]) -> None:
+def test_a_wrong_key_or_value_is_rejected_with_its_path(file: Path, text: str, parts: tuple[str, ...]) -> None:
     file.write_text(text)
     message = refusal_of(file)
     assert [part for part in parts if part not in message] == []
 
 
-def test_what_is_no_toml_is_refused_with_its_line(file: Path) -> None:
+def test_invalid_toml_is_rejected_with_its_line(file: Path) -> None:
     file.write_text("[spool]\nmax_bytes = \n")
     assert "line 2" in refusal_of(file)
 
 
-def test_what_is_not_utf8_is_refused(file: Path) -> None:
+def test_a_file_that_is_not_utf8_is_rejected(file: Path) -> None:
     file.write_bytes(b'[spool]\ndirectory = "\xff"\n')
     assert "UTF-8" in refusal_of(file)
 
 
-def test_a_file_that_is_not_there_is_named(file: Path) -> None:
+def test_a_missing_file_is_rejected_with_its_name(file: Path) -> None:
     assert "No such file" in refusal_of(file)
 
 
-def test_a_directory_in_place_of_the_file_is_named(tmp_path: Path) -> None:
+def test_a_directory_instead_of_the_file_is_rejected_with_its_name(tmp_path: Path) -> None:
     assert "directory" in refusal_of(tmp_path)

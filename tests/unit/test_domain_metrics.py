@@ -49,12 +49,12 @@ def test_names_labels_and_units_are_those_of_the_exporters() -> None:
     }
 
 
-def test_a_domain_that_did_not_answer_is_told_apart_from_those_that_did() -> None:
+def test_a_domain_that_did_not_answer_is_timed_out() -> None:
     found = samples(vm=STATISTICS)
     assert (found["timed_out", "hung"], found["timed_out", "vm"]) == (1, 0)
 
 
-def test_what_is_a_counter_is_called_one() -> None:
+def test_every_counter_has_the_name_of_a_counter() -> None:
     for family in build_families({}, []):
         assert family.is_counter == family.name.endswith("_total")
         assert family.samples == []

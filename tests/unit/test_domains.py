@@ -52,7 +52,7 @@ def domain(state: str, reason: str = "unknown") -> Domain:
     return Domain(UUID(int=1), "vm", state, reason, state not in ("shutoff", "nostate"), 0.0, description)
 
 
-def test_a_live_domain_is_described_with_its_first_screen_and_its_unix_channels() -> None:
+def test_a_live_domain_is_parsed_with_its_first_console_and_its_unix_channels() -> None:
     assert parse_description(LIVE) == DomainDescription(
         vcpus=2,
         memory_kib=2097152,
@@ -70,7 +70,7 @@ def test_a_defined_domain_has_neither_a_port_nor_a_path_yet() -> None:
     assert described.channels == (DomainChannel("org.infinibay.agent", None, None),)
 
 
-def test_a_domain_without_devices_is_described_as_such() -> None:
+def test_a_domain_without_devices_is_parsed() -> None:
     assert parse_description("<domain/>") == DomainDescription(vcpus=0, memory_kib=0, graphics=None, channels=())
 
 
@@ -92,7 +92,7 @@ def test_a_domain_without_devices_is_described_as_such() -> None:
         ((-1, 0), ("nostate", "unknown")),
     ],
 )
-def test_numbers_become_libvirts_own_words(numbers: tuple[int, int], expected: tuple[str, str]) -> None:
+def test_numbers_are_mapped_to_libvirts_names(numbers: tuple[int, int], expected: tuple[str, str]) -> None:
     assert name_state(*numbers) == expected
 
 
@@ -120,5 +120,5 @@ EXPECTED: list[Any] = [
 
 
 @pytest.mark.parametrize(("state", "reason", "status"), EXPECTED)
-def test_a_state_becomes_a_status_or_is_left_to_others(state: str, reason: str, status: str | None) -> None:
+def test_a_status_is_derived_from_a_state_or_left_unchanged(state: str, reason: str, status: str | None) -> None:
     assert derive_status(domain(state, reason)) == status

@@ -24,7 +24,7 @@ def test_the_secret_is_the_first_line(tmp_path: Path, content: bytes) -> None:
     ("content", "mode", "what"),
     [(b"s3cret", 0o604, "it is world-readable"), (b"\ns3cret", 0o600, "its first line is empty")],
 )
-def test_a_secret_that_will_not_do_is_refused_with_its_setting_and_path(
+def test_an_invalid_secret_is_rejected_with_its_setting_and_path(
     tmp_path: Path, content: bytes, mode: int, what: str
 ) -> None:
     path = secret_in(tmp_path, content, mode)
@@ -33,6 +33,6 @@ def test_a_secret_that_will_not_do_is_refused_with_its_setting_and_path(
     assert str(caught.value).startswith(f"virtio.master_secret_file {path}: ")
 
 
-def test_a_secret_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_a_missing_secret_is_rejected_with_its_path(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--secret-file .*/none: No such file"):
         read_secret(tmp_path / "none", "--secret-file")

@@ -17,7 +17,7 @@ DEADLINE_SECONDS = 5
 JITTER = (0.7, 1.3)
 
 
-async def for_ever(diary: list[str], name: str) -> None:
+async def never_returning(diary: list[str], name: str) -> None:
     try:
         await asyncio.Event().wait()
     finally:
@@ -36,8 +36,8 @@ async def returning() -> None:
 
 
 @asynccontextmanager
-async def running(life: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task[None]]:
-    task = asyncio.create_task(life)
+async def running(coroutine: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task[None]]:
+    task = asyncio.create_task(coroutine)
     try:
         async with asyncio.timeout(DEADLINE_SECONDS):
             yield task
@@ -47,7 +47,7 @@ async def running(life: Coroutine[Any, Any, None]) -> AsyncIterator[asyncio.Task
 
 
 class Daemon:
-    """What `run_until` is given: a drain that ends after the seal, and a diary of what ended when."""
+    """The arguments of `run_until`: a drain that ends after the seal, and a diary of the order in which tasks end."""
 
     def __init__(self, grace_seconds: float = DEADLINE_SECONDS) -> None:
         self.diary: list[str] = []
@@ -68,16 +68,16 @@ class Daemon:
     async def run(self, **more: dict[str, TaskCoroutine]) -> None:
         await run_until(
             self.stop,
-            inputs={"input": for_ever(self.diary, "input")} | more.get("inputs", {}),
+            inputs={"input": never_returning(self.diary, "input")} | more.get("inputs", {}),
             drains={"drain": self.drain()} | more.get("drains", {}),
-            background={"background": for_ever(self.diary, "background")} | more.get("background", {}),
+            background={"background": never_returning(self.diary, "background")} | more.get("background", {}),
             seal=self.seal,
             grace_seconds=lambda: self.grace_seconds,
         )
 
 
 @pytest.mark.asyncio
-async def test_stopping_ends_inputs_first_then_drains_then_the_rest() -> None:
+async def test_stopping_ends_inputs_then_drains_then_background_tasks() -> None:
     daemon = Daemon()
     async with running(daemon.run()) as task:
         await asyncio.sleep(0.001)
@@ -111,9 +111,9 @@ async def test_an_eternal_task_that_returns_is_an_error_with_its_name(kind: str)
 
 
 @pytest.mark.asyncio
-async def test_the_grace_is_asked_for_when_it_begins() -> None:
+async def test_the_grace_period_is_read_when_it_begins() -> None:
     daemon = Daemon()
-    async with running(daemon.run(drains={"hung": for_ever(daemon.diary, "hung")})) as task:
+    async with running(daemon.run(drains={"hung": never_returning(daemon.diary, "hung")})) as task:
         await asyncio.sleep(0.001)
         daemon.grace_seconds = 0.01
         daemon.stop.set()
@@ -122,10 +122,10 @@ async def test_the_grace_is_asked_for_when_it_begins() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_drain_that_hangs_is_cut_after_the_grace_and_named() -> None:
+async def test_a_drain_that_hangs_is_cancelled_after_the_grace_period_and_logged() -> None:
     daemon = Daemon(grace_seconds=0.01)
     with capture_logs() as logs:
-        async with running(daemon.run(drains={"hung": for_ever(daemon.diary, "hung")})) as task:
+        async with running(daemon.run(drains={"hung": never_returning(daemon.diary, "hung")})) as task:
             await asyncio.sleep(0.001)
             daemon.stop.set()
             await task
@@ -176,80 +176,86 @@ def attempts(outcomes: list[Exception | None]) -> Callable[[], Coroutine[Any, An
 
 
 @pytest.mark.asyncio
-async def test_an_expected_error_is_tried_again_until_the_attempt_returns() -> None:
+async def test_an_expected_error_is_retried_until_the_attempt_returns() -> None:
     outcomes: list[Exception | None] = [SourceLost("one"), SourceLost("two"), None, SourceLost("never")]
-    told: list[str] = []
+    reported: list[str] = []
     async with asyncio.timeout(DEADLINE_SECONDS):
         await run_with_retry(
-            attempts(outcomes), expected=SourceLost, backoff=quick(), on_failure=lambda exc, _: told.append(str(exc))
+            attempts(outcomes),
+            expected=SourceLost,
+            backoff=quick(),
+            on_failure=lambda exc, _: reported.append(str(exc)),
         )
-    assert told == ["one", "two"]
+    assert reported == ["one", "two"]
     assert len(outcomes) == 1
 
 
 @pytest.mark.asyncio
-async def test_an_error_that_is_not_expected_passes_through_at_once() -> None:
-    told: list[Exception] = []
+async def test_an_unexpected_error_is_raised_at_once() -> None:
+    reported: list[Exception] = []
     with pytest.raises(LookupError):
         await run_with_retry(
-            attempts([LookupError()]), expected=SourceLost, backoff=quick(), on_failure=lambda exc, _: told.append(exc)
+            attempts([LookupError()]),
+            expected=SourceLost,
+            backoff=quick(),
+            on_failure=lambda exc, _: reported.append(exc),
         )
-    assert told == []
+    assert reported == []
 
 
 @pytest.mark.asyncio
-async def test_the_seconds_until_the_next_attempt_are_told_and_grow() -> None:
-    told: list[float] = []
+async def test_the_delay_is_passed_to_on_failure_and_grows() -> None:
+    reported: list[float] = []
     losses: list[Exception | None] = [SourceLost("")] * 4
     async with asyncio.timeout(DEADLINE_SECONDS):
         await run_with_retry(
             attempts([*losses, None]),
             expected=SourceLost,
             backoff=Backoff(first_seconds=0.0001, cap_seconds=10),
-            on_failure=lambda _, seconds: told.append(seconds),
+            on_failure=lambda _, seconds: reported.append(seconds),
         )
-    for number, seconds in enumerate(told):
+    for number, seconds in enumerate(reported):
         assert 0.0001 * 2**number * JITTER[0] <= seconds <= 0.0001 * 2**number * JITTER[1]
 
 
 @pytest.mark.asyncio
-async def test_attempts_that_live_long_enough_are_always_retried_after_the_first_delay() -> None:
-    told: list[float] = []
+async def test_a_healthy_attempt_is_retried_after_the_first_delay() -> None:
+    reported: list[float] = []
     losses: list[Exception | None] = [SourceLost("")] * 6
     async with asyncio.timeout(DEADLINE_SECONDS):
         await run_with_retry(
             attempts([*losses, None]),
             expected=SourceLost,
-            # Any life is a healthy one.
+            # Every attempt is healthy.
             backoff=Backoff(first_seconds=0.0001, cap_seconds=10, healthy_seconds=0),
-            on_failure=lambda _, seconds: told.append(seconds),
+            on_failure=lambda _, seconds: reported.append(seconds),
         )
-    assert max(told) <= 0.0001 * JITTER[1]
+    assert max(reported) <= 0.0001 * JITTER[1]
 
 
 @pytest.mark.asyncio
 async def test_cancelling_while_waiting_for_the_next_attempt_ends_it() -> None:
-    told = asyncio.Event()
+    reported = asyncio.Event()
     backoff = Backoff(first_seconds=1000, cap_seconds=1000)
-    life = run_with_retry(
-        attempts([SourceLost("")]), expected=SourceLost, backoff=backoff, on_failure=lambda *_: told.set()
+    coroutine = run_with_retry(
+        attempts([SourceLost("")]), expected=SourceLost, backoff=backoff, on_failure=lambda *_: reported.set()
     )
-    async with running(life) as task:
-        await told.wait()
+    async with running(coroutine) as task:
+        await reported.wait()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
 
 
 @given(st.lists(st.floats(0, 59.9), min_size=1, max_size=60))
-def test_the_delay_doubles_up_to_its_cap_and_is_spread(lives: list[float]) -> None:
+def test_the_delay_doubles_up_to_its_cap_with_jitter(durations: list[float]) -> None:
     backoff = Backoff(first_seconds=0.25, cap_seconds=30)
-    for number, lived_seconds in enumerate(lives):
+    for number, lived_seconds in enumerate(durations):
         plain = min(30.0, 0.25 * 2.0**number)
         assert plain * JITTER[0] <= backoff.next_delay_seconds(lived_seconds) <= plain * JITTER[1]
 
 
-def test_a_healthy_minute_begins_the_delays_anew() -> None:
+def test_a_healthy_minute_resets_the_delay() -> None:
     backoff = Backoff(first_seconds=0.25, cap_seconds=30)
     for _ in range(100):
         backoff.next_delay_seconds(0)

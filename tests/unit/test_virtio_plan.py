@@ -38,29 +38,31 @@ def applied(running: dict[UUID, ChannelSocket], actions: tuple[Open | Close, ...
 
 
 @given(CHANNELS, CHANNELS)
-def test_a_plan_leads_to_what_is_wanted(wanted: dict[UUID, ChannelSocket], running: dict[UUID, ChannelSocket]) -> None:
-    assert applied(running, plan(wanted, running)) == wanted
+def test_a_plan_leads_to_the_desired_channels(
+    desired: dict[UUID, ChannelSocket], running: dict[UUID, ChannelSocket]
+) -> None:
+    assert applied(running, plan(desired, running)) == desired
 
 
 @given(CHANNELS, CHANNELS, st.integers(0, 12))
-def test_a_plan_that_was_cut_short_is_planned_again_and_leads_there_too(
-    wanted: dict[UUID, ChannelSocket], running: dict[UUID, ChannelSocket], done: int
+def test_after_any_prefix_a_new_plan_leads_to_the_desired_channels(
+    desired: dict[UUID, ChannelSocket], running: dict[UUID, ChannelSocket], done: int
 ) -> None:
-    middle = applied(running, plan(wanted, running)[:done])
-    assert applied(middle, plan(wanted, middle)) == wanted
+    middle = applied(running, plan(desired, running)[:done])
+    assert applied(middle, plan(desired, middle)) == desired
 
 
 @given(CHANNELS)
-def test_nothing_is_done_when_all_is_as_wanted(wanted: dict[UUID, ChannelSocket]) -> None:
-    assert plan(wanted, dict(wanted)) == ()
+def test_the_plan_is_empty_when_the_desired_channels_are_open(desired: dict[UUID, ChannelSocket]) -> None:
+    assert plan(desired, dict(desired)) == ()
 
 
-def test_a_socket_made_anew_under_its_name_is_closed_and_opened() -> None:
+def test_a_recreated_socket_is_closed_and_opened() -> None:
     old, new = channel(1, inode=1), channel(1, inode=2)
     assert plan(keyed(new), keyed(old)) == (Close(old), Open(new))
 
 
-def test_a_socket_of_the_same_inode_made_at_another_time_is_another() -> None:
+def test_a_socket_with_the_same_inode_and_another_creation_time_is_another() -> None:
     old, new = channel(1, created_ns=1), channel(1, created_ns=2)
     assert plan(keyed(new), keyed(old)) == (Close(old), Open(new))
 

@@ -192,7 +192,7 @@ def _check_pages(settings: TelemetrySettings) -> Iterator[Finding]:
 
 
 def _fetch_page(settings: TelemetrySettings, path: str) -> str:
-    """The text of a page of guestd's, whatever its status. OSError when nobody answers."""
+    """Fetch the text of a page, whatever its status. Raises OSError if nothing answers."""
     host = _get_host(settings)
     shown = f"[{host}]" if ":" in host else host
     scheme = "http" if http_auth.read_web_config(settings.web_config_file).tls is None else "https"

@@ -40,7 +40,7 @@ class MaintenanceResult:
     samples_of_deleted_machines: int
     old_events: int
     quarantined_dropped: int
-    quarantined_held: int
+    quarantined_remaining: int
     retired: int
 
     @property
@@ -99,7 +99,7 @@ class StoreMaintenance:
         metrics.quarantine_limit.set(settings.quarantine.max_frames)
         result = await maintain_store(settings)
         metrics.schema_differences.set(await asyncio.to_thread(_count_schema_differences, settings.store.dsn))
-        metrics.quarantine_frames.set(result.quarantined_held)
+        metrics.quarantine_frames.set(result.quarantined_remaining)
         metrics.quarantine_dropped.inc(result.quarantined_dropped)
         if result.has_deleted:
             log.info("store maintenance done", **asdict(result))

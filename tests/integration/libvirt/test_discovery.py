@@ -32,109 +32,112 @@ def sockets(directory: Path) -> Iterator[Path]:
 
 
 def machine_registry(**named: UUID) -> MachineRegistry:
-    known = MachineRegistry()
-    known.replace(RegisteredMachine(machine_id, name) for name, machine_id in named.items())
-    return known
+    registry = MachineRegistry()
+    registry.replace(RegisteredMachine(machine_id, name) for name, machine_id in named.items())
+    return registry
 
 
-def look(
-    seen: list[Domain] | None, known: MachineRegistry, memory: Path = Path("/none/memory")
+def discover_from(
+    domains: list[Domain] | None, registry: MachineRegistry, cache: Path = Path("/none/cache")
 ) -> tuple[dict[UUID, str], frozenset[str]] | None:
-    """What is found: the socket's name by machine, and who is unknown."""
-    place = LibvirtDiscovery(
-        lambda: seen, asyncio.Event(), machine_registry=known, channel_names=[AGENT, OLD], cache_file=memory
+    """Discover through libvirt: the socket's name by machine, and the unknown domains."""
+    discovery = LibvirtDiscovery(
+        lambda: domains, asyncio.Event(), machine_registry=registry, channel_names=[AGENT, OLD], cache_file=cache
     )
-    found = asyncio.run(place.discover())
+    found = asyncio.run(discovery.discover())
     if found is None:
         return None
     return ({key: channel.path.name for key, channel in found.channels.items()}, found.unknown)
 
 
-def test_the_first_of_the_names_that_a_running_domain_has_is_its_channel() -> None:
-    seen = [
+def test_the_first_configured_name_that_a_running_domain_has_is_its_channel() -> None:
+    domains = [
         domain("both", (OLD, Path("/old")), (AGENT, Path("/new"))),
         domain("old", (OLD, Path("/o"))),
         domain("none", ("org.qemu.guest_agent.0", Path("/q"))),
         domain("not-chosen-yet", (AGENT, None)),
         domain("off", (AGENT, Path("/off")), is_active=False),
     ]
-    assert dict(list_socket_paths(seen, [AGENT, OLD])) == {"both": Path("/new"), "old": Path("/o")}
+    assert dict(list_socket_paths(domains, [AGENT, OLD])) == {"both": Path("/new"), "old": Path("/o")}
 
 
 def test_a_domains_channel_belongs_to_the_machine_of_that_internal_name(sockets: Path) -> None:
-    assert look([domain("vm", (AGENT, sockets / "a"))], machine_registry(vm=MACHINE)) == ({MACHINE: "a"}, frozenset())
+    assert discover_from([domain("vm", (AGENT, sockets / "a"))], machine_registry(vm=MACHINE)) == (
+        {MACHINE: "a"},
+        frozenset(),
+    )
 
 
 def test_a_domain_without_a_machine_is_reported_and_not_read(sockets: Path) -> None:
-    seen = [domain("vm", (AGENT, sockets / "a")), domain("stray", (AGENT, sockets / "b"))]
-    assert look(seen, machine_registry(vm=MACHINE)) == ({MACHINE: "a"}, frozenset({"stray"}))
+    domains = [domain("vm", (AGENT, sockets / "a")), domain("stray", (AGENT, sockets / "b"))]
+    assert discover_from(domains, machine_registry(vm=MACHINE)) == ({MACHINE: "a"}, frozenset({"stray"}))
 
 
-def test_a_socket_that_is_not_there_is_no_channel(sockets: Path) -> None:
-    assert look([domain("vm", (AGENT, sockets / "gone"))], machine_registry(vm=MACHINE)) == ({}, frozenset())
+def test_a_missing_socket_is_no_channel(sockets: Path) -> None:
+    assert discover_from([domain("vm", (AGENT, sockets / "gone"))], machine_registry(vm=MACHINE)) == ({}, frozenset())
 
 
-def test_before_libvirt_or_the_store_has_answered_nothing_can_be_told(sockets: Path) -> None:
-    assert look(None, machine_registry(vm=MACHINE)) is None
-    assert look([domain("vm", (AGENT, sockets / "a"))], MachineRegistry()) is None
+def test_before_libvirt_and_the_store_have_answered_there_is_no_result(sockets: Path) -> None:
+    assert discover_from(None, machine_registry(vm=MACHINE)) is None
+    assert discover_from([domain("vm", (AGENT, sockets / "a"))], MachineRegistry()) is None
 
 
-def test_what_a_look_has_shown_is_known_to_the_next_guestd_without_libvirt_or_store(sockets: Path) -> None:
-    memory, seen = sockets / "memory", [domain("vm", (AGENT, sockets / "a"))]
-    assert look(seen, machine_registry(vm=MACHINE), memory) == ({MACHINE: "a"}, frozenset())
+def test_the_next_guestd_uses_the_cache_without_libvirt_or_store(sockets: Path) -> None:
+    cache, domains = sockets / "cache", [domain("vm", (AGENT, sockets / "a"))]
+    assert discover_from(domains, machine_registry(vm=MACHINE), cache) == ({MACHINE: "a"}, frozenset())
     again = [domain("vm", (AGENT, sockets / "b")), domain("new", (AGENT, sockets / "a"))]
-    assert look(again, MachineRegistry(), memory) == ({MACHINE: "b"}, frozenset())
-    assert look(None, MachineRegistry(), memory) == ({MACHINE: "a"}, frozenset())
-    assert look(None, machine_registry(vm=MACHINE), memory) == ({MACHINE: "a"}, frozenset())
-    assert look(None, machine_registry(other=uuid4()), memory) == ({}, frozenset())
+    assert discover_from(again, MachineRegistry(), cache) == ({MACHINE: "b"}, frozenset())
+    assert discover_from(None, MachineRegistry(), cache) == ({MACHINE: "a"}, frozenset())
+    assert discover_from(None, machine_registry(vm=MACHINE), cache) == ({MACHINE: "a"}, frozenset())
+    assert discover_from(None, machine_registry(other=uuid4()), cache) == ({}, frozenset())
 
 
-def test_a_remembered_socket_that_was_made_anew_is_nobodys_until_libvirt_names_it(sockets: Path) -> None:
-    memory = sockets / "memory"
-    look([domain("vm", (AGENT, sockets / "a"))], machine_registry(vm=MACHINE), memory)
+def test_a_recreated_socket_is_not_taken_from_the_cache(sockets: Path) -> None:
+    cache = sockets / "cache"
+    discover_from([domain("vm", (AGENT, sockets / "a"))], machine_registry(vm=MACHINE), cache)
     with socket.socket(socket.AF_UNIX) as other:
         (sockets / "b").rename(sockets / "old")
         other.bind(str(sockets / "b"))
         (sockets / "b").rename(sockets / "a")
-    assert look(None, MachineRegistry(), memory) == ({}, frozenset())
+    assert discover_from(None, MachineRegistry(), cache) == ({}, frozenset())
 
 
-def test_machines_whose_samples_are_not_wanted_are_not_remembered_by_name(sockets: Path) -> None:
-    memory, seen = sockets / "memory", [domain("vm", (AGENT, sockets / "a"))]
-    known = MachineRegistry()
-    known.replace([RegisteredMachine(MACHINE, "vm", None, is_collected=False)])
-    look(seen, known, memory)
-    assert look(seen, MachineRegistry(), memory) == ({}, frozenset())
-    assert look(None, MachineRegistry(), memory) == ({}, frozenset())
+def test_machines_that_are_not_collected_are_not_cached(sockets: Path) -> None:
+    cache, domains = sockets / "cache", [domain("vm", (AGENT, sockets / "a"))]
+    registry = MachineRegistry()
+    registry.replace([RegisteredMachine(MACHINE, "vm", None, is_collected=False)])
+    discover_from(domains, registry, cache)
+    assert discover_from(domains, MachineRegistry(), cache) == ({}, frozenset())
+    assert discover_from(None, MachineRegistry(), cache) == ({}, frozenset())
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"machines": 1}', b'{"machines": {}, "channels": {"a": []}}'])
-def test_a_memory_that_cannot_be_read_is_none(sockets: Path, content: bytes) -> None:
-    (sockets / "memory").write_bytes(content)
-    assert look(None, MachineRegistry(), sockets / "memory") is None
+def test_a_damaged_cache_is_ignored(sockets: Path, content: bytes) -> None:
+    (sockets / "cache").write_bytes(content)
+    assert discover_from(None, MachineRegistry(), sockets / "cache") is None
 
 
-def test_a_memory_that_cannot_be_written_costs_nothing(sockets: Path) -> None:
-    seen = [domain("vm", (AGENT, sockets / "a"))]
-    assert look(seen, machine_registry(vm=MACHINE), sockets / "none/memory") == ({MACHINE: "a"}, frozenset())
+def test_a_cache_that_cannot_be_written_does_no_harm(sockets: Path) -> None:
+    domains = [domain("vm", (AGENT, sockets / "a"))]
+    assert discover_from(domains, machine_registry(vm=MACHINE), sockets / "none/cache") == ({MACHINE: "a"}, frozenset())
 
 
-def test_a_socket_made_anew_is_another_channel(directory: Path) -> None:
+def test_a_recreated_socket_is_another_channel(directory: Path) -> None:
     path = directory / f"{MACHINE}.socket"
-    place = DirectoryDiscovery(directory, machine_registry(vm=MACHINE))
+    discovery = DirectoryDiscovery(directory, machine_registry(vm=MACHINE))
 
     def found() -> object:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(path))
-            seen = asyncio.run(place.discover())
+            domains = asyncio.run(discovery.discover())
             path.unlink()
-        assert seen is not None
-        return seen.channels[MACHINE]
+        assert domains is not None
+        return domains.channels[MACHINE]
 
     assert found() != found()
 
 
-def test_a_directory_that_cannot_be_read_tells_nothing(directory: Path) -> None:
+def test_an_unreadable_directory_gives_no_result(directory: Path) -> None:
     (directory / "file").touch()
     assert asyncio.run(DirectoryDiscovery(directory / "file", MachineRegistry()).discover()) is None
     absent = asyncio.run(DirectoryDiscovery(directory / "absent", MachineRegistry()).discover())

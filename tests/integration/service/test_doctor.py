@@ -100,7 +100,7 @@ def full_spool(world: World) -> None:
         connection.execute("INSERT INTO frame (payload) VALUES (zeroblob(1000000))")
 
 
-def aside(world: World) -> None:
+def kept_damaged_spool(world: World) -> None:
     (world.directory / "spool" / "spool.db.damaged-20260101T000000").write_bytes(b"")
 
 
@@ -216,7 +216,7 @@ FAULTS: dict[str, tuple[Callable[[World], None], str, str, str]] = {
     "no spool directory": (no_spool, "spool", "does not exist", "install -d"),
     "a damaged spool": (damaged_spool, "spool", "is damaged", "restart guestd"),
     "a spool that is nearly full": (full_spool, "spool", "wait for the store", "restore the store"),
-    "a kept damaged spool": (aside, "spool", "damaged spool files", "keep the files"),
+    "a kept damaged spool": (kept_damaged_spool, "spool", "damaged spool files", "keep the files"),
     "a disk too small": (settings_of(spool={"max_bytes": 2**60}), "disk", "bytes are free", "spool.max_bytes below"),
     "a spool in memory": (settings_of(spool={"directory": "/dev/shm"}), "spool", "is in memory", "spool.directory"),
     "no channel directory": (

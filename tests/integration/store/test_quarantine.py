@@ -179,8 +179,8 @@ async def test_the_quarantine_is_bounded_in_frames_in_age_and_by_machine(dsn: st
     result = await maintain_store(settings)
     ((of_the_loud,),) = rows(dsn, f'SELECT count(*) FROM "QuarantinedFrame" WHERE "machineId" = {loud}')
     assert of_the_loud <= 10
-    assert result.quarantined_held <= 100
-    assert result.quarantined_dropped + result.quarantined_held == 180
+    assert result.quarantined_remaining <= 100
+    assert result.quarantined_dropped + result.quarantined_remaining == 180
     ((oldest_hours,),) = rows(
         dsn, """SELECT extract(epoch FROM now() - min("createdAt")) / 3600 FROM "QuarantinedFrame" """
     )
@@ -203,7 +203,7 @@ async def test_a_guest_that_floods_the_quarantine_drops_nothing_of_the_others(ds
     result = await maintain_store(with_limits(dsn, max_frames=100, max_bytes=10**9))
     held = rows(dsn, 'SELECT "machineId", count(*) FROM "QuarantinedFrame" GROUP BY 1')
     assert dict(held) == {quiet: 5, loud: 10}
-    assert (result.quarantined_dropped, result.quarantined_held) == (140, 15)
+    assert (result.quarantined_dropped, result.quarantined_remaining) == (140, 15)
 
 
 @pytest.mark.asyncio
@@ -220,7 +220,7 @@ async def test_the_quarantine_is_bounded_in_bytes_of_all_and_of_each_machine(dsn
     )
     result = await maintain_store(with_limits(dsn, max_frames=1000, max_bytes=20_000))
     assert rows(dsn, f'SELECT count(*) FROM "QuarantinedFrame" WHERE "machineId" = {loud}') == [(2,)]
-    assert (result.quarantined_held, result.quarantined_dropped) == (20, 40)
+    assert (result.quarantined_remaining, result.quarantined_dropped) == (20, 40)
 
 
 def test_the_quarantine_of_a_store_that_cannot_be_reached_is_no_traceback() -> None:
