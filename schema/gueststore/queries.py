@@ -3,6 +3,8 @@
 from functools import cache
 from importlib.resources import files
 
+from gueststore.column_lists import expand
+
 
 @cache
 def query(name: str) -> bytes:
@@ -10,4 +12,5 @@ def query(name: str) -> bytes:
 
     FileNotFoundError when there is no such file.
     """
-    return (files("gueststore") / "sql" / "queries" / f"{name}.sql").read_bytes()
+    file = files("gueststore") / "sql" / "queries" / f"{name}.sql"
+    return expand(file.read_text("utf-8")).encode()

@@ -8,8 +8,8 @@ from hashlib import sha256
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
+from gueststore.column_lists import expand
 from gueststore.errors import StoreError
-from gueststore.rollup_columns import expand
 
 _FILE_NAME = re.compile(r"(?P<number>\d{4})_(?P<name>[a-z0-9_]+)\.sql")
 _HEADER = re.compile(r"^-- (?P<key>compat|no-transaction): (?P<value>.+)$", re.MULTILINE)

@@ -1,5 +1,5 @@
 -- Roll-ups and retention. Design: docs/decisions/0037 and 0038.
--- %(rollup_...)s are lists of columns: gueststore.rollup_columns.
+-- %(rollup_...)s are lists of columns: gueststore.column_lists.
 
 CREATE OR REPLACE FUNCTION public.guestd_sum_of(stats jsonb, key text) RETURNS double precision
 LANGUAGE sql

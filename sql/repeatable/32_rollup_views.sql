@@ -1,5 +1,5 @@
 -- Views of the roll-ups: the rows of the roll-up tables, and newer ones computed from the series. The same on both
--- editions: docs/decisions/0039. %(rollup_...)s are lists of columns: gueststore.rollup_columns.
+-- editions: docs/decisions/0039. %(rollup_...)s are lists of columns: gueststore.column_lists.
 
 CREATE OR REPLACE VIEW "SystemMetrics_1m" AS
 SELECT

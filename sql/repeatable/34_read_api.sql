@@ -1,5 +1,5 @@
 -- Views and functions for people and dashboards; each uses an index or a roll-up (tests/integration/schema/test_plans.py).
--- %(series_...)s are lists of columns: gueststore.rollup_columns.
+-- %(series_...)s are lists of columns: gueststore.column_lists.
 
 CREATE OR REPLACE VIEW "MachineLatest" AS
 SELECT

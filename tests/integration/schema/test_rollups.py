@@ -10,9 +10,9 @@ import pytest
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from gueststore.column_lists import COLUMNS
 from gueststore.database import Connection
 from gueststore.queries import query
-from gueststore.rollup_columns import COLUMNS
 from support.models import REQUIRED
 from support.rollups import SAMPLE, roll_up, run_step, send
 from support.schema import insert, make_machine, rows

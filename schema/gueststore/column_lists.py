@@ -1,14 +1,13 @@
-"""The columns of SystemMetricsMinute and SystemMetricsHour, declared once, and the lists of columns in the SQL.
+"""The lists of columns in the SQL, each generated from one declaration.
 
-`expand` puts the lists into the scripts of sql/repeatable, where `%(rollup_names)s` and the like stand for them.
+COLUMNS declares the columns of SystemMetricsMinute and SystemMetricsHour; the contract declares those of the temporary
+tables of inventories. In sql/repeatable and sql/queries, a placeholder such as `%(rollup_names)s` stands for a list.
 """
 
 import re
 from dataclasses import dataclass
 
-from gueststore.errors import StoreError
-
-_PLACEHOLDER = re.compile(r"^(?P<indent> *)(?P<before>[^\n]*?)%\((?P<name>\w+)\)s", re.MULTILINE)
+from gueststore.contract import INCOMING_APPLICATION, INCOMING_SERVICE, Column, Table
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +54,17 @@ COLUMNS = (
 )
 _SERIES = tuple(column for column in COLUMNS if column.in_series)
 
+
+def _define_columns(table: Table) -> tuple[str, ...]:
+    return tuple(_define_column(column) for column in table.columns)
+
+
+def _define_column(column: Column) -> str:
+    # The store's times are in milliseconds: COPY rounds to them, so that the merges compare what is stored.
+    type_name = "timestamptz (3)" if column.type == "timestamptz" else column.type
+    return f'"{column.name}" {type_name}' + ("" if column.is_nullable else " NOT NULL")
+
+
 LISTS = {
     "rollup_names": ('"samples"', *(f'"{each.name}"' for each in COLUMNS)),
     "rollup_parameters": ('OUT "samples" integer', *(f'OUT "{each.name}" {each.type}' for each in COLUMNS)),
@@ -70,15 +80,18 @@ LISTS = {
     "series_columns": ('"samples" integer', *(f'"{each.name}" {each.type}' for each in _SERIES)),
     "series_of_samples": ("1", *(each.of_sample for each in _SERIES)),
     "series_of_rollups": ('rolled."samples"', *(f'rolled."{each.name}"' for each in _SERIES)),
+    "incoming_application_columns": _define_columns(INCOMING_APPLICATION),
+    "incoming_service_columns": _define_columns(INCOMING_SERVICE),
 }
 
+# A list has a line of its own; its columns get the same indentation.
+_PLACEHOLDER = re.compile(rf"^(?P<indent> *)%\((?P<name>{'|'.join(LISTS)})\)s", re.MULTILINE)
 
-def expand(script: str) -> str:
-    """Replace each placeholder by its list, a line a column. StoreError for a placeholder without a list."""
 
-    def list_of(found: re.Match[str]) -> str:
-        if found["name"] not in LISTS:
-            raise StoreError(f"%({found['name']})s stands for no list of columns: declare it in rollup_columns.py")
-        return found["indent"] + found["before"] + f",\n{found['indent']}".join(LISTS[found["name"]])
+def expand(text: str) -> str:
+    """Replace each placeholder of a list by the list, a column a line. Parameters of queries stay."""
 
-    return _PLACEHOLDER.sub(list_of, script)
+    def indented(found: re.Match[str]) -> str:
+        return found["indent"] + f",\n{found['indent']}".join(LISTS[found["name"]])
+
+    return _PLACEHOLDER.sub(indented, text)
