@@ -12,19 +12,9 @@ from uuid import uuid4
 
 import pytest
 from psycopg.conninfo import make_conninfo
+from tools.harness.waiting import eventually
 
-from support.daemon import (
-    Daemon,
-    Guest,
-    add_machine,
-    command,
-    environment,
-    eventually,
-    execute,
-    metrics_line,
-    metrics_lines,
-    rows,
-)
+from support.daemon import Daemon, Guest, add_machine, command, environment, execute, metrics_line, metrics_lines, rows
 
 
 def _samples(daemon: Daemon) -> int:

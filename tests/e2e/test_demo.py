@@ -17,8 +17,8 @@ import psutil
 import psycopg
 import pytest
 from tools.harness.cluster import prefix
+from tools.harness.waiting import eventually
 
-from support.daemon import eventually
 from support.store import Server
 
 ROOT = Path(__file__).parents[2]

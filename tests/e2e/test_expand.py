@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+from tools.harness.waiting import eventually
+
 from gueststore.contract import SCHEMA_VERSION
 from gueststore.migrations import migrate
 from gueststore.scripts import Migration, load_scripts
-from support.daemon import Daemon, add_machine, eventually, metrics_line, rows
+from support.daemon import Daemon, add_machine, metrics_line, rows
 
 EXPANDS = """
 ALTER TABLE "SystemMetrics" ADD COLUMN "diskLatencySeconds" double precision;

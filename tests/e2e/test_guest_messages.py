@@ -4,8 +4,10 @@ import json
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+from tools.harness.waiting import eventually
+
 from guestd.wire.events import EVENTS_A_MINUTE
-from support.daemon import Daemon, add_machine, eventually, metrics_line, rows
+from support.daemon import Daemon, add_machine, metrics_line, rows
 
 ERROR = b'{"type":"error_report","timestamp":"t","error_type":"DeviceLost","severity":"Fatal"}\n'
 STATUS = b'{"type":"connection_status","timestamp":"t","state":"connected","details":"","vm_id":"b0"}\n'

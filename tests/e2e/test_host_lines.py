@@ -11,9 +11,10 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from tools.harness.waiting import eventually
 
 from guestd.wire.signing import SignedLineVerifier, machine_secret
-from support.daemon import Daemon, add_machine, command, environment, eventually, metrics_line, rows
+from support.daemon import Daemon, add_machine, command, environment, metrics_line, rows
 
 MASTER = b"the master's secret"
 

@@ -13,20 +13,11 @@ import pytest
 import trustme
 from tools.harness.broker import Broker, prefix
 from tools.harness.ports import free_port
+from tools.harness.waiting import eventually, wait_seconds
 
 from guestd.simulator import machine_ids
 from support.broker import PASSWORDS, Publisher, is_connected, known_machine, mqtt_table
-from support.daemon import (
-    Daemon,
-    add_machine,
-    command,
-    environment,
-    eventually,
-    execute,
-    let_it_work,
-    metrics_line,
-    rows,
-)
+from support.daemon import Daemon, add_machine, command, environment, execute, metrics_line, rows
 from support.faults import Reliability, fleet_counted, sample_line
 
 
@@ -91,7 +82,7 @@ def test_a_connection_that_is_not_read_on_because_the_spool_is_full_is_kept(
         guests.all_is_taken()
     eventually(lambda: daemon.metric("guestd_mqtt_unacknowledged") > 0, "messages are held")
     # A broker ends what is silent for one and a half of them.
-    let_it_work(3 * keepalive_seconds)
+    wait_seconds(3 * keepalive_seconds)
     assert daemon.metric("guestd_mqtt_connections_lost_total") == 0
     assert daemon.metric("guestd_mqtt_connected") == 1
     assert daemon.stop() == 0

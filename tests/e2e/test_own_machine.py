@@ -13,9 +13,10 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+from tools.harness.waiting import eventually
 
 from guestd.agent.services import list_services
-from support.daemon import Daemon, add_machine, command, environment, eventually, rows
+from support.daemon import Daemon, add_machine, command, environment, rows
 
 # A busy machine moves between two readings; each attempt takes fresh ones.
 ATTEMPTS = 20

@@ -10,9 +10,10 @@ import pytest
 import trustme
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tools.harness.cluster import Cluster, create_database, prefix
+from tools.harness.waiting import eventually
 
 from gueststore.migrations import migrate
-from support.daemon import Daemon, add_machine, eventually, execute, metrics_line, rows
+from support.daemon import Daemon, add_machine, execute, metrics_line, rows
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
+from tools.harness.waiting import eventually
 
-from support.daemon import Daemon, eventually
+from support.daemon import Daemon
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ from pathlib import Path
 import bcrypt
 import pytest
 from tools.harness.ports import free_port
+from tools.harness.waiting import eventually
 
 from support.booted import DEPLOY, Host
-from support.daemon import eventually, metrics_line, rows
+from support.daemon import metrics_line, rows
 
 MOST_EXPOSURE = 1.5
 

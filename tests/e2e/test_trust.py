@@ -4,7 +4,9 @@ import json
 import re
 from typing import Any
 
-from support.daemon import Daemon, Guest, eventually, execute, metrics_line, rows
+from tools.harness.waiting import eventually
+
+from support.daemon import Daemon, Guest, execute, metrics_line, rows
 
 HOSTILE = '\x1b[2J\x1b]0;owned\x07\r\n{"event": "forged"}\x9b31m\u2028\u202e </script> "\'`$(id) '
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+from tools.harness.waiting import eventually
 
-from support.daemon import Daemon, add_machine, command, environment, eventually, metrics_line, rows
+from support.daemon import Daemon, add_machine, command, environment, metrics_line, rows
 from support.faults import store_closed
 from support.libvirt import AGENT_CHANNEL, domain_xml, uri_of
 

@@ -6,9 +6,10 @@ import sqlite3
 from uuid import UUID
 
 from tools.harness.broker import Broker
+from tools.harness.waiting import eventually, wait_seconds
 
 from support.broker import Load, Publisher, is_connected, known_machine, mqtt_table
-from support.daemon import Daemon, eventually, let_it_work, rows
+from support.daemon import Daemon, rows
 from support.faults import Reliability, counted, sample_line, store_closed
 from support.proxy import Proxy
 
@@ -37,7 +38,7 @@ def test_after_kill_9_exactly_what_was_not_acknowledged_comes_back(
     with Publisher(broker.port) as guests, Load(guests, machines_of(subscribed)) as load:
         for _ in range(rounds):
             load.grows_by(30)
-            let_it_work(random.uniform(0, 0.5))
+            wait_seconds(random.uniform(0, 0.5))
             subscribed.kill()
             load.grows_by(10)
             subscribed.start()
@@ -70,7 +71,7 @@ def test_a_broker_that_is_restarted_with_its_queue_costs_nothing(
         for _ in range(rounds):
             load.grows_by(50)
             broker.stop()
-            let_it_work(random.uniform(0, 0.5))
+            wait_seconds(random.uniform(0, 0.5))
             broker.start()
             is_connected(subscribed)
         load.finish()

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from psycopg.conninfo import conninfo_to_dict
 from tools.harness.cluster import Cluster, prefix
+from tools.harness.waiting import eventually, wait_seconds
 
 from faults.test_store_faults import GUESTS, LINES_PER_ROUND, PROCESSES, guestd_on, is_ready
-from support.daemon import Daemon, eventually, execute, let_it_work, rows
+from support.daemon import Daemon, execute, rows
 from support.faults import Fleet, Reliability, fleet, fleet_counted
 
 
@@ -85,7 +86,7 @@ def _under_load(daemon: Daemon, primary: Cluster, replica: Cluster) -> Iterator[
     daemon.start()
     with fleet(daemon, count=LINES_PER_ROUND, guests=GUESTS, processes=PROCESSES) as load:
         eventually(lambda: is_ready(daemon), "ready")
-        let_it_work(1)
+        wait_seconds(1)
         yield load
 
 

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tools.harness.waiting import eventually
 
-from support.daemon import Daemon, eventually
+from support.daemon import Daemon
 from support.disk import small_disk_at
 from support.faults import Books, Reliability, fleet, fleet_counted, store_closed
 

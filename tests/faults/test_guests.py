@@ -8,8 +8,9 @@ from itertools import count
 from typing import Any
 
 import pytest
+from tools.harness.waiting import eventually, wait_seconds
 
-from support.daemon import Daemon, Guest, add_machine, environment, eventually, let_it_work
+from support.daemon import Daemon, Guest, add_machine, environment
 from support.faults import Books, Reliability, counted, fleet, fleet_counted, sample_line
 
 MEBIBYTE = 2**20
@@ -49,7 +50,7 @@ def writes_a_byte_a_second(hostile: Hostile, rounds: int) -> None:
     line = hostile.line()
     for place in range(5 * rounds):
         hostile.guest.write(line[place : place + 1])
-        let_it_work(1)
+        wait_seconds(1)
     hostile.guest.write(line[5 * rounds :])
 
 

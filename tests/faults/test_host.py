@@ -6,7 +6,9 @@ from collections import defaultdict
 from pathlib import Path
 from uuid import UUID
 
-from support.daemon import REPOSITORY, Daemon, add_machine, eventually, let_it_work, rows
+from tools.harness.waiting import eventually, wait_seconds
+
+from support.daemon import REPOSITORY, Daemon, add_machine, rows
 from support.faults import Books, Reliability, counted, fleet, fleet_counted, sample_line, store_closed
 
 CLOCK_OFFSETS_SECONDS = (600, 0, -600, 0, 86_400, 0, -86_400, 0, 60, -60, 0)
@@ -120,7 +122,7 @@ def test_a_second_guestd_on_one_spool_is_refused_under_load_and_takes_over_when_
                 eventually(lambda: [daemon.ended(), second.ended()].count(None) == 1, "one is refused")
                 running, refused = (daemon, second) if daemon.ended() is None else (second, daemon)
                 assert refused.ended() == 78
-                let_it_work(0.3)
+                wait_seconds(0.3)
                 assert load.is_writing()
                 running.kill()
         finally:

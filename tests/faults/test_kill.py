@@ -5,7 +5,9 @@ import sqlite3
 from contextlib import closing
 from uuid import UUID
 
-from support.daemon import Daemon, add_machine, eventually, let_it_work, rows
+from tools.harness.waiting import eventually, wait_seconds
+
+from support.daemon import Daemon, add_machine, rows
 from support.faults import Reliability, counted, fleet, fleet_counted, frames_on_disk, sample_line, sample_number
 
 GUESTS = 10
@@ -21,7 +23,7 @@ def test_every_line_survives_kill_9_of_guestd_exactly_once(daemon: Daemon, relia
         for _ in range(kills):
             daemon.start()
             daemon.url()
-            let_it_work(random.uniform(0, 0.7))
+            wait_seconds(random.uniform(0, 0.7))
             assert load.is_writing()
             daemon.kill()
         daemon.start()
@@ -77,7 +79,7 @@ def test_sigterm_under_load_loses_nothing(daemon: Daemon, reliability: Reliabili
         for _ in range(stops):
             daemon.start()
             daemon.url()
-            let_it_work(random.uniform(0, 0.7))
+            wait_seconds(random.uniform(0, 0.7))
             assert load.is_writing()
             assert daemon.stop() == 0
         daemon.start()
@@ -99,7 +101,7 @@ def test_of_agents_without_acknowledgement_all_is_stored_that_guestd_had_taken(
             for machine_id, guest in guests.items():
                 guest.write(sample_line(number))
                 sent.add((machine_id, number))
-        let_it_work(random.uniform(0, 0.2))
+        wait_seconds(random.uniform(0, 0.2))
         daemon.kill()
         taken |= {(machine_id, sample_number(payload)) for machine_id, payload in frames_on_disk(daemon)}
         taken |= set(rows(daemon.dsn, 'SELECT "machineId", "uptime" FROM "SystemMetrics"'))

@@ -10,10 +10,11 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
+from tools.harness.waiting import eventually, wait_seconds
 
 from guestd.agent.outbox import Outbox
 from guestd.agent.transport import ReliableSender, listen, run_connection
-from support.daemon import Daemon, add_machine, eventually, let_it_work, rows
+from support.daemon import Daemon, add_machine, rows
 from support.faults import Reliability, counted, sample_line
 
 
@@ -63,7 +64,7 @@ class Machine:
         for _ in range(random.randrange(1, 6)):
             self.issued += 1
             self.sender.post(sample_line(self.issued).strip().replace(b'{"type":"metrics",', b"{"))
-        await asyncio.to_thread(let_it_work, random.uniform(0, 0.1))
+        await asyncio.to_thread(wait_seconds, random.uniform(0, 0.1))
 
     def put_back(self, saved: Outbox) -> None:
         self.undone |= self._held(self.sender.outbox) - self._held(saved)

@@ -11,8 +11,9 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
+from tools.harness.waiting import eventually, wait_seconds
 
-from support.daemon import Daemon, eventually, let_it_work
+from support.daemon import Daemon
 from support.faults import Fleet, Reliability, fleet, fleet_counted, frames_on_disk, sample_ms, store_closed
 
 GUESTS = 5
@@ -144,7 +145,7 @@ def test_a_file_that_is_deleted_under_guestd_is_noticed_and_what_it_held_is_stor
 def _work(daemon: Daemon, load: Fleet) -> None:
     daemon.start()
     eventually(lambda: daemon.page("/readyz")[0] == 200, "ready")
-    let_it_work(random.uniform(0.2, 0.7))
+    wait_seconds(random.uniform(0.2, 0.7))
     assert load.is_writing()
 
 

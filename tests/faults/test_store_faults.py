@@ -14,9 +14,10 @@ from pathlib import Path
 import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tools.harness.cluster import Cluster, create_database, prefix, programs_in
+from tools.harness.waiting import eventually, wait_seconds
 
 from gueststore.migrations import migrate
-from support.daemon import Daemon, add_machine, eventually, execute, let_it_work, rows
+from support.daemon import Daemon, add_machine, execute, rows
 from support.disk import small_disk_at
 from support.faults import Books, Reliability, counted, fleet, fleet_counted, sample_line
 from support.proxy import Proxy
@@ -65,7 +66,7 @@ def test_a_server_whose_postmaster_is_killed_costs_nothing(
         with fleet(daemon, count=kills * LINES_PER_ROUND, guests=GUESTS, processes=PROCESSES) as load:
             for _ in range(kills):
                 eventually(lambda: is_ready(daemon), "ready")
-                let_it_work(random.uniform(0.2, 1))
+                wait_seconds(random.uniform(0.2, 1))
                 pid = own_cluster.pid()
                 assert pid is not None
                 assert load.is_writing()
@@ -86,7 +87,7 @@ def test_a_server_that_stands_still_for_a_while_costs_nothing(
         with fleet(daemon, count=stops * LINES_PER_ROUND, guests=GUESTS, processes=PROCESSES) as load:
             for _ in range(stops):
                 eventually(lambda: is_ready(daemon), "ready")
-                let_it_work(random.uniform(0.2, 1))
+                wait_seconds(random.uniform(0.2, 1))
                 pid = own_cluster.pid()
                 assert pid is not None
                 stopped = descendants(pid)
@@ -169,7 +170,7 @@ def test_a_server_whose_disk_is_full_costs_nothing(directory: Path, reliability:
                             while True:
                                 ballast.write(bytes(65536))
                         eventually(lambda: says(daemon, "store:"), "it says that the store does not work", 60)
-                        let_it_work(1)
+                        wait_seconds(1)
                         (home / "ballast").unlink()
                         cluster.start()  # a server that could not write its log has ended itself
                     load.finish(daemon)

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from tools.harness.cluster import Cluster, create_database, prefix
+from tools.harness.waiting import eventually, wait_seconds
 
 from gueststore.migrations import migrate
-from support.daemon import Daemon, eventually, let_it_work, rows
+from support.daemon import Daemon, rows
 from support.faults import Books, Reliability, fleet, fleet_counted
 
 GUESTS = 10
@@ -72,7 +73,7 @@ def _books_of_faults(daemon: Daemon, times: int, fault: Callable[[], object]) ->
     daemon.url()
     with fleet(daemon, count=lines, guests=GUESTS, processes=PROCESSES) as load:
         for _ in range(times):
-            let_it_work(random.uniform(0, 0.6))
+            wait_seconds(random.uniform(0, 0.6))
             fault()
         load.finish(daemon)
     assert daemon.metric("guestd_store_lost_total") >= 1

@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 from tools.harness.lab import Lab
+from tools.harness.waiting import eventually
 
-from support.daemon import eventually, rows
+from support.daemon import rows
 from support.faults import Reliability
 from support.lab import BOOT_SECONDS, LabGuest, World
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import pytest
 from psycopg.conninfo import make_conninfo
+from tools.harness.waiting import eventually
 
 from guestd.filters.apply import FilterRuns, RunResult, assume_kernel_unchanged
 from guestd.filters.cache import FilterCache
@@ -16,7 +17,6 @@ from guestd.filters.plan import Define
 from guestd.filters.snapshot import HostSnapshot
 from guestd.filters.store import open_filter_store
 from guestd.telemetry.registry import VmMetrics
-from support.daemon import eventually
 from support.filters import HOST, REPORT, WRITER, FilterHost
 
 pytestmark = pytest.mark.timeout(600)

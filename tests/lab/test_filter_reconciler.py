@@ -9,9 +9,10 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from tools.harness.waiting import eventually
 
 from guestd.filters.machine_filter import machine_filter_name
-from support.daemon import Daemon, eventually
+from support.daemon import Daemon
 from support.faults import Reliability
 from support.filters import OTHER, FilterHost
 

@@ -6,8 +6,9 @@ This is the part that `./dev test` runs; tests/lab/test_faults.py is the rest.
 import signal
 
 import pytest
+from tools.harness.waiting import eventually
 
-from support.daemon import eventually, rows
+from support.daemon import rows
 from support.faults import Reliability
 from support.lab import BOOT_SECONDS, World, register
 

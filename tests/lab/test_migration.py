@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tools.harness.waiting import eventually, wait_seconds
 
 from guestd.vms.plan import SHUTOFF_DEBOUNCE_SECONDS
-from support.daemon import Daemon, eventually, let_it_work, rows
+from support.daemon import Daemon, rows
 from support.faults import Reliability
 from support.lab import BOOT_SECONDS, LabGuest, LabGuests, World, started_lab
 
@@ -56,7 +57,7 @@ def test_a_live_migrated_guest_is_reassigned_once_and_is_never_off(
         hosts.holds(guest, target)
         guest.wait_for_samples()
         # Long enough for the old host to take what it still has defined for a machine that is off.
-        let_it_work(2 * SHUTOFF_DEBOUNCE_SECONDS)
+        wait_seconds(2 * SHUTOFF_DEBOUNCE_SECONDS)
     done = rows(
         world.daemon.dsn,
         """SELECT e."action", h."name" FROM "ReconcileEvent" e JOIN "Host" h ON h."id" = e."hostId"

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from tools.harness.lab import Lab
 from tools.harness.packages import unpacked
+from tools.harness.waiting import eventually
 
 from support.booted import Host, booted
-from support.daemon import eventually, rows
+from support.daemon import rows
 from support.lab import BOOT_SECONDS, LabGuests, register, started_lab
 
 pytestmark = [

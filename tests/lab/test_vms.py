@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from functools import partial
 
 import pytest
+from tools.harness.waiting import eventually
 
-from support.daemon import eventually, execute, rows
+from support.daemon import execute, rows
 from support.lab import BOOT_SECONDS, LabGuest, LabGuests, World, register
 
 pytestmark = pytest.mark.timeout(900)

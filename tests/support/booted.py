@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 from tools.harness.booted import Booted, obstacle
+from tools.harness.waiting import eventually
 
-from support.daemon import REPOSITORY, Guest, add_machine, eventually
+from support.daemon import REPOSITORY, Guest, add_machine
 
 DEPLOY = REPOSITORY / "deploy/systemd"
 # The interpreter may live in somebody's home, which the unit may not see: it is shown under another name.

@@ -11,8 +11,9 @@ import pytest
 from paho.mqtt.client import Client
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from tools.harness.broker import Broker, prefix
+from tools.harness.waiting import eventually
 
-from support.daemon import Daemon, add_machine, eventually
+from support.daemon import Daemon, add_machine
 from support.faults import sample_line
 
 PASSWORDS = {"guestd": "daemon's", "simulator": "everybody's"}

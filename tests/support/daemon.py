@@ -9,10 +9,9 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
@@ -20,6 +19,7 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from tools.harness.waiting import eventually
 
 T = TypeVar("T")
 _SAMPLES = itertools.count(1)
@@ -35,21 +35,6 @@ def environment() -> dict[str, str]:
     """What our programs need of it: this checkout, and no store but the one that they are given."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("GUESTD_")}
     return kept | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY / "daemon"), str(REPOSITORY / "schema")])}
-
-
-def eventually(look: Callable[[], T], what: str, seconds: float = 90) -> T:
-    """Poll until `look` gives something true and return it; AssertionError names what did not come."""
-    deadline = time.monotonic() + seconds
-    while not (found := look()):
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.02)
-    return found
-
-
-def let_it_work(seconds: float) -> None:
-    """Wait for the moment of a fault: where that moment is the point of a test there is no condition to wait for."""
-    deadline = time.monotonic() + seconds
-    eventually(lambda: time.monotonic() >= deadline, "the moment of the fault", seconds + 1)
 
 
 def add_machine(dsn: str, machine_id: UUID | None = None) -> UUID:

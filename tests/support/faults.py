@@ -22,9 +22,10 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from tools.harness.waiting import eventually
 
 from guestd.simulator import machine_ids
-from support.daemon import Daemon, add_machine, command, environment, eventually, execute, metrics_line, rows
+from support.daemon import Daemon, add_machine, command, environment, execute, metrics_line, rows
 
 _NUMBER = re.compile(rb'"uptime_seconds":(\d+)')
 _TIME = re.compile(rb'"timestamp":"([^"]+)"')

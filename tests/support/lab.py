@@ -17,8 +17,9 @@ import pytest
 from tools.harness.lab import Lab, LabError, obstacle
 from tools.harness.lab_domain import agent_channel_xml
 from tools.harness.packages import PackagesError
+from tools.harness.waiting import eventually
 
-from support.daemon import Daemon, add_machine, eventually, execute, rows
+from support.daemon import Daemon, add_machine, execute, rows
 from support.faults import Books, counted
 
 # An emulated guest on a shared machine.

@@ -74,6 +74,29 @@ def test_a_domain_without_devices_is_parsed() -> None:
     assert parse_description("<domain/>") == DomainDescription(vcpus=0, memory_kib=0, graphics=None, channels=())
 
 
+def test_channels_of_another_kind_are_left_out() -> None:
+    xml = """<domain><devices>
+    <channel type='unix'><source mode='bind' path='/run/a'/></channel>
+    <channel type='unix'><source mode='bind' path='/run/b'/><target type='guestfwd' port='1'/></channel>
+    <channel type='unix'><target type='virtio' name='org.infinibay.agent'/></channel>
+    </devices></domain>"""
+    assert parse_description(xml).channels == (DomainChannel("org.infinibay.agent", None, None),)
+
+
+@pytest.mark.parametrize(
+    ("graphics", "expected"),
+    [
+        ("<graphics type='vnc' port='5900' listen='10.0.0.1'/>", Graphics("vnc", 5900, "10.0.0.1")),
+        ("<graphics type='vnc' port='5900'/>", Graphics("vnc", 5900, None)),
+        ("<graphics type='spice' tlsPort='5901'/>", Graphics("spice", 5901, None)),
+        ("<graphics type='vnc'/>", Graphics("vnc", -1, None)),
+        ("<graphics type='egl-headless'/>", None),
+    ],
+)
+def test_a_console_is_where_its_domain_listens(graphics: str, expected: Graphics | None) -> None:
+    assert parse_description(f"<domain><devices>{graphics}</devices></domain>").graphics == expected
+
+
 @pytest.mark.parametrize(
     ("numbers", "expected"),
     [

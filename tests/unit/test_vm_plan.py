@@ -470,3 +470,118 @@ def test_a_row_without_a_domain_keeps_its_last_facts() -> None:
     assert (kept_facts.facts.state, kept_facts.facts.channel) == ("missing", "absent")
     assert kept_facts.facts.vcpus == 2
     assert kept_facts.facts.problem
+
+
+def test_a_holder_that_is_alive_keeps_its_machine_unless_its_domain_is_gone_or_migrated() -> None:
+    there = facts_of(domain())
+    assert steps(machine(host_id=THERE, facts=there), domain(reason="booted")) == [
+        f"duplicate: vm1: also runs on host {THERE}, to which it is assigned"
+    ]
+    gone = [f"claim vm1: active here, and no longer on host {THERE}"]
+    assert steps(machine(host_id=THERE, facts=replace(there, state="shutoff")), domain()) == gone
+    assert steps(machine(host_id=THERE, facts=replace(there, state="missing")), domain()) == gone
+    assert steps(machine(host_id=THERE, facts=None), domain()) == gone
+
+
+def test_a_duplicate_is_checked_again_soon() -> None:
+    held = machine(host_id=THERE, facts=facts_of(domain(), domain_uuid=UUID(int=9)))
+    found = plan.plan_vms([held], [domain()], attempts={}, now=BORN, policy=policy())
+    assert found.recheck_seconds == plan.DUPLICATE_RECHECK_SECONDS
+
+
+@pytest.mark.parametrize(("state", "reason"), [("paused", "migration"), ("shutoff", "migrated")])
+def test_an_unassigned_machine_is_not_claimed_while_its_domain_is_on_its_way(state: str, reason: str) -> None:
+    assert steps(machine(host_id=None), domain(state=state, reason=reason)) == []
+
+
+def test_a_machine_is_started_only_when_its_claim_is_in_the_store() -> None:
+    row = machine(status="off", host_id=None, desired="running")
+    assert steps(row, domain(state="shutoff")) == ["claim vm1: not assigned to any host"]
+
+
+def test_a_machine_of_another_host_without_a_domain_here_is_none_of_our_business() -> None:
+    assert steps(machine(host_id=THERE), None) == []
+
+
+def test_the_next_check_is_the_earliest_that_a_machine_needs() -> None:
+    rows = [machine(1), machine(2)]
+    stopped = [domain(number, "shutoff", since=BORN - number) for number in (1, 2)]
+    found = plan.plan_vms(rows, stopped, attempts={}, now=BORN, policy=policy())
+    assert found.recheck_seconds == plan.SHUTOFF_DEBOUNCE_SECONDS - 2
+
+
+def test_only_shutoff_is_debounced_and_keeps_the_problem_meanwhile() -> None:
+    assert steps(machine(status="off"), domain(since=BORN)) == [
+        "status of vm1: off -> running: domain is running (unknown)"
+    ]
+    stopped = domain(state="shutoff", since=BORN)
+    known = machine(facts=facts_of(stopped, problem="needs manual action"))
+    assert plan.plan_vms([known], [stopped], attempts={}, now=BORN, policy=policy()).writes == ()
+
+
+def test_why_there_is_no_action_is_stored_as_the_problem() -> None:
+    row = machine(status="off", desired="suspended")
+    found = plan.plan_vms([row], [domain(state="shutoff")], attempts={}, now=BORN, policy=policy())
+    (facts,) = found.writes
+    (report,) = found.reports
+    assert isinstance(facts, KeepFacts)
+    assert facts.facts.problem == report.text
+
+
+def test_attempts_are_counted_for_one_action_towards_one_desired_state() -> None:
+    start = Start(UUID(int=1), "vm1", UUID(int=101), "running", "")
+    first = plan.record_attempt(None, start, BORN)
+    assert first == Attempts("running", "Start", 1, BORN)
+    assert plan.record_attempt(first, start, BORN + 1) == Attempts("running", "Start", 2, BORN + 1)
+    assert plan.record_attempt(replace(first, desired="off"), start, BORN).count == 1
+    assert plan.record_attempt(replace(first, action="Resume"), start, BORN).count == 1
+
+
+def test_attempts_are_forgotten_with_the_domain() -> None:
+    attempts = {UUID(int=1): Attempts("running", "Start", 3, BORN)}
+    assert plan.keep_recent_attempts(attempts, [machine(desired="running")], [], BORN) == {}
+
+
+def test_attempts_towards_another_desired_state_or_of_another_action_do_not_count() -> None:
+    row, stopped = machine(status="off", desired="running"), domain(state="shutoff")
+    start = ["start vm1: off, desired state is running"]
+    assert steps(row, stopped, attempts={row.id: Attempts("off", "Start", 9, BORN)}) == start
+    assert steps(row, stopped, attempts={row.id: Attempts("running", "Resume", 9, BORN - 900)}) == start
+
+
+def test_no_action_is_planned_when_the_state_is_reached_or_not_known() -> None:
+    assert steps(machine(desired="running"), domain()) == []
+    assert steps(machine(desired="off"), domain(state="paused", reason="migration")) == []
+
+
+def test_a_running_guest_is_asked_to_shut_down_before_it_is_destroyed() -> None:
+    shutdown = ["shutdown vm1: running, desired state is off"]
+    assert steps(machine(desired="off"), domain(), may_destroy=True) == shutdown
+    resumed = {UUID(int=1): Attempts("off", "Resume", 1, BORN - 900)}
+    assert steps(machine(desired="off"), domain(), attempts=resumed, may_destroy=True) == shutdown
+
+
+@pytest.mark.parametrize("desired", ["running", "off"])
+def test_a_guest_that_suspended_itself_needs_manual_action(desired: str) -> None:
+    row = machine(status="suspended", desired=desired)
+    expected = f"cannot: vm1: pmsuspended (unknown), desired state is {desired}: needs manual action"
+    assert steps(row, domain(state="pmsuspended")) == [expected]
+
+
+def test_a_crashed_guest_that_should_be_off_is_destroyed_only_when_that_is_allowed() -> None:
+    row, crashed = machine(status="error", desired="off"), domain(state="crashed", reason="panicked")
+    words = "crashed (panicked), desired state is off"
+    assert steps(row, crashed, may_destroy=True) == [f"destroy vm1: {words}"]
+    assert steps(row, crashed) == [f"cannot: vm1: {words}: needs manual action"]
+
+
+def test_what_agrees_and_what_is_not_known_is_no_drift() -> None:
+    assert steps(machine(cpu_cores=2, ram_gb=1), domain()) == []
+    assert steps(machine(cpu_cores=2, ram_gb=1), domain(description=description(vcpus=0, memory_kib=0))) == []
+
+
+def test_the_protocol_of_a_console_is_the_domains() -> None:
+    off = domain(state="shutoff", description=description(graphics=Graphics("spice", 5900, "127.0.0.1")))
+    spice = [KeepGraphics(UUID(int=1), "vm1", Graphics("spice", -1, None))]
+    assert kept(off, machine(graphics=Graphics("vnc", 5900, "127.0.0.1"))) == spice
+    assert kept(off, machine()) == spice

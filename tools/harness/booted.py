@@ -12,9 +12,11 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+
+from tools.harness.waiting import NotInTime, eventually
 
 INIT = Path(__file__).with_name("booted_init.sh")
 SYSTEMD = Path("/usr/lib/systemd/systemd")
@@ -129,9 +131,9 @@ class Booted:
             self._holder.send_signal(signal.SIGKILL)
             self._holder.wait()
         if self._group is not None:
-            deadline = time.monotonic() + START_SECONDS
-            while not _removed(self._group) and time.monotonic() < deadline:
-                time.sleep(0.05)
+            group = self._group
+            with suppress(NotInTime):
+                eventually(lambda: _removed(group), "its groups are removed", START_SECONDS, every_seconds=0.05)
 
     def _inside(self, *command: str) -> list[str]:
         return [
@@ -156,11 +158,10 @@ class Booted:
         return int(children[0]) if children else 0
 
     def _wait(self, is_so: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while not is_so():
-            if time.monotonic() > deadline:
-                raise BootedError(f"not within {START_SECONDS:g} s: {what}; {self._log.read_text().strip()}")
-            time.sleep(0.05)
+        try:
+            eventually(is_so, what, START_SECONDS, every_seconds=0.05)
+        except NotInTime as exc:
+            raise BootedError(f"{exc}; {self._log.read_text().strip()}") from None
 
 
 def _unified() -> Path | None:

@@ -19,7 +19,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -27,6 +26,7 @@ from uuid import UUID, uuid4
 from tools.harness.lab_domain import domain_xml
 from tools.harness.lab_guest import guest_image
 from tools.harness.packages import PackagesError, unpacked
+from tools.harness.waiting import NotInTime, eventually
 
 INIT = Path(__file__).with_name("lab_init.py")
 # Its first connection asks QEMU what it can do: 0.1 to 8 s were seen, on an idle machine.
@@ -213,11 +213,10 @@ class Lab:
 
 
 def _wait(look: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while not look():
-        if time.monotonic() > deadline:
-            raise LabError(f"not within {START_SECONDS:.0f} s: {what}")
-        time.sleep(0.02)
+    try:
+        eventually(look, what, START_SECONDS)
+    except NotInTime as exc:
+        raise LabError(str(exc)) from None
 
 
 def _arguments() -> argparse.Namespace:

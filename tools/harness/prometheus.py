@@ -18,6 +18,7 @@ from typing import Any
 
 from tools.harness.packages import unpacked
 from tools.harness.ports import free_port
+from tools.harness.waiting import eventually
 
 START_SECONDS = 90.0
 
@@ -59,11 +60,9 @@ class Prometheus:
                 ["setpriv", "--pdeathsig", "TERM", program, *(f"--{name}={value}" for name, value in options.items())],
                 stdout=log, stderr=log,
             )  # fmt: skip
-        deadline = time.monotonic() + START_SECONDS
-        while not self._answers():
-            assert self._process.poll() is None, (self._directory / "log").read_text()
-            assert time.monotonic() < deadline, "Prometheus does not answer"
-            time.sleep(0.1)
+        process = self._process
+        eventually(lambda: self._answers() or process.poll() is not None, "Prometheus answers", START_SECONDS)
+        assert process.poll() is None, (self._directory / "log").read_text()
 
     def stop(self) -> None:
         """End it."""

@@ -11,9 +11,11 @@ from typing import Any
 
 import psutil
 import pytest
+from tools.harness.waiting import eventually
 
 from guestd.agent.applications import ApplicationWatch, UsageState
 from guestd.agent.collect import Collector
+from guestd.agent.payload import Process
 from guestd.agent.processes import ProcessWatch, list_ports
 from guestd.wire.decode import decode
 
@@ -72,13 +74,14 @@ def test_a_process_is_reported_with_what_it_runs_and_how_busy_it_is() -> None:
     try:
         [first] = [known for known in watch.observe() if known.id == child.pid]
         assert first.cpu_usage_percent is None
-        deadline = time.monotonic() + 10
-        while True:
+
+        def busy() -> Process | None:
             [known] = [known for known in watch.observe() if known.id == child.pid]
-            if known.cpu_usage_percent and known.cpu_usage_percent > 5 and spinning in (known.command_line or ""):
-                break
-            assert time.monotonic() < deadline, known
-            time.sleep(0.1)
+            is_busy = (known.cpu_usage_percent or 0) > 5 and spinning in (known.command_line or "")
+            return known if is_busy else None
+
+        known = eventually(busy, "its processor time is seen", 10, every_seconds=0.1)
+        assert known is not None
     finally:
         child.kill()
         child.wait()
@@ -92,10 +95,9 @@ def test_a_process_that_has_ended_and_was_not_waited_for_is_a_zombie_and_not_an_
     watch = ProcessWatch()
     child = subprocess.Popen([sys.executable, "-c", ""])
     try:
-        deadline = time.monotonic() + 10
-        while [known.status for known in watch.observe() if known.id == child.pid] != ["Zombie"]:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        eventually(
+            lambda: [known.status for known in watch.observe() if known.id == child.pid] == ["Zombie"], "a zombie", 10
+        )
     finally:
         child.wait()
 

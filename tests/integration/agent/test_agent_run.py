@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import IO, Any
 
 import psutil
 import pytest
+from tools.harness.waiting import eventually
 
 from guestd.cli.main import make_parser
 
@@ -45,10 +45,7 @@ def reporting(*words: str) -> Iterator[subprocess.Popen[bytes]]:
 
 @contextmanager
 def connected(path: Path) -> Iterator[tuple[socket.socket, IO[bytes]]]:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not path.exists():
-        assert time.monotonic() < deadline, "no socket"
-        time.sleep(0.01)
+    eventually(path.exists, "the agent serves its socket", DEADLINE_SECONDS)
     with socket.socket(socket.AF_UNIX) as channel:
         channel.settimeout(DEADLINE_SECONDS)
         channel.connect(os.fspath(path))

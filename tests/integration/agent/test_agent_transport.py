@@ -10,12 +10,13 @@ import random
 import socket
 import time
 import tty
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tools.harness.waiting import eventually_async
 
 from guestd.agent.outbox import Outbox
 from guestd.agent.transport import ReliableSender, listen, run_connection, serve_port, serve_socket
@@ -85,13 +86,6 @@ async def running(work: Any) -> AsyncIterator[None]:
         task.cancel()
         await asyncio.wait({task})
         assert task.cancelled(), task.exception()
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "not in time"
-        await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -264,13 +258,19 @@ def test_a_port_that_hangs_up_and_comes_back_loses_nothing(tmp_path: Path) -> No
         async with running(serve_port(device, agent)):
             agent.post(body(1, 3_000))
             first = Terminal(device)
-            await eventually(lambda: exchange(first, 1))
+            await eventually_async(lambda: exchange(first, 1), "the first line is acknowledged", DEADLINE_SECONDS)
             agent.post(body(2, 50_000))
-            await eventually(lambda: first.lines() != [] or len(first._partial) > 1000)
+            await eventually_async(
+                lambda: first.lines() != [] or len(first._partial) > 1000,
+                "a part of the second line has arrived",
+                DEADLINE_SECONDS,
+            )
             second = Terminal(device)
             first.hang_up()
             agent.post(body(3, 10))
-            await eventually(lambda: exchange(second, 3))
+            await eventually_async(
+                lambda: exchange(second, 3), "all lines have reached the second terminal", DEADLINE_SECONDS
+            )
             second.hang_up()
 
     asyncio.run(scenario())
@@ -313,7 +313,11 @@ def test_no_cpu_is_burnt_on_a_port_that_hung_up(tmp_path: Path) -> None:
         agent.post(body(1, 500_000))
         terminal = Terminal(tmp_path / "port")
         async with running(serve_port(tmp_path / "port", agent)):
-            await eventually(lambda: len(terminal.lines()) == 0 and len(terminal._partial) > 1000)
+            await eventually_async(
+                lambda: len(terminal.lines()) == 0 and len(terminal._partial) > 1000,
+                "a part of the line has arrived",
+                DEADLINE_SECONDS,
+            )
             terminal.hang_up()
             return await cpu_seconds_while_waiting()
 

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from tools.harness.waiting import eventually
 
 from guestd.simulator import machine_ids
 
@@ -52,10 +52,7 @@ def directory() -> Iterator[Path]:
 
 
 def until_served(paths: list[Path]) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not all(path.exists() for path in paths):
-        assert time.monotonic() < deadline, "no sockets"
-        time.sleep(0.01)
+    eventually(lambda: all(path.exists() for path in paths), "every guest serves its socket", DEADLINE_SECONDS)
 
 
 class Reader:

@@ -12,8 +12,9 @@ from tools.docs.dashboards import PROMETHEUS, STORE
 from tools.harness.broker import BrokerError, prefix
 from tools.harness.ports import free_port
 from tools.harness.prometheus import promtool
+from tools.harness.waiting import eventually
 
-from support.daemon import REPOSITORY, eventually
+from support.daemon import REPOSITORY
 
 DEPLOY = REPOSITORY / "deploy"
 COMPOSE: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text())

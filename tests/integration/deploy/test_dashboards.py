@@ -15,8 +15,9 @@ from grafana_foundation_sdk.models.dashboard import Dashboard
 from tools.docs.dashboards import DIRECTORY, PROMETHEUS, STORE, render_dashboard
 from tools.docs.panels import BOARDS, VARIABLES, Board, Panel, fill_in_macros
 from tools.harness.prometheus import Prometheus
+from tools.harness.waiting import eventually
 
-from support.daemon import REPOSITORY, Daemon, add_machine, eventually, execute, metrics_line, rows
+from support.daemon import REPOSITORY, Daemon, add_machine, execute, metrics_line, rows
 
 PROCESSES = [{"id": 7, "name": "nginx", "cpu_usage_percent": 3.0, "memory_usage_kb": 1024}]
 SYSTEM: dict[str, Any] = {

@@ -11,13 +11,13 @@ from uuid import UUID
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
+from tools.harness.waiting import eventually
 
 from guestd.hypervisor.connection import Hypervisor, read_statistics
 from guestd.hypervisor.domain_stats import DomainStatsPoller
 from guestd.telemetry.domains import Statistics, build_families
 from guestd.telemetry.exposition import render
 from guestd.telemetry.registry import Telemetry, VmMetrics
-from support.daemon import eventually
 from support.libvirt import domain_xml, running, uri_of
 
 pytestmark = pytest.mark.asyncio

@@ -9,13 +9,13 @@ from uuid import UUID
 
 import pytest
 from prometheus_client import CollectorRegistry
+from tools.harness.waiting import eventually
 
 from guestd.core.errors import SourceLost
 from guestd.hypervisor.blocking import BlockingCalls
 from guestd.hypervisor.connection import Hypervisor
 from guestd.hypervisor.domains import DomainChannel
 from guestd.telemetry.registry import VmMetrics
-from support.daemon import eventually
 from support.libvirt import AGENT_CHANNEL, domain_xml, own_connection, running, uri_of, wait_for_domain
 
 pytestmark = pytest.mark.asyncio

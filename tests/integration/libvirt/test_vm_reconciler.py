@@ -14,12 +14,13 @@ import psycopg
 import pytest
 from prometheus_client import CollectorRegistry
 from psycopg.conninfo import make_conninfo
+from tools.harness.waiting import eventually
 
 from guestd.hypervisor.connection import Hypervisor
 from guestd.telemetry.registry import VmMetrics
 from guestd.vms.plan import MAX_START_ATTEMPTS, SHUTOFF_DEBOUNCE_SECONDS, VmPolicy
 from guestd.vms.reconciler import UNKNOWN_HOST, VmReconciler
-from support.daemon import add_machine, command, environment, eventually, execute, rows
+from support.daemon import add_machine, command, environment, execute, rows
 from support.libvirt import AGENT_CHANNEL, domain_xml, own_connection, running, uri_of
 
 T = TypeVar("T")

@@ -6,11 +6,11 @@ import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from tools.harness.waiting import eventually
 
 from gueststore.alarms import Alarm, read_alarms
 from gueststore.database import Connection
 from gueststore.queries import query
-from support.daemon import eventually
 from support.models import REQUIRED
 from support.schema import insert, rows
 

@@ -8,11 +8,11 @@ from typing import Any
 import psycopg
 import pytest
 from psycopg import sql
+from tools.harness.waiting import eventually
 
 from gueststore.contract import INCOMING_APPLICATION
 from gueststore.database import Connection
 from gueststore.queries import query
-from support.daemon import eventually
 from support.schema import make_machine, rows
 
 START = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)

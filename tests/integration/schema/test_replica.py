@@ -13,11 +13,11 @@ import psycopg
 import pytest
 import pytest_asyncio
 from tools.harness.cluster import Cluster, create_database, prefix
+from tools.harness.waiting import eventually
 
 from gueststore import read_api
 from gueststore.alarms import read_alarms
 from gueststore.migrations import migrate
-from support.daemon import eventually
 from support.rollups import roll_up, send
 from support.schema import make_machine, rows
 

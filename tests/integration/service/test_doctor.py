@@ -21,6 +21,7 @@ import trustme
 from psycopg.conninfo import make_conninfo
 from tools.harness.broker import Broker, prefix
 from tools.harness.ports import free_port
+from tools.harness.waiting import eventually
 
 from guestd import doctor
 from guestd.core.config import load_settings
@@ -32,7 +33,7 @@ from guestd.doctor.machines import check_agents, check_domains, explain_libvirt_
 from guestd.doctor.store import check_clock, explain_unavailable
 from guestd.hypervisor.domains import Domain, DomainChannel, DomainDescription
 from support.broker import Publisher
-from support.daemon import Daemon, add_machine, command, environment, eventually, execute
+from support.daemon import Daemon, add_machine, command, environment, execute
 
 
 @dataclass

@@ -13,13 +13,14 @@ import bcrypt
 import pytest
 import trustme
 from tools.harness.prometheus import Prometheus, promtool
+from tools.harness.waiting import eventually
 
 from guestd.core.errors import ConfigError
 from guestd.service import http_auth
 from guestd.service.http import serve_pages
 from guestd.service.http_auth import WebAuth
 from guestd.telemetry.registry import Telemetry
-from support.daemon import Daemon, eventually, execute, metrics_line
+from support.daemon import Daemon, execute, metrics_line
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 USERS = f'basic_auth_users:\n  alice: "{bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()}"\n'

@@ -4,12 +4,13 @@ import asyncio
 from collections import Counter
 
 import pytest
+from tools.harness.waiting import eventually
 
 from guestd.core.config import QuarantineSettings, Settings, StoreSettings
 from guestd.store.batch_writer import Outcome
 from guestd.store.maintenance import StoreMaintenance
 from guestd.telemetry.registry import MaintenanceMetrics
-from support.daemon import eventually, execute, rows
+from support.daemon import execute, rows
 
 HELD = 'SELECT count(*) FROM "QuarantinedFrame"'
 

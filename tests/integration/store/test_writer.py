@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from tools.harness.waiting import eventually
 
 from guestd.core.errors import BadFrame
 from guestd.core.transport import Transport
@@ -26,7 +27,7 @@ from guestd.store.batch_writer import connected
 from guestd.telemetry.registry import Telemetry
 from guestd.wire.limits import INVENTORY
 from guestd.wire.line import METRICS, read_line
-from support.daemon import add_machine, eventually, execute, metrics_line, rows
+from support.daemon import add_machine, execute, metrics_line, rows
 from support.faults import sample_line
 
 
