@@ -75,11 +75,7 @@ PENDING = {
     "daemon/guestd/wire/decode.py",
     "daemon/guestd/wire/limits.py",
     "daemon/guestd/wire/repair.py",
-    "docs/benchmarks.md",
     "docs/trust.md",
-    "tools/bench/flood.py",
-    "tools/bench/suite_reconcile.py",
-    "tools/demo/report.py",
 }
 
 
