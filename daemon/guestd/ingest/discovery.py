@@ -91,10 +91,11 @@ class DirectoryDiscovery:
             except (FileNotFoundError, PermissionError, RuntimeError) as exc:
                 raise SourceLost(f"virtio.directory {self._directory}: {exc}") from exc
 
-        def lost(exc: Exception, seconds: float) -> None:
-            log.warning("cannot watch the channel directory, retrying", error=str(exc), retry_seconds=round(seconds, 1))
+        def on_failure(exc: Exception, delay_seconds: float) -> None:
+            retry_seconds = round(delay_seconds, 1)
+            log.warning("cannot watch the channel directory, retrying", error=str(exc), retry_seconds=retry_seconds)
 
-        await run_with_retry(follow, expected=SourceLost, backoff=Backoff(cap_seconds=10), on_failure=lost)
+        await run_with_retry(follow, expected=SourceLost, backoff=Backoff(cap_seconds=10), on_failure=on_failure)
 
 
 class _DiscoveryCache(msgspec.Struct, frozen=True):

@@ -6,12 +6,13 @@ One connection for as long as a guestd manages a host; it holds an advisory lock
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID
 
 import psycopg
+from psycopg.rows import dict_row
 
 from guestd.core.errors import StoreUnavailable
 from guestd.hypervisor.domains import Graphics
@@ -156,19 +157,37 @@ async def listen_for_desired_state(dsn: str, changed: asyncio.Event) -> None:
 async def _read_machines(
     connection: psycopg.AsyncConnection[Any], host_id: UUID | None, names: Sequence[str]
 ) -> list[VmRecord]:
-    async with connection.cursor(binary=True) as cursor:
+    async with connection.cursor(binary=True, row_factory=dict_row) as cursor:
         await cursor.execute(query("vms/read_machines"), {"host_id": host_id, "names": list(names)})
         return [_build_record(row) for row in await cursor.fetchall()]
 
 
-def _build_record(row: tuple[Any, ...]) -> VmRecord:
-    has_graphics, has_facts = row[8], row[12]
-    graphics = Graphics(*row[9:12]) if has_graphics else None
-    facts = DomainFacts(*row[13:20]) if has_facts else None
-    machine_id, name, status, desired, host_id, is_holder_live, cpu_cores, ram_gb = row[:8]
+def _build_record(row: Mapping[str, Any]) -> VmRecord:
+    graphics = facts = None
+    if row["hasGraphics"]:
+        graphics = Graphics(row["graphicProtocol"], row["graphicPort"], row["graphicHost"])
+    if row["hasFacts"]:
+        facts = DomainFacts(
+            domain_uuid=row["domainUuid"],
+            state=row["state"],
+            reason=row["reason"],
+            vcpus=row["vcpus"],
+            memory_kib=row["memoryKB"],
+            channel=row["channel"],
+            problem=row["problem"],
+        )
     return VmRecord(
-        machine_id, name, status, desired, host_id, is_holder_live, cpu_cores, ram_gb, graphics, facts
-    )  # fmt: skip
+        id=row["id"],
+        name=row["internalName"],
+        status=row["status"],
+        desired=row["desiredStatus"],
+        host_id=row["hostId"],
+        is_holder_live=row["isHolderLive"],
+        cpu_cores=row["cpuCores"],
+        ram_gb=row["ramGB"],
+        graphics=graphics,
+        facts=facts,
+    )
 
 
 def _build_statement(write: Write) -> tuple[str, dict[str, Any]]:

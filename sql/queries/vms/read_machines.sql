@@ -1,5 +1,5 @@
 -- The machines that a host holds and those of the given domains, with their graphics and domain facts.
--- %(host_id)s: uuid, NULL for none. %(names)s: text[]. The columns are guestd.vms.store's, in its order.
+-- %(host_id)s: uuid, NULL for none. %(names)s: text[]. guestd.vms.store reads the columns by name.
 SELECT
     machine."id",
     machine."internalName",
