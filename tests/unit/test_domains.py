@@ -74,6 +74,13 @@ def test_a_domain_without_devices_is_parsed() -> None:
     assert parse_description("<domain/>") == DomainDescription(vcpus=0, memory_kib=0, graphics=None, channels=())
 
 
+@pytest.mark.parametrize(
+    ("vcpu", "expected"), [("<vcpu>3</vcpu>", 3), ("<vcpu/>", 0), ("<vcpu current='1'>3</vcpu>", 1)]
+)
+def test_a_domain_has_the_processors_that_it_has_now(vcpu: str, expected: int) -> None:
+    assert parse_description(f"<domain>{vcpu}</domain>").vcpus == expected
+
+
 def test_channels_of_another_kind_are_left_out() -> None:
     xml = """<domain><devices>
     <channel type='unix'><source mode='bind' path='/run/a'/></channel>
@@ -90,6 +97,7 @@ def test_channels_of_another_kind_are_left_out() -> None:
         ("<graphics type='vnc' port='5900'/>", Graphics("vnc", 5900, None)),
         ("<graphics type='spice' tlsPort='5901'/>", Graphics("spice", 5901, None)),
         ("<graphics type='vnc'/>", Graphics("vnc", -1, None)),
+        ("<graphics type='vnc' port='0'/>", Graphics("vnc", -1, None)),
         ("<graphics type='egl-headless'/>", None),
     ],
 )

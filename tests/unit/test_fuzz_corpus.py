@@ -1,10 +1,10 @@
-"""What the fuzzer has found worth keeping stays well: every file of its corpus, without the fuzzer."""
+"""Every file of the fuzzer's corpus still holds the properties, without the fuzzer."""
 
 from pathlib import Path
 
-from fuzz.target import check
+from support.fuzz_target import check
 
-CORPUS = Path(__file__).parents[1] / "fuzz" / "corpus"
+CORPUS = Path(__file__).parents[2] / "tools/fuzz/corpus"
 
 
 def test_nothing_in_the_corpus_of_the_fuzzer_breaks_a_property() -> None:

@@ -1,7 +1,7 @@
 /* Makes the rows of processes, and encodes rows as PostgreSQL's binary COPY.
  *
  * Format: postgresql.org/docs/current/sql-copy.html, Binary Format. Optional: without this module (no compiler where
- * guestd was installed) Python does the same more slowly; tests/unit/test_rows_c.py compares the two.
+ * guestd was installed) Python does the same more slowly; tests/unit/test_compiled_rows.py compares the two.
  *
  * No table, column or message field is named here. Which columns a table has, and what is done to the fields of a
  * process, are arguments: gueststore.contract and guestd.rows.processes say it.

@@ -1,4 +1,4 @@
-"""The fuzzer's process: libFuzzer's options and corpora as arguments (tools/fuzz.py gives them)."""
+"""The fuzzer's process: libFuzzer's options and corpora as arguments (tools/fuzz/main.py gives them)."""
 
 import os
 import random
@@ -8,7 +8,7 @@ import sys
 import atheris  # type: ignore[import-untyped,import-not-found,unused-ignore]  # only the fuzzer's environment has it
 
 with atheris.instrument_imports(include=["guestd"]):
-    from fuzz.target import check
+    from support.fuzz_target import check
 
 from support.poison import MARK, POISON, TEMPLATES
 
@@ -19,15 +19,15 @@ SPOT = re.compile(rb'(?<=[:,\[])(?:"[^"\\]{0,200}"|-?[\d.eE+-]{1,40}|true|false|
 
 def mutated(content: bytes, max_size: int, seed: int) -> bytes:
     """Half of the time by bytes, half by the message's own structure: another value in some place of it."""
-    chance = random.Random(seed)
-    if chance.random() < 0.1:
-        _, template = chance.choice(TEMPLATES)
-        return template.replace(MARK, chance.choice(VALUES))[:max_size]
-    spots = [*SPOT.finditer(content)] if chance.random() < 0.5 else []
+    dice = random.Random(seed)
+    if dice.random() < 0.1:
+        _, template = dice.choice(TEMPLATES)
+        return template.replace(MARK, dice.choice(VALUES))[:max_size]
+    spots = [*SPOT.finditer(content)] if dice.random() < 0.5 else []
     if not spots:
         return bytes(atheris.Mutate(content, max_size))
-    spot = chance.choice(spots)
-    return (content[: spot.start()] + chance.choice(VALUES) + content[spot.end() :])[:max_size]
+    spot = dice.choice(spots)
+    return (content[: spot.start()] + dice.choice(VALUES) + content[spot.end() :])[:max_size]
 
 
 if __name__ == "__main__":

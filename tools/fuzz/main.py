@@ -1,8 +1,8 @@
 """./dev fuzz: search for bytes that break framing, decoding or normalising, guided by coverage (atheris).
 
-It goes on from tests/fuzz/corpus and from what earlier runs left in a cache. What breaks a property is written beside
-the cache and ends the run with its traceback. At the end the corpus of the repository is made anew: the smallest
-inputs that together reach all that was reached, bounded in number and bytes; and tests/fuzz/RUNS gets a line.
+It starts from tools/fuzz/corpus and from what earlier runs left in the cache. An input that breaks a property is
+written to the cache and ends the run with its traceback. At the end tools/fuzz/corpus is replaced by the smallest
+inputs that together cover the same code, bounded in number and bytes; tools/fuzz/runs.jsonl gets a line.
 """
 
 import argparse
@@ -15,10 +15,10 @@ import time
 from pathlib import Path
 from typing import IO
 
-ROOT = Path(__file__).parents[1]
-CORPUS = ROOT / "tests/fuzz/corpus"
-SEARCH = ROOT / "tests/fuzz/search.py"
-RUNS = ROOT / "tests/fuzz/runs.jsonl"
+ROOT = Path(__file__).parents[2]
+CORPUS = ROOT / "tools/fuzz/corpus"
+SEARCH = ROOT / "tools/fuzz/search.py"
+RUNS = ROOT / "tools/fuzz/runs.jsonl"
 MAX_BYTES = 16_000
 KEPT_FILES = 500
 KEPT_BYTES = 800_000
@@ -26,10 +26,12 @@ KEPT_FILE_BYTES = 8_000
 
 
 def main() -> None:
-    """Fuzz for so many minutes, then keep the corpus and write down what was done."""
+    """Fuzz for some minutes, then keep the corpus and record the run."""
     parser = argparse.ArgumentParser(prog="./dev fuzz", description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("minutes", type=float, nargs="?", default=10)
-    parser.add_argument("--work", type=Path, default=Path(os.environ.get("GUESTD_CACHE", "/tmp")) / "fuzz")
+    parser.add_argument("minutes", type=float, nargs="?", default=10, help="how long (default: 10)")
+    parser.add_argument(
+        "--work", type=Path, default=Path(os.environ.get("GUESTD_CACHE", "/tmp")) / "fuzz", help="where the cache is"
+    )
     arguments = parser.parse_args()
     found = arguments.work / "corpus"
     found.mkdir(parents=True, exist_ok=True)
@@ -95,7 +97,7 @@ def _figures(text: str, started: float) -> dict[str, object]:
 
 
 def _keep(work: Path, found: Path) -> None:
-    """The repository's corpus anew: merged by coverage, the small ones first."""
+    """Replace the repository's corpus: merged by coverage, small inputs first."""
     merged = work / "merged"
     subprocess.run(["rm", "-rf", str(merged)], check=True)
     merged.mkdir()
