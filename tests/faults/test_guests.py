@@ -66,7 +66,7 @@ def floods(hostile: Hostile, rounds: int) -> None:
         hostile.guest.write(b"".join(hostile.line() for _ in range(2000)))
 
 
-def floods_with_what_is_no_message(hostile: Hostile, rounds: int) -> None:
+def floods_without_metrics(hostile: Hostile, rounds: int) -> None:
     for _ in range(rounds):
         hostile.guest.write(b'{"type":"keep_alive"}\n' * 5000 + b"\n" * 500_000)
         hostile.guest.write(hostile.line())
@@ -96,22 +96,22 @@ def repeats_its_keys(hostile: Hostile, rounds: int) -> None:
         hostile.guest.write(hostile.line()[:-2] + b',"data":{}' * 10_000 + b"}\n")
 
 
-def sends_every_poison_in_every_field(hostile: Hostile, rounds: int) -> None:
+def sends_every_wrong_value_in_every_field(hostile: Hostile, rounds: int) -> None:
     for _ in range(rounds):
         for path in _paths(json.loads(sample_line(0))):
             for poison in POISONS:
                 hostile.guest.write(_with(hostile.line(), path, poison))
 
 
-def sends_rubbish(hostile: Hostile, rounds: int) -> None:
+def sends_random_bytes(hostile: Hostile, rounds: int) -> None:
     for _ in range(rounds):
         for size_bytes in (1, 10, 1000, 100_000):
-            rubbish = random.randbytes(size_bytes).replace(b"\n", b"")
+            noise = random.randbytes(size_bytes).replace(b"\n", b"")
             line = hostile.line()
             place = random.randrange(len(line) - 40)
             hostile.cut_in_type += place <= len(b'{"type":"metrics')
             begun = re.sub(rb'"uptime_seconds":\d*', b"", line[:place])  # a cut number would be another sample's
-            hostile.guest.write(begun + rubbish + b'"uptime_seconds":%d\n' % hostile.sent[-1])
+            hostile.guest.write(begun + noise + b'"uptime_seconds":%d\n' % hostile.sent[-1])
 
 
 # What it does, and rounds in ./dev test and in ./dev faults.
@@ -119,12 +119,12 @@ ATTACKS: list[tuple[Callable[[Hostile, int], None], int, int]] = [
     (writes_a_byte_a_second, 1, 12),
     (never_sends_a_newline, 1, 10),
     (floods, 2, 20),
-    (floods_with_what_is_no_message, 1, 10),
+    (floods_without_metrics, 1, 10),
     (sends_10_megabytes_of_digits, 1, 10),
     (nests_deeply, 1, 10),
     (repeats_its_keys, 1, 30),
-    (sends_every_poison_in_every_field, 1, 2),
-    (sends_rubbish, 5, 100),
+    (sends_every_wrong_value_in_every_field, 1, 2),
+    (sends_random_bytes, 5, 100),
 ]
 
 

@@ -1,4 +1,4 @@
-"""A machine is put back to snapshots while its agent speaks: our agent over a real channel, into the tables."""
+"""A machine is reverted to snapshots while its agent sends: our agent over a real channel, into the tables."""
 
 import asyncio
 import copy
@@ -19,7 +19,7 @@ from support.faults import Reliability, counted, sample_line
 
 
 class Machine:
-    """A machine whose memory is its agent's outbox; it can be saved, and put back."""
+    """A machine whose memory is its agent's outbox; it can be saved and reverted."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -78,7 +78,7 @@ class Machine:
         return {int(line.partition(b'"uptime_seconds":')[2].partition(b",")[0]) for line in outbox._held}
 
 
-@pytest.mark.parametrize("channel", ["stays open", "is made anew"])
+@pytest.mark.parametrize("channel", ["stays open", "is reopened"])
 @pytest.mark.asyncio
 async def test_what_a_machine_says_after_a_revert_is_stored_once(
     daemon: Daemon, reliability: Reliability, channel: str
@@ -96,7 +96,7 @@ async def test_what_a_machine_says_after_a_revert_is_stored_once(
             await machine.work()
             await machine.work()
             machine.put_back(saved)
-            if channel == "is made anew":
+            if channel == "is reopened":
                 await machine.hang_up()
         await machine.work()
         await asyncio.wait_for(machine.sender.wait_until_at_most(0), 60)
@@ -106,5 +106,5 @@ async def test_what_a_machine_says_after_a_revert_is_stored_once(
     gap = len(machine.undone - stored)
     books = counted(daemon.dsn, {machine_id: range(1, machine.issued + 1)}, sender_gap=gap)
     assert machine.rewound + machine.sender.outbox.rewound > 0
-    note = "the sender's gap: lines that were in the memory that was put back, and nowhere else"
-    reliability.record(f"a machine put back to a snapshot, its channel {channel}", reverts, books, note)
+    note = "the sender's gap: lines that were only in the memory that was reverted"
+    reliability.record(f"a machine reverted to a snapshot, its channel {channel}", reverts, books, note)

@@ -1,4 +1,4 @@
-"""The spool's file is damaged, deleted or put back: what only it held is gone, not a sample more; none is doubled."""
+"""The spool file is damaged, deleted or replaced by an older copy: only what it alone held is lost; no doubles."""
 
 import os
 import random
