@@ -16,7 +16,7 @@ LINES_PER_GUEST = 300
 
 @pytest.fixture
 def small_disk(directory: Path) -> Iterator[Path]:
-    """32 MiB for the spool, half of them for its ballast; the fleet will want more."""
+    """32 MiB for the spool, half of them for its reserve file; the fleet will want more."""
     disk = directory / "disk"
     disk.mkdir()
     with small_disk_at(disk, mebibytes=32):

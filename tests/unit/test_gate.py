@@ -1,4 +1,4 @@
-"""Intake: the order rules of docs/wire.md, on a real spool."""
+"""The gate: the order rules of docs/wire.md, on a real spool."""
 
 import asyncio
 import json

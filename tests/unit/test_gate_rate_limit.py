@@ -1,4 +1,4 @@
-"""Intake: how much a machine may send; who sends more waits, or is refused."""
+"""The gate: how much a machine may send; who sends more waits, or is refused."""
 
 import asyncio
 from pathlib import Path
