@@ -11,7 +11,7 @@ import msgspec
 from guestd.core.errors import BadFrame
 from guestd.core.transport import Transport
 from guestd.rows.model import Rows
-from guestd.rows.normalise import Stream
+from guestd.rows.normalise import GuestHistory
 from guestd.rows.times import guest_time, sample_time
 from guestd.wire import decode, events, limits
 from guestd.wire.framing import Framer, Oversize
@@ -28,7 +28,7 @@ def check(stream: bytes) -> None:
     """Raise for whatever no bytes may do."""
     whole = Framer(LIMIT_BYTES).feed(stream)
     assert _in_pieces(stream) == whole, "lines depend on how the stream is cut"
-    remembered = Stream()
+    remembered = GuestHistory()
     for line in whole:
         read_line(line)
         if not isinstance(line, Oversize):
@@ -43,7 +43,7 @@ def _in_pieces(stream: bytes) -> list[bytes | Oversize]:
     return [line for piece in pieces for line in framer.feed(piece)]
 
 
-def _check_line(line: bytes, remembered: Stream) -> None:
+def _check_line(line: bytes, remembered: GuestHistory) -> None:
     is_whole(line)
     is_json(line)
     if read_line(line).kind in events.TYPES:
@@ -66,7 +66,7 @@ def _check_line(line: bytes, remembered: Stream) -> None:
 
 def _check_event(line: bytes) -> None:
     try:
-        event = events.event_of(line, machine_id=MACHINE, received_at=RECEIVED)
+        event = events.read_event(line, machine_id=MACHINE, received_at=RECEIVED)
     except BadFrame as exc:
         if exc.reason != "json":
             raise

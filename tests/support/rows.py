@@ -12,7 +12,7 @@ from guestd.core.config import CommandLines
 from guestd.core.transport import Transport
 from guestd.rows.batch import digest
 from guestd.rows.model import Rows, whole_rows
-from guestd.rows.normalise import Stream, normalise
+from guestd.rows.normalise import GuestHistory, normalise
 from guestd.rows.times import guest_time, sample_time
 from guestd.wire.decode import decode
 from guestd.wire.line import read_line
@@ -24,7 +24,7 @@ RECEIVED = datetime(2025, 10, 1, 12, 0, 31, 250_000, tzinfo=UTC)
 TABLES = {table.name: table for table in contract.TABLES}
 
 
-def rows_of(payload: bytes, stream: Stream, command_lines: CommandLines = "redacted") -> Rows:
+def rows_of(payload: bytes, stream: GuestHistory, command_lines: CommandLines = "redacted") -> Rows:
     message = decode(payload)
     metrics = message.metrics
     return normalise(
@@ -34,7 +34,7 @@ def rows_of(payload: bytes, stream: Stream, command_lines: CommandLines = "redac
         timestamp=sample_time(guest_time(metrics.timestamp), RECEIVED, Transport.VIRTIO),
         received_at=RECEIVED,
         digest=digest(payload, read_line(payload).line_id, message),
-        stream=stream,
+        history=stream,
         command_lines=command_lines,
     )
 

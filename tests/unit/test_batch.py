@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guestd.core.errors import BadFrame
-from guestd.rows.batch import Limits, Moment, Prepared, digest, halves, is_due, placed
+from guestd.rows.batch import Limits, Moment, Prepared, digest, find_free_moments, is_due, split_batch
 from guestd.wire.line import LineId
 
 START = datetime(2025, 10, 1, tzinfo=UTC)
@@ -19,7 +19,7 @@ MILLISECOND = timedelta(milliseconds=1)
 
 @given(st.lists(MOMENTS, max_size=30), st.sets(MOMENTS, max_size=20))
 def test_every_frame_gets_a_free_moment_of_its_own(wanted: list[Moment], taken: set[Moment]) -> None:
-    moments = placed(wanted, taken)
+    moments = find_free_moments(wanted, taken)
     assert len(set(moments)) == len(wanted)
     assert taken.isdisjoint(moments)
 
@@ -27,7 +27,7 @@ def test_every_frame_gets_a_free_moment_of_its_own(wanted: list[Moment], taken: 
 @given(st.lists(MOMENTS, max_size=30), st.sets(MOMENTS, max_size=20))
 def test_a_frame_is_moved_only_when_needed_and_no_further(wanted: list[Moment], taken: set[Moment]) -> None:
     used = set(taken)
-    for (machine_id, wish), (placed_for, moment) in zip(wanted, placed(wanted, taken), strict=True):
+    for (machine_id, wish), (placed_for, moment) in zip(wanted, find_free_moments(wanted, taken), strict=True):
         assert placed_for == machine_id
         free = wish
         while (machine_id, free) in used:
@@ -38,7 +38,7 @@ def test_a_frame_is_moved_only_when_needed_and_no_further(wanted: list[Moment], 
 
 @given(st.lists(MOMENTS, max_size=30), st.sets(MOMENTS, max_size=20))
 def test_frames_of_one_time_stay_in_their_order(wanted: list[Moment], taken: set[Moment]) -> None:
-    moments = placed(wanted, taken)
+    moments = find_free_moments(wanted, taken)
     for wish in set(wanted):
         same = [moment for other, moment in zip(wanted, moments, strict=True) if other == wish]
         assert same == sorted(same)
@@ -47,7 +47,7 @@ def test_frames_of_one_time_stay_in_their_order(wanted: list[Moment], taken: set
 def test_a_guest_that_repeats_one_time_costs_no_more_than_its_frames() -> None:
     # Walking past all the others each time would be 200 million steps: it would not end within the test's time.
     wanted = [(MACHINES[0], START)] * 20_000
-    assert placed(wanted, set())[-1] == (MACHINES[0], START + 19_999 * MILLISECOND)
+    assert find_free_moments(wanted, set())[-1] == (MACHINES[0], START + 19_999 * MILLISECOND)
 
 
 def test_a_batch_is_due_when_it_is_large_enough_or_old_enough() -> None:
@@ -64,7 +64,7 @@ def frames(count: int) -> list[Prepared]:
 @given(st.integers(1, 50))
 def test_halves_are_the_batch_in_order(count: int) -> None:
     batch = frames(count)
-    first, second = halves(batch)
+    first, second = split_batch(batch)
     assert [*first, *second] == batch
     assert len(first) - len(second) in (0, 1)
 
@@ -74,7 +74,7 @@ def test_halving_finds_any_one_frame_in_few_steps(count: int, data: st.DataObjec
     poisoned = data.draw(st.integers(0, count - 1))
     part, steps = frames(count), 0
     while len(part) > 1:
-        first, second = halves(part)
+        first, second = split_batch(part)
         part = list(first if any(frame.seq == poisoned for frame in first) else second)
         steps += 1
     assert part[0].seq == poisoned

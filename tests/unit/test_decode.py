@@ -237,9 +237,9 @@ def test_megabytes_of_digits_cost_what_few_digits_cost(digits: int) -> None:
 
 
 def test_a_long_frame_that_is_no_json_is_not_searched_for_what_it_may_mean() -> None:
-    readable = D1.replace(b"12.5", b"NaN")
-    assert decode(readable).repairs == ["unreadable_value"]
-    assert reason_of(readable.replace(b"cron -f", b"x" * limits.READABLE_BYTES)) == "json"
+    make_readable = D1.replace(b"12.5", b"NaN")
+    assert decode(make_readable).repairs == ["unreadable_value"]
+    assert reason_of(make_readable.replace(b"cron -f", b"x" * limits.READABLE_BYTES)) == "json"
 
 
 def test_so_many_values_that_they_can_say_nothing_cost_the_frame() -> None:
@@ -258,10 +258,10 @@ def test_the_first_entries_of_a_list_that_is_too_long_are_kept() -> None:
     assert decoded.repairs == ["list_cut", "field_left_out"]
 
 
-def test_so_many_entries_that_need_mending_are_not_all_mended() -> None:
+def test_entries_beyond_the_limit_of_repairs_are_refused() -> None:
     process = {"id": 1, "name": "a", "memory_usage_kb": -1}
-    assert decode(changed(processes=[process] * limits.MENDED)).refusals == []
-    more = decode(changed(processes=[process] * limits.MENDED, ports=[{"port": 1.0}] * 10))
+    assert decode(changed(processes=[process] * limits.REPAIRED)).refusals == []
+    more = decode(changed(processes=[process] * limits.REPAIRED, ports=[{"port": 1.0}] * 10))
     assert len(more.refusals) == 10
 
 

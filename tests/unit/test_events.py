@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from guestd.core.errors import BadFrame
 from guestd.wire import limits
-from guestd.wire.events import TYPES, Allowance, Event, delivered, event_of
+from guestd.wire.events import TYPES, Event, EventLimiter, read_event, with_repeatable_id
 from guestd.wire.line import OTHER_TYPES
 
 MACHINE, OTHER = UUID(int=1), UUID(int=2)
@@ -21,7 +21,7 @@ BASE = {"type": "error_report", "severity": "Fatal", "error_type": "e"}
 
 
 def event(payload: bytes) -> Event:
-    return event_of(payload, machine_id=MACHINE, received_at=RECEIVED)
+    return read_event(payload, machine_id=MACHINE, received_at=RECEIVED)
 
 
 def of(**members: Any) -> Event:
@@ -99,15 +99,15 @@ def test_the_same_frame_is_the_same_event_and_another_one_is_not() -> None:
         event(payload).id,
         event(payload).id,
         event(payload + b" ").id,
-        event_of(payload, machine_id=OTHER, received_at=RECEIVED).id,
-        event_of(payload, machine_id=MACHINE, received_at=RECEIVED.replace(microsecond=0)).id,
+        read_event(payload, machine_id=OTHER, received_at=RECEIVED).id,
+        read_event(payload, machine_id=MACHINE, received_at=RECEIVED.replace(microsecond=0)).id,
     }
     assert len(ids) == 4
 
 
 def test_an_event_with_a_time_of_its_own_that_a_broker_delivers_again_is_the_same_event() -> None:
     def by_broker(payload: bytes, received_at: datetime) -> UUID:
-        return delivered(event_of(payload, machine_id=MACHINE, received_at=received_at), payload).id
+        return with_repeatable_id(read_event(payload, machine_id=MACHINE, received_at=received_at), payload).id
 
     later = RECEIVED.replace(second=59)
     timed, timeless = VECTORS[0][0], b'{"type":"error_report","timestamp":null,"error_type":"e"}'
@@ -119,7 +119,10 @@ def test_an_event_whose_detail_is_too_long_is_known_by_its_time_all_the_same() -
     members = {"timestamp": "t", **{f"m{number}": "x" * 900 for number in range(30)}}
     payload = json.dumps(BASE | members).encode()
     later = RECEIVED.replace(second=59)
-    ids = {delivered(event_of(payload, machine_id=MACHINE, received_at=at), payload).id for at in (RECEIVED, later)}
+    ids = {
+        with_repeatable_id(read_event(payload, machine_id=MACHINE, received_at=at), payload).id
+        for at in (RECEIVED, later)
+    }
     assert len(ids) == 1
 
 
@@ -200,13 +203,13 @@ def test_no_bytes_make_an_event_fail_otherwise_than_by_a_bad_frame(payload: byte
 
 
 def test_a_machine_may_tell_so_much_in_a_minute_and_others_do_not_pay_for_it() -> None:
-    allowance = Allowance(events_a_minute=2)
-    assert [allowance.take(MACHINE, 60_000) for _ in range(4)] == [True, True, False, False]
-    assert allowance.take(OTHER, 60_001)
-    assert allowance.take(MACHINE, 120_000)
+    limiter = EventLimiter(events_a_minute=2)
+    assert [limiter.admit(MACHINE, 60_000) for _ in range(4)] == [True, True, False, False]
+    assert limiter.admit(OTHER, 60_001)
+    assert limiter.admit(MACHINE, 120_000)
     # A clock that is put back begins another minute.
-    assert allowance.take(MACHINE, 0)
-    assert allowance._told.keys() == {MACHINE}
+    assert limiter.admit(MACHINE, 0)
+    assert limiter._counts.keys() == {MACHINE}
 
 
 def test_a_name_that_is_no_utf8_is_mended_with_the_rest_of_its_event() -> None:

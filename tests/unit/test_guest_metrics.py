@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from guestd.core.transport import Transport
 from guestd.rows.batch import Prepared
 from guestd.rows.model import Rows
-from guestd.rows.normalise import Stream, normalise
+from guestd.rows.normalise import GuestHistory, normalise
 from guestd.telemetry.exposition import render
 from guestd.telemetry.guests import MAX_GUESTS, SHOWN_SECONDS, LatestSamples
 from guestd.wire.decode import decode
@@ -34,7 +34,7 @@ def sample(machine_id: UUID, at: datetime = NOW) -> Rows:
     payload = msgspec.json.encode({"type": "metrics", "timestamp": at.isoformat(), "data": {"system": SYSTEM}})
     return normalise(
         decode(payload).metrics, row_id=uuid4(), machine_id=machine_id, timestamp=at, received_at=at, digest=None,
-        stream=Stream(), command_lines="redacted",
+        history=GuestHistory(), command_lines="redacted",
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from guestd.core.transport import Transport
-from guestd.rows.normalise import Stream
+from guestd.rows.normalise import GuestHistory
 from guestd.rows.times import guest_time, sample_time, uuid7, whole_milliseconds
 from gueststore.contract import ProcessSnapshot
 from support.rows import RECEIVED, TABLES, by_table, misfits, named, rows_of
@@ -105,7 +105,7 @@ MESSAGES = st.fixed_dictionaries(
 
 @given(MESSAGES)
 def test_rows_of_any_message_fit_the_columns_and_types_of_their_tables(message: dict[str, Any]) -> None:
-    rows = rows_of(json.dumps(message).encode(), Stream())
+    rows = rows_of(json.dumps(message).encode(), GuestHistory())
     tables = by_table(rows)
     assert misfits(rows) == []
     assert rows.count == sum(map(len, tables.values()))
@@ -115,7 +115,7 @@ def test_rows_of_any_message_fit_the_columns_and_types_of_their_tables(message: 
 def test_rows_of_any_message_keep_the_keys_and_checks_of_their_tables(message: dict[str, Any]) -> None:
     tables = {
         name: [named(TABLES[name], row) for row in rows]
-        for name, rows in by_table(rows_of(json.dumps(message).encode(), Stream())).items()
+        for name, rows in by_table(rows_of(json.dumps(message).encode(), GuestHistory())).items()
     }
     keys = {
         "ProcessSnapshot": "processId",
@@ -138,7 +138,7 @@ def test_rows_of_any_message_keep_the_keys_and_checks_of_their_tables(message: d
 def test_another_value_of_what_rows_share_is_in_its_columns_and_nowhere_else(
     shared: str, value: Any, message: dict[str, Any]
 ) -> None:
-    rows = rows_of(json.dumps(message).encode(), Stream())
+    rows = rows_of(json.dumps(message).encode(), GuestHistory())
     before, after = by_table(rows), by_table(rows.with_shared(**{shared: value}))
     for name, table in TABLES.items():
         places = {column.name: value for column in table.columns if column.shared == shared}
@@ -166,7 +166,7 @@ def test_long_texts_are_cut() -> None:
                  "description": long, "exe_path": long}
             ],
         ),
-        Stream(),
+        GuestHistory(),
     )  # fmt: skip
     texts = [value for table in by_table(rows).values() for row in table for value in row if isinstance(value, str)]
     assert len(texts) == 22
@@ -176,40 +176,41 @@ def test_long_texts_are_cut() -> None:
 def test_paths_that_are_keys_fit_an_index_row_and_stay_distinct_after_cutting() -> None:
     # 2,704 bytes is what a btree takes; each of these characters has 4 bytes.
     paths = ["\N{GRINNING FACE}" * 2000 + end for end in "ab"]
-    rows = rows_of(message(applications=[{"exe_path": path, "name": path[-1]} for path in paths]), Stream())
+    rows = rows_of(message(applications=[{"exe_path": path, "name": path[-1]} for path in paths]), GuestHistory())
     (row,) = rows.application_history
     assert len(row.executablePath.encode()) < 2600
     assert [(each.executablePath, each.applicationName) for each in rows.applications] == [(row.executablePath, "b")]
 
 
 def test_service_names_that_are_equal_after_cutting_are_one_service() -> None:
-    rows = rows_of(message(windows_services=[{"name": "x" * 255 + end} for end in "ab"]), Stream())
+    rows = rows_of(message(windows_services=[{"name": "x" * 255 + end} for end in "ab"]), GuestHistory())
     assert len(rows.services) == 1
 
 
 def test_ten_thousand_sockets_of_one_port_are_one_row() -> None:
     socket = {"port": 443, "protocol": "TCP", "state": "Established", "process_id": 1}
-    (row,) = rows_of(message(ports=[socket] * 10_000), Stream()).ports
+    (row,) = rows_of(message(ports=[socket] * 10_000), GuestHistory()).ports
     assert row.connectionCount == 10_000
 
 
 def test_counts_that_add_up_to_more_than_the_column_holds_stay_at_its_most() -> None:
     port = {"port": 1, "protocol": "tcp", "state": "LISTEN", "connection_count": 2**31 - 1}
-    (row,) = rows_of(message(ports=[port, port]), Stream()).ports
+    (row,) = rows_of(message(ports=[port, port]), GuestHistory()).ports
     assert row.connectionCount == 2**31 - 1
 
 
 @pytest.mark.parametrize("icon", ["%%%", "AA=", "é", "A" * 90_000, ""])
 def test_an_icon_that_is_none_or_too_large_is_left_out(icon: str) -> None:
     (row,) = rows_of(
-        message(applications=[{"exe_path": "/a", "name": "a", "icon_base64": icon, "icon_format": "png"}]), Stream()
+        message(applications=[{"exe_path": "/a", "name": "a", "icon_base64": icon, "icon_format": "png"}]),
+        GuestHistory(),
     ).applications
     assert (row.iconData, row.iconFormat) == (None, None)
 
 
 def test_an_icon_without_a_format_is_a_png() -> None:
     (row,) = rows_of(
-        message(applications=[{"exe_path": "/a", "name": "a", "icon_base64": "AAAA"}]), Stream()
+        message(applications=[{"exe_path": "/a", "name": "a", "icon_base64": "AAAA"}]), GuestHistory()
     ).applications
     assert (row.iconData, row.iconFormat) == (b"\0\0\0", "png")
 
@@ -217,7 +218,7 @@ def test_an_icon_without_a_format_is_a_png() -> None:
 @pytest.mark.parametrize("start", [0, -1, 1e300, "tomorrow", "9" * 5000, "2500-01-01T00:00:00Z"])
 def test_a_start_time_that_cannot_be_is_null(start: object) -> None:
     (row,) = rows_of(
-        message(processes=[{"pid": 1, "name": "a", "memory_kb": 1, "start_time": start}]), Stream()
+        message(processes=[{"pid": 1, "name": "a", "memory_kb": 1, "start_time": start}]), GuestHistory()
     ).processes
     assert ProcessSnapshot(*row).startTime is None
 
@@ -238,7 +239,7 @@ def test_command_lines_are_stored_without_their_secrets_and_cpu_shares_are_never
     d1 = {"id": 1, "name": "a", "memory_usage_kb": 1, "command_line": "a --password=x", "cpu_usage_percent": -1}
     d2 = {"pid": 1, "name": "a", "memory_kb": 1, "cmd_line": "a --password=x", "cpu_percent": -1}
     for payload in (d1_message(processes=[d1]), message(processes=[d2])):
-        (values,) = rows_of(payload, Stream()).processes
+        (values,) = rows_of(payload, GuestHistory()).processes
         row = ProcessSnapshot(*values)
         assert (row.commandLine, row.cpuUsagePercent) == ("a --password=***", 0.0)
 
@@ -254,7 +255,7 @@ def test_command_lines_are_stored_without_their_secrets_and_cpu_shares_are_never
 def test_memory_is_taken_for_bytes_from_a_gibibyte_on_and_only_in_whole_kibibytes(
     total: int, used: int, is_bytes: bool
 ) -> None:
-    rows = rows_of(d1_message(memory={"total_kb": total, "used_kb": used, "available_kb": 0}), Stream())
+    rows = rows_of(d1_message(memory={"total_kb": total, "used_kb": used, "available_kb": 0}), GuestHistory())
     factor = 1024 if is_bytes else 1
     sample = rows.system_metrics
     kib = (sample.totalMemoryKB, sample.usedMemoryKB, sample.availableMemoryKB)
@@ -273,7 +274,7 @@ def test_long_texts_do_not_stay_in_memory() -> None:
     tracemalloc.start()
     try:
         for payload in payloads:
-            rows_of(payload, Stream())
+            rows_of(payload, GuestHistory())
         held_bytes, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -3,7 +3,7 @@
 import pytest
 
 from guestd.core.errors import BadFrame
-from guestd.rows.normalise import Stream
+from guestd.rows.normalise import GuestHistory
 from support.poison import POISON, Path, poisoned
 from support.rows import misfits, rows_of
 
@@ -19,7 +19,7 @@ def may_cost_the_frame(path: Path, name: str) -> bool:
 def test_any_poison_in_any_field_costs_at_most_its_entry_or_its_frame(name: str) -> None:
     for path, payload in poisoned(name):
         try:
-            found = [problem for _, problem in misfits(rows_of(payload, Stream()))]
+            found = [problem for _, problem in misfits(rows_of(payload, GuestHistory()))]
         except BadFrame as exc:
             found = [] if may_cost_the_frame(path, name) and exc.reason in ("json", "shape", "type") else [str(exc)]
         assert found == [], path

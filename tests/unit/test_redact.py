@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guestd.core.config import CommandLines
-from guestd.rows.redact import Redaction, in_frame, redacted
+from guestd.rows.redact import Redaction, redact_command_line, redact_frame
 from guestd.wire.limits import COMMAND_LINE_CHARS, SEARCHED_CHARS
 
 SECRETS = [
@@ -60,27 +60,27 @@ PLAIN = [
 
 @pytest.mark.parametrize(("command_line", "expected"), SECRETS)
 def test_a_secret_is_replaced_and_the_rest_stays(command_line: str, expected: str) -> None:
-    assert redacted(command_line) == expected
+    assert redact_command_line(command_line) == expected
 
 
 @pytest.mark.parametrize("command_line", PLAIN)
 def test_a_command_line_without_secrets_is_unchanged(command_line: str) -> None:
-    assert redacted(command_line) == command_line
+    assert redact_command_line(command_line) == command_line
 
 
 @pytest.mark.parametrize(("command_line", "expected"), SECRETS)
 def test_redacting_again_changes_nothing(command_line: str, expected: str) -> None:
-    assert redacted(expected) == expected
+    assert redact_command_line(expected) == expected
 
 
 def test_a_command_line_is_cut_before_it_is_looked_at() -> None:
-    assert redacted("x" * 1_000_000) == "x" * COMMAND_LINE_CHARS
-    assert len(redacted("app " + "--password=a " * 1_000_000)) <= COMMAND_LINE_CHARS * 2
+    assert redact_command_line("x" * 1_000_000) == "x" * COMMAND_LINE_CHARS
+    assert len(redact_command_line("app " + "--password=a " * 1_000_000)) <= COMMAND_LINE_CHARS * 2
 
 
 def test_a_secret_that_the_cut_leaves_half_of_is_replaced() -> None:
     start = "app " + "x" * (COMMAND_LINE_CHARS - 30)
-    assert redacted(f'{start} --password "one two three four five six"') == f"{start} --password ***"
+    assert redact_command_line(f'{start} --password "one two three four five six"') == f"{start} --password ***"
 
 
 # Each repeated for as long as a line may be, behind words that make every pattern look: no part of it may be looked at
@@ -106,7 +106,7 @@ def cpu_ns(command_line: str) -> int:
 
 def _tried_ns(command_line: str) -> int:
     started = time.thread_time_ns()
-    redacted(command_line)
+    redact_command_line(command_line)
     return time.thread_time_ns() - started
 
 
@@ -114,7 +114,7 @@ def _tried_ns(command_line: str) -> int:
     st.lists(st.sampled_from([*HOSTILE, "x", "1", "=", ":", "-p", "--user=a:b", "@", "/"]), max_size=30).map("".join)
 )
 def test_any_text_is_redacted_without_growing_beyond_its_marks(command_line: str) -> None:
-    assert len(redacted(command_line)) <= len(command_line) * 4
+    assert len(redact_command_line(command_line)) <= len(command_line) * 4
 
 
 @given(
@@ -125,17 +125,17 @@ def test_any_text_is_redacted_without_growing_beyond_its_marks(command_line: str
     )
 )
 def test_no_password_of_one_word_survives(secret: str) -> None:
-    assert secret not in redacted(f"app --password={secret} -v")
-    assert secret not in redacted(f"app --password /{secret} -v")
-    assert secret not in redacted(f'app --password "{secret}" -v')
+    assert secret not in redact_command_line(f"app --password={secret} -v")
+    assert secret not in redact_command_line(f"app --password /{secret} -v")
+    assert secret not in redact_command_line(f'app --password "{secret}" -v')
 
 
 def test_a_message_is_searched_for_so_many_characters_and_then_only_programmes_are_kept() -> None:
     redaction, line = Redaction(), "app --password=hunter2 " + "x" * 977
     kept = [redaction(line) for _ in range(SEARCHED_CHARS // 1000 + 10)]
-    assert set(kept) == {redacted(line), "app ***"}
+    assert set(kept) == {redact_command_line(line), "app ***"}
     assert kept.index("app ***") == SEARCHED_CHARS // 1000 + 1
-    assert redaction.lines_cut_short == 9
+    assert redaction.lines_shortened == 9
 
 
 def test_lines_that_can_hold_no_secret_cost_nothing_of_what_may_be_searched() -> None:
@@ -168,15 +168,15 @@ FRAME = (
 def test_a_frame_that_is_kept_whole_has_its_command_lines_as_they_would_be_stored(
     kept_as: CommandLines, wanted: bytes
 ) -> None:
-    assert in_frame(FRAME, kept_as) == wanted
+    assert redact_frame(FRAME, kept_as) == wanted
 
 
 @pytest.mark.parametrize("end", [b"", b"\xff", b"\\", b"\\ud83d"])
 def test_a_secret_in_a_frame_that_is_cut_within_is_not_kept(end: bytes) -> None:
     frame = b'{"cmd_line":"app --password=hunter2' + end
-    assert b"hunter2" not in in_frame(frame, "redacted")
+    assert b"hunter2" not in redact_frame(frame, "redacted")
 
 
 @given(st.binary())
 def test_a_frame_without_command_lines_is_kept_as_it_came(frame: bytes) -> None:
-    assert in_frame(frame, "redacted") == frame
+    assert redact_frame(frame, "redacted") == frame

@@ -50,14 +50,17 @@ def test_what_was_wrapped_is_what_is_opened(payload: str, ts_ms: int, nonce: str
 
 
 def test_a_line_of_another_secret_is_not_taken() -> None:
-    assert refusal(SignedLineVerifier(b"another"), line()) == "its signature is of another secret"
+    assert refusal(SignedLineVerifier(b"another"), line()) == "its signature does not match: another secret was used"
 
 
 @pytest.mark.parametrize("field", ["ts", "nonce", "payload", "sig"])
 def test_a_line_that_was_changed_on_its_way_is_not_taken(field: str) -> None:
     changed = json.loads(line())
     changed[field] = changed[field] + 1 if field == "ts" else "0" + changed[field][1:] + "0"
-    assert refusal(SignedLineVerifier(SECRET), json.dumps(changed).encode()) == "its signature is of another secret"
+    assert (
+        refusal(SignedLineVerifier(SECRET), json.dumps(changed).encode())
+        == "its signature does not match: another secret was used"
+    )
 
 
 @pytest.mark.parametrize(
@@ -75,7 +78,7 @@ def test_a_line_that_was_changed_on_its_way_is_not_taken(field: str) -> None:
     ],
 )
 def test_what_is_not_signed_is_not_taken(content: bytes) -> None:
-    assert refusal(SignedLineVerifier(SECRET), content) == "it is not signed"
+    assert refusal(SignedLineVerifier(SECRET), content) == "the line is not signed"
 
 
 @pytest.mark.parametrize("off_ms", [WINDOW_MS, -WINDOW_MS])
@@ -83,13 +86,13 @@ def test_a_clock_may_be_off_by_the_window_and_not_by_more(off_ms: int) -> None:
     verifier = SignedLineVerifier(SECRET)
     assert verifier.verify(line(), NOW_MS + off_ms) == COLLECT
     beyond = NOW_MS + off_ms + (1 if off_ms > 0 else -1)
-    assert refusal(verifier, line(nonce="other"), beyond) == "its time is too far from this machine's"
+    assert refusal(verifier, line(nonce="other"), beyond) == "its time differs too much from this machine's clock"
 
 
 def test_a_line_is_taken_once() -> None:
     verifier = SignedLineVerifier(SECRET)
     verifier.verify(line(), NOW_MS)
-    assert refusal(verifier, line(), NOW_MS + 1000) == "it was heard before"
+    assert refusal(verifier, line(), NOW_MS + 1000) == "its nonce was used before"
     assert verifier.verify(line(nonce="another"), NOW_MS) == COLLECT
 
 
@@ -98,7 +101,7 @@ def test_a_line_that_was_forgotten_is_not_taken_again_after_the_clock_was_put_ba
     verifier.verify(line(), NOW_MS)
     later_ms = NOW_MS + 2 * WINDOW_MS
     verifier.verify(line(ts_ms=later_ms), later_ms)
-    assert refusal(verifier, line(), NOW_MS) == "its time is too far from this machine's"
+    assert refusal(verifier, line(), NOW_MS) == "its time differs too much from this machine's clock"
 
 
 def test_what_is_remembered_is_bounded_and_what_is_forgotten_is_not_taken_again() -> None:
@@ -107,7 +110,9 @@ def test_what_is_remembered_is_bounded_and_what_is_forgotten_is_not_taken_again(
     for content in lines:
         assert verifier.verify(content, NOW_MS) == COLLECT
         assert len(verifier._seen) == len(verifier._by_time) <= 10
-    assert {refusal(verifier, content) for content in lines[:20]} == {"its time is too far from this machine's"}
+    assert {refusal(verifier, content) for content in lines[:20]} == {
+        "its time differs too much from this machine's clock"
+    }
     assert {refusal(verifier, content) for content in lines[20:]} <= {
-        "it was heard before", "its time is too far from this machine's",
+        "its nonce was used before", "its time differs too much from this machine's clock",
     }  # fmt: skip

@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 
-from guestd.rows.normalise import Stream
+from guestd.rows.normalise import GuestHistory
 from guestd.simulator.guest import Guest
 from support.rows import rows_of
 
@@ -26,7 +26,7 @@ def reference(lines: list[bytes]) -> int:
 
 
 def to_rows(lines: list[bytes]) -> int:
-    stream = Stream()
+    stream = GuestHistory()
     return sum(rows_of(line, stream).count for line in lines)
 
 

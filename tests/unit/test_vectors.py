@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from guestd.core.errors import BadFrame
-from guestd.rows.normalise import Stream
+from guestd.rows.normalise import GuestHistory
 from guestd.wire.decode import decode
 from guestd.wire.framing import Framer, Oversize
 from gueststore import contract
@@ -24,7 +24,7 @@ def expected_value(name: str, value: object, table: contract.Table) -> object:
     return datetime.fromisoformat(str(value)) if is_time else value
 
 
-def outcome_of(line: bytes | Oversize, expected: dict[str, Any], stream: Stream) -> dict[str, Any]:
+def outcome_of(line: bytes | Oversize, expected: dict[str, Any], stream: GuestHistory) -> dict[str, Any]:
     """What became of a line, as far as the vector says something of it."""
     if isinstance(line, Oversize):
         return {"oversize": line.size_bytes}
@@ -62,7 +62,7 @@ def expectations(name: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("chunk_bytes", [1_000_000, 1])
 def test_every_line_of_the_vectors_becomes_what_they_say(name: str, chunk_bytes: int) -> None:
-    wire, framer, stream = (VECTORS / f"{name}.wire").read_bytes(), Framer(LIMIT_BYTES), Stream()
+    wire, framer, stream = (VECTORS / f"{name}.wire").read_bytes(), Framer(LIMIT_BYTES), GuestHistory()
     chunks = (wire[place : place + chunk_bytes] for place in range(0, len(wire), chunk_bytes))
     lines = [line for chunk in chunks for line in framer.feed(chunk)]
     expected = expectations(name)

@@ -11,7 +11,7 @@ from uuid import UUID
 from tools.bench.flood import FRAME_BYTES, HEAD, hostile_command_lines, large_frames, wrong_values
 
 from guestd.core.errors import BadFrame
-from guestd.rows.normalise import Stream, normalise
+from guestd.rows.normalise import GuestHistory, normalise
 from guestd.wire import events
 from guestd.wire.decode import decode
 from guestd.wire.line import is_whole, read_line
@@ -47,7 +47,7 @@ def _costs(frame: bytes, tries: int) -> tuple[str, float, float]:
 def _to_rows(frame: bytes) -> str:
     try:
         if read_line(frame).kind in events.TYPES:
-            events.event_of(frame, machine_id=UUID(int=1), received_at=NOW)
+            events.read_event(frame, machine_id=UUID(int=1), received_at=NOW)
             return "event"
         rows = normalise(
             decode(frame).metrics,
@@ -56,7 +56,7 @@ def _to_rows(frame: bytes) -> str:
             timestamp=NOW,
             received_at=NOW,
             digest=None,
-            stream=Stream(),
+            history=GuestHistory(),
             command_lines="redacted",
         )
     except BadFrame as exc:

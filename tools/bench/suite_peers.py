@@ -40,7 +40,7 @@ from guestd.ingest.prepare import Preparer
 from guestd.rows.model import Rows, Values, whole_rows
 from guestd.spool.file import Frame, from_milliseconds
 from guestd.store import dumpers
-from guestd.store.batch_writer import Store, connected
+from guestd.store.batch_writer import Store, open_store
 from guestd.telemetry.registry import Telemetry
 from guestd.wire.line import METRICS, read_line
 from gueststore import contract
@@ -109,7 +109,7 @@ async def _measured(dsn: str, frames: Sequence[Frame], arguments: argparse.Names
         for name, (way, some) in ways.items():
             truncate(dsn)
             async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
-                dumpers.put_on(connection)
+                dumpers.register_dumpers(connection)
                 began = time.perf_counter()
                 took_seconds = await way(connection, some) or time.perf_counter() - began
                 rates[name].append(sum(map(_rows, some)) / took_seconds)
@@ -141,7 +141,7 @@ async def _nothing_taken(_: object) -> set[Any]:
 async def _guestd(dsn: str, frames: Sequence[Frame]) -> float:
     """As the writer does: the next batch is prepared while the server works on one."""
     preparer, spool_id, rows = _preparer(), uuid4(), 0
-    async with connected(dsn) as store:
+    async with open_store(dsn) as store:
         await store.set_ledger(spool_id, None, 0)
         began = time.perf_counter()
         writing: asyncio.Task[int] | None = None

@@ -113,7 +113,7 @@ async def _list(arguments: argparse.Namespace, settings: Settings) -> int:
     from guestd.store.connection import connection_to
 
     async with connection_to(settings.store.dsn) as connection:
-        frames = await quarantine.listed(connection, reason=arguments.reason, limit=arguments.limit)
+        frames = await quarantine.list_frames(connection, reason=arguments.reason, limit=arguments.limit)
     if arguments.json:
         print_json(frames)
         return 0
@@ -135,7 +135,7 @@ async def _show(arguments: argparse.Namespace, settings: Settings) -> int:
     from guestd.store.connection import connection_to
 
     async with connection_to(settings.store.dsn) as connection:
-        frame = await quarantine.held(connection, arguments.id)
+        frame = await quarantine.read_frame(connection, arguments.id)
     if frame is None:
         print_error(f"there is no frame {arguments.id} in the quarantine")
         return EXIT_FAILURE
@@ -163,10 +163,10 @@ async def _retry(arguments: argparse.Namespace, settings: Settings) -> int:
     async with connection_to(settings.store.dsn) as connection:
         ids = [arguments.id]
         if arguments.id is None:
-            frames = await quarantine.listed(connection, reason=arguments.reason, limit=MOST_RETRIED)
+            frames = await quarantine.list_frames(connection, reason=arguments.reason, limit=MOST_RETRIED)
             ids = [frame.id for frame in reversed(frames)]
         for frame_id in ids:
-            result = await quarantine.retried(connection, frame_id, settings.privacy.command_lines)
+            result = await quarantine.retry_frame(connection, frame_id, settings.privacy.command_lines)
             results.append({"id": frame_id, "stored": result.is_stored, "reason": result.why})
             if not arguments.json:
                 print(f"{frame_id}  {'stored' if result.is_stored else result.why}")
@@ -185,7 +185,7 @@ async def _drop(arguments: argparse.Namespace, settings: Settings) -> int:
         return EXIT_USAGE
     days = arguments.older_than
     async with connection_to(settings.store.dsn) as connection:
-        dropped = await quarantine.dropped(
+        dropped = await quarantine.delete_frames(
             connection,
             ids=None if arguments.id is None else [arguments.id],
             reason=arguments.reason,

@@ -101,11 +101,11 @@ async def _redraw(console: Console, arguments: argparse.Namespace) -> None:
 
 
 async def _read_machines(arguments: argparse.Namespace) -> AsyncIterator[Sequence[MachineNow]]:
-    from guestd.store.connection import connection_to, sorted_errors
+    from guestd.store.connection import connection_to, translate_errors
     from gueststore import read_api
 
     rounds = 0
-    async with connection_to(read_settings(arguments).store.dsn) as connection, sorted_errors():
+    async with connection_to(read_settings(arguments).store.dsn) as connection, translate_errors():
         while True:
             yield sorted(await read_api.read_machines(connection), key=_SORT_KEYS[arguments.sort])
             rounds += 1

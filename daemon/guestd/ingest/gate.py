@@ -98,7 +98,7 @@ class Gate:
         self._rate_limit = rate_limit
         self._returned: dict[UUID, tuple[float, float]] = {}  # when, and after how long
         self.senders: dict[UUID, SenderState] = dict(spool.senders_at_open)
-        self._events = events.Allowance()
+        self._events = events.EventLimiter()
         self._resend_requests: dict[UUID, tuple[str, int, int]] = {}
         self._truncated: dict[UUID, tuple[str, int, int]] = {}
 
@@ -206,7 +206,7 @@ class Gate:
         self._metrics.other_messages.labels(kind).inc()
         if kind not in events.TYPES:
             return False
-        if self._events.take(machine_id, self._now_ms()):
+        if self._events.admit(machine_id, self._now_ms()):
             return True
         self._metrics.refused.labels("event_flood").inc()
         return False

@@ -23,9 +23,9 @@ import structlog
 from guestd.core.config import CommandLines
 from guestd.core.errors import BadFrame
 from guestd.core.transport import Transport
-from guestd.rows.batch import Moment, Prepared, digest, placed
+from guestd.rows.batch import Moment, Prepared, digest, find_free_moments
 from guestd.rows.model import Rows
-from guestd.rows.normalise import Stream, normalise
+from guestd.rows.normalise import GuestHistory, normalise
 from guestd.rows.times import guest_time, sample_time, uuid7
 from guestd.spool.file import Frame
 from guestd.telemetry.registry import PrepareMetrics
@@ -59,7 +59,7 @@ class Preparer:
     def __init__(self, metrics: PrepareMetrics, command_lines_of: CommandLinesOf = redact_all) -> None:
         self._metrics = metrics
         self._command_lines_of = command_lines_of
-        self._streams: dict[UUID, Stream] = {}
+        self._streams: dict[UUID, GuestHistory] = {}
         self._latest: dict[UUID, datetime] = {}
         self._yielded_at = 0.0
         self._silent_until: dict[tuple[str, int], float] = {}
@@ -168,7 +168,7 @@ class Preparer:
         # Doubled in every round: a guest whose clock stood still for days has a long run of occupied times behind it.
         step = _MILLISECOND
         while True:
-            moments = placed(desired, occupied)
+            moments = find_free_moments(desired, occupied)
             doubtful = {
                 (machine_id, moment)
                 for machine_id, moment in moments
@@ -204,7 +204,7 @@ class Preparer:
             timestamp=timestamp,
             received_at=frame.received_at,
             digest=digest,
-            stream=self._streams.setdefault(frame.machine_id, Stream()),
+            history=self._streams.setdefault(frame.machine_id, GuestHistory()),
             command_lines=command_lines,
         )
         rows.refusals += message.refusals
@@ -232,8 +232,8 @@ def _prepared(
 
 def _decode(frame: Frame) -> decode.Decoded | Event:
     if frame.kind in events.TYPES:
-        event = events.event_of(frame.payload, machine_id=frame.machine_id, received_at=frame.received_at)
-        return events.delivered(event, frame.payload) if frame.channel is Transport.MQTT else event
+        event = events.read_event(frame.payload, machine_id=frame.machine_id, received_at=frame.received_at)
+        return events.with_repeatable_id(event, frame.payload) if frame.channel is Transport.MQTT else event
     message = decode.decode(frame.payload)
     claims = message.metrics.claims()
     if claims is not None and claims.lower() != str(frame.machine_id):

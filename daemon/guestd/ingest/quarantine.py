@@ -1,7 +1,7 @@
-"""Frames that were set aside: looked at, retried, dropped; and kept within bounds.
+"""Quarantined frames: list, read, retry, delete.
 
-A retry makes rows of the whole frame once more, as the daemon of today would, and stores those that are not there yet;
-the frame leaves the quarantine in the same transaction when nothing of it is refused any more.
+A retry makes the rows of the whole frame again, as this version of the daemon does, and stores those that are missing.
+The frame is removed from the quarantine in the same transaction when none of its rows is refused.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from guestd.core.transport import Transport
 from guestd.ingest.prepare import CommandLinesOf, Preparer
 from guestd.rows.model import Rows
 from guestd.spool.file import Frame
-from guestd.store.batch_writer import LOOK_AROUND, store_on
-from guestd.store.connection import WRITE_SECONDS, sorted_errors
+from guestd.store.batch_writer import SEARCH_WINDOW, open_store_on
+from guestd.store.connection import WRITE_SECONDS, translate_errors
 from guestd.telemetry.registry import PrepareMetrics
 from guestd.wire.events import Event
 from guestd.wire.line import read_line
@@ -35,8 +35,8 @@ Connection = psycopg.AsyncConnection[Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
-    """One frame that is set aside, without its bytes."""
+class FrameSummary:
+    """A quarantined frame without its payload."""
 
     id: UUID
     machineId: UUID | None  # noqa: N815 -- the column's name
@@ -50,8 +50,8 @@ class Listed:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """One frame that is set aside, whole."""
+class QuarantinedFrame:
+    """A quarantined frame."""
 
     id: UUID
     machineId: UUID | None  # noqa: N815 -- the column's name
@@ -67,70 +67,72 @@ class Held:
 
 
 @dataclass(frozen=True, slots=True)
-class Retried:
-    """What a retry came to: all is stored, or why not."""
+class RetryResult:
+    """The result of a retry: all is stored, or the reason why not."""
 
     is_stored: bool
     why: str
 
 
-async def listed(connection: Connection, *, reason: str | None, limit: int) -> Sequence[Listed]:
-    """The newest frames of a reason, or of all."""
-    async with sorted_errors(), connection.cursor(row_factory=class_row(Listed)) as cursor:
+async def list_frames(connection: Connection, *, reason: str | None, limit: int) -> Sequence[FrameSummary]:
+    """The newest frames with a reason, or with any."""
+    async with translate_errors(), connection.cursor(row_factory=class_row(FrameSummary)) as cursor:
         await cursor.execute(query("quarantine/read_frames"), {"reason": reason, "most": limit})
         return await cursor.fetchall()
 
 
-async def held(connection: Connection, frame_id: UUID) -> Held | None:
-    """One frame whole; None when it is not there."""
-    async with sorted_errors(), connection.cursor(row_factory=class_row(Held)) as cursor:
+async def read_frame(connection: Connection, frame_id: UUID) -> QuarantinedFrame | None:
+    """Read a frame; None when there is none with this id."""
+    async with translate_errors(), connection.cursor(row_factory=class_row(QuarantinedFrame)) as cursor:
         await cursor.execute(query("quarantine/lock_frame"), {"id": frame_id})
         return await cursor.fetchone()
 
 
-async def dropped(
+async def delete_frames(
     connection: Connection, *, ids: Sequence[UUID] | None, reason: str | None, older_than: datetime | None
 ) -> int:
-    """Delete the frames that meet all conditions that are given; how many there were."""
-    async with sorted_errors():
+    """Delete the frames that match all given conditions; returns their number."""
+    async with translate_errors():
         conditions = {"ids": None if ids is None else list(ids), "reason": reason, "older_than": older_than}
         return (await connection.execute(query("quarantine/delete_frames"), conditions)).rowcount
 
 
-async def retried(connection: Connection, frame_id: UUID, command_lines: CommandLines) -> Retried:
-    """Store what can be stored of a frame now; a failure is counted in its row.
+async def retry_frame(connection: Connection, frame_id: UUID, command_lines: CommandLines) -> RetryResult:
+    """Store the rows of a frame that can be stored now; a failure is counted in its row.
 
-    `command_lines` is the setting for machines that have none of their own.
+    `command_lines` is the setting for machines without their own.
     """
-    store = await store_on(connection)
+    store = await open_store_on(connection)
     try:
-        async with sorted_errors(), asyncio.timeout(WRITE_SECONDS), connection.transaction():
-            frame = await held(connection, frame_id)
+        async with translate_errors(), asyncio.timeout(WRITE_SECONDS), connection.transaction():
+            frame = await read_frame(connection, frame_id)
             if frame is None:
-                return Retried(is_stored=False, why="there is no such frame")
+                return RetryResult(is_stored=False, why="there is no frame with this id")
             preparer = Preparer(PrepareMetrics(), _command_lines_of(connection, command_lines))
-            (prepared,) = await preparer.prepare([_as_it_came(frame)], store.taken)
+            (prepared,) = await preparer.prepare([_original_frame(frame)], store.find_stored_timestamps)
             content = prepared.content
             if isinstance(content, BadFrame):
-                return await _kept(connection, frame, content.reason, str(content))
+                return await _record_failure(connection, frame, content.reason, str(content))
             if isinstance(content, Rows):
-                # Of the bytes as they came: what is set aside may have lost its secrets.
+                # The digest of the received bytes: secrets may have been removed from the quarantined ones.
                 content = content.with_shared(digest=frame.frameDigest)
-            if not await store.rewrite(content, sample_at=await _sample_at(connection, frame, content)):
-                return await _kept(connection, frame, "unknown_machine", "the store has no such Machine")
+            if not await store.store_missing(content, sample_at=await _sample_at(connection, frame, content)):
+                return await _record_failure(connection, frame, "unknown_machine", "the store has no such Machine")
             if isinstance(content, Rows) and content.refusals:
-                return await _kept(connection, frame, "row_refused", f"{len(content.refusals)} rows refused", content)
-            await dropped(connection, ids=[frame_id], reason=None, older_than=None)
-            return Retried(is_stored=True, why="")
+                return await _record_failure(
+                    connection, frame, "row_refused", f"{len(content.refusals)} rows refused", content
+                )
+            await delete_frames(connection, ids=[frame_id], reason=None, older_than=None)
+            return RetryResult(is_stored=True, why="")
     except RowsRejected as exc:
-        # The transaction is gone with all that it had stored.
+        # The transaction was rolled back with all that it had stored.
         assert frame is not None
-        async with sorted_errors(), connection.transaction():
-            return await _kept(connection, frame, "rejected_by_store", str(exc))
+        async with translate_errors(), connection.transaction():
+            return await _record_failure(connection, frame, "rejected_by_store", str(exc))
 
 
-def _as_it_came(frame: Held) -> Frame:
-    """By which channel is not recorded: a broker's is judged more leniently in what time a sample may claim."""
+def _original_frame(frame: QuarantinedFrame) -> Frame:
+    """The frame as it was received. Its channel is not recorded: MQTT allows the widest range of sample times."""
     machine_id, line = frame.machineId or UUID(int=0), read_line(frame.payload)
     return Frame(frame.seq, machine_id, frame.receivedAt, frame.payload, Transport.MQTT, line.kind, line.line_id)
 
@@ -144,8 +146,8 @@ def _command_lines_of(connection: Connection, default: CommandLines) -> CommandL
     return of
 
 
-async def _sample_at(connection: Connection, frame: Held, content: Rows | Event) -> datetime | None:
-    """Under which time some of the frame is stored already; None when nothing is."""
+async def _sample_at(connection: Connection, frame: QuarantinedFrame, content: Rows | Event) -> datetime | None:
+    """The timestamp under which a part of the frame is stored already; None when nothing is."""
     if isinstance(content, Event):
         return None
     times = (frame.receivedAt, content.shared.timestamp)
@@ -155,15 +157,17 @@ async def _sample_at(connection: Connection, frame: Held, content: Rows | Event)
             "machine_id": frame.machineId,
             "received_at": frame.receivedAt,
             "digest": frame.frameDigest,
-            "earliest": min(times) - LOOK_AROUND,
-            "latest": max(times) + LOOK_AROUND,
+            "earliest": min(times) - SEARCH_WINDOW,
+            "latest": max(times) + SEARCH_WINDOW,
         },
     )
     (at,) = await cursor.fetchone() or (None,)
     return at
 
 
-async def _kept(connection: Connection, frame: Held, reason: str, detail: str, stored: Rows | None = None) -> Retried:
+async def _record_failure(
+    connection: Connection, frame: QuarantinedFrame, reason: str, detail: str, stored: Rows | None = None
+) -> RetryResult:
     refusals = frame.refusals
     if stored is not None:
         refusals = [
@@ -180,4 +184,4 @@ async def _kept(connection: Connection, frame: Held, reason: str, detail: str, s
             "stored": stored is not None,
         },
     )
-    return Retried(is_stored=False, why=f"{reason}: {escape_to_ascii(detail)}")
+    return RetryResult(is_stored=False, why=f"{reason}: {escape_to_ascii(detail)}")

@@ -19,11 +19,11 @@ from guestd.core.errors import BadFrame, RowsRejected, StoreUnavailable
 from guestd.core.tasks import Backoff, run_with_retry
 from guestd.ingest.prefetch import OnPrepared, Prefetch
 from guestd.ingest.prepare import CommandLinesOf, FindOccupied, Preparer, redact_all
-from guestd.rows.batch import Limits, Moment, Prepared, halves
+from guestd.rows.batch import Limits, Moment, Prepared, split_batch
 from guestd.spool import resume
 from guestd.spool.queue import Spool
-from guestd.store.batch_writer import LedgerMoved, Outcome, Store, connected
-from guestd.store.connection import KeyTaken
+from guestd.store.batch_writer import LedgerMoved, Outcome, Store, open_store
+from guestd.store.connection import KeyConflict
 from guestd.telemetry.registry import WriterMetrics
 
 log = structlog.get_logger()
@@ -108,7 +108,7 @@ class Writer:
 
     async def _connection(self) -> None:
         """One connection's life."""
-        async with connected(self._dsn) as store:
+        async with open_store(self._dsn) as store:
             await self._resume(store)
             self.store_error = None
             while frames := await self._next(store):
@@ -172,7 +172,7 @@ class Writer:
         async def find_occupied(moments: Sequence[Moment]) -> set[Moment]:
             self._waiting_since = time.monotonic()
             try:
-                return await store.taken(moments)
+                return await store.find_stored_timestamps(moments)
             finally:
                 self._waiting_since = None
 
@@ -183,10 +183,12 @@ class Writer:
         for _ in range(KEY_TRIES):
             try:
                 await self._commit(store, frames)
-            except KeyTaken as exc:
+            except KeyConflict as exc:
                 log.warning("keys of rows are occupied in the store, moving or leaving out these rows", error=str(exc))
                 self._metrics.key_conflicts.inc()
-                frames = await store.without_taken(await self._preparer.move_occupied(frames, store.taken))
+                frames = await store.without_stored(
+                    await self._preparer.move_occupied(frames, store.find_stored_timestamps)
+                )
             except RowsRejected as exc:
                 await self._write_parts(store, frames, exc)
                 return
@@ -216,7 +218,7 @@ class Writer:
 
     async def _write_parts(self, store: Store, frames: Sequence[Prepared], exc: RowsRejected) -> None:
         if len(frames) > 1:
-            for part in halves(frames):
+            for part in split_batch(frames):
                 await self._write(store, part)
             return
         (frame,) = frames

@@ -1,4 +1,4 @@
-"""What is written in one transaction: when it is due, by what a frame is known again, how a batch is halved. Pure."""
+"""Batches: when one is due, what identifies a frame, free timestamps for samples, splitting a batch. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from guestd.wire.line import LineId
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """One frame, ready for the store: its rows, its event, or why it has none."""
+    """A frame that is ready for the store: its rows, its event, or the reason why it has neither."""
 
     seq: int
     machine_id: UUID
@@ -33,7 +33,7 @@ class Prepared:
 
     @property
     def times(self) -> tuple[datetime, ...]:
-        """When it was received, and the time of its sample."""
+        """When it was received, and the timestamp of its sample."""
         if isinstance(self.content, Rows):
             return self.received_at, self.content.shared.timestamp
         return (self.received_at,)
@@ -70,12 +70,12 @@ class Limits:
 
 
 def is_due(waiting_bytes: int, waited_seconds: float, limits: Limits) -> bool:
-    """Whether to write now what waits, or to let it grow."""
+    """Whether to write the waiting frames now."""
     return waiting_bytes >= limits.max_bytes or waited_seconds >= limits.max_age_seconds
 
 
-def halves(frames: Sequence[Prepared]) -> tuple[Sequence[Prepared], Sequence[Prepared]]:
-    """Two parts in order, the first never empty; together they are the batch."""
+def split_batch(frames: Sequence[Prepared]) -> tuple[Sequence[Prepared], Sequence[Prepared]]:
+    """The batch in two parts, in order; the first is never empty."""
     middle = (len(frames) + 1) // 2
     return frames[:middle], frames[middle:]
 
@@ -84,17 +84,17 @@ Moment = tuple[UUID, datetime]
 _MILLISECOND = timedelta(milliseconds=1)
 
 
-def placed(wanted: Sequence[Moment], taken: Set[Moment]) -> list[Moment]:
-    """The (machine, time) that each frame's rows get: as wanted, or moved by whole ms past others."""
-    used = set(taken)
-    # Where the search for a free moment goes on, so that a guest that repeats one time for ever costs no more.
+def find_free_moments(desired: Sequence[Moment], occupied: Set[Moment]) -> list[Moment]:
+    """The (machine, time) of each frame's rows: as desired, or moved by whole ms to the next that is free."""
+    used = set(occupied)
+    # Where the search for a free moment continues, so that a guest that always sends the same time costs no more.
     resume_at: dict[Moment, datetime] = {}
     moments = []
-    for machine_id, wish in wanted:
-        moment = resume_at.get((machine_id, wish), wish)
+    for machine_id, desired_at in desired:
+        moment = resume_at.get((machine_id, desired_at), desired_at)
         while (machine_id, moment) in used:
             moment += _MILLISECOND
         used.add((machine_id, moment))
-        resume_at[(machine_id, wish)] = moment + _MILLISECOND
+        resume_at[(machine_id, desired_at)] = moment + _MILLISECOND
         moments.append((machine_id, moment))
     return moments

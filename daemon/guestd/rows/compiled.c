@@ -3,8 +3,8 @@
  * Format: postgresql.org/docs/current/sql-copy.html, Binary Format. Optional: without this module (no compiler where
  * guestd was installed) Python does the same more slowly; tests/unit/test_compiled_rows.py compares the two.
  *
- * No table, column or message field is named here. Which columns a table has, and what is done to the fields of a
- * process, are arguments: gueststore.contract and guestd.rows.processes say it.
+ * No table, column or message field is named here. The columns of a table and the steps for the fields of a process are
+ * arguments: gueststore.contract and guestd.rows.processes define them.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -39,7 +39,7 @@ static int reserve(Buffer *out, size_t more) {
     return 0;
 }
 
-/* Big-endian, as all of it is on the wire. */
+/* Big-endian, as the whole format. */
 static void put(Buffer *out, uint64_t value, int width) {
     for (int place = width - 1; place >= 0; place--)
         out->data[out->size++] = (char)(value >> 8 * place);
@@ -62,7 +62,7 @@ static int put_bytes(Buffer *out, const char *data, Py_ssize_t size, int is_json
         return -1;
     put(out, (uint64_t)(size + is_jsonb), 4);
     if (is_jsonb)
-        put(out, 1, 1); /* its version */
+        put(out, 1, 1); /* the version of jsonb */
     memcpy(out->data + out->size, data, (size_t)size);
     out->size += (size_t)size;
     return 0;
@@ -121,7 +121,7 @@ static int put_uuid(Buffer *out, PyObject *value) {
     return failed;
 }
 
-/* A datetime, or unix seconds as a guest wrote them; rint rounds as Python's round does, halves to even. */
+/* A datetime, or unix seconds as a guest sent them; rint rounds half to even, as Python's round does. */
 static int put_time(Buffer *out, PyObject *value) {
     if (PyFloat_Check(value)) {
         double microseconds = rint(PyFloat_AS_DOUBLE(value) * 1e6);
@@ -183,7 +183,7 @@ static int put_values(Buffer *out, PyObject *values, const char *kinds, Py_ssize
     return 0;
 }
 
-/* A group is (shared, rows): what its rows share is encoded once, behind the number of columns, and copied. */
+/* A group is (shared, rows): the number of columns and the shared values are encoded once and copied to each row. */
 static int put_group(Buffer *out, Buffer *start, PyObject *group, const char *kinds, Py_ssize_t columns) {
     PyObject *shared, *rows;
     if (!PyTuple_Check(group)) {
@@ -240,7 +240,7 @@ static PyObject *encode(PyObject *module, PyObject *arguments) {
     return encoded;
 }
 
-/* ---- the rows of a message's processes, as guestd.rows.processes.make_rows_in_python makes them */
+/* ---- the rows of a message's processes, equal to those of guestd.rows.processes.make_rows_in_python */
 
 /* Words by their first letter: `first` and `next` are chains of their numbers, which begin at 1; 0 ends a chain. */
 enum { MOST_WORDS = 32 };
@@ -249,7 +249,7 @@ typedef struct {
     unsigned char next[MOST_WORDS], first[128];
 } Words;
 
-/* What is done to the value of a column: guestd.rows.processes describes the steps. */
+/* The step of a column's value: guestd.rows.processes describes the steps. */
 typedef struct {
     enum { KEEP, CUT, MAP, AT_LEAST, TIME, REDACT } kind;
     Py_ssize_t chars;
@@ -259,7 +259,7 @@ typedef struct {
     Words words;
 } Step;
 
-/* Takes ASCII words in small letters; they live as long as the tuple does. */
+/* Reads lower-case ASCII words; they are valid as long as the tuple is. */
 static int read_words(PyObject *tuple, Words *words) {
     memset(words, 0, sizeof *words);
     for (Py_ssize_t place = 0; place < PyTuple_GET_SIZE(tuple); place++) {
@@ -313,7 +313,7 @@ static int read_step(PyObject *tuple, Step *step) {
     return -1;
 }
 
-/* The first characters of a text; of anything else, itself. Takes the reference and gives one. */
+/* The first characters of a text; any other value unchanged. Consumes the reference, returns a new one. */
 static PyObject *cut(PyObject *text, Py_ssize_t chars) {
     if (text == NULL || !PyUnicode_Check(text) || PyUnicode_GET_LENGTH(text) <= chars)
         return text;
@@ -322,14 +322,14 @@ static PyObject *cut(PyObject *text, Py_ssize_t chars) {
     return shorter;
 }
 
-/* What a function makes of a value. Takes the reference and gives one. */
+/* The result of a function of the value. Consumes the reference, returns a new one. */
 static PyObject *call(PyObject *function, PyObject *value) {
     PyObject *result = value == NULL ? NULL : PyObject_CallOneArg(function, value);
     Py_XDECREF(value);
     return result;
 }
 
-/* Whether a text is ASCII and has none of the words. */
+/* Whether a text is ASCII and contains none of the words. */
 static int is_without(PyObject *text, const Words *words) {
     if (!PyUnicode_IS_ASCII(text))
         return 0;
@@ -347,7 +347,7 @@ static int is_without(PyObject *text, const Words *words) {
     return 1;
 }
 
-/* The value after its step. Takes the reference and gives one. */
+/* The value after its step. Consumes the reference, returns a new one. */
 static PyObject *after(PyObject *value, const Step *step) {
     switch (step->kind) {
     case CUT: return cut(value, step->chars);

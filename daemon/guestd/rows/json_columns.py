@@ -1,6 +1,6 @@
-"""The JSON columns of a sample: disks, rates, interfaces, load. Pure; units are in the names (sql/migrations/0002).
+"""The JSON columns of a sample: disks, rates, interfaces, load. Pure; the names carry the units (sql/migrations/0002).
 
-Figures below 0, or too large to be summed up with others, cannot be: null, counted.
+Numbers below 0, or too large to be summed, are invalid: they become null and are counted.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ _PSEUDO_FILE_SYSTEMS = frozenset(
 )  # fmt: skip
 
 
-def listed(entries: Sequence[object], adjustments: list[str]) -> bytes:
-    """A column that is a list, cut until it fits."""
+def encode_list(entries: Sequence[object], adjustments: list[str]) -> bytes:
+    """Encode a list, cut until it fits into a column."""
     while len(encoded := _encode(entries)) > limits.JSON_BYTES:
         adjustments.append("json_cut")
         entries = entries[: len(entries) // 2]
     return encoded
 
 
-def holds_files(disk: DiskUsage) -> bool:
-    """Whether it is one of those among the file systems of a guest that fill up."""
+def is_real_file_system(disk: DiskUsage) -> bool:
+    """Whether it stores files: pseudo file systems cannot fill up."""
     return bool(disk.total_gb) and disk.filesystem not in _PSEUDO_FILE_SYSTEMS
 
 
-def disk_usage(disk: DiskUsage, adjustments: list[str]) -> dict[str, object]:
+def describe_disk(disk: DiskUsage, adjustments: list[str]) -> dict[str, object]:
     """GiB."""
     return {
         "mountPoint": disk.mount_point[: limits.PATH_CHARS],
@@ -47,7 +47,7 @@ def disk_usage(disk: DiskUsage, adjustments: list[str]) -> dict[str, object]:
     }
 
 
-def disk_rates(rates: DiskIo, adjustments: list[str]) -> bytes:
+def encode_disk_rates(rates: DiskIo, adjustments: list[str]) -> bytes:
     """Per second."""
     return _encode(
         {
@@ -60,12 +60,12 @@ def disk_rates(rates: DiskIo, adjustments: list[str]) -> bytes:
 
 
 def interface_name(interface: Interface) -> str:
-    """As it is kept."""
+    """The name as it is stored."""
     return interface.name[: limits.NAME_CHARS]
 
 
-def network(interface: Interface, figures_are_counters: bool, adjustments: list[str]) -> dict[str, object]:
-    """Per second, or since boot under a name that says so."""
+def describe_interface(interface: Interface, figures_are_counters: bool, adjustments: list[str]) -> dict[str, object]:
+    """Per second; counters since boot have their own member."""
     figures = {
         "bytesReceived": _amount(interface.bytes_received, adjustments),
         "bytesSent": _amount(interface.bytes_sent, adjustments),
@@ -75,7 +75,7 @@ def network(interface: Interface, figures_are_counters: bool, adjustments: list[
         "errorsOut": _amount(interface.errors_out, adjustments),
     }
     entry: dict[str, object] = {"interface": interface_name(interface)}
-    # A counter under a rate's name would be a spike of gigabytes in every graph: kept, but under a name of its own.
+    # A counter under a rate's name would be a spike of gigabytes in every graph, so it gets its own name.
     entry |= {**dict.fromkeys(figures), "countersSinceBoot": figures} if figures_are_counters else figures
     addresses = interface.ip_addresses
     if addresses is not None:

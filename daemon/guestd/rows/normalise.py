@@ -1,14 +1,14 @@
-"""One decoded message and its receive time become the rows of every table; units, bounds and names are put right here.
+"""Makes the rows of every table from a decoded message, and corrects units, bounds and names.
 
-Pure: the sample's time, the row id and what is remembered of the guest are arguments. What a guest got wrong is either
-repaired (and named in `Rows.adjustments`, for counting) or costs that entry alone (`Rows.refusals`).
+Pure: the sample's timestamp, the row id and the guest's history are arguments. A wrong value is either adjusted (and
+named in `Rows.adjustments`, for counting) or its entry is refused (`Rows.refusals`).
 
-Known quirks of real agents that are dealt with here (docs/wire.md lists them all):
+Quirks of real agents that are handled here (docs/wire.md lists all):
 
-* memory in bytes under KiB names: told apart because no guest here has a TiB that is a whole number of KiB thrice over;
-* the first message of an agent carries cumulative network counters under the names of rates;
+* memory in bytes under KiB names: recognised because no guest has a TiB or more, in which all values are whole KiB;
+* an agent's first message has cumulative network counters under the names of rates;
 * pseudo file systems among the disks; one entry per socket among the ports; duplicate pids;
-* null for every number that the guest could not compute.
+* null for every number that the guest could not determine.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ from gueststore.contract import (
 
 
 @dataclass(slots=True)
-class Stream:
-    """What is remembered between the messages of one guest, to tell its network rates from its counters."""
+class GuestHistory:
+    """What is known from a guest's earlier messages, to distinguish its network rates from its counters."""
 
     uptime_seconds: int | None = None
     interfaces: frozenset[str] = frozenset()
@@ -66,10 +66,10 @@ def normalise(
     timestamp: datetime,
     received_at: datetime,
     digest: int | None,
-    stream: Stream,
+    history: GuestHistory,
     command_lines: CommandLines,
 ) -> Rows:
-    """All rows of one message. Remembers in `stream` what the next message needs."""
+    """All rows of one message. Updates `history` for the next message."""
     content = metrics.data
     system = content.system
     adjustments: list[str] = []
@@ -77,14 +77,14 @@ def normalise(
     d2 = _first(limits.PROCESSES - len(d1), adjustments, content.processes)
     processes = process_rows(d1, d2, command_lines, adjustments)
     ports = _ports(_first(limits.SOCKETS, adjustments, system.ports, content.ports))
-    listed = _first(limits.SERVICES, adjustments, system.windows_services, content.windows_services)
-    services = {service.name[:NAME_CHARS]: service for service in listed}
+    service_list = _first(limits.SERVICES, adjustments, system.windows_services, content.windows_services)
+    services = {service.name[:NAME_CHARS]: service for service in service_list}
     applications = {
         app.exe_path[:KEY_PATH_CHARS]: app for app in _first(limits.APPLICATIONS, adjustments, content.applications)
     }
     return Rows(
         shared=Shared(row_id, machine_id, timestamp, received_at, digest),
-        system_metrics=_system_metrics(metrics, stream, adjustments),
+        system_metrics=_system_metrics(metrics, history, adjustments),
         processes=processes,
         ports=ports,
         application_history=[
@@ -106,7 +106,7 @@ Entry = TypeVar("Entry")
 
 
 def _first(most: int, adjustments: list[str], *lists: Sequence[Entry] | None) -> list[Entry]:
-    """The entries of the lists together, as many as are taken."""
+    """The first entries of the lists together, up to `most`."""
     entries = [entry for some in lists for entry in some or ()]
     if len(entries) > most:
         adjustments.append("list_cut")
@@ -114,11 +114,11 @@ def _first(most: int, adjustments: list[str], *lists: Sequence[Entry] | None) ->
     return entries
 
 
-def _system_metrics(metrics: Metrics, stream: Stream, adjustments: list[str]) -> SystemMetrics:
+def _system_metrics(metrics: Metrics, history: GuestHistory, adjustments: list[str]) -> SystemMetrics:
     system = metrics.data.system
     cores = [_percent(core, adjustments) for core in _first(limits.CORES, adjustments, system.cpu.cores_usage)]
     disks = _first(
-        limits.DISKS, adjustments, [disk for disk in system.disk.usage_stats if json_columns.holds_files(disk)]
+        limits.DISKS, adjustments, [disk for disk in system.disk.usage_stats if json_columns.is_real_file_system(disk)]
     )
     interfaces = _first(limits.INTERFACES, adjustments, system.network.interfaces)
     total_kb, used_kb, available_kb, swap_total_kb, swap_used_kb = _memory_kb(system.memory, adjustments)
@@ -131,24 +131,26 @@ def _system_metrics(metrics: Metrics, stream: Stream, adjustments: list[str]) ->
         metrics.boot_id is not None,
         disk_io,
         uptime_seconds,
-        stream,
+        history,
     )
     if are_new:
         adjustments.append("network_counters")
     return SystemMetrics(
         cpuUsagePercent=_cpu_percent(system.cpu.usage_percent, cores, adjustments),
-        cpuCoresUsage=json_columns.listed(cores, adjustments),
+        cpuCoresUsage=json_columns.encode_list(cores, adjustments),
         cpuTemperature=system.cpu.temperature,
         totalMemoryKB=total_kb,
         usedMemoryKB=used_kb,
         availableMemoryKB=available_kb,
         swapTotalKB=swap_total_kb,
         swapUsedKB=swap_used_kb,
-        diskUsageStats=json_columns.listed([json_columns.disk_usage(disk, adjustments) for disk in disks], adjustments),
-        diskIOStats=json_columns.disk_rates(disk_io, adjustments),
-        networkStats=json_columns.listed(
+        diskUsageStats=json_columns.encode_list(
+            [json_columns.describe_disk(disk, adjustments) for disk in disks], adjustments
+        ),
+        diskIOStats=json_columns.encode_disk_rates(disk_io, adjustments),
+        networkStats=json_columns.encode_list(
             [
-                json_columns.network(each, json_columns.interface_name(each) in are_new, adjustments)
+                json_columns.describe_interface(each, json_columns.interface_name(each) in are_new, adjustments)
                 for each in interfaces
             ],
             adjustments,
@@ -166,7 +168,7 @@ def _percent(value: Number, adjustments: list[str]) -> Number:
 
 
 def _cpu_percent(value: Number, cores: Sequence[Number], adjustments: list[str]) -> float:
-    """The column takes no null: without a figure the mean of the cores stands in, without those 0, counted."""
+    """The column cannot be NULL: without a value it is the mean of the cores, or 0, and counted."""
     percent = _percent(value, adjustments)
     if percent is not None:
         return percent
@@ -175,7 +177,7 @@ def _cpu_percent(value: Number, cores: Sequence[Number], adjustments: list[str])
     return sum(known) / len(known) if known else 0.0
 
 
-# A TiB in KiB. A guest of 1 GiB that reports bytes is past it, and hardly any guest is that reports KiB.
+# A TiB in KiB. A guest of 1 GiB that reports bytes exceeds it, and hardly any guest that reports KiB does.
 _IMPLAUSIBLE_KB = 2**30
 
 
@@ -199,22 +201,22 @@ def _uptime_and_load(system: System) -> tuple[int | None, LoadAverage | None]:
 
 
 def _interfaces_first_seen(
-    names: frozenset[str], is_own_agent: bool, disk_io: DiskIo, uptime_seconds: int | None, stream: Stream
+    names: frozenset[str], is_own_agent: bool, disk_io: DiskIo, uptime_seconds: int | None, history: GuestHistory
 ) -> frozenset[str]:
-    """Names of the interfaces whose figures are counters since boot and not rates; remembers for the next message.
+    """The interfaces whose values are counters since boot and not rates; updates the history.
 
-    Agents give counters when they see an interface for the first time. Our own agent (it has a boot_id) never does.
-    When nothing is remembered, the agent's first message is known by its disk rates, which are all 0 in it. An agent
-    that was restarted alone, without its guest, cannot be told apart.
+    Agents report counters when they see an interface for the first time. Our own agent (it has a boot_id) never does.
+    Without a history, an agent's first message is recognised by its disk rates, which are all 0. An agent that was
+    restarted without its guest is not recognised.
     """
     rebooted = (
-        stream.uptime_seconds is not None and uptime_seconds is not None and uptime_seconds < stream.uptime_seconds
+        history.uptime_seconds is not None and uptime_seconds is not None and uptime_seconds < history.uptime_seconds
     )
-    remembered = stream.uptime_seconds is not None and not rebooted
+    remembered = history.uptime_seconds is not None and not rebooted
     if is_own_agent:
         new: frozenset[str] = frozenset()
     elif remembered:
-        new = names - stream.interfaces
+        new = names - history.interfaces
     else:
         rates = (
             disk_io.read_bytes_per_sec,
@@ -223,8 +225,8 @@ def _interfaces_first_seen(
             disk_io.write_ops_per_sec,
         )
         new = frozenset() if any(rates) else names
-    stream.uptime_seconds = uptime_seconds if uptime_seconds is not None else stream.uptime_seconds or 0
-    stream.interfaces = names
+    history.uptime_seconds = uptime_seconds if uptime_seconds is not None else history.uptime_seconds or 0
+    history.interfaces = names
     return new
 
 

@@ -33,22 +33,22 @@ def cut(chars: int) -> Step:
 
 
 def cut_and_map(chars: int, function: Callable[[str], str]) -> Step:
-    """What a function makes of the first characters of a text."""
+    """The result of a function of the first characters of a text."""
     return ("map", chars, function)
 
 
 def at_least(least: float) -> Step:
-    """A number that is neither less nor null."""
+    """A number, or `least` if it is less or null."""
     return ("at least", least)
 
 
 def time_until(latest_seconds: float, otherwise: Callable[[str | float | None], Any]) -> Step:
-    """Unix seconds as they are where they are plausible, which spares a datetime; else what a function makes of it."""
+    """Plausible unix seconds as they are, without the cost of a datetime; else the result of a function."""
     return ("time", latest_seconds, otherwise)
 
 
 def redact_with(function: Callable[[str], str | None], words: tuple[str, ...], chars: int) -> Step:
-    """A command line as a function leaves it; it is not asked about short ones that have none of the words."""
+    """A command line redacted by a function; short ones with none of the words are kept without calling it."""
     return ("redact", chars, words, function)
 
 
@@ -143,7 +143,7 @@ def process_rows(
             make_rows(rows, processes, _KEY, names, steps)
     if redaction.lines_cut:
         adjustments.append("text_cut")
-    if redaction.lines_cut_short:
+    if redaction.lines_shortened:
         adjustments.append("arguments_left_out")
     return list(rows.values())
 

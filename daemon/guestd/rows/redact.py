@@ -1,10 +1,10 @@
-"""Command lines carry secrets; this takes them out before anything is stored. Pure.
+"""Removes secrets from command lines before they are stored. Pure.
 
-Kept: the programme, its options, its plain arguments. Replaced by `***`: the value of an option, variable, header or
-member whose name speaks of a secret, the password in a URL, and the password arguments of mysql, sshpass and curl.
+Kept: the program, its options, its plain arguments. Replaced by `***`: the value of an option, variable, header or
+member whose name indicates a secret, the password in a URL, and the password arguments of mysql, sshpass and curl.
 
-What it may cost is bounded for each message: of lines that may hold a secret so many characters are searched; then
-only the programme is kept.
+The cost of a message is limited: of lines that may contain a secret so many characters are searched; of further lines
+only the program is kept.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import msgspec
 from guestd.core.config import CommandLines
 from guestd.wire import limits
 
-# Longer lines are rare; not caching them bounds the cache to about 8 MB whatever guests send.
+# Longer lines are rare; not caching them limits the cache to about 8 MB whatever guests send.
 _CACHED_CHARS = 512
 
 
 def _in_either_case(words: str) -> str:
-    """A pattern of letters as pairs like `[pP]`: these are searched for four times as fast as with IGNORECASE."""
+    """A pattern with letters as pairs like `[pP]`: the search is four times as fast as with IGNORECASE."""
     return "(?:" + re.sub("[a-z]", lambda letter: f"[{letter[0]}{letter[0].upper()}]", words) + ")"
 
 
 # Guests write these lines: every pattern must cost about the same for each character, whatever it is. Hence possessive
-# repetition (`*+`, `++`, `?+`): text that did not match is not looked at again. Hence also the order: that a value
-# follows is asked first, because it is cheap, and what the name speaks of only then.
+# repetition (`*+`, `++`, `?+`): text that did not match is not tried again. Hence also the order: first the cheap test
+# whether a value follows, then the test of the name.
 _SECRET_WORD = _in_either_case(
     r"p(?:ass(?:w(?:or)?d|phrase)|wd|rivate[-_]?key)|secret|token|a(?:pi|ccess)[-_]?key|credential"
 )
@@ -36,7 +36,7 @@ _NAME = rf"(?=[\w.-]*?{_SECRET_WORD})[\w.-]++"
 _IS_SET = r"(?=[\w.-]++[\"']?[=:])"
 _IS_FOLLOWED = r"(?=[\w.-]++\s++[^\s-])"
 _AUTHORIZATION, _SCHEME = _in_either_case("authorization"), _in_either_case("basic|bearer|token")
-# A closing quote may be missing: long lines are cut. What is replaced already stays, whatever stands behind it.
+# A closing quote may be missing: long lines are cut. A value that is already replaced stays replaced.
 _VALUE = r"(?!\*{3})(?:\"[^\"]*\"?|'[^']*'?|\S+)"
 _SECRETS = (
     re.compile(rf"((?:^|[\s\"';?&,{{(])(?:--?|/)?+{_IS_SET}{_NAME}[\"']?[=:]\s*+){_VALUE}"),
@@ -45,12 +45,12 @@ _SECRETS = (
     # A password may hold slashes, but another URL begins at `://`.
     re.compile(r"(://[^\s:/@]*+:)(?:[^\s/]+(?=@)|(?:[^\s:@]|:(?!//))++(?=@))"),
 )
-# Programmes whose password arguments bear no name, and those arguments.
+# Programs whose password arguments have no telling name, and those arguments.
 _ARGUMENTS = (
     (re.compile(rf"\b{_in_either_case('mysql|mariadb|sshpass')}"), re.compile(r"(\s-p\s?)[^\s-]\S*")),
     (re.compile(rf"\b{_in_either_case('curl')}\b"), re.compile(r"(\s(?:-u|--user)[\s=]*+[^\s:]++:)\S+")),
 )
-# Nothing is found without one of these; most command lines have none, and looking costs a hundredth.
+# A secret is only found with one of these words; most command lines have none, and this test costs a hundredth.
 SUSPICIOUS = (
     "passw", "passphrase", "pwd", "secret", "token", "key", "credential", "authorization", "://",
     "mysql", "mariadb", "sshpass", "curl",
@@ -58,14 +58,14 @@ SUSPICIOUS = (
 
 
 def is_suspicious(text: str) -> bool:
-    """Whether there can be a secret in it."""
+    """Whether it may contain a secret."""
     lowered = text.lower()
     return any(word in lowered for word in SUSPICIOUS)
 
 
-def redacted(command_line: str) -> str:
+def redact_command_line(command_line: str) -> str:
     """The command line with its secrets replaced, cut at 4,096 characters."""
-    text, _ = _searched(command_line[: limits.COMMAND_LINE_CHARS])
+    text, _ = _redact_and_count(command_line[: limits.COMMAND_LINE_CHARS])
     return text
 
 
@@ -75,56 +75,56 @@ class Redaction:
     def __init__(self) -> None:
         self._left_chars = limits.SEARCHED_CHARS
         self.lines_cut = 0
-        self.lines_cut_short = 0
+        self.lines_shortened = 0
 
     def __call__(self, command_line: str) -> str:
-        """As `redacted`; of a line that is one too many only the programme."""
+        """As `redact_command_line`; beyond the limit of the message only the program."""
         if self._left_chars > 0:
             if len(command_line) <= _CACHED_CHARS:
-                text, chars = _cached(command_line)
+                text, chars = _redact_and_count_cached(command_line)
             else:
                 self.lines_cut += len(command_line) > limits.COMMAND_LINE_CHARS
-                text, chars = _searched(command_line[: limits.COMMAND_LINE_CHARS])
+                text, chars = _redact_and_count(command_line[: limits.COMMAND_LINE_CHARS])
             self._left_chars -= chars
             return text
         if not is_suspicious(command_line := command_line[: limits.COMMAND_LINE_CHARS]):
             return command_line
-        self.lines_cut_short += 1
-        programme = command_line.partition(" ")[0]
-        return "***" if is_suspicious(programme) else f"{programme} ***"
+        self.lines_shortened += 1
+        program = command_line.partition(" ")[0]
+        return "***" if is_suspicious(program) else f"{program} ***"
 
 
-def _searched(command_line: str) -> tuple[str, int]:
-    """A line without its secrets, and how many characters had to be searched for them."""
+def _redact_and_count(command_line: str) -> tuple[str, int]:
+    """A line without its secrets, and how many characters were searched."""
     if not is_suspicious(command_line):
         return command_line, 0
-    return _without_secrets(command_line), len(command_line)
+    return _replace_secrets(command_line), len(command_line)
 
 
 # Guests send the same command lines with every sample.
-_cached = lru_cache(maxsize=8192)(_searched)
+_redact_and_count_cached = lru_cache(maxsize=8192)(_redact_and_count)
 
 
-def _without_secrets(command_line: str) -> str:
+def _replace_secrets(command_line: str) -> str:
     for secret in _SECRETS:
         command_line = secret.sub(r"\1***", command_line)
-    for programme, argument in _ARGUMENTS:
-        if found := programme.search(command_line):
+    for program, argument in _ARGUMENTS:
+        if found := program.search(command_line):
             command_line = command_line[: found.end()] + argument.sub(r"\1***", command_line[found.end() :])
     return command_line
 
 
-# A member of a process as it stands in a frame, which need not be JSON as a whole nor end where it should.
+# A member of a process in a frame, which need not be valid JSON, nor complete.
 _MEMBER = re.compile(rb'("(?:command_line|cmd_line)"\s*+:\s*+")((?:[^"\\]|\\.)*+)', re.DOTALL)
 
 
-def in_frame(payload: bytes, command_lines: CommandLines) -> bytes:
-    """A frame that is kept whole, its command lines as they would be stored; the rest is as it came."""
+def redact_frame(payload: bytes, command_lines: CommandLines) -> bytes:
+    """A frame for the quarantine: its command lines as they would be stored, the rest unchanged."""
     if command_lines == "full":
         return payload
     redaction = Redaction()
 
-    def kept(member: re.Match[bytes]) -> bytes:
+    def redact_member(member: re.Match[bytes]) -> bytes:
         if command_lines == "off":
             return member[1]
         try:
@@ -134,4 +134,4 @@ def in_frame(payload: bytes, command_lines: CommandLines) -> bytes:
         safe = redaction(line)
         return member[0] if safe == line else member[1] + msgspec.json.encode(safe)[1:-1]
 
-    return _MEMBER.sub(kept, payload)
+    return _MEMBER.sub(redact_member, payload)

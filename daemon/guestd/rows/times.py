@@ -1,4 +1,4 @@
-"""The times of a message: as guests write them, as a sample is stored under, and in the ids of rows. Pure."""
+"""Timestamps: as guests write them, of a sample in the store, and in the ids of rows. Pure."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from uuid import UUID
 
 from guestd.core.transport import Transport
 
-# A guest's own time is kept when it is this near to the time of receipt.
+# A guest's own time is used when it is this near to the time of receipt.
 CLOCK_TOLERANCE = timedelta(minutes=5)
-# By MQTT a message may have waited in the broker's queue, but not come before its time. Not as old as raw samples get:
-# it would be dropped with them, and nothing that a guest says may make chunks far and wide.
+# By MQTT a message may have waited in the broker's queue, but its time cannot be in the future. Shorter than the
+# retention of raw samples, which drops older ones; and a guest must not be able to create chunks over a wide range.
 BROKER_QUEUE_TIME = timedelta(days=7)
 BROKER_CLOCK_TOLERANCE = timedelta(seconds=60)
 
 
 def guest_time(claimed: str | float | None) -> datetime | None:
-    """A time as agents write it (RFC 3339 with up to 9 digits, or unix seconds or milliseconds); None if it is none."""
+    """A time as agents write it (RFC 3339 with up to 9 digits, unix seconds or milliseconds), else None."""
     try:
         if isinstance(claimed, str):
             read = datetime.fromisoformat(claimed)
@@ -29,7 +29,7 @@ def guest_time(claimed: str | float | None) -> datetime | None:
 
 
 def sample_time(claimed: datetime | None, received_at: datetime, channel: Transport) -> datetime:
-    """The time that a sample is stored under: the guest's when it is plausible, else the time of receipt; whole ms."""
+    """The timestamp of a sample: the guest's time when it is plausible, else the time of receipt; in whole ms."""
     earliest, latest = received_at - CLOCK_TOLERANCE, received_at + CLOCK_TOLERANCE
     if channel is Transport.MQTT:
         earliest, latest = received_at - BROKER_QUEUE_TIME, received_at + BROKER_CLOCK_TOLERANCE
@@ -39,7 +39,7 @@ def sample_time(claimed: datetime | None, received_at: datetime, channel: Transp
 
 
 def whole_milliseconds(moment: datetime) -> datetime:
-    """The store keeps milliseconds; cutting here keeps the key that we compare the key that is stored."""
+    """The store has milliseconds; truncating here makes the key that is compared the key that is stored."""
     return moment.replace(microsecond=moment.microsecond // 1000 * 1000)
 
 
@@ -59,6 +59,6 @@ LATEST_SECONDS = LATEST_TIME.timestamp()
 
 
 def stored_time(claimed: str | float | None) -> datetime | None:
-    """A time of a guest's as a column takes it; None for one that cannot be."""
+    """A guest's time as a column stores it; None for an implausible one."""
     moment = guest_time(claimed)
     return moment if moment is not None and _EPOCH < moment < LATEST_TIME else None

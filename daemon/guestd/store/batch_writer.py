@@ -1,9 +1,9 @@
 """The store's driver: one connection that writes batches.
 
 A batch is one transaction: the ledger is advanced by compare-and-set, the batch's machines are locked as a foreign key
-would, frames that the store has by another way are left out, rows are COPY'd in binary, inventories are merged, and
-what could not be stored is set aside. Whatever goes wrong leaves here as StoreUnavailable (keep the rows), RowsRejected
-(never these rows) or SchemaMismatch.
+would, frames that are already stored are left out, rows are written with binary COPY, inventories are merged, and
+frames that cannot be stored are quarantined. Errors are StoreUnavailable (keep the rows), RowsRejected (never try these
+rows again) or SchemaMismatch.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from guestd.rows.batch import Prepared
 from guestd.rows.model import KEYED, Rows, StoredKey
 from guestd.store import copy as copyrows
 from guestd.store import dumpers
-from guestd.store.connection import WRITE_SECONDS, check_schema, connection_to, sorted_errors
+from guestd.store.connection import WRITE_SECONDS, check_schema, connection_to, translate_errors
 from guestd.wire import limits
 from guestd.wire.events import Event
 from gueststore import contract
 from gueststore.queries import query
 
 LANE = 0
-# A frame that comes again is looked for among the samples of so long before and after its own time: as long as a line
-# may wait in an agent's buffer or a broker's queue. A chunk of SystemMetrics is as long, so that three are probed.
-LOOK_AROUND = timedelta(days=7)
+# A frame that is sent again is searched among the samples this long before and after its time: a line may wait so long
+# in an agent's buffer or a broker's queue. A chunk of SystemMetrics is as long, so three chunks are searched.
+SEARCH_WINDOW = timedelta(days=7)
 # queries/ingest/merge_*.sql update lastSeen of an otherwise unchanged row no sooner. Programs in use report with every
 # message when they were used last; stored as often, and with each sample in ApplicationUsageHistory's "isActive".
-SEEN_AGAIN = timedelta(minutes=1)
+REFRESH_AFTER = timedelta(minutes=1)
 _description = attrgetter(*(name for name in contract.IncomingApplication._fields if name != "lastAccessTime"))
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of a batch's frames, and the rows written by table; how long their COPY took."""
+    """What happened to the frames of a batch, the rows written by table, and how long their COPY took."""
 
     stored: int = 0
     stored_in_part: int = 0
@@ -55,71 +55,71 @@ class Outcome:
     quarantined: Counter[str] = field(default_factory=Counter)
     rows: Counter[str] = field(default_factory=Counter)
     left_out: int = 0
-    """Of inventories, beyond what a machine may have."""
+    """Inventory rows beyond the limit of a machine."""
     quarantined_bytes: int = 0
     copy_seconds: float = 0.0
     dialects: dict[UUID, str] = field(default_factory=dict)
-    """What agents speak, where that is news."""
+    """Dialects of agents, where they changed."""
     inventories: dict[UUID, _Inventory] = field(default_factory=dict)
-    """Of these machines inventories were merged."""
+    """Machines whose inventories were merged."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Inventory:
-    """What of a machine was merged last: the hash of what it said, and when that was received."""
+    """The last inventories of a machine that were merged: their hash, and when they were received."""
 
     content: int
     received_at: datetime
 
-    def says(self, other: _Inventory) -> bool:
-        """Whether merging another one would change nothing: the same, and not so much later that it is to be seen."""
-        return self.content == other.content and timedelta() <= other.received_at - self.received_at <= SEEN_AGAIN
+    def covers(self, other: _Inventory) -> bool:
+        """Whether another one need not be merged: the same, and not so much later that lastSeen must be updated."""
+        return self.content == other.content and timedelta() <= other.received_at - self.received_at <= REFRESH_AFTER
 
 
 class LedgerMoved(StoreUnavailable):
-    """The ledger is not where we left it: a commit whose answer was lost, or another writer. Look again."""
+    """The ledger is not at the expected position: a commit whose reply was lost, or another writer. Read it again."""
 
 
 class Store:
-    """A connection for one spool; not for concurrent use. Open with `connected`."""
+    """Writes the batches of one spool; not for concurrent use. Open with `open_store`."""
 
     def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
         self._connection = connection
-        # As this connection has written it: a batch that brings nothing new of it costs nothing.
+        # What this connection has written: unchanged values are not written again.
         self._dialects: dict[UUID, str] = {}
         self._inventories: dict[UUID, _Inventory] = {}
 
     async def ledger(self, spool_id: UUID) -> int | None:
-        """Up to which sequence number the frames of a spool are stored; None when the store does not know it."""
-        async with sorted_errors(), asyncio.timeout(WRITE_SECONDS):
+        """The sequence number up to which a spool's frames are stored; None when the store does not know the spool."""
+        async with translate_errors(), asyncio.timeout(WRITE_SECONDS):
             cursor = await self._connection.execute(query("ingest/read_ledger"), {"spool_id": spool_id, "lane": LANE})
             row = await cursor.fetchone()
         return None if row is None else row[0]
 
     async def set_ledger(self, spool_id: UUID, expected_seq: int | None, committed_seq: int) -> None:
-        """Begin the books of a spool (expected None), or move them without rows."""
-        books = {"spool_id": spool_id, "lane": LANE, "expected_seq": expected_seq, "committed_seq": committed_seq}
-        async with sorted_errors(), asyncio.timeout(WRITE_SECONDS):
+        """Open the ledger of a spool (expected None), or advance it without rows."""
+        position = {"spool_id": spool_id, "lane": LANE, "expected_seq": expected_seq, "committed_seq": committed_seq}
+        async with translate_errors(), asyncio.timeout(WRITE_SECONDS):
             await self._connection.execute(
-                query("ingest/insert_ledger" if expected_seq is None else "ingest/advance_ledger"), books
+                query("ingest/insert_ledger" if expected_seq is None else "ingest/advance_ledger"), position
             )
 
-    async def taken(self, moments: Sequence[tuple[UUID, datetime]]) -> set[tuple[UUID, datetime]]:
-        """Which of these (machine, timestamp) already have a sample."""
+    async def find_stored_timestamps(self, moments: Sequence[tuple[UUID, datetime]]) -> set[tuple[UUID, datetime]]:
+        """Those of these (machine, timestamp) that already have a sample."""
         machine_ids, timestamps = zip(*moments, strict=True)
-        async with sorted_errors(), asyncio.timeout(WRITE_SECONDS):
+        async with translate_errors(), asyncio.timeout(WRITE_SECONDS):
             cursor = await self._connection.execute(
                 query("ingest/read_stored_timestamps"),
                 {"machine_ids": list(machine_ids), "timestamps": list(timestamps)},
             )
             return {(machine_id, timestamp) for machine_id, timestamp in await cursor.fetchall()}
 
-    async def without_taken(self, frames: Sequence[Prepared]) -> list[Prepared]:
-        """The same frames less the rows whose keys are taken, which they then name as refused."""
+    async def without_stored(self, frames: Sequence[Prepared]) -> list[Prepared]:
+        """The same frames without the rows whose keys are stored already, which become refusals."""
         with_rows = [(frame, frame.content) for frame in frames if isinstance(frame.content, Rows)]
         if not with_rows:
             return list(frames)
-        async with sorted_errors(), asyncio.timeout(WRITE_SECONDS):
+        async with translate_errors(), asyncio.timeout(WRITE_SECONDS):
             cursor = await self._connection.execute(
                 query("ingest/read_stored_rows"), _keys([rows for _, rows in with_rows])
             )
@@ -132,16 +132,16 @@ class Store:
 
     async def write(self, spool_id: UUID, expected_seq: int, frames: Sequence[Prepared]) -> Outcome:
         """Store a batch and advance the ledger from `expected_seq` to its last frame, or change nothing at all."""
-        async with sorted_errors(), asyncio.timeout(WRITE_SECONDS), self._connection.transaction():
+        async with translate_errors(), asyncio.timeout(WRITE_SECONDS), self._connection.transaction():
             outcome = await self._write(spool_id, expected_seq, frames)
         self._dialects |= outcome.dialects
         self._inventories |= outcome.inventories
         return outcome
 
-    async def rewrite(self, content: Rows | Event, *, sample_at: datetime | None) -> bool:
-        """Store what is not there yet of one frame, whose sample is there under `sample_at` if that is given.
+    async def store_missing(self, content: Rows | Event, *, sample_at: datetime | None) -> bool:
+        """Store the rows of a frame that are not stored yet; its sample is stored at `sample_at` if that is given.
 
-        In the caller's transaction. False, and nothing done, when there is no such machine.
+        Runs in the caller's transaction. Returns False, and changes nothing, when the machine does not exist.
         """
         machine_id = content.machine_id if isinstance(content, Event) else content.shared.machine_id
         if not await self._lock_machines({machine_id}):
@@ -150,13 +150,15 @@ class Store:
         if isinstance(content, Event):
             await self._insert_events([content], outcome)
             return True
-        rows = content if sample_at is None else await self._with_new_ports(content.with_shared(timestamp=sample_at))
+        rows = (
+            content if sample_at is None else await self._with_missing_ports(content.with_shared(timestamp=sample_at))
+        )
         cursor = await self._connection.execute(query("ingest/read_stored_rows"), _keys([rows]))
         left, _ = rows.without_stored({StoredKey(*row) for row in await cursor.fetchall()})
         tables: Sequence[contract.Table] = contract.SERIES
         if sample_at is not None:
             tables = KEYED
-            # The trigger on SystemMetrics tells the roll-ups otherwise.
+            # Otherwise the trigger on SystemMetrics records this for the roll-ups.
             await self._connection.execute(
                 query("ingest/insert_pending_rollup"), {"machine_id": machine_id, "at": sample_at}
             )
@@ -164,10 +166,10 @@ class Store:
         await self._merge_inventories([left], outcome)
         return True
 
-    async def _with_new_ports(self, rows: Rows) -> Rows:
-        """The same rows with those ports only that the sample does not have; its last ordinals are theirs.
+    async def _with_missing_ports(self, rows: Rows) -> Rows:
+        """The same rows with only the ports that are not stored for the sample, numbered behind the stored ones.
 
-        A port's ordinal is its place among those that were not refused: others may be today.
+        A port's ordinal is its position among the ports that were not refused, and that may differ today.
         """
         sample = {"machine_id": rows.shared.machine_id, "at": rows.shared.timestamp}
         cursor = await self._connection.execute(query("ingest/read_ports"), sample)
@@ -185,7 +187,7 @@ class Store:
         known = await self._lock_machines({frame.machine_id for frame in frames})
         contents: list[Rows] = []
         reported: list[Event] = []
-        for frame in await self._new(frames, outcome):
+        for frame in await self._drop_duplicates(frames, outcome):
             content = frame.content
             if isinstance(content, Rows) and frame.machine_id in known:
                 contents.append(content)
@@ -198,7 +200,7 @@ class Store:
             elif isinstance(content, Event) and frame.machine_id in known:
                 reported.append(content)
             else:
-                await self._set_aside(spool_id, frame, outcome)
+                await self._quarantine_frame(spool_id, frame, outcome)
         await self._copy_series(contract.SERIES, contents, outcome)
         await self._merge_inventories(contents, outcome)
         await self._insert_events(reported, outcome)
@@ -206,39 +208,39 @@ class Store:
         return outcome
 
     async def _keep_dialects(self, contents: Sequence[Rows], outcome: Outcome) -> None:
-        spoken = {rows.shared.machine_id: rows.dialect for rows in contents}
-        new = {machine_id: each for machine_id, each in spoken.items() if self._dialects.get(machine_id) != each}
+        dialects = {rows.shared.machine_id: rows.dialect for rows in contents}
+        new = {machine_id: each for machine_id, each in dialects.items() if self._dialects.get(machine_id) != each}
         if new:
-            # In one order, whoever writes: two hosts may store the samples of one migrated machine.
+            # In the same order for every writer: two hosts may store the samples of one migrated machine.
             machine_ids = sorted(new)
             values = {"machine_ids": machine_ids, "dialects": [new[each] for each in machine_ids]}
             await self._connection.execute(query("ingest/upsert_dialects"), values)
         outcome.dialects = new
 
-    async def _new(self, frames: Sequence[Prepared], outcome: Outcome) -> list[Prepared]:
-        """The frames that the store does not hold yet, each once; counts the others."""
+    async def _drop_duplicates(self, frames: Sequence[Prepared], outcome: Outcome) -> list[Prepared]:
+        """The frames that are not stored yet, each once; counts the others as duplicates."""
         named = [(frame.machine_id, frame.digest) for frame in frames if frame.digest is not None]
         if not named:
             return list(frames)
         machine_ids, digests = zip(*named, strict=True)
         times = [moment for frame in frames for moment in frame.times]
-        window = {"earliest": min(times) - LOOK_AROUND, "latest": max(times) + LOOK_AROUND}
+        window = {"earliest": min(times) - SEARCH_WINDOW, "latest": max(times) + SEARCH_WINDOW}
         cursor = await self._connection.execute(
             query("ingest/read_stored_frames"), {"machine_ids": list(machine_ids), "digests": list(digests), **window}
         )
-        held = set(await cursor.fetchall())
+        stored = set(await cursor.fetchall())
         new = []
         for frame in frames:
             name = (frame.machine_id, frame.digest)
-            if name in held:
+            if name in stored:
                 outcome.duplicate += 1
                 continue
             if frame.digest is not None:
-                held.add(name)
+                stored.add(name)
             new.append(frame)
         return new
 
-    async def _set_aside(self, spool_id: UUID, frame: Prepared, outcome: Outcome) -> None:
+    async def _quarantine_frame(self, spool_id: UUID, frame: Prepared, outcome: Outcome) -> None:
         content = frame.content
         reason, detail = "unknown_machine", "the store has no such Machine"
         if isinstance(content, BadFrame):
@@ -250,8 +252,8 @@ class Store:
             outcome.duplicate += 1
 
     async def _advance(self, spool_id: UUID, expected_seq: int, committed_seq: int) -> None:
-        books = {"spool_id": spool_id, "lane": LANE, "expected_seq": expected_seq, "committed_seq": committed_seq}
-        cursor = await self._connection.execute(query("ingest/advance_ledger"), books)
+        position = {"spool_id": spool_id, "lane": LANE, "expected_seq": expected_seq, "committed_seq": committed_seq}
+        cursor = await self._connection.execute(query("ingest/advance_ledger"), position)
         if cursor.rowcount != 1:
             raise LedgerMoved(f"the ledger of spool {spool_id} is not at {expected_seq}")
 
@@ -276,7 +278,7 @@ class Store:
                 await self._connection.execute(query(f"ingest/merge_{name}"))
 
     def _changed(self, contents: Sequence[Rows], outcome: Outcome) -> list[Rows]:
-        """Those whose inventories are not what was merged of their machine a moment ago, as most are."""
+        """The rows whose inventories differ from the last that were merged of their machine; most do not."""
         changed = []
         for rows in contents:
             if not rows.applications and not rows.services:
@@ -284,13 +286,13 @@ class Store:
             machine_id = rows.shared.machine_id
             inventory = _Inventory(_inventory_hash(rows), rows.shared.received_at)
             last = outcome.inventories.get(machine_id) or self._inventories.get(machine_id)
-            if last is None or not last.says(inventory):
+            if last is None or not last.covers(inventory):
                 outcome.inventories[machine_id] = inventory
                 changed.append(rows)
         return changed
 
     async def _insert_events(self, reported: Sequence[Event], outcome: Outcome) -> None:
-        """Few, and known again by their ids: what is there already is a duplicate."""
+        """Events are few, and identified by their ids: one that is stored already is a duplicate."""
         if not reported:
             return
         cursor = await self._connection.execute(
@@ -319,12 +321,12 @@ class Store:
             try:
                 await copyrows.write(copy, table, groups)
             except (OverflowError, TypeError, UnicodeError) as exc:
-                # For a value that does not fit its column's type.
+                # A value does not fit the type of its column.
                 raise RowsRejected(f"{table.name}: {type(exc).__name__}: {exc}") from exc
         return sum(len(rows) for _, rows in groups)
 
     async def _quarantine(self, spool_id: UUID, frame: Prepared, reason: str, detail: str) -> bool:
-        """Whether there is a row of it now that was not there before."""
+        """Insert into the quarantine; False when the frame was there already."""
         refusals = frame.content.refusals if isinstance(frame.content, Rows) else []
         cursor = await self._connection.execute(
             query("ingest/insert_quarantined_frame"),
@@ -342,7 +344,7 @@ class Store:
                     ]
                 ),
                 "stored": isinstance(frame.content, Rows) and reason == "row_refused",
-                "payload": redact.in_frame(frame.payload, frame.command_lines),
+                "payload": redact.redact_frame(frame.payload, frame.command_lines),
                 "digest": frame.digest,
             },
         )
@@ -374,16 +376,16 @@ def _keys(contents: Sequence[Rows]) -> dict[str, object]:
 
 
 @asynccontextmanager
-async def connected(dsn: str) -> AsyncIterator[Store]:
-    """A store that is reachable, of the schema that this daemon knows, ready for `write`."""
+async def open_store(dsn: str) -> AsyncIterator[Store]:
+    """A store on a new connection, with its schema checked, ready for `write`."""
     async with connection_to(dsn) as connection:
-        yield await store_on(connection)
+        yield await open_store_on(connection)
 
 
-async def store_on(connection: psycopg.AsyncConnection[Any]) -> Store:
-    """The same on a connection that the caller has."""
+async def open_store_on(connection: psycopg.AsyncConnection[Any]) -> Store:
+    """The same on the caller's connection."""
     await check_schema(connection)
-    async with sorted_errors():
-        dumpers.put_on(connection)
+    async with translate_errors():
+        dumpers.register_dumpers(connection)
         await connection.execute(query("ingest/create_incoming"))
     return Store(connection)

@@ -1,7 +1,6 @@
-"""One connection to the store, as every module that has one opens it, and what its errors mean.
+"""Opens a connection to the store, and translates the errors of driver and server.
 
-Whatever the driver or the server raises leaves here as StoreUnavailable (later), RowsRejected (never these rows) or
-SchemaMismatch.
+They become StoreUnavailable (try again later), RowsRejected (never try these rows again) or SchemaMismatch.
 """
 
 from __future__ import annotations
@@ -19,20 +18,20 @@ from gueststore import contract
 from gueststore.queries import query
 
 CONNECT_SECONDS = 5
-# A statement that takes longer than this will not come back; the connection is given up and the rows are kept.
+# A statement that takes longer is not expected to return: the connection is closed and the rows are kept.
 WRITE_SECONDS = 60
 
-# Data exceptions, integrity violations, program limits: the rows themselves are what is wrong. Whatever else the server
-# says, the rows are kept and tried again, for a fault of the store's must not cost a guest's samples.
+# Data exceptions, integrity violations, program limits: the rows themselves are wrong. After any other error the rows
+# are kept and tried again, for a fault of the store must not lose a guest's samples.
 _REFUSED_CLASSES = ("22", "23", "54")
 
 
-class KeyTaken(RowsRejected):
-    """A row's key is another row's already; where and which, the store can tell."""
+class KeyConflict(RowsRejected):
+    """A row with the same key is already stored; the store can find which."""
 
 
 def check_dsn(dsn: str) -> None:
-    """ConfigError for a connection string that no server could ever answer."""
+    """Raise ConfigError for a connection string that cannot be valid for any server."""
     try:
         parts = conninfo_to_dict(dsn)
     except psycopg.ProgrammingError as exc:
@@ -47,7 +46,7 @@ def check_dsn(dsn: str) -> None:
 
 
 def with_password(dsn: str, password: bytes) -> str:
-    """The connection string with a password that was kept elsewhere."""
+    """The connection string with a password from elsewhere."""
     check_dsn(dsn)
     return make_conninfo(dsn, password=password.decode("utf-8", "surrogateescape"))
 
@@ -61,12 +60,16 @@ def server_name(dsn: str) -> str:
 
 @asynccontextmanager
 async def connection_to(dsn: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-    """A connection in autocommit, to the writable server of the DSN; StoreUnavailable when there is none."""
+    """A connection in autocommit mode to the writable server of the DSN; raises StoreUnavailable when there is none."""
     conninfo = make_conninfo(dsn, **_defaults(dsn))
     try:
         connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
     except psycopg.Error as exc:
-        hint = "; store.dsn: sslrootcert names who must have signed it" if "certificate" in str(exc) else ""
+        hint = (
+            "; store.dsn: sslrootcert is the certificate authority that must have signed it"
+            if "certificate" in str(exc)
+            else ""
+        )
         raise StoreUnavailable(f"{server_name(dsn)}: {str(exc).strip()}{hint}") from exc
     try:
         yield connection
@@ -76,7 +79,7 @@ async def connection_to(dsn: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]
 
 def _defaults(dsn: str) -> dict[str, Any]:
     given = conninfo_to_dict(dsn)
-    wanted = {
+    defaults = {
         "application_name": "guestd",
         "connect_timeout": CONNECT_SECONDS,
         "keepalives_idle": 10,
@@ -84,12 +87,12 @@ def _defaults(dsn: str) -> dict[str, Any]:
         "keepalives_count": 3,
         "target_session_attrs": "read-write",
     }
-    return {key: value for key, value in wanted.items() if key not in given}
+    return {key: value for key, value in defaults.items() if key not in given}
 
 
 async def check_schema(connection: psycopg.AsyncConnection[Any]) -> None:
-    """SchemaMismatch when this program cannot work with the schema that is there."""
-    async with sorted_errors():
+    """Raise SchemaMismatch when this program cannot work with the store's schema."""
+    async with translate_errors():
         try:
             cursor = await connection.execute(query("schema/read_version"))
         except psycopg.errors.UndefinedTable:
@@ -102,27 +105,25 @@ async def check_schema(connection: psycopg.AsyncConnection[Any]) -> None:
 
 
 @asynccontextmanager
-async def sorted_errors() -> AsyncIterator[None]:
-    """Every error of the driver or the server, as what the writer is to do about it."""
+async def translate_errors() -> AsyncIterator[None]:
+    """Translate every error of driver or server to what the caller must do about it."""
     try:
         yield
     except psycopg.Error as exc:
-        raise _sorted(exc) from exc
+        raise _translate(exc) from exc
     except TimeoutError as exc:
-        raise StoreUnavailable(f"no answer within {WRITE_SECONDS} s") from exc
+        raise StoreUnavailable(f"no reply within {WRITE_SECONDS} s") from exc
 
 
-def _sorted(exc: psycopg.Error) -> Exception:
+def _translate(exc: psycopg.Error) -> Exception:
     state = exc.sqlstate
     message = f"{state or type(exc).__name__}: {str(exc).strip()}"
     if state is None:
         return RowsRejected(message) if isinstance(exc, psycopg.DataError) else StoreUnavailable(message)
     if state == "23505":
-        return KeyTaken(message)
+        return KeyConflict(message)
     if state.startswith(_REFUSED_CLASSES):
         return RowsRejected(message)
     if state.startswith("42"):
-        message += (
-            "; `gueststore check` says what differs from the schema that this program knows, or which right is missing"
-        )
+        message += "; `gueststore check` shows the differences from the expected schema, and missing privileges"
     return StoreUnavailable(message)

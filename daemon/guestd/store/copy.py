@@ -1,6 +1,6 @@
-"""Rows of a table through COPY in binary: by the compiled encoder (compiled.c), where that is not there by psycopg.
+"""Writes rows of a table with binary COPY, encoded by compiled.c, or by psycopg where that is not compiled.
 
-hatch_build.py compiles it when guestd is installed; where there is no compiler nothing is missing but speed.
+hatch_build.py compiles it when guestd is installed; without a C compiler guestd is slower and otherwise the same.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from guestd.rows.model import Group, Values, whole_rows
 from gueststore.contract import Table
 
 encode: Callable[[list[Group], str], bytes] | None
-"""Rows of groups, of columns of these kinds, as COPY takes them behind its header."""
+"""Encodes the rows of groups, with columns of these kinds, for COPY; without header and trailer."""
 try:
     import guestd_rows
 except ImportError:
@@ -29,17 +29,17 @@ _KINDS = {
 # Before the first row and behind the last: postgresql.org/docs/current/sql-copy.html, Binary Format.
 HEADER = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER = b"\xff\xff"
-# Some 64 KiB of processes: the server begins with them while the next are encoded.
+# About 64 KiB of processes: the server works on them while the next are encoded.
 ROWS_AT_ONCE = 256
 
 
 def kinds(table: Table) -> str:
-    """The types of a table's columns as `encode` takes them, a letter each."""
+    """The types of a table's columns, one letter each, for `encode`."""
     return "".join(_KINDS[type_name] for type_name in table.types.values())
 
 
 async def write(copy: psycopg.AsyncCopy, table: Table, groups: Iterable[Group]) -> None:
-    """Rows into a COPY of the table that has begun. OverflowError, TypeError or UnicodeError for what does not fit."""
+    """Write rows into a COPY of the table. OverflowError, TypeError or UnicodeError for a value that does not fit."""
     if encode is None:
         await write_by_psycopg(copy, table, groups)
         return

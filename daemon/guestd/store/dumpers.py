@@ -1,8 +1,7 @@
-"""How values of rows go into binary COPY: keys and times dumped once for all rows of a message, and unix seconds.
+"""Dumpers of psycopg for binary COPY: JSON bytes, UUIDs, and times as datetime or unix seconds.
 
-The rows of one message share one machine and one time, as the very same objects; whoever dumps such an object again
-gets what came of it before. A process's start comes as the number that the guest wrote: making a datetime of it costs
-more than it does to have this in Python (docs/benchmarks.md).
+The rows of a message share the same machine and time objects: the dumped bytes of the last object are used again. The
+start of a process is the number that the guest sent, because a datetime would take longer (docs/benchmarks.md).
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _int8 = struct.Struct(">q").pack
 
 
 class _RawJsonb(Dumper):
-    """JSON that is bytes already: a version byte and the text."""
+    """JSON as bytes: a version byte and the text."""
 
     oid = psycopg.adapters.types["jsonb"].oid
     format = Format.BINARY
@@ -31,7 +30,7 @@ class _RawJsonb(Dumper):
 
 
 class _Moment(Dumper):
-    """A time, or unix seconds as a guest wrote them."""
+    """A datetime, or unix seconds as a guest sent them."""
 
     oid = psycopg.adapters.types["timestamptz"].oid
     format = Format.BINARY
@@ -63,7 +62,7 @@ class _Key(Dumper):
         return self._dumped
 
 
-def put_on(connection: psycopg.AsyncConnection[object]) -> None:
-    """Let COPY on this connection use them, for columns whose types are set; parameters of queries are not touched."""
+def register_dumpers(connection: psycopg.AsyncConnection[object]) -> None:
+    """Register the dumpers for COPY on this connection, for columns with set types; query parameters do not change."""
     for dumper in (_RawJsonb, _Moment, _Key):
         connection.adapters.register_dumper(None, dumper)

@@ -10,7 +10,7 @@ import structlog
 from guestd.core.errors import StoreUnavailable
 from guestd.core.machines import MachineRegistry, RegisteredMachine
 from guestd.core.tasks import Backoff, run_with_retry
-from guestd.store.connection import connection_to, sorted_errors
+from guestd.store.connection import connection_to, translate_errors
 from gueststore.queries import query
 
 log = structlog.get_logger()
@@ -29,7 +29,7 @@ async def watch_machines(dsn: str, machine_registry: MachineRegistry) -> None:
     """Update the registry whenever a machine changes; never returns."""
 
     async def listen() -> None:
-        async with connection_to(dsn) as connection, sorted_errors():
+        async with connection_to(dsn) as connection, translate_errors():
             await connection.execute("LISTEN guestd_machine")
             while True:
                 machine_registry.replace(await read_machines(connection))

@@ -17,7 +17,7 @@ import structlog
 
 from guestd.core.errors import RowsRejected, StoreUnavailable
 from guestd.core.tasks import Backoff, run_with_retry
-from guestd.store.connection import connection_to, sorted_errors
+from guestd.store.connection import connection_to, translate_errors
 from guestd.telemetry.exposition import Family
 from guestd.telemetry.registry import VmMetrics
 from gueststore.alarms import Alarm, read_alarms
@@ -85,7 +85,7 @@ class RollupRefresher:
 
     async def refresh(self) -> None:
         """Refresh ports and roll-ups for all hosts, unless another guestd is doing it, and this host's machines."""
-        async with connection_to(self._dsn) as connection, sorted_errors():
+        async with connection_to(self._dsn) as connection, translate_errors():
             async with connection.transaction():
                 cursor = await connection.execute(query("maintenance/lock_maintenance"))
                 if await cursor.fetchone() == (True,):

@@ -16,7 +16,7 @@ from psycopg.rows import dict_row
 
 from guestd.core.errors import StoreUnavailable
 from guestd.hypervisor.domains import Graphics
-from guestd.store.connection import check_schema, connection_to, sorted_errors
+from guestd.store.connection import check_schema, connection_to, translate_errors
 from guestd.vms.plan import (
     HEALTHY_SECONDS,
     Attempts,
@@ -53,7 +53,7 @@ class VmStore:
 
     async def read_machines(self, names: Sequence[str]) -> list[VmRecord]:
         """Read the machines assigned to this host, and those with these domain names."""
-        async with self._lock, sorted_errors():
+        async with self._lock, translate_errors():
             return await _read_machines(self._connection, self.host_id, names)
 
     async def write(self, writes: Sequence[Write]) -> int:
@@ -66,7 +66,7 @@ class VmStore:
         skipped = 0
         async with (
             self._lock,
-            sorted_errors(),
+            translate_errors(),
             asyncio.timeout(WRITE_SECONDS),
             self._connection.transaction(),
             self._connection.cursor() as cursor,
@@ -80,7 +80,7 @@ class VmStore:
     async def read_attempts(self, now: float) -> dict[UUID, Attempts]:
         """Read the last attempts of an earlier guestd on this host's machines. `now` is monotonic."""
         values = {"host_id": self.host_id, "healthy_seconds": HEALTHY_SECONDS}
-        async with self._lock, sorted_errors():
+        async with self._lock, translate_errors():
             cursor = await self._connection.execute(query("vms/read_attempts"), values)
             return {
                 machine_id: Attempts(desired, action.capitalize(), attempt, now - seconds_ago)
@@ -96,19 +96,19 @@ class VmStore:
             "host_id": self.host_id, "machine_id": action.machine_id, "name": action.name, "desired": action.desired,
             "action": type(action).__name__.lower(), "reason": action.why, "attempt": attempt,
         }  # fmt: skip
-        async with self._lock, sorted_errors():
+        async with self._lock, translate_errors():
             cursor = await self._connection.execute(query("vms/insert_event"), values)
             row = await cursor.fetchone()
         return None if row is None else row[0]
 
     async def end_action(self, event_id: UUID, outcome: str) -> None:
         """Store the outcome of an action."""
-        async with self._lock, sorted_errors():
+        async with self._lock, translate_errors():
             await self._connection.execute(query("vms/update_event"), {"event_id": event_id, "outcome": outcome})
 
     async def touch_host(self) -> None:
         """Store that libvirt on this host has just answered."""
-        async with self._lock, sorted_errors():
+        async with self._lock, translate_errors():
             await self._connection.execute(query("hosts/update_last_seen"), {"host_id": self.host_id})
 
 
@@ -117,7 +117,7 @@ async def open_vm_store(dsn: str, *, name: str, uri: str, version: str) -> Async
     """Open the store of a host; raises HostLocked if another guestd manages it."""
     async with connection_to(dsn) as connection:
         await check_schema(connection)
-        async with sorted_errors():
+        async with translate_errors():
             cursor = await connection.execute(
                 query("hosts/upsert_host"), {"name": name, "uri": uri, "version": version}
             )
@@ -138,7 +138,7 @@ async def read_host_machines(
     """Read a host's ID (None before the first guestd there) and its machines; changes nothing."""
     async with connection_to(dsn) as connection:
         await check_schema(connection)
-        async with sorted_errors():
+        async with translate_errors():
             cursor = await connection.execute(query("hosts/read_host"), {"name": name, "uri": uri})
             (host_id,) = await cursor.fetchone() or (None,)
             return host_id, await _read_machines(connection, host_id, domains)
@@ -146,7 +146,7 @@ async def read_host_machines(
 
 async def listen_for_desired_state(dsn: str, changed: asyncio.Event) -> None:
     """Set `changed` whenever the desired state of a machine changes, until the connection is lost."""
-    async with connection_to(dsn) as connection, sorted_errors():
+    async with connection_to(dsn) as connection, translate_errors():
         await connection.execute("LISTEN guestd_wish")
         while True:
             changed.set()

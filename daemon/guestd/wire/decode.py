@@ -2,10 +2,10 @@
 
 What a guest may get wrong without losing the frame:
 
-* half a line directly followed by the whole line (the agent's resend after a short write): the whole line is taken;
-* `\\u0000` in a text and lone surrogates: removed; bytes that are no UTF-8: replaced;
-* a value that its field cannot hold: mended, or left out (`mending`);
-* one list entry that cannot be mended: refused by itself, the rest is kept.
+* half a line directly followed by the whole line (the agent's resend after a short write): the whole line is decoded;
+* `\\u0000` in a text and lone surrogates: removed; bytes that are not UTF-8: replaced;
+* a value that its field cannot hold: repaired, or left out (`guestd.wire.repair`);
+* a list entry that cannot be repaired: refused alone, the rest is stored.
 
 Anything else is a `BadFrame`. No frame below the size cap takes longer than some tens of milliseconds (docs/trust.md).
 """
@@ -22,7 +22,7 @@ from msgspec import Struct
 from guestd.core.errors import BadFrame
 from guestd.wire import legacy, limits
 from guestd.wire.line import SYNTAX_ERRORS, is_value, restarts
-from guestd.wire.repair import fitted, readable, shortened, storable
+from guestd.wire.repair import convert_with_repairs, make_readable, remove_unstorable, shorten_numbers
 from guestd.wire.schema import (
     Application,
     Content,
@@ -52,38 +52,38 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A metrics message, the entries refused on the way, and the repairs that were needed."""
+    """A metrics message, the list entries that were refused, and the repairs that were made."""
 
     metrics: Metrics
     refusals: list[Refusal] = field(default_factory=list)
     repairs: list[str] = field(default_factory=list)
-    older: str | None = None
-    """D0 or D3, where it was written in one of these."""
+    legacy_dialect: str | None = None
+    """D0 or D3 for a message in one of these dialects."""
 
     @property
     def dialect(self) -> str:
-        """D0 to D3, by docs/wire.md: D2 has its lists beside the system and not within."""
+        """D0 to D3 of docs/wire.md: D2 has its lists beside the system, D1 within it."""
         content = self.metrics.data
         is_d2 = any(each is not None for each in (content.processes, content.ports, content.windows_services))
-        return self.older or ("D2" if is_d2 else "D1")
+        return self.legacy_dialect or ("D2" if is_d2 else "D1")
 
 
 _decoder = msgspec.json.Decoder(Metrics)
 
 
 def decode(payload: bytes) -> Decoded:
-    """One line to a metrics message; raises `BadFrame` with reason json, shape or type."""
+    """Decode a line as a metrics message; raises `BadFrame` with reason json, shape or type."""
     if len(payload) > limits.VALUES and payload.count(b",") > limits.VALUES:
         raise BadFrame("shape", f"more than {limits.VALUES} values")
-    text = storable(payload)
-    decoded = _decode_somehow(text, ["bad_escape"] if text != payload else [])
+    text = remove_unstorable(payload)
+    decoded = _decode_with_repairs(text, ["bad_escape"] if text != payload else [])
     if decoded.metrics.type != "metrics":
         raise _not_metrics(decoded.metrics.type)
     return decoded
 
 
-def _decode_somehow(text: bytes, repairs: list[str]) -> Decoded:
-    """As it is; else the whole message behind the half of one; else what can be read of it."""
+def _decode_with_repairs(text: bytes, repairs: list[str]) -> Decoded:
+    """Decode the text as it is, else the whole message behind half of one, else the text with its values repaired."""
     try:
         return _decode_once(text, repairs)
     except SYNTAX_ERRORS as exc:
@@ -91,9 +91,9 @@ def _decode_somehow(text: bytes, repairs: list[str]) -> Decoded:
     for candidate in filter(is_value, restarts(text)):
         with suppress(*SYNTAX_ERRORS):
             return _decode_once(candidate, [*repairs, "restarted_line"])
-    if (mended := readable(text)) != text:
+    if (repaired := make_readable(text)) != text:
         with suppress(*SYNTAX_ERRORS):
-            return _decode_once(mended, [*repairs, "unreadable_value"])
+            return _decode_once(repaired, [*repairs, "unreadable_value"])
     raise BadFrame("json", f"{type(first_error).__name__}: {first_error}"[:300]) from first_error
 
 
@@ -101,14 +101,14 @@ def _decode_once(text: bytes, repairs: list[str]) -> Decoded:
     try:
         return Decoded(_decoder.decode(text), [], repairs)
     except msgspec.ValidationError:
-        return _part_by_part(text, repairs)
+        return _decode_parts(text, repairs)
 
 
 def _not_metrics(found: object) -> BadFrame:
     return BadFrame("type", f"not a metrics message: type {str(found)[:40]!r}")
 
 
-# The objects on the way to the lists, and the lists whose entries are judged one by one: table, type, key, how many.
+# The objects that contain the lists, and the lists whose entries are decoded one by one: table, type, key, maximum.
 _BRANCHES: dict[str, type[Struct]] = {
     "data": Content,
     "data.system": System,
@@ -131,16 +131,16 @@ _LIST = msgspec.json.Decoder(list[msgspec.Raw] | None)
 _ENTRIES = {entry_type: msgspec.json.Decoder(entry_type) for _, entry_type, _, _ in _LISTS.values()}
 
 
-def _part_by_part(text: bytes, repairs: list[str]) -> Decoded:
-    """The slow way for a frame with a wrong value in it: what is wrong is mended, left out or refused by itself."""
-    found = _Found(list(repairs))
-    text = shortened(text)
-    msgspec.json.decode(text, type=msgspec.Raw)  # all of it, or it is no JSON
+def _decode_parts(text: bytes, repairs: list[str]) -> Decoded:
+    """Decode a frame with wrong values, part by part: a value is repaired or left out, or its list entry refused."""
+    found = _PartReader(list(repairs))
+    text = shorten_numbers(text)
+    msgspec.json.decode(text, type=msgspec.Raw)  # raises if any of it is not JSON
     try:
         members = _OBJECT.decode(text)
-        if (as_d1 := legacy.as_d1(members)) is not None:
-            older = "D3" if "system_metrics" in members else "D0"
-            return replace(_decode_once(as_d1, [*repairs, "older_dialect"]), older=older)
+        if (as_d1 := legacy.convert_to_d1(members)) is not None:
+            legacy_dialect = "D3" if "system_metrics" in members else "D0"
+            return replace(_decode_once(as_d1, [*repairs, "older_dialect"]), legacy_dialect=legacy_dialect)
         kind = bytes(members.get("type", b"null"))
         if kind != b'"metrics"':
             raise _not_metrics(kind[:60].decode(errors="replace").strip('"'))
@@ -150,17 +150,17 @@ def _part_by_part(text: bytes, repairs: list[str]) -> Decoded:
 
 
 @dataclass(slots=True)
-class _Found:
-    """What is noted while a message is read part by part."""
+class _PartReader:
+    """Decodes a message part by part, and collects its repairs and refusals."""
 
     repairs: list[str]
     refusals: list[Refusal] = field(default_factory=list)
-    mended: int = 0
+    repaired: int = 0
 
-    def object(self, path: str, raw: bytes | msgspec.Raw, wanted: type[S]) -> S:
-        """One of the branches. Raises msgspec.ValidationError when it is none, or lacks what it must have."""
+    def object(self, path: str, raw: bytes | msgspec.Raw, target: type[S]) -> S:
+        """An object of `_BRANCHES`. Raises msgspec.ValidationError when it is not one, or lacks a required field."""
         members, values = _OBJECT.decode(raw), {}
-        for each in msgspec.structs.fields(wanted):
+        for each in msgspec.structs.fields(target):
             if each.encode_name in members:
                 try:
                     values[each.name] = self._part(f"{path}.{each.encode_name}".lstrip("."), members, each)
@@ -169,7 +169,7 @@ class _Found:
                         raise
                     self.repairs.append("field_left_out")
         try:
-            return wanted(**values)
+            return target(**values)
         except TypeError as exc:
             raise msgspec.ValidationError(f"{exc} in {path or 'the message'}") from exc
 
@@ -181,7 +181,7 @@ class _Found:
             return self.object(path, raw, _BRANCHES[path])
         if len(memoryview(raw)) > limits.PART_BYTES:
             raise msgspec.ValidationError(f"more than {limits.PART_BYTES} bytes in {path}")
-        return fitted(raw, each.type, self.repairs)
+        return convert_with_repairs(raw, each.type, self.repairs)
 
     def _entries(self, path: str, raw: msgspec.Raw) -> list[Struct] | None:
         table, entry_type, key, most = _LISTS[path]
@@ -193,22 +193,22 @@ class _Found:
             raise msgspec.ValidationError(f"null in {path}")
         if len(entries) > most:
             self.repairs.append("list_cut")
-        kept = []
+        fitting = []
         for entry in entries[:most]:
             try:
-                kept.append(self._entry(entry, entry_type))
+                fitting.append(self._entry(entry, entry_type))
             except msgspec.ValidationError as exc:
                 self._refuse(table, _key_of(entry, key), str(exc))
-        return kept
+        return fitting
 
-    def _entry(self, raw: msgspec.Raw, wanted: type[Struct]) -> Struct:
+    def _entry(self, raw: msgspec.Raw, target: type[Struct]) -> Struct:
         try:
-            return _ENTRIES[wanted].decode(raw)
+            return _ENTRIES[target].decode(raw)
         except msgspec.ValidationError:
-            self.mended += 1
-            if self.mended > limits.MENDED:
+            self.repaired += 1
+            if self.repaired > limits.REPAIRED:
                 raise
-        return fitted(raw, wanted, self.repairs)
+        return convert_with_repairs(raw, target, self.repairs)
 
     def _refuse(self, table: str, key: str, reason: str) -> None:
         if len(self.refusals) == limits.REFUSALS:
@@ -217,12 +217,12 @@ class _Found:
 
 
 def _key_of(raw: msgspec.Raw, key: str) -> str:
-    """What an entry says it is, as text."""
+    """The key of a list entry, as text."""
     with suppress(msgspec.ValidationError):
         raw = _OBJECT.decode(raw).get(key, msgspec.Raw(b"null"))
     if len(memoryview(raw)) > limits.KEY_PATH_CHARS:
         return bytes(raw)[:100].decode(errors="replace")
     try:
         return str(msgspec.json.decode(raw))
-    except msgspec.ValidationError:  # a number that no type holds
+    except msgspec.ValidationError:  # a number that no type can hold
         return bytes(raw)[:100].decode()

@@ -1,6 +1,6 @@
 """Bytes in, frames out: lines ended by a newline, bounded in size, resynchronising at the next newline.
 
-Pure: no socket, no clock. A line over the limit is never held in memory; its size and its first bytes are reported
+Pure: no socket, no clock. A line over the size limit is not kept in memory; its size and its first bytes are reported,
 so that it can be counted and, when its sender numbers its lines, acknowledged.
 """
 
@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Long enough for the header of a numbered line (docs/wire.md), short enough to keep for every channel.
+# Long enough for the header of a numbered line (docs/wire.md), short enough to store for every channel.
 HEAD_BYTES = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Oversize:
-    """A line that was longer than the limit and was not kept."""
+    """A line over the size limit, of which only the first bytes were kept."""
 
     head: bytes
     size_bytes: int
 
 
 class Framer:
-    """Cuts one channel's byte stream into lines."""
+    """Splits the byte stream of one channel into lines."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit_bytes = limit_bytes
@@ -30,11 +30,11 @@ class Framer:
 
     @property
     def pending_bytes(self) -> int:
-        """Bytes of a line that has begun and not ended."""
+        """Bytes of the incomplete line."""
         return self._size_bytes
 
     def feed(self, chunk: bytes) -> list[bytes | Oversize]:
-        """Take the next bytes; return the lines that they complete, without newline, blank ones left out."""
+        """Add the next bytes; return the lines that they complete, without newlines and without blank lines."""
         *ended, rest = chunk.split(b"\n")
         lines: list[bytes | Oversize] = []
         for part in ended:
@@ -47,7 +47,7 @@ class Framer:
         return lines
 
     def _is_whole(self, part: bytes) -> bool:
-        """Whether it is a line by itself, as most are; these are handed on without being copied."""
+        """Whether it is a complete line, as most are; these are passed on without a copy."""
         return not self._size_bytes and len(part) <= self._limit_bytes
 
     def _completed(self, part: bytes) -> bytes | Oversize:

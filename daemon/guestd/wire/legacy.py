@@ -1,7 +1,7 @@
-"""The oldest dialects, in the shape of D1. Pure.
+"""Converts the oldest dialects to D1. Pure.
 
-D0 has no type: `{"timestamp": unix seconds, "metrics": {...}}`, and under `metrics` what D1 has under `data.system`.
-D3 is the one of the platform's documents: the same under `system_metrics`, with some names of its own.
+D0 has no type: `{"timestamp": unix seconds, "metrics": {...}}`; its `metrics` is D1's `data.system`.
+D3 is the dialect of the platform's documents: the same under `system_metrics`, with some other names.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _LIST = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 
 
-def as_d1(members: Members) -> bytes | None:
-    """The text of a D0 or D3 message, given by its members, as D1 writes it; None for any other message.
+def convert_to_d1(members: Members) -> bytes | None:
+    """The members of a D0 or D3 message as the text of a D1 message; None for any other message.
 
-    Raises msgspec.ValidationError when what it must have is of another shape.
+    Raises msgspec.ValidationError when a required member has another shape.
     """
     if "type" in members or "data" in members:
         return None
@@ -41,9 +41,11 @@ def _system_of_d3(metrics: Members) -> dict[str, object]:
     system: dict[str, object] = dict(metrics)
     if "network" in metrics:
         entries = _LIST.decode(_OBJECT.decode(metrics["network"]).get("stats", b"[]"))
-        system["network"] = {"interfaces": [_renamed(entry, {"interface": "name"}) for entry in entries]}
+        system["network"] = {"interfaces": [_rename_members(entry, {"interface": "name"}) for entry in entries]}
     if "system" in metrics:
-        state: dict[str, object] = dict(_renamed(_OBJECT.decode(metrics["system"]), {"uptime": "uptime_seconds"}))
+        state: dict[str, object] = dict(
+            _rename_members(_OBJECT.decode(metrics["system"]), {"uptime": "uptime_seconds"})
+        )
         if isinstance(load := state.get("load_average"), msgspec.Raw):
             state["load_average"] = _load(load)
         system["system"] = state
@@ -51,8 +53,8 @@ def _system_of_d3(metrics: Members) -> dict[str, object]:
 
 
 def _load(raw: msgspec.Raw) -> object:
-    return None if bytes(raw) == b"null" else _renamed(_OBJECT.decode(raw), _NAMES_OF_LOAD)
+    return None if bytes(raw) == b"null" else _rename_members(_OBJECT.decode(raw), _NAMES_OF_LOAD)
 
 
-def _renamed(members: Members, names: Mapping[str, str]) -> dict[str, msgspec.Raw]:
+def _rename_members(members: Members, names: Mapping[str, str]) -> dict[str, msgspec.Raw]:
     return {names.get(name, name): value for name, value in members.items()}

@@ -13,7 +13,7 @@ import msgspec
 
 from guestd.core.errors import BadFrame
 from guestd.wire.framing import Oversize
-from guestd.wire.repair import storable
+from guestd.wire.repair import remove_unstorable
 
 # The kind of a line that carries metrics, and of one whose kind is unknown before it is decoded.
 METRICS = "metrics"
@@ -127,7 +127,7 @@ SYNTAX_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 def is_whole(line: bytes) -> bool:
     """Whether a line is one JSON value or ends with one: the first line of a connection may be the rest of one."""
     try:
-        text = storable(line)
+        text = remove_unstorable(line)
     except BadFrame:
         return False
     return is_value(text) or any(map(is_value, restarts(text)))
@@ -136,7 +136,7 @@ def is_whole(line: bytes) -> bool:
 def is_json(line: bytes) -> bool:
     """Whether a line is one whole JSON value."""
     try:
-        return is_value(storable(line))
+        return is_value(remove_unstorable(line))
     except BadFrame:
         return False
 

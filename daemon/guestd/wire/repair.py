@@ -1,13 +1,13 @@
-"""What a guest got wrong is put right where it can be told what it meant, or what is lost by leaving it out is little.
+"""Repairs wrong values of a message, where their meaning is clear or little is lost by leaving them out.
 
-Pure, and only for frames that do not decode as they are. Two steps: of a text that is no JSON (`storable`, `readable`),
-and of values that do not fit their fields (`fitted`). The rules for a value:
+Pure, and only for frames that do not decode as they are. Two steps: a text that is not JSON (`remove_unstorable`,
+`make_readable`), and values that do not fit their fields (`convert_with_repairs`). The rules for a value:
 
-* a fraction where a whole number is due is cut off;
-* a field that may be absent and holds what it cannot (a number out of bounds, NaN, a text for a number) is left out;
-* a number that must be there and is out of bounds, or none, becomes 0: the schema has no null for it;
+* a fraction in place of a whole number is truncated;
+* an optional field with a wrong value (a number out of bounds, NaN, a text for a number) is left out;
+* a required number that is out of bounds, or not a number, becomes 0: the column cannot be NULL;
 * a text that is too long is cut;
-* keys (process ids, ports) and texts that must be there are never guessed: the entry does not fit.
+* keys (process ids, ports) and required texts are never guessed: the entry is refused.
 """
 
 from __future__ import annotations
@@ -27,39 +27,39 @@ from guestd.wire import limits
 
 T = TypeVar("T")
 
-# What PostgreSQL cannot store: NUL and half a pair of surrogates.
+# What PostgreSQL cannot store: NUL, and one half of a surrogate pair.
 _UNSTORABLE = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
-# The escapes of a JSON text that matter. Passed over: doubled backslashes (what follows them is no escape) and whole
-# pairs. First group: what cannot be stored. Second group: escapes that are cut short.
+# Escapes of a JSON text. Skipped: double backslashes (what follows is not an escape) and whole surrogate pairs.
+# First group: what cannot be stored. Second group: incomplete escapes.
 _ESCAPE = re.compile(
     rb"(?:\\\\)++|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
     rb"|(\\u0000|\\u[dD][89a-fA-F][0-9a-fA-F]{2})|((?:\\u[0-9a-fA-F]{0,3}(?![0-9a-fA-F]))+)",
 )
 
 
-def storable(payload: bytes) -> bytes:
-    """Without the escapes that PostgreSQL cannot store; raises `BadFrame` for a text of hardly anything but escapes."""
-    # Most encoders write text as it is: one look is all that most frames cost.
+def remove_unstorable(payload: bytes) -> bytes:
+    """The text without the escapes that PostgreSQL cannot store; raises `BadFrame` for a text with too many escapes."""
+    # Most encoders write text without escapes: this search is all that most frames cost.
     if b"\\" not in payload or rb"\u" not in payload:
         return payload
     if payload.count(b"\\") > limits.ESCAPES:
         raise BadFrame("json", f"more than {limits.ESCAPES} escapes")
     if not _UNSTORABLE.search(payload):
         return payload
-    # A short escape stays an error: closing a gap behind it must not make a new one of it.
+    # An incomplete escape remains an error: removing what follows it must not complete it.
     return _ESCAPE.sub(lambda found: b"" if found[1] else b"%s!" % found[2] if found[2] else found[0], payload)
 
 
 _CONTROLS = bytes(set(range(32)) - set(b"\t\r\n"))
 _SPELLED = rb"(?i:nan|inf)[\w()]{0,20}|1\.\#(?i:inf|qnan|snan|ind)\w{0,10}"
-# Numbers that JSON has no word for, as C, Python and JavaScript write them, where a value may stand.
+# Numbers that JSON cannot express, as C, Python and JavaScript write them, in the place of a value.
 _NO_NUMBER = re.compile(rb"([:,\[]\s{0,10})[-+]?(?:" + _SPELLED + rb")(?=\s{0,10}[,}\]])")
 
 
-def readable(payload: bytes) -> bytes:
-    """Of a text that is no JSON what can be told: bytes that are no UTF-8, control characters, NaN and infinities.
+def make_readable(payload: bytes) -> bytes:
+    """The text with bytes that are not UTF-8 and control characters replaced, and null for NaN and infinities.
 
-    A text that is too long to look through is given back as it is.
+    A text that is too long to search is returned unchanged.
     """
     if len(payload) > limits.READABLE_BYTES:
         return payload
@@ -69,12 +69,12 @@ def readable(payload: bytes) -> bytes:
 
 _NINES = bytes.maketrans(b"012345678", b"9" * 9)
 _DIGITS = re.compile(rb"\d++")
-# More than any number that a type holds has, and few enough to be read in no time.
+# More digits than any number that a type can hold, and few enough to be parsed quickly.
 _LONG_DIGITS = 400
 
 
-def shortened(text: bytes) -> bytes:
-    """With numbers of very many digits cut to 400: no type holds those either, and reading more takes its square."""
+def shorten_numbers(text: bytes) -> bytes:
+    """The text with long numbers cut to 400 digits: no type can hold them, and parsing takes quadratic time."""
     nines, run = text.translate(_NINES), b"9" * _LONG_DIGITS
     parts, end = [], 0
     while (start := nines.find(run, end)) >= 0:
@@ -85,12 +85,12 @@ def shortened(text: bytes) -> bytes:
 
 
 _NUMBER = re.compile(rb"([:,\[]\s{0,10})(-?\d[\d.]*+(?:[eE][-+]?\d++)?)")
-# No number that a column holds is longer; and reading one takes longer the more digits it has.
+# No number that a column can hold is longer; and parsing takes longer the more digits there are.
 _NUMBER_CHARS = 40
 
 
 def _representable(payload: bytes) -> bytes:
-    """With null for the numbers that no type holds. It may reach into texts, of an entry that would be lost."""
+    """The text with null for numbers that no type can hold. It may change texts, in an entry that would be lost."""
     return _NUMBER.sub(lambda found: found[0] if _is_representable(found[2]) else found[1] + b"null", payload)
 
 
@@ -98,10 +98,10 @@ def _is_representable(number: bytes) -> bool:
     try:
         return len(number) <= _NUMBER_CHARS and math.isfinite(float(number))
     except ValueError:
-        return True  # no number either: the decoder says so
+        return True  # not a number: the decoder raises
 
 
-# Without these an entry says nothing: they are never guessed.
+# Keys of entries, which are never guessed.
 _KEYS = frozenset({"id", "pid", "port"})
 _type_info: Callable[[Any], inspect.Type] = lru_cache(inspect.type_info)
 
@@ -110,38 +110,38 @@ class _Unfit(Exception):
     """A value that its field cannot hold."""
 
 
-def fitted(raw: msgspec.Raw | bytes, wanted: type[T] | Any, notes: list[str]) -> T:
-    """A JSON text as a value of the type `wanted`, mended where that can be; a word in `notes` for each repair.
+def convert_with_repairs(raw: msgspec.Raw | bytes, target: type[T] | Any, repairs: list[str]) -> T:
+    """Convert a JSON text to the type `target`, with repairs; each repair adds a word to `repairs`.
 
-    Raises msgspec.ValidationError when it does not fit, and other DecodeErrors when it is no JSON.
+    Raises msgspec.ValidationError when it does not fit, and other DecodeErrors when it is not JSON.
     """
     found: list[str] = []
     try:
         value = msgspec.json.decode(raw)
-    except msgspec.ValidationError:  # untyped, it can only be a number that no type holds
+    except msgspec.ValidationError:  # untyped, it can only be a number that no type can hold
         found.append("number_left_out")
         value = msgspec.json.decode(_representable(bytes(raw)))
     with suppress(_Unfit):
-        value = _fit(value, _type_info(wanted), found)
-    converted = msgspec.convert(value, wanted)
-    notes += found
+        value = _fit(value, _type_info(target), found)
+    converted = msgspec.convert(value, target)
+    repairs += found
     return converted
 
 
-def _fit(value: Any, wanted: inspect.Type, notes: list[str]) -> Any:  # noqa: PLR0911 -- one return a kind of value
-    match wanted:
+def _fit(value: Any, target: inspect.Type, repairs: list[str]) -> Any:  # noqa: PLR0911 -- one return a kind of value
+    match target:
         case inspect.StructType() if isinstance(value, dict):
-            return {**value, **dict(_fit_fields(value, wanted, notes))}
+            return {**value, **dict(_fit_fields(value, target, repairs))}
         case inspect.ListType() if isinstance(value, list):
-            return _fit_items(value[: limits.ITEMS], wanted.item_type, notes)
+            return _fit_items(value[: limits.ITEMS], target.item_type, repairs)
         case inspect.UnionType():
-            return _fit_one_of(value, wanted.types, notes)
+            return _fit_one_of(value, target.types, repairs)
         case inspect.IntType():
-            return _fit_whole(value, wanted, notes)
+            return _fit_whole(value, target, repairs)
         case inspect.FloatType() if isinstance(value, int | float) and not isinstance(value, bool):
             return _fit_float(value)
         case inspect.StrType() if isinstance(value, str):
-            return _fit_text(value, wanted, notes)
+            return _fit_text(value, target, repairs)
         case inspect.BoolType() if isinstance(value, bool):
             return value
         case inspect.NoneType() if value is None:
@@ -149,20 +149,20 @@ def _fit(value: Any, wanted: inspect.Type, notes: list[str]) -> Any:  # noqa: PL
     raise _Unfit
 
 
-def _fit_fields(value: dict[str, Any], wanted: inspect.StructType, notes: list[str]) -> Iterator[tuple[str, Any]]:
-    """The fields that the struct knows; one that does not fit gets its default, or 0."""
-    for field in wanted.fields:
+def _fit_fields(value: dict[str, Any], target: inspect.StructType, repairs: list[str]) -> Iterator[tuple[str, Any]]:
+    """The known fields of a struct; a field that does not fit gets its default, or 0."""
+    for field in target.fields:
         name = field.encode_name
         if name not in value:
             continue
         try:
-            yield name, _fit(value[name], field.type, notes)
+            yield name, _fit(value[name], field.type, repairs)
         except _Unfit:
             if not field.required:
-                notes.append("field_left_out")
+                repairs.append("field_left_out")
                 yield name, _default(field)
             elif name not in _KEYS and isinstance(field.type, inspect.IntType):
-                notes.append("number_zeroed")
+                repairs.append("number_zeroed")
                 yield name, 0
 
 
@@ -170,34 +170,34 @@ def _default(field: inspect.Field) -> Any:
     return field.default if field.default is not msgspec.NODEFAULT else field.default_factory()
 
 
-def _fit_items(value: list[Any], wanted: inspect.Type, notes: list[str]) -> list[Any]:
-    """Texts that are none are left out; among numbers a null keeps the place."""
-    if isinstance(wanted, inspect.StrType):
+def _fit_items(value: list[Any], target: inspect.Type, repairs: list[str]) -> list[Any]:
+    """Items that are not texts are left out of a list of texts; a wrong number becomes null, to keep the positions."""
+    if isinstance(target, inspect.StrType):
         fitting: list[Any] = [item for item in value if isinstance(item, str)]
     else:
-        fitting = [item if isinstance(item, float) else _fit_or_null(item, wanted) for item in value]
+        fitting = [item if isinstance(item, float) else _fit_or_null(item, target) for item in value]
     if fitting != value:
-        notes.append("item_left_out")
+        repairs.append("item_left_out")
     return fitting
 
 
-def _fit_or_null(item: Any, wanted: inspect.Type) -> Any:
+def _fit_or_null(item: Any, target: inspect.Type) -> Any:
     with suppress(_Unfit):
-        return _fit(item, wanted, [])
+        return _fit(item, target, [])
     return None
 
 
-def _fit_text(value: str, wanted: inspect.StrType, notes: list[str]) -> str:
-    if wanted.max_length is None or len(value) <= wanted.max_length:
+def _fit_text(value: str, target: inspect.StrType, repairs: list[str]) -> str:
+    if target.max_length is None or len(value) <= target.max_length:
         return value
-    notes.append("text_cut")
-    return value[: wanted.max_length]
+    repairs.append("text_cut")
+    return value[: target.max_length]
 
 
-def _fit_one_of(value: Any, types: Iterable[inspect.Type], notes: list[str]) -> Any:
-    for wanted in types:
+def _fit_one_of(value: Any, types: Iterable[inspect.Type], repairs: list[str]) -> Any:
+    for target in types:
         with suppress(_Unfit):
-            return _fit(value, wanted, notes)
+            return _fit(value, target, repairs)
     raise _Unfit
 
 
@@ -208,12 +208,12 @@ def _fit_float(value: float) -> float:
         raise _Unfit from None
 
 
-def _fit_whole(value: Any, wanted: inspect.IntType, notes: list[str]) -> int:
+def _fit_whole(value: Any, target: inspect.IntType, repairs: list[str]) -> int:
     if isinstance(value, float) and math.isfinite(value):
-        notes.append("number_truncated")
+        repairs.append("number_truncated")
         value = int(value)
     is_whole = isinstance(value, int) and not isinstance(value, bool)
-    if not is_whole or not _at_least(wanted.ge, value) or not _at_least(value, wanted.le):
+    if not is_whole or not _at_least(target.ge, value) or not _at_least(value, target.le):
         raise _Unfit
     return int(value)
 

@@ -1,6 +1,6 @@
-"""What guestd says to a guest: the host's lines of docs/wire.md, without their newline. Pure.
+"""The lines that guestd sends to a guest (docs/wire.md), without their newline. Pure.
 
-Case matters: `Metrics` is a command and has a capital, what is answered has none.
+The case matters: the command `Metrics` has a capital letter, replies have none.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-# Asks for a sample at once.
+# Requests a sample immediately.
 COLLECT = b'{"type":"Metrics"}'
 
 
@@ -23,22 +23,22 @@ _keep_alive = msgspec.json.Decoder(_KeepAlive)
 
 
 def ack(boot_id: str, seq: int, mark: str | None) -> bytes:
-    """Tells our agent that everything up to `seq`, whose mark this is, is safe."""
+    """Acknowledges to our agent all lines up to `seq`, whose mark is `mark`."""
     return b"%s}" % _ack(boot_id, seq, mark)
 
 
 def resend(boot_id: str, seq: int, mark: str | None) -> bytes:
-    """Asks our agent for everything after `seq` again."""
+    """Asks our agent to resend all lines after `seq`."""
     return b'%s,"resend":true}' % _ack(boot_id, seq, mark)
 
 
 def _ack(boot_id: str, seq: int, mark: str | None) -> bytes:
-    told = b'{"type":"ack","boot_id":"%s","seq":%d' % (boot_id.encode(), seq)
-    return b'%s,"mark":"%s"' % (told, mark.encode()) if mark else told
+    fields = b'{"type":"ack","boot_id":"%s","seq":%d' % (boot_id.encode(), seq)
+    return b'%s,"mark":"%s"' % (fields, mark.encode()) if mark else fields
 
 
 def reply(message_type: str, line: bytes, now: datetime) -> bytes | None:
-    """The answer to a guest's message of another type than metrics; None when it wants none or cannot be read."""
+    """The reply to a message that is not metrics; None when it needs no reply or cannot be decoded."""
     timestamp = now.isoformat(timespec="milliseconds")
     if message_type == "ping":
         return msgspec.json.encode({"type": "pong", "timestamp": timestamp})

@@ -1,8 +1,8 @@
 """The wire structs of every dialect. Pure.
 
 Dialects D1 (real agents) and D2 (the platform's interface) share one tree: where they differ in place or name,
-both are optional here and `normalise` takes the one that is set. Unknown fields are ignored, so that old daemons
-survive new agents. `decode` makes these structs of a line, `line` tells what is known without decoding.
+both are optional here and `normalise` uses the one that is set. Unknown fields are ignored, so that old daemons
+work with new agents. `decode` reads these structs from a line; `line` reads what is needed before.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Int4 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 ProcessId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 Amount = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 PortNumber = Annotated[int, Meta(ge=0, le=65535)]
-# Only what is rarely too long: a text past its bound sends its frame the slow way.
+# Only for texts that are rarely too long: a longer one makes the whole frame be decoded part by part.
 Name = Annotated[str, Meta(max_length=limits.NAME_CHARS)]
 FilePath = Annotated[str, Meta(max_length=limits.PATH_CHARS)]
 KeyPath = Annotated[str, Meta(max_length=limits.KEY_PATH_CHARS)]

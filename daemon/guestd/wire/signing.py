@@ -1,7 +1,7 @@
 """Signed host lines (docs/wire.md), both sides: how guestd signs a line, and how an agent verifies it. Pure.
 
-Agents from 2026-06 on take no line of the host that is not wrapped. The key is a secret of the machine's own, which
-guestd derives from its master secret, so that a guest that gives its secret away gives away nobody else's.
+Agents from 2026-06 on accept only wrapped lines from the host. The key is the machine's own secret, which
+guestd derives from its master secret, so that a leaked secret compromises that machine alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from msgspec import Struct
 VERSION: Literal[1] = 1
 # A line is accepted this long before and after its time.
 WINDOW_MS = 300_000
-# Nonces that an agent remembers; guestd says less than this within the window.
+# Nonces that an agent remembers; guestd sends fewer lines within the window.
 MOST_NONCES = 100_000
 
 
@@ -69,15 +69,15 @@ class SignedLineVerifier:
         try:
             found = _decoder.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise ValueError("it is not signed") from None
+            raise ValueError("the line is not signed") from None
         expected = signature(self._secret, ts_ms=found.ts, nonce=found.nonce, payload=found.payload)
         if not hmac.compare_digest(expected.encode(), found.sig.encode()):
-            raise ValueError("its signature is of another secret")
+            raise ValueError("its signature does not match: another secret was used")
         self._forget(now_ms)
         if abs(found.ts - now_ms) > WINDOW_MS or found.ts <= self._forgotten_ms:
-            raise ValueError("its time is too far from this machine's")
+            raise ValueError("its time differs too much from this machine's clock")
         if (found.ts, found.nonce) in self._seen:
-            raise ValueError("it was heard before")
+            raise ValueError("its nonce was used before")
         self._seen.add((found.ts, found.nonce))
         heapq.heappush(self._by_time, (found.ts, found.nonce))
         return found.payload.encode()
@@ -86,5 +86,5 @@ class SignedLineVerifier:
         while self._by_time and (self._by_time[0][0] < now_ms - WINDOW_MS or len(self._by_time) >= self._most_nonces):
             earliest = heapq.heappop(self._by_time)
             self._seen.remove(earliest)
-            # Not by this machine's clock, which may be put back: what was forgotten is never taken again.
+            # Independent of this machine's clock, which may be set back: a forgotten nonce is never accepted again.
             self._forgotten_ms = earliest[0]

@@ -35,7 +35,7 @@ async def copied(write: Write, dsn: str, rows: list[Values], *types: str) -> lis
     )
     columns = ", ".join(f"{name} {type_name}" for name, type_name in table.types.items())
     async with await psycopg.AsyncConnection.connect(dsn) as connection:
-        dumpers.put_on(connection)
+        dumpers.register_dumpers(connection)
         await connection.execute(f"CREATE TEMPORARY TABLE copied (row serial, {columns})".encode())
         names = table.column_list
         cursor = connection.cursor()

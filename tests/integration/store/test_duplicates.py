@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from guestd.rows.batch import Limits
-from guestd.store.batch_writer import connected
+from guestd.store.batch_writer import open_store
 from integration.store.test_writer import Tally, drain, entry, spooled
 from support.daemon import add_machine, metrics_line, rows
 from support.faults import counted, sample_line
@@ -170,9 +170,9 @@ async def test_a_sample_whose_time_somebody_takes_at_the_last_moment_moves_on(tm
     async with spooled(tmp_path, machine_id, [metrics_line(at.isoformat()).strip()]) as spool:
         tally = Tally()
         consumer = tally.writer(spool, dsn, Limits(100, 1_000_000, 0.01))
-        async with connected(dsn) as store:
+        async with open_store(dsn) as store:
             frames = await spool.read(0, max_frames=1, max_bytes=1)
-            consumer._uncommitted = await consumer._preparer.prepare(frames, store.taken)
+            consumer._uncommitted = await consumer._preparer.prepare(frames, store.find_stored_timestamps)
         insert_sample(dsn, machine_id, at)
         spool.seal()
         await asyncio.wait_for(consumer.run(), 60)

@@ -12,8 +12,8 @@ from psycopg import sql
 from psycopg.rows import dict_row
 
 from guestd.rows.batch import Prepared
-from guestd.rows.normalise import Stream
-from guestd.store.batch_writer import connected
+from guestd.rows.normalise import GuestHistory
+from guestd.store.batch_writer import open_store
 from guestd.wire.framing import Framer
 from gueststore import contract
 from support.rows import MACHINE, RECEIVED, rows_of
@@ -61,12 +61,12 @@ def assert_stored(connection: psycopg.Connection[dict[str, Any]], expected: dict
 async def test_the_series_hold_what_a_vector_says(dsn: str, name: str) -> None:
     lines = Framer(LIMIT_BYTES).feed((VECTORS / f"{name}.wire").read_bytes())
     expectations = json.loads((VECTORS / f"{name}.json").read_text())
-    stream, spool_id = Stream(), uuid4()
+    stream, spool_id = GuestHistory(), uuid4()
     with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as reader:
         reader.execute("SET TIME ZONE 'UTC'")
         with psycopg.connect(dsn, autocommit=True) as connection:
             insert(connection, "Machine", **MACHINE_ROW, templateId=make_template(connection))
-        async with connected(dsn) as store:
+        async with open_store(dsn) as store:
             await store.set_ledger(spool_id, None, 0)
             for seq, (line, expected) in enumerate(zip(lines, expectations, strict=True), 1):
                 if isinstance(line, bytes) and "bad_frame" not in expected:

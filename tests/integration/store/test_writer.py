@@ -23,7 +23,7 @@ from guestd.rows.batch import Limits, Moment, Prepared
 from guestd.rows.model import Rows
 from guestd.spool.file import Entry, Frame, SenderState
 from guestd.spool.queue import Spool, open_spool
-from guestd.store.batch_writer import connected
+from guestd.store.batch_writer import open_store
 from guestd.telemetry.registry import Telemetry
 from guestd.wire.limits import INVENTORY
 from guestd.wire.line import METRICS, read_line
@@ -279,7 +279,7 @@ async def test_what_is_set_aside_tells_no_more_secrets_than_what_is_stored(tmp_p
 @pytest.mark.asyncio
 async def test_frames_that_were_committed_but_not_trimmed_are_not_stored_again(tmp_path: Path, dsn: str) -> None:
     machine_id = add_machine(dsn)
-    async with spooled(tmp_path, machine_id, [b"rubbish"]) as spool, connected(dsn) as store:
+    async with spooled(tmp_path, machine_id, [b"rubbish"]) as spool, open_store(dsn) as store:
         await store.set_ledger(spool.spool_id, None, 0)
         await spool.settle()
         received_at = datetime.now(UTC)
@@ -297,7 +297,7 @@ async def test_frames_that_were_committed_but_not_trimmed_are_not_stored_again(t
 async def test_a_commit_that_is_still_under_way_is_waited_for(dsn: str) -> None:
     """The connection was lost, and the server, slow to its disk, is not done with what came before."""
     spool_id = uuid4()
-    async with connected(dsn) as store:
+    async with open_store(dsn) as store:
         await store.set_ledger(spool_id, None, 5)
         with psycopg.connect(dsn) as slow:
             slow.execute('UPDATE "IngestLedger" SET "committedSeq" = 9 WHERE "spoolId" = %s', (spool_id,))
@@ -425,13 +425,13 @@ async def test_a_guest_whose_clock_stands_still_does_not_hold_up_the_writer(tmp_
     stuck = datetime.now(UTC).replace(microsecond=0).isoformat()
     async with spooled(tmp_path, machine_id, [line(0.01 * place, stuck) for place in range(3000)]) as spool:
         await drain(spool, dsn)
-    async with spooled(tmp_path, machine_id, [line(2, stuck)]) as spool, connected(dsn) as store:
+    async with spooled(tmp_path, machine_id, [line(2, stuck)]) as spool, open_store(dsn) as store:
         (frame,) = await spool.read(0, max_frames=1, max_bytes=1)
         questions: list[int] = []
 
         async def taken(moments: Sequence[Moment]) -> set[Moment]:
             questions.append(len(moments))
-            return await store.taken(moments)
+            return await store.find_stored_timestamps(moments)
 
         (prepared,) = await Preparer(Telemetry().writer.preparing).prepare([frame], taken)
     assert prepared.seq == frame.seq
