@@ -154,7 +154,7 @@ def test_our_agent_with_a_secret_hears_nothing_else_and_loses_nothing_by_it(daem
         eventually(lambda: daemon.metric("guestd_frames_duplicate_total") >= 1, "the first line again")
         assert daemon.stop() == 0
     assert _samples(daemon) == 1
-    reason = "its signature does not match: another secret was used" if signs else "the line is not signed"
+    reason = "its signature does not match: another secret was used" if signs else "it is not signed"
     assert log.read_text().count("host line ignored") == 1
     assert reason in log.read_text()
 

@@ -78,7 +78,7 @@ def test_a_line_that_was_changed_on_its_way_is_not_taken(field: str) -> None:
     ],
 )
 def test_what_is_not_signed_is_not_taken(content: bytes) -> None:
-    assert refusal(SignedLineVerifier(SECRET), content) == "the line is not signed"
+    assert refusal(SignedLineVerifier(SECRET), content) == "it is not signed"
 
 
 @pytest.mark.parametrize("off_ms", [WINDOW_MS, -WINDOW_MS])

@@ -69,7 +69,7 @@ class SignedLineVerifier:
         try:
             found = _decoder.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise ValueError("the line is not signed") from None
+            raise ValueError("it is not signed") from None
         expected = signature(self._secret, ts_ms=found.ts, nonce=found.nonce, payload=found.payload)
         if not hmac.compare_digest(expected.encode(), found.sig.encode()):
             raise ValueError("its signature does not match: another secret was used")
