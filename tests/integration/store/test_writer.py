@@ -361,7 +361,9 @@ async def test_a_frame_that_reaches_a_bug_of_ours_is_set_aside_and_counted(tmp_p
 
 
 @pytest.mark.asyncio
-async def test_nothing_is_stored_before_the_spool_knows_that_its_books_are_settled(tmp_path: Path, dsn: str) -> None:
+async def test_nothing_is_stored_before_the_spool_has_recorded_the_comparison_with_the_ledger(
+    tmp_path: Path, dsn: str
+) -> None:
     machine_id = add_machine(dsn)
     async with spooled(tmp_path / "spool", machine_id, [line(1)]) as spool:
         spool._writing.execute("PRAGMA busy_timeout = 10")
