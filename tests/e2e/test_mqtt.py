@@ -18,7 +18,7 @@ from tools.harness.waiting import eventually, wait_seconds
 from guestd.simulator import machine_ids
 from support.broker import PASSWORDS, Publisher, is_connected, known_machine, mqtt_table
 from support.daemon import Daemon, add_machine, command, environment, execute, metrics_line, rows
-from support.faults import Reliability, fleet_counted, sample_line
+from support.faults import Reliability, count_fleet, sample_line
 
 
 def samples(daemon: Daemon) -> int:
@@ -378,7 +378,7 @@ def test_a_simulated_fleet_publishes_and_its_manifest_says_what_the_broker_has_t
         fleet.kill()
         fleet.wait()
     eventually(lambda: daemon.metric("guestd_spool_frames") == 0, "the spool is empty")
-    reliability.record("a fleet that publishes before anybody has subscribed", 1, fleet_counted(daemon.dsn, manifest))
+    reliability.record("a fleet that publishes before anybody has subscribed", 1, count_fleet(daemon.dsn, manifest))
     assert daemon.stop() == 0
 
 

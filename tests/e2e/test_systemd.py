@@ -62,7 +62,7 @@ def test_the_unit_reads_a_guest_as_its_own_user(host: Host) -> None:
 
     host.configure('[privacy]\ncommand_lines = "off"\n[limits]\nburst_rows = 1\n[spool]\nmax_bytes = 1000000\n')
     host.run("systemctl", "reload", "guestd")
-    host.says("configuration changes need a restart")
+    host.logs("configuration changes need a restart")
     priorities = {json.loads(line["MESSAGE"])["level"]: line["PRIORITY"] for line in host.journal() if _is_ours(line)}
     assert priorities == {"info": "6", "warning": "4"}
     assert host.show("MainPID") == pid
@@ -132,7 +132,7 @@ def test_a_frozen_daemon_is_killed_by_the_watchdog_and_restarted(host: Host) -> 
     pid = host.show("MainPID")
     host.run("kill", "-STOP", pid)
     host.is_up(after=pid)
-    host.says("Watchdog timeout")
+    host.logs("Watchdog timeout")
     assert host.show("NRestarts") == "1"
 
 

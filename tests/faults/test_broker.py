@@ -10,7 +10,7 @@ from tools.harness.waiting import eventually, wait_seconds
 
 from support.broker import Load, Publisher, is_connected, known_machine, mqtt_table
 from support.daemon import Daemon, rows
-from support.faults import Reliability, counted, sample_line, store_closed
+from support.faults import Reliability, count_samples, sample_line, store_closed
 from support.proxy import Proxy
 
 MACHINES = 6
@@ -45,7 +45,7 @@ def test_after_kill_9_exactly_what_was_not_acknowledged_comes_back(
             is_connected(subscribed)
         load.finish()
         all_is_stored(subscribed, load)
-    reliability.record("kill -9 of guestd, MQTT", rounds, counted(subscribed.dsn, load.sent))
+    reliability.record("kill -9 of guestd, MQTT", rounds, count_samples(subscribed.dsn, load.sent))
     assert subscribed.stop() == 0
 
 
@@ -59,7 +59,7 @@ def test_sigterm_under_load_costs_nothing(subscribed: Daemon, broker: Broker, re
             is_connected(subscribed)
         load.finish()
         all_is_stored(subscribed, load)
-    reliability.record("SIGTERM of guestd, MQTT", rounds, counted(subscribed.dsn, load.sent))
+    reliability.record("SIGTERM of guestd, MQTT", rounds, count_samples(subscribed.dsn, load.sent))
     assert subscribed.stop() == 0
 
 
@@ -77,7 +77,7 @@ def test_a_broker_that_is_restarted_with_its_queue_costs_nothing(
         load.finish()
         all_is_stored(subscribed, load)
     assert subscribed.metric("guestd_mqtt_sessions_lost_total") == 0
-    reliability.record("broker restarted with its queue", rounds, counted(subscribed.dsn, load.sent))
+    reliability.record("broker restarted with its queue", rounds, count_samples(subscribed.dsn, load.sent))
     assert subscribed.stop() == 0
 
 
@@ -103,7 +103,7 @@ def test_of_a_broker_that_lost_its_queue_all_is_stored_that_arrived(
     done = subscribed.metric("guestd_frames_done_total", outcome="stored")
     sent = load.sent | {last: [0]}
     gap = load.count + 1 - int(done)
-    reliability.record("broker killed, its queue deleted", rounds, counted(subscribed.dsn, sent, sender_gap=gap))
+    reliability.record("broker killed, its queue deleted", rounds, count_samples(subscribed.dsn, sent, sender_gap=gap))
     assert subscribed.metric("guestd_mqtt_sessions_lost_total") == rounds
     assert subscribed.stop() == 0
 
@@ -141,9 +141,9 @@ def test_a_late_acknowledgement_acknowledges_no_message_of_the_broker_that_came_
     eventually(lambda: subscribed.metric("guestd_spool_frames") == 0, "the spool is empty")
     # Of the middle five those are the broker's loss that came before guestd had subscribed again.
     (found,) = rows(subscribed.dsn, 'SELECT count(*) FROM "SystemMetrics"')
-    books = counted(subscribed.dsn, {machine_id: range(15)}, sender_gap=15 - found[0])
+    tally = count_samples(subscribed.dsn, {machine_id: range(15)}, sender_gap=15 - found[0])
     assert rows(subscribed.dsn, 'SELECT count(*) FROM "SystemMetrics" WHERE "uptime" < 5') == [(5,)]
-    reliability.record("an acknowledgement that comes after its broker's end", 1, books)
+    reliability.record("an acknowledgement that comes after its broker's end", 1, tally)
     assert subscribed.stop() == 0
 
 
@@ -158,10 +158,10 @@ def test_a_connection_that_is_cut_at_random_bytes_costs_nothing(
         with Publisher(broker.port) as guests, Load(guests, machines_of(daemon)) as load:
             eventually(lambda: proxy.cuts >= cuts, "enough is cut", 300)
             load.finish()
-            proxy.mend()
+            proxy.stop_cutting()
             all_is_stored(daemon, load)
         assert daemon.stop() == 0
-    reliability.record("MQTT connection cut at random bytes", proxy.cuts, counted(daemon.dsn, load.sent))
+    reliability.record("MQTT connection cut at random bytes", proxy.cuts, count_samples(daemon.dsn, load.sent))
 
 
 def test_a_store_that_is_away_costs_nothing(subscribed: Daemon, broker: Broker, reliability: Reliability) -> None:
@@ -174,7 +174,7 @@ def test_a_store_that_is_away_costs_nothing(subscribed: Daemon, broker: Broker, 
                 assert subscribed.metric("guestd_mqtt_connected") == 1
         load.finish()
         all_is_stored(subscribed, load)
-    reliability.record("store away, MQTT", rounds, counted(subscribed.dsn, load.sent))
+    reliability.record("store away, MQTT", rounds, count_samples(subscribed.dsn, load.sent))
     assert subscribed.stop() == 0
 
 
@@ -188,13 +188,15 @@ def test_a_full_spool_leaves_the_rest_with_the_broker_and_it_goes_on_by_itself(
     machines = machines_of(daemon, MANY_MACHINES)
     with Publisher(broker.port) as guests, Load(guests, machines, per_second=500) as load:
         with store_closed(daemon.dsn):
-            eventually(lambda: "when it is full" in daemon.page("/readyz")[1], "guestd says that it is full", 60)
+            eventually(
+                lambda: "when it is full" in daemon.page("/readyz")[1], "/readyz reports a full spool", 60
+            )
             load.grows_by(500)
             assert daemon.metric("guestd_mqtt_unacknowledged") > 0
         load.finish()
         all_is_stored(daemon, load)
     assert daemon.metric("guestd_frames_refused_total") == 0
-    reliability.record("spool full, MQTT", 1, counted(daemon.dsn, load.sent))
+    reliability.record("spool full, MQTT", 1, count_samples(daemon.dsn, load.sent))
     assert daemon.stop() == 0
 
 
@@ -215,14 +217,14 @@ def test_a_machine_that_fills_its_share_is_refused_and_the_others_go_on(
                 guests.send(good, sample_line(number))
             eventually(
                 lambda: daemon.metric("guestd_mqtt_messages_acknowledged_total") == len(samples) + 10,
-                "nobody holds anybody up",
+                "no machine delays another",
             )
             refused = int(daemon.metric("guestd_frames_refused_total", reason="share"))
         eventually(lambda: daemon.metric("guestd_frames_done_total", outcome="stored") == 510 - refused, "the rest", 60)
     assert refused > 0
     assert rows(daemon.dsn, 'SELECT count(*) FROM "SystemMetrics" WHERE "machineId" = %s', good) == [(10,)]
-    books = counted(daemon.dsn, {flood: samples, good: range(1, 11)}, refused=refused)
-    reliability.record("one machine fills its share, MQTT", 1, books)
+    tally = count_samples(daemon.dsn, {flood: samples, good: range(1, 11)}, refused=refused)
+    reliability.record("one machine fills its share, MQTT", 1, tally)
     assert daemon.stop() == 0
 
 
@@ -254,5 +256,5 @@ def test_two_daemons_of_a_shared_group_divide_the_messages_whatever_becomes_of_o
     finally:
         if other.process is not None and other.process.poll() is None:
             other.kill()
-    reliability.record("one of two daemons of a shared group killed", rounds, counted(daemon.dsn, load.sent))
+    reliability.record("one of two daemons of a shared group killed", rounds, count_samples(daemon.dsn, load.sent))
     assert daemon.stop() == 0

@@ -14,7 +14,7 @@ from tools.harness.waiting import eventually, wait_seconds
 
 from faults.test_store_faults import GUESTS, LINES_PER_ROUND, PROCESSES, guestd_on, is_ready
 from support.daemon import Daemon, execute, rows
-from support.faults import Fleet, Reliability, fleet, fleet_counted
+from support.faults import Fleet, Reliability, count_fleet, fleet
 
 
 @contextmanager
@@ -55,8 +55,8 @@ def test_a_primary_that_dies_is_replaced_by_its_promoted_replica_and_nothing_is_
             _promote(replica)
             load.finish(daemon)
         assert daemon.stop() == 0
-        books = fleet_counted(replica.dsn("guestd"), load.manifest)
-    reliability.record("failover: primary killed, replica promoted", 1, books, "synchronous replication")
+        tally = count_fleet(replica.dsn("guestd"), load.manifest)
+    reliability.record("failover: primary killed, replica promoted", 1, tally, "synchronous replication")
 
 
 def test_a_primary_that_is_demoted_is_left_at_once_and_nothing_is_lost(
@@ -76,8 +76,8 @@ def test_a_primary_that_is_demoted_is_left_at_once_and_nothing_is_lost(
             load.finish(daemon)
         assert own_cluster.pid() is not None
         assert daemon.stop() == 0
-        books = fleet_counted(replica.dsn("guestd"), load.manifest)
-    reliability.record("failover: primary made read-only, replica promoted", 1, books, "synchronous replication")
+        tally = count_fleet(replica.dsn("guestd"), load.manifest)
+    reliability.record("failover: primary made read-only, replica promoted", 1, tally, "synchronous replication")
 
 
 @contextmanager

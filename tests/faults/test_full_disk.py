@@ -8,7 +8,7 @@ from tools.harness.waiting import eventually
 
 from support.daemon import Daemon
 from support.disk import small_disk_at
-from support.faults import Books, Reliability, fleet, fleet_counted, store_closed
+from support.faults import Reliability, Tally, count_fleet, fleet, store_closed
 
 GUESTS = 5
 LINES_PER_GUEST = 300
@@ -16,7 +16,7 @@ LINES_PER_GUEST = 300
 
 @pytest.fixture
 def small_disk(directory: Path) -> Iterator[Path]:
-    """32 MiB for the spool, half of them for its reserve file; the fleet will want more."""
+    """32 MiB for the spool, half of them for its reserve file; the fleet needs more."""
     disk = directory / "disk"
     disk.mkdir()
     with small_disk_at(disk, mebibytes=32):
@@ -27,7 +27,7 @@ def test_a_full_disk_loses_nothing_and_empties_by_itself_when_the_store_is_back(
     small_disk: Path, daemon: Daemon, reliability: Reliability
 ) -> None:
     daemon.spool = small_disk / "spool"
-    rounds, books = reliability.rounds(quick=1, full=5), Books()
+    rounds, tally = reliability.rounds(quick=1, full=5), Tally()
     daemon.start()
     for number in range(rounds):
         eventually(lambda: daemon.page("/readyz")[0] == 200, "ready")
@@ -41,7 +41,7 @@ def test_a_full_disk_loses_nothing_and_empties_by_itself_when_the_store_is_back(
                 eventually(lambda: daemon.metric("guestd_spool_frames") > 0, "the spool is opened")
             load.finish(daemon)
         assert daemon.page("/readyz") == (200, "ready\n")
-        books += fleet_counted(daemon.dsn, load.manifest)
+        tally += count_fleet(daemon.dsn, load.manifest)
     assert daemon.stop() == 0
-    assert books.stored == rounds * GUESTS * LINES_PER_GUEST
-    reliability.record("the spool's disk full, then freed", rounds, books)
+    assert tally.stored == rounds * GUESTS * LINES_PER_GUEST
+    reliability.record("the spool's disk full, then freed", rounds, tally)

@@ -1,4 +1,4 @@
-"""Guests that send what nobody should: each of their lines is in the books, and those of the others are all stored."""
+"""Hostile guests: each of their lines is accounted for, and all lines of the others are stored."""
 
 import json
 import random
@@ -11,7 +11,7 @@ import pytest
 from tools.harness.waiting import eventually, wait_seconds
 
 from support.daemon import Daemon, Guest, add_machine, environment
-from support.faults import Books, Reliability, counted, fleet, fleet_counted, sample_line
+from support.faults import Reliability, Tally, count_fleet, count_samples, fleet, sample_line
 
 MEBIBYTE = 2**20
 # As JSON text, put in the place of a value.
@@ -144,25 +144,25 @@ def test_a_hostile_guest_costs_only_itself_and_each_of_its_lines_is_counted(
     def refused() -> float:
         return sum(daemon.metric("guestd_frames_refused_total", reason=reason) for reason in ("oversize", "cut_off"))
 
-    def its_books() -> Books:
+    def its_tally() -> Tally:
         # A line cut within the word "metrics" is one of another type, for all that guestd knows.
         of_no_type = int(daemon.metric("guestd_other_messages_total", type="unknown"))
         assert of_no_type <= hostile.cut_in_type
-        return counted(daemon.dsn, sent, refused=hostile.refused + of_no_type)
+        return count_samples(daemon.dsn, sent, refused=hostile.refused + of_no_type)
 
     eventually(lambda: refused() == hostile.refused, "its refused lines are counted")
     sent = {hostile.machine_id: hostile.sent}
-    eventually(lambda: its_books().lost == 0, "its lines are in the books", 100)
+    eventually(lambda: its_tally().lost == 0, "its lines are accounted for", 100)
     assert daemon.metric("guestd_bugs_total") == 0
-    books = its_books()
+    tally = its_tally()
     assert daemon.stop() == 0
-    good = fleet_counted(daemon.dsn, load.manifest)
+    good = count_fleet(daemon.dsn, load.manifest)
     assert good.stored == good.sent
-    books += good
-    reliability.record(f"a guest {attack.__name__.replace('_', ' ')}", rounds, books)
+    tally += good
+    reliability.record(f"a guest {attack.__name__.replace('_', ' ')}", rounds, tally)
 
 
-# Found and imported by Python as it starts. It stands in for a bug of the decoder that nobody knows yet: the message
+# Found and imported by Python as it starts. It stands in for an unknown bug of the decoder: the message
 # that holds the word makes it fail as no decoder should.
 BROKEN_DECODER = """
 import msgspec
@@ -194,16 +194,16 @@ def test_a_frame_that_crashes_the_decoder_is_set_aside_and_the_others_are_stored
             hostile.guest.write(hostile.line().replace(b"sshd", b"crash-the-decoder"))
         load.finish(daemon)
     sent = {hostile.machine_id: hostile.sent}
-    eventually(lambda: counted(daemon.dsn, sent).lost == 0, "its lines are in the books", 100)
+    eventually(lambda: count_samples(daemon.dsn, sent).lost == 0, "its lines are accounted for", 100)
     assert daemon.metric("guestd_bugs_total") == rounds
     assert daemon.stop() == 0
-    books = counted(daemon.dsn, sent)
-    assert (books.stored, books.quarantined) == (rounds, rounds)
-    reliability.record("a frame that crashes the decoder", rounds, books + fleet_counted(daemon.dsn, load.manifest))
+    tally = count_samples(daemon.dsn, sent)
+    assert (tally.stored, tally.quarantined) == (rounds, rounds)
+    reliability.record("a frame that crashes the decoder", rounds, tally + count_fleet(daemon.dsn, load.manifest))
 
 
 def _paths(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
-    """Where a value may be replaced: not what says that it is a message, nor by what the books know it."""
+    """Where a value may be replaced: not the type of the message, nor the number that identifies its sample."""
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, child in children:
         yield from _paths(child, (*path, key))

@@ -9,14 +9,14 @@ from uuid import UUID
 from tools.harness.waiting import eventually, wait_seconds
 
 from support.daemon import REPOSITORY, Daemon, add_machine, rows
-from support.faults import Books, Reliability, counted, fleet, fleet_counted, sample_line, store_closed
+from support.faults import Reliability, Tally, count_fleet, count_samples, fleet, sample_line, store_closed
 
 CLOCK_OFFSETS_SECONDS = (600, 0, -600, 0, 86_400, 0, -86_400, 0, 60, -60, 0)
 SAMPLES_PER_STEP = 20
 
 
 def with_clock(daemon: Daemon, file: Path) -> None:
-    """Let guestd see the wall clock that the file says, an offset to the true one; the monotonic clock stays true."""
+    """Give guestd a wall clock with the offset in the file; the monotonic clock stays true."""
     prefix = Path(subprocess.check_output([REPOSITORY / "tools/harness/get-packages", "faketime"], text=True).strip())
     (library,) = prefix.glob("usr/lib/*/faketime/libfaketimeMT.so.1")
     daemon.wrapper = [
@@ -50,7 +50,7 @@ def test_a_host_clock_that_is_stepped_loses_nothing_and_is_followed_when_it_is_r
             for machine_id, guest in guests.items():
                 guest.write(sample_line(number))
                 sent[machine_id].append(number)
-        eventually(lambda: counted(daemon.dsn, sent).lost == 0, "all are stored", 60)
+        eventually(lambda: count_samples(daemon.dsn, sent).lost == 0, "all are stored", 60)
         at = 'SELECT max(abs(extract(epoch FROM "receivedAt" - now()))) FROM "SystemMetrics" WHERE "uptime" = %s'
         ((away_seconds,),) = rows(daemon.dsn, at, number)
         # A step back of less than five minutes is waited out, not followed: the order of a machine's frames goes first.
@@ -59,12 +59,12 @@ def test_a_host_clock_that_is_stepped_loses_nothing_and_is_followed_when_it_is_r
     reliability.record(
         "the host's clock stepped forward and back, by up to a day",
         len(CLOCK_OFFSETS_SECONDS) * rounds,
-        counted(daemon.dsn, sent),
+        count_samples(daemon.dsn, sent),
     )
 
 
 def test_a_thousand_sockets_at_once_are_read_and_leave_nothing_behind(daemon: Daemon, reliability: Reliability) -> None:
-    rounds, books = reliability.rounds(quick=1, full=5), Books()
+    rounds, tally = reliability.rounds(quick=1, full=5), Tally()
     daemon.start()
     eventually(lambda: daemon.page("/readyz")[0] == 200, "ready")
     for number in range(rounds):
@@ -73,9 +73,9 @@ def test_a_thousand_sockets_at_once_are_read_and_leave_nothing_behind(daemon: Da
             load.finish(daemon)
         eventually(lambda: daemon.metric("guestd_channels") == 0, "their channels are dropped", 60)
         eventually(lambda: descriptors(daemon) < 100, "their descriptors are closed")
-        books += fleet_counted(daemon.dsn, load.manifest)
+        tally += count_fleet(daemon.dsn, load.manifest)
     assert daemon.stop() == 0
-    reliability.record("1,000 sockets appear at once and vanish", rounds, books)
+    reliability.record("1,000 sockets appear at once and vanish", rounds, tally)
 
 
 def descriptors(daemon: Daemon) -> int:
@@ -86,7 +86,7 @@ def descriptors(daemon: Daemon) -> int:
 def test_a_guest_that_fills_its_share_during_an_outage_does_not_hold_up_the_others(
     daemon: Daemon, reliability: Reliability
 ) -> None:
-    rounds, books = reliability.rounds(quick=1, full=10), Books()
+    rounds, tally = reliability.rounds(quick=1, full=10), Tally()
     daemon.spool_max_bytes = 20_000_000
     daemon.start()
     for number in range(rounds):
@@ -104,9 +104,9 @@ def test_a_guest_that_fills_its_share_during_an_outage_does_not_hold_up_the_othe
                 assert modest.process.wait(100) == 0  # all that they sent is on disk
                 assert greedy.is_writing()
             greedy.finish(daemon)
-        books += fleet_counted(daemon.dsn, greedy.manifest) + fleet_counted(daemon.dsn, modest.manifest)
+        tally += count_fleet(daemon.dsn, greedy.manifest) + count_fleet(daemon.dsn, modest.manifest)
     assert daemon.stop() == 0
-    reliability.record("one guest fills its share of the spool during an outage", rounds, books)
+    reliability.record("one guest fills its share of the spool during an outage", rounds, tally)
 
 
 def test_a_second_guestd_on_one_spool_is_refused_under_load_and_takes_over_when_the_first_is_gone(
@@ -131,5 +131,5 @@ def test_a_second_guestd_on_one_spool_is_refused_under_load_and_takes_over_when_
         daemon.start()
         load.finish(daemon)
     assert daemon.stop() == 0
-    books = fleet_counted(daemon.dsn, load.manifest)
-    reliability.record("two daemons on one spool, the running one killed", rounds, books)
+    tally = count_fleet(daemon.dsn, load.manifest)
+    reliability.record("two daemons on one spool, the running one killed", rounds, tally)

@@ -8,7 +8,15 @@ from uuid import UUID
 from tools.harness.waiting import eventually, wait_seconds
 
 from support.daemon import Daemon, add_machine, rows
-from support.faults import Reliability, counted, fleet, fleet_counted, frames_on_disk, sample_line, sample_number
+from support.faults import (
+    Reliability,
+    count_fleet,
+    count_samples,
+    fleet,
+    frames_on_disk,
+    sample_line,
+    sample_number,
+)
 
 GUESTS = 10
 # A start takes seconds where the machine is busy, and the load must outlast it.
@@ -29,11 +37,11 @@ def test_every_line_survives_kill_9_of_guestd_exactly_once(daemon: Daemon, relia
         daemon.start()
         load.finish(daemon)
     assert daemon.stop() == 0
-    books = fleet_counted(daemon.dsn, load.manifest)
-    assert (books.sent, books.stored) == (GUESTS * lines, GUESTS * lines)
+    tally = count_fleet(daemon.dsn, load.manifest)
+    assert (tally.sent, tally.stored) == (GUESTS * lines, GUESTS * lines)
     processes = dict(rows(daemon.dsn, 'SELECT "machineId", count(*) FROM "ProcessSnapshot" GROUP BY 1'))
     assert processes == dict.fromkeys(load.machines, lines * PROCESSES)
-    reliability.record("kill -9 of guestd at random moments under load", kills, books)
+    reliability.record("kill -9 of guestd at random moments under load", kills, tally)
 
 
 def test_a_kill_between_commit_and_trim_stores_nothing_twice(daemon: Daemon, reliability: Reliability) -> None:
@@ -49,7 +57,7 @@ def test_a_kill_between_commit_and_trim_stores_nothing_twice(daemon: Daemon, rel
         daemon.start()
         load.finish(daemon)
     assert daemon.stop() == 0
-    reliability.record("kill -9 between COMMIT and the spool's trim", kills, fleet_counted(daemon.dsn, load.manifest))
+    reliability.record("kill -9 between COMMIT and the spool's trim", kills, count_fleet(daemon.dsn, load.manifest))
 
 
 def _kill_between_commit_and_trim(daemon: Daemon) -> None:
@@ -85,7 +93,7 @@ def test_sigterm_under_load_loses_nothing(daemon: Daemon, reliability: Reliabili
         daemon.start()
         load.finish(daemon)
     assert daemon.stop() == 0
-    reliability.record("SIGTERM of guestd under load", stops, fleet_counted(daemon.dsn, load.manifest))
+    reliability.record("SIGTERM of guestd under load", stops, count_fleet(daemon.dsn, load.manifest))
 
 
 def test_of_agents_without_acknowledgement_all_is_stored_that_guestd_had_taken(
@@ -111,5 +119,5 @@ def test_of_agents_without_acknowledgement_all_is_stored_that_guestd_had_taken(
     eventually(lambda: daemon.metric("guestd_spool_frames") == 0, "the spool is empty")
     assert daemon.stop() == 0
     numbers = {machine_id: [number for sender, number in sent if sender == machine_id] for machine_id in guests}
-    books = counted(daemon.dsn, numbers, sender_gap=len(sent - taken))
-    reliability.record("kill -9 of guestd, agents without acknowledgement", kills, books)
+    tally = count_samples(daemon.dsn, numbers, sender_gap=len(sent - taken))
+    reliability.record("kill -9 of guestd, agents without acknowledgement", kills, tally)

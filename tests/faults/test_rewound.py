@@ -15,7 +15,7 @@ from tools.harness.waiting import eventually, wait_seconds
 from guestd.agent.outbox import Outbox
 from guestd.agent.transport import ReliableSender, listen, run_connection
 from support.daemon import Daemon, add_machine, rows
-from support.faults import Reliability, counted, sample_line
+from support.faults import Reliability, count_samples, sample_line
 
 
 class Machine:
@@ -104,7 +104,7 @@ async def test_what_a_machine_says_after_a_revert_is_stored_once(
         assert await asyncio.to_thread(daemon.stop) == 0
     stored = {number for (number,) in rows(daemon.dsn, 'SELECT "uptime" FROM "SystemMetrics"')}
     gap = len(machine.undone - stored)
-    books = counted(daemon.dsn, {machine_id: range(1, machine.issued + 1)}, sender_gap=gap)
+    tally = count_samples(daemon.dsn, {machine_id: range(1, machine.issued + 1)}, sender_gap=gap)
     assert machine.rewound + machine.sender.outbox.rewound > 0
     note = "the sender's gap: lines that were only in the memory that was reverted"
-    reliability.record(f"a machine reverted to a snapshot, its channel {channel}", reverts, books, note)
+    reliability.record(f"a machine reverted to a snapshot, its channel {channel}", reverts, tally, note)

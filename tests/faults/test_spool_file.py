@@ -14,11 +14,11 @@ import pytest
 from tools.harness.waiting import eventually, wait_seconds
 
 from support.daemon import Daemon
-from support.faults import Fleet, Reliability, fleet, fleet_counted, frames_on_disk, sample_ms, store_closed
+from support.faults import Fleet, Reliability, count_fleet, fleet, frames_on_disk, sample_ms, store_closed
 
 GUESTS = 5
 LINES_PER_ROUND = 100
-# Enough to go on until the damage is done and noticed, which is when the next line is to be kept.
+# Enough to go on until the damage is done and noticed, which is when the next line is spooled.
 LINES_TO_NOTICE_BY = 240
 # More than the agents have under way, so that some of it is acknowledged and is nowhere but in the file.
 WAITING = 8 * GUESTS
@@ -90,9 +90,9 @@ def test_a_damaged_file_costs_what_only_it_held(
         daemon.start()
         load.finish(daemon)
     assert daemon.stop() == 0
-    books = fleet_counted(daemon.dsn, load.manifest, destroyed=held)
-    assert books.destroyed
-    reliability.record(f"the spool's file {damage.__name__.replace('_', ' ')}", rounds, books)
+    tally = count_fleet(daemon.dsn, load.manifest, destroyed=held)
+    assert tally.destroyed
+    reliability.record(f"the spool's file {damage.__name__.replace('_', ' ')}", rounds, tally)
 
 
 def test_an_older_copy_that_is_put_back_costs_what_came_after_it_and_was_not_stored(
@@ -116,8 +116,8 @@ def test_an_older_copy_that_is_put_back_costs_what_came_after_it_and_was_not_sto
         daemon.start()
         load.finish(daemon)
     assert daemon.stop() == 0
-    books = fleet_counted(daemon.dsn, load.manifest, destroyed=held)
-    reliability.record("the spool's file rolled back to an older copy", rounds, books)
+    tally = count_fleet(daemon.dsn, load.manifest, destroyed=held)
+    reliability.record("the spool's file rolled back to an older copy", rounds, tally)
 
 
 @pytest.mark.parametrize("damage", [deleted, deleted_with_its_directory], ids=lambda damage: damage.__name__)
@@ -131,7 +131,7 @@ def test_a_file_that_is_deleted_under_guestd_is_noticed_and_what_it_held_is_stor
             with store_closed(daemon.dsn):
                 eventually(lambda: daemon.metric("guestd_spool_frames") >= WAITING, "frames wait")
                 damage(daemon.spool)
-                eventually(lambda: "deleted or replaced" in daemon.page("/readyz")[1], "it says so")
+                eventually(lambda: "deleted or replaced" in daemon.page("/readyz")[1], "/readyz reports it")
             assert daemon.process is not None
             assert daemon.process.wait(60) == 1  # systemd starts it again, on a new file
             assert load.is_writing()
@@ -139,7 +139,7 @@ def test_a_file_that_is_deleted_under_guestd_is_noticed_and_what_it_held_is_stor
         load.finish(daemon)
     assert daemon.stop() == 0
     fault = f"the spool's file {damage.__name__.replace('_', ' ')} while guestd runs"
-    reliability.record(fault, rounds, fleet_counted(daemon.dsn, load.manifest))
+    reliability.record(fault, rounds, count_fleet(daemon.dsn, load.manifest))
 
 
 def _work(daemon: Daemon, load: Fleet) -> None:

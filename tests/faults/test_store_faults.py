@@ -19,7 +19,7 @@ from tools.harness.waiting import eventually, wait_seconds
 from gueststore.migrations import migrate
 from support.daemon import Daemon, add_machine, execute, rows
 from support.disk import small_disk_at
-from support.faults import Books, Reliability, counted, fleet, fleet_counted, sample_line
+from support.faults import Reliability, Tally, count_fleet, count_samples, fleet, sample_line
 from support.proxy import Proxy
 
 GUESTS = 10
@@ -46,7 +46,7 @@ def is_ready(daemon: Daemon) -> bool:
     return daemon.page("/readyz")[0] == 200
 
 
-def says(daemon: Daemon, words: str) -> bool:
+def is_not_ready(daemon: Daemon, words: str) -> bool:
     status, text = daemon.page("/readyz")
     return status == 503 and words in text
 
@@ -71,11 +71,11 @@ def test_a_server_whose_postmaster_is_killed_costs_nothing(
                 assert pid is not None
                 assert load.is_writing()
                 os.kill(pid, signal.SIGKILL)
-                eventually(lambda: says(daemon, "store:"), "it says that the store is gone")
+                eventually(lambda: is_not_ready(daemon, "store:"), "/readyz reports that the store is gone")
                 own_cluster.start()
             load.finish(daemon)
         assert daemon.stop() == 0
-        reliability.record("database killed (SIGKILL)", kills, fleet_counted(own_cluster.dsn("guestd"), load.manifest))
+        reliability.record("database killed (SIGKILL)", kills, count_fleet(own_cluster.dsn("guestd"), load.manifest))
 
 
 def test_a_server_that_stands_still_for_a_while_costs_nothing(
@@ -94,13 +94,15 @@ def test_a_server_that_stands_still_for_a_while_costs_nothing(
                 for each in stopped:
                     os.kill(each, signal.SIGSTOP)
                 eventually(lambda: daemon.metric("guestd_spool_frames") > 3 * GUESTS, "frames wait")
-                eventually(lambda: "store: no answer for" in daemon.page("/readyz")[1], "it says so")
+                eventually(lambda: "store: no answer for" in daemon.page("/readyz")[1], "/readyz reports it")
                 for each in stopped:
                     os.kill(each, signal.SIGCONT)
             load.finish(daemon)
         assert daemon.stop() == 0
         reliability.record(
-            "database stopped (SIGSTOP) and continued", stops, fleet_counted(own_cluster.dsn("guestd"), load.manifest)
+            "database stopped (SIGSTOP) and continued",
+            stops,
+            count_fleet(own_cluster.dsn("guestd"), load.manifest),
         )
 
 
@@ -126,7 +128,7 @@ def test_a_server_that_is_restarted_within_a_copy_costs_nothing(
             load.finish(daemon)
         assert daemon.stop() == 0
         reliability.record(
-            "database restarted in mid-COPY", restarts, fleet_counted(own_cluster.dsn("guestd"), load.manifest)
+            "database restarted in mid-COPY", restarts, count_fleet(own_cluster.dsn("guestd"), load.manifest)
         )
 
 
@@ -141,7 +143,7 @@ def test_a_server_that_takes_no_writes_for_a_while_costs_nothing(
             for _ in range(times):
                 eventually(lambda: is_ready(daemon), "ready")
                 execute(server, "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
-                eventually(lambda: says(daemon, "read-only"), "it says that the store is read-only")
+                eventually(lambda: is_not_ready(daemon, "read-only"), "/readyz reports that the store is read-only")
                 execute(
                     make_conninfo(server, options="-c default_transaction_read_only=off"),
                     "ALTER SYSTEM RESET default_transaction_read_only",
@@ -149,7 +151,7 @@ def test_a_server_that_takes_no_writes_for_a_while_costs_nothing(
                 )
             load.finish(daemon)
         assert daemon.stop() == 0
-        reliability.record("database read-only", times, fleet_counted(own_cluster.dsn("guestd"), load.manifest))
+        reliability.record("database read-only", times, count_fleet(own_cluster.dsn("guestd"), load.manifest))
 
 
 def test_a_server_whose_disk_is_full_costs_nothing(directory: Path, reliability: Reliability) -> None:
@@ -166,17 +168,19 @@ def test_a_server_whose_disk_is_full_costs_nothing(directory: Path, reliability:
                 with fleet(daemon, count=times * LINES_PER_ROUND, guests=GUESTS, processes=PROCESSES) as load:
                     for _ in range(times):
                         eventually(lambda: is_ready(daemon), "ready")
-                        with (home / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
+                        with (home / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
                             while True:
-                                ballast.write(bytes(65536))
-                        eventually(lambda: says(daemon, "store:"), "it says that the store does not work", 60)
+                                filler.write(bytes(65536))
+                        eventually(
+                            lambda: is_not_ready(daemon, "store:"), "/readyz reports that the store fails", 60
+                        )
                         wait_seconds(1)
-                        (home / "ballast").unlink()
+                        (home / "filler").unlink()
                         cluster.start()  # a server that could not write its log has ended itself
                     load.finish(daemon)
                 assert daemon.stop() == 0
-                books = fleet_counted(cluster.dsn("guestd"), load.manifest)
-            reliability.record("database out of disk", times, books)
+                tally = count_fleet(cluster.dsn("guestd"), load.manifest)
+            reliability.record("database out of disk", times, tally)
         finally:
             cluster.stop()
 
@@ -204,14 +208,12 @@ def test_a_server_without_a_free_connection_costs_nothing(
                             while True:
                                 crowd.enter_context(psycopg.connect(own_cluster.dsn("guestd")))
                         except psycopg.OperationalError:
-                            return says(daemon, "too many clients")
+                            return is_not_ready(daemon, "too many clients")
 
-                    eventually(is_crowded_out, "it says that there is no connection left", 60)
+                    eventually(is_crowded_out, "/readyz reports that no connection is left", 60)
             load.finish(daemon)
         assert daemon.stop() == 0
-        reliability.record(
-            "database out of connections", times, fleet_counted(own_cluster.dsn("guestd"), load.manifest)
-        )
+        reliability.record("database out of connections", times, count_fleet(own_cluster.dsn("guestd"), load.manifest))
 
 
 def _by_way_of(dsn: str, port: int) -> str:
@@ -224,13 +226,13 @@ def _port(dsn: str) -> int:
 
 def test_connections_that_are_cut_at_any_byte_cost_nothing(daemon: Daemon, reliability: Reliability) -> None:
     cuts = reliability.rounds(quick=8, full=60)
-    # As often within what is said when a connection begins as within a batch.
+    # As often within the start of a connection as within a batch.
     highest = itertools.cycle((4_000, 400_000))
     direct = daemon.dsn
     with Proxy(_port(direct), lambda: random.randrange(1, next(highest))) as proxy:
         daemon.dsn = make_conninfo(direct, port=proxy.port)
-        books = _stored_through(daemon, proxy, cuts, direct)
-    reliability.record("connection to the database cut at random bytes", proxy.cuts, books)
+        tally = _store_through(daemon, proxy, cuts, direct)
+    reliability.record("connection to the database cut at random bytes", proxy.cuts, tally)
 
 
 def test_answers_to_commit_that_are_lost_cost_nothing(daemon: Daemon, reliability: Reliability) -> None:
@@ -242,21 +244,21 @@ def test_answers_to_commit_that_are_lost_cost_nothing(daemon: Daemon, reliabilit
 
     with Proxy(_port(direct), lambda: sys.maxsize, is_last) as proxy:
         daemon.dsn = make_conninfo(direct, port=proxy.port)
-        books = _stored_through(daemon, proxy, cuts, direct)
-    assert books.stored == books.sent
-    reliability.record("connection to the database cut in the answer to COMMIT", proxy.cuts, books)
+        tally = _store_through(daemon, proxy, cuts, direct)
+    assert tally.stored == tally.sent
+    reliability.record("connection to the database cut in the answer to COMMIT", proxy.cuts, tally)
 
 
-def _stored_through(daemon: Daemon, proxy: Proxy, cuts: int, direct: str) -> Books:
-    """The books of a fleet whose samples reach the store through the proxy, which cuts so often."""
+def _store_through(daemon: Daemon, proxy: Proxy, cuts: int, direct: str) -> Tally:
+    """The tally of a fleet whose samples reach the store through the proxy, which cuts that many times."""
     daemon.start()
     daemon.dsn = direct
     with fleet(daemon, count=LINES_PER_ROUND, guests=GUESTS, processes=PROCESSES) as load:
         eventually(lambda: proxy.cuts >= cuts, "the connections were cut", 300)
-        proxy.mend()
+        proxy.stop_cutting()
         load.finish(daemon)
     assert daemon.stop() == 0
-    return fleet_counted(direct, load.manifest)
+    return count_fleet(direct, load.manifest)
 
 
 def test_a_store_restored_from_an_older_dump_lacks_what_came_after_it_and_guestd_names_the_range(
@@ -281,10 +283,10 @@ def test_a_store_restored_from_an_older_dump_lacks_what_came_after_it_and_guestd
         alerts = [line for line in daemon.logged() if "restored from a backup" in line.get("event", "")]
         assert [(alert["missing_from"], alert["missing_to"]) for alert in alerts] == [(101, 200)]
         assert daemon.stop() == 0
-    books = counted(dsn, {machine_id: range(1, 301)}, destroyed={machine_id: range(101, 201)})
-    assert books.destroyed == 100
+    tally = count_samples(dsn, {machine_id: range(1, 301)}, destroyed={machine_id: range(101, 201)})
+    assert tally.destroyed == 100
     reliability.record(
-        "store restored from an older dump", 1, books, "destroyed: stored after the dump; the log names them"
+        "store restored from an older dump", 1, tally, "destroyed: stored after the dump; the log names them"
     )
 
 

@@ -14,7 +14,7 @@ from tools.harness.waiting import eventually, wait_seconds
 
 from gueststore.migrations import migrate
 from support.daemon import Daemon, rows
-from support.faults import Books, Reliability, fleet, fleet_counted
+from support.faults import Reliability, Tally, count_fleet, fleet
 
 GUESTS = 10
 LINES_PER_FAULT = 40
@@ -37,10 +37,8 @@ def own_cluster() -> Iterator[Cluster]:
 def test_sessions_that_the_server_ends_cost_nothing(daemon: Daemon, reliability: Reliability) -> None:
     times = reliability.rounds(quick=8, full=40)
     ending = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'guestd'"
-    books = _books_of_faults(
-        daemon, times, lambda: eventually(lambda: rows(daemon.dsn, ending), "a session to end", 60)
-    )
-    reliability.record("sessions ended by the database", times, books)
+    tally = _run_faults(daemon, times, lambda: eventually(lambda: rows(daemon.dsn, ending), "a session to end", 60))
+    reliability.record("sessions ended by the database", times, tally)
 
 
 def test_a_server_that_crashes_and_recovers_costs_nothing(
@@ -59,14 +57,14 @@ def test_a_server_that_crashes_and_recovers_costs_nothing(
         own_cluster.start()
 
     try:
-        books = _books_of_faults(daemon, times, crash)
+        tally = _run_faults(daemon, times, crash)
     finally:
         if daemon.process is not None and daemon.process.poll() is None:
             daemon.kill()
-    reliability.record("database crashed, recovering", times, books)
+    reliability.record("database crashed, recovering", times, tally)
 
 
-def _books_of_faults(daemon: Daemon, times: int, fault: Callable[[], object]) -> Books:
+def _run_faults(daemon: Daemon, times: int, fault: Callable[[], object]) -> Tally:
     """Run a fleet, make the fault happen meanwhile, and demand every line of it exactly once."""
     lines = times * LINES_PER_FAULT
     daemon.start()
@@ -79,8 +77,8 @@ def _books_of_faults(daemon: Daemon, times: int, fault: Callable[[], object]) ->
     assert daemon.metric("guestd_store_lost_total") >= 1
     assert daemon.metric("guestd_agent_lines_dropped_total") == 0
     assert daemon.stop() == 0
-    books = fleet_counted(daemon.dsn, load.manifest)
-    assert books.stored == GUESTS * lines
+    tally = count_fleet(daemon.dsn, load.manifest)
+    assert tally.stored == GUESTS * lines
     processes = dict(rows(daemon.dsn, 'SELECT "machineId", count(*) FROM "ProcessSnapshot" GROUP BY 1'))
     assert processes == dict.fromkeys(load.machines, lines * PROCESSES)
-    return books
+    return tally

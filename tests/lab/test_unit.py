@@ -43,12 +43,12 @@ def test_the_unit_reads_a_real_guests_channel_found_through_libvirt(host: Host, 
     host.run("systemctl", "start", "guestd")
     host.is_up()
     # Both are root's in the lab. On a host libvirt's socket is its group's, and a channel is QEMU's.
-    host.says("Permission denied")
+    host.logs("Permission denied")
     for group, path in (("libvirt", libvirt_lab.socket), ("libvirt-qemu", guest.socket)):
         host.run("chgrp", group, str(path))
         host.run("chmod", "0770", str(path))
     # libvirtd knows the users of its own namespace, which on a host are the unit's too.
-    host.says("Failed to find user record")
+    host.logs("Failed to find user record")
     assert "useradd" in doctor_of_libvirt(host)
     libvirt_lab.knows_user("guestd", *(int(host.run("id", option, "guestd")) for option in ("--user", "--group")))
     guest.wait_for_samples()

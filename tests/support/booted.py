@@ -117,7 +117,7 @@ class Host:
         """The same, for people."""
         return "\n".join(str(line.get("MESSAGE")) for line in self.journal())
 
-    def says(self, words: str) -> None:
+    def logs(self, words: str) -> None:
         """Wait until a line of the journal holds these words."""
         eventually(lambda: words in self.messages(), words)
 

@@ -63,7 +63,7 @@ def known_machine(daemon: Daemon) -> UUID:
     """A machine that the store and guestd know."""
     known = daemon.metric("guestd_machines")
     machine_id = add_machine(daemon.dsn)
-    eventually(lambda: daemon.metric("guestd_machines") > known, "guestd has heard of it")
+    eventually(lambda: daemon.metric("guestd_machines") > known, "guestd knows the machine")
     return machine_id
 
 

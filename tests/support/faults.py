@@ -1,8 +1,8 @@
-"""The books of a fault: what senders sent compared with what the tables hold, sample by sample.
+"""The tally of a fault: what senders sent compared with what the tables hold, sample by sample.
 
-A sample is known by its number, which `sample_line` puts where it survives (`uptime`); a sample of `guestd simulate` by
-its time, which is unique within its machine. `./dev faults` collects what `reliability.record` was told into
-docs/reliability.md.
+A sample is identified by its number, which `sample_line` puts into a field that is stored (`uptime`); a sample of
+`guestd simulate` by its time, which is unique within its machine. `./dev faults` collects the records of
+`reliability.record` in docs/reliability.md.
 """
 
 import json
@@ -32,7 +32,7 @@ _TIME = re.compile(rb'"timestamp":"([^"]+)"')
 
 
 @dataclass(frozen=True)
-class Books:
+class Tally:
     """What became of the samples that were sent. Each is counted once, under the first of these that fits."""
 
     sent: int = 0
@@ -48,8 +48,8 @@ class Books:
     duplicated: int = 0
     lost: int = 0
 
-    def __add__(self, other: "Books") -> "Books":
-        return Books(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Books)))
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(Tally)))
 
 
 def sample_line(number: int, boot_id: UUID | None = None, *, oldest: int = 1, **changes: object) -> bytes:
@@ -66,42 +66,42 @@ def sample_line(number: int, boot_id: UUID | None = None, *, oldest: int = 1, **
     )  # fmt: skip
 
 
-def counted(
+def count_samples(
     dsn: str,
     sent: Mapping[UUID, Collection[int]],
     *,
     refused: int = 0,
     sender_gap: int = 0,
     destroyed: Mapping[UUID, Collection[int]] | None = None,
-) -> Books:
+) -> Tally:
     """Compare the numbers that each of these machines sent with the tables.
 
     `refused` is what guestd counted as refused; `destroyed` are the samples that only the destroyed file may have held.
     """
     stored = rows(dsn, 'SELECT "machineId", "uptime" FROM "SystemMetrics"')
-    aside = [
-        (machine_id, sample_number(payload), in_part) for machine_id, payload, in_part in _aside(dsn, sent)
+    quarantined = [
+        (machine_id, sample_number(payload), in_part) for machine_id, payload, in_part in _list_quarantined(dsn, sent)
     ]  # fmt: skip
-    return _compared(sent, stored, aside, Books(refused=refused, sender_gap=sender_gap), destroyed or {})
+    return _compare(sent, stored, quarantined, Tally(refused=refused, sender_gap=sender_gap), destroyed or {})
 
 
-def fleet_counted(
+def count_fleet(
     dsn: str, manifest: Path, *, refused: int = 0, destroyed: Mapping[UUID, Collection[int]] | None = None
-) -> Books:
+) -> Tally:
     """The same for a fleet of `guestd simulate --count N --manifest FILE`; samples go by their milliseconds."""
     members = [json.loads(line) for line in manifest.read_text().splitlines()]
     sent = {UUID(member["machine"]): member["timestamps_ms"] for member in members}
     stored = rows(
         dsn, 'SELECT "machineId", (extract(epoch FROM "timestamp") * 1000)::bigint FROM "SystemMetrics"'
     )  # fmt: skip
-    # The rest of a line that a stop cut is set aside too; it bears no time, and its line is written again, whole.
-    aside = [
+    # The rest of a line that a stop cut is quarantined too; it has no time, and the whole line is written again.
+    quarantined = [
         (machine_id, sample_ms(payload), in_part)
-        for machine_id, payload, in_part in _aside(dsn, sent)
+        for machine_id, payload, in_part in _list_quarantined(dsn, sent)
         if payload.startswith(b"{")
     ]
     sender_gap = sum(member["given_up"] for member in members)
-    return _compared(sent, stored, aside, Books(refused=refused, sender_gap=sender_gap), destroyed or {})
+    return _compare(sent, stored, quarantined, Tally(refused=refused, sender_gap=sender_gap), destroyed or {})
 
 
 def sample_ms(payload: bytes) -> int:
@@ -118,27 +118,27 @@ def sample_number(payload: bytes) -> int:
     return int(found[1])
 
 
-def _aside(dsn: str, machines: Collection[UUID]) -> list[tuple[UUID, bytes, bool]]:
+def _list_quarantined(dsn: str, machines: Collection[UUID]) -> list[tuple[UUID, bytes, bool]]:
     select = 'SELECT "machineId", "payload", "stored" FROM "QuarantinedFrame" WHERE "machineId" = ANY(%s)'
     return [(machine_id, payload, in_part) for machine_id, payload, in_part in rows(dsn, select, list(machines))]
 
 
-def _compared(
+def _compare(
     sent: Mapping[UUID, Collection[int]],
     stored: Collection[tuple[UUID, int]],
-    aside: Collection[tuple[UUID, int, bool]],
-    outside: Books,
+    quarantined: Collection[tuple[UUID, int, bool]],
+    outside: Tally,
     destroyed: Mapping[UUID, Collection[int]],
-) -> Books:
+) -> Tally:
     wanted = {(machine_id, sample) for machine_id, samples in sent.items() for sample in samples}
     assert len(wanted) == sum(map(len, sent.values())), "a sender gave one number twice"
     stored = [row for row in stored if row[0] in sent]
     times = Counter(stored)
-    in_part = {(machine_id, sample) for machine_id, sample, is_stored in aside if is_stored}
-    times.update((machine_id, sample) for machine_id, sample, is_stored in aside if not is_stored)
+    in_part = {(machine_id, sample) for machine_id, sample, is_stored in quarantined if is_stored}
+    times.update((machine_id, sample) for machine_id, sample, is_stored in quarantined if not is_stored)
     missing = wanted - times.keys()
     gone = {sample for sample in missing if sample[1] in destroyed.get(sample[0], ())}
-    return Books(
+    return Tally(
         sent=len(wanted),
         stored=len((wanted & set(stored)) - in_part),
         stored_in_part=len(wanted & in_part),
@@ -146,7 +146,7 @@ def _compared(
         refused=outside.refused,
         sender_gap=outside.sender_gap,
         destroyed=len(gone),
-        # A row that nobody sent is the second of one whose time or number was changed.
+        # A row that was not sent is the second of one whose time or number was changed.
         duplicated=times.total() - len(wanted & times.keys()),
         lost=len(missing) - len(gone) - outside.refused - outside.sender_gap,
     )
@@ -198,7 +198,7 @@ def fleet(
 
 @contextmanager
 def store_closed(dsn: str) -> Iterator[None]:
-    """An outage: the test's database lets nobody in."""
+    """An outage: the test's database refuses connections."""
     database = dsn.rsplit("/", 1)[1]
     server = dsn.removesuffix(database) + "postgres"
     execute(
@@ -222,7 +222,7 @@ def frames_on_disk(daemon: Daemon) -> list[tuple[UUID, bytes]]:
 
 
 class Reliability:
-    """How often a fault is made, and where its books go."""
+    """How often a fault is made, and where its tally is recorded."""
 
     def __init__(self, test: str) -> None:
         self._test = test
@@ -231,14 +231,14 @@ class Reliability:
         """How many times: `full` under ./dev faults, `quick` in ./dev test."""
         return full if os.environ.get("GUESTD_FAULTS") == "full" else quick
 
-    def record(self, fault: str, rounds: int, books: Books, note: str = "") -> None:
-        """Demand that the books balance with nothing lost or doubled; a row of docs/reliability.md."""
-        ends = books.stored + books.stored_in_part + books.quarantined + books.refused
-        assert books.sent == ends + books.sender_gap + books.destroyed + books.lost, books
-        assert (books.duplicated, books.lost) == (0, 0), books
-        assert books.sent, "a fault without a sample proves nothing"
+    def record(self, fault: str, rounds: int, tally: Tally, note: str = "") -> None:
+        """Require a tally with nothing lost or doubled; write a row of docs/reliability.md."""
+        ends = tally.stored + tally.stored_in_part + tally.quarantined + tally.refused
+        assert tally.sent == ends + tally.sender_gap + tally.destroyed + tally.lost, tally
+        assert (tally.duplicated, tally.lost) == (0, 0), tally
+        assert tally.sent, "a fault without a sample proves nothing"
         if file := os.environ.get("GUESTD_RELIABILITY"):
-            row = {"fault": fault, "test": self._test, "rounds": rounds, "note": note} | asdict(books)
+            row = {"fault": fault, "test": self._test, "rounds": rounds, "note": note} | asdict(tally)
             with Path(file).open("a") as records:
                 records.write(json.dumps(row) + "\n")
 

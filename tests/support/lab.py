@@ -20,7 +20,7 @@ from tools.harness.packages import PackagesError
 from tools.harness.waiting import eventually
 
 from support.daemon import Daemon, add_machine, execute, rows
-from support.faults import Books, counted
+from support.faults import Tally, count_samples
 
 # An emulated guest on a shared machine.
 BOOT_SECONDS = 300.0
@@ -246,7 +246,7 @@ class World:
 
         eventually(is_so, f"{guest.name} is {word}", BOOT_SECONDS)
 
-    def settle(self, *guests: LabGuest) -> Books:
+    def settle(self, *guests: LabGuest) -> Tally:
         """Stop sampling in the guests, wait until all samples are acknowledged and stored, and count them."""
         for guest in guests:
             guest.run("touch /run/stop")
@@ -257,7 +257,7 @@ class World:
             guest.run("rm /run/stop")
         return counts
 
-    def count_samples(self) -> Books:
+    def count_samples(self) -> Tally:
         """Compare what the test's guests sent with the tables.
 
         A run that completed has sent what it printed. Of a run that was cut off only the numbers that were acknowledged
@@ -275,7 +275,7 @@ class World:
                 sent.setdefault(guest.uuid, []).extend(
                     range(run.base + 1, max(highest, run.base + run.acknowledged) + 1)
                 )
-        return counted(self.daemon.dsn, sent)
+        return count_samples(self.daemon.dsn, sent)
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,7 @@ class Proxy:
         for thread in list(self._threads):
             thread.join()
 
-    def mend(self) -> None:
+    def stop_cutting(self) -> None:
         """Cut no new connection any more."""
         self._cut_after = lambda: sys.maxsize
         self._is_last = lambda _: False

@@ -29,7 +29,7 @@ def guestd(dsn: str, channels: Path, more_tables: str = "", virtio: str = "") ->
     )
     log = channels.with_suffix(".log")
     command = [sys.executable, "-m", "guestd", "run", "--config", str(configuration)]
-    with log.open("wb") as said, subprocess.Popen(command, stderr=said) as process:
+    with log.open("wb") as output, subprocess.Popen(command, stderr=output) as process:
         try:
             eventually(
                 lambda: '"metrics"' in log.read_text() or process.poll() is not None, "guestd is up", every_seconds=0.01
@@ -113,6 +113,6 @@ def profiled(pid: int, file: Path | None) -> Iterator[None]:
             yield
         finally:
             spy.send_signal(signal.SIGINT)
-            _, said = spy.communicate()
+            _, errors = spy.communicate()
     if not file.exists():
-        raise SystemExit(f"no profile, for py-spy must be allowed to trace (root is): {said.strip()}")
+        raise SystemExit(f"no profile, for py-spy must be allowed to trace (root is): {errors.strip()}")

@@ -1,6 +1,6 @@
 """A hostile guest: the guest's side of one channel, which writes as fast as guestd reads, until it is ended.
 
-python -m tools.bench.flood SOCKET KIND: serves SOCKET as QEMU would and floods whoever connects.
+python -m tools.bench.flood SOCKET KIND: serves SOCKET as QEMU would and floods its client.
 """
 
 import json

@@ -64,7 +64,7 @@ class Race:
 
 
 def race(dsn: str, level: str, seconds: float) -> Race:
-    """Run the race in a freshly migrated database and look at what is left, before the sweep and after."""
+    """Run the race in a freshly migrated database and count what is left, before the sweep and after."""
     result = Race(level, seconds)
     with psycopg.connect(dsn, autocommit=True) as connection:
         connection.execute(

@@ -62,9 +62,9 @@ def _scraped(url: str, directory: Path, arguments: argparse.Namespace) -> dict[s
             "scrape_p99_seconds": f"quantile_over_time(0.99, scrape_duration_seconds{window})",
             "samples_a_scrape": "scrape_samples_scraped",
         }
-        said = {name: float(prometheus.query(expression)[0]["value"][1]) for name, expression in names.items()}
+        scrapes = {name: float(prometheus.query(expression)[0]["value"][1]) for name, expression in names.items()}
         scraped = _mean_lag_seconds(before, _committed(url))
-        return said | {"mean_lag_unscraped_seconds": unscraped, "mean_lag_scraped_seconds": scraped}
+        return scrapes | {"mean_lag_unscraped_seconds": unscraped, "mean_lag_scraped_seconds": scraped}
     finally:
         prometheus.stop()
 

@@ -1,7 +1,7 @@
 """A real systemd, booted in namespaces of its own on this host's /usr: for the unit, and what it promises. Root only.
 
     STATE/root    its root: etc, var and opt are its own, usr is this host's and read-only
-    STATE/log     what the first process says
+    STATE/log     output of the first process
 
 The network is this host's. Ending the first process ends everything that it started.
 """
@@ -29,11 +29,11 @@ KEPT = ("systemd-journald", "systemd-tmpfiles-setup.service", "systemd-ask-passw
 
 
 class BootedError(Exception):
-    """No systemd can be booted here, or it does not do what it is told; the message says why."""
+    """No systemd can be booted here, or it does not start; the message says why."""
 
 
 def obstacle() -> str | None:
-    """Why none can be booted on this host; None when one can."""
+    """Why no systemd can be booted on this host; None if one can."""
     if os.geteuid() != 0:
         return "namespaces and mounts are for root"
     if not SYSTEMD.exists():
@@ -126,7 +126,7 @@ class Booted:
         return done.stdout + done.stderr
 
     def down(self) -> None:
-        """End it and all that it has started."""
+        """End it and all its processes."""
         if self._holder is not None:
             self._holder.send_signal(signal.SIGKILL)
             self._holder.wait()
@@ -149,7 +149,7 @@ class Booted:
         ]
 
     def _first_process(self) -> int:
-        """0 is nobody's: before the first process there is."""
+        """0 before there is a first process."""
         assert self._holder is not None
         pid = self._holder.pid
         if self._holder.poll() is not None:

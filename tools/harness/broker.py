@@ -5,7 +5,7 @@
     DIRECTORY/queue            what it has taken and not delivered
     DIRECTORY/log, pid, port   of the last start; the port is taken again when it is free
 
-As a program, `broker.py up [--fresh]`, `down` and `address` look after the broker that `./dev up` keeps in the cache.
+As a program, `broker.py up [--fresh]`, `down` and `address` manage the broker that `./dev up` keeps in the cache.
 """
 
 import argparse
@@ -100,8 +100,8 @@ class Broker:
             return None
         return pid if os.fsencode(self._configuration) in argv else None
 
-    def said(self) -> str:
-        """What it has logged."""
+    def read_log(self) -> str:
+        """Return what it has logged."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def _make_directory(self) -> None:
@@ -128,7 +128,7 @@ class Broker:
         ]
         self._configuration.write_text("\n".join(own) + "\n")
         with self._log.open("ab") as log:
-            # In a session of its own: a terminal's Ctrl-C is for whoever started us.
+            # In a session of its own: Ctrl-C in a terminal must not reach it.
             child = subprocess.Popen(
                 [self._prefix / "usr/sbin/mosquitto", "-c", self._configuration],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
@@ -145,8 +145,8 @@ class Broker:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
                     return True
             time.sleep(0.02)
-        if "Address already in use" not in self.said():
-            raise BrokerError(f"mosquitto did not start in {self.directory}: {self.said().strip()[-500:]}")
+        if "Address already in use" not in self.read_log():
+            raise BrokerError(f"mosquitto did not start in {self.directory}: {self.read_log().strip()[-500:]}")
         return False
 
     def _end(self, number: signal.Signals) -> None:
@@ -176,7 +176,7 @@ class Broker:
 def prefix() -> Path:
     """Return the directory of mosquitto's programs, unpacking them first where that was never done.
 
-    Raises BrokerError after tools/harness/get-packages has said on stderr what it lacks.
+    Raises BrokerError after tools/harness/get-packages has printed on stderr what is missing.
     """
     try:
         return unpacked("mosquitto")

@@ -1,14 +1,14 @@
 """A private PostgreSQL + TimescaleDB server in one directory, for development and for tests.
 
     DIRECTORY/data   the cluster (mode 0700), its unix socket included
-    DIRECTORY/log    what the server says
+    DIRECTORY/log    the log of the server
     DIRECTORY/port   the loopback port of the last start, taken again when it is free
     DIRECTORY/lock   held while somebody starts or stops the server
 
-Whoever reaches the socket or loopback is trusted: this holds development data only. PostgreSQL refuses to run
+Every client on the socket or loopback is trusted: this holds development data only. PostgreSQL refuses to run
 as root, so root's server runs as nobody, who must be able to enter the directory.
 
-As a program, `cluster.py up [--fresh]`, `down` and `dsn` look after the server that `./dev up` keeps in the
+As a program, `cluster.py up [--fresh]`, `down` and `dsn` manage the server that `./dev up` keeps in the
 cache.
 """
 
@@ -35,8 +35,8 @@ from tools.harness.ports import free_port
 START_SECONDS = 60.0
 # sun_path of a unix socket, less its final NUL.
 SOCKET_PATH_MAX_BYTES = 107
-# What a start may meet and the next attempt may not: a port that was taken between our look and the server's,
-# and the last sessions of a server that was killed.
+# Errors of a start after which the next attempt may succeed: the port was taken in the meantime, or sessions of a
+# server that was killed have not ended yet.
 PASSING = ("Address already in use", "is still in use")
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -184,9 +184,11 @@ class Cluster:
             return True
         with self._log.open(errors="replace") as log:
             log.seek(log_start_bytes)
-            said = log.read()
-        if not any(reason in said for reason in PASSING):
-            raise ClusterError(f"PostgreSQL did not start in {self._directory}: {said.strip() or 'it said nothing'}")
+            output = log.read()
+        if not any(reason in output for reason in PASSING):
+            raise ClusterError(
+                f"PostgreSQL did not start in {self._directory}: {output.strip() or 'without a message'}"
+            )
         return False
 
     def _stop(self) -> None:
@@ -219,7 +221,7 @@ def prefix() -> Path:
     """Return the directory of PostgreSQL's programs, unpacking them first where that was never done.
 
     GUESTD_STORE_PACKAGES names another entry of get-packages than timescaledb. Raises ClusterError after that
-    has said on stderr what it lacks.
+    has printed on stderr what is missing.
     """
     try:
         return unpacked(os.environ.get("GUESTD_STORE_PACKAGES", "timescaledb"))
@@ -241,7 +243,7 @@ def create_database(server: str, name: str) -> None:
     with psycopg.connect(server, autocommit=True) as connection:
         connection.execute("SELECT pg_advisory_lock(hashtext('guestd create_database'))")
         if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [name]).fetchone() is None:
-            # not template1, into which TimescaleDB's workers look: a template in use cannot be copied
+            # not template1: TimescaleDB's workers connect to it, and a template in use cannot be copied
             connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
         with psycopg.connect(server, dbname=name, autocommit=True) as inside:
             inside.execute("CREATE EXTENSION IF NOT EXISTS timescaledb")

@@ -8,7 +8,7 @@ libvirtd, QEMU and what they call come from get-packages (lab), the guests' kern
 no packet leaves the namespaces, and /dev/kvm is not there: guests run in QEMU's emulator. Ending the namespaces' first
 process (tools/harness/lab_init.py) ends everything.
 
-As a program, `lab.py up [GUESTS]`, `down` and `virsh ...` look after the lab that `./dev lab up` keeps in the cache.
+As a program, `lab.py up [GUESTS]`, `down` and `virsh ...` manage the lab that `./dev lab up` keeps in the cache.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ stdio_handler = "file"
 
 
 class LabError(Exception):
-    """The lab cannot be had, or does not do what it is told; the message says why."""
+    """The lab cannot be started, or a command in it failed; the message says why."""
 
 
 def obstacle() -> str | None:
@@ -212,9 +212,9 @@ class Lab:
         return self.state / f"{name}.log"
 
 
-def _wait(look: Callable[[], bool], what: str) -> None:
+def _wait(is_so: Callable[[], bool], what: str) -> None:
     try:
-        eventually(look, what, START_SECONDS)
+        eventually(is_so, what, START_SECONDS)
     except NotInTime as exc:
         raise LabError(str(exc)) from None
 
@@ -222,9 +222,9 @@ def _wait(look: Callable[[], bool], what: str) -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./dev lab", description="A private libvirtd with real guests.")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    up = verbs.add_parser("up", help="start it, with so many guests, and say how to reach it")
-    up.add_argument("guests", type=int, nargs="?", default=2, help="how many (default: 2)")
-    verbs.add_parser("down", help="end it, guests and all")
+    up = verbs.add_parser("up", help="start it with guests, and print how to reach it")
+    up.add_argument("guests", type=int, nargs="?", default=2, help="number of guests (default: 2)")
+    verbs.add_parser("down", help="end it and its guests")
     virsh = verbs.add_parser("virsh", help="run virsh in it", prefix_chars="\0")
     virsh.add_argument("command", nargs=argparse.REMAINDER)
     return parser.parse_args()
@@ -241,7 +241,7 @@ def main() -> None:
             lab.up()
             for number in range(arguments.guests):
                 lab.add_guest(f"guest{number}", uuid4())
-            print(f"{lab.uri}\nchannels: {lab.channels}\nlook with: ./dev lab virsh list --all")
+            print(f"{lab.uri}\nchannels: {lab.channels}\nlist the guests: ./dev lab virsh list --all")
         case "down":
             lab.down()
         case "virsh":

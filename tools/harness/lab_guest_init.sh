@@ -1,5 +1,5 @@
 #!/bin/sh
-# PID 1 of a lab guest: starts guestd's agent, again whenever it ends, and runs what the control channel says.
+# PID 1 of a lab guest: starts guestd's agent, again whenever it ends, and runs the commands of the control channel.
 # On the kernel's command line: lab.interval=SECONDS between samples; or lab.sender=MILLISECONDS between counted ones,
 # which tools/harness/lab_sender.py sends in the agent's place.
 /bin/busybox --install -s /bin

@@ -46,7 +46,7 @@ def body(number: int) -> bytes:
 
 
 async def main(interval_seconds: float) -> None:
-    """Post samples for ever."""
+    """Post samples until the process ends."""
     base = (int(time.time()) - EPOCH_SECONDS) * SAMPLES_PER_SECOND
     outbox = Outbox(str(uuid.uuid4()), BUFFER_BYTES)
     sender = ReliableSender(outbox, on_request=lambda: None)
@@ -60,13 +60,13 @@ async def main(interval_seconds: float) -> None:
 
 
 async def report(base: int, outbox: Outbox, every_seconds: float) -> None:
-    """Say how far it is, for whoever reads the console."""
-    said = ""
+    """Print the progress on the console."""
+    last = ""
     while True:
         state = f"{base} {outbox.last} {outbox.last - outbox.held_lines} {outbox.dropped}"
-        if state != said:
+        if state != last:
             print(f"lab-sender {state}", flush=True)
-            said = state
+            last = state
         await asyncio.sleep(every_seconds)
 
 

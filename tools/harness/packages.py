@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class PackagesError(Exception):
-    """Packages could not be had; tools/harness/get-packages has said on stderr why, and what to do instead."""
+    """Packages are not available; tools/harness/get-packages has printed why, and what to do instead."""
 
 
 def unpacked(name: str) -> Path:

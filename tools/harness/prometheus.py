@@ -2,7 +2,7 @@
 
 DIRECTORY/prometheus.yml   what it scrapes
 DIRECTORY/data             its database
-DIRECTORY/log              what it says
+DIRECTORY/log              its log
 """
 
 from __future__ import annotations

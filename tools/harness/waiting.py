@@ -12,20 +12,20 @@ class NotInTime(AssertionError):
     """A condition did not become true before its deadline."""
 
 
-def eventually(look: Callable[[], T], what: str, seconds: float = 90, *, every_seconds: float = 0.02) -> T:
-    """Poll until `look` returns something true, and return it. Raises NotInTime, which names `what`."""
+def eventually(poll: Callable[[], T], what: str, seconds: float = 90, *, every_seconds: float = 0.02) -> T:
+    """Call `poll` until it returns something true, and return that. Raises NotInTime, which names `what`."""
     deadline = time.monotonic() + seconds
-    while not (found := look()):
+    while not (found := poll()):
         if time.monotonic() > deadline:
             raise NotInTime(f"not within {seconds} s: {what}")
         time.sleep(every_seconds)
     return found
 
 
-async def eventually_async(look: Callable[[], T], what: str, seconds: float = 90) -> T:
+async def eventually_async(poll: Callable[[], T], what: str, seconds: float = 90) -> T:
     """The same for tests that share the event loop with what they wait for."""
     deadline = time.monotonic() + seconds
-    while not (found := look()):
+    while not (found := poll()):
         if time.monotonic() > deadline:
             raise NotInTime(f"not within {seconds} s: {what}")
         await asyncio.sleep(0.005)

@@ -13,7 +13,7 @@ from guestd.rows.batch import Limits
 from guestd.store.batch_writer import open_store
 from integration.store.test_writer import Tally, drain, entry, spooled
 from support.daemon import add_machine, metrics_line, rows
-from support.faults import counted, sample_line
+from support.faults import count_samples, sample_line
 
 
 async def through_a_spool_of_its_own(directory: Path, dsn: str, machine_id: UUID, payloads: list[bytes]) -> Tally:
@@ -34,8 +34,8 @@ async def test_a_numbered_line_that_is_written_again_to_another_host_is_stored_o
     after = await through_a_spool_of_its_own(tmp_path / "two", dsn, machine_id, lines[1:])
     assert (before.frames["stored"], before.frames["duplicate"]) == (3, 0)
     assert (after.frames["stored"], after.frames["duplicate"]) == (1, 2)
-    books = counted(dsn, {machine_id: [1, 2, 3, 4]})
-    assert (books.stored, books.duplicated, books.lost) == (4, 0, 0)
+    tally = count_samples(dsn, {machine_id: [1, 2, 3, 4]})
+    assert (tally.stored, tally.duplicated, tally.lost) == (4, 0, 0)
 
 
 @pytest.mark.asyncio
@@ -131,8 +131,8 @@ async def test_two_hosts_that_store_the_same_lines_at_the_same_moment_store_each
         tallies = await asyncio.gather(drain(one, dsn), drain(two, dsn))
     assert sum(tally.frames["stored"] for tally in tallies) == 200
     assert sum(tally.frames["duplicate"] for tally in tallies) == 200
-    books = counted(dsn, {machine_id: range(1, 201)})
-    assert (books.stored, books.duplicated, books.lost) == (200, 0, 0)
+    tally = count_samples(dsn, {machine_id: range(1, 201)})
+    assert (tally.stored, tally.duplicated, tally.lost) == (200, 0, 0)
 
 
 def _now() -> datetime:
