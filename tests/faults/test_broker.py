@@ -188,9 +188,7 @@ def test_a_full_spool_leaves_the_rest_with_the_broker_and_it_goes_on_by_itself(
     machines = machines_of(daemon, MANY_MACHINES)
     with Publisher(broker.port) as guests, Load(guests, machines, per_second=500) as load:
         with store_closed(daemon.dsn):
-            eventually(
-                lambda: "when it is full" in daemon.page("/readyz")[1], "/readyz reports a full spool", 60
-            )
+            eventually(lambda: "when it is full" in daemon.page("/readyz")[1], "/readyz reports a full spool", 60)
             load.grows_by(500)
             assert daemon.metric("guestd_mqtt_unacknowledged") > 0
         load.finish()

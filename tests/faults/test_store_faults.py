@@ -171,9 +171,7 @@ def test_a_server_whose_disk_is_full_costs_nothing(directory: Path, reliability:
                         with (home / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
                             while True:
                                 filler.write(bytes(65536))
-                        eventually(
-                            lambda: is_not_ready(daemon, "store:"), "/readyz reports that the store fails", 60
-                        )
+                        eventually(lambda: is_not_ready(daemon, "store:"), "/readyz reports that the store fails", 60)
                         wait_seconds(1)
                         (home / "filler").unlink()
                         cluster.start()  # a server that could not write its log has ended itself
