@@ -1,4 +1,4 @@
-"""Compiles daemon/guestd/rows/compiled.c into the wheel; without a C compiler the wheel is pure Python.
+"""Compiles daemon/guestd/rows/guestd_rows.c into the wheel; without a C compiler the wheel is pure Python.
 
 `python hatch_build.py DIRECTORY` compiles it for a checkout; ./dev adds the directory to Python's path.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path(__file__).parent / "daemon" / "guestd" / "rows" / "compiled.c"
+SOURCE = Path(__file__).parent / "daemon" / "guestd" / "rows" / "guestd_rows.c"
 
 
 def compile_rows(directory: Path) -> Path | None:
@@ -39,7 +39,7 @@ def compile_rows(directory: Path) -> Path | None:
     except (OSError, subprocess.CalledProcessError) as exc:
         message = (getattr(exc, "stderr", None) or str(exc)).strip().partition("\n")[0]
         sys.stderr.write(
-            f"compiled.c could not be compiled, guestd will use slower Python code: {message}; "
+            f"guestd_rows.c could not be compiled, guestd will use slower Python code: {message}; "
             "install a C compiler and Python's headers\n"
         )
         return None

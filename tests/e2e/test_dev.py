@@ -186,13 +186,13 @@ def test_a_host_without_a_new_enough_python_is_told_what_to_install(doctored: Pa
 
 def test_a_host_that_cannot_compile_is_told_and_nothing_is_left_behind(tmp_path: Path, cache: Path) -> None:
     compiler = tmp_path / "cc"
-    compiler.write_text("#!/bin/sh\necho 'compiled.c: no Python.h' >&2\nexit 1\n")
+    compiler.write_text("#!/bin/sh\necho 'guestd_rows.c: no Python.h' >&2\nexit 1\n")
     compiler.chmod(0o755)
     path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
     for compiled in cache.glob("rows-*"):
         shutil.rmtree(compiled)
     done = start(ROOT / "dev", "bench", "magic", PATH=path, GUESTD_CACHE=str(cache))
-    assert "compiled.c is not compiled, guestd stores more slowly: compiled.c: no Python.h" in done.stderr
+    assert "guestd_rows.c is not compiled, guestd stores more slowly: guestd_rows.c: no Python.h" in done.stderr
     assert "no such suite" in done.stderr
     assert list(cache.glob("rows-*")) == []
 

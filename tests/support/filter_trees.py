@@ -12,8 +12,8 @@ from uuid import UUID, uuid5
 from guestd.filters.compiler import compile_filter
 from guestd.filters.explain import Question
 from guestd.filters.model import Filter
+from guestd.filters.network_services import SERVICES, Policy, Ports
 from guestd.filters.packet_match import Packet
-from guestd.filters.services import SERVICES, Policy, Ports
 from guestd.filters.snapshot import FilterRow, MachineRow, RuleRow, StoreSnapshot
 from gueststore.seeds import load_filters
 from support.filter_rows import COLUMNS, filter_row, rule_row

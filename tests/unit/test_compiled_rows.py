@@ -1,4 +1,4 @@
-"""What is compiled (compiled.c) does what its Python does.
+"""What is compiled (guestd_rows.c) does what its Python does.
 
 The encoder writes what the binary format's page says, value by value, and refuses what a column cannot hold; the rows
 of processes are those that Python makes.

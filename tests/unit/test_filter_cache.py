@@ -10,7 +10,7 @@ from guestd.filters.cache import FilterCache
 from guestd.filters.compiler import compile_filter
 from guestd.filters.desired import compile_rows
 from guestd.filters.model import Filter
-from guestd.filters.services import Policy, Ports
+from guestd.filters.network_services import Policy, Ports
 from guestd.filters.snapshot import FilterRow, MachineRow, StoreSnapshot
 from guestd.filters.xml import render_filter
 from support.filter_rows import filter_row, filter_rows, rule_row

@@ -12,7 +12,7 @@ from guestd.filters.machine_filter import (
     machine_filter_name,
 )
 from guestd.filters.model import Filter, Reference, Rule, build_matches
-from guestd.filters.services import SERVICES, Policy, Ports, merge_policies
+from guestd.filters.network_services import SERVICES, Policy, Ports, merge_policies
 from guestd.filters.snapshot import MachineRow, StoreSnapshot
 from support.filter_rows import filter_row, rule_row
 

@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def _search(work: Path, options: list[str], said: IO[bytes]) -> int:
-    # Behind ours what ./dev has set: where compiled.c is compiled.
+    # Behind ours what ./dev has set: where guestd_rows.c is compiled.
     paths = [*(str(ROOT / name) for name in ("daemon", "schema", "tests")), os.environ.get("PYTHONPATH", "")]
     path = os.pathsep.join(filter(None, paths))
     environment = {**os.environ, "PYTHONPATH": path, "GUESTD_FUZZ_PROGRAM": str(work / "search")}

@@ -13,7 +13,7 @@ from uuid import UUID
 from guestd.filters import compiler, machine_filter
 from guestd.filters.compiler import Problem
 from guestd.filters.model import Filter, Rule
-from guestd.filters.services import Policy, Ports
+from guestd.filters.network_services import Policy, Ports
 from guestd.filters.snapshot import FilterRow
 from guestd.filters.xml import parse_filter
 

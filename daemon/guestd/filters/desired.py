@@ -13,7 +13,7 @@ from guestd.filters.cache import FilterCache
 from guestd.filters.compiler import Problem
 from guestd.filters.machine_filter import CLEAN_TRAFFIC, MachineNetwork, build_machine_filter, find_variables
 from guestd.filters.model import Filter
-from guestd.filters.services import Policy, merge_policies
+from guestd.filters.network_services import Policy, merge_policies
 from guestd.filters.snapshot import MachineRow, StoreSnapshot
 
 

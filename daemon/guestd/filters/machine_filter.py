@@ -16,7 +16,7 @@ from uuid import UUID, uuid5
 
 from guestd.filters.compiler import rule_order
 from guestd.filters.model import PREFIX, ROOT, Filter, Reference, Rule
-from guestd.filters.services import SERVICES, Policy, Ports, build_accept_rule, build_service_rules
+from guestd.filters.network_services import SERVICES, Policy, Ports, build_accept_rule, build_service_rules
 
 CLEAN_TRAFFIC = "Clean Traffic"
 # For the uuids of machine filters, which follow from the machines' ids: every host computes the same ones.

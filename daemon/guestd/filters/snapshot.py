@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from guestd.filters.model import Filter
-from guestd.filters.services import Policy, Ports
+from guestd.filters.network_services import Policy, Ports
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import psycopg
 from psycopg.types.json import Jsonb
 
 from guestd.filters.cache import FilterCache
-from guestd.filters.services import Policy, Ports
+from guestd.filters.network_services import Policy, Ports
 from guestd.filters.snapshot import FilterHostState, FilterRow, MachineRow, RuleRow, StoreSnapshot
 from guestd.store.connection import check_schema, connection_to, translate_errors
 from gueststore.queries import query

@@ -1,6 +1,6 @@
 """The rows of a message's processes: most rows of the store, and so the hot path. Pure.
 
-`SOURCES` says for each column which field of a message it is, and what is done to the value. compiled.c follows that
+`SOURCES` says for each column which field of a message it is, and what is done to the value. guestd_rows.c follows that
 where guestd was installed with a C compiler, `make_rows_in_python` elsewhere: a new column needs neither changed.
 """
 
@@ -95,7 +95,7 @@ def make_rows_in_python(
     names: tuple[str, ...],
     steps: tuple[Step, ...],
 ) -> None:
-    """Add the rows of processes by pid: what compiled.c does, where that is not compiled."""
+    """Add the rows of processes by pid: what guestd_rows.c does, where that is not compiled."""
     columns = zip(*map(attrgetter(*names), processes), strict=True)
     # No processes are no columns either.
     stepped = [_after(step, column) for step, column in zip(steps, columns, strict=False)]

@@ -1,4 +1,4 @@
-"""Writes rows of a table with binary COPY, encoded by compiled.c, or by psycopg where that is not compiled.
+"""Writes rows of a table with binary COPY, encoded by guestd_rows.c, or by psycopg where that is not compiled.
 
 hatch_build.py compiles it when guestd is installed; without a C compiler guestd is slower and otherwise the same.
 """
