@@ -28,6 +28,7 @@ def pytest_configure() -> None:
 SHARED_FIXTURES = ("lab", "place")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a fixture run in one worker; full rounds (./dev faults) take longer than a test's time-out."""
     for item in items:
