@@ -17,3 +17,7 @@ def test_everything_that_edges_lead_to_is_reached_once() -> None:
 
 def test_includers_are_the_edges_reversed() -> None:
     assert list_includers(EDGES) == {"b": ["a"], "c": ["a", "b"], "e": ["d"], "d": ["e", "f"]}
+
+
+def test_names_that_do_not_lead_to_each_other_are_in_the_order_of_the_alphabet() -> None:
+    assert order_targets_first({"b": (), "c": (), "a": ()}) == ["a", "b", "c"]

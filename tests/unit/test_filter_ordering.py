@@ -116,3 +116,17 @@ def test_after_each_step_of_a_plan_an_installable_tree_is_still_installable(
     refused = {each.name for each in found.reports if each.kind == "refused"}
     assert all(world.get(name) == each for name, each in desired.items() if name not in refused)
     assert plan(desired, dict(world)).actions == ()
+
+
+def test_a_conflict_counts_in_a_machine_filter_and_in_what_an_interface_uses() -> None:
+    filters = by_name(BOTH, LOW, HIGH)
+    for tops, bound, there in (({TOP}, set[str](), {}), (set[str](), {TOP}, filters)):
+        desired = DesiredFilters(filters, tops=frozenset(tops))
+        found = plan_filters(desired, ObservedFilters(there, frozenset(bound)), ALL)
+        assert any("ibay-1 (priority 100) and ibay-2 (priority 500)" in report.text for report in found.reports)
+
+
+def test_conflicts_are_reported_in_the_order_of_names() -> None:
+    there = by_name(BOTH, chained("ibay-2", 100, 100), chained("ibay-1", 500, 500))
+    found = plan(there, there)
+    assert [(report.kind, report.name) for report in found.reports] == [("clash", "ibay-1"), ("clash", "ibay-2")]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from guestd.filters.desired import DesiredFilters
 from guestd.filters.model import Filter, Reference, Rule
-from guestd.filters.plan import Define, FilterAction, FilterPlan, Guard, Remove, plan_filters
+from guestd.filters.plan import Define, FilterAction, FilterPlan, Guard, Remove, list_used, plan_filters
 from guestd.filters.snapshot import ObservedFilters
 
 EVERYTHING_BUT_ALL = Guard(1000)
@@ -275,3 +275,144 @@ def test_filters_that_lose_all_their_rules_count_as_removed() -> None:
     world = World(by_name(*(made(name) for name in NAMES)))
     desired = DesiredFilters(by_name(*(made(name, rules=0) for name in NAMES)))
     assert world.plan(desired).needs_confirmation is not None
+
+
+# ---- one rule each
+
+
+def own_world(*filters: Filter, bound: str | None = None, foreign: Iterable[Filter] = ()) -> World:
+    """A libvirt whose filters guestd defined, but for the foreign ones."""
+    known = {(each.name, each.uuid) for each in filters}
+    return World(by_name(*filters, *foreign), frozenset({bound} if bound else ()), known, by_name(*foreign))
+
+
+def steps(found: FilterPlan) -> list[str]:
+    return [str(action).partition(":")[0] for action in found.actions]
+
+
+def test_targets_come_first_also_through_a_refused_row_that_keeps_its_references() -> None:
+    before = made("ibay-0"), made("ibay-2", "ibay-5"), made("ibay-4"), made("ibay-5"), made("ibay-6")
+    desired = by_name(
+        made("ibay-0", "ibay-2"), made("ibay-4", rules=2), made("ibay-5", "ibay-6"), made("ibay-6", "ibay-4")
+    )
+    found = own_world(*before).plan(DesiredFilters(desired, invalid=frozenset({"ibay-2"})))
+    assert steps(found) == ["define ibay-4", "define ibay-6", "define ibay-5", "define ibay-0"]
+
+
+def test_a_filter_that_includes_a_renamed_one_by_its_old_name_is_refused() -> None:
+    world = own_world(made("ibay-1"), made("ibay-5", "ibay-1"))
+    found = world.plan(DesiredFilters(by_name(made("ibay-2", uuid=1), made("ibay-5", "ibay-1"))))
+    assert "refused: ibay-5: it includes a filter that libvirt does not have: ibay-5 -> ibay-1" in map(
+        str, found.reports
+    )
+
+
+def test_only_rows_are_refused_and_not_what_libvirt_has_without_one() -> None:
+    world = own_world(made("ibay-1", "ibay-2"), made("ibay-2"))
+    desired = DesiredFilters(by_name(made("ibay-2", "ibay-1")), invalid=frozenset({"ibay-1"}))
+    assert [str(report) for report in world.plan(desired).reports] == [
+        "refused: ibay-2: it includes itself: ibay-2 -> ibay-1 -> ibay-2"
+    ]
+
+
+def test_a_name_without_the_prefix_is_refused() -> None:
+    found = World({}).plan(DesiredFilters(by_name(made("clean-9"))))
+    assert (found.actions, [report.text for report in found.reports]) == ((), ["its name does not begin with ibay-"])
+
+
+def test_a_refusal_names_the_filter_that_guestd_did_not_define() -> None:
+    found = World(by_name(made("ibay-1", uuid=77))).plan(DesiredFilters(by_name(made("ibay-1"))))
+    expected = f"refused: ibay-1: libvirt has ibay-1 with uuid {UUID(int=77)}, which guestd did not define"
+    assert [str(report) for report in found.reports] == [expected]
+
+
+def test_a_renamed_filter_waits_for_those_that_include_it_and_stay_as_they_are() -> None:
+    world = own_world(made("ibay-1"), made("ibay-5", "ibay-1"))
+    renamed = made("ibay-2", uuid=1)
+    expected = "refused: ibay-2: it needs the name or uuid of ibay-1, which ibay-5 includes"
+    invalid = world.plan(DesiredFilters(by_name(renamed), invalid=frozenset({"ibay-5"})))
+    assert invalid.actions == ()
+    assert expected in map(str, invalid.reports)
+    refused = world.plan(DesiredFilters(by_name(renamed, made("ibay-5", "ibay-9"))))
+    assert refused.actions == ()
+    assert expected in map(str, refused.reports)
+
+
+def test_a_filter_without_a_row_stays_while_a_row_includes_it() -> None:
+    found = own_world(made("ibay-1"), made("ibay-2")).plan(DesiredFilters(by_name(made("ibay-2", "ibay-1"))))
+    assert steps(found) == ["define ibay-2"]
+    assert [(report.kind, report.name) for report in found.reports] == [("used", "ibay-1")]
+
+
+def test_reports_are_in_the_order_of_names() -> None:
+    names = sorted(NAMES, reverse=True)
+    chain = [made(name, *names[place + 1 : place + 2]) for place, name in enumerate(names)]
+    used = own_world(*chain, bound=names[0]).plan(DesiredFilters({}))
+    assert [(report.kind, report.name) for report in used.reports] == [("used", name) for name in NAMES]
+    foreign = World(by_name(*chain)).plan(DesiredFilters({}))
+    assert [(report.kind, report.name) for report in foreign.reports] == [("foreign", name) for name in NAMES]
+    refused = World({}).plan(DesiredFilters(by_name(made("clean-9"), made("clean-1"))))
+    assert [(report.kind, report.name) for report in refused.reports] == [
+        ("refused", "clean-1"),
+        ("refused", "clean-9"),
+    ]
+
+
+def test_what_has_another_prefix_or_an_invalid_row_is_not_reported_as_foreign() -> None:
+    world = World(by_name(made("clean-1"), made("ibay-2")))
+    assert world.plan(DesiredFilters({}, invalid=frozenset({"ibay-2"}))).reports == ()
+
+
+def test_what_interfaces_use_is_what_they_name_and_all_that_it_includes() -> None:
+    filters = by_name(made("ibay-1", "ibay-2"), made("ibay-2"), made("ibay-3"))
+    assert list_used(ObservedFilters(filters, frozenset({"ibay-1"}))) == {"ibay-1", "ibay-2"}
+
+
+def test_an_action_says_what_changes() -> None:
+    world = own_world(made("ibay-1", "ibay-2", "ibay-3"), made("ibay-2"), made("ibay-3"))
+    rest = made("ibay-2"), made("ibay-3")
+    swapped = replace(world.filters["ibay-1"], references=(Reference("ibay-3"), Reference("ibay-2")))
+    for changed, words in (
+        (swapped, "the order of its rules or references differs"),
+        (replace(world.filters["ibay-1"], priority=400), "chain root 500 becomes root 400"),
+        (made("ibay-1", "ibay-3"), "0 references added, 1 removed"),
+    ):
+        found = world.plan(DesiredFilters(by_name(changed, *rest)))
+        assert [str(action) for action in found.actions] == [f"define ibay-1: {words}"]
+
+
+def test_a_filter_with_a_new_uuid_is_replaced_and_not_counted_as_removed() -> None:
+    found = own_world(made("ibay-1"), made("ibay-2")).plan(
+        DesiredFilters(by_name(made("ibay-1", uuid=9), made("ibay-2"))), Guard(0)
+    )
+    assert [str(action) for action in found.actions] == [
+        "remove ibay-1: another filter has its name or uuid now",
+        "define ibay-1: it had another uuid",
+    ]
+    assert found.needs_confirmation is None
+
+
+def test_new_and_changed_filters_need_no_confirmation() -> None:
+    assert World({}).plan(DesiredFilters(by_name(made("ibay-1"))), Guard(0)).needs_confirmation is None
+    rest = made("ibay-2"), made("ibay-3")
+    for before, after in (
+        (made("ibay-1", "ibay-2"), made("ibay-1", "ibay-2", rules=2)),
+        (made("ibay-1", "ibay-2"), made("ibay-1", "ibay-2", rules=0)),
+        (made("ibay-1", "ibay-2"), made("ibay-1")),
+        (made("ibay-1", rules=0), replace(made("ibay-1", rules=0), priority=400)),
+    ):
+        found = own_world(before, *rest).plan(DesiredFilters(by_name(after, *rest)), Guard(0))
+        assert steps(found) == ["define ibay-1"]
+        assert found.needs_confirmation is None
+
+
+def test_a_filter_that_loses_its_references_and_has_no_rules_counts_as_removed() -> None:
+    world = own_world(made("ibay-1", "ibay-2", rules=0), made("ibay-2"))
+    found = world.plan(DesiredFilters(by_name(made("ibay-1", rules=0), made("ibay-2"))), Guard(0))
+    assert found.needs_confirmation == "it would remove or empty 1 of 2 filters, and 0 are allowed at once"
+
+
+def test_the_share_is_of_the_filters_that_guestd_may_remove() -> None:
+    world = World(by_name(made("ibay-1"), made("ibay-2"), made("clean-1", uuid=91), made("ibay-6", uuid=66)))
+    found = world.plan(DesiredFilters(by_name(made("ibay-1", rules=0), made("ibay-2", rules=0))))
+    assert found.needs_confirmation == "it would remove or empty 2 of 2 filters, and 1 are allowed at once"
