@@ -7,7 +7,7 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tools.harness.waiting import eventually, wait_seconds
 from gueststore.migrations import migrate
 from support.daemon import Daemon, add_machine, execute, rows
 from support.disk import small_disk_at
-from support.faults import Reliability, Tally, count_fleet, count_samples, fleet, sample_line
+from support.faults import Fleet, Reliability, Tally, count_fleet, count_samples, fleet, sample_line
 from support.proxy import Proxy
 
 GUESTS = 10
@@ -51,6 +51,19 @@ def is_not_ready(daemon: Daemon, words: str) -> bool:
     return status == 503 and words in text
 
 
+def fail_under_load(cluster: Cluster, directory: Path, times: int, fault: Callable[[Daemon, Fleet], None]) -> Tally:
+    """The tally of a fleet during that many faults, each made when guestd is ready."""
+    with guestd_on(cluster, directory) as daemon:
+        daemon.start()
+        with fleet(daemon, count=times * LINES_PER_ROUND, guests=GUESTS, processes=PROCESSES) as load:
+            for _ in range(times):
+                eventually(lambda: is_ready(daemon), "ready")
+                fault(daemon, load)
+            load.finish(daemon)
+        assert daemon.stop() == 0
+        return count_fleet(cluster.dsn("guestd"), load.manifest)
+
+
 def descendants(pid: int) -> list[int]:
     """A process and all that it has started, itself first."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -60,50 +73,37 @@ def descendants(pid: int) -> list[int]:
 def test_a_server_whose_postmaster_is_killed_costs_nothing(
     own_cluster: Cluster, directory: Path, reliability: Reliability
 ) -> None:
+    def kill(daemon: Daemon, load: Fleet) -> None:
+        wait_seconds(random.uniform(0.2, 1))
+        pid = own_cluster.pid()
+        assert pid is not None
+        assert load.is_writing()
+        os.kill(pid, signal.SIGKILL)
+        eventually(lambda: is_not_ready(daemon, "store:"), "/readyz reports that the store is gone")
+        own_cluster.start()
+
     kills = reliability.rounds(quick=1, full=15)
-    with guestd_on(own_cluster, directory) as daemon:
-        daemon.start()
-        with fleet(daemon, count=kills * LINES_PER_ROUND, guests=GUESTS, processes=PROCESSES) as load:
-            for _ in range(kills):
-                eventually(lambda: is_ready(daemon), "ready")
-                wait_seconds(random.uniform(0.2, 1))
-                pid = own_cluster.pid()
-                assert pid is not None
-                assert load.is_writing()
-                os.kill(pid, signal.SIGKILL)
-                eventually(lambda: is_not_ready(daemon, "store:"), "/readyz reports that the store is gone")
-                own_cluster.start()
-            load.finish(daemon)
-        assert daemon.stop() == 0
-        reliability.record("database killed (SIGKILL)", kills, count_fleet(own_cluster.dsn("guestd"), load.manifest))
+    reliability.record("database killed (SIGKILL)", kills, fail_under_load(own_cluster, directory, kills, kill))
 
 
 def test_a_server_that_stands_still_for_a_while_costs_nothing(
     own_cluster: Cluster, directory: Path, reliability: Reliability
 ) -> None:
+    def stop_and_continue(daemon: Daemon, _: Fleet) -> None:
+        wait_seconds(random.uniform(0.2, 1))
+        pid = own_cluster.pid()
+        assert pid is not None
+        stopped = descendants(pid)
+        for each in stopped:
+            os.kill(each, signal.SIGSTOP)
+        eventually(lambda: daemon.metric("guestd_spool_frames") > 3 * GUESTS, "frames wait")
+        eventually(lambda: "store: no answer for" in daemon.page("/readyz")[1], "/readyz reports it")
+        for each in stopped:
+            os.kill(each, signal.SIGCONT)
+
     stops = reliability.rounds(quick=1, full=10)
-    with guestd_on(own_cluster, directory) as daemon:
-        daemon.start()
-        with fleet(daemon, count=stops * LINES_PER_ROUND, guests=GUESTS, processes=PROCESSES) as load:
-            for _ in range(stops):
-                eventually(lambda: is_ready(daemon), "ready")
-                wait_seconds(random.uniform(0.2, 1))
-                pid = own_cluster.pid()
-                assert pid is not None
-                stopped = descendants(pid)
-                for each in stopped:
-                    os.kill(each, signal.SIGSTOP)
-                eventually(lambda: daemon.metric("guestd_spool_frames") > 3 * GUESTS, "frames wait")
-                eventually(lambda: "store: no answer for" in daemon.page("/readyz")[1], "/readyz reports it")
-                for each in stopped:
-                    os.kill(each, signal.SIGCONT)
-            load.finish(daemon)
-        assert daemon.stop() == 0
-        reliability.record(
-            "database stopped (SIGSTOP) and continued",
-            stops,
-            count_fleet(own_cluster.dsn("guestd"), load.manifest),
-        )
+    tally = fail_under_load(own_cluster, directory, stops, stop_and_continue)
+    reliability.record("database stopped (SIGSTOP) and continued", stops, tally)
 
 
 def test_a_server_that_is_restarted_within_a_copy_costs_nothing(
@@ -135,49 +135,41 @@ def test_a_server_that_is_restarted_within_a_copy_costs_nothing(
 def test_a_server_that_takes_no_writes_for_a_while_costs_nothing(
     own_cluster: Cluster, directory: Path, reliability: Reliability
 ) -> None:
-    times = reliability.rounds(quick=1, full=10)
     server = own_cluster.dsn("postgres")
-    with guestd_on(own_cluster, directory) as daemon:
-        daemon.start()
-        with fleet(daemon, count=times * LINES_PER_ROUND, guests=GUESTS, processes=PROCESSES) as load:
-            for _ in range(times):
-                eventually(lambda: is_ready(daemon), "ready")
-                execute(server, "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
-                eventually(lambda: is_not_ready(daemon, "read-only"), "/readyz reports that the store is read-only")
-                execute(
-                    make_conninfo(server, options="-c default_transaction_read_only=off"),
-                    "ALTER SYSTEM RESET default_transaction_read_only",
-                    "SELECT pg_reload_conf()",
-                )
-            load.finish(daemon)
-        assert daemon.stop() == 0
-        reliability.record("database read-only", times, count_fleet(own_cluster.dsn("guestd"), load.manifest))
+
+    def refuse_writes(daemon: Daemon, _: Fleet) -> None:
+        execute(server, "ALTER SYSTEM SET default_transaction_read_only = on", "SELECT pg_reload_conf()")
+        eventually(lambda: is_not_ready(daemon, "read-only"), "/readyz reports that the store is read-only")
+        execute(
+            make_conninfo(server, options="-c default_transaction_read_only=off"),
+            "ALTER SYSTEM RESET default_transaction_read_only",
+            "SELECT pg_reload_conf()",
+        )
+
+    times = reliability.rounds(quick=1, full=10)
+    reliability.record("database read-only", times, fail_under_load(own_cluster, directory, times, refuse_writes))
 
 
 def test_a_server_whose_disk_is_full_costs_nothing(directory: Path, reliability: Reliability) -> None:
-    times = reliability.rounds(quick=1, full=5)
     home = directory / "server"
     home.mkdir()
     directory.chmod(0o755)
     with small_disk_at(home, mebibytes=400):
         cluster = Cluster(home, prefix=prefix(), settings={"max_wal_size": "64MB"})
+
+        def fill_the_disk(daemon: Daemon, _: Fleet) -> None:
+            with (home / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+                while True:
+                    filler.write(bytes(65536))
+            eventually(lambda: is_not_ready(daemon, "store:"), "/readyz reports that the store fails", 60)
+            wait_seconds(1)
+            (home / "filler").unlink()
+            cluster.start()  # a server that could not write its log has ended itself
+
+        times = reliability.rounds(quick=1, full=5)
         try:
             cluster.start()
-            with guestd_on(cluster, directory) as daemon:
-                daemon.start()
-                with fleet(daemon, count=times * LINES_PER_ROUND, guests=GUESTS, processes=PROCESSES) as load:
-                    for _ in range(times):
-                        eventually(lambda: is_ready(daemon), "ready")
-                        with (home / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
-                            while True:
-                                filler.write(bytes(65536))
-                        eventually(lambda: is_not_ready(daemon, "store:"), "/readyz reports that the store fails", 60)
-                        wait_seconds(1)
-                        (home / "filler").unlink()
-                        cluster.start()  # a server that could not write its log has ended itself
-                    load.finish(daemon)
-                assert daemon.stop() == 0
-                tally = count_fleet(cluster.dsn("guestd"), load.manifest)
+            tally = fail_under_load(cluster, directory, times, fill_the_disk)
             reliability.record("database out of disk", times, tally)
         finally:
             cluster.stop()
@@ -186,36 +178,29 @@ def test_a_server_whose_disk_is_full_costs_nothing(directory: Path, reliability:
 def test_a_server_without_a_free_connection_costs_nothing(
     own_cluster: Cluster, directory: Path, reliability: Reliability
 ) -> None:
-    times = reliability.rounds(quick=1, full=10)
     server = own_cluster.dsn("postgres")
     execute(server, "ALTER SYSTEM SET max_connections = 20", "ALTER SYSTEM SET superuser_reserved_connections = 0")
     own_cluster.stop()
     own_cluster.start()
     ending = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'guestd'"
-    with guestd_on(own_cluster, directory) as daemon:
-        daemon.start()
-        with fleet(daemon, count=times * LINES_PER_ROUND, guests=GUESTS, processes=PROCESSES) as load:
-            for _ in range(times):
-                eventually(lambda: is_ready(daemon), "ready")
-                with ExitStack() as crowd:
-                    first = crowd.enter_context(psycopg.connect(own_cluster.dsn("guestd"), autocommit=True))
 
-                    def is_crowded_out(crowd: ExitStack = crowd, first: psycopg.Connection = first) -> bool:
-                        first.execute(ending)
-                        try:
-                            while True:
-                                crowd.enter_context(psycopg.connect(own_cluster.dsn("guestd")))
-                        except psycopg.OperationalError:
-                            return is_not_ready(daemon, "too many clients")
+    def take_all_connections(daemon: Daemon, _: Fleet) -> None:
+        with ExitStack() as crowd:
+            first = crowd.enter_context(psycopg.connect(own_cluster.dsn("guestd"), autocommit=True))
 
-                    eventually(is_crowded_out, "/readyz reports that no connection is left", 60)
-            load.finish(daemon)
-        assert daemon.stop() == 0
-        reliability.record("database out of connections", times, count_fleet(own_cluster.dsn("guestd"), load.manifest))
+            def is_crowded_out() -> bool:
+                first.execute(ending)
+                try:
+                    while True:
+                        crowd.enter_context(psycopg.connect(own_cluster.dsn("guestd")))
+                except psycopg.OperationalError:
+                    return is_not_ready(daemon, "too many clients")
 
+            eventually(is_crowded_out, "/readyz reports that no connection is left", 60)
 
-def _by_way_of(dsn: str, port: int) -> str:
-    return make_conninfo(dsn, port=port)
+    times = reliability.rounds(quick=1, full=10)
+    tally = fail_under_load(own_cluster, directory, times, take_all_connections)
+    reliability.record("database out of connections", times, tally)
 
 
 def _port(dsn: str) -> int:

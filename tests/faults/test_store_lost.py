@@ -2,14 +2,11 @@
 
 import os
 import random
-import shutil
 import signal
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-from tools.harness.cluster import Cluster, create_database, prefix
+from tools.harness.cluster import Cluster, create_database
 from tools.harness.waiting import eventually, wait_seconds
 
 from gueststore.migrations import migrate
@@ -19,19 +16,6 @@ from support.faults import Reliability, Tally, count_fleet, fleet
 GUESTS = 10
 LINES_PER_FAULT = 40
 PROCESSES = 10
-
-
-@pytest.fixture
-def own_cluster() -> Iterator[Cluster]:
-    """A server that a test may kill, with fsync as in production."""
-    directory = Path(tempfile.mkdtemp(prefix="guestd-"))
-    cluster = Cluster(directory, prefix=prefix())
-    try:
-        cluster.start()
-        yield cluster
-    finally:
-        cluster.stop()
-        shutil.rmtree(directory)
 
 
 def test_sessions_that_the_server_ends_cost_nothing(daemon: Daemon, reliability: Reliability) -> None:

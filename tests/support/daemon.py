@@ -11,7 +11,8 @@ import sys
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
@@ -35,6 +36,17 @@ def environment() -> dict[str, str]:
     """What our programs need of it: this checkout, and no store but the one that they are given."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("GUESTD_")}
     return kept | {"PYTHONPATH": os.pathsep.join([str(REPOSITORY / "daemon"), str(REPOSITORY / "schema")])}
+
+
+@contextmanager
+def started(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """A command with pipes for what it prints; killed at the end if it still runs."""
+    process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def add_machine(dsn: str, machine_id: UUID | None = None) -> UUID:

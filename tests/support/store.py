@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,25 +51,26 @@ def cluster() -> Iterator[Server]:
     if given:
         yield GivenServer(given)
         return
-    # Not pytest's tmp_path: too long for a socket, and not readable by the user of root's server. In memory, if there
-    # is room, a database is copied in 30 ms; on disks it took from 100 to 600.
+    # Not pytest's tmp_path: too long for a socket, and closed to the user that root's server runs as. In memory,
+    # where there is room, a database is copied in 30 ms; on disks that we have met it took from 100 to 600.
     in_memory = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free > MEMORY_MIN_BYTES
-    directory = Path(tempfile.mkdtemp(prefix="guestd-", dir=MEMORY if in_memory else None))
-    libraries = "timescaledb,pg_stat_statements"
-    cluster = Cluster(directory, prefix=prefix(), settings={"fsync": "off", "shared_preload_libraries": libraries})
-    try:
-        cluster.start()
+    settings = {"fsync": "off", "shared_preload_libraries": "timescaledb,pg_stat_statements"}
+    with private_cluster(MEMORY if in_memory else None, settings) as cluster:
         yield cluster
-    finally:
-        cluster.stop()
-        shutil.rmtree(directory)
 
 
 @pytest.fixture
 def own_cluster() -> Iterator[Cluster]:
     """A server that a test may kill, with fsync as in production."""
-    directory = Path(tempfile.mkdtemp(prefix="guestd-"))
-    cluster = Cluster(directory, prefix=prefix())
+    with private_cluster(None, {}) as cluster:
+        yield cluster
+
+
+@contextmanager
+def private_cluster(parent: Path | None, settings: Mapping[str, str]) -> Iterator[Cluster]:
+    """A running server in a directory of its own, which goes with it."""
+    directory = Path(tempfile.mkdtemp(prefix="guestd-", dir=parent))
+    cluster = Cluster(directory, prefix=prefix(), settings=settings)
     try:
         cluster.start()
         yield cluster

@@ -8,11 +8,9 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 import psutil
@@ -20,27 +18,13 @@ import pytest
 from tools.harness.waiting import eventually
 
 from guestd.cli.main import make_parser
+from support.daemon import command, started
 
 DEADLINE_SECONDS = 30
 
 
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    """A directory with a name that leaves room for a socket's."""
-    with TemporaryDirectory() as name:
-        yield Path(name)
-
-
-@contextmanager
-def reporting(*words: str) -> Iterator[subprocess.Popen[bytes]]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "guestd", "agent", *words]
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
+def reporting(*words: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    return started(command("guestd", "agent", *words))
 
 
 @contextmanager

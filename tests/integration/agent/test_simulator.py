@@ -8,17 +8,15 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import pytest
 from tools.harness.waiting import eventually
 
 from guestd.simulator import machine_ids
+from support.daemon import command, started
 
 DEADLINE_SECONDS = 30
 HEADER = re.compile(
@@ -28,27 +26,9 @@ HEADER = re.compile(
 
 
 @contextmanager
-def started(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
-@contextmanager
 def simulating(directory: Path, *words: str) -> Iterator[subprocess.Popen[bytes]]:
-    with started([sys.executable, "-m", "guestd", "simulate", "--directory", os.fspath(directory), *words]) as process:
+    with started(command("guestd", "simulate", "--directory", os.fspath(directory), *words)) as process:
         yield process
-
-
-@pytest.fixture
-def directory() -> Iterator[Path]:
-    """A directory with a short name: with a UUID in it, the path of a socket is nearly as long as it may be."""
-    with TemporaryDirectory() as name:
-        yield Path(name)
 
 
 def until_served(paths: list[Path]) -> None:
@@ -141,9 +121,8 @@ def test_a_directory_that_somebody_serves_already_is_refused(directory: Path) ->
 
 
 def under_limits(directory: Path, soft: int, hard: int, guests: int) -> list[str]:
-    limits = ["prlimit", f"--nofile={soft}:{hard}"]
     words = ["--directory", os.fspath(directory), "--guests", str(guests), "--processes", "1"]
-    return [*limits, sys.executable, "-m", "guestd", "simulate", *words]
+    return ["prlimit", f"--nofile={soft}:{hard}", *command("guestd", "simulate", *words)]
 
 
 def test_the_limit_of_open_files_is_raised_as_far_as_the_fleet_needs(directory: Path) -> None:
