@@ -21,8 +21,8 @@ from guestd.spool.file import Entry, Frame, SenderState
 from guestd.spool.queue import Spool, open_spool
 from guestd.telemetry.registry import Telemetry
 from guestd.wire.line import METRICS, LineId, read_line
-from integration.store.test_writer import Tally
 from support.daemon import add_machine, rows
+from support.spooled import Tally
 
 OLD_FILE = Path(__file__).with_name("spool_before_line_columns.sql")
 MACHINES = [UUID(f"5b0f4c32-98a5-4d1e-9a0c-0d2a5c1f7e0{number}") for number in range(1, 5)]

@@ -11,9 +11,9 @@ import pytest
 
 from guestd.rows.batch import Limits
 from guestd.store.batch_writer import open_store
-from integration.store.test_writer import Tally, drain, entry, spooled
 from support.daemon import add_machine, metrics_line, rows
 from support.faults import count_samples, sample_line
+from support.spooled import Tally, drain, entry, spooled
 
 
 async def through_a_spool_of_its_own(directory: Path, dsn: str, machine_id: UUID, payloads: list[bytes]) -> Tally:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from guestd.rows.batch import Limits
-from integration.store.test_writer import Tally, spooled
 from support.daemon import add_machine, rows
 from support.poison import POISON, poisoned
+from support.spooled import Tally, spooled
 
 
 @pytest.mark.asyncio

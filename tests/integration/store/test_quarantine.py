@@ -12,9 +12,9 @@ import pytest
 
 from guestd.core.config import EventsSettings, QuarantineSettings, Settings, StoreSettings
 from guestd.store.maintenance import maintain_store
-from integration.store.test_writer import drain, spooled
 from support.daemon import add_machine, command, environment, execute, metrics_line, rows
 from support.faults import sample_line
+from support.spooled import drain, spooled
 
 HELD = 'SELECT "reason", "stored", "attempts" FROM "QuarantinedFrame"'
 
