@@ -3,6 +3,7 @@
 import random
 import signal
 import sqlite3
+from pathlib import Path
 from uuid import UUID
 
 from tools.harness.broker import Broker
@@ -108,6 +109,12 @@ def test_of_a_broker_that_lost_its_queue_all_is_stored_that_arrived(
     assert subscribed.stop() == 0
 
 
+def unread_bytes(port: int) -> int:
+    """What the clients of a loopback port have received and not read yet."""
+    connections = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(int(fields[4].split(":")[1], 16) for fields in connections if int(fields[2].split(":")[1], 16) == port)
+
+
 def test_a_late_acknowledgement_acknowledges_no_message_of_the_broker_that_came_back(
     subscribed: Daemon, broker: Broker, reliability: Reliability
 ) -> None:
@@ -124,6 +131,8 @@ def test_a_late_acknowledgement_acknowledges_no_message_of_the_broker_that_came_
         disk.execute("BEGIN EXCLUSIVE")  # nothing gets to the disk
         subscribed.process.send_signal(signal.SIGSTOP)  # so that the five arrive as one batch
         send(range(5))
+        size_bytes = sum(len(sample_line(number)) for number in range(5))
+        eventually(lambda: unread_bytes(broker.port) > size_bytes, "the broker has passed them on")
         subscribed.process.send_signal(signal.SIGCONT)
         eventually(lambda: subscribed.metric("guestd_mqtt_messages_received_total") == 5, "five have arrived")
         broker.kill()
