@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import psycopg
@@ -232,6 +233,10 @@ def test_answers_to_commit_that_are_lost_cost_nothing(daemon: Daemon, reliabilit
     reliability.record("connection to the database cut in the answer to COMMIT", proxy.cuts, tally)
 
 
+def is_cut_or_stored(daemon: Daemon, load: Fleet, proxy: Proxy, cuts: int) -> bool:
+    return proxy.cuts >= cuts or (not load.is_writing() and daemon.metric("guestd_spool_frames") == 0)
+
+
 def _store_through(daemon: Daemon, proxy: Proxy, cuts: int, direct: str) -> Tally:
     """The tally of fleets whose samples reach the store through the proxy, until it has cut that many times."""
     daemon.start()
@@ -240,7 +245,7 @@ def _store_through(daemon: Daemon, proxy: Proxy, cuts: int, direct: str) -> Tall
     # One fleet may be stored in fewer batches than there are to be cuts.
     while proxy.cuts < cuts:
         with fleet(daemon, count=LINES_PER_ROUND, guests=GUESTS, processes=PROCESSES, first=first) as load:
-            eventually(lambda: proxy.cuts >= cuts or not load.is_writing(), "the connections were cut", 300)
+            eventually(partial(is_cut_or_stored, daemon, load, proxy, cuts), "the connections were cut", 300)
             if proxy.cuts >= cuts:
                 proxy.stop_cutting()
             load.finish(daemon)
