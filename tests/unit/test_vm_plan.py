@@ -206,6 +206,13 @@ def test_the_desired_state_determines_the_action(desired: str, seen: Domain, exp
     assert steps(row, seen, is_converging=False) == []
 
 
+@pytest.mark.parametrize("status", OF_OTHERS)
+def test_no_action_is_planned_while_the_status_belongs_to_another_program(status: str) -> None:
+    assert steps(machine(desired="off"), domain()) != []
+    assert steps(machine(status=status, desired="off"), domain()) == []
+    assert steps(machine(status=status, desired="running"), domain(state="shutoff"), now=BORN + 60) == []
+
+
 def test_a_guest_that_does_not_shut_down_is_destroyed_only_when_that_is_allowed() -> None:
     row, asked = machine(desired="off"), {UUID(int=1): Attempts("off", "Shutdown", 1, BORN)}
     assert steps(row, domain(), attempts=asked, now=BORN + 59, may_destroy=True) == []
