@@ -25,9 +25,9 @@ def connect(dsn: str) -> Iterator[Connection]:
     lost connection and for an error that the caller did not handle. Each names the host and the database.
     """
     with _open(dsn) as connection:
-        # A role's own search_path must not create or find the tables in another schema.
-        connection.execute("SELECT set_config('search_path', 'public', FALSE)")
         try:
+            # A role's own search_path must not create or find the tables in another schema.
+            connection.execute("SELECT set_config('search_path', 'public', FALSE)")
             yield connection
         except psycopg.Error as exc:
             raise StoreError(f"{describe(dsn)}: {format_error(exc)}") from exc
