@@ -15,7 +15,7 @@ from support.lab import BOOT_SECONDS, LabGuests, register, started_lab
 
 pytestmark = [
     pytest.mark.timeout(900),
-    pytest.mark.skipif(os.environ.get("GUESTD_FAULTS") != "full", reason="./dev lab test boots a systemd and a guest"),
+    pytest.mark.skipif(os.environ.get("GUESTD_FAULTS") != "full", reason="./dev faults boots a systemd and a guest"),
 ]
 
 
