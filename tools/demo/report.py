@@ -78,7 +78,7 @@ def _make_headline(first: Snapshot, now: Snapshot) -> str:
     seconds = now.moment_seconds - first.moment_seconds
     return (
         f"{seconds:4.0f} s: {rows:,} rows, {_rate(rows - sum(first.rows.values()), seconds)} rows/s, "
-        f"{now.spool_frames} frames in the spool, newest sample {now.newest_age_seconds:.1f} s old"
+        f"frames in the spool: {now.spool_frames}, newest sample {now.newest_age_seconds:.1f} s old"
     )
 
 
