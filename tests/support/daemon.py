@@ -157,6 +157,10 @@ class Guest:
         self.path.unlink(missing_ok=True)
 
 
+# Exit statuses of a program whose native code fails.
+CRASHES = tuple(-number for number in (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE, signal.SIGABRT))
+
+
 class Daemon:
     """One guestd with directories of its own; may be started again after it ended."""
 
@@ -265,7 +269,10 @@ def daemon(directory: Path, dsn: str) -> Iterator[Daemon]:
     """A guestd for a database of this test's own; not started yet."""
     daemon = Daemon(directory, dsn)
     yield daemon
+    crashed = daemon.process is not None and daemon.process.poll() in CRASHES
     if daemon.process is not None and daemon.process.poll() is None:
         daemon.kill()
     for guest in daemon.guests:
         guest.leave()
+    # A test that only reads the store may not have noticed.
+    assert not crashed, f"guestd crashed, status {daemon.ended()}: {daemon.log.read_text()[-2000:]}"

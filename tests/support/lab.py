@@ -242,6 +242,7 @@ class World:
 
     def _becomes(self, guest: LabGuest, question: str, word: str) -> None:
         def is_so() -> bool:
+            assert self.daemon.ended() is None, "guestd has ended"
             return rows(self.daemon.dsn, question, guest.uuid) == [(word,)]
 
         eventually(is_so, f"{guest.name} is {word}", BOOT_SECONDS)

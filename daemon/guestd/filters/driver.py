@@ -6,7 +6,6 @@ that uses it.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, suppress
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ from guestd.filters.interface_plan import Attach, Bind
 from guestd.filters.model import Filter
 from guestd.filters.snapshot import HostSnapshot, Interface, ObservedFilters
 from guestd.hypervisor.blocking import BlockingCalls
+from guestd.hypervisor.opening import abandoned_on_failure, open_read_write, start_closing
 from guestd.telemetry.registry import VmMetrics
 
 try:
@@ -55,14 +55,14 @@ class FilterDriver:
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[None]:
         """Connect for as long as the context lasts."""
-        libvirt.registerErrorHandler(lambda *_: None, None)  # its errors arrive as exceptions, and need not be printed
-        self._connection = connection = await self._call(lambda: libvirt.open(self.uri), READ_TIMEOUT_SECONDS)
+        with abandoned_on_failure() as abandoned:
+            connection = await self._call(lambda: open_read_write(self.uri, abandoned), READ_TIMEOUT_SECONDS)
+        self._connection = connection
         try:
             yield
         finally:
             self._connection = None
-            # On a thread that nobody waits for: a libvirtd that hangs does not answer this either.
-            threading.Thread(target=_close, args=(connection,), name="libvirt-filters-close", daemon=True).start()
+            start_closing(connection)
 
     async def version(self) -> str:
         """libvirt's version and the name of its driver."""
@@ -230,8 +230,3 @@ def _list_interfaces(domain: str, uuid: UUID, live: str | None, stored: str | No
     for mac in {**now, **later}:
         port, name = now.get(mac, ("", None))
         yield Interface(domain, uuid, mac, port, name, later.get(mac))
-
-
-def _close(connection: Any) -> None:
-    with suppress(libvirt.libvirtError):  # the connection is gone already
-        connection.close()

@@ -22,6 +22,13 @@ from guestd.core.errors import ConfigError, SourceLost
 from guestd.core.tasks import Backoff, run_with_retry, wait_for_event
 from guestd.hypervisor.blocking import BlockingCalls, call_in_loop
 from guestd.hypervisor.domains import Domain, DomainDescription, name_state, parse_description
+from guestd.hypervisor.opening import (
+    abandoned_on_failure,
+    close_if_abandoned,
+    close_unused,
+    open_read_write,
+    start_closing,
+)
 from guestd.telemetry.registry import VmMetrics
 
 try:
@@ -39,7 +46,6 @@ ACTION_DEADLINE_SECONDS = 60.0
 # libvirtd serves five calls of a connection at a time (max_client_requests); one is left for snapshots.
 MAX_CONCURRENT_ACTIONS = 4
 MAX_STUCK_CALLS = 8
-KEEPALIVE_SECONDS, KEEPALIVE_COUNT = 5, 3
 # Domains whose XML is reread in each snapshot although no event reported a change: some changes have no event.
 REREAD_PER_SNAPSHOT = 25
 
@@ -192,25 +198,16 @@ class Hypervisor:
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[None]:
         """Connect to libvirt for the duration of the context."""
-        _start_event_loop()
         loop = asyncio.get_running_loop()
         self._is_closed = False
-        abandoned = threading.Event()
-        try:
+        with abandoned_on_failure() as abandoned:
             connection, callback_ids = await self._call(lambda: self._open(loop, abandoned))
-        except BaseException:
-            abandoned.set()
-            raise
         self._connection = connection
         try:
             yield
         finally:
             self._connection = None
-            # Not awaited: a libvirtd that hangs would not answer this either.
-            closing = threading.Thread(
-                target=_close_connection, args=(connection, callback_ids), name="libvirt-close", daemon=True
-            )
-            closing.start()
+            start_closing(connection, callback_ids)
 
     async def _observe_until_lost(self) -> None:
         async with self.connect():
@@ -222,14 +219,8 @@ class Hypervisor:
             raise SourceLost(f"{self.uri}: libvirt closed the connection")
 
     def _open(self, loop: asyncio.AbstractEventLoop, abandoned: threading.Event) -> tuple[Any, list[int]]:
-        """Open a connection with event callbacks; runs on its own thread.
-
-        A connection that opens after it was abandoned is closed here: it would otherwise deliver events forever.
-        """
-        with _open_lock:
-            if abandoned.is_set():
-                raise SourceLost(f"{self.uri}: abandoned while it waited for another connection to open")
-            connection = libvirt.open(self.uri)
+        """Open a connection with event callbacks; runs on its own thread."""
+        connection = open_read_write(self.uri, abandoned)
 
         def on_change(_connection: Any, domain: Any, *_: object) -> None:
             call_in_loop(loop, self._on_domain_event, UUID(bytes=domain.UUID()))
@@ -239,16 +230,13 @@ class Hypervisor:
 
         try:
             connection.registerCloseCallback(on_close, None)
-            _set_keepalive(connection, KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
             callback_ids = [
                 connection.domainEventRegisterAny(None, kind, on_change, None) for kind in _list_event_kinds()
             ]
         except libvirt.libvirtError:
-            _close_connection(connection, [])
+            close_unused(connection)
             raise
-        if abandoned.is_set():
-            _close_connection(connection, callback_ids)
-            raise SourceLost(f"{self.uri}: connected after the deadline")
+        close_if_abandoned(connection, abandoned, self.uri, callback_ids)
         return connection, callback_ids
 
     def _on_domain_event(self, uuid: UUID) -> None:
@@ -266,18 +254,6 @@ class Hypervisor:
             event.set()
 
 
-def open_read_only(uri: str) -> Any:
-    """Open a read-only connection; blocks. Raises SourceLost."""
-    _start_event_loop()
-    try:
-        with _open_lock:
-            connection = libvirt.openReadOnly(uri)
-        _set_keepalive(connection, KEEPALIVE_SECONDS, KEEPALIVE_COUNT)
-    except libvirt.libvirtError as exc:
-        raise SourceLost(f"{uri}: {exc}") from exc
-    return connection
-
-
 def read_statistics(connection: Any, uuid: UUID) -> dict[str, Any]:
     """Read all of libvirt's statistics of a domain, by libvirt's keys; empty if there is no such domain. Blocks."""
     try:
@@ -287,14 +263,6 @@ def read_statistics(connection: Any, uuid: UUID) -> dict[str, Any]:
             return {}
         raise SourceLost(str(exc)) from exc
     return dict(found[0][1]) if found else {}
-
-
-def _set_keepalive(connection: Any, seconds: int, count: int) -> None:
-    try:
-        connection.setKeepAlive(seconds, count)
-    except libvirt.libvirtError as exc:  # drivers that run in this process have no connection to keep alive
-        if exc.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
-            raise
 
 
 def _list_event_kinds() -> tuple[int, ...]:
@@ -340,36 +308,3 @@ def _read_description(handle: Any) -> DomainDescription | None:
         if exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
             return None
         raise
-
-
-def _close_connection(connection: Any, callback_ids: list[int]) -> None:
-    try:
-        # libvirt 9.0 crashes if a keepalive fails while a call waits for its answer and libvirtd then resumes.
-        _set_keepalive(connection, 0, 0)
-        for callback_id in callback_ids:
-            connection.domainEventDeregisterAny(callback_id)
-        connection.unregisterCloseCallback()
-        connection.close()
-    except libvirt.libvirtError:  # libvirtd is gone, and the callbacks with it
-        pass
-
-
-# While one open hangs, later ones wait here; when it returns they find that they were abandoned, and open nothing.
-_open_lock = threading.Lock()
-_events_thread: threading.Thread | None = None
-
-
-def _start_event_loop() -> None:
-    """Start libvirt's event loop, once per process and before the first connection."""
-    global _events_thread  # noqa: PLW0603 -- libvirt supports one event loop per process
-    if _events_thread is not None:
-        return
-    libvirt.registerErrorHandler(lambda *_: None, None)  # errors are raised as exceptions; do not print them as well
-    libvirt.virEventRegisterDefaultImpl()
-
-    def run_loop() -> None:
-        while True:
-            libvirt.virEventRunDefaultImpl()
-
-    _events_thread = threading.Thread(target=run_loop, name="libvirt-events", daemon=True)
-    _events_thread.start()

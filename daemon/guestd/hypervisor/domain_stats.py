@@ -15,9 +15,10 @@ from uuid import UUID
 import structlog
 
 from guestd.core.errors import SourceLost
-from guestd.hypervisor import connection as hypervisor
 from guestd.hypervisor.blocking import BlockingCalls, call_in_loop
+from guestd.hypervisor.connection import read_statistics
 from guestd.hypervisor.domains import Domain
+from guestd.hypervisor.opening import abandoned_on_failure, open_read_only, start_closing
 from guestd.telemetry.domains import Statistics, build_families
 from guestd.telemetry.exposition import Family, prerender
 from guestd.telemetry.registry import VmMetrics
@@ -44,7 +45,7 @@ class DomainStatsPoller:
         get_domains: Callable[[], Sequence[Domain]],
         *,
         metrics: VmMetrics,
-        read: Callable[[Any, UUID], Statistics] = hypervisor.read_statistics,
+        read: Callable[[Any, UUID], Statistics] = read_statistics,
         deadline_seconds: float = DEADLINE_SECONDS,
     ) -> None:
         self._uri = uri
@@ -100,16 +101,23 @@ class DomainStatsPoller:
             await self._connect()
             await asyncio.gather(*(poll_queue() for _ in range(MAX_CONCURRENT_CALLS)))
         except SourceLost as exc:
-            self._connection = None
+            self._disconnect()
             log.debug("no domain statistics in this poll, retrying at the next", error=str(exc))
         self._latest, self._timed_out, self._families = found, frozenset(hanging), None
 
     async def _connect(self) -> None:
         if self._connection is None or self._stuck_on_connection >= MAX_STUCK_PER_CONNECTION:
-            self._connection = await self._calls.run(
-                lambda: hypervisor.open_read_only(self._uri), deadline_seconds=DEADLINE_SECONDS
-            )
+            self._disconnect()
+            with abandoned_on_failure() as abandoned:
+                self._connection = await self._calls.run(
+                    lambda: open_read_only(self._uri, abandoned), deadline_seconds=DEADLINE_SECONDS
+                )
             self._stuck_on_connection = 0
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            start_closing(self._connection)
+            self._connection = None
 
     async def _read_domain(self, uuid: UUID) -> Statistics | None:
         """Read a domain's statistics; empty if it no longer exists, None if it does not answer."""

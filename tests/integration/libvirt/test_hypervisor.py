@@ -4,7 +4,9 @@ import asyncio
 import socket
 import threading
 import time
+import weakref
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -15,6 +17,7 @@ from guestd.core.errors import SourceLost
 from guestd.hypervisor.blocking import BlockingCalls
 from guestd.hypervisor.connection import Hypervisor
 from guestd.hypervisor.domains import DomainChannel
+from guestd.hypervisor.opening import open_read_only, start_closing
 from guestd.telemetry.registry import VmMetrics
 from support.libvirt import AGENT_CHANNEL, domain_xml, own_connection, running, uri_of, wait_for_domain
 
@@ -160,6 +163,35 @@ async def test_a_connection_that_was_abandoned_while_waiting_is_not_opened(tmp_p
         with pytest.raises(SourceLost, match="abandoned while it waited"):
             hypervisor._open(asyncio.get_running_loop(), abandoned)
         assert len(await hypervisor.observe()) == 2
+
+
+async def test_a_connection_is_closed_only_after_the_call_that_still_uses_it(tmp_path: Path) -> None:
+    may_return = threading.Event()
+    found: list[Any] = []
+
+    def call(connection: Any) -> None:
+        may_return.wait()
+        found.extend(connection.listAllDomains())
+
+    connection = open_read_only(uri_of(tmp_path / "node.xml", [domain_xml("one", 1)]), threading.Event())
+    is_closed = weakref.finalize(connection, lambda: None)
+    hanging = threading.Thread(target=call, args=(connection,))
+    hanging.start()
+    start_closing(connection)
+    del connection
+    await asyncio.to_thread(join_all, "libvirt-close")
+    assert is_closed.alive
+    may_return.set()
+    await asyncio.to_thread(hanging.join)
+    assert len(found) == 1
+    found.clear()
+    eventually(lambda: not is_closed.alive, "the connection is closed")
+
+
+def join_all(name: str) -> None:
+    for thread in threading.enumerate():
+        if thread.name == name:
+            thread.join()
 
 
 async def test_a_call_that_hangs_is_abandoned_counted_and_replaced_up_to_a_cap() -> None:

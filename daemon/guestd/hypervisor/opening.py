@@ -1,0 +1,114 @@
+"""Opening and closing connections to libvirt, and libvirt's event loop.
+
+Two calls that wait on one connection must not crash guestd (docs/decisions/0048), hence no connection uses libvirt's
+keepalive, and none is closed while a call waits on it.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from guestd.core.errors import SourceLost
+
+try:
+    import libvirt
+except ImportError:  # guestd[libvirt] is not installed; callers raise ConfigError before they open a connection
+    libvirt = None
+
+# Longer than our event loop needs to drop its references to a connection.
+RELEASE_SECONDS = 1.0
+
+# While one open hangs, later ones wait here; when it returns they find that they were abandoned, and open nothing.
+_open_lock = threading.Lock()
+_events_thread: threading.Thread | None = None
+
+
+def open_read_write(uri: str, abandoned: threading.Event) -> Any:
+    """Open a connection; blocks. Raises SourceLost, also if `abandoned` is set before it is open."""
+    return _open(libvirt.open, uri, abandoned)
+
+
+def open_read_only(uri: str, abandoned: threading.Event) -> Any:
+    """Open a connection that can change nothing; blocks. Raises SourceLost as `open_read_write` does."""
+    return _open(libvirt.openReadOnly, uri, abandoned)
+
+
+@contextmanager
+def abandoned_on_failure() -> Iterator[threading.Event]:
+    """Yield an event that is set if the block fails, so that a connection that opens later is closed."""
+    abandoned = threading.Event()
+    try:
+        yield abandoned
+    except BaseException:
+        abandoned.set()
+        raise
+
+
+def close_if_abandoned(connection: Any, abandoned: threading.Event, uri: str, callback_ids: Sequence[int] = ()) -> None:
+    """Close a new connection and raise SourceLost if nobody waits for it; it would otherwise deliver events forever."""
+    if abandoned.is_set():
+        close_unused(connection, callback_ids)
+        raise SourceLost(f"{uri}: connected after the deadline")
+
+
+def start_closing(connection: Any, callback_ids: Sequence[int] = ()) -> None:
+    """Remove a connection's callbacks on a thread of its own, and drop the last reference, which closes it.
+
+    Not awaited: a libvirtd that hangs does not answer. A call that still waits keeps its own reference, so that the
+    connection is closed after it; an explicit `close` would free the memory that the call uses.
+    """
+    threading.Thread(target=_release, args=(connection, callback_ids), name="libvirt-close", daemon=True).start()
+
+
+def close_unused(connection: Any, callback_ids: Sequence[int] = ()) -> None:
+    """Close a connection on which no call waits; blocks."""
+    _remove_callbacks(connection, callback_ids)
+    with suppress(libvirt.libvirtError):  # libvirtd is gone
+        connection.close()
+
+
+def _release(connection: Any, callback_ids: Sequence[int]) -> None:
+    _remove_callbacks(connection, callback_ids)
+    # The thread that drops the last reference closes, and waits for libvirtd. It must not be the event loop's.
+    time.sleep(RELEASE_SECONDS)
+
+
+def _remove_callbacks(connection: Any, callback_ids: Sequence[int]) -> None:
+    for callback_id in callback_ids:
+        with suppress(libvirt.libvirtError):  # libvirtd is gone
+            connection.domainEventDeregisterAny(callback_id)
+    with suppress(libvirt.libvirtError):  # there is none
+        connection.unregisterCloseCallback()
+
+
+def _open(open_uri: Callable[[str], Any], uri: str, abandoned: threading.Event) -> Any:
+    _start_event_loop()
+    try:
+        with _open_lock:
+            if abandoned.is_set():
+                raise SourceLost(f"{uri}: abandoned while it waited for another connection to open")
+            connection = open_uri(uri)
+    except libvirt.libvirtError as exc:
+        raise SourceLost(f"{uri}: {exc}") from exc
+    close_if_abandoned(connection, abandoned, uri)
+    return connection
+
+
+def _start_event_loop() -> None:
+    """Start libvirt's event loop, once per process and before the first connection."""
+    global _events_thread  # noqa: PLW0603 -- libvirt supports one event loop per process
+    if _events_thread is not None:
+        return
+    libvirt.registerErrorHandler(lambda *_: None, None)  # errors are raised as exceptions; do not print them as well
+    libvirt.virEventRegisterDefaultImpl()
+
+    def run_loop() -> None:
+        while True:
+            libvirt.virEventRunDefaultImpl()
+
+    _events_thread = threading.Thread(target=run_loop, name="libvirt-events", daemon=True)
+    _events_thread.start()
