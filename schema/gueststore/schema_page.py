@@ -44,7 +44,7 @@ def _relations(catalogue: Catalogue) -> Iterator[str]:
             many = "o|" if _is_unique(catalogue, source, found["column"]) else "o{"
             yield f'    {found["target"]} ||--{many} {source} : "{found["column"]}: {found["rule"].lower()}"\n'
     for kind, name in catalogue:
-        if kind == "hypertable":
+        if kind == "hypertable" and ("column", f"{name}.machineId") in catalogue:
             yield f'    Machine ||..o{{ {name} : "machineId: cascade"\n'
     yield "```\n"
 

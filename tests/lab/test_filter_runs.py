@@ -4,11 +4,10 @@ from uuid import UUID
 
 import pytest
 
-from guestd.filters.diff import Permissions
 from guestd.filters.kernel import KernelInspector
 from guestd.filters.machine_filter import machine_filter_name
 from guestd.filters.model import Reference
-from guestd.filters.plan import Define, Guard
+from guestd.filters.plan import Define
 from support.faults import Reliability
 from support.filter_rows import filter_row, rule_row
 from support.filters import ENFORCE, FilterHost
@@ -16,7 +15,6 @@ from support.filters import ENFORCE, FilterHost
 pytestmark = pytest.mark.timeout(600)
 SSH = "Use SSH service"
 RULE = "<rule action='drop' direction='in' priority='7'><all/></rule>"
-TAKE = Permissions(Guard(20, 0.5), "enforce", may_take_over=True)
 
 
 def test_every_filter_of_the_store_is_defined_once_and_read_back(filter_host: FilterHost) -> None:
