@@ -54,10 +54,10 @@ def read_settings(arguments: argparse.Namespace) -> config.Settings:
     settings = config.load_settings(arguments.config) if arguments.config else config.Settings()
     dsn = os.environ.get("GUESTD_DATABASE_DSN") or settings.store.dsn
     if settings.store.password_file:
-        from guestd.core.secrets import read_secret
+        from guestd.core.secrets import read_secret_text
         from guestd.store.connection import with_password
 
-        dsn = with_password(dsn, read_secret(Path(settings.store.password_file), "store.password_file"))
+        dsn = with_password(dsn, read_secret_text(Path(settings.store.password_file), "store.password_file"))
     return msgspec.structs.replace(settings, store=msgspec.structs.replace(settings.store, dsn=dsn))
 
 

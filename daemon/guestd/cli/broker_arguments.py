@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from guestd.core.errors import ConfigError
-from guestd.core.secrets import read_secret
+from guestd.core.secrets import read_secret_text
 
 if TYPE_CHECKING:
     from guestd.agent.mqtt import Address
@@ -38,7 +38,7 @@ def read_broker(arguments: argparse.Namespace) -> Address:
     if not port.isdecimal():
         raise ConfigError(f"--mqtt {arguments.mqtt}: must be HOST or HOST:PORT")
     file = arguments.mqtt_password_file
-    password = read_secret(file, "--mqtt-password-file").decode() if file else None
+    password = read_secret_text(file, "--mqtt-password-file") if file else None
     return Address(host, int(port), arguments.mqtt_prefix, arguments.mqtt_user, password, _make_tls(arguments))
 
 

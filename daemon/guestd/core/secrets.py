@@ -23,3 +23,11 @@ def read_secret(path: Path, named_by: str) -> bytes:
     if not secret:
         raise ConfigError(f"{named_by} {path}: its first line is empty")
     return secret
+
+
+def read_secret_text(path: Path, named_by: str) -> str:
+    """Like `read_secret`, for a secret that is passed on as text; raises ConfigError if it is not UTF-8."""
+    try:
+        return read_secret(path, named_by).decode()
+    except UnicodeDecodeError as exc:
+        raise ConfigError(f"{named_by} {path}: its first line is not UTF-8") from exc

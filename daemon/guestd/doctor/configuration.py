@@ -20,6 +20,7 @@ FIXES = {
     "No such file": "create the file, or correct its name",
     "world-readable": "chmod o-rwx the file",
     "Permission denied": "let guestd's user read the file, or make it a credential of the unit",
+    "its first line is not UTF-8": "store the password in UTF-8 in the file",
     "its first line is empty": "put the secret in the file's first line",
     "libvirt-python": "install guestd[libvirt], or leave libvirt.uri empty",
     "virtio.discovery": 'set libvirt.uri, for example to "qemu:///system", or virtio.discovery to "directory"',

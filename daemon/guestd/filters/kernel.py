@@ -103,9 +103,18 @@ def make_local_inspector() -> KernelInspector:
 def _run_as_root(*command: str) -> str:
     if os.geteuid() != 0:
         raise PermissionError("guestd does not run as root")
-    done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_SECONDS, check=False
-    )
+    return run_command(*command)
+
+
+def run_command(*command: str, timeout_seconds: float = COMMAND_TIMEOUT_SECONDS) -> str:
+    """What a command prints. OSError where it fails, or does not end in time."""
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_seconds, check=False,
+            encoding="utf-8", errors="replace",  # a comment of another program's rule may be in any encoding
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as exc:
+        raise OSError(f"{command[0]}: no answer within {timeout_seconds:g} s") from exc
     if done.returncode != 0:
         raise OSError(f"{command[0]}: {done.stderr.strip()}")
     return done.stdout

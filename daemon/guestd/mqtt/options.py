@@ -11,7 +11,7 @@ from paho.mqtt.enums import MQTTProtocolVersion
 
 from guestd.core.config import MqttSettings
 from guestd.core.errors import ConfigError
-from guestd.core.secrets import read_secret
+from guestd.core.secrets import read_secret_text
 
 _VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
 
@@ -41,14 +41,14 @@ class BrokerOptions:
 def read_options(settings: MqttSettings) -> BrokerOptions:
     """The options of the settings. Raises ConfigError for files that cannot be used."""
     client_id = settings.client_id or f"guestd-{socket.gethostname()}"
-    password = read_secret(Path(settings.password_file), "mqtt.password_file") if settings.password_file else b""
+    file = settings.password_file
     return BrokerOptions(
         host=settings.host,
         port=settings.port,
         client_id=client_id,
         version=_VERSIONS[settings.version],
         username=settings.username,
-        password=password.decode() or None,
+        password=read_secret_text(Path(file), "mqtt.password_file") if file else None,
         tls=_read_tls(settings),
         keepalive_seconds=settings.keepalive_seconds,
         session_seconds=settings.session_seconds,

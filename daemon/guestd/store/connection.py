@@ -45,10 +45,10 @@ def check_dsn(dsn: str) -> None:
         raise ConfigError(f"store.dsn: sslrootcert: there is no file {root}")
 
 
-def with_password(dsn: str, password: bytes) -> str:
+def with_password(dsn: str, password: str) -> str:
     """The connection string with a password from elsewhere."""
     check_dsn(dsn)
-    return make_conninfo(dsn, password=password.decode("utf-8", "surrogateescape"))
+    return make_conninfo(dsn, password=password)
 
 
 def server_name(dsn: str) -> str:
