@@ -134,39 +134,44 @@ class VmReconciler:
     async def _write(self, store: VmStore, plan: VmPlan) -> None:
         if not plan.writes:
             return
-        self._metrics.writes_skipped.inc(await store.write(plan.writes))
         for write in plan.writes:
             self._metrics.writes.labels(type(write).__name__).inc()
+        written = await store.write(plan.writes)
+        self._metrics.writes_skipped.inc(len(plan.writes) - len(written))
+        for write in written:
             log.info("VM row written", change=str(write), machine=str(write.machine_id))
 
     async def _perform(self, store: VmStore, action: PowerAction) -> None:
-        """Perform one action, from its audit row to its outcome."""
+        """Perform one action. What the store does not let begin is no attempt: the domain was left alone."""
         try:
-            attempt = record_attempt(self._attempts.get(action.machine_id), action, time.monotonic()).count
-            event_id = await store.begin_action(action, attempt)
-            if event_id is None:
-                return
-            log.info("VM action started", action=str(action), machine=str(action.machine_id))
-            try:
-                error = await self._apply(action)
-                result = "done" if error is None else "refused"
-            except SourceLost as exc:
-                error, result = str(exc), "no_answer"
-            self._metrics.actions.labels(type(action).__name__.lower(), result).inc()
-            if error is not None:
-                log.warning(
-                    "VM action failed, retrying after a delay",
-                    action=str(action),
-                    machine=str(action.machine_id),
-                    error=error,
-                )
-            await store.end_action(event_id, "done" if error is None else f"{result}: {error}")
+            attempt = record_attempt(self._attempts.get(action.machine_id), action, time.monotonic())
+            event_id = await store.begin_action(action, attempt.count)
+            if event_id is not None:
+                try:
+                    await self._perform_audited(store, action, event_id)
+                finally:
+                    self._attempts[action.machine_id] = replace(attempt, at=time.monotonic())
         finally:
-            self._attempts[action.machine_id] = record_attempt(
-                self._attempts.get(action.machine_id), action, time.monotonic()
-            )
             self._acting.discard(action.machine_id)
             self._wake.set()
+
+    async def _perform_audited(self, store: VmStore, action: PowerAction, event_id: UUID) -> None:
+        """Perform an action whose audit row is written, and store its outcome."""
+        log.info("VM action started", action=str(action), machine=str(action.machine_id))
+        try:
+            error = await self._apply(action)
+            result = "done" if error is None else "refused"
+        except SourceLost as exc:
+            error, result = str(exc), "no_answer"
+        self._metrics.actions.labels(type(action).__name__.lower(), result).inc()
+        if error is not None:
+            log.warning(
+                "VM action failed, retrying after a delay",
+                action=str(action),
+                machine=str(action.machine_id),
+                error=error,
+            )
+        await store.end_action(event_id, "done" if error is None else f"{result}: {error}")
 
     async def _apply(self, action: PowerAction) -> str | None:
         """Make the libvirt call of an action; returns libvirt's error message, None on success."""

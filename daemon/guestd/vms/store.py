@@ -56,26 +56,24 @@ class VmStore:
         async with self._lock, translate_errors():
             return await _read_machines(self._connection, self.host_id, names)
 
-    async def write(self, writes: Sequence[Write]) -> int:
-        """Write all in one transaction; returns how many were skipped because the row had changed meanwhile."""
-        statements: dict[str, list[dict[str, Any]]] = {name: [] for name in WRITE_ORDER}
-        for write in writes:
-            name, values = _build_statement(write)
-            common = {"machine_id": write.machine_id, "host_id": self.host_id, "name": write.name}
-            statements[name].append(common | values)
-        skipped = 0
+    async def write(self, writes: Sequence[Write]) -> list[Write]:
+        """Write all in one transaction; returns those that changed a row. A row that changed meanwhile is skipped."""
+        statements = [(write, *_build_statement(write)) for write in writes]
+        statements.sort(key=lambda statement: WRITE_ORDER.index(statement[1]))
         async with (
             self._lock,
             translate_errors(),
             asyncio.timeout(WRITE_SECONDS),
             self._connection.transaction(),
-            self._connection.cursor() as cursor,
+            self._connection.pipeline(),
         ):
-            for name, rows in statements.items():
-                if rows:
-                    await cursor.executemany(query(name), rows)
-                    skipped += len(rows) - cursor.rowcount
-        return skipped
+            cursors = [
+                await self._connection.execute(
+                    query(name), {"machine_id": write.machine_id, "host_id": self.host_id, "name": write.name} | values
+                )
+                for write, name, values in statements
+            ]
+        return [write for (write, _, _), cursor in zip(statements, cursors, strict=True) if cursor.rowcount]
 
     async def read_attempts(self, now: float) -> dict[UUID, Attempts]:
         """Read the last attempts of an earlier guestd on this host's machines. `now` is monotonic."""

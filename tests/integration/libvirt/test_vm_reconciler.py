@@ -17,9 +17,11 @@ from psycopg.conninfo import make_conninfo
 from tools.harness.waiting import eventually
 
 from guestd.hypervisor.connection import Hypervisor
+from guestd.hypervisor.domains import Graphics
 from guestd.telemetry.registry import VmMetrics
-from guestd.vms.plan import MAX_START_ATTEMPTS, SHUTOFF_DEBOUNCE_SECONDS, VmPolicy
+from guestd.vms.plan import MAX_START_ATTEMPTS, SHUTOFF_DEBOUNCE_SECONDS, Claim, KeepGraphics, SetStatus, VmPolicy
 from guestd.vms.reconciler import UNKNOWN_HOST, VmReconciler
+from guestd.vms.store import open_vm_store
 from support.daemon import add_machine, command, environment, execute, rows
 from support.libvirt import AGENT_CHANNEL, domain_xml, own_connection, running, uri_of
 
@@ -60,6 +62,11 @@ class Host:
         kinds = ("Claim", "SetStatus", "KeepGraphics", "KeepFacts")
         values = [self._registry.get_sample_value("guestd_vms_written_total", {"kind": kind}) for kind in kinds]
         return sum(value or 0 for value in values)
+
+    @property
+    def lost(self) -> float:
+        """How often the reconciler lost libvirt or the store."""
+        return self._registry.get_sample_value("guestd_vms_lost_total") or 0
 
     @property
     def reports(self) -> list[str]:
@@ -293,6 +300,30 @@ async def test_failed_attempts_are_known_to_the_next_guestd(dsn: str, tmp_path: 
         await second.eventually(partial(has_started, second, 1), "it is started after the desired state was set again")
     attempts = 'SELECT "attempt" FROM "ReconcileEvent" WHERE "action" = \'start\' ORDER BY "occurredAt"'
     assert rows(dsn, attempts) == [(MAX_START_ATTEMPTS,), (1,)]
+
+
+async def test_a_start_that_the_store_did_not_let_begin_is_no_attempt(dsn: str, tmp_path: Path) -> None:
+    add(dsn, "one")
+    async with reconciling(Host(dsn, hypervisor_with(tmp_path, "one"))) as host:
+        await host.becomes("one", status="running")
+        host.domain("one").destroy()
+        await host.becomes("one", status="off")
+        execute(dsn, 'REVOKE INSERT ON "ReconcileEvent" FROM guestd_writer')
+        set_desired(dsn, "one", "running")
+        await host.eventually(lambda: host.lost > 1, "the store refuses the audit row of the start, twice")
+        execute(dsn, 'GRANT INSERT ON "ReconcileEvent" TO guestd_writer')
+        await host.becomes("one", status="running")
+    assert rows(dsn, 'SELECT "attempt" FROM "ReconcileEvent" WHERE "action" = \'start\'') == [(1,)]
+
+
+async def test_only_writes_that_changed_a_row_are_reported_as_written(dsn: str, tmp_path: Path) -> None:
+    machine_id = add(dsn, "one", "running")
+    async with open_vm_store(dsn, name="host", uri="test:///x", version="1") as store:
+        claim = Claim(machine_id, "one", None, "not assigned to any host")
+        late = SetStatus(machine_id, "one", "off", "suspended", "another program has set running since")
+        console = KeepGraphics(machine_id, "one", Graphics("vnc", 5900, None))
+        assert await store.write([late, console, claim]) == [claim, console]
+    assert [action for action, *_ in events(dsn, "one")] == ["claim"]
 
 
 async def test_attempts_that_succeeded_are_forgotten(dsn: str, tmp_path: Path) -> None:
