@@ -6,10 +6,12 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Coroutine
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -30,6 +32,7 @@ SHORTEST_INTERVAL_SECONDS = 1.0
 # At most this much of the applications' minutes is lost when the machine crashes.
 SAVE_SECONDS = 60.0
 
+Result = TypeVar("Result")
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("guestd.agent")
 
 
@@ -98,17 +101,22 @@ async def _run(options: Options, open_: ExitStack) -> None:
     reporting = _report_to(options.target, sender, open_)
     _log.info("agent started", to=str(options.target), boot_id=sender.outbox.boot_id)
     collector = Collector(ApplicationWatch(usage), options.most_processes)
+    # A sample can take seconds, and acknowledgements must not wait for it: the host would count as gone. One thread, so
+    # that the state is never written while a sample changes it.
+    thread = open_.enter_context(ThreadPoolExecutor(1, "sample"))
 
     async def work() -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(reporting, name="report")
-            tasks.create_task(_sample(collector, sender, requested, options.interval_seconds), name="sample")
+            tasks.create_task(
+                post_samples(collector.body, thread, sender, requested, options.interval_seconds), name="sample"
+            )
             if options.state is not None:
-                tasks.create_task(_save(options.state, usage), name="save")
+                tasks.create_task(_save(options.state, usage, thread), name="save")
 
     await run_until_signal(work())
     if options.state is not None:
-        write_usage_state(options.state, usage)
+        await _run_in(thread, partial(write_usage_state, options.state, usage))
     _log.info("agent stopped", acknowledged=sender.outbox.acknowledged, unacknowledged=sender.outbox.held_lines)
 
 
@@ -149,28 +157,32 @@ def _make_unwrap(secret_file: Path | None) -> Callable[[bytes], bytes | None]:
     return unwrap
 
 
-async def _save(state: Path, usage: UsageState) -> None:
+async def _save(state: Path, usage: UsageState, thread: Executor) -> None:
     """Write the usage state now and then; a disk that is full for a while costs no more than that."""
     while True:
         await asyncio.sleep(SAVE_SECONDS)
         try:
-            write_usage_state(state, usage)
+            await _run_in(thread, partial(write_usage_state, state, usage))
         except OSError as exc:
             _log.warning(
-                f"state file not written: application minutes stay in memory; retrying in {SAVE_SECONDS:.0f} s",
-                file=str(state), error=str(exc),
+                "state file not written: application minutes stay in memory; retrying",
+                file=str(state), error=str(exc), retry_seconds=SAVE_SECONDS,
             )  # fmt: skip
 
 
-async def _sample(
-    collector: Collector, sender: ReliableSender, requested: asyncio.Event, interval_seconds: float
+async def post_samples(
+    take_sample: Callable[[], bytes],
+    thread: Executor,
+    sender: ReliableSender,
+    requested: asyncio.Event,
+    interval_seconds: float,
 ) -> None:
-    """Post a sample at every interval, and on request."""
+    """Post a sample at every interval, and on request; `take_sample` runs in the thread."""
     loop = asyncio.get_running_loop()
     await asyncio.sleep(FIRST_SAMPLE_SECONDS)
     while True:
         due = loop.time() + interval_seconds
-        sender.post(collector.body())
+        sender.post(await _run_in(thread, take_sample))
         await asyncio.sleep(SHORTEST_INTERVAL_SECONDS)
         try:
             async with asyncio.timeout_at(due):
@@ -179,3 +191,7 @@ async def _sample(
             continue
         finally:
             requested.clear()
+
+
+async def _run_in(thread: Executor, call: Callable[[], Result]) -> Result:
+    return await asyncio.get_running_loop().run_in_executor(thread, call)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import os
 import signal
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +20,11 @@ import psutil
 import pytest
 from tools.harness.waiting import eventually
 
+from guestd.agent.hostlines import HostLines, pass_through
+from guestd.agent.outbox import Outbox
+from guestd.agent.run import post_samples
+from guestd.agent.transport import ReliableSender
+from guestd.cli.agent import BUFFER_BYTES
 from guestd.cli.main import make_parser
 from support.daemon import command, started
 
@@ -53,6 +61,33 @@ def test_samples_come_at_the_interval_and_an_early_one_when_the_host_asks(direct
         second = json.loads(stream.readline())
         assert (second["boot_id"], second["seq"], second["oldest"]) == (first["boot_id"], 2, 2)
         assert process.pid in [known["id"] for known in second["data"]["system"]["processes"]]
+
+
+@pytest.mark.asyncio
+async def test_an_acknowledgement_does_not_wait_for_the_sample_that_is_being_taken() -> None:
+    is_taken, may_end = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def take_slow_sample() -> bytes:
+        loop.call_soon_threadsafe(is_taken.set)
+        assert may_end.wait(DEADLINE_SECONDS)
+        return b"{}"
+
+    sender = ReliableSender(Outbox("boot", BUFFER_BYTES), on_request=lambda: None)
+    sender.post(b"{}")
+    with ThreadPoolExecutor(1) as thread:
+        task = asyncio.create_task(post_samples(take_slow_sample, thread, sender, asyncio.Event(), 3600))
+        try:
+            await is_taken.wait()
+            [acknowledged] = HostLines(pass_through).feed(b'{"type":"ack","boot_id":"boot","seq":1}\n')
+            sender.handle_line(acknowledged)
+            assert sender.outbox.held_lines == 0
+            may_end.set()
+            await asyncio.to_thread(eventually, lambda: sender.outbox.held_lines == 1, "the sample is posted")
+        finally:
+            may_end.set()
+            task.cancel()
+            await asyncio.wait([task])
 
 
 def test_a_line_that_was_not_acknowledged_is_written_again_to_the_next_host(directory: Path) -> None:
