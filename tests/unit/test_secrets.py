@@ -4,9 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from guestd.cli import main as cli
+from guestd.cli.arguments import read_settings
+from guestd.cli.broker_arguments import read_broker
+from guestd.cli.main import make_parser
+from guestd.core.config import MqttSettings, Settings
 from guestd.core.errors import ConfigError
 from guestd.core.secrets import read_secret
+from guestd.doctor.configuration import check_configuration
+
+NOT_UTF8 = b"p\xe4ssword\n"
 
 
 def secret_in(directory: Path, content: bytes, mode: int = 0o600) -> Path:
@@ -39,23 +45,23 @@ def test_a_missing_secret_is_rejected_with_its_path(tmp_path: Path) -> None:
         read_secret(tmp_path / "none", "--secret-file")
 
 
-@pytest.mark.parametrize("setting", ["store.password_file", "mqtt.password_file"])
-def test_a_password_that_is_not_utf8_is_a_fault_of_its_setting(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str
-) -> None:
-    path = secret_in(tmp_path, b"p\xe4ssword\n")
-    section, key = setting.split(".")
-    host = 'host = "broker"\n' if section == "mqtt" else ""
+def test_a_password_of_the_store_that_is_not_utf8_is_rejected_with_its_setting(tmp_path: Path) -> None:
+    path = secret_in(tmp_path, NOT_UTF8)
     file = tmp_path / "guestd.toml"
-    file.write_text(f'[{section}]\n{host}{key} = "{path}"\n')
-    assert cli.main(["check", "--config", str(file)]) == 78
-    assert f"{setting} {path}: its first line is not UTF-8" in "".join(capsys.readouterr())
+    file.write_text(f'[store]\npassword_file = "{path}"\n')
+    with pytest.raises(ConfigError, match=f"^store.password_file {path}: its first line is not UTF-8$"):
+        read_settings(make_parser().parse_args(["check", "--config", str(file)]))
 
 
-def test_a_password_of_the_agents_broker_that_is_not_utf8_is_a_wrong_argument(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = secret_in(tmp_path, b"p\xe4ssword\n")
-    broker = ["--mqtt", "broker", "--mqtt-user", "agent", "--mqtt-password-file", str(path)]
-    assert cli.main(["agent", *broker, "--machine-id", "7e3f3a5e-8d0b-4a55-9c0b-5d5e4a2f7c11"]) == 78
-    assert f"--mqtt-password-file {path}: its first line is not UTF-8" in capsys.readouterr().err
+def test_a_password_of_the_broker_that_is_not_utf8_is_a_fault_of_the_configuration(tmp_path: Path) -> None:
+    path = secret_in(tmp_path, NOT_UTF8)
+    settings = Settings(mqtt=MqttSettings(host="broker", password_file=str(path)))
+    [finding] = check_configuration(settings)
+    assert (finding.level, finding.text) == ("fault", f"mqtt.password_file {path}: its first line is not UTF-8")
+
+
+def test_a_password_of_the_agents_broker_that_is_not_utf8_is_rejected_with_its_option(tmp_path: Path) -> None:
+    path = secret_in(tmp_path, NOT_UTF8)
+    arguments = make_parser().parse_args(["agent", "--mqtt", "broker", "--mqtt-password-file", str(path)])
+    with pytest.raises(ConfigError, match=f"^--mqtt-password-file {path}: its first line is not UTF-8$"):
+        read_broker(arguments)
