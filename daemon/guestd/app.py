@@ -5,7 +5,7 @@
     MqttSource -> MqttGate --+             |
                                            +-> on_prepared: rate limit, latest samples; on_stored: maintenance
 
-Start: spool, pages, then all tasks at once, READY. Stop: the sources end, the writer drains the spool within the grace
+Start: spool, pages, READY, then all tasks at once. Stop: the sources end, the writer drains the spool within the grace
 period, the rest stays in the spool for the next start.
 """
 
@@ -158,6 +158,8 @@ class _Parts:
             problems.append(f"broker: {self.mqtt_source.problem}")
         if self.writer.problem is not None:
             problems.append(f"store: {self.writer.problem}")
+        elif self.machine_registry.problem is not None:
+            problems.append(f"store: machines cannot be read: {self.machine_registry.problem}")
         if spool.error is not None:
             problems.append(f"spool: it cannot be written: {spool.error}")
         if spool.bytes > 0.95 * spool.max_bytes:

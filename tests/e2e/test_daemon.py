@@ -104,6 +104,16 @@ def test_an_unknown_machine_is_reported_and_read_as_soon_as_its_row_appears(daem
     daemon.stop()
 
 
+def test_machines_that_cannot_be_read_are_named_although_the_store_answers(daemon: Daemon) -> None:
+    execute(daemon.dsn, 'ALTER TABLE "Machine" RENAME COLUMN "isCollected" TO "renamed"')
+    daemon.start()
+    eventually(lambda: "store: machines cannot be read: 42703" in daemon.page("/readyz")[1], "the cause")
+    assert sum("machine registry not updated" in str(line.get("event")) for line in daemon.logged()) == 1
+    execute(daemon.dsn, 'ALTER TABLE "Machine" RENAME COLUMN "renamed" TO "isCollected"')
+    eventually(lambda: daemon.page("/readyz")[0] == 200, "ready")
+    daemon.stop()
+
+
 def test_a_new_socket_is_noticed_and_a_gone_one_dropped(daemon: Daemon) -> None:
     machine_id = add_machine(daemon.dsn)
     daemon.start()

@@ -40,6 +40,21 @@ async def test_a_line_is_not_acknowledged_before_it_is_on_disk(tmp_path: Path) -
 
 
 @pytest.mark.asyncio
+async def test_a_line_whose_reader_ends_during_its_commit_counts_as_accepted(tmp_path: Path) -> None:
+    async with gate_on(tmp_path, is_running=False) as rig:
+        reading = asyncio.create_task(rig.accept(numbered(1)))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        reading.cancel()
+        await asyncio.wait([reading])
+        writing = asyncio.create_task(rig.spool.run())
+        rig.spool.seal()
+        await writing
+        assert await rig.payloads() == [numbered(1)]
+        assert (rig.counts["accepted"], rig.counts["accepted_bytes"]) == (1, len(numbered(1)))
+
+
+@pytest.mark.asyncio
 async def test_a_duplicate_is_acknowledged_again_and_not_stored_again(tmp_path: Path) -> None:
     async with gate_on(tmp_path) as rig:
         await rig.accept(numbered(1), numbered(2))

@@ -10,8 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from guestd.core.errors import SourceLost
-from guestd.core.tasks import Backoff, TaskCoroutine, UnexpectedExit, run_until, run_with_retry
+from guestd.core.errors import RowsRejected, SourceLost, StoreUnavailable
+from guestd.core.tasks import (
+    Backoff,
+    TaskCoroutine,
+    UnexpectedExit,
+    run_until,
+    run_with_retry,
+    unwrapping_task_group,
+    warn_once,
+)
 
 DEADLINE_SECONDS = 5
 JITTER = (0.7, 1.3)
@@ -280,3 +288,37 @@ async def test_a_stop_that_came_before_the_start_ends_everything_in_order() -> N
     async with running(daemon.run()) as task:
         await task
     assert daemon.diary == ["input ended", "sealed", "drain ended", "background ended"]
+
+
+async def failing_together(*failures: Exception) -> None:
+    async def fail(exc: Exception) -> None:
+        raise exc
+
+    async with unwrapping_task_group() as tasks:
+        for exc in failures:
+            tasks.create_task(fail(exc))
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("expected", [SourceLost("lost"), StoreUnavailable("away"), RowsRejected("never")])
+async def test_a_bug_beside_an_error_that_is_retried_is_the_one_that_is_raised(expected: Exception) -> None:
+    with pytest.raises(LookupError, match="a bug"):
+        await failing_together(expected, LookupError("a bug"))
+
+
+@pytest.mark.asyncio
+async def test_of_errors_that_are_all_retried_the_first_is_raised() -> None:
+    with pytest.raises(SourceLost, match="one"):
+        await failing_together(SourceLost("one"), StoreUnavailable("two"))
+
+
+def test_an_error_that_is_retried_is_logged_again_only_when_it_changes() -> None:
+    with capture_logs() as logs:
+        on_failure = warn_once("store lost", host="one")
+        for error in ("refused", "refused", "no route", "refused"):
+            on_failure(StoreUnavailable(error), 0.25)
+    assert [(entry["event"], entry["host"], entry["error"]) for entry in logs] == [
+        ("store lost", "one", "refused"),
+        ("store lost", "one", "no route"),
+        ("store lost", "one", "refused"),
+    ]

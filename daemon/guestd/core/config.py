@@ -15,6 +15,8 @@ CommandLines = Literal["full", "redacted", "off"]
 """How the command lines of processes are stored."""
 Positive = Annotated[int, Meta(gt=0)]
 PositiveSeconds = Annotated[float, Meta(gt=0)]
+# 2,700 years; PostgreSQL has no date that lies much further back.
+Days = Annotated[int, Meta(gt=0, le=1_000_000)]
 
 
 class StoreSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -152,9 +154,9 @@ class FiltersSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class EventsSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Events that guests report besides metrics, such as agent errors and connection changes."""
 
-    keep_days: Positive = 90
+    keep_days: Days = 90
     """Retention; older events are deleted."""
-    keep_per_machine: Positive = 1000
+    keep_per_machine: Annotated[int, Meta(gt=0, le=2**31 - 1)] = 1000
     """Maximum number of events per machine; the oldest are deleted first."""
 
 
@@ -165,7 +167,7 @@ class QuarantineSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """Maximum number of frames, at most a tenth of it per machine; the oldest are dropped first."""
     max_bytes: Positive = 1024**3
     """Maximum bytes of frames, at most a tenth of it per machine; the oldest are dropped first."""
-    keep_days: Positive = 30
+    keep_days: Days = 30
     """Retention; older frames are dropped."""
 
 

@@ -31,6 +31,7 @@ class MachineRegistry:
         # Set when the store has answered or could not be reached: waiting any longer gains nothing.
         self.attempted = asyncio.Event()
         self.loaded = asyncio.Event()
+        self._error: str | None = None
 
     def replace(self, machines: Iterable[RegisteredMachine]) -> None:
         """Store the machines just read; sets `changed` if they differ from the previous ones."""
@@ -41,6 +42,16 @@ class MachineRegistry:
             self.changed.set()
         self.attempted.set()
         self.loaded.set()
+
+    def note_failure(self, error: str) -> None:
+        """Note that the store could not be read; the machines stay as last read."""
+        self._error = error
+        self.attempted.set()
+
+    @property
+    def problem(self) -> str | None:
+        """Why the machines are not known yet; None once they have been read."""
+        return None if self.loaded.is_set() else self._error
 
     def get_domain_names(self) -> dict[UUID, str]:
         """Get the name of each machine's domain."""

@@ -1,4 +1,4 @@
-"""Tasks, retry and backoff; no other module creates them.
+"""Retry, backoff, and the order in which tasks start and stop.
 
 Stopping is ordered: first the inputs, then the drains, then the background tasks. A task that should never return and
 does is an error. An exception in any task ends all of them and reaches `__main__`.
@@ -9,16 +9,22 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import structlog
 
+from guestd.core.errors import RowsRejected, SourceLost, StoreUnavailable
+
 log = structlog.get_logger()
 
 TaskCoroutine = Coroutine[Any, Any, None]
+# Longer than any backoff.
+REPEAT_SECONDS = 300.0
+# Failures of a peer, not of guestd: callers retry them.
+RETRIED = (SourceLost, StoreUnavailable, RowsRejected)
 
 
 class UnexpectedExit(Exception):
@@ -64,6 +70,23 @@ async def run_with_retry(
         await asyncio.sleep(delay_seconds)
 
 
+def warn_once(event: str, **details: str) -> Callable[[Exception, float], None]:
+    """An `on_failure` of `run_with_retry` that logs an error once, until another one occurs.
+
+    An error that has not occurred for REPEAT_SECONDS is logged again: in between the attempt has succeeded.
+    """
+    last_error, last_at = "", float("-inf")
+
+    def on_failure(exc: Exception, _: float) -> None:
+        nonlocal last_error, last_at
+        error, now = str(exc), time.monotonic()
+        if error != last_error or now - last_at > REPEAT_SECONDS:
+            log.warning(event, error=error, **details)
+        last_error, last_at = error, now
+
+    return on_failure
+
+
 async def wait_for_event(event: asyncio.Event, timeout_seconds: float) -> None:
     """Wait until the event is set, at most `timeout_seconds`."""
     try:
@@ -75,15 +98,24 @@ async def wait_for_event(event: asyncio.Event, timeout_seconds: float) -> None:
 
 @asynccontextmanager
 async def unwrapping_task_group() -> AsyncIterator[asyncio.TaskGroup]:
-    """A task group that raises the first failure itself instead of an exception group."""
+    """A task group that raises one failure itself instead of an exception group: a bug if there is one, else the first.
+
+    Beside a lost connection, which the caller retries, a bug would otherwise never be seen.
+    """
     try:
         async with asyncio.TaskGroup() as tasks:
             yield tasks
     except ExceptionGroup as group:
-        first: Exception = group
-        while isinstance(first, ExceptionGroup):
-            first = first.exceptions[0]
-        raise first from group
+        failures = list(_list_leaves(group))
+        raise next((each for each in failures if not isinstance(each, RETRIED)), failures[0]) from group
+
+
+def _list_leaves(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
+    for each in group.exceptions:
+        if isinstance(each, ExceptionGroup):
+            yield from _list_leaves(each)
+        else:
+            yield each
 
 
 async def run_until(

@@ -83,7 +83,7 @@ async def _check_database(connection: psycopg.AsyncConnection[object], dsn: str)
     if isinstance(row, tuple):
         for finding in _report_facts(*row):
             yield finding
-    for finding in await asyncio.to_thread(_list_health_findings, dsn):
+    for finding in await asyncio.to_thread(lambda: list(_list_health_findings(dsn))):
         yield finding
 
 

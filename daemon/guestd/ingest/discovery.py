@@ -20,7 +20,7 @@ import watchfiles
 
 from guestd.core.errors import SourceLost
 from guestd.core.machines import MachineRegistry
-from guestd.core.tasks import Backoff, run_with_retry
+from guestd.core.tasks import Backoff, run_with_retry, warn_once
 from guestd.hypervisor.domains import Domain
 
 log = structlog.get_logger()
@@ -88,7 +88,7 @@ class DirectoryDiscovery:
                     self._directory, watch_filter=None, recursive=False, debounce=100, step=50, rust_timeout=5000
                 ):
                     changed()
-            except (FileNotFoundError, PermissionError, RuntimeError) as exc:
+            except (OSError, RuntimeError) as exc:
                 raise SourceLost(f"virtio.directory {self._directory}: {exc}") from exc
 
         def on_failure(exc: Exception, delay_seconds: float) -> None:
@@ -128,7 +128,11 @@ class LibvirtDiscovery:
         self._machine_registry = machine_registry
         self._channel_names = channel_names
         self._cache_file = cache_file
-        self._cache = _read_cache(cache_file)
+        self._cache = self._saved = _read_cache(cache_file)
+        self._warn_not_saved = warn_once(
+            "cannot save the channel cache; a restart without libvirt or store will not find the channels",
+            file=str(cache_file),
+        )
 
     async def discover(self) -> DiscoveredChannels | None:
         """List the sockets of running domains; from the cache until libvirt and the store have both answered."""
@@ -165,17 +169,16 @@ class LibvirtDiscovery:
                 if self._machine_registry.collects(key)
             },
         )
-        if cache == self._cache:
-            return
         self._cache = cache
+        if cache == self._saved:
+            return
         try:
             await asyncio.to_thread(_write_file, self._cache_file, msgspec.json.encode(cache))
         except OSError as exc:
-            log.warning(
-                "cannot save the channel cache; a restart without libvirt or store will not find the channels",
-                file=str(self._cache_file),
-                error=exc.strerror,
-            )
+            # The next discovery tries again.
+            self._warn_not_saved(exc, 0.0)
+        else:
+            self._saved = cache
 
     async def watch(self, changed: Callable[[], None]) -> None:
         """Follow the snapshots of libvirt."""

@@ -112,20 +112,23 @@ class Gate:
             self._decide(line, decision)
         if decision.entries and decision.sender is not None:
             await self._wait_for_room(decision)
-            # From here on these lines count as accepted, even if the caller is cancelled: the spool will commit them.
+            # From here on these lines are settled, even if the caller is cancelled: the spool will commit them.
             self.senders[machine_id] = decision.sender
-            await self._spool.append(decision.entries)
-            self.count_accepted(decision.entries)
+            await self.append(decision.entries)
         elif decision.answer_to is not None:
             # A duplicate of a line whose commit is still running (its first reader was closed) is not safe yet.
             await self._spool.append(())
         return self._replies(decision)
 
-    def count_accepted(self, entries: Sequence[Entry]) -> None:
-        """Count frames that are on disk."""
-        payloads = [entry.line.payload for entry in entries if entry.line.payload is not None]
-        self._metrics.accepted.inc(len(payloads))
-        self._metrics.accepted_bytes.inc(sum(map(len, payloads)))
+    async def append(self, entries: Sequence[Entry]) -> None:
+        """Put frames on disk and count them as accepted."""
+        try:
+            await self._spool.append(entries)
+        finally:
+            # Also if the caller is cancelled: the spool commits them all the same, and the writer will count them.
+            payloads = [entry.line.payload for entry in entries if entry.line.payload is not None]
+            self._metrics.accepted.inc(len(payloads))
+            self._metrics.accepted_bytes.inc(sum(map(len, payloads)))
 
     async def _wait_for_room(self, decision: _Decision) -> None:
         try:

@@ -71,8 +71,7 @@ class MqttGate:
                 size_bytes += entry.size_bytes
         if settled:
             # Without entries too: a duplicate may be of a line whose commit is still running.
-            await self._spool.append(entries)
-            self._gate.count_accepted(entries)
+            await self._gate.append(entries)
         return settled
 
     def _decide(self, message: MachineMessage, pending: Counter[UUID], now_ms: int) -> Entry | None:

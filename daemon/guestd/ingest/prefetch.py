@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from guestd.ingest.prepare import FindOccupied, Preparer
-from guestd.rows.batch import Limits, Moment, Prepared, is_due
+from guestd.rows.batch import Limits, Prepared, is_due
 from guestd.spool.queue import Spool
 
 TRIM_RETRY_SECONDS = 1.0
@@ -29,8 +29,6 @@ class Prefetch:
         self._task: asyncio.Task[Sequence[Prepared]] | None = None
         # Sequence number and size of the frames that are being written.
         self._in_flight: Sequence[tuple[int, int]] = ()
-        self._find_occupied: FindOccupied | None = None
-        self._may_query = asyncio.Event()
 
     def start(self, in_flight: Sequence[Prepared]) -> None:
         """Start on the batch after these frames, which are about to be written, unless it was started already."""
@@ -40,17 +38,15 @@ class Prefetch:
     async def get(self, after_seq: int, find_occupied: FindOccupied) -> Sequence[Prepared]:
         """The next batch; empty when the spool is sealed and nothing is left.
 
-        `find_occupied` queries the store, which has all batches up to `after_seq`. Raises what it raises.
+        `find_occupied` queries the store, which has all batches up to `after_seq`. Raises what it raises; the rows stay
+        prepared for the next call.
         """
         self._in_flight = ()
-        task = self._start_after(after_seq)
-        self._find_occupied = find_occupied
-        self._may_query.set()
-        try:
-            return await task
-        finally:
-            self._may_query.clear()
-            self._task = None
+        batch = await self._start_after(after_seq)
+        # Only now: a query in the middle of another batch's transaction would see half of it, and fail with it.
+        moved = await self._preparer.move_occupied(batch, find_occupied)
+        self._task = None
+        return moved
 
     async def discard(self) -> None:
         """Drop the batch ahead: the next one may start elsewhere."""
@@ -71,13 +67,7 @@ class Prefetch:
         batch = await self._preparer.make_rows(frames)
         for notify in self._on_prepared:
             notify(batch)
-        return await self._preparer.move_occupied(batch, self._query)
-
-    async def _query(self, moments: Sequence[Moment]) -> set[Moment]:
-        """Ask the store when nothing is being written: only then are all earlier batches in it."""
-        await self._may_query.wait()
-        assert self._find_occupied is not None
-        return await self._find_occupied(moments)
+        return batch
 
     async def _wait_until_due(self, seq: int) -> bool:
         """Wait until a batch after this number is due; False when the spool is sealed and nothing is left."""

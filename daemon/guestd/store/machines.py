@@ -5,15 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import psycopg
-import structlog
 
 from guestd.core.errors import StoreUnavailable
 from guestd.core.machines import MachineRegistry, RegisteredMachine
-from guestd.core.tasks import Backoff, run_with_retry
+from guestd.core.tasks import Backoff, run_with_retry, warn_once
 from guestd.store.connection import connection_to, translate_errors
 from gueststore.queries import query
-
-log = structlog.get_logger()
 
 # Notifications only wake the loop; this bounds the delay if one is lost.
 LISTEN_REFRESH_SECONDS = 30
@@ -36,8 +33,10 @@ async def watch_machines(dsn: str, machine_registry: MachineRegistry) -> None:
                 async for _ in connection.notifies(timeout=LISTEN_REFRESH_SECONDS, stop_after=1):
                     pass
 
-    def on_failure(exc: Exception, _: float) -> None:
-        machine_registry.attempted.set()
-        log.debug("LISTEN lost, machine registry not updated until the store is back", error=str(exc))
+    warn = warn_once("LISTEN lost, machine registry not updated until the store is back")
+
+    def on_failure(exc: Exception, delay_seconds: float) -> None:
+        machine_registry.note_failure(str(exc))
+        warn(exc, delay_seconds)
 
     await run_with_retry(listen, expected=StoreUnavailable, backoff=Backoff(cap_seconds=5), on_failure=on_failure)

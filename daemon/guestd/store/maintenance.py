@@ -16,8 +16,8 @@ import psycopg
 import structlog
 
 from guestd.core.config import Settings
-from guestd.core.errors import StoreUnavailable
-from guestd.core.tasks import Backoff, run_with_retry
+from guestd.core.errors import RowsRejected, StoreUnavailable
+from guestd.core.tasks import Backoff, run_with_retry, warn_once
 from guestd.store.batch_writer import Outcome
 from guestd.store.connection import connection_to, translate_errors
 from guestd.telemetry.registry import MaintenanceMetrics
@@ -68,7 +68,8 @@ class StoreMaintenance:
     def note_quarantined(self, outcome: Outcome) -> None:
         """Count the frames that a batch has added to the quarantine; many of them trigger an early run."""
         limits = self._get_settings().quarantine
-        self._new_frames += outcome.quarantined.total()
+        # Of a frame that is stored in part the quarantine has the whole.
+        self._new_frames += outcome.quarantined.total() + outcome.stored_in_part
         self._new_bytes += outcome.quarantined_bytes
         is_frame_share_reached = self._new_frames > EARLY_RUN_SHARE * limits.max_frames
         if is_frame_share_reached or self._new_bytes > EARLY_RUN_SHARE * limits.max_bytes:
@@ -87,11 +88,12 @@ class StoreMaintenance:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._is_early_run_due.wait(), INTERVAL_SECONDS - self._min_interval_seconds)
 
-        def on_failure(exc: Exception, _: float) -> None:
-            log.debug("store unavailable, maintenance postponed", error=str(exc))
-
         await run_with_retry(
-            run_periodically, expected=StoreUnavailable, backoff=Backoff(cap_seconds=60), on_failure=on_failure
+            run_periodically,
+            # A statement that is rejected stays so until an operator acts; the samples do not wait for that.
+            expected=(StoreUnavailable, RowsRejected),
+            backoff=Backoff(cap_seconds=60),
+            on_failure=warn_once("store maintenance failed, retrying"),
         )
 
     async def _run_once(self) -> None:

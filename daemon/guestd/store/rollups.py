@@ -16,7 +16,7 @@ import psycopg
 import structlog
 
 from guestd.core.errors import RowsRejected, StoreUnavailable
-from guestd.core.tasks import Backoff, run_with_retry
+from guestd.core.tasks import Backoff, run_with_retry, warn_once
 from guestd.store.connection import connection_to, translate_errors
 from guestd.telemetry.exposition import Family
 from guestd.telemetry.registry import VmMetrics
@@ -80,7 +80,7 @@ class RollupRefresher:
             refresh_periodically,
             expected=(StoreUnavailable, RowsRejected),
             backoff=Backoff(cap_seconds=60),
-            on_failure=_log_failure,
+            on_failure=warn_once("refresh of roll-ups failed, retrying"),
         )
 
     async def refresh(self) -> None:
@@ -117,12 +117,6 @@ def _read_alarms(dsn: str) -> list[Alarm]:
         return read_alarms(dsn)
     except (StoreError, ConfigurationError) as exc:
         raise StoreUnavailable(str(exc)) from exc
-
-
-def _log_failure(exc: Exception, delay_seconds: float) -> None:
-    # The writer reports an unavailable store.
-    emit = log.debug if isinstance(exc, StoreUnavailable) else log.warning
-    emit("refresh of roll-ups failed, retrying", error=str(exc), retry_seconds=round(delay_seconds, 1))
 
 
 async def _roll_up(connection: psycopg.AsyncConnection[Any]) -> None:

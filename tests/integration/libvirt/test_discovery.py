@@ -8,6 +8,7 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
+from structlog.testing import capture_logs
 
 from guestd.core.machines import MachineRegistry, RegisteredMachine
 from guestd.hypervisor.domains import Domain, DomainChannel, DomainDescription
@@ -120,6 +121,24 @@ def test_a_damaged_cache_is_ignored(sockets: Path, content: bytes) -> None:
 def test_a_cache_that_cannot_be_written_does_no_harm(sockets: Path) -> None:
     domains = [domain("vm", (AGENT, sockets / "a"))]
     assert discover_from(domains, machine_registry(vm=MACHINE), sockets / "none/cache") == ({MACHINE: "a"}, frozenset())
+
+
+def test_a_cache_that_could_not_be_written_is_written_by_the_next_discovery(sockets: Path) -> None:
+    domains, cache = [domain("vm", (AGENT, sockets / "a"))], sockets / "later" / "cache"
+    discovery = LibvirtDiscovery(
+        lambda: domains,
+        asyncio.Event(),
+        machine_registry=machine_registry(vm=MACHINE),
+        channel_names=[AGENT],
+        cache_file=cache,
+    )
+    with capture_logs() as logs:
+        for _ in range(3):
+            asyncio.run(discovery.discover())
+    assert [entry["event"].partition(";")[0] for entry in logs] == ["cannot save the channel cache"]
+    cache.parent.mkdir()
+    asyncio.run(discovery.discover())
+    assert discover_from(None, MachineRegistry(), cache) == ({MACHINE: "a"}, frozenset())
 
 
 def test_a_recreated_socket_is_another_channel(directory: Path) -> None:

@@ -1,5 +1,6 @@
 """`guestd doctor` finds each injected fault and names its fix, with real servers."""
 
+import asyncio
 import json
 import os
 import pty
@@ -16,6 +17,7 @@ from typing import Any
 from uuid import uuid4
 
 import bcrypt
+import psycopg
 import pytest
 import trustme
 from psycopg.conninfo import make_conninfo
@@ -30,10 +32,10 @@ from guestd.core.machines import RegisteredMachine
 from guestd.doctor import Finding
 from guestd.doctor.host import _check_descriptors
 from guestd.doctor.machines import check_agents, check_domains, explain_libvirt_error
-from guestd.doctor.store import check_clock, explain_unavailable
+from guestd.doctor.store import check_clock, check_store, explain_unavailable
 from guestd.hypervisor.domains import Domain, DomainChannel, DomainDescription
 from support.broker import Publisher
-from support.daemon import Daemon, add_machine, command, environment, execute
+from support.daemon import Daemon, add_machine, command, environment, execute, rows
 
 
 @dataclass
@@ -280,6 +282,21 @@ def test_a_fault_is_found_and_its_fix_is_named(world: World, name: str) -> None:
     named = [each for each in found if each.subject == subject and text in each.text and fix in each.fix]
     assert named, found
     assert all(each.level != "ok" for each in named)
+
+
+@pytest.mark.asyncio
+async def test_the_event_loop_runs_on_while_the_store_is_checked(dsn: str) -> None:
+    async def check() -> list[Finding]:
+        return [finding async for finding in check_store(make_conninfo(dsn, options="-c lock_timeout=10s"))]
+
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    with psycopg.connect(dsn) as holder:
+        # The health checks read it.
+        holder.execute('LOCK TABLE "RollupPending" IN ACCESS EXCLUSIVE MODE')
+        checking = asyncio.create_task(check())
+        await asyncio.to_thread(eventually, lambda: rows(dsn, waiting) == [(1,)], "the checks wait for the lock")
+        assert not checking.done()
+    assert "roll-ups" in [finding.subject for finding in await checking]
 
 
 def test_a_host_without_faults_has_nothing_to_fix(world: World, daemon: Daemon) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 
 from guestd.core.config import EventsSettings, QuarantineSettings, Settings, StoreSettings
 from guestd.store.maintenance import maintain_store
@@ -68,6 +70,15 @@ def test_a_frame_that_can_be_stored_now_leaves_the_quarantine(tmp_path: Path, ds
         rows(dsn, 'SELECT count(*) FROM "ProcessSnapshot"') == rows(dsn, 'SELECT count(*) FROM "PortUsage"') == [(1,)]
     )
     assert rows(dsn, 'SELECT "receivedAt" = "timestamp" FROM "SystemMetrics"') == [(False,)]
+
+
+def test_show_neither_waits_for_a_retry_nor_needs_the_right_to_write(tmp_path: Path, dsn: str) -> None:
+    (frame,) = set_aside(tmp_path, dsn, uuid4(), metrics_line())
+    with psycopg.connect(dsn) as retrying:
+        retrying.execute('SELECT FROM "QuarantinedFrame" FOR UPDATE')
+        options = "-c lock_timeout=1s -c default_transaction_read_only=on"
+        shown = quarantine(make_conninfo(dsn, options=options, target_session_attrs="any"), "show", frame["id"])
+    assert f"id: {frame['id']}" in shown.splitlines()
 
 
 def test_the_rest_of_a_frame_that_was_stored_in_part_joins_its_sample(tmp_path: Path, dsn: str) -> None:
