@@ -2,6 +2,10 @@
 
 A thread that hangs in a C library cannot be cancelled. Its call is abandoned and counted, and the next call gets a new
 thread, up to a cap. Threads are daemon threads, so that a hung one does not prevent guestd from exiting.
+
+The error of a call holds the frames of the call, and so the connection that it used. Whoever drops the last reference
+closes the connection, which blocks. So the error must not be part of a reference cycle, which only the garbage
+collector frees, on whatever thread; and the error of an abandoned call is dropped by its own thread.
 """
 
 from __future__ import annotations
@@ -11,12 +15,18 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError
 from typing import TypeVar
 
 from guestd.core.errors import SourceLost
+from guestd.core.tasks import wait_for_event
 from guestd.telemetry.registry import VmMetrics
 
 T = TypeVar("T")
+
+
+class TooManyStuck(SourceLost):
+    """The call was not made, because too many abandoned calls still hang."""
 
 
 class BlockingCalls:
@@ -38,48 +48,77 @@ class BlockingCalls:
         """Abandoned calls that have not returned."""
 
     async def run(self, function: Callable[[], T], *, deadline_seconds: float) -> T:
-        """Run a blocking function; returns its result or raises its exception, SourceLost after the deadline."""
+        """Run a blocking function; returns its result or raises its exception, SourceLost after the deadline.
+
+        Raises TooManyStuck, and does not call the function, at the cap.
+        """
         async with self._slots:
             if self.stuck >= self._max_stuck:
-                raise SourceLost(f"{self._name}: {self.stuck} calls hang, not making more; restart libvirtd")
-            loop = asyncio.get_running_loop()
-            result: asyncio.Future[T] = loop.create_future()
-            thread = threading.Thread(
-                target=self._work, args=(loop, function, result), name=f"{self._name}-call", daemon=True
-            )
+                raise TooManyStuck(f"{self._name}: {self.stuck} calls hang, not making more; restart libvirtd")
+            # Thread-safe: either the thread sets the outcome or this side cancels it, never both.
+            outcome: Future[T] = Future()
+            returned = asyncio.Event()
             started = time.perf_counter()
-            thread.start()
+            threading.Thread(
+                target=self._work,
+                args=(asyncio.get_running_loop(), function, outcome, returned),
+                name=f"{self._name}-call",
+                daemon=True,
+            ).start()
             try:
-                async with asyncio.timeout(deadline_seconds):
-                    answer = await asyncio.shield(result)
-            except TimeoutError:
-                if result.done():  # the function itself raised it
-                    raise
-                self._metrics.calls_abandoned.inc()
-                raise SourceLost(f"{self._name}: no answer within {deadline_seconds:g} s") from None
+                await self._wait(outcome, returned, deadline_seconds)
+                result = outcome.result()
             finally:
-                if not result.done():
-                    self.stuck += 1
-                    result.add_done_callback(self._on_late_return)
+                # An error's traceback holds this frame; the frame must not hold the error.
+                del function, outcome
             self._metrics.call_seconds.observe(time.perf_counter() - started)
-            return answer
+            return result
 
-    def _on_late_return(self, result: asyncio.Future[T]) -> None:
-        self.stuck -= 1
-        if not result.cancelled():
-            result.exception()  # retrieved, so that asyncio does not log it
-
-    @staticmethod
-    def _work(loop: asyncio.AbstractEventLoop, function: Callable[[], T], result: asyncio.Future[T]) -> None:
+    async def _wait(self, outcome: Future[T], returned: asyncio.Event, deadline_seconds: float) -> None:
         try:
-            value = function()
-        except BaseException as exc:  # raised in the caller
-            call_in_loop(loop, result.set_exception, exc)
-        else:
-            call_in_loop(loop, result.set_result, value)
+            await wait_for_event(returned, deadline_seconds)
+        finally:
+            is_abandoned = outcome.cancel()
+            if is_abandoned:
+                self.stuck += 1
+        if is_abandoned:
+            self._metrics.calls_abandoned.inc()
+            raise SourceLost(f"{self._name}: no answer within {deadline_seconds:g} s")
+
+    def _work(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        function: Callable[[], T],
+        outcome: Future[T],
+        returned: asyncio.Event,
+    ) -> None:
+        on_return = returned.set
+        try:
+            _set_outcome(function, outcome)
+        except InvalidStateError:  # the call was abandoned
+            on_return = self._on_late_return
+        finally:
+            # As in `run`.
+            del function, outcome
+        call_in_loop(loop, on_return)
+
+    def _on_late_return(self) -> None:
+        self.stuck -= 1
 
 
-def call_in_loop(loop: asyncio.AbstractEventLoop, callback: Callable[[T], None], value: T) -> None:
-    """Call `callback(value)` in the event loop, from any thread."""
+def _set_outcome(function: Callable[[], T], outcome: Future[T]) -> None:
+    """Run the function; raises InvalidStateError if nobody waits for the outcome."""
+    try:
+        result = function()
+    except BaseException as exc:  # raised in the caller
+        outcome.set_exception(exc)
+    else:
+        outcome.set_result(result)
+    finally:
+        del function, outcome
+
+
+def call_in_loop(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *values: object) -> None:
+    """Call `callback(*values)` in the event loop, from any thread."""
     with contextlib.suppress(RuntimeError):  # the loop is closed
-        loop.call_soon_threadsafe(callback, value)
+        loop.call_soon_threadsafe(callback, *values)
