@@ -14,7 +14,12 @@ DRIVERS = {
     "aiohttp": {"guestd/service/http.py"},
     "bcrypt": {"guestd/service/http_auth.py"},
     # Beside the driver of domains, the one of filters: libvirt keeps both.
-    "libvirt": {"guestd/hypervisor/connection.py", "guestd/hypervisor/opening.py", "guestd/filters/driver.py"},
+    "libvirt": {
+        "guestd/hypervisor/connection.py",
+        "guestd/hypervisor/domain_stats.py",
+        "guestd/hypervisor/opening.py",
+        "guestd/filters/driver.py",
+    },
     "paho": {"guestd/mqtt", "guestd/agent/mqtt.py"},
     "prometheus_client": {"guestd/telemetry", "guestd/service/http.py"},
     "psutil": {"guestd/agent"},

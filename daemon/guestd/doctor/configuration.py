@@ -9,7 +9,7 @@ from guestd.core.config import Settings
 from guestd.core.errors import ConfigError
 from guestd.core.secrets import read_secret
 from guestd.doctor.finding import Finding, fault, ok
-from guestd.hypervisor import connection
+from guestd.hypervisor.opening import require_bindings
 from guestd.mqtt.options import read_options
 from guestd.service import http_auth
 from guestd.store.connection import check_dsn
@@ -50,7 +50,7 @@ def _list_checks(settings: Settings) -> Iterator[Callable[[], object]]:
     if settings.mqtt.host:
         yield lambda: read_options(settings.mqtt)
     yield lambda: http_auth.read_web_config(settings.telemetry.web_config_file)
-    yield lambda: connection.require_bindings(settings.libvirt.uri)
+    yield lambda: require_bindings(settings.libvirt.uri)
     if settings.virtio.discovery == "libvirt" and not settings.libvirt.uri:
         yield _reject_missing_uri
 

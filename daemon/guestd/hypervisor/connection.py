@@ -18,22 +18,26 @@ from uuid import UUID
 
 import structlog
 
-from guestd.core.errors import ConfigError, SourceLost
+from guestd.core.errors import SourceLost
 from guestd.core.tasks import Backoff, run_with_retry, wait_for_event
 from guestd.hypervisor.blocking import BlockingCalls, call_in_loop
 from guestd.hypervisor.domains import Domain, DomainDescription, name_state, parse_description
 from guestd.hypervisor.opening import (
     abandoned_on_failure,
+    call_or_refuse,
     close_if_abandoned,
     close_unused,
+    describe_version,
     open_read_write,
+    require_bindings,
     start_closing,
+    translate_errors,
 )
 from guestd.telemetry.registry import VmMetrics
 
 try:
     import libvirt
-except ImportError:  # guestd[libvirt] is not installed; `require_bindings` raises if it is needed
+except ImportError:  # guestd[libvirt] is not installed; `require_bindings` raises
     libvirt = None
 
 T = TypeVar("T")
@@ -58,15 +62,6 @@ class _CachedDomain:
     since: float
     read_at: float
     description: DomainDescription
-
-
-def require_bindings(uri: str) -> None:
-    """Raise ConfigError if libvirt is configured and its bindings are not installed."""
-    if uri and libvirt is None:
-        raise ConfigError(
-            "libvirt.uri is set but libvirt-python is not installed: install guestd[libvirt] (needs libvirt's headers)"
-            " or leave libvirt.uri empty"
-        )
 
 
 class Hypervisor:
@@ -144,8 +139,7 @@ class Hypervisor:
     async def get_version(self) -> str:
         """Get the version of libvirt and the name of its hypervisor driver."""
         connection = self._get_connection()
-        number, kind = await self._call(lambda: (connection.getLibVersion(), connection.getType()))
-        return f"libvirt {number // 1_000_000}.{number // 1000 % 1000}.{number % 1000} {kind}"
+        return await self._call(lambda: describe_version(connection))
 
     async def start(self, uuid: UUID) -> str | None:
         """Boot a domain. Returns None on success, or libvirt's error message; so do the following methods."""
@@ -168,21 +162,14 @@ class Hypervisor:
         return await self._run_action(uuid, lambda domain: domain.destroy())
 
     async def _run_action(self, uuid: UUID, act: Callable[[Any], object]) -> str | None:
-        connection = self._get_connection()
+        def run(connection: Any) -> None:
+            act(connection.lookupByUUID(uuid.bytes))
 
-        def run() -> str | None:
-            try:
-                act(connection.lookupByUUID(uuid.bytes))
-            except libvirt.libvirtError as exc:
-                if connection.isAlive() != 1:
-                    raise
-                return str(exc)
-            return None
-
-        try:
-            return await self._actions.run(run, deadline_seconds=ACTION_DEADLINE_SECONDS)
-        except libvirt.libvirtError as exc:
-            raise SourceLost(f"{self.uri}: {exc}") from exc
+        current = self._get_connection()
+        with translate_errors(self.uri):
+            return await self._actions.run(
+                lambda: call_or_refuse(current, run), deadline_seconds=ACTION_DEADLINE_SECONDS
+            )
 
     def _get_connection(self) -> Any:
         if self._connection is None:
@@ -190,10 +177,8 @@ class Hypervisor:
         return self._connection
 
     async def _call(self, function: Callable[[], T]) -> T:
-        try:
+        with translate_errors(self.uri):
             return await self._calls.run(function, deadline_seconds=self._deadline_seconds)
-        except libvirt.libvirtError as exc:
-            raise SourceLost(f"{self.uri}: {exc}") from exc
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[None]:
@@ -228,13 +213,14 @@ class Hypervisor:
         def on_close(*_: object) -> None:
             call_in_loop(loop, self._on_close_event, connection)
 
+        callback_ids: list[int] = []
         try:
             connection.registerCloseCallback(on_close, None)
-            callback_ids = [
-                connection.domainEventRegisterAny(None, kind, on_change, None) for kind in _list_event_kinds()
-            ]
+            for kind in _list_event_kinds():
+                # Not a comprehension: if one fails, those before it are removed.
+                callback_ids.append(connection.domainEventRegisterAny(None, kind, on_change, None))  # noqa: PERF401
         except libvirt.libvirtError:
-            close_unused(connection)
+            close_unused(connection, callback_ids)
             raise
         close_if_abandoned(connection, abandoned, self.uri, callback_ids)
         return connection, callback_ids
@@ -252,17 +238,6 @@ class Hypervisor:
     def _notify_subscribers(self) -> None:
         for event in self._subscribers:
             event.set()
-
-
-def read_statistics(connection: Any, uuid: UUID) -> dict[str, Any]:
-    """Read all of libvirt's statistics of a domain, by libvirt's keys; empty if there is no such domain. Blocks."""
-    try:
-        found = connection.domainListGetStats([connection.lookupByUUID(uuid.bytes)], 0, 0)
-    except libvirt.libvirtError as exc:
-        if exc.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
-            return {}
-        raise SourceLost(str(exc)) from exc
-    return dict(found[0][1]) if found else {}
 
 
 def _list_event_kinds() -> tuple[int, ...]:
@@ -283,9 +258,9 @@ def _take_snapshot(
     stale = changed.union(oldest)
     found: dict[UUID, _CachedDomain] = {}
     domains = []
-    for handle, read_statistics in connection.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE, 0):
+    for handle, statistics in connection.getAllDomainStats(libvirt.VIR_DOMAIN_STATS_STATE, 0):
         uuid, number = UUID(bytes=handle.UUID()), handle.ID()
-        state, reason = name_state(read_statistics.get("state.state", 0), read_statistics.get("state.reason", 0))
+        state, reason = name_state(statistics.get("state.state", 0), statistics.get("state.reason", 0))
         before, key = cached.get(uuid), (state, reason, number)
         if before is not None and before.key == key and uuid not in stale:
             entry = before

@@ -1,4 +1,4 @@
-"""Opening and closing connections to libvirt, and libvirt's event loop.
+"""Opening, using and closing connections to libvirt, and libvirt's event loop.
 
 Two calls that wait on one connection must not crash guestd (docs/decisions/0048), hence no connection uses libvirt's
 keepalive, and none is closed while a call waits on it.
@@ -10,21 +10,31 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
-from guestd.core.errors import SourceLost
+from guestd.core.errors import ConfigError, SourceLost
 
 try:
     import libvirt
-except ImportError:  # guestd[libvirt] is not installed; callers raise ConfigError before they open a connection
+except ImportError:  # guestd[libvirt] is not installed; `require_bindings` raises if it is needed
     libvirt = None
 
+T = TypeVar("T")
 # Longer than our event loop needs to drop its references to a connection.
 RELEASE_SECONDS = 1.0
 
 # While one open hangs, later ones wait here; when it returns they find that they were abandoned, and open nothing.
 _open_lock = threading.Lock()
 _events_thread: threading.Thread | None = None
+
+
+def require_bindings(uri: str) -> None:
+    """Raise ConfigError if libvirt is configured and its bindings are not installed."""
+    if uri and libvirt is None:
+        raise ConfigError(
+            "libvirt.uri is set but libvirt-python is not installed: install guestd[libvirt] (needs libvirt's headers)"
+            " or leave libvirt.uri empty"
+        )
 
 
 def open_read_write(uri: str, abandoned: threading.Event) -> Any:
@@ -35,6 +45,31 @@ def open_read_write(uri: str, abandoned: threading.Event) -> Any:
 def open_read_only(uri: str, abandoned: threading.Event) -> Any:
     """Open a connection that can change nothing; blocks. Raises SourceLost as `open_read_write` does."""
     return _open(libvirt.openReadOnly, uri, abandoned)
+
+
+@contextmanager
+def translate_errors(uri: str) -> Iterator[None]:
+    """Raise libvirt's errors as SourceLost."""
+    try:
+        yield
+    except libvirt.libvirtError as exc:
+        raise SourceLost(f"{uri}: {exc}") from exc
+
+
+def call_or_refuse(connection: Any, call: Callable[[Any], T]) -> T | str:
+    """Return the result of `call(connection)`, or libvirt's error message if the connection is still alive; blocks."""
+    try:
+        return call(connection)
+    except libvirt.libvirtError as exc:
+        if connection.isAlive() != 1:
+            raise
+        return str(exc)
+
+
+def describe_version(connection: Any) -> str:
+    """Describe the version of libvirt and the name of the connection's driver; blocks."""
+    number = connection.getLibVersion()
+    return f"libvirt {number // 1_000_000}.{number // 1000 % 1000}.{number % 1000} {connection.getType()}"
 
 
 @contextmanager
@@ -86,20 +121,17 @@ def _remove_callbacks(connection: Any, callback_ids: Sequence[int]) -> None:
 
 
 def _open(open_uri: Callable[[str], Any], uri: str, abandoned: threading.Event) -> Any:
-    _start_event_loop()
-    try:
-        with _open_lock:
-            if abandoned.is_set():
-                raise SourceLost(f"{uri}: abandoned while it waited for another connection to open")
-            connection = open_uri(uri)
-    except libvirt.libvirtError as exc:
-        raise SourceLost(f"{uri}: {exc}") from exc
+    with _open_lock, translate_errors(uri):
+        _start_event_loop()
+        if abandoned.is_set():
+            raise SourceLost(f"{uri}: abandoned while it waited for another connection to open")
+        connection = open_uri(uri)
     close_if_abandoned(connection, abandoned, uri)
     return connection
 
 
 def _start_event_loop() -> None:
-    """Start libvirt's event loop, once per process and before the first connection."""
+    """Start libvirt's event loop, once per process and before the first connection; `_open_lock` is held."""
     global _events_thread  # noqa: PLW0603 -- libvirt supports one event loop per process
     if _events_thread is not None:
         return

@@ -11,10 +11,12 @@ from uuid import UUID
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
-from tools.harness.waiting import eventually
+from tools.harness.waiting import eventually, eventually_async
 
-from guestd.hypervisor.connection import Hypervisor, read_statistics
-from guestd.hypervisor.domain_stats import DomainStatsPoller
+from guestd.core.errors import SourceLost
+from guestd.hypervisor.connection import Hypervisor
+from guestd.hypervisor.domain_stats import MAX_STUCK_CALLS, DomainStatsPoller, read_statistics
+from guestd.hypervisor.domains import Domain
 from guestd.telemetry.domains import Statistics, build_families
 from guestd.telemetry.exposition import render
 from guestd.telemetry.registry import Telemetry, VmMetrics
@@ -75,6 +77,85 @@ async def test_only_the_domain_that_hangs_is_timed_out(tmp_path: Path) -> None:
         await asyncio.to_thread(eventually, lambda: poller.stuck == 0, "the call has returned")
         await poller.poll_once()
         assert states(poller) == {"one": 1, "two": 1}
+
+
+def many_domains(directory: Path, count: int) -> str:
+    return uri_of(directory / "node.xml", [domain_xml(f"vm{number}", number) for number in range(1, count + 1)])
+
+
+async def test_calls_that_hang_together_replace_the_connection_once(tmp_path: Path) -> None:
+    uri = many_domains(tmp_path, 6)
+    may_return = threading.Event()
+    used: list[Any] = []
+
+    def read(connection: Any, _: UUID) -> Statistics:
+        is_hanging = len(used) < 4
+        used.append(connection)
+        if is_hanging:
+            may_return.wait()
+        return {"state.state": 1}
+
+    async with running(Hypervisor(uri, VmMetrics())) as hypervisor:
+        poller = DomainStatsPoller(
+            uri, lambda: hypervisor.domains, metrics=VmMetrics(), read=read, deadline_seconds=0.2
+        )
+        try:
+            await poller.poll_once()
+            assert sum(timed_out(poller).values()) == 4
+            # libvirtd serves five calls of a connection: the two that answered needed a new one.
+            assert [used.index(connection) for connection in used] == [0, 0, 0, 0, 4, 4]
+        finally:
+            may_return.set()
+
+
+async def test_a_poll_that_fails_ends_when_all_its_calls_have_ended(tmp_path: Path) -> None:
+    uri = many_domains(tmp_path, 4)
+    is_reading, may_return = threading.Event(), threading.Event()
+    read_domains: list[UUID] = []
+
+    def read(_: Any, uuid: UUID) -> Statistics:
+        read_domains.append(uuid)
+        if len(read_domains) == 1:
+            is_reading.set()
+            may_return.wait()
+            return {}
+        is_reading.wait()
+        raise SourceLost("libvirtd has restarted")
+
+    async with running(Hypervisor(uri, VmMetrics())) as hypervisor:
+        poller = DomainStatsPoller(
+            uri, lambda: hypervisor.domains, metrics=VmMetrics(), read=read, deadline_seconds=0.2
+        )
+        try:
+            await poller.poll_once()
+            assert poller.stuck == sum(timed_out(poller).values()) == 1
+            assert len(read_domains) == 2
+        finally:
+            may_return.set()
+
+
+async def test_a_domain_that_was_not_polled_because_too_many_calls_hung_is_polled_later(tmp_path: Path) -> None:
+    uri = many_domains(tmp_path, MAX_STUCK_CALLS + 4)
+    may_return = threading.Event()
+
+    def read(_connection: Any, _uuid: UUID) -> Statistics:
+        may_return.wait()
+        return {"state.state": 1}
+
+    async with running(Hypervisor(uri, VmMetrics())) as hypervisor:
+        domains: list[Domain] = list(hypervisor.domains[:1])
+        poller = DomainStatsPoller(uri, lambda: domains, metrics=VmMetrics(), read=read, deadline_seconds=0.2)
+        try:
+            # One alone, so that the connection has room for more calls when the cap is reached.
+            await poller.poll_once()
+            domains += hypervisor.domains[1:]
+            await poller.poll_once()
+            assert poller.stuck >= MAX_STUCK_CALLS
+        finally:
+            may_return.set()
+        await eventually_async(lambda: poller.stuck == 0, "the calls have returned")
+        await poller.poll_once()
+        assert set(states(poller)) == {domain.name for domain in domains}
 
 
 async def test_a_libvirtd_that_never_answers_yields_no_statistics(tmp_path: Path) -> None:
