@@ -1,5 +1,6 @@
 """guestd filters plan prints what would be done to libvirt, and changes nothing."""
 
+import asyncio
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -37,10 +38,10 @@ def test_a_plan_names_every_filter_of_the_store_and_of_the_machines_of_this_host
 ) -> None:
     seed(dsn, Admin("a@example.org", "no guess at all"))
     here, elsewhere = add_machine(dsn), add_machine(dsn)
-    before = observe_host(lab.uri)
+    before = asyncio.run(observe_host(lab.uri))
     domain = nwfilters.defineXML(domain_of(str(here), machine_filter_name(here)))
     try:
-        assert machine_filter_name(here) in observe_host(lab.uri).observed.bound
+        assert machine_filter_name(here) in asyncio.run(observe_host(lab.uri)).observed.bound
         printed = plan(dsn, lab.uri, tmp_path)
     finally:
         domain.undefine()
@@ -48,4 +49,4 @@ def test_a_plan_names_every_filter_of_the_store_and_of_the_machines_of_this_host
     assert len(names) == 68
     assert machine_filter_name(here) in names
     assert machine_filter_name(elsewhere) not in names
-    assert observe_host(lab.uri) == before
+    assert asyncio.run(observe_host(lab.uri)) == before

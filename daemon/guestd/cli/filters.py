@@ -202,7 +202,7 @@ def _read_static_ips(uri: str) -> Mapping[str, tuple[str, ...]]:
     from guestd.filters import driver
 
     try:
-        return driver.observe_host(uri).static_ips if uri else {}
+        return asyncio.run(driver.observe_host(uri)).static_ips if uri else {}
     except (SourceLost, ConfigError) as exc:
         print_error(f"libvirt's networks are left out, their addresses are unknown: {exc}")
         return {}

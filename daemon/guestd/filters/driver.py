@@ -6,30 +6,39 @@ that uses it.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 from uuid import UUID
 
-from guestd.core.errors import ConfigError, SourceLost
 from guestd.filters import xml as filter_xml
 from guestd.filters.cache import FilterCache
 from guestd.filters.interface_plan import Attach, Bind
 from guestd.filters.model import Filter
 from guestd.filters.snapshot import HostSnapshot, Interface, ObservedFilters
 from guestd.hypervisor.blocking import BlockingCalls
-from guestd.hypervisor.opening import abandoned_on_failure, open_read_write, start_closing
+from guestd.hypervisor.opening import (
+    abandoned_on_failure,
+    call_or_refuse,
+    describe_version,
+    open_read_only,
+    open_read_write,
+    require_bindings,
+    start_closing,
+    translate_errors,
+)
 from guestd.telemetry.registry import VmMetrics
 
 try:
     import libvirt
-except ImportError:  # the extra is not installed; `FilterDriver` says so
+except ImportError:  # guestd[libvirt] is not installed; `require_bindings` raises
     libvirt = None
 
 T = TypeVar("T")
 # Reading a thousand filters takes half a second; a libvirtd under load several times that.
-READ_TIMEOUT_SECONDS = 30.0
-CHANGE_TIMEOUT_SECONDS = 30.0
+READ_DEADLINE_SECONDS = 30.0
+CHANGE_DEADLINE_SECONDS = 30.0
 MAX_STUCK = 4
 
 
@@ -39,10 +48,10 @@ class FilterDriver:
     Raises ConfigError where libvirt's bindings are missing.
     """
 
-    def __init__(self, uri: str, metrics: VmMetrics) -> None:
-        if libvirt is None:
-            raise ConfigError("libvirt.uri is set and libvirt's bindings are not installed: install guestd[libvirt]")
+    def __init__(self, uri: str, metrics: VmMetrics, *, read_deadline_seconds: float = READ_DEADLINE_SECONDS) -> None:
+        require_bindings(uri)
         self.uri = uri
+        self._read_deadline_seconds = read_deadline_seconds
         # Two: a change of a filter does not wait for a snapshot of all of them.
         self._calls = BlockingCalls("libvirt-filters", max_concurrent=2, max_stuck=MAX_STUCK, metrics=metrics)
         self._connection: Any = None
@@ -53,10 +62,10 @@ class FilterDriver:
         return self._calls.stuck
 
     @asynccontextmanager
-    async def connect(self) -> AsyncIterator[None]:
+    async def connect(self, open_uri: Callable[[str, threading.Event], Any] = open_read_write) -> AsyncIterator[None]:
         """Connect for as long as the context lasts."""
         with abandoned_on_failure() as abandoned:
-            connection = await self._call(lambda: open_read_write(self.uri, abandoned), READ_TIMEOUT_SECONDS)
+            connection = await self._read(lambda: open_uri(self.uri, abandoned))
         self._connection = connection
         try:
             yield
@@ -67,15 +76,12 @@ class FilterDriver:
     async def version(self) -> str:
         """libvirt's version and the name of its driver."""
         connection = self._connection
-        number, kind = await self._call(
-            lambda: (connection.getLibVersion(), connection.getType()), READ_TIMEOUT_SECONDS
-        )
-        return f"libvirt {number // 1_000_000}.{number // 1000 % 1000}.{number % 1000} {kind}"
+        return await self._read(lambda: describe_version(connection))
 
     async def observe(self, cache: FilterCache) -> HostSnapshot:
         """All filters and what uses them now; unchanged filters are not parsed again."""
         connection = self._connection
-        return await self._call(lambda: _take_snapshot(connection, cache), READ_TIMEOUT_SECONDS)
+        return await self._read(lambda: _take_snapshot(connection, cache))
 
     async def define(self, definition: Filter) -> Filter | str:
         """Define or redefine a filter; returns what libvirt then has, or why it refused."""
@@ -138,38 +144,25 @@ class FilterDriver:
     async def _change(self, change: Callable[[Any], T]) -> T | str:
         """The result of a change, or the text of libvirt's error where the connection is still alive."""
         connection = self._connection
+        return await self._call(lambda: call_or_refuse(connection, change), CHANGE_DEADLINE_SECONDS)
 
-        def attempt() -> T | str:
-            try:
-                return change(connection)
-            except libvirt.libvirtError as exc:
-                if connection.isAlive() != 1:
-                    raise
-                return str(exc)
-
-        return await self._call(attempt, CHANGE_TIMEOUT_SECONDS)
+    async def _read(self, function: Callable[[], T]) -> T:
+        return await self._call(function, self._read_deadline_seconds)
 
     async def _call(self, function: Callable[[], T], deadline_seconds: float) -> T:
-        try:
+        with translate_errors(self.uri):
             return await self._calls.run(function, deadline_seconds=deadline_seconds)
-        except libvirt.libvirtError as exc:
-            raise SourceLost(f"{self.uri}: {exc}") from exc
 
 
-def observe_host(uri: str) -> HostSnapshot:
-    """Take one snapshot; blocks, and only reads. SourceLost where libvirt does not answer, ConfigError as above."""
-    if libvirt is None:
-        raise ConfigError("libvirt.uri is set and libvirt's bindings are not installed: install guestd[libvirt]")
-    libvirt.registerErrorHandler(lambda *_: None, None)
-    try:
-        with closing(libvirt.openReadOnly(uri)) as connection:
-            return _take_snapshot(connection, FilterCache())
-    except libvirt.libvirtError as exc:
-        raise SourceLost(f"{uri}: {exc}") from exc
+async def observe_host(uri: str, *, read_deadline_seconds: float = READ_DEADLINE_SECONDS) -> HostSnapshot:
+    """Take one snapshot, on a connection that can change nothing; raises as `FilterDriver` does."""
+    driver = FilterDriver(uri, VmMetrics(), read_deadline_seconds=read_deadline_seconds)
+    async with driver.connect(open_read_only):
+        return await driver.observe(FilterCache())
 
 
 def _take_snapshot(connection: Any, cache: FilterCache) -> HostSnapshot:
-    texts = [text for each in connection.listAllNWFilters() if (text := _read_xml(each.XMLDesc)) is not None]
+    texts = [text for each in connection.listAllNWFilters() if (text := _read_filter_xml(each)) is not None]
     found = [cache.parse_filter(text) for text in texts]
     interfaces: list[Interface] = []
     names = set[str]()
@@ -207,20 +200,25 @@ def _read_static_hosts(connection: Any, network: str) -> list[tuple[str, str]]:
         raise
 
 
-def _read_xml(read: Callable[[], str]) -> str | None:
-    """The XML that libvirt prints, or None where the object was undefined meanwhile."""
+def _read_filter_xml(nwfilter: Any) -> str | None:
+    """The XML of a filter, or None where it was undefined meanwhile."""
     try:
-        return read()
+        return str(nwfilter.XMLDesc())
     except libvirt.libvirtError as exc:
-        if exc.get_error_code() in (libvirt.VIR_ERR_NO_NWFILTER, libvirt.VIR_ERR_NO_DOMAIN):
+        if exc.get_error_code() == libvirt.VIR_ERR_NO_NWFILTER:
             return None
         raise
 
 
 def _read_definitions(domain: Any) -> tuple[str | None, str | None]:
-    """The XML of the running domain, and the stored XML for its next start."""
-    live = _read_xml(domain.XMLDesc) if domain.isActive() else None
-    return live, _read_xml(lambda: domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)) if domain.isPersistent() else None
+    """The XML of the running domain and the stored XML for its next start; none where it was undefined meanwhile."""
+    try:
+        live = domain.XMLDesc() if domain.isActive() else None
+        return live, domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) if domain.isPersistent() else None
+    except libvirt.libvirtError as exc:
+        if exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            return None, None
+        raise
 
 
 def _list_interfaces(domain: str, uuid: UUID, live: str | None, stored: str | None) -> Iterator[Interface]:

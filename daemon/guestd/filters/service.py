@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from guestd.core.config import Settings, get_host_name
 from guestd.core.tasks import TaskCoroutine
 from guestd.filters.apply import FilterRuns, RunResult
@@ -59,7 +57,7 @@ async def preview_run(settings: Settings) -> tuple[FilterDiff, InterfacePlan]:
     uri, permissions = settings.libvirt.uri, get_permissions(settings)
     store = await read_store_snapshot(settings.store.dsn)
     states = await read_states(settings.store.dsn, name=get_host_name(settings.libvirt), uri=uri)
-    host = await asyncio.to_thread(observe_host, uri)
+    host = await observe_host(uri)
     diff = diff_filters(store, states, host, permissions.guard, FilterCache())
     return diff, plan_host_interfaces(diff, {}, permissions)
 
