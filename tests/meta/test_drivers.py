@@ -16,8 +16,8 @@ DRIVERS = {
     # Beside the driver of domains, the one of filters: libvirt keeps both.
     "libvirt": {
         "guestd/hypervisor/connection.py",
+        "guestd/hypervisor/driver.py",
         "guestd/hypervisor/domain_stats.py",
-        "guestd/hypervisor/opening.py",
         "guestd/filters/driver.py",
     },
     "paho": {"guestd/mqtt", "guestd/agent/mqtt.py"},

@@ -9,8 +9,8 @@ from uuid import UUID
 
 import pytest
 
-from guestd.hypervisor.connection import Hypervisor
 from guestd.hypervisor.domains import Domain
+from guestd.hypervisor.driver import Hypervisor
 
 libvirt = pytest.importorskip("libvirt", reason="libvirt-python is not installed: ./dev builds it where it can")
 

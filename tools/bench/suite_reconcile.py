@@ -27,7 +27,7 @@ from prometheus_client import Histogram
 from tools.bench.server import SEED, own_store
 from tools.bench.suite import print_row, quantile, run
 
-from guestd.hypervisor.connection import Hypervisor
+from guestd.hypervisor.driver import Hypervisor
 from guestd.telemetry.registry import VmMetrics
 from guestd.vms.plan import VmPolicy
 from guestd.vms.reconciler import VmReconciler

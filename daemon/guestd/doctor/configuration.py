@@ -9,7 +9,7 @@ from guestd.core.config import Settings
 from guestd.core.errors import ConfigError
 from guestd.core.secrets import read_secret
 from guestd.doctor.finding import Finding, fault, ok
-from guestd.hypervisor.opening import require_bindings
+from guestd.hypervisor.connection import require_bindings
 from guestd.mqtt.options import read_options
 from guestd.service import http_auth
 from guestd.store.connection import check_dsn

@@ -13,8 +13,8 @@ from guestd.core.config import Settings
 from guestd.core.errors import ConfigError, SourceLost, StoreUnavailable
 from guestd.core.machines import MachineRegistry, RegisteredMachine
 from guestd.doctor.finding import Finding, fault, ok, warning
-from guestd.hypervisor.connection import Hypervisor
 from guestd.hypervisor.domains import Domain
+from guestd.hypervisor.driver import Hypervisor
 from guestd.ingest.discovery import DirectoryDiscovery, list_socket_paths
 from guestd.store.connection import connection_to, translate_errors
 from guestd.store.machines import read_machines

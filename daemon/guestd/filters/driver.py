@@ -18,7 +18,7 @@ from guestd.filters.interface_plan import Attach, Bind
 from guestd.filters.model import Filter
 from guestd.filters.snapshot import HostSnapshot, Interface, ObservedFilters
 from guestd.hypervisor.blocking import BlockingCalls
-from guestd.hypervisor.opening import (
+from guestd.hypervisor.connection import (
     abandoned_on_failure,
     call_or_refuse,
     describe_version,

@@ -21,7 +21,7 @@ from guestd.filters.diff import Permissions
 from guestd.filters.driver import FilterDriver
 from guestd.filters.plan import FilterReport
 from guestd.filters.store import open_filter_store, watch_filters
-from guestd.hypervisor.connection import Hypervisor
+from guestd.hypervisor.driver import Hypervisor
 from guestd.telemetry.registry import FilterMetrics
 
 log = structlog.get_logger()

@@ -13,7 +13,7 @@ from guestd.filters.kernel import make_local_inspector
 from guestd.filters.plan import Guard
 from guestd.filters.reconciler import FilterReconciler
 from guestd.filters.store import open_filter_store, read_states, read_store_snapshot
-from guestd.hypervisor.connection import Hypervisor
+from guestd.hypervisor.driver import Hypervisor
 from guestd.telemetry.registry import Telemetry, VmMetrics
 
 

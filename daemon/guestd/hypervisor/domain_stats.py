@@ -19,8 +19,8 @@ import structlog
 from guestd.core.errors import SourceLost
 from guestd.core.tasks import unwrapping_task_group
 from guestd.hypervisor.blocking import BlockingCalls, TooManyStuck, call_in_loop
+from guestd.hypervisor.connection import abandoned_on_failure, open_read_only, start_closing
 from guestd.hypervisor.domains import Domain
-from guestd.hypervisor.opening import abandoned_on_failure, open_read_only, start_closing
 from guestd.telemetry.domains import Statistics, build_families
 from guestd.telemetry.exposition import Family, prerender
 from guestd.telemetry.registry import VmMetrics

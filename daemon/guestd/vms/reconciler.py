@@ -18,8 +18,8 @@ import structlog
 
 from guestd.core.errors import RowsRejected, SourceLost, StoreUnavailable
 from guestd.core.tasks import Backoff, run_with_retry, unwrapping_task_group, wait_for_event
-from guestd.hypervisor.connection import Hypervisor
 from guestd.hypervisor.domains import Domain
+from guestd.hypervisor.driver import Hypervisor
 from guestd.telemetry.registry import VmMetrics
 from guestd.vms.plan import (
     REPORT_KINDS,

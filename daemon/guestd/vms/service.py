@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from guestd.core.config import LibvirtSettings, Settings, get_host_name
 from guestd.core.tasks import TaskCoroutine
-from guestd.hypervisor.connection import Hypervisor
 from guestd.hypervisor.domain_stats import DomainStatsPoller
+from guestd.hypervisor.driver import Hypervisor
 from guestd.telemetry.registry import Telemetry, VmMetrics
 from guestd.vms.plan import VmPlan, VmPolicy
 from guestd.vms.reconciler import UNKNOWN_HOST, VmReconciler, preview_vm_plan

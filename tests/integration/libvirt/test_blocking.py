@@ -13,7 +13,7 @@ from tools.harness.waiting import eventually
 
 from guestd.core.errors import SourceLost
 from guestd.hypervisor.blocking import BlockingCalls
-from guestd.hypervisor.opening import open_read_only, start_closing
+from guestd.hypervisor.connection import open_read_only, start_closing
 from guestd.telemetry.registry import VmMetrics
 from support.libvirt import domain_xml, libvirt, uri_of
 

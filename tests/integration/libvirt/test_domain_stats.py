@@ -14,9 +14,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from tools.harness.waiting import eventually, eventually_async
 
 from guestd.core.errors import SourceLost
-from guestd.hypervisor.connection import Hypervisor
 from guestd.hypervisor.domain_stats import MAX_STUCK_CALLS, DomainStatsPoller, read_statistics
 from guestd.hypervisor.domains import Domain
+from guestd.hypervisor.driver import Hypervisor
 from guestd.telemetry.domains import Statistics, build_families
 from guestd.telemetry.exposition import render
 from guestd.telemetry.registry import Telemetry, VmMetrics

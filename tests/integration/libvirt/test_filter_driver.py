@@ -13,7 +13,7 @@ from tools.harness.waiting import eventually
 from guestd.core.errors import SourceLost
 from guestd.filters.cache import FilterCache
 from guestd.filters.driver import FilterDriver, _read_definitions, observe_host
-from guestd.hypervisor.opening import open_read_write
+from guestd.hypervisor.connection import open_read_write
 from guestd.telemetry.registry import VmMetrics
 from support.libvirt import domain_xml, uri_of
 

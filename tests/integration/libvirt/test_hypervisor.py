@@ -15,9 +15,9 @@ from tools.harness.waiting import eventually
 
 from guestd.core.errors import SourceLost
 from guestd.hypervisor.blocking import BlockingCalls
-from guestd.hypervisor.connection import Hypervisor
+from guestd.hypervisor.connection import open_read_only, start_closing
 from guestd.hypervisor.domains import DomainChannel
-from guestd.hypervisor.opening import open_read_only, start_closing
+from guestd.hypervisor.driver import Hypervisor
 from guestd.telemetry.registry import VmMetrics
 from support.libvirt import AGENT_CHANNEL, domain_xml, own_connection, running, uri_of, wait_for_domain
 

@@ -16,8 +16,8 @@ from prometheus_client import CollectorRegistry
 from psycopg.conninfo import make_conninfo
 from tools.harness.waiting import eventually
 
-from guestd.hypervisor.connection import Hypervisor
 from guestd.hypervisor.domains import Graphics
+from guestd.hypervisor.driver import Hypervisor
 from guestd.telemetry.registry import VmMetrics
 from guestd.vms.plan import MAX_START_ATTEMPTS, SHUTOFF_DEBOUNCE_SECONDS, Claim, KeepGraphics, SetStatus, VmPolicy
 from guestd.vms.reconciler import UNKNOWN_HOST, VmReconciler
