@@ -18,6 +18,7 @@ HEAD = """\
 
 The metrics of `/metrics`. `python -m tools.docs.metrics_page` writes this page from the code; a test compares.
 Counters have the name that a query uses, with `_total`; a histogram has `_bucket`, `_sum` and `_count`.
+Not listed: `guestd_build_info` (its label is the version), and the client library's `process_*` and `python_info`.
 
 ## Where to look
 

@@ -57,13 +57,13 @@ _BLOCK = (
     ("physical", "block_stats_physicalsize_bytes", ONE, "Size of the file or device on the host."),
 )
 _NET = tuple(
-    (f"{key}.{count}", f"interface_stats_{direction}_{name}_total", ONE, f"{text}, {direction} by the guest.")
-    for key, direction in (("rx", "receive"), ("tx", "transmit"))
+    (f"{key}.{count}", f"interface_stats_{direction}_{name}_total", ONE, f"{text} {done} by the guest.")
+    for key, direction, done in (("rx", "receive", "received"), ("tx", "transmit", "transmitted"))
     for count, name, text in (
         ("bytes", "bytes", "Bytes"),
         ("pkts", "packets", "Packets"),
-        ("errs", "errors", "Errors"),
-        ("drop", "drops", "Packets dropped"),
+        ("errs", "errors", "Errors of packets"),
+        ("drop", "drops", "Drops of packets"),
     )
 )
 _INDEXED = {"vcpu": (_VCPU, "vcpu"), "block": (_BLOCK, "target_device"), "net": (_NET, "target_device")}

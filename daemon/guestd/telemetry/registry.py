@@ -19,7 +19,7 @@ LAG_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
 
 REFUSED_HELP = (
     "Lines not accepted: oversize, rate, share, fragment, topic, unknown_machine, not_collected, event_flood; "
-    "requested again: out_of_order, rewound, cut_off."
+    "requested again: out_of_order, rewound, cut_off (also lines lost with their channel)."
 )
 AGENT_DROPPED_HELP = (
     "Lines that agents no longer had: discarded by the agent, or accepted by another host of a migrated machine."

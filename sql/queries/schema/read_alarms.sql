@@ -15,7 +15,8 @@ WHERE
     hypertable.hypertable_schema = 'public'
     AND hypertable.hypertable_name IN (
         'SystemMetrics', 'ProcessSnapshot', 'PortUsage', 'ApplicationUsageHistory', 'SystemMetricsMinute',
-        'SystemMetricsHour', 'ProcessUsageHour', 'ApplicationUsageDay', 'ListeningPortDay'
+        'SystemMetricsHour', 'ProcessUsageHour', 'ApplicationUsageDay', 'ListeningPortDay', 'SystemFleetMinute',
+        'ProcessFleetHour'
     )
     AND NOT EXISTS (
         SELECT 1 FROM "RetentionSetting" AS setting

@@ -45,6 +45,13 @@ def test_each_kind_of_damage_is_an_alarm(dsn: str, connection: Connection, damag
     assert any(each.kind == named.kind and each.sentence.startswith(named.sentence) for each in read_alarms(dsn))
 
 
+def test_every_series_and_roll_up_without_a_retention_is_an_alarm(dsn: str, connection: Connection) -> None:
+    settings = {str(each) for (each,) in rows(connection, 'DELETE FROM "RetentionSetting" RETURNING "relation"')}
+    tables = settings - {"ApplicationUsage", "QuarantinedFrame"}  # these two have no chunks
+    alarms = {each.sentence.split()[1] for each in read_alarms(dsn) if each.kind == "retention"}
+    assert alarms == tables
+
+
 @pytest.mark.parametrize(("at", "kind"), [(FAR, "future"), (LONG_AGO, "past")])
 def test_chunks_far_from_now_are_an_alarm(dsn: str, connection: Connection, at: dict[str, datetime], kind: str) -> None:
     insert(connection, "PortUsage", **REQUIRED["PortUsage"](connection) | at)
