@@ -98,7 +98,7 @@ async def run(settings: Settings, reread: Callable[[], Settings]) -> None:
             stop,
             inputs=parts.inputs(),
             drains={"spool": spool.run(), "writer": parts.writer.run()},
-            background=parts.background(telemetry),
+            background=parts.background(),
             seal=lambda: _seal(spool),
             grace_seconds=parts.grace_seconds,
         )
@@ -120,17 +120,17 @@ class _Parts:
     mqtt_source: MqttSource | None
     vm_service: VmService | None
     filter_service: FilterService | None
+    rollup_refresher: RollupRefresher
 
     def inputs(self) -> dict[str, TaskCoroutine]:
         mqtt = {"mqtt": self.mqtt_source.run()} if self.mqtt_source else {}
         return {"virtio": self.virtio_source.run()} | mqtt
 
-    def background(self, telemetry: Telemetry) -> dict[str, TaskCoroutine]:
-        settings = self.reloader.settings
+    def background(self) -> dict[str, TaskCoroutine]:
         return {
             "maintenance": self.maintenance.run(self._forget_deleted_machines),
-            "machine-registry": watch_machines(settings.store.dsn, self.machine_registry),
-            "rollups": _create_rollup_refresher(settings, telemetry).run(),
+            "machine-registry": watch_machines(self.reloader.settings.store.dsn, self.machine_registry),
+            "rollups": self.rollup_refresher.run(),
             "status": systemd.report_status(self._describe_status),
             "watchdog": self.watchdog.run(),
             "reload": self.reloader.run(),
@@ -215,6 +215,7 @@ def _wire(settings: Settings, reread: Callable[[], Settings], telemetry: Telemet
         mqtt_source=_create_mqtt_source(settings, telemetry, gate=gate, machine_registry=machine_registry, spool=spool),
         vm_service=vm_service,
         filter_service=filter_service,
+        rollup_refresher=_create_rollup_refresher(settings, telemetry),
     )
 
 

@@ -56,7 +56,7 @@ pending and problems (arrays of texts)
 exit status: 0 the schema is current, 1 a migration is pending or there is a problem
 """
 _CHECK = """\
-Compares the live schema with what the migrations make, and looks for signs of age, such as relations without retention,
+Compares the live schema with what the migrations make, and runs the health checks, such as relations without retention,
 roll-ups that are behind, and tables that autovacuum does not keep up with.
 
 --json prints an array: kind, text
@@ -116,7 +116,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
     add("migrate", _migrate, "apply pending migrations", _MIGRATE)
     status = add("status", _status, "show applied and pending migrations, edition and roll-ups", _STATUS)
-    check = add("check", _check, "compare the live schema with the migrations, and look for signs of age", _CHECK)
+    check = add("check", _check, "compare the live schema with the migrations, and run the health checks", _CHECK)
     seed = add("seed", _seed, "add the rows that a new platform needs", _SEED)
     default_help = "allow the well-known password for the first user"
     seed.add_argument("--allow-default-password", action="store_true", help=default_help)

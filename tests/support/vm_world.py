@@ -24,7 +24,7 @@ from guestd.vms.plan import (
     Suspend,
     VmPlan,
     VmPolicy,
-    VmRecord,
+    VmRow,
     Write,
 )
 
@@ -61,8 +61,8 @@ def facts_of(seen: Domain, **changes: Any) -> DomainFacts:
     return replace(before, **changes)
 
 
-def machine(number: int = 1, status: str = "running", **changes: Any) -> VmRecord:
-    before = VmRecord(
+def machine(number: int = 1, status: str = "running", **changes: Any) -> VmRow:
+    before = VmRow(
         id=UUID(int=number), name=f"vm{number}", status=status, desired=None, host_id=HERE, is_holder_live=True,
         cpu_cores=0, ram_gb=0, graphics=None, facts=None,
     )  # fmt: skip
@@ -73,7 +73,7 @@ def machine(number: int = 1, status: str = "running", **changes: Any) -> VmRecor
 class World:
     """One host's domains, the store's rows, and a clock; refuses what libvirt and the store would refuse."""
 
-    machines: dict[UUID, VmRecord]
+    machines: dict[UUID, VmRow]
     domains: dict[UUID, Domain]
     is_stubborn: bool = False
     may_destroy: bool = False
@@ -180,7 +180,7 @@ def domains(draw: st.DrawFn, number: int) -> Domain:
 
 
 @st.composite
-def machines(draw: st.DrawFn, number: int) -> VmRecord:
+def machines(draw: st.DrawFn, number: int) -> VmRow:
     uuid = draw(st.sampled_from([100 + number, 7]))
     seen = draw(st.sampled_from(["running", "shutoff", "missing"]))
     return machine(
@@ -220,7 +220,7 @@ def ended(world: World) -> tuple[Any, ...]:
     )
 
 
-def unreachable(world: World, row: VmRecord, seen: Domain) -> bool:
+def unreachable(world: World, row: VmRow, seen: Domain) -> bool:
     """Whether the desired state needs manual action, or more time than this world has."""
     is_plain = seen.state in ("running", "blocked", "shutoff") or (seen.state, seen.reason) == ("paused", "user")
     is_stuck = row.desired == "off" and world.is_stubborn and not world.may_destroy

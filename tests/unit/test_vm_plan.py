@@ -15,7 +15,7 @@ from guestd.vms.plan import (
     KeepFacts,
     KeepGraphics,
     Start,
-    VmRecord,
+    VmRow,
     Write,
 )
 from support.vm_world import (
@@ -109,7 +109,7 @@ def test_a_status_of_another_program_is_left_alone_and_so_is_its_domain(world: W
 # ---- one rule each
 
 
-def steps(row: VmRecord | None, seen: Domain | None, **changes: Any) -> list[str]:
+def steps(row: VmRow | None, seen: Domain | None, **changes: Any) -> list[str]:
     """The steps planned for one machine and one domain, as text."""
     attempts = changes.pop("attempts", {})
     now = changes.pop("now", BORN)
@@ -247,7 +247,7 @@ def test_starts_are_forgotten_when_the_machine_has_run_for_long() -> None:
     assert plan.keep_recent_attempts(attempts, [row], [domain(state="shutoff")], later + 9) == attempts
 
 
-def kept(seen: Domain, row: VmRecord) -> list[Write]:
+def kept(seen: Domain, row: VmRow) -> list[Write]:
     found = plan.plan_vms([row], [seen], attempts={}, now=BORN, policy=policy())
     return [step for step in found.writes if isinstance(step, KeepGraphics)]
 

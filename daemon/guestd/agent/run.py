@@ -165,7 +165,7 @@ async def _save(state: Path, usage: UsageState, thread: Executor) -> None:
             await _run_in(thread, partial(write_usage_state, state, usage))
         except OSError as exc:
             _log.warning(
-                "state file not written: application minutes stay in memory; retrying",
+                "state file not written: application minutes stay in memory, retrying",
                 file=str(state), error=str(exc), retry_seconds=SAVE_SECONDS,
             )  # fmt: skip
 

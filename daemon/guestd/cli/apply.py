@@ -19,7 +19,7 @@ result. Two kinds of steps need an explicit option, because they may take rules 
 """
 EPILOG = """\
 examples:
-  guestd plan --config /etc/guestd/guestd.toml     # look first
+  guestd plan --config /etc/guestd/guestd.toml     # read the plan first
   guestd apply --config /etc/guestd/guestd.toml
   guestd apply --config /etc/guestd/guestd.toml --yes
 

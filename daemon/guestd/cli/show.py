@@ -136,5 +136,5 @@ def _print_changes(console: Console, changes: list[Change]) -> None:
 
 
 def format_memory(machine: MachineNow) -> str:
-    """ProcessUsage and total memory of the latest sample."""
+    """Used and total memory of the latest sample."""
     return f"{(machine.used_memory_kb or 0) / 1024:.0f} of {(machine.total_memory_kb or 0) / 1024:.0f} MiB"

@@ -35,18 +35,6 @@ log = structlog.get_logger()
 
 # Steps between two writes to the store: few enough that little is unknown after a crash.
 STEPS_AT_ONCE = 50
-REPORT_KINDS = (
-    "refused",
-    "clash",
-    "failed",
-    "foreign",
-    "used",
-    "held",
-    "unenforceable",
-    "unattached",
-    "taken",
-    "blind",
-)
 
 Action = Define | Remove | Attach | Bind
 DoneSteps = tuple[tuple[Action, str], ...]
@@ -175,7 +163,7 @@ class FilterRuns:
             steps = [_audit_step(action, diff) for action in chunk]
             defined = [(each.definition.name, each.definition.uuid) for each in chunk if isinstance(each, Define)]
             await self._store.begin_steps(steps, defined)
-            results: dict[str, str] = {step.id: "not done: libvirt went away before" for step in steps}
+            results: dict[str, str] = {step.id: "not done: libvirt connection lost before this step" for step in steps}
             try:
                 for step, action in zip(steps, chunk, strict=True):
                     results[step.id] = "no_answer: libvirt may have done it"
@@ -282,7 +270,7 @@ def _name(action: Action) -> str:
 
 
 def _audit_step(action: Action, diff: FilterDiff) -> AuditStep:
-    name, owners = _name(action), diff.owners()
+    name, owners = _name(action), diff.get_owners()
     match action:
         case Define():
             reason = diff.explain_define(action)

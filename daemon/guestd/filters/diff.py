@@ -51,11 +51,11 @@ class FilterDiff:
         """Whether libvirt has a filter in its desired form."""
         return name in self.desired.filters and self.host.observed.filters.get(name) == self.desired.filters[name]
 
-    def machine_filters(self) -> dict[str, str]:
+    def get_machine_filters(self) -> dict[str, str]:
         """Names of the machine filters, by the names of their domains."""
         return {machine.internal_name: self.compiled.machine_filters[machine.id].name for machine in self.machines}
 
-    def owners(self) -> dict[str, str]:
+    def get_owners(self) -> dict[str, str]:
         """Ids of machines, as text, by the names of their machine filters."""
         return {self.compiled.machine_filters[machine.id].name: str(machine.id) for machine in self.machines}
 
@@ -83,7 +83,7 @@ def plan_host_interfaces(diff: FilterDiff, flushed: Mapping[str, str], permissio
     """Plan the interfaces of this host's machines; `flushed` are devices whose rules the kernel lost."""
     if permissions.attach == "off":
         return InterfacePlan((), ())
-    machine_filters = diff.machine_filters()
+    machine_filters = diff.get_machine_filters()
     return plan_interfaces(
         ObservedInterfaces(diff.host.interfaces, diff.host.bindings, flushed),
         machine_filters,

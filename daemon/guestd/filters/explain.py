@@ -13,7 +13,7 @@ from guestd.filters import frame_match
 from guestd.filters.chain_conflict import find_chain_conflict
 from guestd.filters.desired import CompiledRows
 from guestd.filters.graph import list_edges, reach
-from guestd.filters.model import Match
+from guestd.filters.model import Match, has_ports
 from guestd.filters.packet_match import (
     OPPOSITE,
     Packet,
@@ -27,7 +27,6 @@ from guestd.filters.snapshot import MachineRow
 # The source port of a client: any of the ephemeral ports; rules that name one are rare.
 CLIENT_PORT = 49152
 VERDICTS = {"accept": "passes", "return": "passes", "drop": "is dropped", "reject": "is rejected"}
-WITH_PORTS = ("tcp", "udp", "sctp")
 _DESCRIBED_ELSEWHERE = ("dstportstart", "dstportend", "srcportstart", "srcportend", "srcipmask", "dstipmask", "comment")
 
 
@@ -64,7 +63,7 @@ class PacketVerdict:
 def parse_question(protocol: str, peer: str, direction: str) -> Question:
     """Parse ADDRESS:PORT, [ADDRESS]:PORT or ADDRESS. ValueError says what is wrong with it."""
     text, _, tail = peer.rpartition(":")
-    has_port = protocol in WITH_PORTS
+    has_port = has_ports(protocol)
     if not has_port:
         text, tail = peer, ""
     elif not tail.isascii() or not tail.isdigit() or not 0 <= int(tail) <= 65535:

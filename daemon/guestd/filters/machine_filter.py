@@ -15,6 +15,7 @@ from ipaddress import ip_address
 from uuid import UUID, uuid5
 
 from guestd.filters.compiler import rule_order
+from guestd.filters.graph import list_edges, list_includers
 from guestd.filters.model import PREFIX, ROOT, Filter, Reference, Rule
 from guestd.filters.network_services import SERVICES, Policy, Ports, build_accept_rule, build_service_rules
 
@@ -84,10 +85,7 @@ def build_own_rules(services: Mapping[str, Policy], ports: Iterable[Ports]) -> t
 
 def find_variables(filters: Mapping[str, Filter]) -> dict[str, frozenset[str]]:
     """The address variables that each filter needs, by itself or through its references; others are left out."""
-    includers: dict[str, list[str]] = {}
-    for name, each in filters.items():
-        for reference in each.references:
-            includers.setdefault(reference.target, []).append(name)
+    includers = list_includers(list_edges(filters))
     found: dict[str, frozenset[str]] = {}
     waiting = [(name, variable) for name, each in filters.items() for variable in _own_variables(each)]
     while waiting:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 from uuid import UUID
 
 from guestd.filters import ordering
@@ -29,6 +30,12 @@ from guestd.filters.graph import list_edges, list_includers, order_targets_first
 from guestd.filters.model import PREFIX, Filter
 from guestd.filters.snapshot import ObservedFilters
 
+RunReportKind = Literal[
+    "refused", "clash", "failed", "foreign", "used", "held", "unenforceable", "unattached", "taken", "blind"
+]
+# Only what prints a plan looks for doubts; a run does not.
+ReportKind = RunReportKind | Literal["doubt"]
+RUN_REPORT_KINDS: tuple[RunReportKind, ...] = get_args(RunReportKind)
 FOREIGN = "it has guestd's prefix, and guestd did not define it: undefine it, or give it another name"
 
 
@@ -60,9 +67,9 @@ FilterAction = Define | Remove
 
 @dataclass(frozen=True, slots=True)
 class FilterReport:
-    """An issue that an operator should know of. `kind` is one of `apply.REPORT_KINDS`."""
+    """An issue that an operator should know of."""
 
-    kind: str
+    kind: ReportKind
     name: str
     text: str
 

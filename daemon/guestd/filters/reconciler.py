@@ -16,10 +16,10 @@ import structlog
 
 from guestd.core.errors import RowsRejected, SourceLost, StoreUnavailable
 from guestd.core.tasks import Backoff, run_with_retry, wait_for_event
-from guestd.filters.apply import REPORT_KINDS, FilterRuns, FindFlushed, RunResult
+from guestd.filters.apply import FilterRuns, FindFlushed, RunResult
 from guestd.filters.diff import Permissions
 from guestd.filters.driver import FilterDriver
-from guestd.filters.plan import FilterReport
+from guestd.filters.plan import RUN_REPORT_KINDS, FilterReport
 from guestd.filters.store import open_filter_store, watch_filters
 from guestd.hypervisor.driver import Hypervisor
 from guestd.telemetry.registry import FilterMetrics
@@ -55,8 +55,9 @@ class FilterReconciler:
         def lost(exc: Exception, seconds: float) -> None:
             if str(exc) != self.error:
                 log.warning(
-                    f"filter reconciler stopped, the kernel keeps its rules; retrying in {seconds:.1f} s",
+                    "filter reconciler stopped, the kernel keeps its rules, retrying",
                     error=str(exc),
+                    retry_seconds=round(seconds, 1),
                 )
             self.error = str(exc)
             self._metrics.lost.inc()
@@ -149,7 +150,7 @@ def _update_metrics(metrics: FilterMetrics, result: RunResult, seconds: float) -
     for action, outcome in result.steps:
         metrics.actions.labels(type(action).__name__.lower(), "done" if outcome == "done" else "failed").inc()
     kinds = Counter(report.kind for report in result.reports)
-    for kind in REPORT_KINDS:
+    for kind in RUN_REPORT_KINDS:
         metrics.reports.labels(kind).set(kinds[kind])
     metrics.run_seconds.observe(seconds)
 

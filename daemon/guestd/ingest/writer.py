@@ -78,7 +78,8 @@ class Writer:
             self._metrics.store_lost.inc()
             if isinstance(exc, LedgerMoved):
                 return
-            log.warning(f"store unavailable, spooling to disk; retrying in {delay_seconds:.1f} s", error=str(exc))
+            retry_seconds = round(delay_seconds, 1)
+            log.warning("store unavailable, spooling to disk, retrying", error=str(exc), retry_seconds=retry_seconds)
 
         backoff = Backoff(cap_seconds=5)
         try:

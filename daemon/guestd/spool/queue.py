@@ -182,7 +182,7 @@ class Spool:
                 first_seq = await loop.run_in_executor(self._write_thread, self._commit_or_make_room, entries)
             except sqlite3.OperationalError as exc:
                 self.error = str(exc)
-                log.error("spool write failed, acknowledging nothing; retrying in 1 s", error=self.error)
+                log.error("spool write failed, acknowledging nothing, retrying", error=self.error, retry_seconds=1)
                 await asyncio.sleep(1)
                 if self._inode != file.get_inode(self._file) and not self._sizes:
                     raise OSError(
@@ -327,7 +327,7 @@ class Spool:
                 written = await loop.run_in_executor(self._write_thread, self._with_reserve, write)
             except sqlite3.OperationalError as exc:
                 self.error = str(exc)
-                log.error("spool write failed, storing nothing; retrying in 1 s", error=self.error)
+                log.error("spool write failed, storing nothing, retrying", error=self.error, retry_seconds=1)
                 await asyncio.sleep(1)
                 continue
             self.error = None

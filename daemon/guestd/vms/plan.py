@@ -59,7 +59,7 @@ class DomainFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class VmRecord:
+class VmRow:
     """A row of Machine with its console and facts. `is_holder_live`: the assigned host has reported recently."""
 
     id: UUID
@@ -216,7 +216,7 @@ class VmPlan:
 
 
 def plan_vms(
-    machines: Sequence[VmRecord],
+    machines: Sequence[VmRow],
     domains: Sequence[Domain],
     *,
     attempts: Mapping[UUID, Attempts],
@@ -249,7 +249,7 @@ def plan_vms(
 
 
 def keep_recent_attempts(
-    attempts: Mapping[UUID, Attempts], machines: Sequence[VmRecord], domains: Sequence[Domain], now: float
+    attempts: Mapping[UUID, Attempts], machines: Sequence[VmRow], domains: Sequence[Domain], now: float
 ) -> dict[UUID, Attempts]:
     """Drop the attempts of an earlier desired state, and those that succeeded."""
     by_name = {domain.name: domain for domain in domains}
@@ -274,7 +274,7 @@ def _is_settled(status: str) -> bool:
     return status in _SETTLED_STATUSES
 
 
-def _plan_missing(machine: VmRecord) -> Iterator[KeepFacts | VmReport]:
+def _plan_missing(machine: VmRow) -> Iterator[KeepFacts | VmReport]:
     text = "assigned to this host, which has no domain of that name"
     yield VmReport("missing", machine.name, text)
     if machine.facts is None:
@@ -286,7 +286,7 @@ def _plan_missing(machine: VmRecord) -> Iterator[KeepFacts | VmReport]:
 
 
 def _plan_observed(
-    machine: VmRecord, domain: Domain, attempts: Attempts | None, now: float, policy: VmPolicy
+    machine: VmRow, domain: Domain, attempts: Attempts | None, now: float, policy: VmPolicy
 ) -> Iterator[Write | PowerAction | VmReport | Recheck]:
     if machine.host_id != policy.host_id:
         reason = _get_claim_reason(machine, domain)
@@ -318,7 +318,7 @@ def _plan_observed(
         yield power
 
 
-def _get_claim_reason(machine: VmRecord, domain: Domain) -> str | None:
+def _get_claim_reason(machine: VmRow, domain: Domain) -> str | None:
     """Get the reason why this host may claim the machine; None if it may not."""
     facts = machine.facts
     reason = None
@@ -337,14 +337,14 @@ def _get_claim_reason(machine: VmRecord, domain: Domain) -> str | None:
     return reason
 
 
-def _plan_status(machine: VmRecord, domain: Domain) -> Iterator[SetStatus]:
+def _plan_status(machine: VmRow, domain: Domain) -> Iterator[SetStatus]:
     after = derive_status(domain)
     if after is None or not _is_settled(machine.status) or _SYNONYMS.get(machine.status, machine.status) == after:
         return
     yield SetStatus(machine.id, machine.name, machine.status, after, f"domain is {domain.state} ({domain.reason})")
 
 
-def _plan_graphics(machine: VmRecord, domain: Domain) -> Iterator[KeepGraphics]:
+def _plan_graphics(machine: VmRow, domain: Domain) -> Iterator[KeepGraphics]:
     observed = domain.description.graphics
     before = machine.graphics
     if observed is None or not domain.is_active:
@@ -380,7 +380,7 @@ def _get_channel_state(domain: Domain, names: Sequence[str]) -> str:
     return "absent"
 
 
-def _report_drift(machine: VmRecord, domain: Domain) -> Iterator[VmReport]:
+def _report_drift(machine: VmRow, domain: Domain) -> Iterator[VmReport]:
     observed = domain.description
     if machine.cpu_cores and observed.vcpus and machine.cpu_cores != observed.vcpus:
         yield VmReport("drift", machine.name, f"cpuCores is {machine.cpu_cores}, the domain has {observed.vcpus} vCPUs")
@@ -389,7 +389,7 @@ def _report_drift(machine: VmRecord, domain: Domain) -> Iterator[VmReport]:
 
 
 def _plan_power(
-    machine: VmRecord, domain: Domain, attempts: Attempts | None, now: float, policy: VmPolicy
+    machine: VmRow, domain: Domain, attempts: Attempts | None, now: float, policy: VmPolicy
 ) -> PowerAction | VmReport | Recheck | None:
     """Plan one step to the desired state: an action, a report why there is none, or a wait; None if it is reached."""
     desired, actual = machine.desired, derive_status(domain)

@@ -26,7 +26,7 @@ from guestd.vms.plan import (
     KeepGraphics,
     PowerAction,
     SetStatus,
-    VmRecord,
+    VmRow,
     Write,
 )
 from gueststore.queries import query
@@ -51,7 +51,7 @@ class VmStore:
         # Actions finish during a reconcile run and must not write into its transaction.
         self._lock = asyncio.Lock()
 
-    async def read_machines(self, names: Sequence[str]) -> list[VmRecord]:
+    async def read_machines(self, names: Sequence[str]) -> list[VmRow]:
         """Read the machines assigned to this host, and those with these domain names."""
         async with self._lock, translate_errors():
             return await _read_machines(self._connection, self.host_id, names)
@@ -132,7 +132,7 @@ async def open_vm_store(dsn: str, *, name: str, uri: str, version: str) -> Async
 
 async def read_host_machines(
     dsn: str, *, name: str, uri: str, domains: Sequence[str]
-) -> tuple[UUID | None, list[VmRecord]]:
+) -> tuple[UUID | None, list[VmRow]]:
     """Read a host's ID (None before the first guestd there) and its machines; changes nothing."""
     async with connection_to(dsn) as connection:
         await check_schema(connection)
@@ -154,13 +154,13 @@ async def listen_for_desired_state(dsn: str, changed: asyncio.Event) -> None:
 
 async def _read_machines(
     connection: psycopg.AsyncConnection[Any], host_id: UUID | None, names: Sequence[str]
-) -> list[VmRecord]:
+) -> list[VmRow]:
     async with connection.cursor(binary=True, row_factory=dict_row) as cursor:
         await cursor.execute(query("vms/read_machines"), {"host_id": host_id, "names": list(names)})
-        return [_build_record(row) for row in await cursor.fetchall()]
+        return [_build_row(row) for row in await cursor.fetchall()]
 
 
-def _build_record(row: Mapping[str, Any]) -> VmRecord:
+def _build_row(row: Mapping[str, Any]) -> VmRow:
     graphics = facts = None
     if row["hasGraphics"]:
         graphics = Graphics(row["graphicProtocol"], row["graphicPort"], row["graphicHost"])
@@ -174,7 +174,7 @@ def _build_record(row: Mapping[str, Any]) -> VmRecord:
             channel=row["channel"],
             problem=row["problem"],
         )
-    return VmRecord(
+    return VmRow(
         id=row["id"],
         name=row["internalName"],
         status=row["status"],
