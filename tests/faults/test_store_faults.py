@@ -1,5 +1,6 @@
 """Every way in which a store may fail under load: nothing is lost or doubled, and guestd goes on by itself."""
 
+import asyncio
 import contextlib
 import itertools
 import os
@@ -13,10 +14,13 @@ from functools import partial
 from pathlib import Path
 
 import psycopg
+import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from tools.harness.cluster import Cluster, create_database, prefix, programs_in
 from tools.harness.waiting import eventually, wait_seconds
 
+from guestd.core.errors import StoreUnavailable
+from guestd.vms.store import open_vm_store
 from gueststore.migrations import migrate
 from support.daemon import Daemon, add_machine, execute, rows
 from support.disk import small_disk_at
@@ -105,6 +109,32 @@ def test_a_server_that_stands_still_for_a_while_costs_nothing(
     stops = reliability.rounds(quick=1, full=10)
     tally = fail_under_load(own_cluster, directory, stops, stop_and_continue)
     reliability.record("database stopped (SIGSTOP) and continued", stops, tally)
+
+
+def signal_server(cluster: Cluster, number: signal.Signals) -> None:
+    pid = cluster.pid()
+    assert pid is not None
+    for each in descendants(pid):
+        os.kill(each, number)
+
+
+@pytest.mark.asyncio
+async def test_the_vm_reconciler_gives_up_a_server_that_stands_still(own_cluster: Cluster) -> None:
+    create_database(own_cluster.dsn("postgres"), "guestd")
+    migrate(own_cluster.dsn("guestd"))
+    async with (
+        asyncio.timeout(100),
+        open_vm_store(own_cluster.dsn("guestd"), name="h", uri="qemu:///system", version="1") as store,
+    ):
+        signal_server(own_cluster, signal.SIGSTOP)
+        try:
+            with pytest.raises(StoreUnavailable, match="no reply within 30 s"):
+                await store.read_machines([])
+            # The connection is given up: who waited for it need not wait again.
+            with pytest.raises(StoreUnavailable, match="closed"):
+                await store.touch_host()
+        finally:
+            signal_server(own_cluster, signal.SIGCONT)
 
 
 def test_a_server_that_is_restarted_within_a_copy_costs_nothing(

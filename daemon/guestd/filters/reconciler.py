@@ -15,7 +15,7 @@ from collections import Counter
 import structlog
 
 from guestd.core.errors import RowsRejected, SourceLost, StoreUnavailable
-from guestd.core.tasks import Backoff, run_with_retry, wait_for_event
+from guestd.core.tasks import Backoff, run_with_retry, wait_for_event, warn_once
 from guestd.filters.apply import FilterRuns, FindFlushed, RunResult
 from guestd.filters.diff import Permissions
 from guestd.filters.driver import FilterDriver
@@ -75,9 +75,7 @@ class FilterReconciler:
             lambda: watch_filters(self._dsn, self._wake),
             expected=StoreUnavailable,
             backoff=Backoff(cap_seconds=5),
-            on_failure=lambda exc, seconds: log.debug(
-                f"LISTEN lost, edits of filters wait for the next full run; retrying in {seconds:.1f} s", error=str(exc)
-            ),
+            on_failure=warn_once("LISTEN lost, edits of filters wait for the next full run"),
         )
 
     async def watch_domains(self, hypervisor: Hypervisor) -> None:

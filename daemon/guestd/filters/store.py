@@ -17,11 +17,11 @@ from psycopg.types.json import Jsonb
 from guestd.filters.cache import FilterCache
 from guestd.filters.network_services import Policy, Ports
 from guestd.filters.snapshot import FilterHostState, FilterRow, MachineRow, RuleRow, StoreSnapshot
-from guestd.store.connection import check_schema, connection_to, translate_errors
+from guestd.store.connection import WRITE_SECONDS, check_schema, connection_to, listen, store_deadline
 from gueststore.queries import query
 
-# Notifications only wake the reconciler; this bounds how long a dead connection goes unnoticed.
-NOTIFY_TIMEOUT_SECONDS = 30
+# Longer than a lock is waited for (below): the server's error names the lock.
+DEADLINE_SECONDS = WRITE_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,18 +53,18 @@ class FilterStore:
 
     async def read_snapshot(self, cache: FilterCache) -> StoreSnapshot:
         """All filters and machines; unchanged filters are not decoded again."""
-        async with translate_errors():
+        async with store_deadline(DEADLINE_SECONDS):
             return await _read_snapshot(self._connection, cache)
 
     async def read_states(self) -> list[FilterHostState]:
         """What this host had of the filters after the last run."""
-        async with translate_errors():
+        async with store_deadline(DEADLINE_SECONDS):
             cursor = await self._connection.execute(query("filters/read_states"), self._host)
             return [FilterHostState(*row) for row in await cursor.fetchall()]
 
     async def begin_steps(self, steps: Iterable[AuditStep], defined: Iterable[tuple[str, UUID]]) -> None:
         """Record that steps begin, and that guestd owns these filters from now on."""
-        async with translate_errors(), self._connection.transaction():
+        async with store_deadline(DEADLINE_SECONDS), self._connection.transaction():
             await self._run("filters/insert_events", actions=Jsonb([asdict(step) for step in steps]))
             await self._run("filters/upsert_definitions", filters=_as_jsonb(defined))
 
@@ -80,7 +80,7 @@ class FilterStore:
              "problem": each.problem}
             for each in states
         ]  # fmt: skip
-        async with translate_errors(), self._connection.transaction():
+        async with store_deadline(DEADLINE_SECONDS), self._connection.transaction():
             await self._run("hosts/update_last_seen")
             if rows:
                 await self._run("filters/upsert_states", states=Jsonb(rows))
@@ -95,7 +95,7 @@ class FilterStore:
             await self._run("filters/update_ports", ports=Jsonb(rows))
 
     async def _run(self, name: str, **values: Any) -> None:
-        async with translate_errors():
+        async with store_deadline(DEADLINE_SECONDS):
             await self._connection.execute(query(name), self._host | values)
 
 
@@ -104,7 +104,7 @@ async def open_filter_store(dsn: str, *, name: str, uri: str, version: str) -> A
     """Connect for one host, and register the host where it is new."""
     async with connection_to(dsn) as connection:
         await check_schema(connection)
-        async with translate_errors():
+        async with store_deadline(DEADLINE_SECONDS):
             await connection.execute("SET lock_timeout = '30s'")
             cursor = await connection.execute(
                 query("hosts/upsert_host"), {"name": name, "uri": uri, "version": version}
@@ -121,13 +121,13 @@ async def read_store_snapshot(dsn: str, cache: FilterCache | None = None) -> Sto
     """
     async with connection_to(dsn) as connection:
         await check_schema(connection)
-        async with translate_errors():
+        async with store_deadline(DEADLINE_SECONDS):
             return await _read_snapshot(connection, FilterCache() if cache is None else cache)
 
 
 async def read_states(dsn: str, *, name: str, uri: str) -> list[FilterHostState]:
     """What a host had of the filters after its last run; empty for a host that is not registered."""
-    async with connection_to(dsn) as connection, translate_errors():
+    async with connection_to(dsn) as connection, store_deadline(DEADLINE_SECONDS):
         cursor = await connection.execute(query("hosts/read_host"), {"name": name, "uri": uri})
         (host_id,) = await cursor.fetchone() or (None,)
         return await FilterStore(connection, host_id).read_states() if host_id else []
@@ -135,12 +135,12 @@ async def read_states(dsn: str, *, name: str, uri: str) -> list[FilterHostState]
 
 async def watch_filters(dsn: str, edited: asyncio.Event) -> None:
     """Set `edited` when rows about filters change, until the connection is lost (StoreUnavailable)."""
-    async with connection_to(dsn) as connection, translate_errors():
-        await connection.execute("LISTEN guestd_filter")
+
+    async def wake(_: psycopg.AsyncConnection[Any]) -> None:
         edited.set()
-        while True:
-            async for _ in connection.notifies(timeout=NOTIFY_TIMEOUT_SECONDS, stop_after=1):
-                edited.set()
+
+    # Without a refresh: full runs have a timer of their own.
+    await listen(dsn, "guestd_filter", wake, refresh_seconds=None)
 
 
 async def _read_snapshot(connection: psycopg.AsyncConnection[Any], cache: FilterCache) -> StoreSnapshot:

@@ -6,7 +6,6 @@ The frame is removed from the quarantine in the same transaction when none of it
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -25,7 +24,7 @@ from guestd.ingest.prepare import CommandLinesOf, Preparer
 from guestd.rows.model import Rows
 from guestd.spool.file import Frame
 from guestd.store.batch_writer import SEARCH_WINDOW, open_store_on
-from guestd.store.connection import WRITE_SECONDS, translate_errors
+from guestd.store.connection import ROW_SECONDS, WRITE_SECONDS, store_deadline
 from guestd.telemetry.registry import PrepareMetrics
 from guestd.wire.events import Event
 from guestd.wire.line import read_line
@@ -76,7 +75,7 @@ class RetryResult:
 
 async def list_frames(connection: Connection, *, reason: str | None, limit: int) -> Sequence[FrameSummary]:
     """The newest frames with a reason, or with any."""
-    async with translate_errors(), connection.cursor(row_factory=class_row(FrameSummary)) as cursor:
+    async with store_deadline(ROW_SECONDS), connection.cursor(row_factory=class_row(FrameSummary)) as cursor:
         await cursor.execute(query("quarantine/read_frames"), {"reason": reason, "most": limit})
         return await cursor.fetchall()
 
@@ -92,7 +91,7 @@ async def _lock_frame(connection: Connection, frame_id: UUID) -> QuarantinedFram
 
 
 async def _fetch_frame(connection: Connection, name: str, frame_id: UUID) -> QuarantinedFrame | None:
-    async with translate_errors(), connection.cursor(row_factory=class_row(QuarantinedFrame)) as cursor:
+    async with store_deadline(ROW_SECONDS), connection.cursor(row_factory=class_row(QuarantinedFrame)) as cursor:
         await cursor.execute(query(name), {"id": frame_id})
         return await cursor.fetchone()
 
@@ -101,7 +100,7 @@ async def delete_frames(
     connection: Connection, *, ids: Sequence[UUID] | None, reason: str | None, older_than: datetime | None
 ) -> int:
     """Delete the frames that match all given conditions; returns their number."""
-    async with translate_errors():
+    async with store_deadline(WRITE_SECONDS):
         conditions = {"ids": None if ids is None else list(ids), "reason": reason, "older_than": older_than}
         return (await connection.execute(query("quarantine/delete_frames"), conditions)).rowcount
 
@@ -113,7 +112,7 @@ async def retry_frame(connection: Connection, frame_id: UUID, command_lines: Com
     """
     store = await open_store_on(connection)
     try:
-        async with translate_errors(), asyncio.timeout(WRITE_SECONDS), connection.transaction():
+        async with store_deadline(WRITE_SECONDS), connection.transaction():
             frame = await _lock_frame(connection, frame_id)
             if frame is None:
                 return RetryResult(is_stored=False, why="there is no frame with this id")
@@ -136,7 +135,7 @@ async def retry_frame(connection: Connection, frame_id: UUID, command_lines: Com
     except RowsRejected as exc:
         # The transaction was rolled back with all that it had stored.
         assert frame is not None
-        async with translate_errors(), connection.transaction():
+        async with store_deadline(ROW_SECONDS), connection.transaction():
             return await _record_failure(connection, frame, "rejected_by_store", str(exc))
 
 

@@ -8,7 +8,6 @@ rows again) or SchemaMismatch.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -29,7 +28,7 @@ from guestd.rows.batch import Prepared
 from guestd.rows.model import KEYED, Rows, StoredKey
 from guestd.store import copy as copyrows
 from guestd.store import dumpers
-from guestd.store.connection import WRITE_SECONDS, check_schema, connection_to, translate_errors
+from guestd.store.connection import WRITE_SECONDS, check_schema, connection_to, store_deadline
 from guestd.wire import limits
 from guestd.wire.events import Event
 from gueststore import contract
@@ -91,7 +90,7 @@ class Store:
 
     async def ledger(self, spool_id: UUID) -> int | None:
         """The sequence number up to which a spool's frames are stored; None when the store does not know the spool."""
-        async with translate_errors(), asyncio.timeout(WRITE_SECONDS):
+        async with store_deadline(WRITE_SECONDS):
             cursor = await self._connection.execute(query("ingest/read_ledger"), {"spool_id": spool_id, "lane": LANE})
             row = await cursor.fetchone()
         return None if row is None else row[0]
@@ -99,7 +98,7 @@ class Store:
     async def set_ledger(self, spool_id: UUID, expected_seq: int | None, committed_seq: int) -> None:
         """Open the ledger of a spool (expected None), or advance it without rows."""
         position = {"spool_id": spool_id, "lane": LANE, "expected_seq": expected_seq, "committed_seq": committed_seq}
-        async with translate_errors(), asyncio.timeout(WRITE_SECONDS):
+        async with store_deadline(WRITE_SECONDS):
             await self._connection.execute(
                 query("ingest/insert_ledger" if expected_seq is None else "ingest/advance_ledger"), position
             )
@@ -107,7 +106,7 @@ class Store:
     async def find_stored_timestamps(self, moments: Sequence[tuple[UUID, datetime]]) -> set[tuple[UUID, datetime]]:
         """Those of these (machine, timestamp) that already have a sample."""
         machine_ids, timestamps = zip(*moments, strict=True)
-        async with translate_errors(), asyncio.timeout(WRITE_SECONDS):
+        async with store_deadline(WRITE_SECONDS):
             cursor = await self._connection.execute(
                 query("ingest/read_stored_timestamps"),
                 {"machine_ids": list(machine_ids), "timestamps": list(timestamps)},
@@ -119,7 +118,7 @@ class Store:
         with_rows = [(frame, frame.content) for frame in frames if isinstance(frame.content, Rows)]
         if not with_rows:
             return list(frames)
-        async with translate_errors(), asyncio.timeout(WRITE_SECONDS):
+        async with store_deadline(WRITE_SECONDS):
             cursor = await self._connection.execute(
                 query("ingest/read_stored_rows"), _keys([rows for _, rows in with_rows])
             )
@@ -132,7 +131,7 @@ class Store:
 
     async def write(self, spool_id: UUID, expected_seq: int, frames: Sequence[Prepared]) -> Outcome:
         """Store a batch and advance the ledger from `expected_seq` to its last frame, or change nothing at all."""
-        async with translate_errors(), asyncio.timeout(WRITE_SECONDS), self._connection.transaction():
+        async with store_deadline(WRITE_SECONDS), self._connection.transaction():
             outcome = await self._write(spool_id, expected_seq, frames)
         self._dialects |= outcome.dialects
         self._inventories |= outcome.inventories
@@ -385,7 +384,7 @@ async def open_store(dsn: str) -> AsyncIterator[Store]:
 async def open_store_on(connection: psycopg.AsyncConnection[Any]) -> Store:
     """The same on the caller's connection."""
     await check_schema(connection)
-    async with translate_errors():
+    async with store_deadline(WRITE_SECONDS):
         dumpers.register_dumpers(connection)
         await connection.execute(query("ingest/create_incoming"))
     return Store(connection)

@@ -5,12 +5,14 @@ They become StoreUnavailable (try again later), RowsRejected (never try these ro
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import psycopg
+from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from guestd.core.errors import ConfigError, RowsRejected, SchemaMismatch, StoreUnavailable
@@ -18,8 +20,16 @@ from gueststore import contract
 from gueststore.queries import query
 
 CONNECT_SECONDS = 5
-# A statement that takes longer is not expected to return: the connection is closed and the rows are kept.
+# Deadlines: what takes longer is not expected to return, because the server is frozen or somebody holds a lock. The
+# connection is given up and the caller tries again. Of a batch, and of what waits for another process's lock:
 WRITE_SECONDS = 60
+# of some rows that are read or written,
+ROW_SECONDS = 30
+# and of bulk work in the background: the deletions of a maintenance run, or one transaction of a roll-up, which take
+# seconds, and minutes on a store that was left alone for months.
+BULK_SECONDS = 3600
+# Notifications only wake a reader; this bounds the delay if one is lost.
+LISTEN_REFRESH_SECONDS = 30
 
 # Data exceptions, integrity violations, program limits: the rows themselves are wrong. After any other error the rows
 # are kept and tried again, for a fault of the store must not lose a guest's samples.
@@ -92,7 +102,7 @@ def _defaults(dsn: str) -> dict[str, Any]:
 
 async def check_schema(connection: psycopg.AsyncConnection[Any]) -> None:
     """Raise SchemaMismatch when this program cannot work with the store's schema."""
-    async with translate_errors():
+    async with store_deadline(ROW_SECONDS):
         try:
             cursor = await connection.execute(query("schema/read_version"))
         except psycopg.errors.UndefinedTable:
@@ -111,8 +121,37 @@ async def translate_errors() -> AsyncIterator[None]:
         yield
     except psycopg.Error as exc:
         raise _translate(exc) from exc
-    except TimeoutError as exc:
-        raise StoreUnavailable(f"no reply within {WRITE_SECONDS} s") from exc
+
+
+@asynccontextmanager
+async def store_deadline(seconds: float) -> AsyncIterator[None]:
+    """Translate errors, and raise StoreUnavailable when the store has not replied within so many seconds."""
+    async with translate_errors():
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError as exc:
+            raise StoreUnavailable(f"no reply within {seconds:g} s") from exc
+
+
+async def listen(
+    dsn: str,
+    channel: str,
+    on_change: Callable[[psycopg.AsyncConnection[Any]], Awaitable[None]],
+    *,
+    refresh_seconds: float | None = LISTEN_REFRESH_SECONDS,
+) -> None:
+    """Call `on_change` at the start, on every notification, and after `refresh_seconds` without one.
+
+    Ends with StoreUnavailable when the connection is lost.
+    """
+    async with connection_to(dsn) as connection, translate_errors():
+        async with store_deadline(ROW_SECONDS):
+            await connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))
+        while True:
+            await on_change(connection)
+            async for _ in connection.notifies(timeout=refresh_seconds, stop_after=1):
+                pass
 
 
 def _translate(exc: psycopg.Error) -> Exception:

@@ -5,33 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 import psycopg
+from psycopg.rows import class_row
 
 from guestd.core.errors import StoreUnavailable
 from guestd.core.machines import MachineRegistry, RegisteredMachine
 from guestd.core.tasks import Backoff, run_with_retry, warn_once
-from guestd.store.connection import connection_to, translate_errors
+from guestd.store.connection import ROW_SECONDS, listen, store_deadline
 from gueststore.queries import query
-
-# Notifications only wake the loop; this bounds the delay if one is lost.
-LISTEN_REFRESH_SECONDS = 30
 
 
 async def read_machines(connection: psycopg.AsyncConnection[Any]) -> list[RegisteredMachine]:
     """Read all machines that the store knows."""
-    cursor = await connection.execute(query("machines/read_machines"))
-    return [RegisteredMachine(*row) for row in await cursor.fetchall()]
+    async with store_deadline(ROW_SECONDS), connection.cursor(row_factory=class_row(RegisteredMachine)) as cursor:
+        await cursor.execute(query("machines/read_machines"))
+        return await cursor.fetchall()
 
 
 async def watch_machines(dsn: str, machine_registry: MachineRegistry) -> None:
     """Update the registry whenever a machine changes; never returns."""
 
-    async def listen() -> None:
-        async with connection_to(dsn) as connection, translate_errors():
-            await connection.execute("LISTEN guestd_machine")
-            while True:
-                machine_registry.replace(await read_machines(connection))
-                async for _ in connection.notifies(timeout=LISTEN_REFRESH_SECONDS, stop_after=1):
-                    pass
+    async def update(connection: psycopg.AsyncConnection[Any]) -> None:
+        machine_registry.replace(await read_machines(connection))
 
     warn = warn_once("LISTEN lost, machine registry not updated until the store is back")
 
@@ -39,4 +33,9 @@ async def watch_machines(dsn: str, machine_registry: MachineRegistry) -> None:
         machine_registry.note_failure(str(exc))
         warn(exc, delay_seconds)
 
-    await run_with_retry(listen, expected=StoreUnavailable, backoff=Backoff(cap_seconds=5), on_failure=on_failure)
+    await run_with_retry(
+        lambda: listen(dsn, "guestd_machine", update),
+        expected=StoreUnavailable,
+        backoff=Backoff(cap_seconds=5),
+        on_failure=on_failure,
+    )

@@ -19,7 +19,7 @@ from guestd.core.config import Settings
 from guestd.core.errors import RowsRejected, StoreUnavailable
 from guestd.core.tasks import Backoff, run_with_retry, warn_once
 from guestd.store.batch_writer import Outcome
-from guestd.store.connection import connection_to, translate_errors
+from guestd.store.connection import BULK_SECONDS, connection_to, store_deadline
 from guestd.telemetry.registry import MaintenanceMetrics
 from gueststore import catalogue
 from gueststore.errors import ConfigurationError, StoreError
@@ -110,7 +110,7 @@ class StoreMaintenance:
 async def maintain_store(settings: Settings) -> MaintenanceResult:
     """Run maintenance once."""
     events, quarantine = settings.events, settings.quarantine
-    async with connection_to(settings.store.dsn) as connection, translate_errors():
+    async with connection_to(settings.store.dsn) as connection, store_deadline(BULK_SECONDS):
         await connection.execute(query("maintenance/create_chunks"))
         cursor = await connection.execute(query("maintenance/delete_missed_samples"))
         (samples,) = await cursor.fetchone() or (0,)

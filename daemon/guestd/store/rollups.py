@@ -17,7 +17,7 @@ import structlog
 
 from guestd.core.errors import RowsRejected, StoreUnavailable
 from guestd.core.tasks import Backoff, run_with_retry, warn_once
-from guestd.store.connection import connection_to, translate_errors
+from guestd.store.connection import BULK_SECONDS, ROW_SECONDS, connection_to, store_deadline
 from guestd.telemetry.exposition import Family
 from guestd.telemetry.registry import VmMetrics
 from gueststore.alarms import Alarm, read_alarms
@@ -85,8 +85,8 @@ class RollupRefresher:
 
     async def refresh(self) -> None:
         """Refresh ports and roll-ups for all hosts, unless another guestd is doing it, and this host's machines."""
-        async with connection_to(self._dsn) as connection, translate_errors():
-            async with connection.transaction():
+        async with connection_to(self._dsn) as connection:
+            async with store_deadline(BULK_SECONDS), connection.transaction():
                 cursor = await connection.execute(query("maintenance/lock_maintenance"))
                 if await cursor.fetchone() == (True,):
                     await connection.execute(query("maintenance/merge_ports"))
@@ -94,10 +94,11 @@ class RollupRefresher:
             # Before the roll-ups: it reports roll-ups that fail.
             await self._check_health()
             await _roll_up(connection)
-            cursor = await connection.execute(query("maintenance/read_machines_without_data"), self._host)
-            self._without_data_since = dict(await cursor.fetchall())
-            cursor = await connection.execute(query("maintenance/read_agent_counts"), self._host)
-            self._agents = await cursor.fetchall()
+            async with store_deadline(ROW_SECONDS):
+                cursor = await connection.execute(query("maintenance/read_machines_without_data"), self._host)
+                self._without_data_since = dict(await cursor.fetchall())
+                cursor = await connection.execute(query("maintenance/read_agent_counts"), self._host)
+                self._agents = await cursor.fetchall()
         self._metrics.machines_without_data.set(len(self._without_data_since))
 
     async def _check_health(self) -> None:
@@ -124,8 +125,9 @@ async def _roll_up(connection: psycopg.AsyncConnection[Any]) -> None:
     for function, per_transaction, limit in ROLL_UPS:
         done = 0
         while done < limit:
-            cursor = await connection.execute(query(function), {"most": per_transaction})
-            ((rolled_up,),) = await cursor.fetchall()
+            async with store_deadline(BULK_SECONDS):
+                cursor = await connection.execute(query(function), {"most": per_transaction})
+                ((rolled_up,),) = await cursor.fetchall()
             if rolled_up == 0:
                 break
             done += rolled_up

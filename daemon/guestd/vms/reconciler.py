@@ -17,7 +17,7 @@ from uuid import UUID
 import structlog
 
 from guestd.core.errors import RowsRejected, SourceLost, StoreUnavailable
-from guestd.core.tasks import Backoff, run_with_retry, unwrapping_task_group, wait_for_event
+from guestd.core.tasks import Backoff, run_with_retry, unwrapping_task_group, wait_for_event, warn_once
 from guestd.hypervisor.domains import Domain
 from guestd.hypervisor.driver import Hypervisor
 from guestd.telemetry.registry import VmMetrics
@@ -88,7 +88,7 @@ class VmReconciler:
             lambda: listen_for_desired_state(self._dsn, self._wake),
             expected=StoreUnavailable,
             backoff=Backoff(cap_seconds=5),
-            on_failure=lambda exc, _: log.debug("LISTEN lost, reconciling by timer until it is back", error=str(exc)),
+            on_failure=warn_once("LISTEN lost, reconciling by timer until it is back"),
         )
 
     async def _reconcile_until_failure(self) -> None:

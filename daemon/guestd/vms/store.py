@@ -16,7 +16,7 @@ from psycopg.rows import dict_row
 
 from guestd.core.errors import StoreUnavailable
 from guestd.hypervisor.domains import Graphics
-from guestd.store.connection import check_schema, connection_to, translate_errors
+from guestd.store.connection import ROW_SECONDS, check_schema, connection_to, listen, store_deadline
 from guestd.vms.plan import (
     HEALTHY_SECONDS,
     Attempts,
@@ -31,9 +31,6 @@ from guestd.vms.plan import (
 )
 from gueststore.queries import query
 
-# Notifications only wake the loop; this bounds the delay if one is lost.
-LISTEN_REFRESH_SECONDS = 30
-WRITE_SECONDS = 30
 # A host may write only machines that are assigned to it, so claims come first.
 WRITE_ORDER = ("vms/update_holder", "vms/update_status", "vms/upsert_graphics", "vms/upsert_domain")
 
@@ -53,7 +50,7 @@ class VmStore:
 
     async def read_machines(self, names: Sequence[str]) -> list[VmRow]:
         """Read the machines assigned to this host, and those with these domain names."""
-        async with self._lock, translate_errors():
+        async with self._lock, store_deadline(ROW_SECONDS):
             return await _read_machines(self._connection, self.host_id, names)
 
     async def write(self, writes: Sequence[Write]) -> list[Write]:
@@ -62,8 +59,7 @@ class VmStore:
         statements.sort(key=lambda statement: WRITE_ORDER.index(statement[1]))
         async with (
             self._lock,
-            translate_errors(),
-            asyncio.timeout(WRITE_SECONDS),
+            store_deadline(ROW_SECONDS),
             self._connection.transaction(),
             self._connection.pipeline(),
         ):
@@ -78,7 +74,7 @@ class VmStore:
     async def read_attempts(self, now: float) -> dict[UUID, Attempts]:
         """Read the last attempts of an earlier guestd on this host's machines. `now` is monotonic."""
         values = {"host_id": self.host_id, "healthy_seconds": HEALTHY_SECONDS}
-        async with self._lock, translate_errors():
+        async with self._lock, store_deadline(ROW_SECONDS):
             cursor = await self._connection.execute(query("vms/read_attempts"), values)
             return {
                 machine_id: Attempts(desired, action.capitalize(), attempt, now - seconds_ago)
@@ -94,19 +90,19 @@ class VmStore:
             "host_id": self.host_id, "machine_id": action.machine_id, "name": action.name, "desired": action.desired,
             "action": type(action).__name__.lower(), "reason": action.why, "attempt": attempt,
         }  # fmt: skip
-        async with self._lock, translate_errors():
+        async with self._lock, store_deadline(ROW_SECONDS):
             cursor = await self._connection.execute(query("vms/insert_event"), values)
             row = await cursor.fetchone()
         return None if row is None else row[0]
 
     async def end_action(self, event_id: UUID, outcome: str) -> None:
         """Store the outcome of an action."""
-        async with self._lock, translate_errors():
+        async with self._lock, store_deadline(ROW_SECONDS):
             await self._connection.execute(query("vms/update_event"), {"event_id": event_id, "outcome": outcome})
 
     async def touch_host(self) -> None:
         """Store that libvirt on this host has just answered."""
-        async with self._lock, translate_errors():
+        async with self._lock, store_deadline(ROW_SECONDS):
             await self._connection.execute(query("hosts/update_last_seen"), {"host_id": self.host_id})
 
 
@@ -115,7 +111,7 @@ async def open_vm_store(dsn: str, *, name: str, uri: str, version: str) -> Async
     """Open the store of a host; raises HostLocked if another guestd manages it."""
     async with connection_to(dsn) as connection:
         await check_schema(connection)
-        async with translate_errors():
+        async with store_deadline(ROW_SECONDS):
             cursor = await connection.execute(
                 query("hosts/upsert_host"), {"name": name, "uri": uri, "version": version}
             )
@@ -136,7 +132,7 @@ async def read_host_machines(
     """Read a host's ID (None before the first guestd there) and its machines; changes nothing."""
     async with connection_to(dsn) as connection:
         await check_schema(connection)
-        async with translate_errors():
+        async with store_deadline(ROW_SECONDS):
             cursor = await connection.execute(query("hosts/read_host"), {"name": name, "uri": uri})
             (host_id,) = await cursor.fetchone() or (None,)
             return host_id, await _read_machines(connection, host_id, domains)
@@ -144,12 +140,11 @@ async def read_host_machines(
 
 async def listen_for_desired_state(dsn: str, changed: asyncio.Event) -> None:
     """Set `changed` whenever the desired state of a machine changes, until the connection is lost."""
-    async with connection_to(dsn) as connection, translate_errors():
-        await connection.execute("LISTEN guestd_wish")
-        while True:
-            changed.set()
-            async for _ in connection.notifies(timeout=LISTEN_REFRESH_SECONDS, stop_after=1):
-                pass
+
+    async def wake(_: psycopg.AsyncConnection[Any]) -> None:
+        changed.set()
+
+    await listen(dsn, "guestd_wish", wake)
 
 
 async def _read_machines(
