@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import replace
+from typing import cast
 from uuid import UUID
 
 from hypothesis import given
@@ -12,7 +13,7 @@ from guestd.filters.desired import compile_rows
 from guestd.filters.model import Filter
 from guestd.filters.network_services import Policy, Ports
 from guestd.filters.snapshot import FilterRow, MachineRow, StoreSnapshot
-from guestd.filters.xml import render_filter
+from guestd.filters.xml import digest_filter, render_filter
 from support.filter_rows import filter_row, filter_rows, rule_row
 
 ROW = filter_row(rule_row(state={"new": True}))
@@ -51,6 +52,12 @@ def test_a_filter_that_is_included_and_renamed_compiles_its_includers_again() ->
         assert isinstance(found, Filter)
         assert [each.target for each in found.references] == [name]
     assert not isinstance(cache.compile_filter(row, {}), Filter)
+
+
+def test_the_digest_of_a_filter_follows_its_definition() -> None:
+    cache, first = FilterCache(), cast(Filter, compile_filter(ROW, {}))
+    for definition in (first, deepcopy(first), replace(first, priority=7), first):
+        assert cache.digest_filter(definition) == digest_filter(definition)
 
 
 def test_entries_that_two_runs_did_not_use_are_dropped() -> None:

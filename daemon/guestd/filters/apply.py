@@ -20,7 +20,6 @@ from guestd.filters.diff import (
     FilterDiff,
     Permissions,
     diff_filters,
-    digest_filter,
     list_reports,
     plan_host_interfaces,
 )
@@ -73,7 +72,6 @@ class FilterRuns:
         self._find_flushed = find_flushed
         self._host: HostSnapshot | None = None
         self._cache = FilterCache()
-        self._digests: dict[str, tuple[Filter, str]] = {}
 
     async def run_full(self, edited: asyncio.Event | None = None) -> RunResult:
         """Observe everything and reconcile it. While it does, setting `edited` applies an edit."""
@@ -233,7 +231,7 @@ class FilterRuns:
                 name=name,
                 uuid=each.uuid,
                 is_known=False,
-                digest=self._digest(each) if diff.is_in_force(name) else None,
+                digest=diff.digests[name] if diff.is_in_force(name) else None,
                 is_bound=name in used,
                 problem=texts.get(name),
             )
@@ -245,12 +243,6 @@ class FilterRuns:
                 text = "; ".join(map(str, row_problems))
                 states.append(FilterHostState(name, row.uuid, False, None, name in used, text))
         return states
-
-    def _digest(self, each: Filter) -> str:
-        before = self._digests.get(each.name)
-        if before is None or (before[0] is not each and before[0] != each):
-            before = self._digests[each.name] = (each, digest_filter(each))
-        return before[1]
 
 
 def _copy_filter(name: str, source: Mapping[str, Filter], target: dict[str, Filter]) -> None:

@@ -7,7 +7,7 @@ not use are dropped. Whoever makes runs owns a cache and ends each run with `end
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
 from guestd.filters import compiler, machine_filter
@@ -15,11 +15,26 @@ from guestd.filters.compiler import Problem
 from guestd.filters.model import Filter, Rule
 from guestd.filters.network_services import Policy, Ports
 from guestd.filters.snapshot import FilterRow
-from guestd.filters.xml import parse_filter
+from guestd.filters.xml import digest_filter, parse_filter
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
 CompileResult = Filter | tuple[Problem, ...]
+
+
+class _Compiled(NamedTuple):
+    """A row and the names of the filters that it includes, and what they compile to."""
+
+    row: FilterRow
+    targets: tuple[str | None, ...]
+    result: CompileResult
+
+
+class _Digested(NamedTuple):
+    """A filter and its digest."""
+
+    definition: Filter
+    digest: str
 
 
 class _LastTwoRuns(Generic[Key, Value]):
@@ -56,9 +71,10 @@ class FilterCache:
 
     def __init__(self) -> None:
         self._rows = _LastTwoRuns[Hashable, FilterRow]()
-        self._compiled = _LastTwoRuns[UUID, tuple[FilterRow, tuple[str | None, ...], CompileResult]]()
+        self._compiled = _LastTwoRuns[UUID, _Compiled]()
         self._parsed = _LastTwoRuns[str, Filter]()
         self._by_name = _LastTwoRuns[str, Filter]()
+        self._digests = _LastTwoRuns[str, _Digested]()
         self._own_rules = _LastTwoRuns[Hashable, tuple[Rule, ...]]()
 
     def has_row(self, key: Hashable) -> bool:
@@ -73,14 +89,21 @@ class FilterCache:
         """As `compiler.compile_filter`."""
         targets = tuple(names.get(target) for target in row.targets)
         entry = self._compiled.get(row.id)
-        if entry is None or entry[:2] != (row, targets):
+        if entry is None or (entry.row, entry.targets) != (row, targets):
             result = compiler.compile_filter(row, names)
-            entry = row, targets, self._share(result) if isinstance(result, Filter) else result
-        return self._compiled.put(row.id, entry)[2]
+            entry = _Compiled(row, targets, self._share(result) if isinstance(result, Filter) else result)
+        return self._compiled.put(row.id, entry).result
 
     def parse_filter(self, xml: str) -> Filter:
         """As `xml.parse_filter`."""
         return self._parsed.get_or_make(xml, lambda: self._share(parse_filter(xml)))
+
+    def digest_filter(self, definition: Filter) -> str:
+        """As `xml.digest_filter`."""
+        entry = self._digests.get(definition.name)
+        if entry is None or (entry.definition is not definition and entry.definition != definition):
+            entry = _Digested(definition, digest_filter(definition))
+        return self._digests.put(definition.name, entry).digest
 
     def build_own_rules(self, services: Mapping[str, Policy], ports: tuple[Ports, ...]) -> tuple[Rule, ...]:
         """As `machine_filter.build_own_rules`: many machines have the same rules."""
@@ -100,4 +123,4 @@ class FilterCache:
         return sum(len(values) for values in self._all())
 
     def _all(self) -> tuple[_LastTwoRuns[Any, Any], ...]:
-        return self._rows, self._compiled, self._parsed, self._by_name, self._own_rules
+        return self._rows, self._compiled, self._parsed, self._by_name, self._digests, self._own_rules

@@ -5,7 +5,6 @@ Pure.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -14,10 +13,8 @@ from uuid import UUID
 from guestd.filters.cache import FilterCache
 from guestd.filters.desired import CompiledRows, DesiredFilters, add_static_ips, build_desired, compile_rows
 from guestd.filters.interface_plan import InterfacePlan, ObservedInterfaces, plan_interfaces
-from guestd.filters.model import Filter
 from guestd.filters.plan import Define, FilterPlan, FilterReport, Guard, plan_filters
 from guestd.filters.snapshot import FilterHostState, HostSnapshot, MachineRow, StoreSnapshot
-from guestd.filters.xml import render_filter
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +33,8 @@ class Permissions:
 class FilterDiff:
     """The rows and libvirt at one moment, and the plan that leads from one to the other.
 
-    `machines` are those of this host, `states` what the store knows of the host's filters.
+    `machines` are those of this host, `states` what the store knows of the host's filters, `digests` those of the
+    desired filters, by name.
     """
 
     store: StoreSnapshot
@@ -44,6 +42,7 @@ class FilterDiff:
     machines: tuple[MachineRow, ...]
     states: Mapping[tuple[str, UUID], FilterHostState]
     desired: DesiredFilters
+    digests: Mapping[str, str]
     host: HostSnapshot
     plan: FilterPlan
 
@@ -62,7 +61,7 @@ class FilterDiff:
     def explain_define(self, action: Define) -> str:
         """Why a filter is defined; marked as drift where it was in force and somebody changed it since."""
         state = self.states.get((action.definition.name, action.definition.uuid))
-        is_drift = state is not None and state.digest == digest_filter(action.definition)
+        is_drift = state is not None and state.digest == self.digests[action.definition.name]
         return f"drift: {action.why}" if is_drift else action.why
 
 
@@ -76,7 +75,16 @@ def diff_filters(
     by_key = {(state.name, state.uuid): state for state in states}
     known = frozenset(key for key, state in by_key.items() if state.is_known)
     desired = build_desired(compiled, frozenset(machine.id for machine in machines), known)
-    return FilterDiff(store, compiled, machines, by_key, desired, host, plan_filters(desired, host.observed, guard))
+    return FilterDiff(
+        store=store,
+        compiled=compiled,
+        machines=machines,
+        states=by_key,
+        desired=desired,
+        digests={name: cache.digest_filter(each) for name, each in desired.filters.items()},
+        host=host,
+        plan=plan_filters(desired, host.observed, guard),
+    )
 
 
 def plan_host_interfaces(diff: FilterDiff, flushed: Mapping[str, str], permissions: Permissions) -> InterfacePlan:
@@ -106,8 +114,3 @@ def list_reports(diff: FilterDiff) -> list[FilterReport]:
     reason = diff.plan.needs_confirmation
     held = [] if reason is None else [FilterReport("held", "all", f"{reason}: guestd apply --yes allows it")]
     return [*diff.plan.reports, *problems, *unenforceable, *held]
-
-
-def digest_filter(definition: Filter) -> str:
-    """SHA-256 of a filter's XML: equal on two hosts that have the same definition."""
-    return hashlib.sha256(render_filter(definition).encode()).hexdigest()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Hashable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -12,6 +12,7 @@ from uuid import UUID
 
 import msgspec
 import psycopg
+from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
 from guestd.filters.cache import FilterCache
@@ -58,9 +59,9 @@ class FilterStore:
 
     async def read_states(self) -> list[FilterHostState]:
         """What this host had of the filters after the last run."""
-        async with store_deadline(DEADLINE_SECONDS):
-            cursor = await self._connection.execute(query("filters/read_states"), self._host)
-            return [FilterHostState(*row) for row in await cursor.fetchall()]
+        async with store_deadline(DEADLINE_SECONDS), self._connection.cursor(row_factory=dict_row) as cursor:
+            await cursor.execute(query("filters/read_states"), self._host)
+            return [_build_state(row) for row in await cursor.fetchall()]
 
     async def begin_steps(self, steps: Iterable[AuditStep], defined: Iterable[tuple[str, UUID]]) -> None:
         """Record that steps begin, and that guestd owns these filters from now on."""
@@ -144,21 +145,37 @@ async def watch_filters(dsn: str, edited: asyncio.Event) -> None:
 
 
 async def _read_snapshot(connection: psycopg.AsyncConnection[Any], cache: FilterCache) -> StoreSnapshot:
-    async with connection.transaction():
+    async with connection.transaction(), connection.cursor(row_factory=dict_row) as cursor:
         await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        filters = await (await connection.execute(query("filters/read_filters"))).fetchall()
-        keys = [(*row[:-1], *row[-1]) for row in filters]
-        unknown = [row[0] for row, key in zip(filters, keys, strict=True) if not cache.has_row(key)]
-        cursor = await connection.execute(query("filters/read_rules"), {"filters": unknown})
-        rules = dict(await cursor.fetchall())
-        machines = await (await connection.execute(query("filters/read_machines"))).fetchall()
-        services = await (await connection.execute(query("filters/read_global_services"))).fetchall()
+        await cursor.execute(query("filters/read_filters"))
+        filters = {_make_key(row): row for row in await cursor.fetchall()}
+        unknown = [row["id"] for key, row in filters.items() if not cache.has_row(key)]
+        await cursor.execute(query("filters/read_rules"), {"filters": unknown})
+        rules = {row["nwFilterId"]: row["rules"] for row in await cursor.fetchall()}
+        await cursor.execute(query("filters/read_machines"))
+        machines = await cursor.fetchall()
+        await cursor.execute(query("filters/read_global_services"))
+        services = await cursor.fetchall()
     return StoreSnapshot(
-        filters=tuple(
-            cache.get_row(key, partial(_decode_filter, row, rules)) for row, key in zip(filters, keys, strict=True)
-        ),
-        machines=tuple(_decode_machine(row) for row in machines),
-        services={key: Policy(uses, provides) for key, uses, provides in services},
+        filters=tuple(cache.get_row(key, partial(_build_filter, row, rules)) for key, row in filters.items()),
+        machines=tuple(map(_build_machine, machines)),
+        services={row["serviceId"]: Policy(row["useEnabled"], row["provideEnabled"]) for row in services},
+    )
+
+
+def _make_key(row: Mapping[str, Any]) -> tuple[Hashable, ...]:
+    """The values of a filter's row, with which a cache finds it."""
+    return tuple(tuple(value) if isinstance(value, list) else value for value in row.values())
+
+
+def _build_state(row: Mapping[str, Any]) -> FilterHostState:
+    return FilterHostState(
+        name=row["name"],
+        uuid=row["uuid"],
+        is_known=row["isDefined"],
+        digest=row["digest"],
+        is_bound=row["isBound"],
+        problem=row["problem"],
     )
 
 
@@ -166,18 +183,17 @@ def _as_jsonb(filters: Iterable[tuple[str, UUID]]) -> Jsonb:
     return Jsonb([{"name": name, "uuid": str(uuid)} for name, uuid in filters])
 
 
-def _decode_filter(row: Sequence[Any], rules: Mapping[UUID, str]) -> FilterRow:
-    filter_id, name, internal_name, uuid, chain, priority, state_match, _version, targets = row
+def _build_filter(row: Mapping[str, Any], rules: Mapping[UUID, str]) -> FilterRow:
     return FilterRow(
-        id=filter_id,
-        name=name,
-        internal_name=internal_name,
-        uuid=uuid,
-        chain=chain,
-        priority=priority,
-        state_match=state_match,
-        rules=tuple(_decode_rule(rule) for rule in msgspec.json.decode(rules.get(filter_id, "[]"))),
-        targets=tuple(targets),
+        id=row["id"],
+        name=row["name"],
+        internal_name=row["internalName"],
+        uuid=row["uuid"],
+        chain=row["chain"],
+        priority=row["priority"],
+        state_match=row["stateMatch"],
+        rules=tuple(_decode_rule(rule) for rule in msgspec.json.decode(rules.get(row["id"], "[]"))),
+        targets=tuple(row["targets"]),
     )
 
 
@@ -203,21 +219,18 @@ def _decode_rule(rule: Mapping[str, Any]) -> RuleRow:
     )
 
 
-def _decode_machine(row: Sequence[Any]) -> MachineRow:
-    machine_id, name, internal_name, allowed_ips, own, department, has_clean_traffic, services, of_department, ports = (
-        row
-    )
+def _build_machine(row: Mapping[str, Any]) -> MachineRow:
     return MachineRow(
-        id=machine_id,
-        name=name,
-        internal_name=internal_name,
-        allowed_ips=tuple(allowed_ips),
-        own=tuple(own),
-        department=tuple(department),
-        has_clean_traffic=has_clean_traffic,
-        services=_decode_policies(services),
-        department_services=_decode_policies(of_department),
-        ports=tuple(Ports(*port) for port in ports),
+        id=row["id"],
+        name=row["name"],
+        internal_name=row["internalName"],
+        allowed_ips=tuple(row["allowedIps"]),
+        own=tuple(row["own"]),
+        department=tuple(row["department"]),
+        has_clean_traffic=row["isClean"],
+        services=_decode_policies(row["services"]),
+        department_services=_decode_policies(row["departmentServices"]),
+        ports=tuple(Ports(*port) for port in row["ports"]),
     )
 
 

@@ -6,6 +6,7 @@ and not the default of the chain.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from uuid import UUID
 from xml.etree import ElementTree
@@ -92,6 +93,11 @@ def render_filter(definition: Filter) -> str:
         for name, value in reference.parameters:
             ElementTree.SubElement(element, "parameter", {"name": name, "value": value})
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def digest_filter(definition: Filter) -> str:
+    """SHA-256 of a filter's XML: equal on two hosts that have the same definition."""
+    return hashlib.sha256(render_filter(definition).encode()).hexdigest()
 
 
 def _rule(element: ElementTree.Element) -> Rule:

@@ -1,5 +1,5 @@
--- Every filter with a version of its rules and the ids of the filters that it includes. The columns are those of
--- guestd.filters.store, in its order. The rules are many: filters/read_rules reads those of filters with a new version.
+-- Every filter with a version of its rules and the ids of the filters that it includes. guestd.filters.store reads the
+-- columns by name. The rules are many: filters/read_rules reads those of filters with a new version.
 -- The version is a hash of the rules' ids and transactions (xmin).
 SELECT
     filter."id",

@@ -1,4 +1,4 @@
--- Every machine with its filters. The columns are those of guestd.filters.store, in its order.
+-- Every machine with its filters. guestd.filters.store reads the columns by name.
 -- A policy is [useEnabled, provideEnabled] by serviceId; a port is [protocol, first, last].
 SELECT
     machine."id",

@@ -3,16 +3,18 @@
 import asyncio
 import json
 import subprocess
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 import psycopg
 import pytest
 
+from guestd.filters.cache import FilterCache
 from guestd.filters.desired import CompiledRows, compile_rows
 from guestd.filters.explain import find_machine
-from guestd.filters.snapshot import MachineRow
-from guestd.filters.store import read_store_snapshot
+from guestd.filters.snapshot import FilterHostState, MachineRow
+from guestd.filters.store import open_filter_store, read_store_snapshot
 from gueststore.seed import Admin, seed
 from support.daemon import add_machine, command, environment
 
@@ -59,6 +61,26 @@ def test_every_filter_of_the_seed_can_be_enforced(platform: Platform) -> None:
     found, _ = platform.compile()
     assert len(found.filters) == 67
     assert found.problems == {}
+
+
+def test_the_states_of_a_host_are_read_as_they_were_written(platform: Platform) -> None:
+    ((name, uuid),) = platform.run('SELECT "internalName", "uuid" FROM "NWFilter" LIMIT 1')
+    state = FilterHostState(name, uuid, is_known=False, digest="d", is_bound=True, problem="why")
+
+    async def write_and_read() -> list[FilterHostState]:
+        async with open_filter_store(platform.dsn, name="host", uri="test:///x", version="1") as store:
+            await store.begin_steps([], [(name, uuid)])
+            await store.write_states([state], ())
+            return await store.read_states()
+
+    assert asyncio.run(write_and_read()) == [replace(state, is_known=True)]
+
+
+def test_a_snapshot_without_edits_decodes_no_filter_again(platform: Platform) -> None:
+    cache = FilterCache()
+    first, second = (asyncio.run(read_store_snapshot(platform.dsn, cache)) for _ in range(2))
+    assert first.filters
+    assert all(one is other for one, other in zip(first.filters, second.filters, strict=True))
 
 
 def test_a_machine_has_its_own_filters_its_departments_and_its_services(platform: Platform) -> None:
