@@ -35,12 +35,13 @@ from guestd.core.tasks import TaskCoroutine, run_until
 from guestd.filters.service import FilterService
 from guestd.ingest.discovery import ChannelDiscovery, DirectoryDiscovery, LibvirtDiscovery
 from guestd.ingest.gate import Gate
-from guestd.ingest.mqtt import MqttSource, Topics
+from guestd.ingest.mqtt import MqttSource
 from guestd.ingest.mqtt_gate import MqttGate
 from guestd.ingest.rate_limit import Rate, RateLimit, Rates
 from guestd.ingest.virtio import VirtioSource
 from guestd.ingest.writer import Writer
 from guestd.mqtt.options import read_options
+from guestd.mqtt.topics import Topics
 from guestd.rows.batch import Limits
 from guestd.service import http_auth, systemd
 from guestd.service.http import serve_pages

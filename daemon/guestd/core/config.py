@@ -214,4 +214,9 @@ def load_settings(path: Path) -> Settings:
 
 def get_host_name(chosen: LibvirtSettings) -> str:
     """Get the name of this host in the store."""
-    return chosen.host_name or platform.node()
+    return chosen.host_name or get_local_name()
+
+
+def get_local_name() -> str:
+    """Get the name that this host has for itself."""
+    return platform.node()

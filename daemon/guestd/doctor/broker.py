@@ -12,8 +12,8 @@ from guestd.core.errors import ConfigError, SourceLost
 from guestd.doctor.finding import Finding, fault, ok, warning
 from guestd.mqtt.connection import BrokerConnection, connect
 from guestd.mqtt.options import read_options
+from guestd.mqtt.topics import BROKER_DROPS, Topics
 
-DROPS = "$SYS/broker/publish/messages/dropped"
 # The broker retains its counters and the status of guests, and sends both to every new subscriber.
 LISTEN_SECONDS = 3.0
 
@@ -47,7 +47,9 @@ async def check_broker(settings: MqttSettings) -> AsyncIterator[Finding]:
 
 
 async def _check_topics(connection: BrokerConnection, prefix: str) -> AsyncIterator[Finding]:
-    topics = [f"{prefix}/+/metrics", f"{prefix}/+/status", DROPS]
+    # Outside of a shared group: a message that the doctor receives is still delivered to a daemon.
+    ours = Topics(prefix, shared_group="")
+    topics = [ours.metrics, ours.status, BROKER_DROPS]
     answered: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
     connection.subscribe([(topic, 0) for topic in topics], answered.set_result)
     dropped, guests = await _listen(connection)
@@ -55,7 +57,7 @@ async def _check_topics(connection: BrokerConnection, prefix: str) -> AsyncItera
         yield fault("broker", "no answer to a subscription", "read the broker's log: journalctl -u mosquitto")
         return
     refusals = dict(zip(topics, answered.result(), strict=True))
-    yield _check_guests(topics[0], refusals[topics[0]], guests)
+    yield _check_guests(ours.metrics, refusals[ours.metrics], guests)
     yield _check_drops(dropped)
 
 
@@ -74,7 +76,7 @@ def _check_guests(metrics: str, refusal: str, guests: int) -> Finding:
 
 def _check_drops(dropped: float | None) -> Finding:
     if dropped is None:
-        fix = f"in the broker's ACL: topic read {DROPS}; and sys_interval above 0"
+        fix = f"in the broker's ACL: topic read {BROKER_DROPS}; and sys_interval above 0"
         return warning("drops", "the broker does not publish how many messages it drops", fix)
     if dropped:
         fix = (
@@ -91,7 +93,7 @@ async def _listen(connection: BrokerConnection) -> tuple[float | None, int]:
         async with asyncio.timeout(LISTEN_SECONDS):
             while dropped is None or not guests:
                 for message in await connection.receive(100, None):
-                    if message.topic == DROPS:
+                    if message.topic == BROKER_DROPS:
                         dropped = float(message.payload)
                     else:
                         guests.add(message.topic.rpartition("/")[0])

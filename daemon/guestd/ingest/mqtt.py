@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from uuid import UUID
 
@@ -27,11 +26,11 @@ from guestd.ingest.mqtt_gate import MachineMessage, MqttGate
 from guestd.mqtt.client import Message
 from guestd.mqtt.connection import BrokerConnection, connect
 from guestd.mqtt.options import BrokerOptions
+from guestd.mqtt.topics import BROKER_DROPS, Topics
 from guestd.telemetry.registry import BrokerMetrics, GateMetrics
 
 log = structlog.get_logger()
 
-BROKER_DROPS = "$SYS/broker/publish/messages/dropped"
 # About one group commit; while it is being written the next ones are read.
 BATCH_MESSAGES = 500
 # Messages that did not fit in the spool are tried again this often.
@@ -39,36 +38,6 @@ RETRY_SECONDS = 0.2
 LAST_ACKNOWLEDGEMENT_SECONDS = 2.0
 # Time for the machine registry to load, so that no message is refused for it; short, for the broker's queue is bounded.
 REGISTRY_SECONDS = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Topics:
-    """The topics below one prefix; several daemons of one `shared_group` divide the metrics."""
-
-    prefix: str
-    shared_group: str
-
-    @property
-    def metrics(self) -> str:
-        """The topic filter of metrics."""
-        share = f"$share/{self.shared_group}/" if self.shared_group else ""
-        return f"{share}{self.prefix}/+/metrics"
-
-    @property
-    def status(self) -> str:
-        """The topic filter of guests' status: `online` or `offline`, retained."""
-        return f"{self.prefix}/+/status"
-
-    def own_status(self, client_id: str) -> str:
-        """The topic of a daemon's own status."""
-        return f"{self.prefix}/host/{client_id}/status"
-
-    def parse(self, topic: str) -> tuple[str, str]:
-        """(machine, kind) of a guest's topic; two empty strings for any other."""
-        if not topic.startswith(self.prefix + "/"):
-            return "", ""
-        machine, _, kind = topic[len(self.prefix) + 1 :].partition("/")
-        return machine, kind
 
 
 class MqttSource:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import socket
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from paho.mqtt.enums import MQTTProtocolVersion
 
-from guestd.core.config import MqttSettings
+from guestd.core.config import MqttSettings, get_local_name
 from guestd.core.errors import ConfigError
 from guestd.core.secrets import read_secret_text
+from guestd.mqtt.topics import Topics
 
 _VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
 
@@ -40,7 +40,7 @@ class BrokerOptions:
 
 def read_options(settings: MqttSettings) -> BrokerOptions:
     """The options of the settings. Raises ConfigError for files that cannot be used."""
-    client_id = settings.client_id or f"guestd-{socket.gethostname()}"
+    client_id = settings.client_id or f"guestd-{get_local_name()}"
     file = settings.password_file
     return BrokerOptions(
         host=settings.host,
@@ -56,7 +56,7 @@ def read_options(settings: MqttSettings) -> BrokerOptions:
         # Twice, so that a message that is a little too large arrives and is counted; the broker drops far larger ones.
         max_message_bytes=2 * settings.max_frame_bytes,
         unacknowledged_bytes=settings.unacknowledged_bytes,
-        will_topic=f"{settings.prefix}/host/{client_id}/status",
+        will_topic=Topics(settings.prefix, settings.shared_group).own_status(client_id),
     )
 
 
