@@ -6,8 +6,7 @@ from uuid import UUID
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestd.ingest.discovery import ChannelSocket
-from guestd.ingest.virtio import Close, Open, plan
+from guestd.ingest.channel_plan import ChannelSocket, Close, Open, plan_channels
 
 
 def channel(number: int, inode: int = 1, created_ns: int = 1) -> ChannelSocket:
@@ -41,31 +40,31 @@ def applied(running: dict[UUID, ChannelSocket], actions: tuple[Open | Close, ...
 def test_a_plan_leads_to_the_desired_channels(
     desired: dict[UUID, ChannelSocket], running: dict[UUID, ChannelSocket]
 ) -> None:
-    assert applied(running, plan(desired, running)) == desired
+    assert applied(running, plan_channels(desired, running)) == desired
 
 
 @given(CHANNELS, CHANNELS, st.integers(0, 12))
 def test_after_any_prefix_a_new_plan_leads_to_the_desired_channels(
     desired: dict[UUID, ChannelSocket], running: dict[UUID, ChannelSocket], done: int
 ) -> None:
-    middle = applied(running, plan(desired, running)[:done])
-    assert applied(middle, plan(desired, middle)) == desired
+    middle = applied(running, plan_channels(desired, running)[:done])
+    assert applied(middle, plan_channels(desired, middle)) == desired
 
 
 @given(CHANNELS)
 def test_the_plan_is_empty_when_the_desired_channels_are_open(desired: dict[UUID, ChannelSocket]) -> None:
-    assert plan(desired, dict(desired)) == ()
+    assert plan_channels(desired, dict(desired)) == ()
 
 
 def test_a_recreated_socket_is_closed_and_opened() -> None:
     old, new = channel(1, inode=1), channel(1, inode=2)
-    assert plan(keyed(new), keyed(old)) == (Close(old), Open(new))
+    assert plan_channels(keyed(new), keyed(old)) == (Close(old), Open(new))
 
 
 def test_a_socket_with_the_same_inode_and_another_creation_time_is_another() -> None:
     old, new = channel(1, created_ns=1), channel(1, created_ns=2)
-    assert plan(keyed(new), keyed(old)) == (Close(old), Open(new))
+    assert plan_channels(keyed(new), keyed(old)) == (Close(old), Open(new))
 
 
 def test_closing_comes_before_opening() -> None:
-    assert plan(keyed(channel(2)), keyed(channel(1))) == (Close(channel(1)), Open(channel(2)))
+    assert plan_channels(keyed(channel(2)), keyed(channel(1))) == (Close(channel(1)), Open(channel(2)))

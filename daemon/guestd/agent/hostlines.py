@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import msgspec
 
+from guestd.wire.line import SYNTAX_ERRORS
+
 # The host's lines are short; a longer one is not for us and is not kept.
 HOST_LINE_LIMIT_BYTES = 64 * 1024
 
@@ -61,5 +63,5 @@ class HostLines:
 def _parsed(line: bytes) -> HostLine | None:
     try:
         return _host_line.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except SYNTAX_ERRORS:
         return None

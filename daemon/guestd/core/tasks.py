@@ -87,8 +87,8 @@ def warn_once(event: str, **details: str) -> Callable[[Exception, float], None]:
     return on_failure
 
 
-async def wait_for_event(event: asyncio.Event, timeout_seconds: float) -> None:
-    """Wait until the event is set, at most `timeout_seconds`."""
+async def wait_for_event(event: asyncio.Event, timeout_seconds: float | None) -> None:
+    """Wait until the event is set, at most `timeout_seconds`; None: however long it takes."""
     try:
         async with asyncio.timeout(timeout_seconds):
             await event.wait()

@@ -19,7 +19,7 @@ from guestd.core.errors import ConfigError
 from guestd.doctor.finding import Finding, fault, ok, warning
 from guestd.service import http_auth
 from guestd.service.http import UNAUTHORIZED
-from guestd.spool import file as spoolfile
+from guestd.spool.file import FILE, list_damaged_files
 
 # One per channel, and some for guestd itself.
 MIN_DESCRIPTORS = 4096
@@ -57,8 +57,8 @@ def _check_spool(settings: SpoolSettings) -> Iterator[Finding]:
         yield fault("spool", f"spool.directory {directory} is not writable by this user", create)
         return
     yield from _check_disk(directory, settings.max_bytes)
-    yield from _check_spool_file(directory / spoolfile.FILE, settings.max_bytes)
-    damaged = [each.name for each in spoolfile.list_damaged_files(directory)]
+    yield from _check_spool_file(directory / FILE, settings.max_bytes)
+    damaged = [each.name for each in list_damaged_files(directory)]
     if damaged:
         fix = "their frames may not be stored: keep the files until they have been examined, then delete them"
         yield warning("spool", f"damaged spool files: {', '.join(damaged)}", fix)
@@ -68,7 +68,7 @@ def _check_disk(directory: Path, max_bytes: int) -> Iterator[Finding]:
     if _get_filesystem(directory) in _IN_MEMORY:
         fix = "set spool.directory to a directory on disk"
         yield warning("spool", f"{directory} is in memory: accepted frames are lost when the host restarts", fix)
-    file = directory / spoolfile.FILE
+    file = directory / FILE
     held_bytes = file.stat().st_size if file.exists() else 0
     free_bytes = shutil.disk_usage(directory).free
     if free_bytes + held_bytes < max_bytes:

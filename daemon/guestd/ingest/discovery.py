@@ -22,20 +22,11 @@ from guestd.core.errors import SourceLost
 from guestd.core.machines import MachineRegistry
 from guestd.core.tasks import Backoff, run_with_retry, warn_once
 from guestd.hypervisor.domains import Domain
+from guestd.ingest.channel_plan import ChannelSocket
 
 log = structlog.get_logger()
 
 _SOCKET_NAME = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})\.socket")
-
-
-@dataclass(frozen=True, slots=True)
-class ChannelSocket:
-    """One socket file. Inode and creation time distinguish it from an earlier or later file of the same name."""
-
-    machine_id: UUID
-    path: Path
-    inode: int
-    created_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,11 +89,17 @@ class DirectoryDiscovery:
         await run_with_retry(follow, expected=SourceLost, backoff=Backoff(cap_seconds=10), on_failure=on_failure)
 
 
+class _CachedSocket(msgspec.Struct, frozen=True, array_like=True):
+    path: str
+    inode: int
+    created_ns: int
+
+
 class _DiscoveryCache(msgspec.Struct, frozen=True):
-    """The last discovery: machine IDs by domain name, and each machine's socket with inode and creation time."""
+    """The last discovery: machine IDs by domain name, and each machine's socket."""
 
     machines: dict[str, UUID]
-    channels: dict[UUID, tuple[str, int, int]]
+    channels: dict[UUID, _CachedSocket]
 
 
 class LibvirtDiscovery:
@@ -154,20 +151,16 @@ class LibvirtDiscovery:
             paths = dict(list_socket_paths(domains, self._channel_names))
             known = {cache.machines[name]: path for name, path in paths.items() if name in cache.machines}
             return DiscoveredChannels(await asyncio.to_thread(_stat_sockets, known), frozenset())
-        known = {key: Path(path) for key, (path, _, _) in cache.channels.items() if self._machine_registry.knows(key)}
+        known = {key: Path(each.path) for key, each in cache.channels.items() if self._machine_registry.knows(key)}
         found = await asyncio.to_thread(_stat_sockets, known)
         # A new socket under the old name may belong to another machine.
-        same = {key: each for key, each in found.items() if cache.channels[key][1:] == (each.inode, each.created_ns)}
+        same = {key: each for key, each in found.items() if cache.channels[key] == _describe(each)}
         return DiscoveredChannels(same, frozenset())
 
     async def _save(self, machines: Mapping[str, UUID], channels: Mapping[UUID, ChannelSocket]) -> None:
         cache = _DiscoveryCache(
             {name: key for name, key in machines.items() if self._machine_registry.collects(key)},
-            {
-                key: (str(each.path), each.inode, each.created_ns)
-                for key, each in channels.items()
-                if self._machine_registry.collects(key)
-            },
+            {key: _describe(each) for key, each in channels.items() if self._machine_registry.collects(key)},
         )
         self._cache = cache
         if cache == self._saved:
@@ -195,6 +188,10 @@ def list_socket_paths(domains: Iterable[Domain], channel_names: Sequence[str]) -
         path = next((by_name[name] for name in channel_names if by_name.get(name)), None)
         if domain.is_active and path is not None:
             yield domain.name, Path(path)
+
+
+def _describe(channel: ChannelSocket) -> _CachedSocket:
+    return _CachedSocket(str(channel.path), channel.inode, channel.created_ns)
 
 
 def _read_cache(file: Path) -> _DiscoveryCache | None:

@@ -31,7 +31,7 @@ CLOCK_STEP_MS = 5 * 60 * 1000
 # A machine that cannot be held back may owe as much as its rate limit allows in this time,
 MAX_DEBT_SECONDS = 60.0
 # and more after a silence of this length: a broker has queued what it sent meanwhile, and even large samples (of 500
-# sockets, every 30 s) are less than a hundredth of the limit. Not beyond a day: silence earns no credit.
+# sockets, every 30 s) are less than a hundredth of the limit. After a day of silence it allows no more.
 AWAY_SECONDS, MAX_AWAY_SECONDS, BACKLOG_SHARE = 600.0, 86_400.0, 0.01
 # A machine that is held back is checked again this often: more rows may have been charged to it meanwhile.
 RECHECK_SECONDS = 1.0

@@ -21,7 +21,7 @@ import structlog
 
 from guestd.core.errors import SourceLost
 from guestd.core.machines import MachineRegistry
-from guestd.core.tasks import Backoff, run_with_retry
+from guestd.core.tasks import Backoff, run_with_retry, wait_for_event
 from guestd.ingest.mqtt_gate import MachineMessage, MqttGate
 from guestd.mqtt.client import Message
 from guestd.mqtt.connection import BrokerConnection, connect
@@ -65,11 +65,9 @@ class MqttSource:
 
     async def run(self) -> None:
         """Read messages until cancelled."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(REGISTRY_SECONDS):
-                await self._machine_registry.attempted.wait()
+        await wait_for_event(self._machine_registry.attempted, REGISTRY_SECONDS)
         await run_with_retry(
-            self._connection, expected=SourceLost, backoff=Backoff(cap_seconds=10), on_failure=self._on_lost
+            self._run_connection, expected=SourceLost, backoff=Backoff(cap_seconds=10), on_failure=self._on_lost
         )
 
     def _on_lost(self, exc: Exception, seconds: float) -> None:
@@ -79,7 +77,7 @@ class MqttSource:
             f"broker unavailable, it queues the messages of guests; reconnecting in {seconds:.1f} s", error=self.problem
         )
 
-    async def _connection(self) -> None:
+    async def _run_connection(self) -> None:
         """One connection's life."""
         async with connect(self._options) as connection:
             try:

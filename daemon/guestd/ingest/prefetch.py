@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 
+from guestd.core.tasks import wait_for_event
 from guestd.ingest.prepare import FindOccupied, Preparer
 from guestd.rows.batch import Limits, Prepared, is_due
 from guestd.spool.queue import Spool
@@ -73,30 +73,18 @@ class Prefetch:
         """Wait until a batch after this number is due; False when the spool is sealed and nothing is left."""
         spool = self._spool
         while spool.last_seq <= seq:
-            if spool.is_sealed:
+            if spool.has_ended:
                 return False
             spool.appended.clear()
-            async with _at_most(TRIM_RETRY_SECONDS if spool.is_trim_due else None):
-                await spool.appended.wait()
+            await wait_for_event(spool.appended, TRIM_RETRY_SECONDS if spool.is_trim_due else None)
             if spool.is_trim_due:
                 await spool.retry_trim()
         began = time.monotonic()
-        while not spool.is_sealed and not is_due(self._waiting_bytes(), time.monotonic() - began, self.limits):
+        while not spool.has_ended and not is_due(self._waiting_bytes(), time.monotonic() - began, self.limits):
             spool.appended.clear()
-            async with _at_most(began + self.limits.max_age_seconds - time.monotonic()):
-                await spool.appended.wait()
+            await wait_for_event(spool.appended, began + self.limits.max_age_seconds - time.monotonic())
         return True
 
     def _waiting_bytes(self) -> int:
         """Of payloads in the spool that are in no batch yet, roughly: a spool counts more than the payload's bytes."""
         return self._spool.bytes - sum(size for seq, size in self._in_flight if seq >= self._spool.oldest_seq)
-
-
-@asynccontextmanager
-async def _at_most(seconds: float | None) -> AsyncIterator[None]:
-    """Stop waiting in the block after this long, without an error."""
-    try:
-        async with asyncio.timeout(seconds):
-            yield
-    except TimeoutError:
-        pass

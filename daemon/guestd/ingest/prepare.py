@@ -59,7 +59,7 @@ class Preparer:
     def __init__(self, metrics: PrepareMetrics, command_lines_of: CommandLinesOf = redact_all) -> None:
         self._metrics = metrics
         self._command_lines_of = command_lines_of
-        self._streams: dict[UUID, GuestHistory] = {}
+        self._histories: dict[UUID, GuestHistory] = {}
         self._latest: dict[UUID, datetime] = {}
         self._yielded_at = 0.0
         self._silent_until: dict[tuple[str, int], float] = {}
@@ -102,7 +102,7 @@ class Preparer:
         """Forget what is remembered of machines that are gone."""
         for machine_id in [each for each in self._latest if not is_known(each)]:
             del self._latest[machine_id]
-            self._streams.pop(machine_id, None)
+            self._histories.pop(machine_id, None)
 
     async def _yield_to_loop(self) -> None:
         """Let the event loop read channels and acknowledge while a long batch is prepared.
@@ -153,7 +153,7 @@ class Preparer:
         claimed = guest_time(message.metrics.timestamp)
         if claimed is not None:
             self._metrics.skew_seconds.observe(abs((claimed - frame.received_at).total_seconds()))
-        moment = sample_time(claimed, frame.received_at, frame.channel)
+        moment = sample_time(claimed, frame.received_at, frame.transport)
         if claimed is None or abs(claimed - moment) >= _MILLISECOND:
             self._metrics.adjusted.labels("guest_time").inc()
         return moment
@@ -204,7 +204,7 @@ class Preparer:
             timestamp=timestamp,
             received_at=frame.received_at,
             digest=digest,
-            history=self._streams.setdefault(frame.machine_id, GuestHistory()),
+            history=self._histories.setdefault(frame.machine_id, GuestHistory()),
             command_lines=command_lines,
         )
         rows.refusals += message.refusals
@@ -218,22 +218,22 @@ def _prepared(
     frame: Frame, content: Rows | Event | BadFrame, *, digest: int | None, command_lines: CommandLines = "redacted"
 ) -> Prepared:
     return Prepared(
-        frame.seq,
-        frame.machine_id,
-        frame.received_at,
-        frame.payload,
-        content,
-        digest,
-        command_lines,
-        frame.channel,
-        frame.line_id is not None,
+        seq=frame.seq,
+        machine_id=frame.machine_id,
+        received_at=frame.received_at,
+        payload=frame.payload,
+        content=content,
+        digest=digest,
+        command_lines=command_lines,
+        transport=frame.transport,
+        is_numbered=frame.line_id is not None,
     )
 
 
 def _decode(frame: Frame) -> decode.Decoded | Event:
     if frame.kind in events.TYPES:
         event = events.read_event(frame.payload, machine_id=frame.machine_id, received_at=frame.received_at)
-        return events.with_repeatable_id(event, frame.payload) if frame.channel is Transport.MQTT else event
+        return events.with_repeatable_id(event, frame.payload) if frame.transport is Transport.MQTT else event
     message = decode.decode(frame.payload)
     claims = message.metrics.claims()
     if claims is not None and claims.lower() != str(frame.machine_id):

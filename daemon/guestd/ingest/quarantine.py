@@ -23,7 +23,7 @@ from guestd.core.transport import Transport
 from guestd.ingest.prepare import CommandLinesOf, Preparer
 from guestd.rows.model import Rows
 from guestd.spool.file import Frame
-from guestd.store.batch_writer import SEARCH_WINDOW, open_store_on
+from guestd.store.batch_writer import SEARCH_WINDOW, describe_refusals, open_store_on
 from guestd.store.connection import ROW_SECONDS, WRITE_SECONDS, store_deadline
 from guestd.telemetry.registry import PrepareMetrics
 from guestd.wire.events import Event
@@ -140,7 +140,7 @@ async def retry_frame(connection: Connection, frame_id: UUID, command_lines: Com
 
 
 def _original_frame(frame: QuarantinedFrame) -> Frame:
-    """The frame as it was received. Its channel is not recorded: MQTT allows the widest range of sample times."""
+    """The frame as it was received. Its transport is not recorded: MQTT allows the widest range of sample times."""
     machine_id, line = frame.machineId or UUID(int=0), read_line(frame.payload)
     return Frame(frame.seq, machine_id, frame.receivedAt, frame.payload, Transport.MQTT, line.kind, line.line_id)
 
@@ -178,10 +178,7 @@ async def _record_failure(
 ) -> RetryResult:
     refusals = frame.refusals
     if stored is not None:
-        refusals = [
-            {"table": each.table, "key": escape_to_ascii(each.key), "reason": escape_to_ascii(each.reason)}
-            for each in stored.refusals
-        ]
+        refusals = describe_refusals(stored.refusals)
     await connection.execute(
         query("quarantine/update_frame"),
         {

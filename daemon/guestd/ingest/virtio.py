@@ -24,7 +24,8 @@ import structlog
 from guestd.core.errors import SourceLost
 from guestd.core.machines import MachineRegistry
 from guestd.core.tasks import Backoff, run_with_retry, wait_for_event
-from guestd.ingest.discovery import ChannelDiscovery, ChannelSocket
+from guestd.ingest.channel_plan import ChannelSocket, Close, Open, plan_channels
+from guestd.ingest.discovery import ChannelDiscovery
 from guestd.ingest.gate import Gate
 from guestd.telemetry.registry import ChannelMetrics
 from guestd.wire import replies
@@ -44,24 +45,11 @@ REGISTRY_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Open:
-    """Start reading."""
+class _Running:
+    """A channel that is being read, and the task that reads it."""
 
     channel: ChannelSocket
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """Stop reading: the socket is gone or was replaced, or the store no longer has the machine."""
-
-    channel: ChannelSocket
-
-
-def plan(desired: Mapping[UUID, ChannelSocket], running: Mapping[UUID, ChannelSocket]) -> tuple[Open | Close, ...]:
-    """The actions that lead from the channels that are read to the desired ones; closing comes first."""
-    closing = [Close(channel) for key, channel in running.items() if desired.get(key) != channel]
-    opening = [Open(channel) for key, channel in desired.items() if running.get(key) != channel]
-    return (*closing, *opening)
+    reader: asyncio.Task[None]
 
 
 class VirtioSource:
@@ -83,7 +71,7 @@ class VirtioSource:
         self._machine_registry = machine_registry
         self._metrics = metrics
         self._max_frame_bytes = max_frame_bytes
-        self._running: dict[UUID, tuple[ChannelSocket, asyncio.Task[None]]] = {}
+        self._running: dict[UUID, _Running] = {}
         self._unknown: frozenset[str] = frozenset()
         self._rescan = asyncio.Event()
         self.connected = 0
@@ -100,8 +88,8 @@ class VirtioSource:
                 found = await self._discovery.discover()
                 if found is not None:
                     self._report(found.unknown)
-                    running = {key: channel for key, (channel, _) in self._running.items()}
-                    await self._apply(plan(self._collected(found.channels), running), tasks)
+                    running = {key: each.channel for key, each in self._running.items()}
+                    await self._apply(plan_channels(self._collected(found.channels), running), tasks)
                 self._metrics.channels.set(len(self._running))
                 await wait_for_event(self._rescan, RESCAN_SECONDS)
 
@@ -117,7 +105,7 @@ class VirtioSource:
         return collected
 
     async def _apply(self, actions: Sequence[Open | Close], tasks: asyncio.TaskGroup) -> None:
-        closing = [self._running.pop(action.channel.machine_id)[1] for action in actions if isinstance(action, Close)]
+        closing = [self._running.pop(each.channel.machine_id).reader for each in actions if isinstance(each, Close)]
         for reader in closing:
             reader.cancel()
         if closing:
@@ -127,7 +115,7 @@ class VirtioSource:
             if isinstance(action, Open):
                 channel = action.channel
                 reader = tasks.create_task(self._read(channel), name=f"virtio-{channel.machine_id}")
-                self._running[channel.machine_id] = (channel, reader)
+                self._running[channel.machine_id] = _Running(channel, reader)
 
     async def _watch_registry(self) -> None:
         while True:
@@ -140,9 +128,11 @@ class VirtioSource:
             self._metrics.lost.inc()
             log.info(f"channel lost, reconnecting in {seconds:.1f} s", machine=str(channel.machine_id), error=str(exc))
 
-        await run_with_retry(lambda: self._connection(channel), expected=SourceLost, backoff=Backoff(), on_failure=lost)
+        await run_with_retry(
+            lambda: self._run_connection(channel), expected=SourceLost, backoff=Backoff(), on_failure=lost
+        )
 
-    async def _connection(self, channel: ChannelSocket) -> None:
+    async def _run_connection(self, channel: ChannelSocket) -> None:
         """One connection's life."""
         connection = await _connect(channel.path)
         self.connected += 1

@@ -83,7 +83,9 @@ class Writer:
 
         backoff = Backoff(cap_seconds=5)
         try:
-            await run_with_retry(self._connection, expected=StoreUnavailable, backoff=backoff, on_failure=on_failure)
+            await run_with_retry(
+                self._run_connection, expected=StoreUnavailable, backoff=backoff, on_failure=on_failure
+            )
         finally:
             await self._prefetch.discard()
 
@@ -107,7 +109,7 @@ class Writer:
         """Forget what is remembered of machines that are gone."""
         self._preparer.forget(is_known)
 
-    async def _connection(self) -> None:
+    async def _run_connection(self) -> None:
         """One connection's life."""
         async with open_store(self._dsn) as store:
             await self._resume(store)
@@ -120,7 +122,7 @@ class Writer:
     async def _resume(self, store: Store) -> None:
         """Find where to continue; after this the ledger is at `_committed_seq`."""
         spool = self._spool
-        ledger_seq = await store.ledger(spool.spool_id)
+        ledger_seq = await store.read_ledger(spool.spool_id)
         resumption = resume.plan_resume(ledger_seq, oldest_seq=spool.oldest_seq, own_seq=self._own_seq())
         committed_seq = resumption.committed_seq
         if isinstance(resumption, resume.Rename) and self._has_resumed:

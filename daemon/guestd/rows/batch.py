@@ -28,7 +28,7 @@ class Prepared:
     content: Rows | Event | BadFrame
     digest: int | None
     command_lines: CommandLines = "redacted"
-    channel: Transport = Transport.VIRTIO
+    transport: Transport = Transport.VIRTIO
     is_numbered: bool = False
 
     @property
@@ -43,11 +43,10 @@ _DIGEST_BITS = 63
 
 
 def digest(payload: bytes, line_id: LineId | None, message: Decoded | BadFrame) -> int | None:
-    """By what a frame is known when it comes again, 63 bits; None when an equal frame may well be another one.
+    """Identifies a frame that is sent again, in 63 bits; None: not identifiable.
 
-    A line that bears a mark is its mark, for a machine that was put back in time sends it again under another number;
-    one that is only numbered is its number. A line with a time of its own is its bytes, and so is one that cannot be
-    read: kept once, it tells all that it ever will.
+    By the mark, because a machine that is reverted to a snapshot sends the line again under another number; else by
+    boot_id and number; else by the bytes of a line that has a timestamp or cannot be decoded.
     """
     if line_id is not None and line_id.mark is not None:
         named = blake2b(line_id.mark.encode(), digest_size=8, person=b"mark")

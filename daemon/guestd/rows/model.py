@@ -29,14 +29,17 @@ from gueststore.contract import (
 Values = tuple[Any, ...]
 
 
-# Rows of one table and one message: the values that they share, in the table's order, and the rows' own.
-Group = tuple[Values, list[Any]]
+class Group(NamedTuple):
+    """Rows of one table and one message: the values that they share, in the table's order, and the rows' own."""
+
+    shared: Values
+    rows: list[Any]
 
 
 def whole_rows(group: Group) -> Iterator[Values]:
     """Each row with what it shares, in the order of the table's columns."""
-    shared, rows = group
-    return ((*shared, *row) for row in rows)
+    shared = group.shared
+    return ((*shared, *row) for row in group.rows)
 
 
 class StoredKey(NamedTuple):
@@ -72,7 +75,7 @@ class Rows:
     def group(self, table: Table) -> Group:
         """The rows of a table, as COPY takes them."""
         rows = [self.system_metrics] if table is contract.SYSTEM_METRICS else getattr(self, _LISTS[table.name])
-        return _SHARED[table.name](self.shared), rows
+        return Group(_SHARED[table.name](self.shared), rows)
 
     def with_shared(self, **values: Any) -> Rows:
         """The same rows with other values of what they share."""

@@ -63,12 +63,6 @@ def is_suspicious(text: str) -> bool:
     return any(word in lowered for word in SUSPICIOUS)
 
 
-def redact_command_line(command_line: str) -> str:
-    """The command line with its secrets replaced, cut at 4,096 characters."""
-    text, _ = _redact_and_count(command_line[: limits.COMMAND_LINE_CHARS])
-    return text
-
-
 class Redaction:
     """The command lines of one message."""
 
@@ -78,7 +72,7 @@ class Redaction:
         self.lines_shortened = 0
 
     def __call__(self, command_line: str) -> str:
-        """As `redact_command_line`; beyond the limit of the message only the program."""
+        """The line with its secrets replaced, cut at 4,096 characters; beyond the limit of the message its program."""
         if self._left_chars > 0:
             if len(command_line) <= _CACHED_CHARS:
                 text, chars = _redact_and_count_cached(command_line)

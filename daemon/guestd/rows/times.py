@@ -28,10 +28,10 @@ def guest_time(claimed: str | float | None) -> datetime | None:
     return None
 
 
-def sample_time(claimed: datetime | None, received_at: datetime, channel: Transport) -> datetime:
+def sample_time(claimed: datetime | None, received_at: datetime, transport: Transport) -> datetime:
     """The timestamp of a sample: the guest's time when it is plausible, else the time of receipt; in whole ms."""
     earliest, latest = received_at - CLOCK_TOLERANCE, received_at + CLOCK_TOLERANCE
-    if channel is Transport.MQTT:
+    if transport is Transport.MQTT:
         earliest, latest = received_at - BROKER_QUEUE_TIME, received_at + BROKER_CLOCK_TOLERANCE
     if claimed is None or not earliest <= claimed <= latest:
         claimed = received_at

@@ -116,7 +116,7 @@ class Entry:
     machine_id: UUID
     line: Line
     sender: SenderState
-    channel: Transport = Transport.VIRTIO
+    transport: Transport = Transport.VIRTIO
 
     @property
     def size_bytes(self) -> int:
@@ -132,13 +132,13 @@ class Frame:
     machine_id: UUID
     received_at: datetime
     payload: bytes
-    channel: Transport
+    transport: Transport
     kind: str
     line_id: LineId | None
 
 
 def open_or_create(directory: Path) -> sqlite3.Connection:
-    """Open the file or create one; a damaged one is moved aside. Raises sqlite3.OperationalError for all but damage."""
+    """Open the file or create one; a damaged one is renamed. Raises sqlite3.OperationalError for all but damage."""
     try:
         return _open(directory / FILE)
     except sqlite3.OperationalError:
@@ -195,7 +195,7 @@ def create_reserve_file(reserve_file: Path) -> None:
 
 
 def list_damaged_files(directory: Path) -> list[Path]:
-    """Damaged files that were moved aside and are still there."""
+    """Damaged files that were renamed and are still there."""
     return sorted(directory.glob(f"{FILE}.damaged-*T??????"))
 
 
@@ -270,7 +270,7 @@ def insert_frames(connection: sqlite3.Connection, entries: Sequence[Entry], firs
     """Append the frames of entries, numbered from `first_seq`."""
     rows = [
         (
-            seq, entry.machine_id.bytes, entry.sender.received_at_ms, entry.line.payload, entry.channel.value,
+            seq, entry.machine_id.bytes, entry.sender.received_at_ms, entry.line.payload, entry.transport.value,
             entry.line.kind, *_numbering(entry.line),
         )
         for seq, entry in enumerate(entries, first_seq)
@@ -288,13 +288,13 @@ def read_frames(connection: sqlite3.Connection, after_seq: int, *, max_frames: i
     rows = connection.execute(_SELECT_FRAMES, (after_seq, max_frames))
     frames: list[Frame] = []
     total_bytes = 0
-    for seq, machine_id, received_at_ms, payload, channel, known_kind, *numbering in rows:
+    for seq, machine_id, received_at_ms, payload, transport, known_kind, *numbering in rows:
         total_bytes += len(payload)
         if frames and total_bytes > max_bytes:
             break
         kind, line_id = _line_of(payload, known_kind, *numbering)
         received_at = from_milliseconds(received_at_ms)
-        frames.append(Frame(seq, UUID(bytes=machine_id), received_at, payload, Transport(channel), kind, line_id))
+        frames.append(Frame(seq, UUID(bytes=machine_id), received_at, payload, Transport(transport), kind, line_id))
     rows.close()
     return frames
 

@@ -74,7 +74,8 @@ class Spool:
         self._trimmed = asyncio.Event()
         self._trim_up_to_seq = 0
         self._sealed = False
-        self._has_ended = False
+        self.has_ended = False
+        """Whether the spool is sealed and its last frame is on disk."""
         self.appended = asyncio.Event()
         self.error: str | None = None
         self.is_writing = False
@@ -144,18 +145,13 @@ class Spool:
             self._work.clear()
             await self._flush()
         # Wakes the reader, which finds that nothing more will come.
-        self._has_ended = True
+        self.has_ended = True
         self.appended.set()
 
     def seal(self) -> None:
         """Nothing more will be appended: `run` ends when what is pending is on disk."""
         self._sealed = True
         self._work.set()
-
-    @property
-    def is_sealed(self) -> bool:
-        """Whether the last frame has been appended and is on disk."""
-        return self._has_ended
 
     async def _flush(self) -> None:
         group, self._pending, oldest_at = self._pending, [], self._oldest_pending_at
@@ -343,7 +339,7 @@ class Spool:
 
 
 def open_spool(directory: Path, *, max_bytes: int, share: float, metrics: SpoolMetrics) -> Spool:
-    """Open the spool of a directory or create one; a damaged file is moved aside. `share` is a machine's part, 0-1.
+    """Open the spool of a directory or create one; a damaged file is renamed. `share` is a machine's part, 0-1.
 
     Raises ConfigError when another daemon has it or it cannot be created, OSError when the disk is full or fails.
     """

@@ -19,6 +19,7 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
+from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from guestd.core.errors import BadFrame, RowsRejected, StoreUnavailable
@@ -26,10 +27,11 @@ from guestd.core.text import escape_to_ascii
 from guestd.rows import redact
 from guestd.rows.batch import Prepared
 from guestd.rows.model import KEYED, Rows, StoredKey
-from guestd.store import copy as copyrows
 from guestd.store import dumpers
 from guestd.store.connection import WRITE_SECONDS, check_schema, connection_to, store_deadline
+from guestd.store.copy import write_rows
 from guestd.wire import limits
+from guestd.wire.decode import Refusal
 from guestd.wire.events import Event
 from gueststore import contract
 from gueststore.queries import query
@@ -88,7 +90,7 @@ class Store:
         self._dialects: dict[UUID, str] = {}
         self._inventories: dict[UUID, _Inventory] = {}
 
-    async def ledger(self, spool_id: UUID) -> int | None:
+    async def read_ledger(self, spool_id: UUID) -> int | None:
         """The sequence number up to which a spool's frames are stored; None when the store does not know the spool."""
         async with store_deadline(WRITE_SECONDS):
             cursor = await self._connection.execute(query("ingest/read_ledger"), {"spool_id": spool_id, "lane": LANE})
@@ -119,10 +121,7 @@ class Store:
         if not with_rows:
             return list(frames)
         async with store_deadline(WRITE_SECONDS):
-            cursor = await self._connection.execute(
-                query("ingest/read_stored_rows"), _keys([rows for _, rows in with_rows])
-            )
-            stored = {StoredKey(*row) for row in await cursor.fetchall()}
+            stored = await self._read_stored_keys([rows for _, rows in with_rows])
         contents = {}
         for frame, rows in with_rows:
             left, refusals = rows.without_stored(stored)
@@ -152,8 +151,7 @@ class Store:
         rows = (
             content if sample_at is None else await self._with_missing_ports(content.with_shared(timestamp=sample_at))
         )
-        cursor = await self._connection.execute(query("ingest/read_stored_rows"), _keys([rows]))
-        left, _ = rows.without_stored({StoredKey(*row) for row in await cursor.fetchall()})
+        left, _ = rows.without_stored(await self._read_stored_keys([rows]))
         tables: Sequence[contract.Table] = contract.SERIES
         if sample_at is not None:
             tables = KEYED
@@ -164,6 +162,11 @@ class Store:
         await self._copy_series(tables, [left], outcome)
         await self._merge_inventories([left], outcome)
         return True
+
+    async def _read_stored_keys(self, contents: Sequence[Rows]) -> set[StoredKey]:
+        async with self._connection.cursor(row_factory=class_row(StoredKey)) as cursor:
+            await cursor.execute(query("ingest/read_stored_rows"), _keys(contents))
+            return set(await cursor.fetchall())
 
     async def _with_missing_ports(self, rows: Rows) -> Rows:
         """The same rows with only the ports that are not stored for the sample, numbered behind the stored ones.
@@ -203,10 +206,10 @@ class Store:
         await self._copy_series(contract.SERIES, contents, outcome)
         await self._merge_inventories(contents, outcome)
         await self._insert_events(reported, outcome)
-        await self._keep_dialects(contents, outcome)
+        await self._upsert_dialects(contents, outcome)
         return outcome
 
-    async def _keep_dialects(self, contents: Sequence[Rows], outcome: Outcome) -> None:
+    async def _upsert_dialects(self, contents: Sequence[Rows], outcome: Outcome) -> None:
         dialects = {rows.shared.machine_id: rows.dialect for rows in contents}
         new = {machine_id: each for machine_id, each in dialects.items() if self._dialects.get(machine_id) != each}
         if new:
@@ -312,17 +315,17 @@ class Store:
 
     async def _copy(self, table: contract.Table, contents: Sequence[Rows]) -> int:
         """The rows of a table, and how many there were."""
-        groups = [group for rows in contents if (group := rows.group(table))[1]]
+        groups = [group for rows in contents if (group := rows.group(table)).rows]
         if not groups:
             return 0
         statement = f'COPY "{table.name}" ({table.column_list}) FROM STDIN (FORMAT BINARY)'
         async with self._connection.cursor() as cursor, cursor.copy(statement.encode()) as copy:
             try:
-                await copyrows.write(copy, table, groups)
+                await write_rows(copy, table, groups)
             except (OverflowError, TypeError, UnicodeError) as exc:
                 # A value does not fit the type of its column.
                 raise RowsRejected(f"{table.name}: {type(exc).__name__}: {exc}") from exc
-        return sum(len(rows) for _, rows in groups)
+        return sum(len(group.rows) for group in groups)
 
     async def _quarantine(self, spool_id: UUID, frame: Prepared, reason: str, detail: str) -> bool:
         """Insert into the quarantine; False when the frame was there already."""
@@ -336,18 +339,21 @@ class Store:
                 "seq": frame.seq,
                 "reason": reason,
                 "detail": escape_to_ascii(detail),
-                "refusals": Jsonb(
-                    [
-                        {"table": r.table, "key": escape_to_ascii(r.key), "reason": escape_to_ascii(r.reason)}
-                        for r in refusals
-                    ]
-                ),
+                "refusals": Jsonb(describe_refusals(refusals)),
                 "stored": isinstance(frame.content, Rows) and reason == "row_refused",
                 "payload": redact.redact_frame(frame.payload, frame.command_lines),
                 "digest": frame.digest,
             },
         )
         return cursor.rowcount == 1
+
+
+def describe_refusals(refusals: Sequence[Refusal]) -> list[dict[str, str]]:
+    """Refused rows as QuarantinedFrame.refusals has them."""
+    return [
+        {"table": each.table, "key": escape_to_ascii(each.key), "reason": escape_to_ascii(each.reason)}
+        for each in refusals
+    ]
 
 
 # Where a message's inventories are copied to, the queries that bound and merge them, and the table that has them then.
@@ -367,7 +373,7 @@ def _keys(contents: Sequence[Rows]) -> dict[str, object]:
     times = [rows.shared.timestamp for rows in contents]
     keys: dict[str, object] = {"earliest": min(times), "latest": max(times)}
     for name, table in zip(("process", "port", "application"), KEYED, strict=True):
-        series = [(rows.shared, table.key_of(row)) for rows in contents for row in rows.group(table)[1]]
+        series = [(rows.shared, table.key_of(row)) for rows in contents for row in rows.group(table).rows]
         keys[f"{name}_machines"] = [shared.machine_id for shared, _ in series]
         keys[f"{name}_times"] = [shared.timestamp for shared, _ in series]
         keys[f"{name}_keys"] = [key for _, key in series]

@@ -6,11 +6,10 @@ hatch_build.py compiles it when guestd is installed; without a C compiler guestd
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
 
 import psycopg
 
-from guestd.rows.model import Group, Values, whole_rows
+from guestd.rows.model import Group, whole_rows
 from gueststore.contract import Table
 
 encode: Callable[[list[Group], str], bytes] | None
@@ -38,7 +37,7 @@ def kinds(table: Table) -> str:
     return "".join(_KINDS[type_name] for type_name in table.types.values())
 
 
-async def write(copy: psycopg.AsyncCopy, table: Table, groups: Iterable[Group]) -> None:
+async def write_rows(copy: psycopg.AsyncCopy, table: Table, groups: Iterable[Group]) -> None:
     """Write rows into a COPY of the table. OverflowError, TypeError or UnicodeError for a value that does not fit."""
     if encode is None:
         await write_by_psycopg(copy, table, groups)
@@ -55,10 +54,9 @@ def _parts(groups: Iterable[Group]) -> Iterator[list[Group]]:
     part: list[Group] = []
     count = 0
     for group in groups:
-        shared, rows = group
-        for some in (group,) if len(rows) <= ROWS_AT_ONCE else _split(shared, rows):
+        for some in (group,) if len(group.rows) <= ROWS_AT_ONCE else _split(group):
             part.append(some)
-            count += len(some[1])
+            count += len(some.rows)
             if count >= ROWS_AT_ONCE:
                 yield part
                 part, count = [], 0
@@ -66,9 +64,9 @@ def _parts(groups: Iterable[Group]) -> Iterator[list[Group]]:
         yield part
 
 
-def _split(shared: Values, rows: list[Any]) -> Iterator[Group]:
-    for start in range(0, len(rows), ROWS_AT_ONCE):
-        yield shared, rows[start : start + ROWS_AT_ONCE]
+def _split(group: Group) -> Iterator[Group]:
+    for start in range(0, len(group.rows), ROWS_AT_ONCE):
+        yield Group(group.shared, group.rows[start : start + ROWS_AT_ONCE])
 
 
 async def write_by_psycopg(copy: psycopg.AsyncCopy, table: Table, groups: Iterable[Group]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ import structlog
 
 from guestd.core.config import Settings
 from guestd.core.errors import RowsRejected, StoreUnavailable
-from guestd.core.tasks import Backoff, run_with_retry, warn_once
+from guestd.core.tasks import Backoff, run_with_retry, wait_for_event, warn_once
 from guestd.store.batch_writer import Outcome
 from guestd.store.connection import BULK_SECONDS, connection_to, store_deadline
 from guestd.telemetry.registry import MaintenanceMetrics
@@ -75,18 +74,17 @@ class StoreMaintenance:
         if is_frame_share_reached or self._new_bytes > EARLY_RUN_SHARE * limits.max_bytes:
             self._is_early_run_due.set()
 
-    async def run(self, on_rows_deleted: Callable[[], Awaitable[None]]) -> None:
-        """Run maintenance periodically; never returns. Calls `on_rows_deleted` after each run."""
+    async def run(self, on_run_done: Callable[[], Awaitable[None]]) -> None:
+        """Run maintenance periodically; never returns. Calls `on_run_done` after each run."""
 
         async def run_periodically() -> None:
             while True:
                 self._new_frames = self._new_bytes = 0
                 self._is_early_run_due.clear()
                 await self._run_once()
-                await on_rows_deleted()
+                await on_run_done()
                 await asyncio.sleep(self._min_interval_seconds)
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._is_early_run_due.wait(), INTERVAL_SECONDS - self._min_interval_seconds)
+                await wait_for_event(self._is_early_run_due, INTERVAL_SECONDS - self._min_interval_seconds)
 
         await run_with_retry(
             run_periodically,
@@ -127,9 +125,15 @@ async def maintain_store(settings: Settings) -> MaintenanceResult:
                 "max_bytes": quarantine.max_bytes,
             },
         )
-        dropped, held = await cursor.fetchone() or (0, 0)
+        dropped, quarantined_remaining = await cursor.fetchone() or (0, 0)
         retired = await _enforce_retention(connection)
-    return MaintenanceResult(samples, old_events, dropped, held, retired)
+    return MaintenanceResult(
+        samples_of_deleted_machines=samples,
+        old_events=old_events,
+        quarantined_dropped=dropped,
+        quarantined_remaining=quarantined_remaining,
+        retired=retired,
+    )
 
 
 async def _enforce_retention(connection: psycopg.AsyncConnection[Any]) -> int:

@@ -53,7 +53,7 @@ class LatestSamples:
         """Remember the samples of a batch; the newest of a machine is the last that was added."""
         for frame in batch:
             if isinstance(frame.content, Rows):
-                self._add(frame.content, frame.channel.value, frame.is_numbered)
+                self._add(frame.content, frame.transport.value, frame.is_numbered)
 
     def _add(self, rows: Rows, channel: str, is_numbered: bool) -> None:
         machine_id, received_at = rows.shared.machine_id, rows.shared.received_at

@@ -94,7 +94,7 @@ class SpoolMetrics:
         self.bytes = gauge("guestd_spool_bytes", "Bytes waiting for the store.")
         self.limit = gauge("guestd_spool_limit_bytes", "Size limit of the spool; guestd stops reading when it is full.")
         self.damaged_files = gauge(
-            "guestd_spool_damaged_files", "Damaged spool files that were moved aside; their frames may not be stored."
+            "guestd_spool_damaged_files", "Damaged spool files that were renamed; their frames may not be stored."
         )
         self.frames = gauge("guestd_spool_frames", "Frames waiting for the store.")
         self.commit_seconds = timed("guestd_spool_commit_seconds", "Time of one group commit to the spool.")

@@ -11,6 +11,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from guestd.wire.line import SYNTAX_ERRORS
+
 # Requests a sample immediately.
 COLLECT = b'{"type":"Metrics"}'
 
@@ -46,7 +48,7 @@ def reply(message_type: str, line: bytes, now: datetime) -> bytes | None:
         return None
     try:
         sequence_number = _keep_alive.decode(line).sequence_number
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except SYNTAX_ERRORS:
         return None
     return msgspec.json.encode(
         {"type": "keep_alive_response", "sequence_number": sequence_number, "timestamp": timestamp}

@@ -222,5 +222,5 @@ class Metrics(Struct, frozen=True, gc=False):
     camel_vm_id: str | None = msgspec.field(default=None, name="vmId")
 
     def claims(self) -> str | None:
-        """The machine that the payload says it is of, if it says so."""
+        """The machine that the payload names; None if it names none."""
         return self.vm_id or self.camel_vm_id

@@ -14,6 +14,8 @@ from uuid import UUID
 import msgspec
 from msgspec import Struct
 
+from guestd.wire.line import SYNTAX_ERRORS
+
 VERSION: Literal[1] = 1
 # A line is accepted this long before and after its time.
 WINDOW_MS = 300_000
@@ -68,7 +70,7 @@ class SignedLineVerifier:
         """The payload of a line; raises ValueError with the reason when the line is refused."""
         try:
             found = _decoder.decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except SYNTAX_ERRORS:
             raise ValueError("it is not signed") from None
         expected = signature(self._secret, ts_ms=found.ts, nonce=found.nonce, payload=found.payload)
         if not hmac.compare_digest(expected.encode(), found.sig.encode()):

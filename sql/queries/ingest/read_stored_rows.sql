@@ -1,4 +1,4 @@
--- The rows of a batch's series whose key is already stored: ("table", "machineId", "timestamp", "key" as text).
+-- The rows of a batch's series whose key is already stored: ("table", "machine_id", "timestamp", "key" as text).
 -- For each series machines: uuid[], times: timestamptz[], and keys: integer[] of processes and ports, text[] of
 -- applications, all of one length. %(earliest)s, %(latest)s: timestamptz, bounds of all these times.
 WITH
@@ -19,7 +19,7 @@ application ("machineId", "timestamp", "key") AS (
 
 SELECT
     'ProcessSnapshot' AS "table",
-    process."machineId",
+    process."machineId" AS "machine_id",
     process."timestamp",
     process."key"::text AS "key"
 FROM process
@@ -32,7 +32,7 @@ WHERE stored."timestamp" BETWEEN %(earliest)s AND %(latest)s
 UNION ALL
 SELECT
     'PortUsage' AS "table",
-    port."machineId",
+    port."machineId" AS "machine_id",
     port."timestamp",
     port."key"::text AS "key"
 FROM port
@@ -45,7 +45,7 @@ WHERE stored."timestamp" BETWEEN %(earliest)s AND %(latest)s
 UNION ALL
 SELECT
     'ApplicationUsageHistory' AS "table",
-    application."machineId",
+    application."machineId" AS "machine_id",
     application."timestamp",
     application."key"::text AS "key"
 FROM application

@@ -81,7 +81,7 @@ async def test_frames_of_an_old_file_are_read_with_what_their_lines_say(director
         (9, OF_BROKER, METRICS, LineId(BOOT_ID, 3, "f" * 16)),
         (10, OF_BROKER, "agent_event", None),
     ]
-    assert [frame.channel for frame in frames] == [Transport.VIRTIO] * 6 + [Transport.MQTT] * 3
+    assert [frame.transport for frame in frames] == [Transport.VIRTIO] * 6 + [Transport.MQTT] * 3
 
 
 @pytest.mark.asyncio

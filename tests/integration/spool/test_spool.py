@@ -129,7 +129,7 @@ async def test_how_a_frame_came_is_kept_with_it(tmp_path: Path) -> None:
         await spool.append([entry(), Entry(MACHINE, EMPTY, SenderState(1_760_000_000_200, None, None), Transport.MQTT)])
     async with opened(tmp_path) as spool:
         frames = await spool.read(0, max_frames=9, max_bytes=999)
-    assert [frame.channel for frame in frames] == [Transport.VIRTIO, Transport.MQTT]
+    assert [frame.transport for frame in frames] == [Transport.VIRTIO, Transport.MQTT]
 
 
 @pytest.mark.asyncio
@@ -157,7 +157,7 @@ async def test_a_file_of_an_earlier_version_is_gone_on_with(tmp_path: Path) -> N
         assert spool.senders_at_open == {MACHINE: SenderState(1, "boot", 7)}
         await spool.append([Entry(MACHINE, EMPTY, SenderState(2, None, None), Transport.MQTT)])
         frames = await spool.read(0, max_frames=9, max_bytes=999)
-    assert [(frame.seq, frame.channel) for frame in frames] == [(41, Transport.VIRTIO), (42, Transport.MQTT)]
+    assert [(frame.seq, frame.transport) for frame in frames] == [(41, Transport.VIRTIO), (42, Transport.MQTT)]
 
 
 @pytest.mark.asyncio
@@ -317,7 +317,7 @@ async def test_a_spool_is_sealed_only_when_its_last_frame_is_on_disk(tmp_path: P
         await asyncio.sleep(0)
         spool.seal()
         await asyncio.wait([appending], timeout=0.05)
-        assert not spool.is_sealed
+        assert not spool.has_ended
         other.close()
         await asyncio.wait_for(appending, 30)
         assert spool.last_seq == 1

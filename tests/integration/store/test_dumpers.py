@@ -10,8 +10,8 @@ import psycopg
 import pytest
 
 from guestd.rows.model import Group, Values
-from guestd.store import copy as copyrows
 from guestd.store import dumpers
+from guestd.store.copy import write_by_psycopg, write_rows
 from gueststore import contract
 from gueststore.contract import Column
 
@@ -19,13 +19,14 @@ NOON = datetime(2025, 10, 1, 12, 0, 0, 125_000, tzinfo=UTC)
 
 
 Write = Callable[[psycopg.AsyncCopy, contract.Table, list[Group]], Awaitable[None]]
-pytestmark = pytest.mark.parametrize("write", [copyrows.write, copyrows.write_by_psycopg])
+pytestmark = pytest.mark.parametrize("write", [write_rows, write_by_psycopg])
 
 
 def groups_of(rows: list[Values]) -> list[Group]:
     """Rows that follow each other and begin with the same value share it."""
     return [
-        ((first,), [row[1:] for row in some]) for first, some in itertools.groupby(rows, key=operator.itemgetter(0))
+        Group((first,), [row[1:] for row in some])
+        for first, some in itertools.groupby(rows, key=operator.itemgetter(0))
     ]
 
 

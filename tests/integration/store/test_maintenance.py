@@ -29,10 +29,10 @@ async def test_a_flood_into_the_quarantine_triggers_an_early_run(dsn: str, flood
     maintenance = StoreMaintenance(lambda: settings, MaintenanceMetrics(), min_interval_seconds=0.01)
     has_run = asyncio.Event()
 
-    async def on_rows_deleted() -> None:
+    async def on_run_done() -> None:
         has_run.set()
 
-    running = asyncio.create_task(maintenance.run(on_rows_deleted))
+    running = asyncio.create_task(maintenance.run(on_run_done))
     try:
         await asyncio.wait_for(has_run.wait(), 60)
         execute(dsn, frames(300))
@@ -50,11 +50,11 @@ async def test_a_statement_that_the_store_rejects_is_logged_once_and_does_not_en
     maintenance = StoreMaintenance(lambda: settings, MaintenanceMetrics())
     has_run = asyncio.Event()
 
-    async def on_rows_deleted() -> None:
+    async def on_run_done() -> None:
         has_run.set()
 
     with capture_logs() as logs:
-        running = asyncio.create_task(maintenance.run(on_rows_deleted))
+        running = asyncio.create_task(maintenance.run(on_run_done))
         try:
             await asyncio.to_thread(eventually, lambda: logs or running.done(), "a failure")
             assert not running.done()
