@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guestd.core.config import CommandLines
-from guestd.rows.model import Values, whole_rows
+from guestd.rows.model import Group, Values, whole_rows
 from guestd.rows.processes import KEEP, make_rows_in_python, process_rows
 from guestd.rows.redact import SUSPICIOUS
 from guestd.store.copy import kinds
@@ -75,7 +75,7 @@ def test_rows_of_any_kinds_are_written_as_the_format_says(data: st.DataObject) -
     common = data.draw(st.integers(0, len(letters)))
     shared = st.tuples(*(st.none() | VALUES[letter] for letter in letters[:common]))
     row = st.tuples(*(st.none() | VALUES[letter] for letter in letters[common:]))
-    groups = data.draw(st.lists(st.tuples(shared, st.lists(row, max_size=8)), max_size=4))
+    groups = data.draw(st.lists(st.builds(Group, shared, st.lists(row, max_size=8)), max_size=4))
     # The very objects once more.
     groups += groups[:1]
     whole = [row for group in groups for row in whole_rows(group)]
