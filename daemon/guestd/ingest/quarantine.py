@@ -82,17 +82,8 @@ async def list_frames(connection: Connection, *, reason: str | None, limit: int)
 
 async def read_frame(connection: Connection, frame_id: UUID) -> QuarantinedFrame | None:
     """Read a frame; None when there is none with this id."""
-    return await _fetch_frame(connection, "quarantine/read_frame", frame_id)
-
-
-async def _lock_frame(connection: Connection, frame_id: UUID) -> QuarantinedFrame | None:
-    """Read a frame, and lock it until the end of the transaction."""
-    return await _fetch_frame(connection, "quarantine/lock_frame", frame_id)
-
-
-async def _fetch_frame(connection: Connection, name: str, frame_id: UUID) -> QuarantinedFrame | None:
     async with store_deadline(ROW_SECONDS), connection.cursor(row_factory=class_row(QuarantinedFrame)) as cursor:
-        await cursor.execute(query(name), {"id": frame_id})
+        await cursor.execute(query("quarantine/read_frame"), {"id": frame_id})
         return await cursor.fetchone()
 
 
@@ -113,7 +104,8 @@ async def retry_frame(connection: Connection, frame_id: UUID, command_lines: Com
     store = await open_store_on(connection)
     try:
         async with store_deadline(WRITE_SECONDS), connection.transaction():
-            frame = await _lock_frame(connection, frame_id)
+            await connection.execute(query("quarantine/lock_frame"), {"id": frame_id})
+            frame = await read_frame(connection, frame_id)
             if frame is None:
                 return RetryResult(is_stored=False, why="there is no frame with this id")
             preparer = Preparer(PrepareMetrics(), _command_lines_of(connection, command_lines))

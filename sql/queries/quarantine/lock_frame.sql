@@ -1,17 +1,5 @@
--- Reads a quarantined frame and locks it for a retry; no row when it is gone. %(id)s: uuid.
--- id, machineId, receivedAt, seq, reason, detail, refusals, stored, attempts, frameDigest, payload.
-SELECT
-    "id",
-    "machineId",
-    "receivedAt",
-    "seq",
-    "reason",
-    "detail",
-    "refusals",
-    "stored",
-    "attempts",
-    "frameDigest",
-    "payload"
+-- Locks a quarantined frame for a retry, until the end of the transaction. %(id)s: uuid.
+SELECT "id"
 FROM "QuarantinedFrame"
 WHERE "id" = %(id)s
 FOR UPDATE;
