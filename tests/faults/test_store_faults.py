@@ -96,15 +96,10 @@ def test_a_server_that_stands_still_for_a_while_costs_nothing(
 ) -> None:
     def stop_and_continue(daemon: Daemon, _: Fleet) -> None:
         wait_seconds(random.uniform(0.2, 1))
-        pid = own_cluster.pid()
-        assert pid is not None
-        stopped = descendants(pid)
-        for each in stopped:
-            os.kill(each, signal.SIGSTOP)
+        signal_server(own_cluster, signal.SIGSTOP)
         eventually(lambda: daemon.metric("guestd_spool_frames") > 3 * GUESTS, "frames wait")
         eventually(lambda: "store: no answer for" in daemon.page("/readyz")[1], "/readyz reports it")
-        for each in stopped:
-            os.kill(each, signal.SIGCONT)
+        signal_server(own_cluster, signal.SIGCONT)
 
     stops = reliability.rounds(quick=1, full=10)
     tally = fail_under_load(own_cluster, directory, stops, stop_and_continue)

@@ -48,6 +48,7 @@ def test_a_given_key_replaces_only_its_default(file: Path) -> None:
         ("[spool]\nmachine_share = 0.0\n", ("`$.spool.machine_share`",)),
         ("[spool]\nmachine_share = 1.1\n", ("`$.spool.machine_share`",)),
         ("[events]\nkeep_days = 1000001\n", ("`int` <= 1000000", "`$.events.keep_days`")),
+        ("[events]\nkeep_per_machine = 2147483648\n", ("`int` <= 2147483647", "`$.events.keep_per_machine`")),
         ("[quarantine]\nkeep_days = 1000001\n", ("`int` <= 1000000", "`$.quarantine.keep_days`")),
         ("[telemetry]\nlisten_port = 65536\n", ("`$.telemetry.listen_port`",)),
         ("stop_grace_seconds = 0.0\n", ("`$.stop_grace_seconds`",)),

@@ -24,7 +24,7 @@ def expected_value(name: str, value: object, table: contract.Table) -> object:
     return datetime.fromisoformat(str(value)) if is_time else value
 
 
-def outcome_of(line: bytes | Oversize, expected: dict[str, Any], stream: GuestHistory) -> dict[str, Any]:
+def outcome_of(line: bytes | Oversize, expected: dict[str, Any], history: GuestHistory) -> dict[str, Any]:
     """What became of a line, as far as the vector says something of it."""
     if isinstance(line, Oversize):
         return {"oversize": line.size_bytes}
@@ -32,7 +32,7 @@ def outcome_of(line: bytes | Oversize, expected: dict[str, Any], stream: GuestHi
         decoded = decode(line)
     except BadFrame as exc:
         return {"bad_frame": exc.reason}
-    tables = by_table(rows := rows_of(line, stream))
+    tables = by_table(rows := rows_of(line, history))
     found: dict[str, Any] = {"rows": {}}
     for name, wanted in expected.get("rows", {}).items():
         rows_found = [named(TABLES[name], row) for row in tables[name]]
@@ -62,13 +62,13 @@ def expectations(name: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("chunk_bytes", [1_000_000, 1])
 def test_every_line_of_the_vectors_becomes_what_they_say(name: str, chunk_bytes: int) -> None:
-    wire, framer, stream = (VECTORS / f"{name}.wire").read_bytes(), Framer(LIMIT_BYTES), GuestHistory()
+    wire, framer, history = (VECTORS / f"{name}.wire").read_bytes(), Framer(LIMIT_BYTES), GuestHistory()
     chunks = (wire[place : place + chunk_bytes] for place in range(0, len(wire), chunk_bytes))
     lines = [line for chunk in chunks for line in framer.feed(chunk)]
     expected = expectations(name)
     assert len(lines) == len(expected)
     for line, wanted in zip(lines, expected, strict=True):
-        assert outcome_of(line, wanted, stream) == wanted_of(wanted)
+        assert outcome_of(line, wanted, history) == wanted_of(wanted)
 
 
 def test_the_vectors_of_both_dialects_name_every_column_of_every_table() -> None:

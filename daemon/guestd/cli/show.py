@@ -62,10 +62,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 async def _run(dsn: str, arguments: argparse.Namespace) -> int:
     from guestd.cli.terminal import make_console, print_error, print_json
-    from guestd.store.connection import connection_to, translate_errors
+    from guestd.store.connection import ROW_SECONDS, connection_to, store_deadline
     from gueststore import read_api
 
-    async with connection_to(dsn) as connection, translate_errors():
+    async with connection_to(dsn) as connection, store_deadline(ROW_SECONDS):
         found = await read_api.read_machines(connection, arguments.machine)
         if len(found) != 1:
             ids = [f"  {each.id} {escape_to_ascii(each.internal_name)}" for each in found]

@@ -15,7 +15,7 @@ CommandLines = Literal["full", "redacted", "off"]
 """How the command lines of processes are stored."""
 Positive = Annotated[int, Meta(gt=0)]
 PositiveSeconds = Annotated[float, Meta(gt=0)]
-# 2,700 years; PostgreSQL has no date that lies much further back.
+# 2,700 years; PostgreSQL's first date is 6,700 years back.
 Days = Annotated[int, Meta(gt=0, le=1_000_000)]
 
 

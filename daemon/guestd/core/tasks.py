@@ -73,7 +73,8 @@ async def run_with_retry(
 def warn_once(event: str, **details: str) -> Callable[[Exception, float], None]:
     """An `on_failure` of `run_with_retry` that logs an error once, until another one occurs.
 
-    An error that has not occurred for REPEAT_SECONDS is logged again: in between the attempt has succeeded.
+    An error that has not occurred for REPEAT_SECONDS is logged again: in between an attempt has succeeded, or taken
+    long to fail.
     """
     last_error, last_at = "", float("-inf")
 

@@ -16,7 +16,7 @@ from guestd.doctor.finding import Finding, fault, ok, warning
 from guestd.hypervisor.domains import Domain
 from guestd.hypervisor.driver import Hypervisor
 from guestd.ingest.discovery import DirectoryDiscovery, list_socket_paths
-from guestd.store.connection import connection_to, translate_errors
+from guestd.store.connection import connection_to
 from guestd.store.machines import read_machines
 from guestd.telemetry.registry import VmMetrics
 
@@ -69,7 +69,7 @@ async def _read_domains(uri: str) -> Sequence[Domain]:
 
 
 async def _read_machines(dsn: str) -> Sequence[RegisteredMachine]:
-    async with connection_to(dsn) as connection, translate_errors():
+    async with connection_to(dsn) as connection:
         return await read_machines(connection)
 
 

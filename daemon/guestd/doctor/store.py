@@ -70,6 +70,8 @@ async def _check_database(connection: psycopg.AsyncConnection[object], dsn: str)
         yield fault("schema", str(exc), fix)
         return
     except StoreUnavailable as exc:
+        if not str(exc).startswith("42501"):  # the server's code for a missing right
+            raise
         yield _report_missing_right(str(exc))
         return
     try:

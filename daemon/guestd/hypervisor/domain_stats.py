@@ -14,10 +14,8 @@ from functools import cached_property
 from typing import Any
 from uuid import UUID
 
-import structlog
-
 from guestd.core.errors import SourceLost
-from guestd.core.tasks import unwrapping_task_group
+from guestd.core.tasks import unwrapping_task_group, warn_once
 from guestd.hypervisor.blocking import BlockingCalls, TooManyStuck, call_in_loop
 from guestd.hypervisor.connection import abandoned_on_failure, open_read_only, start_closing
 from guestd.hypervisor.domains import Domain
@@ -29,8 +27,6 @@ try:
     import libvirt
 except ImportError:  # guestd[libvirt] is not installed; nothing is polled then
     libvirt = None
-
-log = structlog.get_logger()
 
 POLL_SECONDS = 15.0
 DEADLINE_SECONDS = 3.0
@@ -98,6 +94,7 @@ class DomainStatsPoller:
         self._connect_lock = asyncio.Lock()
         self._pending: set[UUID] = set()
         self._last_poll = _Poll({}, frozenset())
+        self._warn = warn_once("domain statistics incomplete in this poll, retrying at the next")
 
     @property
     def stuck(self) -> int:
@@ -146,7 +143,7 @@ class DomainStatsPoller:
                     workers.create_task(poll_queue(), name=f"domain-stats-{number}")
         if errors:
             self._disconnect()
-            log.debug("no domain statistics in this poll, retrying at the next", error=errors[0])
+            self._warn(SourceLost(errors[0]), POLL_SECONDS)
         self._last_poll = _Poll(found, frozenset(hanging))
 
     async def _get_connection(self) -> _CountedConnection:

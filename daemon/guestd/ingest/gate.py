@@ -126,6 +126,7 @@ class Gate:
             await self._spool.append(entries)
         finally:
             # Also if the caller is cancelled: the spool commits them all the same, and the writer will count them.
+            # (Not if the spool itself fails, which ends guestd.)
             payloads = [entry.line.payload for entry in entries if entry.line.payload is not None]
             self._metrics.accepted.inc(len(payloads))
             self._metrics.accepted_bytes.inc(sum(map(len, payloads)))

@@ -74,7 +74,9 @@ class MqttSource:
         self.problem = str(exc)
         self._metrics.lost.inc()
         log.warning(
-            f"broker unavailable, it queues the messages of guests; reconnecting in {seconds:.1f} s", error=self.problem
+            "broker unavailable, it queues the messages of guests, reconnecting",
+            error=self.problem,
+            retry_seconds=round(seconds, 1),
         )
 
     async def _run_connection(self) -> None:

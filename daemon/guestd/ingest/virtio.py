@@ -126,7 +126,12 @@ class VirtioSource:
     async def _read(self, channel: ChannelSocket) -> None:
         def lost(exc: Exception, seconds: float) -> None:
             self._metrics.lost.inc()
-            log.info(f"channel lost, reconnecting in {seconds:.1f} s", machine=str(channel.machine_id), error=str(exc))
+            log.info(
+                "channel lost, reconnecting",
+                machine=str(channel.machine_id),
+                error=str(exc),
+                retry_seconds=round(seconds, 1),
+            )
 
         await run_with_retry(
             lambda: self._run_connection(channel), expected=SourceLost, backoff=Backoff(), on_failure=lost

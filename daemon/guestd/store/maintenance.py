@@ -98,7 +98,9 @@ class StoreMaintenance:
         settings, metrics = self._get_settings(), self._metrics
         metrics.quarantine_limit.set(settings.quarantine.max_frames)
         result = await maintain_store(settings)
-        metrics.schema_differences.set(await asyncio.to_thread(_count_schema_differences, settings.store.dsn))
+        async with store_deadline(BULK_SECONDS):
+            differences = await asyncio.to_thread(_count_schema_differences, settings.store.dsn)
+        metrics.schema_differences.set(differences)
         metrics.quarantine_frames.set(result.quarantined_remaining)
         metrics.quarantine_dropped.inc(result.quarantined_dropped)
         if result.has_deleted:

@@ -106,7 +106,8 @@ class RollupRefresher:
         now = asyncio.get_running_loop().time()
         if self._health_checked_at is not None and now < self._health_checked_at + HEALTH_CHECK_SECONDS:
             return
-        found = await asyncio.to_thread(_read_alarms, self._dsn)
+        async with store_deadline(BULK_SECONDS):
+            found = await asyncio.to_thread(_read_alarms, self._dsn)
         self._health_checked_at = now
         self._alarms = Counter(alarm.kind for alarm in found)
         for alarm in found:

@@ -134,9 +134,9 @@ class VmReconciler:
     async def _write(self, store: VmStore, plan: VmPlan) -> None:
         if not plan.writes:
             return
+        written = await store.write(plan.writes)
         for write in plan.writes:
             self._metrics.writes.labels(type(write).__name__).inc()
-        written = await store.write(plan.writes)
         self._metrics.writes_skipped.inc(len(plan.writes) - len(written))
         for write in written:
             log.info("VM row written", change=str(write), machine=str(write.machine_id))

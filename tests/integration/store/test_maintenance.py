@@ -47,16 +47,22 @@ async def test_a_flood_into_the_quarantine_triggers_an_early_run(dsn: str, flood
 async def test_a_statement_that_the_store_rejects_is_logged_once_and_does_not_end_maintenance(dsn: str) -> None:
     # No configuration file may name so many days: no date lies so far back.
     settings = Settings(store=StoreSettings(dsn=dsn), events=EventsSettings(keep_days=3_000_000))
-    maintenance = StoreMaintenance(lambda: settings, MaintenanceMetrics())
+    attempts = 0
     has_run = asyncio.Event()
+
+    def get_settings() -> Settings:
+        nonlocal attempts
+        attempts += 1
+        return settings
 
     async def on_run_done() -> None:
         has_run.set()
 
+    maintenance = StoreMaintenance(get_settings, MaintenanceMetrics())
     with capture_logs() as logs:
         running = asyncio.create_task(maintenance.run(on_run_done))
         try:
-            await asyncio.to_thread(eventually, lambda: logs or running.done(), "a failure")
+            await asyncio.to_thread(eventually, lambda: attempts > 2 or running.done(), "two failures")
             assert not running.done()
             settings = Settings(store=StoreSettings(dsn=dsn))
             await asyncio.wait_for(has_run.wait(), 60)

@@ -61,7 +61,7 @@ def assert_stored(connection: psycopg.Connection[dict[str, Any]], expected: dict
 async def test_the_series_hold_what_a_vector_says(dsn: str, name: str) -> None:
     lines = Framer(LIMIT_BYTES).feed((VECTORS / f"{name}.wire").read_bytes())
     expectations = json.loads((VECTORS / f"{name}.json").read_text())
-    stream, spool_id = GuestHistory(), uuid4()
+    history, spool_id = GuestHistory(), uuid4()
     with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as reader:
         reader.execute("SET TIME ZONE 'UTC'")
         with psycopg.connect(dsn, autocommit=True) as connection:
@@ -70,7 +70,7 @@ async def test_the_series_hold_what_a_vector_says(dsn: str, name: str) -> None:
             await store.set_ledger(spool_id, None, 0)
             for seq, (line, expected) in enumerate(zip(lines, expectations, strict=True), 1):
                 if isinstance(line, bytes) and "bad_frame" not in expected:
-                    frame = Prepared(seq, MACHINE, RECEIVED, line, rows_of(line, stream), None)
+                    frame = Prepared(seq, MACHINE, RECEIVED, line, rows_of(line, history), None)
                     await store.write(spool_id, seq - 1, [frame])
                     assert_stored(reader, expected)
                 else:

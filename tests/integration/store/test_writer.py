@@ -208,7 +208,7 @@ async def test_a_commit_that_is_still_under_way_is_waited_for(dsn: str) -> None:
             slow.execute('UPDATE "IngestLedger" SET "committedSeq" = 9 WHERE "spoolId" = %s', (spool_id,))
             asked = asyncio.create_task(store.read_ledger(spool_id))
             waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
-            await asyncio.to_thread(eventually, lambda: rows(dsn, waiting) == [(1,)], "the books are waited for")
+            await asyncio.to_thread(eventually, lambda: rows(dsn, waiting) == [(1,)], "the ledger row is waited for")
             slow.commit()
         assert await asked == 9
 
