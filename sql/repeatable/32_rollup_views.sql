@@ -196,7 +196,8 @@ SELECT
     "machineId",
     "bucket",
     "executablePath",
-    max("totalUsageMinutesMax") - min("totalUsageMinutesMin") AS "usageMinutes",
+    -- An agent that lost its state counts from 0 again, and a day has 1,440 minutes.
+    least(max("totalUsageMinutesMax") - min("totalUsageMinutesMin"), 1440) AS "usageMinutes",
     max("accessCountMax") - min("accessCountMin") AS "starts"
 FROM (
     SELECT
@@ -238,7 +239,7 @@ COMMENT ON COLUMN "ApplicationUsage_1d"."machineId" IS 'The Machine.';
 COMMENT ON COLUMN "ApplicationUsage_1d"."bucket" IS 'Start of the day, UTC.';
 COMMENT ON COLUMN "ApplicationUsage_1d"."executablePath" IS 'Path of the program in the guest.';
 COMMENT ON COLUMN "ApplicationUsage_1d"."usageMinutes" IS
-'Time in use between the first and the last sample of the day, as counted by the guest, min.';
+'Time in use between the first and the last sample of the day, as counted by the guest, at most 1440, min.';
 COMMENT ON COLUMN "ApplicationUsage_1d"."starts" IS 'Starts between those samples, as counted by the guest, count.';
 
 CREATE OR REPLACE VIEW "ListeningPort_1d" AS

@@ -51,6 +51,10 @@ def test_there_is_no_rate_of_counters_that_began_anew() -> None:
     assert rates({"a": (100, 5)}, {"a": (3, 6)}, 1.0) == {}
 
 
+def test_two_samples_at_one_moment_have_no_rates() -> None:
+    assert rates({"a": (100,)}, {"a": (200,)}, 0.0) == {}
+
+
 def test_whole_disks_are_told_from_what_is_made_of_them(tmp_path: Path) -> None:
     for name in ("sda", "nvme0n1", "vda", "cciss!c0d0"):
         (tmp_path / name / "device").mkdir(parents=True)

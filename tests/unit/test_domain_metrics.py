@@ -1,6 +1,15 @@
 """libvirt's statistics under the names that dashboards use."""
 
-from guestd.telemetry.domains import Statistics, build_families
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from guestd.telemetry.domains import _INDEXED, _PLAIN, Statistics, build_families
+from guestd.telemetry.exposition import render
 
 # As libvirt gives them for a running QEMU, shortened.
 STATISTICS: Statistics = {
@@ -58,3 +67,55 @@ def test_every_counter_has_the_name_of_a_counter() -> None:
     for family in build_families({}, []):
         assert family.is_counter == family.name.endswith("_total")
         assert family.samples == []
+
+
+@pytest.mark.parametrize(
+    ("available", "usable", "used"),
+    [
+        (1000, 1200, 0),  # seen of a guest whose balloon was just inflated
+        (1000, 1000, 0),
+        (1000, 0, 100),
+        (0, 500, None),
+        (-1, 500, None),
+        (2**64 - 1, 500, None),
+        (1000, 2**64 - 1, None),
+        (1000, -1, None),
+        (1000, math.nan, None),
+        (1000, "500", None),
+        (1000, None, None),
+    ],
+)
+def test_used_memory_is_a_percentage_or_absent(available: Any, usable: Any, used: float | None) -> None:
+    statistics = {"balloon.available": available, "balloon.usable": usable}
+    assert samples(vm=statistics).get(("memory_stats_used_percent", "vm")) == used
+
+
+_KEYS = st.sampled_from(
+    [
+        *(key for key, *_ in _PLAIN),
+        *(f"{kind}.{n}.{key}" for kind, (table, _) in _INDEXED.items() for key, *_ in table for n in (0, 1)),
+        *("net.0.name", "block.0.name", "vcpu.x.time", "vcpu.\u0663.time", "block..rd.bytes", "net.count"),
+    ]
+)
+_VALUES = st.one_of(
+    st.integers(),
+    st.floats(),
+    st.text(),
+    st.booleans(),
+    st.none(),
+    st.sampled_from([2**64 - 1, 2**63, -1, 10**400, "\ud800"]),
+)
+
+
+@given(st.dictionaries(st.text(), st.dictionaries(_KEYS, _VALUES)))
+def test_whatever_libvirt_reports_every_metric_can_be_scraped_and_is_an_amount(statistics: dict[str, Any]) -> None:
+    families = build_families(statistics, ["hung"])
+    for family in families:
+        assert len({labels for labels, _ in family.samples}) == len(family.samples), family.name
+        for _, value in family.samples:
+            assert math.isfinite(value), family.name
+            assert value >= 0, family.name
+            assert not family.name.endswith("_percent") or value <= 100
+    page = render(families, is_openmetrics=False).decode()
+    scraped = [sample for family in text_string_to_metric_families(page) for sample in family.samples]
+    assert len(scraped) == sum(len(family.samples) for family in families)

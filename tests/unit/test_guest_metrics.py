@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import msgspec
+import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -30,8 +31,9 @@ SYSTEM = {
 }
 
 
-def sample(machine_id: UUID, at: datetime = NOW) -> Rows:
-    payload = msgspec.json.encode({"type": "metrics", "timestamp": at.isoformat(), "data": {"system": SYSTEM}})
+def sample(machine_id: UUID, at: datetime = NOW, **parts: object) -> Rows:
+    data = {"system": SYSTEM | parts}
+    payload = msgspec.json.encode({"type": "metrics", "timestamp": at.isoformat(), "data": data})
     return normalise(
         decode(payload).metrics, row_id=uuid4(), machine_id=machine_id, timestamp=at, received_at=at, digest=None,
         history=GuestHistory(), command_lines="redacted",
@@ -110,3 +112,15 @@ def test_the_one_that_was_silent_longest_makes_room() -> None:
         note(latest, rows.with_shared(machine_id=machine), is_numbered=True)
     assert len(shown(latest, *machines)["guest_load1"].samples) == MAX_GUESTS
     assert not shown(latest, first)["guest_load1"].samples
+
+
+@pytest.mark.parametrize(
+    ("total", "used", "ratio"),
+    [(10.0, 0.0, 0.0), (10.0, 12.0, 1.0), (1e-300, 1e18, 1.0), (0.0, 1.0, None), (10.0, None, None)],
+)
+def test_the_fullest_file_system_is_a_ratio_or_absent(total: float, used: float | None, ratio: float | None) -> None:
+    latest, machine = LatestSamples(), uuid4()
+    disk = {"usage_stats": [{"mount_point": "/", "total_gb": total, "used_gb": used}]}
+    note(latest, sample(machine, disk=disk), is_numbered=True)
+    found = shown(latest, machine)["guest_disk_fullest_ratio"].samples
+    assert [each.value for each in found] == ([] if ratio is None else [ratio])

@@ -63,7 +63,8 @@ FLEET = Board(
         Panel("CPU in use, top ten", "timeseries", "percentunit", promql="topk(10, guest_cpu_usage_ratio)",
               legend="{{domain}}"),
         Panel("Memory in use, top ten", "timeseries", "percentunit",
-              promql="topk(10, guest_memory_used_bytes / guest_memory_total_bytes)", legend="{{domain}}"),
+              promql="topk(10, clamp_max(guest_memory_used_bytes / (guest_memory_total_bytes > 0), 1))",
+              legend="{{domain}}"),
         Panel("Fleet CPU", "timeseries", "percent", sql=(
             'SELECT "at" AS time, "cpuUsagePercentAvg" AS "mean", "cpuUsagePercentMax" AS "busiest"'
             ' FROM guestd_fleet_series($__timeFrom(), $__timeTo())'
@@ -76,7 +77,7 @@ FLEET = Board(
         Panel("Latest sample of each machine", "table", "short", links_to="guestd-machine", sql=(
             'SELECT machine."id", machine."name", machine."status", sample."timestamp" AS "last sample",'
             ' sample."cpuUsagePercent" AS "CPU %",'
-            ' round(100.0 * sample."usedMemoryKB" / nullif(sample."totalMemoryKB", 0)) AS "memory %",'
+            ' round(least(100.0, 100.0 * sample."usedMemoryKB" / nullif(sample."totalMemoryKB", 0))) AS "memory %",'
             ' sample."uptime" AS "uptime s" ' + _LATEST + ' ORDER BY machine."name"'
         )),
         Panel("Machines by status", "bargauge", "short",
@@ -93,7 +94,7 @@ MACHINE = Board(
         )),
         Panel("File systems", "timeseries", "percent", warns_at=80, alarms_at=95, sql=(
             'SELECT "timestamp" AS time, disk ->> \'mountPoint\' AS metric,'
-            " 100 * (disk ->> 'usedGB')::float / nullif((disk ->> 'totalGB')::float, 0) AS \"used\""
+            " 100 * least(1, (disk ->> 'usedGB')::float / nullif((disk ->> 'totalGB')::float, 0)) AS \"used\""
             ' FROM "SystemMetrics", jsonb_array_elements("diskUsageStats") AS disk'
             ' WHERE "machineId" = \'$machine\' AND $__timeFilter("timestamp") ORDER BY 1'
         )),

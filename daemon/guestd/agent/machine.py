@@ -80,7 +80,7 @@ def memory() -> Memory:
     now, swap = psutil.virtual_memory(), psutil.swap_memory()
     return Memory(
         total_kb=now.total // 1024,
-        used_kb=(now.total - now.available) // 1024,
+        used_kb=max(0, now.total - now.available) // 1024,
         available_kb=now.available // 1024,
         swap_total_kb=swap.total // 1024 if swap.total else None,
         swap_used_kb=swap.used // 1024 if swap.total else None,
@@ -89,6 +89,8 @@ def memory() -> Memory:
 
 def rates(before: Mapping[str, Counters], after: Mapping[str, Counters], seconds: float) -> dict[str, Counters]:
     """Whole units per second of each name that is in both; not of one whose counters were reset."""
+    if seconds <= 0:
+        return {}
     return {
         name: tuple(round((new - old) / seconds) for new, old in zip(counters, before[name], strict=True))
         for name, counters in after.items()

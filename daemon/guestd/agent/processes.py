@@ -108,8 +108,9 @@ class ProcessWatch:
             return None
         key = (known["pid"], known["create_time"])
         seconds = self._cpu_seconds[key] = times.user + times.system
-        # A process that is new since the last sample has used all its time since then.
-        return None if elapsed is None else round(100 * (seconds - before.get(key, 0.0)) / elapsed, 1)
+        # A process that is new since the last sample has used all its time since then. The kernel scales its counters,
+        # which may step back.
+        return round(100 * max(0.0, seconds - before.get(key, 0.0)) / elapsed, 1) if elapsed else None
 
 
 def _read(process: psutil.Process) -> dict[str, Any]:

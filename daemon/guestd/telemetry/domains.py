@@ -13,6 +13,8 @@ from guestd.telemetry.exposition import Family
 
 Statistics = Mapping[str, int | float | str | bool]
 NANOSECONDS, KIB, ONE = 1e-9, 1024.0, 1.0
+# The upper half of libvirt's unsigned 64-bit numbers are negative ones.
+MOST_AMOUNT = 2**63 - 1
 
 
 # libvirt's key (N stands for an index), our name after libvirt_domain_, unit factor, help text.
@@ -67,7 +69,7 @@ _NET = tuple(
     )
 )
 _INDEXED = {"vcpu": (_VCPU, "vcpu"), "block": (_BLOCK, "target_device"), "net": (_NET, "target_device")}
-_KEY = re.compile(r"(vcpu|block|net)\.(\d+)\.(.+)")
+_KEY = re.compile(r"(vcpu|block|net)\.([0-9]+)\.(.+)")
 
 
 def build_families(statistics: Mapping[str, Statistics], timed_out: Iterable[str]) -> list[Family]:
@@ -77,17 +79,34 @@ def build_families(statistics: Mapping[str, Statistics], timed_out: Iterable[str
     }
     for domain, values in statistics.items():
         for key, name, factor, _ in _PLAIN:
-            if key in values:
-                made[name].samples.append(((domain,), float(values[key]) * factor))
-        available, usable = float(values.get("balloon.available", 0)), values.get("balloon.usable")
-        if available and usable is not None:
-            used = 100.0 * (1.0 - float(usable) / available)
+            if (value := _read_amount(values, key)) is not None:
+                made[name].samples.append(((domain,), value * factor))
+        if (used := _compute_used_percent(values)) is not None:
             made["memory_stats_used_percent"].samples.append(((domain,), used))
         for name, device, value in _read_devices(values):
             made[name].samples.append(((domain, device), value))
     slow = frozenset(timed_out)
     made["timed_out"].samples.extend(((domain,), float(domain in slow)) for domain in sorted(slow.union(statistics)))
     return list(made.values())
+
+
+def _read_amount(values: Statistics, key: str) -> float | None:
+    """The value of a key; None where it is missing or no amount."""
+    value = values.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 <= value <= MOST_AMOUNT else None
+
+
+def _compute_used_percent(values: Statistics) -> float | None:
+    """Memory that the guest could not free, 0 to 100; None where libvirt does not know it.
+
+    The guest's driver reports the two numbers, and not at the same moment: usable may exceed available.
+    """
+    available, usable = _read_amount(values, "balloon.available"), _read_amount(values, "balloon.usable")
+    if not available or usable is None:
+        return None
+    return max(0.0, 100.0 * (1.0 - usable / available))
 
 
 def _full_name(name: str) -> str:
@@ -115,12 +134,13 @@ _NAMES = {(kind, key): (name, factor) for kind, (table, _) in _INDEXED.items() f
 def _read_devices(values: Statistics) -> Iterable[tuple[str, str, float]]:
     """Metric, device and value of each virtual CPU, disk and interface; of two disks of one name the first is used."""
     seen = set()
-    for key, value in values.items():
+    for key in values:
         match = _KEY.fullmatch(key)
         if match is None or (match[1], match[3]) not in _NAMES:
             continue
         name, factor = _NAMES[match[1], match[3]]
         device = match[2] if match[1] == "vcpu" else str(values.get(f"{match[1]}.{match[2]}.name", match[2]))
-        if (name, device) not in seen:
+        value = _read_amount(values, key)
+        if value is not None and (name, device) not in seen:
             seen.add((name, device))
-            yield name, device, float(value) * factor
+            yield name, device, value * factor

@@ -28,7 +28,7 @@ class Family:
 
 def render(families: Iterable[Family], *, is_openmetrics: bool) -> bytes:
     """The lines of families; all samples of one name must be in one family."""
-    return "".join(_render_lines(families, is_openmetrics)).encode()
+    return "".join(_render_lines(families, is_openmetrics)).encode(errors="replace")
 
 
 def append_to_page(page: bytes, more: bytes) -> bytes:

@@ -133,10 +133,9 @@ def _disks(key: str) -> Figure:
 
 
 def _fullest(sample: Sample) -> float | None:
-    disks = _decoded(sample.row.diskUsageStats)
-    return max(
-        (disk["usedGB"] / disk["totalGB"] for disk in disks if disk.get("totalGB") and disk.get("usedGB")), default=None
-    )
+    sizes = ((disk.get("usedGB"), disk.get("totalGB")) for disk in _decoded(sample.row.diskUsageStats))
+    # A guest may report more used than there is.
+    return max((min(1.0, used / total) for used, total in sizes if total and used is not None), default=None)
 
 
 def _network(key: str) -> Figure:

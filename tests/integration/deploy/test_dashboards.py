@@ -114,6 +114,16 @@ def test_panels_do_not_overlap_and_use_a_provisioned_data_source(board: Board) -
     assert uids <= {each["uid"] for each in provisioned["datasources"]} == {STORE.uid, PROMETHEUS.uid}
 
 
+def test_a_ratio_of_what_guests_report_is_bounded() -> None:
+    """A guest may report more in use than there is, and nothing at all."""
+    ratios = [panel for board in BOARDS for panel in board.panels if panel.unit.startswith("percent")]
+    guests = [panel for panel in ratios if "/" in panel.sql or " / guest_" in panel.promql]
+    assert guests
+    for panel in guests:
+        assert "least(" in panel.sql or "clamp_max(" in panel.promql, panel.title
+        assert "nullif(" in panel.sql or "> 0)" in panel.promql, panel.title
+
+
 def test_links_lead_to_existing_dashboards() -> None:
     uids = {board.uid for board in BOARDS}
     assert {panel.links_to for board in BOARDS for panel in board.panels if panel.links_to} <= uids

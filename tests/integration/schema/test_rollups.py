@@ -37,7 +37,7 @@ PLAIN = {
         FROM "ProcessSnapshot" GROUP BY 1, 2, 3""",
     "ApplicationUsage_1d": """
         SELECT "machineId", date_trunc('day', "timestamp", 'UTC') AS "bucket", "executablePath",
-            max("totalUsageMinutes") - min("totalUsageMinutes") AS "usageMinutes",
+            least(max("totalUsageMinutes") - min("totalUsageMinutes"), 1440) AS "usageMinutes",
             max("accessCount") - min("accessCount") AS "starts"
         FROM "ApplicationUsageHistory" GROUP BY 1, 2, 3""",
     "ListeningPort_1d": """
@@ -90,6 +90,18 @@ def test_figures_that_no_sum_holds_do_not_end_the_roll_ups(connection: Connectio
         seen = rows(connection, f'SELECT DISTINCT "machineId" FROM "{relation}"')
         assert (hostile,) in seen, relation
     assert (other,) in rows(connection, 'SELECT DISTINCT "machineId" FROM "SystemMetrics_1h"')
+
+
+def test_an_application_whose_minutes_begin_again_was_in_use_for_a_day_at_most(connection: Connection) -> None:
+    machine = make_machine(connection)
+    at = NOW - timedelta(minutes=5)
+    for second, minutes in enumerate((300_000, 0, 1)):
+        insert(
+            connection, "ApplicationUsageHistory", machineId=machine, timestamp=at + timedelta(seconds=second),
+            executablePath="/a", accessCount=1, totalUsageMinutes=minutes, isActive=True,
+        )  # fmt: skip
+    usage = f"""SELECT "usageMinutes" FROM "ApplicationUsage_1d" WHERE "machineId" = '{machine}'"""
+    assert rows(connection, usage) == [(1440,)]
 
 
 def named(connection: Connection, select: str) -> dict[tuple[Any, ...], dict[str, Any]]:
