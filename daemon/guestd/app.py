@@ -27,6 +27,7 @@ from uuid import UUID
 import structlog
 
 from guestd import __version__
+from guestd.core.address import format_url
 from guestd.core.config import CommandLines, Settings, get_host_name
 from guestd.core.errors import ConfigError
 from guestd.core.machines import MachineRegistry
@@ -90,9 +91,10 @@ async def run(settings: Settings, reread: Callable[[], Settings]) -> None:
             )
         )
         _tune_garbage_collector()
+        scheme, host = "http" if auth.tls is None else "https", settings.telemetry.listen_host or "0.0.0.0"  # noqa: S104
         log.info(
             "guestd started", version=__version__, store=server_name(settings.store.dsn), spool_frames=spool.frames,
-            channels=_discovery_target(settings), metrics=f"http://{settings.telemetry.listen_host}:{port}/metrics",
+            channels=_discovery_target(settings), metrics=format_url(scheme, host, port, "/metrics"),
         )  # fmt: skip
         systemd.notify("READY=1")
         await run_until(

@@ -61,6 +61,18 @@ def test_a_wrong_key_or_value_is_rejected_with_its_path(file: Path, text: str, p
     assert [part for part in parts if part not in message] == []
 
 
+@pytest.mark.parametrize(("table", "key"), [("mqtt", "host"), ("telemetry", "listen_host")])
+def test_a_host_is_an_address_or_a_name_and_an_ipv6_address_may_have_brackets(file: Path, table: str, key: str) -> None:
+    for text, host in (("[::1]", "::1"), ("::1", "::1"), ("fe80::1%eth0", "fe80::1%eth0"), ("b.example", "b.example")):
+        file.write_text(f'[{table}]\n{key} = "{text}"\n')
+        assert getattr(getattr(load_settings(file), table), key) == host
+    for text in ("b.example:1883", "[::1]:1883", "mqtt://b.example", "a b"):
+        file.write_text(f'[{table}]\n{key} = "{text}"\n')
+        message = refusal_of(file)
+        assert key in message
+        assert f"`$.{table}`" in message
+
+
 def test_invalid_toml_is_rejected_with_its_line(file: Path) -> None:
     file.write_text("[spool]\nmax_bytes = \n")
     assert "line 2" in refusal_of(file)

@@ -21,6 +21,7 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
 from guestd.agent.transport import ReliableSender
+from guestd.core.address import format_host_port
 
 # So many lines of a machine are in flight at once.
 WINDOW_LINES = 8
@@ -42,6 +43,9 @@ class Address:
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     tls: ssl.SSLContext | None = None
+
+    def __str__(self) -> str:
+        return format_host_port(self.host, self.port)
 
     def topic(self, machine_id: object, kind: str) -> str:
         """The topic of a machine's messages of a kind."""
@@ -66,7 +70,7 @@ class Connection:
         if will_topic is not None:
             self._client.will_set(will_topic, b"offline", qos=1, retain=True)
         self._client.on_connect = self._on_connect
-        self._client.on_connect_fail = lambda *_: self._report(f"{address.host} port {address.port} cannot be reached")
+        self._client.on_connect_fail = lambda *_: self._report(f"{address} cannot be reached")
         self._client.on_publish = self._on_publish
         self._client.connect_async(address.host, address.port)
         self._client.loop_start()

@@ -64,7 +64,7 @@ class Broker:
     machine_id: uuid.UUID
 
     def __str__(self) -> str:
-        return f"{self.address.host}:{self.address.port}"
+        return str(self.address)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from guestd.core.address import parse_host_port
 from guestd.core.errors import ConfigError
 from guestd.core.secrets import read_secret_text
 
@@ -32,14 +33,13 @@ def read_broker(arguments: argparse.Namespace) -> Address:
     """The broker that the arguments name. Raises ConfigError for an address or a file that cannot be used."""
     from guestd.agent.mqtt import Address
 
-    host, _, port = arguments.mqtt.rpartition(":")
-    if not host:
-        host, port = port, str(PORT)
-    if not port.isdecimal():
-        raise ConfigError(f"--mqtt {arguments.mqtt}: must be HOST or HOST:PORT")
+    try:
+        host, port = parse_host_port(arguments.mqtt, PORT)
+    except ValueError as exc:
+        raise ConfigError(f"--mqtt: {exc}") from exc
     file = arguments.mqtt_password_file
     password = read_secret_text(file, "--mqtt-password-file") if file else None
-    return Address(host, int(port), arguments.mqtt_prefix, arguments.mqtt_user, password, _make_tls(arguments))
+    return Address(host, port, arguments.mqtt_prefix, arguments.mqtt_user, password, _make_tls(arguments))
 
 
 def _make_tls(arguments: argparse.Namespace) -> ssl.SSLContext | None:

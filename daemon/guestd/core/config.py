@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from guestd.core.address import parse_host
 from guestd.core.errors import ConfigError
 
 CommandLines = Literal["full", "redacted", "off"]
@@ -17,6 +18,18 @@ Positive = Annotated[int, Meta(gt=0)]
 PositiveSeconds = Annotated[float, Meta(gt=0)]
 # 2,700 years; PostgreSQL's first date is 6,700 years back.
 Days = Annotated[int, Meta(gt=0, le=1_000_000)]
+
+
+def _set_host(settings: Struct, key: str) -> None:
+    """Check the host of a setting, and take an IPv6 address out of its brackets; empty stays empty.
+
+    Raises ValueError, which msgspec reports with the table.
+    """
+    host = getattr(settings, key)
+    try:
+        msgspec.structs.force_setattr(settings, key, host and parse_host(host))
+    except ValueError as exc:
+        raise ValueError(f"{key}: {exc}; the port has a key of its own") from exc
 
 
 class StoreSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -95,6 +108,9 @@ class MqttSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """Maximum bytes of unacknowledged messages; guestd stops reading from the broker above it."""
     max_frame_bytes: Positive = 4 * 1024**2
     """Maximum length of a message; longer messages are rejected."""
+
+    def __post_init__(self) -> None:
+        _set_host(self, "host")
 
 
 class LimitsSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -180,6 +196,9 @@ class TelemetrySettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """TCP port to listen on; 0: any free port, which is logged."""
     web_config_file: str = ""
     """TLS and users of the pages, in the format of Prometheus' web configuration file; empty: no TLS, no login."""
+
+    def __post_init__(self) -> None:
+        _set_host(self, "listen_host")
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

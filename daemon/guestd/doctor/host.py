@@ -14,6 +14,7 @@ from contextlib import closing
 from http.client import HTTPException
 from pathlib import Path
 
+from guestd.core.address import format_url
 from guestd.core.config import Settings, SpoolSettings, TelemetrySettings, VirtioSettings
 from guestd.core.errors import ConfigError
 from guestd.doctor.finding import Finding, fault, ok, warning
@@ -26,7 +27,8 @@ MIN_DESCRIPTORS = 4096
 FULL_SHARE = 0.8
 ANSWER_SECONDS = 5.0
 _IN_MEMORY = ("tmpfs", "ramfs")
-_EVERYWHERE = ("0.0.0.0", "::", "")  # noqa: S104 -- to warn about them
+# All addresses of this host, and one of them. Who listens on `::` is not reached over IPv4.
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S104 -- to warn about them
 
 
 def check_host(settings: Settings) -> Iterator[Finding]:
@@ -164,7 +166,7 @@ def fetch_metrics(settings: TelemetrySettings) -> str:
 
 
 def _get_host(settings: TelemetrySettings) -> str:
-    return "127.0.0.1" if settings.listen_host in _EVERYWHERE else settings.listen_host
+    return _EVERYWHERE.get(settings.listen_host, settings.listen_host)
 
 
 def _check_pages(settings: TelemetrySettings) -> Iterator[Finding]:
@@ -194,15 +196,15 @@ def _check_pages(settings: TelemetrySettings) -> Iterator[Finding]:
 def _fetch_page(settings: TelemetrySettings, path: str) -> str:
     """Fetch the text of a page, whatever its status. Raises OSError if nothing answers."""
     host = _get_host(settings)
-    shown = f"[{host}]" if ":" in host else host
     scheme = "http" if http_auth.read_web_config(settings.web_config_file).tls is None else "https"
+    url = format_url(scheme, host, settings.listen_port, path)
     # guestd's own port on this host: no proxy, and the certificate need not match the address.
     anybody = ssl.create_default_context()
     anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
     ways = (urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=anybody))
     opener = urllib.request.build_opener(*ways)
     try:
-        with opener.open(f"{scheme}://{shown}:{settings.listen_port}{path}", timeout=ANSWER_SECONDS) as answer:
+        with opener.open(url, timeout=ANSWER_SECONDS) as answer:
             text: bytes = answer.read()
     except urllib.error.HTTPError as exc:
         text = exc.read()

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
+from guestd.core.address import parse_host, parse_host_port
 from guestd.filters import frame_match
 from guestd.filters.chain_conflict import find_chain_conflict
 from guestd.filters.desired import CompiledRows
@@ -62,14 +63,15 @@ class PacketVerdict:
 
 def parse_question(protocol: str, peer: str, direction: str) -> Question:
     """Parse ADDRESS:PORT, [ADDRESS]:PORT or ADDRESS. ValueError says what is wrong with it."""
-    text, _, tail = peer.rpartition(":")
-    has_port = has_ports(protocol)
-    if not has_port:
-        text, tail = peer, ""
-    elif not tail.isascii() or not tail.isdigit() or not 0 <= int(tail) <= 65535:
-        raise ValueError(f"{peer!r}: {protocol} needs ADDRESS:PORT")
-    address = ip_address(text.removeprefix("[").removesuffix("]"))
-    return Question(protocol, str(address), int(tail) if has_port else None, direction)
+    port = None
+    if not has_ports(protocol):
+        host = parse_host(peer)
+    else:
+        try:
+            host, port = parse_host_port(peer, default_port=None)
+        except ValueError as exc:
+            raise ValueError(f"{protocol} needs ADDRESS:PORT: {exc}") from exc
+    return Question(protocol, str(ip_address(host)), port, direction)
 
 
 def describe_rules(compiled: CompiledRows, machine: MachineRow) -> Iterator[str]:

@@ -9,7 +9,6 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from guestd.agent.mqtt import Address
 from guestd.agent.signals import run_until_signal
 from guestd.simulator.fleet import Fleet, SimulatedGuest, open_fleet, raise_descriptor_limit, run_fleet
 
@@ -31,8 +30,7 @@ async def _run(fleet: Fleet, manifest: Path | None) -> int:
     raise_descriptor_limit(fleet.guests)
     with ExitStack() as open_:
         guests = open_fleet(fleet, open_)
-        target = fleet.target.host if isinstance(fleet.target, Address) else str(fleet.target)
-        _log.info("simulation started", guests=fleet.guests, to=target)
+        _log.info("simulation started", guests=fleet.guests, to=str(fleet.target))
         finished = await run_until_signal(run_fleet(guests, fleet))
     if manifest is not None:
         _write_manifest(manifest, guests)

@@ -15,7 +15,9 @@ import trustme
 from tools.harness.prometheus import Prometheus, promtool
 from tools.harness.waiting import eventually
 
+from guestd.core.config import Settings, TelemetrySettings
 from guestd.core.errors import ConfigError
+from guestd.doctor.host import check_host
 from guestd.service import http_auth
 from guestd.service.http import serve_pages
 from guestd.service.http_auth import WebAuth
@@ -92,6 +94,16 @@ async def test_pages_are_encrypted_with_a_configured_certificate(tmp_path: Path)
     authority.configure_trust(context)
     async with serving(http_auth.read_web_config(str(tmp_path / "web.yml"))) as port:
         assert (await fetch(f"https://localhost:{port}/healthz", context))[0] == 200
+
+
+@pytest.mark.parametrize("listen_host", ["::1", "[::1]", "::", "127.0.0.1", "0.0.0.0", ""])
+@pytest.mark.asyncio
+async def test_the_doctor_finds_the_pages_wherever_they_listen(listen_host: str) -> None:
+    host = TelemetrySettings(listen_host=listen_host).listen_host
+    async with serve_pages(Telemetry(), host=host, port=0, list_problems=list, auth=WebAuth()) as port:
+        settings = Settings(telemetry=TelemetrySettings(listen_host=listen_host, listen_port=port))
+        found = await asyncio.to_thread(lambda: list(check_host(settings)))
+    assert f"runs and is ready (port {port})" in [each.text for each in found if each.subject == "guestd"]
 
 
 @pytest.mark.parametrize(
