@@ -55,6 +55,7 @@ def domain(number: int = 1, state: str = "running", reason: str = "unknown", **c
 
 def facts_of(seen: Domain, **changes: Any) -> DomainFacts:
     described = seen.description
+    assert described is not None
     before = DomainFacts(
         seen.uuid, seen.state, seen.reason, described.vcpus, described.memory_kib, "absent", None
     )  # fmt: skip

@@ -4,8 +4,13 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from guestd.hypervisor.domains import (
+    MAX_MEMORY_KIB,
+    MAX_PORT,
+    MAX_VCPUS,
     Domain,
     DomainChannel,
     DomainDescription,
@@ -103,6 +108,65 @@ def test_channels_of_another_kind_are_left_out() -> None:
 )
 def test_a_console_is_where_its_domain_listens(graphics: str, expected: Graphics | None) -> None:
     assert parse_description(f"<domain><devices>{graphics}</devices></domain>").graphics == expected
+
+
+@pytest.mark.parametrize(
+    ("xml", "vcpus", "memory_kib"),
+    [
+        ("<domain><vcpu>many</vcpu><memory unit='KiB'>-5</memory></domain>", 0, 0),
+        ("<domain><vcpu current='1e3'>4</vcpu><memory unit='MiB'>5</memory></domain>", 0, 0),
+        ("<domain><vcpu>2147483648</vcpu><memory>9223372036854775808</memory></domain>", 0, 0),
+        ("<domain><vcpu>2147483647</vcpu><memory>9223372036854775807</memory></domain>", MAX_VCPUS, MAX_MEMORY_KIB),
+        (f"<domain><vcpu>{'9' * 5000}</vcpu><memory> 7 </memory></domain>", 0, 7),
+        ("<domain><vcpu>\u0664</vcpu><memory/></domain>", 0, 0),
+    ],
+)
+def test_a_number_that_is_none_or_that_no_column_holds_is_unknown(xml: str, vcpus: int, memory_kib: int) -> None:
+    described = parse_description(xml)
+    assert (described.vcpus, described.memory_kib) == (vcpus, memory_kib)
+
+
+@pytest.mark.parametrize("port", ["70000", "-7", "x", "99999999999999999999"])
+def test_a_port_that_is_none_is_no_port(port: str) -> None:
+    xml = f"<domain><devices><graphics type='vnc' port='{port}' listen='::1'/></devices></domain>"
+    assert parse_description(xml).graphics == Graphics("vnc", -1, "::1")
+
+
+@pytest.mark.parametrize("name", ["R&D", "it's", "a<b", "R&D' b='<", "''", "&", "a > 'b' & <c/>"])
+def test_a_filters_name_that_libvirt_prints_as_it_is_costs_nothing(name: str) -> None:
+    raw = f"<devices>\n    <interface type='bridge'>\n      <filterref filter='{name}'/>\n    </interface>"
+    assert parse_description(LIVE.replace("<devices>", raw)) == parse_description(LIVE)
+
+
+@given(
+    start=st.integers(0, len(LIVE)),
+    length=st.integers(0, 40),
+    text=st.text(max_size=8),
+    more=st.sampled_from("&<>'\"\n"),
+)
+def test_any_change_of_a_domains_xml_gives_values_that_the_store_holds_or_a_value_error(
+    start: int, length: int, text: str, more: str
+) -> None:
+    try:
+        described = parse_description(LIVE[:start] + text + more + LIVE[start + length :])
+    except ValueError:
+        return
+    assert 0 <= described.vcpus <= MAX_VCPUS
+    assert 0 <= described.memory_kib <= MAX_MEMORY_KIB
+    assert described.graphics is None or -1 <= described.graphics.port <= MAX_PORT
+
+
+@pytest.mark.parametrize(
+    "xml", ["", "<domain>", "<domain/><domain/>", "<domain>&x;</domain>", "\udc80", "<domain>\0</domain>"]
+)
+def test_what_is_no_xml_is_a_value_error(xml: str) -> None:
+    with pytest.raises(ValueError, match=r"malformed|surrogates"):
+        parse_description(xml)
+
+
+def test_xml_of_any_depth_is_parsed() -> None:
+    depth = 100_000
+    assert parse_description(f"<domain>{'<a>' * depth}{'</a>' * depth}<vcpu>2</vcpu></domain>").vcpus == 2
 
 
 @pytest.mark.parametrize(

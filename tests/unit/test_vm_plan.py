@@ -173,6 +173,43 @@ def test_a_domain_without_a_row_and_a_row_without_a_domain_are_reported() -> Non
     assert steps(machine(status="building"), None) == []
 
 
+def test_of_a_domain_that_cannot_be_read_the_state_is_known_and_all_else_stays() -> None:
+    console = Graphics("spice", 5901, "127.0.0.1")
+    known = facts_of(domain(), vcpus=4, memory_kib=7, channel="connected")
+    row = machine(status="off", cpu_cores=2, ram_gb=3, graphics=console, facts=known)
+    seen = domain(description=None, problem="libvirt's XML is malformed")
+    assert steps(row, seen) == [
+        "status of vm1: off -> running: domain is running (unknown)",
+        "unreadable: vm1: libvirt's XML is malformed",
+    ]
+    found = plan.plan_vms([row], [seen], attempts={}, now=BORN, policy=policy())
+    assert [step.facts for step in found.writes if isinstance(step, KeepFacts)] == [
+        replace(known, problem="libvirt's XML is malformed")
+    ]
+    assert not [step for step in found.writes if isinstance(step, KeepGraphics)]
+    off = domain(state="shutoff", description=None, problem="libvirt's XML is malformed")
+    (written,) = [
+        step
+        for step in plan.plan_vms([row], [off], attempts={}, now=BORN + 60, policy=policy()).writes
+        if isinstance(step, KeepGraphics)
+    ]
+    assert written.graphics == Graphics("spice", -1, None)
+
+
+def test_a_domain_that_was_never_read_has_facts_without_values() -> None:
+    seen = domain(description=None, problem="gone wrong")
+    found = plan.plan_vms([machine()], [seen], attempts={}, now=BORN, policy=policy())
+    assert [step.facts for step in found.writes if isinstance(step, KeepFacts)] == [
+        plan.DomainFacts(seen.uuid, "running", "unknown", 0, 0, "absent", "gone wrong")
+    ]
+
+
+def test_a_domain_that_cannot_be_read_is_brought_to_its_desired_state() -> None:
+    seen = domain(state="shutoff", description=None, problem="gone wrong")
+    row = machine(status="off", desired="running")
+    assert "start vm1: off, desired state is running" in steps(row, seen, now=BORN + 60)
+
+
 def test_drift_is_reported_and_nothing_is_changed() -> None:
     assert steps(machine(cpu_cores=4, ram_gb=2), domain()) == [
         "drift: vm1: cpuCores is 4, the domain has 2 vCPUs",

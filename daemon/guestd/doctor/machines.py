@@ -83,8 +83,12 @@ def check_domains(
     if unknown:
         fix = "set internalName of their Machine rows, or ignore them: guestd does not read them"
         yield warning("machines", f"domains without a Machine in the store: {_format_names(unknown)}", fix)
+    if problems := {domain.name: domain.problem for domain in domains if domain.problem is not None}:
+        name, problem = min(problems.items())
+        fix = f"virsh dumpxml {name} prints what libvirt has: correct it; the rest of guestd does not need it"
+        yield warning("machines", f"domains whose XML cannot be read: {_format_names(list(problems))}: {problem}", fix)
     paths = dict(list_socket_paths(running, channel_names))
-    without = [domain.name for domain in running if domain.name not in paths]
+    without = [domain.name for domain in running if domain.description is not None and domain.name not in paths]
     if without:
         fix = f"virsh attach-device DOMAIN channel.xml --persistent, with a unix channel named {channel_names[0]}"
         yield warning("channels", f"domains without the agent's channel: {_format_names(without)}", fix)
@@ -96,7 +100,8 @@ def _check_agent_ports(running: Sequence[Domain], channel_names: Sequence[str]) 
     unopened = [
         domain.name
         for domain in running
-        if any(channel.name in channel_names and channel.is_open is False for channel in domain.description.channels)
+        if domain.description is not None
+        and any(channel.name in channel_names and channel.is_open is False for channel in domain.description.channels)
     ]
     if unopened:
         fix = "start the agent in the guest (systemctl start guestd-agent), or install it"

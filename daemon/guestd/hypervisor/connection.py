@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from guestd.core.errors import ConfigError, SourceLost
+from guestd.hypervisor.xml import Unreadable
 
 try:
     import libvirt
@@ -64,6 +65,25 @@ def call_or_refuse(connection: Any, call: Callable[[Any], T]) -> T | str:
         if connection.isAlive() != 1:
             raise
         return str(exc)
+
+
+def read_xml(connection: Any, read: Callable[[], str], gone: int) -> str | Unreadable | None:
+    """The XML of one object; None if libvirt's error is `gone`, Unreadable if libvirt does not print it; blocks.
+
+    libvirt refuses, for example, what is larger than 4 MiB when escaped. Raises libvirt's error if the connection is
+    lost.
+    """
+    try:
+        return read()
+    except UnicodeDecodeError as exc:
+        # libvirt cuts a long comment after 256 bytes, which may be within a character.
+        return exc.object.decode("utf-8", "replace")
+    except libvirt.libvirtError as exc:
+        if exc.get_error_code() == gone:
+            return None
+        if connection.isAlive() != 1:
+            raise
+        return Unreadable(f"libvirt does not print it: {exc}")
 
 
 def describe_version(connection: Any) -> str:

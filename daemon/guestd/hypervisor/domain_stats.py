@@ -58,12 +58,17 @@ class _Poll:
 
 
 def read_statistics(connection: Any, uuid: UUID) -> dict[str, Any]:
-    """Read all of libvirt's statistics of a domain, by libvirt's keys; empty if there is no such domain. Blocks."""
+    """Read all of libvirt's statistics of a domain, by libvirt's keys; empty if there is no such domain. Blocks.
+
+    Raises ValueError if this domain's cannot be read, SourceLost if the connection is lost.
+    """
     try:
         found = connection.domainListGetStats([connection.lookupByUUID(uuid.bytes)], 0, 0)
     except libvirt.libvirtError as exc:
         if exc.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
             return {}
+        if connection.isAlive() == 1:
+            raise ValueError(str(exc)) from exc
         raise SourceLost(str(exc)) from exc
     return dict(found[0][1]) if found else {}
 
@@ -119,12 +124,17 @@ class DomainStatsPoller:
         hanging = {domain.name for domain in running if domain.uuid in self._pending}
         queue = [domain for domain in running if domain.uuid not in self._pending]
         errors: list[str] = []
+        refused: list[str] = []
 
         async def poll_queue() -> None:
             try:
                 while queue:
                     domain = queue.pop()
-                    statistics = await self._read_domain(domain.uuid)
+                    try:
+                        statistics = await self._read_domain(domain.uuid)
+                    except ValueError as exc:
+                        refused.append(f"{domain.name}: {exc}")
+                        continue
                     if statistics is None:
                         hanging.add(domain.name)
                     elif statistics:
@@ -143,7 +153,8 @@ class DomainStatsPoller:
                     workers.create_task(poll_queue(), name=f"domain-stats-{number}")
         if errors:
             self._disconnect()
-            self._warn(SourceLost(errors[0]), POLL_SECONDS)
+        if errors or refused:
+            self._warn(SourceLost([*errors, *sorted(refused)][0]), POLL_SECONDS)
         self._last_poll = _Poll(found, frozenset(hanging))
 
     async def _get_connection(self) -> _CountedConnection:
@@ -165,7 +176,10 @@ class DomainStatsPoller:
             self._connection = None
 
     async def _read_domain(self, uuid: UUID) -> Statistics | None:
-        """Read a domain's statistics; empty if it no longer exists, None if it does not answer."""
+        """Read a domain's statistics; empty if it no longer exists, None if it does not answer.
+
+        Raises as `read_statistics` does.
+        """
         connection, loop = await self._get_connection(), asyncio.get_running_loop()
         self._pending.add(uuid)
 

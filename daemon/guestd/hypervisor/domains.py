@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from uuid import UUID
 from xml.etree import ElementTree
 
+from guestd.hypervisor.xml import parse_count, parse_xml
+
 # libvirt's virDomainState, and the reasons of the states whose reason matters; the index is libvirt's number.
 STATES = ("nostate", "running", "blocked", "paused", "shutdown", "shutoff", "crashed", "pmsuspended")
 _REASONS = {
@@ -39,6 +41,11 @@ _TRANSIENT_PAUSES = frozenset(
     {"migration", "save", "dump", "shutting_down", "snapshot", "starting_up", "postcopy"}
 )  # fmt: skip
 _FAILED_PAUSES = frozenset({"io_error", "watchdog", "crashed", "postcopy_failed"})
+
+# What the columns of the store hold.
+MAX_VCPUS = 2**31 - 1
+MAX_MEMORY_KIB = 2**63 - 1
+MAX_PORT = 65535
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,10 @@ class DomainDescription:
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """A virtual machine in libvirt. `since` is the monotonic time at which this state was first observed."""
+    """A virtual machine in libvirt. `since` is the monotonic time at which this state was first observed.
+
+    `problem` says why its XML cannot be read; `description` is then as last read, None if it never was.
+    """
 
     uuid: UUID
     name: str
@@ -82,7 +92,8 @@ class Domain:
     reason: str
     is_active: bool
     since: float
-    description: DomainDescription
+    description: DomainDescription | None
+    problem: str | None = None
 
 
 def name_state(state: int, reason: int) -> tuple[str, str]:
@@ -105,11 +116,14 @@ def derive_status(domain: Domain) -> str | None:
 
 
 def parse_description(xml: str) -> DomainDescription:
-    """Parse a domain's XML, live or inactive; a missing element gives 0, None or an empty value."""
-    root = ElementTree.fromstring(xml)  # noqa: S314 -- libvirt wrote it; a guest cannot
+    """Parse a domain's XML, live or inactive. ValueError where it is malformed.
+
+    An element that is missing or invalid gives 0, None or an empty value.
+    """
+    root = parse_xml(xml)
     return DomainDescription(
         vcpus=_parse_vcpus(root),
-        memory_kib=int(root.findtext("memory", "0")),
+        memory_kib=_parse_memory_kib(root),
         graphics=next((_parse_graphics(each) for each in root.iterfind("devices/graphics") if _is_console(each)), None),
         channels=tuple(_parse_channels(root)),
     )
@@ -117,7 +131,15 @@ def parse_description(xml: str) -> DomainDescription:
 
 def _parse_vcpus(root: ElementTree.Element) -> int:
     element = root.find("vcpu")
-    return 0 if element is None else int(element.get("current") or element.text or 0)
+    return 0 if element is None else parse_count(element.get("current") or element.text, MAX_VCPUS)
+
+
+def _parse_memory_kib(root: ElementTree.Element) -> int:
+    element = root.find("memory")
+    # libvirt prints KiB, whatever unit it was given.
+    if element is None or element.get("unit", "KiB") != "KiB":
+        return 0
+    return parse_count(element.text, MAX_MEMORY_KIB)
 
 
 def _is_console(graphics: ElementTree.Element) -> bool:
@@ -125,10 +147,10 @@ def _is_console(graphics: ElementTree.Element) -> bool:
 
 
 def _parse_graphics(element: ElementTree.Element) -> Graphics:
-    port = int(element.get("port") or element.get("tlsPort") or -1)
+    port = parse_count(element.get("port"), MAX_PORT) or parse_count(element.get("tlsPort"), MAX_PORT)
     listen = element.find("listen")
     host = element.get("listen") or (None if listen is None else listen.get("address"))
-    return Graphics(element.get("type"), port if port > 0 else -1, host)
+    return Graphics(element.get("type"), port or -1, host)
 
 
 def _parse_channels(root: ElementTree.Element) -> list[DomainChannel]:

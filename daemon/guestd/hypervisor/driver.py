@@ -28,11 +28,13 @@ from guestd.hypervisor.connection import (
     close_unused,
     describe_version,
     open_read_write,
+    read_xml,
     require_bindings,
     start_closing,
     translate_errors,
 )
 from guestd.hypervisor.domains import Domain, DomainDescription, name_state, parse_description
+from guestd.hypervisor.xml import Unreadable
 from guestd.telemetry.registry import VmMetrics
 
 try:
@@ -61,7 +63,8 @@ class _CachedDomain:
     key: tuple[str, str, int]
     since: float
     read_at: float
-    description: DomainDescription
+    description: DomainDescription | None
+    problem: str | None
 
 
 class Hypervisor:
@@ -265,21 +268,28 @@ def _take_snapshot(
         if before is not None and before.key == key and uuid not in stale:
             entry = before
         else:
-            description = _read_description(handle)
-            if description is None:
+            read = _read_description(connection, handle)
+            if read is None:
                 continue
             is_same = before is not None and before.key == key
-            entry = _CachedDomain(key, before.since if is_same and before is not None else now, now, description)
+            since = before.since if is_same and before is not None else now
+            if isinstance(read, Unreadable):
+                entry = _CachedDomain(key, since, now, None if before is None else before.description, read.reason)
+            else:
+                entry = _CachedDomain(key, since, now, read, None)
         found[uuid] = entry
-        domains.append(Domain(uuid, handle.name(), state, reason, number >= 0, entry.since, entry.description))
+        domains.append(
+            Domain(uuid, handle.name(), state, reason, number >= 0, entry.since, entry.description, entry.problem)
+        )
     return found, tuple(domains)
 
 
-def _read_description(handle: Any) -> DomainDescription | None:
+def _read_description(connection: Any, handle: Any) -> DomainDescription | Unreadable | None:
     """Read a domain's XML; None if it was undefined meanwhile."""
+    xml = read_xml(connection, handle.XMLDesc, libvirt.VIR_ERR_NO_DOMAIN)
+    if not isinstance(xml, str):
+        return xml
     try:
-        return parse_description(handle.XMLDesc())
-    except libvirt.libvirtError as exc:
-        if exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            return None
-        raise
+        return parse_description(xml)
+    except ValueError as exc:
+        return Unreadable(str(exc))

@@ -139,6 +139,8 @@ class LibvirtDiscovery:
         paths = dict(list_socket_paths(domains, self._channel_names))
         known = {machines[name]: path for name, path in paths.items() if name in machines}
         channels = await asyncio.to_thread(_stat_sockets, known)
+        unread = {machines[name] for name in _list_unread(domains) if name in machines}
+        channels |= await self._find_unchanged(unread - channels.keys())
         await self._save(machines, channels)
         return DiscoveredChannels(channels, frozenset(paths.keys() - machines.keys()))
 
@@ -150,12 +152,19 @@ class LibvirtDiscovery:
         if domains is not None:
             paths = dict(list_socket_paths(domains, self._channel_names))
             known = {cache.machines[name]: path for name, path in paths.items() if name in cache.machines}
-            return DiscoveredChannels(await asyncio.to_thread(_stat_sockets, known), frozenset())
-        known = {key: Path(each.path) for key, each in cache.channels.items() if self._machine_registry.knows(key)}
+            unread = {cache.machines[name] for name in _list_unread(domains) if name in cache.machines}
+            channels = await asyncio.to_thread(_stat_sockets, known)
+            return DiscoveredChannels(channels | await self._find_unchanged(unread), frozenset())
+        keys = {key for key in cache.channels if self._machine_registry.knows(key)}
+        return DiscoveredChannels(await self._find_unchanged(keys), frozenset())
+
+    async def _find_unchanged(self, machine_ids: Iterable[UUID]) -> dict[UUID, ChannelSocket]:
+        """The sockets of these machines that are still the ones in the cache."""
+        before = {} if self._cache is None else self._cache.channels
+        known = {key: Path(before[key].path) for key in machine_ids if key in before}
         found = await asyncio.to_thread(_stat_sockets, known)
         # A new socket under the old name may belong to another machine.
-        same = {key: each for key, each in found.items() if cache.channels[key] == _describe(each)}
-        return DiscoveredChannels(same, frozenset())
+        return {key: each for key, each in found.items() if before[key] == _describe(each)}
 
     async def _save(self, machines: Mapping[str, UUID], channels: Mapping[UUID, ChannelSocket]) -> None:
         cache = _DiscoveryCache(
@@ -184,10 +193,17 @@ class LibvirtDiscovery:
 def list_socket_paths(domains: Iterable[Domain], channel_names: Sequence[str]) -> Iterable[tuple[str, Path]]:
     """List name and agent socket of each running domain; the first of `channel_names` that a domain has is used."""
     for domain in domains:
+        if domain.description is None:
+            continue
         by_name = {channel.name: channel.path for channel in domain.description.channels}
         path = next((by_name[name] for name in channel_names if by_name.get(name)), None)
         if domain.is_active and path is not None:
             yield domain.name, Path(path)
+
+
+def _list_unread(domains: Iterable[Domain]) -> Iterable[str]:
+    """List the names of running domains whose XML could never be read: which sockets they have is unknown."""
+    return (domain.name for domain in domains if domain.is_active and domain.description is None)
 
 
 def _describe(channel: ChannelSocket) -> _CachedSocket:

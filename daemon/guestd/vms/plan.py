@@ -7,7 +7,8 @@ Pure. Invariants of every plan:
   although its old definition remains.
 * A status that guestd did not set (building, updating_hardware, any unknown word) means that another program is working
   on the machine: neither the row nor the domain is changed.
-* A domain that is not observed is unknown, never off.
+* A domain that is not observed is unknown, never off. Of one whose XML cannot be read the state is known, and all else
+  stays as last known.
 * Every write states the value it expects; if another writer was faster, the write is skipped and the next run plans
   again.
 * Writes come before actions, and each machine gets one action: its result is observed by the next run, not assumed.
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 
-from guestd.hypervisor.domains import Domain, Graphics, derive_status
+from guestd.hypervisor.domains import Domain, DomainDescription, Graphics, derive_status
 
 # A reboot from outside appears as shutoff followed by running: shutoff counts as off only after this long.
 SHUTOFF_DEBOUNCE_SECONDS = 3.0
@@ -33,7 +34,7 @@ FIRST_DELAY_SECONDS = 2.0
 MAX_DELAY_SECONDS = 300.0
 KIB_PER_GB = 1024 * 1024
 
-REPORT_KINDS = ("unmatched", "missing", "duplicate", "drift", "left", "cannot")
+REPORT_KINDS = ("unmatched", "missing", "duplicate", "drift", "left", "cannot", "unreadable")
 
 # The platform's synonyms of our statuses: they are not overwritten.
 _SYNONYMS = {"stopped": "off", "paused": "suspended"}
@@ -234,6 +235,7 @@ def plan_vms(
         for domain in domains
         if domain.name not in known
     ]
+    steps += [VmReport("unreadable", domain.name, domain.problem) for domain in domains if domain.problem is not None]
     for machine in machines:
         domain = by_name.get(machine.name)
         if domain is not None:
@@ -311,7 +313,7 @@ def _plan_observed(
             power = _plan_power(machine, domain, attempts, now, policy)
             problem = power.text if isinstance(power, VmReport) else None
     yield from _plan_graphics(machine, domain)
-    facts = _build_facts(domain, policy, problem)
+    facts = _build_facts(machine, domain, policy, problem or domain.problem)
     if facts != machine.facts:
         yield KeepFacts(machine.id, machine.name, facts)
     if power is not None:
@@ -345,7 +347,9 @@ def _plan_status(machine: VmRow, domain: Domain) -> Iterator[SetStatus]:
 
 
 def _plan_graphics(machine: VmRow, domain: Domain) -> Iterator[KeepGraphics]:
-    observed = domain.description.graphics
+    if domain.description is None and domain.is_active:
+        return
+    observed = None if domain.description is None else domain.description.graphics
     before = machine.graphics
     if observed is None or not domain.is_active:
         protocol = observed.protocol if observed is not None else before.protocol if before is not None else None
@@ -358,23 +362,22 @@ def _plan_graphics(machine: VmRow, domain: Domain) -> Iterator[KeepGraphics]:
         yield KeepGraphics(machine.id, machine.name, after)
 
 
-def _build_facts(domain: Domain, policy: VmPolicy, problem: str | None) -> DomainFacts:
-    described = domain.description
-    return DomainFacts(
-        domain.uuid,
-        domain.state,
-        domain.reason,
-        described.vcpus,
-        described.memory_kib,
-        _get_channel_state(domain, policy.channel_names),
-        problem,
-    )
+def _build_facts(machine: VmRow, domain: Domain, policy: VmPolicy, problem: str | None) -> DomainFacts:
+    described, before = domain.description, machine.facts
+    if described is not None:
+        channel = _get_channel_state(described, policy.channel_names)
+        vcpus, memory_kib = described.vcpus, described.memory_kib
+    elif before is not None:
+        vcpus, memory_kib, channel = before.vcpus, before.memory_kib, before.channel
+    else:
+        vcpus, memory_kib, channel = 0, 0, "absent"
+    return DomainFacts(domain.uuid, domain.state, domain.reason, vcpus, memory_kib, channel, problem)
 
 
-def _get_channel_state(domain: Domain, names: Sequence[str]) -> str:
+def _get_channel_state(described: DomainDescription, names: Sequence[str]) -> str:
     """Get absent, disconnected or connected, for the first of these channels that the domain has."""
     for name in names:
-        for channel in domain.description.channels:
+        for channel in described.channels:
             if channel.name == name:
                 return "connected" if channel.is_open else "disconnected"
     return "absent"
@@ -382,6 +385,8 @@ def _get_channel_state(domain: Domain, names: Sequence[str]) -> str:
 
 def _report_drift(machine: VmRow, domain: Domain) -> Iterator[VmReport]:
     observed = domain.description
+    if observed is None:
+        return
     if machine.cpu_cores and observed.vcpus and machine.cpu_cores != observed.vcpus:
         yield VmReport("drift", machine.name, f"cpuCores is {machine.cpu_cores}, the domain has {observed.vcpus} vCPUs")
     if machine.ram_gb and observed.memory_kib and machine.ram_gb * KIB_PER_GB != observed.memory_kib:

@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -91,6 +92,22 @@ def test_the_next_guestd_uses_the_cache_without_libvirt_or_store(sockets: Path) 
     assert discover_from(None, MachineRegistry(), cache) == ({MACHINE: "a"}, frozenset())
     assert discover_from(None, machine_registry(vm=MACHINE), cache) == ({MACHINE: "a"}, frozenset())
     assert discover_from(None, machine_registry(other=uuid4()), cache) == ({}, frozenset())
+
+
+def test_a_running_domain_that_cannot_be_read_keeps_its_channel(sockets: Path) -> None:
+    cache, registry = sockets / "cache", machine_registry(vm=MACHINE)
+    read = domain("vm", (AGENT, sockets / "a"))
+    unread = replace(read, description=None, problem="malformed")
+    assert discover_from([unread], registry, cache) == ({}, frozenset())
+    discover_from([read], registry, cache)
+    for registered in (registry, MachineRegistry(), registry):
+        assert discover_from([unread], registered, cache) == ({MACHINE: "a"}, frozenset())
+        assert discover_from([replace(unread, is_active=False)], MachineRegistry(), cache) == ({}, frozenset())
+    with socket.socket(socket.AF_UNIX) as other:
+        (sockets / "b").rename(sockets / "old")
+        other.bind(str(sockets / "b"))
+        (sockets / "b").rename(sockets / "a")
+    assert discover_from([unread], registry, cache) == ({}, frozenset())
 
 
 def test_a_recreated_socket_is_not_taken_from_the_cache(sockets: Path) -> None:

@@ -79,6 +79,24 @@ async def test_only_the_domain_that_hangs_is_timed_out(tmp_path: Path) -> None:
         assert states(poller) == {"one": 1, "two": 1}
 
 
+async def test_a_domain_whose_statistics_cannot_be_read_costs_itself_only(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def read(connection: Any, uuid: UUID) -> Statistics:
+        if uuid == UUID(int=2):
+            raise ValueError("refused by libvirt")
+        if uuid == UUID(int=3):
+            return {"block.0.path": b"\xff".decode()}
+        return read_statistics(connection, uuid)
+
+    uri = many_domains(tmp_path, 6)
+    async with running(Hypervisor(uri, VmMetrics())) as hypervisor:
+        poller = DomainStatsPoller(uri, lambda: hypervisor.domains, metrics=VmMetrics(), read=read)
+        await poller.poll_once()
+        assert states(poller) == dict.fromkeys(["vm1", "vm4", "vm5", "vm6"], 1)
+    assert "domain statistics incomplete in this poll" in "".join(capfd.readouterr())
+
+
 def many_domains(directory: Path, count: int) -> str:
     return uri_of(directory / "node.xml", [domain_xml(f"vm{number}", number) for number in range(1, count + 1)])
 

@@ -23,6 +23,12 @@ from support.libvirt import AGENT_CHANNEL, domain_xml, own_connection, running, 
 
 pytestmark = pytest.mark.asyncio
 
+# libvirt prints these names as they are; the first is then on two lines, with an apostrophe.
+MALFORMED = """<interface type='bridge'><source bridge='b'/><mac address='52:54:00:00:00:01'/>
+  <filterref filter="two&#10;'lines"/></interface>"""
+RAW_NAME = """<interface type='bridge'><source bridge='b'/><mac address='52:54:00:00:00:02'/>
+  <filterref filter="R&amp;D's &lt;best>"/></interface>"""
+
 
 def of_two(directory: Path) -> Hypervisor:
     one = domain_xml("one", 1, devices=AGENT_CHANNEL.format(name="one"))
@@ -33,9 +39,34 @@ async def test_domains_come_as_plain_values(tmp_path: Path) -> None:
     async with running(of_two(tmp_path)) as hypervisor:
         one, two = sorted(hypervisor.domains, key=lambda domain: domain.name)
     assert (one.name, one.uuid, one.state, one.is_active) == ("one", UUID(int=1), "running", True)
+    assert one.description is not None
+    assert two.description is not None
     assert (one.description.vcpus, one.description.memory_kib) == (2, 1048576)
     assert one.description.channels == (DomainChannel("org.infinibay.agent", "/run/channels/one", None),)
     assert two.description.channels == ()
+
+
+async def test_a_domain_whose_xml_cannot_be_read_is_observed_with_its_state_and_as_last_read(tmp_path: Path) -> None:
+    channel = AGENT_CHANNEL.format(name="one")
+    async with running(of_two(tmp_path)) as hypervisor:
+        connection = own_connection(hypervisor)
+        before = next(domain.description for domain in hypervisor.domains if domain.name == "one")
+        connection.defineXML(domain_xml("bad", 3, devices=MALFORMED))
+        connection.defineXML(domain_xml("named", 4, devices=channel + RAW_NAME))
+        named = await wait_for_domain(hypervisor, "named", lambda _: True)
+        assert (named.problem, named.description) == (None, before)
+        bad = await wait_for_domain(hypervisor, "bad", lambda _: True)
+        assert (bad.uuid, bad.state, bad.is_active, bad.description) == (UUID(int=3), "shutoff", False, None)
+        assert bad.problem is not None
+        assert "malformed" in bad.problem
+        # What was read before stays known.
+        connection.lookupByName("one").destroy()
+        connection.defineXML(domain_xml("one", 1, devices=channel + MALFORMED))
+        one = await wait_for_domain(hypervisor, "one", lambda domain: domain.problem is not None)
+        assert (one.state, one.description) == ("shutoff", before)
+        connection.defineXML(domain_xml("bad", 3, devices=channel))
+        repaired = await wait_for_domain(hypervisor, "bad", lambda domain: domain.problem is None)
+        assert repaired.description == before
 
 
 async def test_a_change_of_a_domain_is_observed_through_its_event(tmp_path: Path) -> None:

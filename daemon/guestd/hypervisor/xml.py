@@ -1,0 +1,46 @@
+"""Parse what libvirt prints, which is not always XML, and not always complete.
+
+Pure. libvirt prints the name of a filter as it is (measured on 9.0): `R&D`, `it's` and `a<b` make the text of that
+filter malformed, and that of every filter and domain that names it. Such names are escaped here. Of an object that
+cannot be read all the same, libvirt still lists name, uuid and state: it costs itself only.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from xml.etree import ElementTree
+from xml.sax.saxutils import escape
+
+# One line of libvirt's: names hold line breaks only as spaces.
+_RAW_NAME = re.compile(
+    r"^(\s*<(?:filter name|filterref filter)=')(.*?)('(?: chain='[^'\n]*')?(?: priority='[^'\n]*')?/?>)$", re.MULTILINE
+)
+_APOSTROPHE = {"'": "&apos;"}
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """Why one object of libvirt cannot be read."""
+
+    reason: str
+
+
+def parse_xml(text: str) -> ElementTree.Element:
+    """The root element of what libvirt prints. ValueError where it is malformed."""
+    try:
+        return ElementTree.fromstring(text)  # noqa: S314 -- libvirt wrote it, never a guest
+    except ElementTree.ParseError:
+        escaped = _RAW_NAME.sub(lambda found: f"{found[1]}{escape(found[2], _APOSTROPHE)}{found[3]}", text)
+    try:
+        return ElementTree.fromstring(escaped)  # noqa: S314 -- as above
+    except ElementTree.ParseError as exc:
+        raise ValueError(f"libvirt's XML is malformed: {exc}") from exc
+
+
+def parse_count(text: str | None, maximum: int) -> int:
+    """A number from 0 to `maximum`; 0, which stands for unknown, where the text is anything else."""
+    digits = (text or "").strip()
+    if not digits.isascii() or not digits.isdigit() or len(digits) > len(str(maximum)):
+        return 0
+    return number if (number := int(digits)) <= maximum else 0
