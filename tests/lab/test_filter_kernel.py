@@ -30,7 +30,7 @@ NUMBERS = {"icmp": "icmp", "ipv6-icmp": "icmp"}
 
 @st.composite
 def trees(draw: st.DrawFn) -> list[Filter]:
-    """Three filters, each of which includes the next; no rules for ebtables."""
+    """Three filters, each of which includes the next somewhere among its rules; no rules for ebtables."""
     found: list[Filter] = []
     protocols = frozenset({"all", "tcp", "udp", "icmp", "sctp", "esp", "tcp-ipv6", "udp-ipv6", "icmpv6"})
     assert protocols <= PROTOCOLS
@@ -42,8 +42,10 @@ def trees(draw: st.DrawFn) -> list[Filter]:
         row = filter_row(*few, internal_name=name, uuid=UUID(int=number), state_match=is_stateful, chain=chain)
         result = compile_filter(row, {})
         assert isinstance(result, Filter)
-        targets = (Reference(found[-1].name, ADDRESSES),) if found else ()
-        found.append(replace(result, references=targets))
+        entries = list(result.entries)
+        if found:
+            entries.insert(draw(st.integers(0, len(entries))), Reference(found[-1].name, ADDRESSES))
+        found.append(replace(result, entries=tuple(entries)))
     return found
 
 
@@ -141,6 +143,6 @@ def test_the_packet_rules_of_a_tree_are_those_of_the_kernel(
     for each in tree:
         nwfilters.nwfilterDefineXML(render_filter(each))
     assert bound(tree[-1].name) == predict_rules(tree)
-    top = Filter("ibay-top", UUID(int=9), ROOT, 0, (), (Reference(tree[-1].name, ADDRESSES),))
+    top = Filter("ibay-top", UUID(int=9), ROOT, 0, (Reference(tree[-1].name, ADDRESSES),))
     listings = [bridge_port(*command) for command in LISTINGS]
     assert list(find_missing_rules(PORT, top, {each.name: each for each in tree}, listings)) == []

@@ -23,7 +23,10 @@ PRIORITIES = (-750, -10, 100, 500)
 
 
 def tree(dice: random.Random) -> list[Filter]:
-    """Filters that include one or all of those before; the last includes all of them, directly or through others."""
+    """Filters that include one or all of those before; the last includes all of them, directly or through others.
+
+    References stand among the rules.
+    """
     found: list[Filter] = []
     for number in range(1, 4):
         chain = dice.choice([*CHAINS, "ipv4", "ipv4"])
@@ -31,10 +34,11 @@ def tree(dice: random.Random) -> list[Filter]:
             Rule("accept", dice.choice(["in", "out", "inout"]), dice.choice([-800, -20, 100, 500, 900]), CHAINS[chain])
             for _ in range(dice.randint(1, 3))
         )
-        rules = tuple(sorted(rules, key=lambda rule: rule.priority))
-        targets = tuple(Reference(each.name) for each in found[-1:] + found[:-1] * dice.randint(0, 1))
+        entries: list[Rule | Reference] = [*sorted(rules, key=lambda rule: rule.priority)]
+        for each in found[-1:] + found[:-1] * dice.randint(0, 1):
+            entries.insert(dice.randint(0, len(entries)), Reference(each.name))
         name = f"ibay-tree{number}"
-        found.append(Filter(name, UUID(int=700 + number), chain, dice.choice(PRIORITIES), rules, targets))
+        found.append(Filter(name, UUID(int=700 + number), chain, dice.choice(PRIORITIES), tuple(entries)))
     return found
 
 

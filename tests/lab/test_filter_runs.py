@@ -1,5 +1,6 @@
 """Reconcile runs over a host's filters on a real libvirt: the desired state is in force, and stays so."""
 
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
@@ -8,6 +9,7 @@ from guestd.filters.kernel import KernelInspector
 from guestd.filters.machine_filter import machine_filter_name
 from guestd.filters.model import Reference
 from guestd.filters.plan import Define
+from guestd.filters.xml import render_filter
 from support.faults import Reliability
 from support.filter_rows import filter_row, rule_row
 from support.filters import ENFORCE, FilterHost
@@ -63,6 +65,29 @@ def test_manual_changes_are_repaired_by_the_next_run_and_counted_as_drift(filter
     assert filter_host.reconcile().in_force == 67
     assert filter_host.read_row("Use HTTP service")[1] is None
     assert filter_host.filters()["other"].rules
+
+
+def test_entries_and_values_that_somebody_put_into_another_order_are_drift(filter_host: FilterHost) -> None:
+    machine_id, _ = filter_host.add_machine()
+    filter_host.assign(machine_id, "Clean Traffic")
+    filter_host.run(
+        """UPDATE "Machine" SET "allowedIps" = '{10.9.0.7,10.9.0.8}' WHERE "id" = %s""", machine_id,
+    )  # fmt: skip
+    filter_host.run(
+        """INSERT INTO "VmPort" ("vmId", "protocol", "portStart", "portEnd", "running", "enabled", "toEnable")
+        VALUES (%s, 'tcp', 80, 80, true, true, false)""", machine_id,
+    )  # fmt: skip
+    filter_host.reconcile()
+    good = filter_host.filters()[machine_filter_name(machine_id)]
+    rule, include = good.entries
+    assert isinstance(include, Reference)
+    assert include.parameters == (("IP", "10.9.0.7"), ("IP", "10.9.0.8"))
+    for entries in ((include, rule), (rule, replace(include, parameters=include.parameters[::-1]))):
+        filter_host.libvirt.nwfilterDefineXML(render_filter(replace(good, entries=entries)))
+        result = filter_host.reconcile()
+        assert result.drifted == 1
+        assert filter_host.filters()[good.name] == good
+    assert filter_host.reconcile().steps == ()
 
 
 def test_a_rule_that_libvirt_would_change_is_a_problem_of_its_filter_until_it_is_corrected(

@@ -78,4 +78,6 @@ def test_a_run_without_changes_makes_no_rules() -> None:
     cache.end_run()
     second = compile_rows(deepcopy(rows), cache)
     assert second == first
-    assert len({id(each.rules) for found in (first, second) for each in found.machine_filters.values()}) == 1
+    assert (
+        len({tuple(map(id, each.rules)) for found in (first, second) for each in found.machine_filters.values()}) == 1
+    )

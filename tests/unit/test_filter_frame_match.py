@@ -19,7 +19,7 @@ def rule(text: str, **conditions: str) -> Rule:
 
 def placed(*filters: Filter) -> list[PlacedRule]:
     references = tuple(Reference(each.name, (("IP", "10.0.0.2"),)) for each in filters)
-    return order_rules(Filter("ibay-u", UUID(int=9), "root", 0, (), references), {each.name: each for each in filters})
+    return order_rules(Filter("ibay-u", UUID(int=9), "root", 0, references), {each.name: each for each in filters})
 
 
 def chain(name: str, priority: int, *rules: Rule) -> Filter:
@@ -107,7 +107,7 @@ def test_an_open_end_is_reported_where_a_later_rule_would_drop() -> None:
     assert find_open_ends(placed(open_chain, OWN_MAC)) == []
     later = replace(OWN_MAC, priority=-1)
     assert find_open_ends(placed(open_chain, later)) == [("ipv6-x", "out")]
-    ended = replace(open_chain, rules=(*open_chain.rules, rule("return out 900 ipv6", comment="the end")))
+    ended = replace(open_chain, entries=(*open_chain.entries, rule("return out 900 ipv6", comment="the end")))
     assert find_open_ends(placed(ended, later)) == []
     root = Filter("ibay-r", UUID(int=2), "root", 0, (rule("drop inout 9 ipv6"), rule("drop inout 9 ip")))
     assert find_open_ends(placed(open_chain, root)) == [("ipv6-x", "out")]

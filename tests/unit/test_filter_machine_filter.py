@@ -20,7 +20,7 @@ MACHINE = MachineNetwork(UUID(int=5), "web")
 
 
 def filter_of(name: str, *rules: Rule, targets: tuple[str, ...] = ()) -> Filter:
-    return Filter(name, UUID(int=1), "root", 0, rules, tuple(Reference(target) for target in targets))
+    return Filter(name, UUID(int=1), "root", 0, (*rules, *(Reference(target) for target in targets)))
 
 
 def build(machine: MachineNetwork, filters: dict[str, Filter]) -> tuple[Filter, tuple[str, ...]]:

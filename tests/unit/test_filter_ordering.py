@@ -22,7 +22,7 @@ def chained(name: str, priority: int, *rule_priorities: int, direction: str = "i
 
 
 def top(*targets: str) -> Filter:
-    return Filter(TOP, UUID(int=9), "root", 0, (), tuple(Reference(each) for each in targets))
+    return Filter(TOP, UUID(int=9), "root", 0, tuple(Reference(each) for each in targets))
 
 
 def by_name(*filters: Filter) -> dict[str, Filter]:

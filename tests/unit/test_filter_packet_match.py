@@ -23,7 +23,7 @@ def rule(text: str, **conditions: str) -> Rule:
 
 
 def tree(*rules: Rule, chain: str = "root", name: str = "ibay-a", targets: tuple[Filter, ...] = ()) -> Filter:
-    return Filter(name, UUID(int=1), chain, 0, rules, tuple(Reference(each.name) for each in targets))
+    return Filter(name, UUID(int=1), chain, 0, (*rules, *(Reference(each.name) for each in targets)))
 
 
 def list_packet_rules(top: Filter, *others: Filter) -> list[PacketRule]:
@@ -46,6 +46,15 @@ def test_a_packet_that_no_rule_matches_passes() -> None:
 def test_the_lower_priority_decides() -> None:
     early = replace(ACCEPT_SSH, action="drop", priority=10)
     assert verdict(SSH, tree(ACCEPT_SSH, early)) == "drop"
+
+
+def test_among_equal_priorities_the_entry_that_stands_first_decides() -> None:
+    drops = tree(replace(ACCEPT_SSH, action="drop"), name="ibay-b")
+    accept, include = ACCEPT_SSH, Reference("ibay-b")
+    for entries, expected in (((accept, include), "accept"), ((include, accept), "drop")):
+        assert verdict(SSH, replace(tree(), entries=entries), drops) == expected
+        deeper = replace(tree(name="ibay-c"), entries=(Reference("ibay-a"),))
+        assert verdict(SSH, deeper, replace(tree(), entries=entries), drops) == expected
 
 
 def test_rules_of_the_root_chain_come_first_whatever_their_priority() -> None:
@@ -83,7 +92,7 @@ def test_rules_for_ipv4_do_not_apply_to_ipv6() -> None:
 
 def test_a_variable_stands_for_each_of_its_values() -> None:
     own = tree(rule("drop out 1 all", srcipaddr="$IP"), name="ibay-b")
-    top = Filter("ibay-a", UUID(int=2), "root", 0, (), (Reference("ibay-b", (("IP", "10.0.0.2"), ("IP", "10.0.0.3"))),))
+    top = Filter("ibay-a", UUID(int=2), "root", 0, (Reference("ibay-b", (("IP", "10.0.0.2"), ("IP", "10.0.0.3"))),))
     assert [str(each.source) for each in list_packet_rules(top, own) if each.direction == "out"] == [
         "10.0.0.2/32",
         "10.0.0.3/32",

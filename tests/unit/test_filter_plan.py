@@ -20,7 +20,7 @@ NAMES = [f"ibay-{number}" for number in range(7)]
 def made(name: str, *targets: str, uuid: int | None = None, rules: int = 1) -> Filter:
     number = int(name.rpartition("-")[2], 36) if uuid is None else uuid
     some = tuple(replace(RULE, priority=priority) for priority in range(rules))
-    return Filter(name, UUID(int=number), "root", 500, some, tuple(Reference(target) for target in sorted(targets)))
+    return Filter(name, UUID(int=number), "root", 500, (*some, *(Reference(target) for target in sorted(targets))))
 
 
 def by_name(*filters: Filter) -> dict[str, Filter]:
@@ -119,7 +119,7 @@ def desired_states(draw: st.DrawFn) -> DesiredFilters:
     if filters and draw(st.integers(0, 3)) == 0:
         name = draw(st.sampled_from(sorted(filters)))
         extra = Reference(draw(st.sampled_from([*filters, "ibay-z"])))
-        filters[name] = replace(filters[name], references=(*filters[name].references, extra))
+        filters[name] = replace(filters[name], entries=(*filters[name].entries, extra))
     invalid = frozenset(draw(st.lists(st.sampled_from(NAMES), max_size=2))) - set(filters)
     return DesiredFilters(filters, invalid)
 
@@ -371,14 +371,28 @@ def test_what_interfaces_use_is_what_they_name_and_all_that_it_includes() -> Non
 def test_an_action_says_what_changes() -> None:
     world = own_world(made("ibay-1", "ibay-2", "ibay-3"), made("ibay-2"), made("ibay-3"))
     rest = made("ibay-2"), made("ibay-3")
-    swapped = replace(world.filters["ibay-1"], references=(Reference("ibay-3"), Reference("ibay-2")))
+    swapped = replace(world.filters["ibay-1"], entries=world.filters["ibay-1"].entries[::-1])
     for changed, words in (
-        (swapped, "the order of its rules or references differs"),
+        (swapped, "the order of its rules and references differs"),
         (replace(world.filters["ibay-1"], priority=400), "chain root 500 becomes root 400"),
         (made("ibay-1", "ibay-3"), "0 references added, 1 removed"),
+        (made("ibay-1", "ibay-2", "ibay-3", rules=3), "2 rules added, 0 removed"),
     ):
         found = world.plan(DesiredFilters(by_name(changed, *rest)))
         assert [str(action) for action in found.actions] == [f"define ibay-1: {words}"]
+
+
+def test_a_rule_that_libvirt_has_twice_is_removed_once() -> None:
+    once = made("ibay-1")
+    found = own_world(replace(once, entries=once.entries * 2)).plan(DesiredFilters(by_name(once)))
+    assert [str(action) for action in found.actions] == ["define ibay-1: 0 rules added, 1 removed"]
+
+
+def test_a_reference_that_somebody_moved_before_a_rule_is_moved_back() -> None:
+    own = made("ibay-1", "ibay-2"), made("ibay-2")
+    moved = replace(own[0], entries=own[0].entries[::-1])
+    found = own_world(moved, own[1]).plan(DesiredFilters(by_name(*own)))
+    assert [str(action) for action in found.actions] == ["define ibay-1: the order of its rules and references differs"]
 
 
 def test_a_filter_with_a_new_uuid_is_replaced_and_not_counted_as_removed() -> None:

@@ -72,8 +72,10 @@ def compile_filter(row: FilterRow, names: Mapping[UUID, str]) -> Filter | tuple[
         uuid=row.uuid,
         chain=row.chain or ROOT,
         priority=row.priority,
-        rules=tuple(sorted({_rule(rule, row) for rule in row.rules}, key=rule_order)),
-        references=tuple(Reference(name) for name in sorted({names[target] for target in row.targets})),
+        entries=(
+            *sorted({_rule(rule, row) for rule in row.rules}, key=rule_order),
+            *(Reference(name) for name in sorted({names[target] for target in row.targets})),
+        ),
     )
 
 

@@ -69,8 +69,7 @@ def build_machine_filter(
         uuid=uuid5(MACHINE_FILTER_NAMESPACE, str(machine.id)),
         chain=ROOT,
         priority=0,
-        rules=rules,
-        references=tuple(references[name] for name in sorted(references)),
+        entries=(*rules, *(references[name] for name in sorted(references))),
     )
     return definition, tuple(dict.fromkeys(reports))
 

@@ -1,8 +1,9 @@
 """The canonical model of a network filter: two filters are equal here when they mean the same to libvirt.
 
 Pure. libvirt rewrites parts of a filter when it defines it (masks, MAC and IPv6 addresses, the order of states and
-attributes). The model has one form for each of them, so that models are compared and never XML text. The order of rules
-and references is kept: it decides between rules of equal priority.
+attributes, the order of variables). The model has one form for each of them, so that models are compared and never XML
+text. What decides between packets is kept as it is: the order of rules and references (libvirt inserts the rules of an
+included filter where the reference stands, then sorts by priority), and the order of a variable's values.
 """
 
 from __future__ import annotations
@@ -68,7 +69,11 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """An included filter, by its name in libvirt, and the variables passed to it, sorted."""
+    """An included filter, by its name in libvirt, and the variables passed to it, as names with one value each.
+
+    Sorted by name; the values of one variable stand in their own order, because libvirt combines those of several
+    variables by position.
+    """
 
     target: str
     parameters: tuple[tuple[str, str], ...] = ()
@@ -76,14 +81,23 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A filter as libvirt has it. `priority` is that of its chain, -1000 to 1000."""
+    """A filter as libvirt has it: rules and references in one order. `priority` is that of its chain, -1000 to 1000."""
 
     name: str
     uuid: UUID
     chain: str
     priority: int
-    rules: tuple[Rule, ...] = ()
-    references: tuple[Reference, ...] = ()
+    entries: tuple[Rule | Reference, ...] = ()
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        """The rules, in their order."""
+        return tuple(each for each in self.entries if isinstance(each, Rule))
+
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """The references, in their order."""
+        return tuple(each for each in self.entries if isinstance(each, Reference))
 
 
 def build_match(name: str, value: str, *, is_negated: bool = False) -> Match:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from itertools import combinations
 
-from guestd.filters.model import ROOT, Filter, Rule, is_ipv6
+from guestd.filters.model import ROOT, Filter, Reference, Rule, is_ipv6
 
 Network = IPv4Network | IPv6Network
 Range = tuple[int, int]
+Variables = tuple[tuple[str, str], ...]
 OPPOSITE = {"in": "out", "out": "in"}
 
 
@@ -26,7 +27,7 @@ class PlacedRule:
 
     filter: Filter
     rule: Rule
-    variables: tuple[tuple[str, str], ...]
+    variables: Variables
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +78,18 @@ def order_rules(top: Filter, filters: Mapping[str, Filter]) -> list[PlacedRule]:
     return sorted(found, key=lambda each: (each.filter.chain != ROOT, each.rule.priority))
 
 
-def _collect(
-    current: Filter, variables: tuple[tuple[str, str], ...], filters: Mapping[str, Filter], found: list[PlacedRule]
-) -> None:
-    found += [PlacedRule(current, rule, variables) for rule in current.rules]
-    for reference in current.references:
-        if reference.target in filters:
-            _collect(filters[reference.target], variables + reference.parameters, filters, found)
+def _collect(current: Filter, variables: Variables, filters: Mapping[str, Filter], found: list[PlacedRule]) -> None:
+    for each in current.entries:
+        if isinstance(each, Rule):
+            found.append(PlacedRule(current, each, variables))
+        elif each.target in filters:
+            _collect(filters[each.target], _pass_on(variables, each), filters, found)
+
+
+def _pass_on(variables: Variables, reference: Reference) -> Variables:
+    """The variables within an included filter: what the includer has itself overrides what it passes."""
+    names = {name for name, _ in variables}
+    return variables + tuple(each for each in reference.parameters if each[0] not in names)
 
 
 def build_packet_rules(placed: Sequence[PlacedRule]) -> list[PacketRule]:

@@ -18,6 +18,7 @@ run after the next snapshot does it.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -275,14 +276,14 @@ def _describe_change(before: Filter | None, after: Filter) -> str:
         return "it had another uuid"
     changes = []
     for what, was, becomes in (
-        ("rules", set(map(str, before.rules)), set(map(str, after.rules))),
-        ("references", set(before.references), set(after.references)),
+        ("rules", Counter(map(str, before.rules)), Counter(map(str, after.rules))),
+        ("references", Counter(map(str, before.references)), Counter(map(str, after.references))),
     ):
         if was != becomes:
-            changes.append(f"{len(becomes - was)} {what} added, {len(was - becomes)} removed")
+            changes.append(f"{(becomes - was).total()} {what} added, {(was - becomes).total()} removed")
     if (before.chain, before.priority) != (after.chain, after.priority):
         changes.append(f"chain {before.chain} {before.priority} becomes {after.chain} {after.priority}")
-    return "; ".join(changes) or "the order of its rules or references differs"
+    return "; ".join(changes) or "the order of its rules and references differs"
 
 
 def _check_guard(
@@ -295,8 +296,7 @@ def _check_guard(
         if isinstance(action, Define):
             lost.discard(action.definition.name)
             before = observed.filters.get(action.definition.name)
-            was_something = before is not None and bool(before.rules or before.references)
-            if was_something and not (action.definition.rules or action.definition.references):
+            if before is not None and before.entries and not action.definition.entries:
                 lost.add(action.definition.name)
     most = min(float(guard.most_removals), guard.most_removals_share * len(own), len(own) - 1.0)
     if not lost or len(lost) <= most:

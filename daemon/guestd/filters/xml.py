@@ -7,7 +7,7 @@ and not the default of the chain.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from uuid import UUID
 from xml.etree import ElementTree
 
@@ -25,8 +25,7 @@ def parse_filter(xml: str) -> Filter:
         uuid=UUID(uuid),
         chain=root.get("chain", ROOT),
         priority=int(root.get("priority", "0")),
-        rules=tuple(_rule(each) for each in root.iterfind("rule")),
-        references=tuple(_reference(each) for each in root.iterfind("filterref")),
+        entries=tuple(_ENTRIES[each.tag](each) for each in root if each.tag in _ENTRIES),
     )
 
 
@@ -86,12 +85,11 @@ def render_filter(definition: Filter) -> str:
     attributes = {"name": definition.name, "chain": definition.chain, "priority": str(definition.priority)}
     root = ElementTree.Element("filter", attributes)
     ElementTree.SubElement(root, "uuid").text = str(definition.uuid)
-    for rule in definition.rules:
-        _append_rule(root, rule)
-    for reference in definition.references:
-        element = ElementTree.SubElement(root, "filterref", {"filter": reference.target})
-        for name, value in reference.parameters:
-            ElementTree.SubElement(element, "parameter", {"name": name, "value": value})
+    for each in definition.entries:
+        if isinstance(each, Rule):
+            _append_rule(root, each)
+        else:
+            _append_reference(root, each)
     return ElementTree.tostring(root, encoding="unicode")
 
 
@@ -121,8 +119,18 @@ def _rule(element: ElementTree.Element) -> Rule:
 
 
 def _reference(element: ElementTree.Element) -> Reference:
-    parameters = sorted((each.get("name", ""), each.get("value", "")) for each in element.iterfind("parameter"))
-    return Reference(element.get("filter", ""), tuple(parameters))
+    parameters = [(each.get("name", ""), each.get("value", "")) for each in element.iterfind("parameter")]
+    # By name only: the values of a variable keep their order.
+    return Reference(element.get("filter", ""), tuple(sorted(parameters, key=lambda each: each[0])))
+
+
+_ENTRIES: dict[str, Callable[[ElementTree.Element], Rule | Reference]] = {"rule": _rule, "filterref": _reference}
+
+
+def _append_reference(root: ElementTree.Element, reference: Reference) -> None:
+    element = ElementTree.SubElement(root, "filterref", {"filter": reference.target})
+    for name, value in reference.parameters:
+        ElementTree.SubElement(element, "parameter", {"name": name, "value": value})
 
 
 def _append_rule(root: ElementTree.Element, rule: Rule) -> None:
@@ -134,7 +142,8 @@ def _append_rule(root: ElementTree.Element, rule: Rule) -> None:
         return
     negated = {each.name: each.value for each in rule.matches if each.is_negated}
     plain = {each.name: each.value for each in rule.matches if not each.is_negated}
-    if negated:
-        ElementTree.SubElement(element, rule.protocol, {"match": "no"} | negated)
-    if plain or not negated:
-        ElementTree.SubElement(element, rule.protocol, plain)
+    parts = [{"match": "no"} | negated] if negated else []
+    parts += [plain] if plain or not negated else []
+    # libvirt refuses ports in a part that comes before the protocol they belong to.
+    for part in sorted(parts, key=lambda each: "protocol" not in each):
+        ElementTree.SubElement(element, rule.protocol, part)
