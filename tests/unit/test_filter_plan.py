@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from guestd.filters.desired import DesiredFilters
 from guestd.filters.model import Filter, Reference, Rule
 from guestd.filters.plan import Define, FilterAction, FilterPlan, Guard, Remove, list_used, plan_filters
-from guestd.filters.snapshot import ObservedFilters
+from guestd.filters.snapshot import ObservedFilters, build_stand_in
 
 EVERYTHING_BUT_ALL = Guard(1000)
 RULE = Rule("accept", "in", 500, "tcp")
@@ -122,6 +122,53 @@ def desired_states(draw: st.DrawFn) -> DesiredFilters:
         filters[name] = replace(filters[name], entries=(*filters[name].entries, extra))
     invalid = frozenset(draw(st.lists(st.sampled_from(NAMES), max_size=2))) - set(filters)
     return DesiredFilters(filters, invalid)
+
+
+def test_a_filter_of_ours_that_cannot_be_read_is_defined_again() -> None:
+    row = made("ibay-1")
+    observed = ObservedFilters(by_name(build_stand_in(row.name, row.uuid)), are_uses_known=False)
+    (action,) = plan_filters(DesiredFilters(by_name(row)), observed, EVERYTHING_BUT_ALL).actions
+    assert str(action) == "define ibay-1: libvirt's definition cannot be read"
+
+
+def test_a_row_without_rules_differs_from_a_filter_that_cannot_be_read() -> None:
+    row = replace(made("ibay-1", rules=0), priority=0)
+    observed = ObservedFilters(by_name(build_stand_in(row.name, row.uuid)), are_uses_known=False)
+    assert plan_filters(DesiredFilters(by_name(row)), observed, EVERYTHING_BUT_ALL).actions
+
+
+def test_while_something_that_may_use_them_cannot_be_read_no_filter_is_removed() -> None:
+    gone, kept = made("ibay-1"), made("ibay-2")
+    known = frozenset({(gone.name, gone.uuid)})
+    desired = DesiredFilters(by_name(kept), known=known)
+    unread = ObservedFilters(by_name(gone, build_stand_in("R&D", UUID(int=77))), are_uses_known=False)
+    found = plan_filters(desired, unread, EVERYTHING_BUT_ALL)
+    assert [type(action) for action in found.actions] == [Define]
+    assert found.reports == ()
+    read = replace(unread, are_uses_known=True)
+    assert [type(action) for action in plan_filters(desired, read, EVERYTHING_BUT_ALL).actions] == [Define, Remove]
+
+
+def test_the_name_and_the_uuid_of_a_filter_that_cannot_be_read_are_taken() -> None:
+    row = made("ibay-1")
+    for stand_in in (build_stand_in(row.name, UUID(int=99)), build_stand_in("R&D", row.uuid)):
+        observed = ObservedFilters(by_name(stand_in), are_uses_known=False)
+        found = plan_filters(DesiredFilters(by_name(row)), observed, EVERYTHING_BUT_ALL)
+        assert found.actions == ()
+        assert [each.text for each in found.reports if each.kind == "refused"] == [
+            f"libvirt has {stand_in.name} with uuid {stand_in.uuid}, which guestd did not define"
+        ]
+
+
+def test_a_name_is_not_taken_from_a_filter_while_its_uses_are_unknown() -> None:
+    old, row = made("ibay-1", uuid=99), made("ibay-1")
+    desired = DesiredFilters(by_name(row), known=frozenset({(old.name, old.uuid)}))
+    observed = ObservedFilters(by_name(old), are_uses_known=False)
+    found = plan_filters(desired, observed, EVERYTHING_BUT_ALL)
+    assert found.actions == ()
+    assert [str(each) for each in found.reports] == [
+        "refused: ibay-1: it needs the name or uuid of ibay-1, and something that cannot be read may use that"
+    ]
 
 
 @given(worlds(), desired_states(), st.data())

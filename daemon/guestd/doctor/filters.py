@@ -29,11 +29,14 @@ async def check_filters(settings: Settings) -> AsyncIterator[Finding]:
     if refused:
         fix = "correct their rows: guestd filters plan prints what is wrong with each"
         yield warning("filters", f"refused: {', '.join(sorted(refused))}", fix)
+    if unreadable := sorted({each.name for each in diff.host.skipped}):
+        fix = "correct or undefine them: guestd filters plan prints why; until then no filter is removed"
+        yield warning("filters", f"libvirt's objects that cannot be read: {', '.join(unreadable)}", fix)
     if plan.needs_confirmation is not None:
         fix = "read guestd filters plan, then confirm it: guestd apply --yes"
         yield warning("filters", f"needs manual action: {plan.needs_confirmation}", fix)
     if steps:
         fix = "guestd filters plan prints each step, guestd apply does them"
         yield warning("filters", f"libvirt's filters differ from the store's in {steps} steps", fix)
-    if not (refused or steps or plan.needs_confirmation):
+    if not (refused or unreadable or steps or plan.needs_confirmation):
         yield ok("filters", "libvirt has them as the store describes them")

@@ -13,8 +13,9 @@ from uuid import UUID
 from guestd.filters.cache import FilterCache
 from guestd.filters.desired import CompiledRows, DesiredFilters, add_static_ips, build_desired, compile_rows
 from guestd.filters.interface_plan import InterfacePlan, ObservedInterfaces, plan_interfaces
+from guestd.filters.machine_filter import machine_filter_name
 from guestd.filters.plan import Define, FilterPlan, FilterReport, Guard, plan_filters
-from guestd.filters.snapshot import FilterHostState, HostSnapshot, MachineRow, StoreSnapshot
+from guestd.filters.snapshot import FilterHostState, HostSnapshot, MachineRow, StoreSnapshot, is_stand_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,8 @@ def diff_filters(
     store: StoreSnapshot, states: Iterable[FilterHostState], host: HostSnapshot, guard: Guard, cache: FilterCache
 ) -> FilterDiff:
     """Compare all rows with the libvirt of one host, and plan its filters."""
-    store = add_static_ips(store, host.static_ips)
+    static_ips = {name: _find_installed_addresses(name, store, host) for name in host.without_addresses}
+    store = add_static_ips(store, {**host.static_ips, **static_ips})
     compiled = compile_rows(store, cache, host.observed.filters)
     machines = tuple(machine for machine in store.machines if machine.internal_name in host.domains)
     by_key = {(state.name, state.uuid): state for state in states}
@@ -101,8 +103,22 @@ def plan_host_interfaces(diff: FilterDiff, flushed: Mapping[str, str], permissio
     )
 
 
+def _find_installed_addresses(domain: str, store: StoreSnapshot, host: HostSnapshot) -> tuple[str, ...]:
+    """The addresses that a machine's filter passes now, where libvirt's networks do not say them."""
+    machines = [each for each in store.machines if each.internal_name == domain and not each.allowed_ips]
+    names = [machine_filter_name(each.id) for each in machines]
+    installed = [host.observed.filters[name] for name in names if name in host.observed.filters]
+    found = {value for each in installed for to in each.references for _, value in to.parameters}
+    return tuple(sorted(found))
+
+
 def list_reports(diff: FilterDiff) -> list[FilterReport]:
     """The issues of rows and filters that an operator should know of."""
+    unreadable = [
+        FilterReport("unreadable", each.name, f"libvirt's {each.kind} cannot be read: {each.reason}")
+        for each in diff.host.skipped
+        if each.kind != "filter" or is_stand_in(diff.host.observed.filters.get(each.name))
+    ]
     problems = [
         FilterReport("refused", name, str(problem)) for name, each in diff.compiled.problems.items() for problem in each
     ]
@@ -113,4 +129,4 @@ def list_reports(diff: FilterDiff) -> list[FilterReport]:
     ]
     reason = diff.plan.needs_confirmation
     held = [] if reason is None else [FilterReport("held", "all", f"{reason}: guestd apply --yes allows it")]
-    return [*diff.plan.reports, *problems, *unenforceable, *held]
+    return [*diff.plan.reports, *problems, *unenforceable, *unreadable, *held]

@@ -7,7 +7,7 @@ that uses it.
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 from uuid import UUID
@@ -16,7 +16,8 @@ from guestd.filters import xml as filter_xml
 from guestd.filters.cache import FilterCache
 from guestd.filters.interface_plan import Attach, Bind
 from guestd.filters.model import Filter
-from guestd.filters.snapshot import HostSnapshot, Interface, ObservedFilters
+from guestd.filters.printed import PrintedDomain, PrintedFilter, PrintedHost, build_snapshot, parse_filter
+from guestd.filters.snapshot import HostSnapshot
 from guestd.hypervisor.blocking import BlockingCalls
 from guestd.hypervisor.connection import (
     abandoned_on_failure,
@@ -24,10 +25,12 @@ from guestd.hypervisor.connection import (
     describe_version,
     open_read_only,
     open_read_write,
+    read_xml,
     require_bindings,
     start_closing,
     translate_errors,
 )
+from guestd.hypervisor.xml import Unreadable
 from guestd.telemetry.registry import VmMetrics
 
 try:
@@ -87,8 +90,12 @@ class FilterDriver:
         """Define or redefine a filter; returns what libvirt then has, or why it refused."""
         xml = filter_xml.render_filter(definition)
 
-        def change(connection: Any) -> Filter:
-            return filter_xml.parse_filter(connection.nwfilterDefineXML(xml).XMLDesc())
+        def change(connection: Any) -> Filter | str:
+            printed = read_xml(connection, connection.nwfilterDefineXML(xml).XMLDesc, libvirt.VIR_ERR_NO_NWFILTER)
+            if printed is None:
+                return "it was undefined at once"
+            found = parse_filter(definition.name, definition.uuid, printed)
+            return f"libvirt accepted it, and {found.reason}" if isinstance(found, Unreadable) else found
 
         return await self._change(change)
 
@@ -116,7 +123,10 @@ class FilterDriver:
         def change(connection: Any) -> str | None:
             domain = connection.lookupByUUID(action.interface.domain_uuid.bytes)
             xml = domain.XMLDesc(0 if is_live else libvirt.VIR_DOMAIN_XML_INACTIVE)
-            device = filter_xml.set_interface_filter(xml, action.interface.mac, action.filter)
+            try:
+                device = filter_xml.set_interface_filter(xml, action.interface.mac, action.filter)
+            except ValueError as exc:
+                return str(exc)
             if device is None:
                 return f"the domain has no interface {action.interface.mac} any more"
             domain.updateDeviceFlags(
@@ -162,69 +172,37 @@ async def observe_host(uri: str, *, read_deadline_seconds: float = READ_DEADLINE
 
 
 def _take_snapshot(connection: Any, cache: FilterCache) -> HostSnapshot:
-    texts = [text for each in connection.listAllNWFilters() if (text := _read_filter_xml(each)) is not None]
-    found = [cache.parse_filter(text) for text in texts]
-    interfaces: list[Interface] = []
-    names = set[str]()
-    cards: dict[str, set[tuple[str, str]]] = {}
-    for domain in connection.listAllDomains():
-        name, live, stored = domain.name(), *_read_definitions(domain)
-        names.add(name)
-        interfaces += _list_interfaces(name, UUID(domain.UUIDString()), live, stored)
-        cards[name] = {card for xml in (live, stored) if xml is not None for card in filter_xml.list_networks(xml)}
+    # Filters before domains: a filter that a new domain names is then known, or the next run finds it.
+    filters = [
+        PrintedFilter(each.name(), UUID(each.UUIDString()), xml)
+        for each in connection.listAllNWFilters()
+        if (xml := read_xml(connection, each.XMLDesc, libvirt.VIR_ERR_NO_NWFILTER)) is not None
+    ]
+    domains = [print_domain(connection, each) for each in connection.listAllDomains()]
     bindings = {each.portDev(): each.filterName() for each in connection.listAllNWFilterBindings()}
-    bound = {*bindings.values(), *(name for each in interfaces for name in (each.live, each.stored) if name)}
-    observed = ObservedFilters({each.name: each for each in found}, frozenset(bound))
-    return HostSnapshot(observed, frozenset(names), tuple(interfaces), bindings, _read_static_ips(connection, cards))
+    return build_snapshot(PrintedHost(filters, domains, _print_networks(connection), bindings), cache)
 
 
-def _read_static_ips(connection: Any, cards: Mapping[str, set[tuple[str, str]]]) -> dict[str, tuple[str, ...]]:
-    """The static addresses of domains; `cards` has MAC address and network of each interface. Others are left out."""
-    entries = {
-        network: _read_static_hosts(connection, network) for network in {n for each in cards.values() for _, n in each}
-    }
-    found = {
-        name: {ip for mac, network in each for entry, ip in entries[network] if entry == mac}
-        for name, each in cards.items()
-    }
-    return {name: tuple(sorted(ips)) for name, ips in found.items() if ips}
+def print_domain(connection: Any, domain: Any) -> PrintedDomain:
+    """The XML of the running domain and the stored XML for its next start; none if it was undefined meanwhile."""
+
+    def print_live() -> str | None:
+        return domain.XMLDesc() if domain.isActive() else None
+
+    def print_stored() -> str | None:
+        return domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) if domain.isPersistent() else None
+
+    live, stored = (read_xml(connection, read, libvirt.VIR_ERR_NO_DOMAIN) for read in (print_live, print_stored))
+    return PrintedDomain(domain.name(), UUID(domain.UUIDString()), live, stored)
 
 
-def _read_static_hosts(connection: Any, network: str) -> list[tuple[str, str]]:
+def _print_networks(connection: Any) -> dict[str, str | Unreadable]:
     try:
-        return list(filter_xml.list_static_hosts(connection.networkLookupByName(network).XMLDesc()))
+        networks = connection.listAllNetworks()
     except libvirt.libvirtError as exc:
-        # Only where there is certainly none: a missing answer must not remove protection.
-        if exc.get_error_code() in (libvirt.VIR_ERR_NO_NETWORK, libvirt.VIR_ERR_NO_SUPPORT):
-            return []
+        # Only if there is certainly none: a missing answer must not remove protection.
+        if exc.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
+            return {}
         raise
-
-
-def _read_filter_xml(nwfilter: Any) -> str | None:
-    """The XML of a filter, or None where it was undefined meanwhile."""
-    try:
-        return str(nwfilter.XMLDesc())
-    except libvirt.libvirtError as exc:
-        if exc.get_error_code() == libvirt.VIR_ERR_NO_NWFILTER:
-            return None
-        raise
-
-
-def _read_definitions(domain: Any) -> tuple[str | None, str | None]:
-    """The XML of the running domain and the stored XML for its next start; none where it was undefined meanwhile."""
-    try:
-        live = domain.XMLDesc() if domain.isActive() else None
-        return live, domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE) if domain.isPersistent() else None
-    except libvirt.libvirtError as exc:
-        if exc.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-            return None, None
-        raise
-
-
-def _list_interfaces(domain: str, uuid: UUID, live: str | None, stored: str | None) -> Iterator[Interface]:
-    """The interfaces of a domain, with the filters that they name now and after its next start."""
-    now = {} if live is None else {mac: (port, name) for mac, port, name in filter_xml.list_interfaces(live)}
-    later = {} if stored is None else {mac: name for mac, _, name in filter_xml.list_interfaces(stored)}
-    for mac in {**now, **later}:
-        port, name = now.get(mac, ("", None))
-        yield Interface(domain, uuid, mac, port, name, later.get(mac))
+    texts = {each.name(): read_xml(connection, each.XMLDesc, libvirt.VIR_ERR_NO_NETWORK) for each in networks}
+    return {name: text for name, text in texts.items() if text is not None}

@@ -15,10 +15,11 @@ import subprocess
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from guestd.filters.frame_match import count_chain_rules
+from guestd.filters.graph import list_edges, reach
 from guestd.filters.model import ROOT, Filter
 from guestd.filters.packet_match import build_packet_rules, order_rules
 from guestd.filters.plan import FilterReport
-from guestd.filters.snapshot import HostSnapshot
+from guestd.filters.snapshot import HostSnapshot, is_stand_in
 
 COMMAND_TIMEOUT_SECONDS = 20.0
 LISTINGS = (("iptables-save", "-t", "filter"), ("ip6tables-save", "-t", "filter"), ("ebtables", "-t", "nat", "-L"))
@@ -45,6 +46,14 @@ class KernelInspector:
         """Devices without their rules, each with the reason; and reports of what cannot be inspected or restored."""
         there = host.observed.filters
         bound = {port: there[name] for port, name in host.bindings.items() if name in desired and name in there}
+        # What a filter that cannot be read has in the kernel is unknown.
+        if any(map(is_stand_in, there.values())):
+            edges = list_edges(there)
+            bound = {
+                port: top
+                for port, top in bound.items()
+                if not any(is_stand_in(there.get(name)) for name in reach([top.name], edges))
+            }
         if not bound:
             return {}, ()
         elsewhere = sorted(bound.keys() - set(self._list_devices()))

@@ -8,6 +8,7 @@ Pure. These rules hold after every single action of a plan, because guestd may d
   moment. So a filter is redefined in place, under the same name and uuid.
 * Every filter that a definition includes exists before it, in its final form. Definitions go targets first, also
   through filters that stay unchanged, because a target of one of those may lead back. Removals go referrers first.
+* Where something cannot be read, what it uses is unknown: no filter is removed.
 * A refused filter (a row that libvirt would not install as it is, a cycle, a missing target, filters that libvirt
   cannot install together) stays as libvirt last had it.
 
@@ -29,10 +30,20 @@ from guestd.filters.chain_conflict import ChainConflict
 from guestd.filters.desired import DesiredFilters
 from guestd.filters.graph import list_edges, list_includers, order_targets_first, reach
 from guestd.filters.model import PREFIX, Filter
-from guestd.filters.snapshot import ObservedFilters
+from guestd.filters.snapshot import ObservedFilters, is_stand_in
 
 RunReportKind = Literal[
-    "refused", "clash", "failed", "foreign", "used", "held", "unenforceable", "unattached", "taken", "blind"
+    "refused",
+    "clash",
+    "failed",
+    "foreign",
+    "used",
+    "held",
+    "unenforceable",
+    "unattached",
+    "taken",
+    "blind",
+    "unreadable",
 ]
 # Only what prints a plan looks for doubts; a run does not.
 ReportKind = RunReportKind | Literal["doubt"]
@@ -193,6 +204,8 @@ def _find_conflict(
     for name in occupants:
         if not _is_own(name, desired, observed):
             return f"libvirt has {name} with uuid {observed.filters[name].uuid}, which guestd did not define"
+        if not observed.are_uses_known:
+            return f"it needs the name or uuid of {name}, and something that cannot be read may use that"
         for user in _list_users([name], observed):
             if user in observed.bound:
                 return f"it needs the name or uuid of {name}, and an interface uses {user}"
@@ -225,7 +238,7 @@ def _list_users(names: Iterable[str], observed: ObservedFilters) -> list[str]:
 def _find_without_row(
     accepted: Mapping[str, Filter], desired: DesiredFilters, observed: ObservedFilters
 ) -> tuple[set[str], set[str]]:
-    """Own filters without a row: those that nothing uses, and those that something still uses."""
+    """Own filters without a row: those that nothing uses, and those that something still uses, as far as is known."""
     rowless = {
         name
         for name in observed.filters
@@ -234,7 +247,7 @@ def _find_without_row(
     edges = list_edges(observed.filters) | list_edges(accepted)
     staying = [name for name in edges if name not in rowless or name in observed.bound]
     used = rowless & set(reach(staying, edges))
-    return rowless - used, used
+    return (rowless - used if observed.are_uses_known else set()), used
 
 
 def _find_foreign(desired: DesiredFilters, observed: ObservedFilters) -> list[str]:
@@ -270,6 +283,8 @@ def _removals(names: Collection[str], observed: ObservedFilters, reason: str) ->
 
 
 def _describe_change(before: Filter | None, after: Filter) -> str:
+    if is_stand_in(before):
+        return "libvirt's definition cannot be read"
     if before is None:
         return f"new, {len(after.rules)} rules, {len(after.references)} references"
     if before.uuid != after.uuid:

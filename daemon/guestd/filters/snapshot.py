@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 from uuid import UUID
 
 from guestd.filters.model import Filter
@@ -108,18 +109,33 @@ class Interface:
 class ObservedFilters:
     """All of libvirt's filters by name; `bound` are those that an interface names, live or in a stored definition.
 
-    Applying a plan updates `filters` step by step.
+    For one that cannot be read there is a stand-in. `are_uses_known` is false where something that cannot be read may
+    use any of them. Applying a plan updates `filters` step by step.
     """
 
     filters: dict[str, Filter]
     bound: frozenset[str] = frozenset()
+    are_uses_known: bool = True
+
+
+SkippedKind = Literal["filter", "domain", "network"]
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A filter, domain or network of libvirt's that cannot be read, and why."""
+
+    kind: SkippedKind
+    name: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class HostSnapshot:
     """What libvirt has: filters, names of domains, their interfaces, and the filter enforced on each device.
 
-    `static_ips` are the addresses that libvirt's networks give to a domain's interfaces in static host entries.
+    `static_ips` are the addresses that libvirt's networks give to a domain's interfaces in static host entries, unknown
+    for the domains `without_addresses`. `skipped` cannot be read.
     """
 
     observed: ObservedFilters
@@ -127,3 +143,19 @@ class HostSnapshot:
     interfaces: tuple[Interface, ...]
     bindings: dict[str, str]
     static_ips: Mapping[str, tuple[str, ...]]
+    without_addresses: frozenset[str] = frozenset()
+    skipped: tuple[Skipped, ...] = ()
+
+
+# No row describes a filter without a chain, so a stand-in differs from every desired filter.
+_NO_CHAIN = ""
+
+
+def build_stand_in(name: str, uuid: UUID) -> Filter:
+    """A filter of which only name and uuid are known."""
+    return Filter(name, uuid, _NO_CHAIN, 0)
+
+
+def is_stand_in(definition: Filter | None) -> bool:
+    """Whether only name and uuid of a filter are known."""
+    return definition is not None and definition.chain == _NO_CHAIN

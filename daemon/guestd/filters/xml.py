@@ -1,7 +1,7 @@
 """Parse and write libvirt's XML of filters, and the parts of domains and networks that concern filters.
 
 Pure. It parses what libvirt prints, which differs from what libvirt accepts: in printed XML an absent priority is 0,
-and not the default of the chain.
+and not the default of the chain. Every function that parses raises ValueError for malformed XML.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from uuid import UUID
 from xml.etree import ElementTree
 
 from guestd.filters.model import DEFAULT_RULE_PRIORITY, ROOT, Filter, Match, Reference, Rule, build_match
+from guestd.hypervisor.xml import parse_xml
 
 
 def parse_filter(xml: str) -> Filter:
-    """The model of a filter as libvirt prints it. ValueError where it has no name or no uuid."""
-    root = ElementTree.fromstring(xml)  # noqa: S314 -- libvirt wrote it, never a guest
+    """The model of a filter as libvirt prints it. ValueError where it is malformed or lacks name or uuid."""
+    root = parse_xml(xml)
     name, uuid = root.get("name"), root.findtext("uuid")
     if not name or not uuid:
         raise ValueError("a filter without a name or without a uuid")
@@ -31,7 +32,7 @@ def parse_filter(xml: str) -> Filter:
 
 def list_interfaces(domain_xml: str) -> Iterator[tuple[str, str, str]]:
     """MAC address, device on the host and filter of each interface of a domain; an empty string where it has none."""
-    root = ElementTree.fromstring(domain_xml)  # noqa: S314 -- libvirt wrote it, never a guest
+    root = parse_xml(domain_xml)
     for each in root.iterfind("devices/interface"):
         mac, target, chosen = (each.find(name) for name in ("mac", "target", "filterref"))
         if mac is not None:
@@ -41,7 +42,7 @@ def list_interfaces(domain_xml: str) -> Iterator[tuple[str, str, str]]:
 
 def list_networks(domain_xml: str) -> Iterator[tuple[str, str]]:
     """MAC address and network of each interface of a domain that is on a libvirt network."""
-    root = ElementTree.fromstring(domain_xml)  # noqa: S314 -- libvirt wrote it, never a guest
+    root = parse_xml(domain_xml)
     for each in root.iterfind("devices/interface[@type='network']"):
         mac, source = each.find("mac"), each.find("source")
         if mac is not None and source is not None:
@@ -50,14 +51,14 @@ def list_networks(domain_xml: str) -> Iterator[tuple[str, str]]:
 
 def list_static_hosts(network_xml: str) -> Iterator[tuple[str, str]]:
     """MAC and IP address of each static host entry of a network that has both."""
-    root = ElementTree.fromstring(network_xml)  # noqa: S314 -- libvirt wrote it, never a guest
+    root = parse_xml(network_xml)
     for each in root.iterfind("ip/dhcp/host[@mac][@ip]"):
         yield each.get("mac", "").lower(), each.get("ip", "")
 
 
 def set_interface_filter(domain_xml: str, mac: str, name: str) -> str | None:
     """The XML of the domain's interface with this MAC address and this filter; None where it has no such interface."""
-    root = ElementTree.fromstring(domain_xml)  # noqa: S314 -- libvirt wrote it, never a guest
+    root = parse_xml(domain_xml)
     for each in root.iterfind("devices/interface"):
         found = each.find("mac")
         if found is not None and found.get("address") == mac:

@@ -67,8 +67,8 @@ def call_or_refuse(connection: Any, call: Callable[[Any], T]) -> T | str:
         return str(exc)
 
 
-def read_xml(connection: Any, read: Callable[[], str], gone: int) -> str | Unreadable | None:
-    """The XML of one object; None if libvirt's error is `gone`, Unreadable if libvirt does not print it; blocks.
+def read_xml(connection: Any, read: Callable[[], str | None], gone: int) -> str | Unreadable | None:
+    """What `read` returns; None if libvirt's error is `gone`, Unreadable if libvirt does not print it; blocks.
 
     libvirt refuses, for example, what is larger than 4 MiB when escaped. Raises libvirt's error if the connection is
     lost.

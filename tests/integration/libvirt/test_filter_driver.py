@@ -12,7 +12,7 @@ from tools.harness.waiting import eventually
 
 from guestd.core.errors import SourceLost
 from guestd.filters.cache import FilterCache
-from guestd.filters.driver import FilterDriver, _read_definitions, observe_host
+from guestd.filters.driver import FilterDriver, observe_host, print_domain
 from guestd.hypervisor.connection import open_read_write
 from guestd.telemetry.registry import VmMetrics
 from support.libvirt import domain_xml, uri_of
@@ -56,8 +56,9 @@ async def test_a_domain_that_is_undefined_during_the_snapshot_has_no_definitions
     connection = open_read_write(uri, threading.Event())
     stays, goes = connection.lookupByName("one"), connection.defineXML(domain_xml("two", 2))
     goes.undefine()
-    live, stored = _read_definitions(stays)
-    assert live
-    assert stored
-    assert _read_definitions(goes) == (None, None)
+    found = print_domain(connection, stays)
+    assert found.live
+    assert found.stored
+    found = print_domain(connection, goes)
+    assert (found.name, found.live, found.stored) == ("two", None, None)
     connection.close()
