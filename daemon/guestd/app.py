@@ -45,6 +45,7 @@ from guestd.mqtt.options import read_options
 from guestd.mqtt.topics import Topics
 from guestd.rows.batch import Limits
 from guestd.service import http_auth, systemd
+from guestd.service.exposures import list_exposures
 from guestd.service.http import serve_pages
 from guestd.service.reload import ConfigReloader
 from guestd.service.watchdog import Watchdog
@@ -71,6 +72,12 @@ async def run(settings: Settings, reread: Callable[[], Settings]) -> None:
     stop = asyncio.Event()
     _stop_on_signals(stop)
     auth = http_auth.read_web_config(settings.telemetry.web_config_file)
+    for exposure in list_exposures(settings):
+        log.warning(
+            "connection is not protected, others on the network may read it or answer it",
+            risk=exposure.text,
+            fix=exposure.fix,
+        )
     telemetry = Telemetry()
     async with AsyncExitStack() as resources:
         spool = open_spool(

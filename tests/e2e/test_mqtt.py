@@ -194,6 +194,7 @@ def test_tls_with_a_client_certificate(daemon: Daemon, directory: Path) -> None:
     authority = trustme.CA()
     with tls_broker(directory, authority) as broker:
         authority.issue_cert("guestd@host").private_key_and_cert_chain_pem.write_to_path(directory / "own.pem")
+        (directory / "own.pem").chmod(0o600)
         own = str(directory / "own.pem")
         daemon.more_tables = mqtt_table(
             broker, tls=True, tls_ca_file=str(directory / "ca.pem"), tls_certificate_file=own, tls_key_file=own

@@ -55,13 +55,15 @@ def test_a_password_of_the_store_that_is_not_utf8_is_rejected_with_its_setting(t
 
 def test_a_password_of_the_broker_that_is_not_utf8_is_a_fault_of_the_configuration(tmp_path: Path) -> None:
     path = secret_in(tmp_path, NOT_UTF8)
-    settings = Settings(mqtt=MqttSettings(host="broker", password_file=str(path)))
+    settings = Settings(mqtt=MqttSettings(host="broker", username="guestd", password_file=str(path)))
     [finding] = check_configuration(settings)
     assert (finding.level, finding.text) == ("fault", f"mqtt.password_file {path}: its first line is not UTF-8")
 
 
 def test_a_password_of_the_agents_broker_that_is_not_utf8_is_rejected_with_its_option(tmp_path: Path) -> None:
     path = secret_in(tmp_path, NOT_UTF8)
-    arguments = make_parser().parse_args(["agent", "--mqtt", "broker", "--mqtt-password-file", str(path)])
+    arguments = make_parser().parse_args(
+        ["agent", "--mqtt", "broker", "--mqtt-user", "me", "--mqtt-password-file", str(path)]
+    )
     with pytest.raises(ConfigError, match=f"^--mqtt-password-file {path}: its first line is not UTF-8$"):
         read_broker(arguments)

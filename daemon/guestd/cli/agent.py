@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from uuid import UUID
 
 from guestd.cli.arguments import add_verb, not_negative
-from guestd.cli.broker_arguments import add_broker_options, read_broker
+from guestd.cli.broker_arguments import add_broker_options, read_broker, reject_unused_options
 from guestd.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _read_target(arguments: argparse.Namespace) -> VirtioPort | UnixSocket | Broker:
     from guestd.agent.run import Broker, UnixSocket, VirtioPort
 
+    reject_unused_options(arguments)
     if arguments.mqtt is not None:
         if arguments.machine_id is None:
             raise ConfigError("--mqtt: a broker does not know which machine this is; add --machine-id")

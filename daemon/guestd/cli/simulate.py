@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from guestd.cli.arguments import add_verb, at_least_one, not_negative
-from guestd.cli.broker_arguments import add_broker_options, read_broker
+from guestd.cli.broker_arguments import add_broker_options, read_broker, reject_unused_options
 
 if TYPE_CHECKING:
     from guestd.cli.arguments import Subparsers
@@ -66,6 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     from guestd.simulator.fleet import Fleet
     from guestd.simulator.run import run as run_simulator
 
+    reject_unused_options(arguments)
     fleet = Fleet(
         target=arguments.directory or read_broker(arguments),
         guests=arguments.guests,

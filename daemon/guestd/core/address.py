@@ -7,7 +7,7 @@ them (RFC 3986). A zone (`fe80::1%eth0`) is part of the address.
 from __future__ import annotations
 
 import re
-from ipaddress import AddressValueError, IPv6Address
+from ipaddress import AddressValueError, IPv6Address, ip_address
 
 HIGHEST_PORT = 65535
 FORMS = "must be HOST, HOST:PORT, IPV6 or [IPV6]:PORT, with a port from 1 to 65535"
@@ -52,6 +52,14 @@ def parse_host_port(text: str, default_port: int | None) -> tuple[str, int]:
     if port is None or not _PORT.fullmatch(port) or not 0 < int(port) <= HIGHEST_PORT:
         raise ValueError(f"{text!r}: {FORMS}" if port is not None else f"{text!r}: must be HOST:PORT or [IPV6]:PORT")
     return parsed, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether what is sent to this host stays on it."""
+    try:
+        return ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return host.rstrip(".").lower() == "localhost"
 
 
 def format_host_port(host: str, port: int) -> str:

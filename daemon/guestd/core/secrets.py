@@ -13,16 +13,25 @@ def read_secret(path: Path, named_by: str) -> bytes:
 
     Raises ConfigError, naming the setting or argument `named_by`, if the file is unreadable, empty or world-readable.
     """
+    require_private(path, named_by)
     try:
-        mode, content = path.stat().st_mode, path.read_bytes()
+        content = path.read_bytes()
     except OSError as exc:
         raise ConfigError(f"{named_by} {path}: {exc.strerror}") from exc
-    if mode & stat.S_IROTH:
-        raise ConfigError(f"{named_by} {path}: it is world-readable; run: chmod o-rwx {path}")
     secret = content.partition(b"\n")[0].strip()
     if not secret:
         raise ConfigError(f"{named_by} {path}: its first line is empty")
     return secret
+
+
+def require_private(path: Path, named_by: str) -> None:
+    """Raise ConfigError, naming the setting or argument `named_by`, if a file does not exist or is world-readable."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as exc:
+        raise ConfigError(f"{named_by} {path}: {exc.strerror}") from exc
+    if mode & stat.S_IROTH:
+        raise ConfigError(f"{named_by} {path}: it is world-readable; run: chmod o-rwx {path}")
 
 
 def read_secret_text(path: Path, named_by: str) -> str:

@@ -8,10 +8,11 @@ from pathlib import Path
 from guestd.core.config import Settings
 from guestd.core.errors import ConfigError
 from guestd.core.secrets import read_secret
-from guestd.doctor.finding import Finding, fault, ok
+from guestd.doctor.finding import Finding, fault, ok, warning
 from guestd.hypervisor.connection import require_bindings
 from guestd.mqtt.options import read_options
 from guestd.service import http_auth
+from guestd.service.exposures import list_exposures
 from guestd.store.connection import check_dsn
 
 FIXES = {
@@ -28,11 +29,12 @@ FIXES = {
 
 
 def check_configuration(settings: Settings) -> Iterator[Finding]:
-    """Report a fault for each invalid setting."""
+    """Report a fault for each invalid setting; if there is none, a warning for each risk of the valid ones."""
     errors = [str(error) for error in map(_find_error, _list_checks(settings)) if error is not None]
     yield from (explain_config_error(each) for each in errors)
     if not errors:
         yield ok("configuration", "every setting is valid")
+        yield from (warning("exposure", each.text, each.fix) for each in list_exposures(settings))
 
 
 def explain_config_error(error: str) -> Finding:

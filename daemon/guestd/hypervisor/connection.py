@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from guestd.core.errors import ConfigError, SourceLost
+from guestd.hypervisor.uri import check_uri
 from guestd.hypervisor.xml import Unreadable
 
 try:
@@ -30,7 +31,8 @@ _events_thread: threading.Thread | None = None
 
 
 def require_bindings(uri: str) -> None:
-    """Raise ConfigError if libvirt is configured and its bindings are not installed."""
+    """Raise ConfigError if libvirt is configured and its bindings are not installed, or its URI has no effect."""
+    check_uri(uri)
     if uri and libvirt is None:
         raise ConfigError(
             "libvirt.uri is set but libvirt-python is not installed: install guestd[libvirt] (needs libvirt's headers)"

@@ -11,6 +11,7 @@ from paho.mqtt.enums import MQTTProtocolVersion
 from guestd.core.config import MqttSettings, get_local_name
 from guestd.core.errors import ConfigError
 from guestd.core.secrets import read_secret_text
+from guestd.core.tls import TlsFile, make_client_context
 from guestd.mqtt.topics import Topics
 
 _VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
@@ -39,16 +40,15 @@ class BrokerOptions:
 
 
 def read_options(settings: MqttSettings) -> BrokerOptions:
-    """The options of the settings. Raises ConfigError for files that cannot be used."""
+    """The options of the settings. Raises ConfigError for files that cannot be used, or that would be ignored."""
     client_id = settings.client_id or f"guestd-{get_local_name()}"
-    file = settings.password_file
     return BrokerOptions(
         host=settings.host,
         port=settings.port,
         client_id=client_id,
         version=_VERSIONS[settings.version],
         username=settings.username,
-        password=read_secret_text(Path(file), "mqtt.password_file") if file else None,
+        password=_read_password(settings),
         tls=_read_tls(settings),
         keepalive_seconds=settings.keepalive_seconds,
         session_seconds=settings.session_seconds,
@@ -60,17 +60,23 @@ def read_options(settings: MqttSettings) -> BrokerOptions:
     )
 
 
-def _read_tls(settings: MqttSettings) -> ssl.SSLContext | None:
-    if not settings.tls:
+def _read_password(settings: MqttSettings) -> str | None:
+    if not settings.password_file:
         return None
-    try:
-        context = ssl.create_default_context(cafile=settings.tls_ca_file or None)
-    except OSError as exc:  # an SSLError is one too
-        raise ConfigError(f"mqtt.tls_ca_file {settings.tls_ca_file}: {exc.strerror or exc}") from exc
-    if settings.tls_certificate_file:
-        try:
-            context.load_cert_chain(settings.tls_certificate_file, settings.tls_key_file or None)
-        except OSError as exc:
-            named = f"mqtt.tls_certificate_file {settings.tls_certificate_file}, mqtt.tls_key_file"
-            raise ConfigError(f"{named} {settings.tls_key_file}: {exc.strerror or exc}") from exc
-    return context
+    if not settings.username:
+        raise ConfigError("mqtt.password_file needs mqtt.username: without it the password is not sent; set it")
+    return read_secret_text(Path(settings.password_file), "mqtt.password_file")
+
+
+def _read_tls(settings: MqttSettings) -> ssl.SSLContext | None:
+    files = (
+        TlsFile("mqtt.tls_ca_file", settings.tls_ca_file),
+        TlsFile("mqtt.tls_certificate_file", settings.tls_certificate_file),
+        TlsFile("mqtt.tls_key_file", settings.tls_key_file),
+    )
+    if settings.tls:
+        return make_client_context(*files)
+    unused = [file.named_by for file in files if file]
+    if unused:
+        raise ConfigError(f"{', '.join(unused)} without TLS: set mqtt.tls = true, or remove them")
+    return None

@@ -14,13 +14,14 @@ import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import bcrypt
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from guestd.core.errors import ConfigError
+from guestd.core.tls import TlsFile, load_certificate
 
 # A bcrypt check takes a tenth of a second, and Prometheus sends the same credentials every few seconds.
 MAX_CACHED = 100
@@ -28,9 +29,12 @@ MAX_CACHED = 100
 _UNKNOWN_USER_HASH = b"$2b$10$YE60/e0sBzc90GdGz3A51upr4LXfXjIHzIGl5rUhXU7CcZ40crU2."
 
 
+_FileName = Annotated[str, Meta(min_length=1)]
+
+
 class _Tls(Struct, frozen=True, forbid_unknown_fields=True):
-    cert_file: str
-    key_file: str
+    cert_file: _FileName
+    key_file: _FileName
     client_auth_type: Literal["NoClientCert", "RequireAndVerifyClientCert"] = "NoClientCert"
     client_ca_file: str = ""
     min_version: Literal["TLS12", "TLS13"] = "TLS12"
@@ -77,6 +81,8 @@ def read_web_config(file: str) -> WebAuth:
         raise ConfigError(f"telemetry.web_config_file {file}: {exc.strerror}") from exc
     except msgspec.DecodeError as exc:
         raise ConfigError(f"telemetry.web_config_file {file}: {exc}") from exc
+    if found.tls_server_config is not None:
+        _check_client_authorities(found.tls_server_config, file)
     users = {user: hashed.encode() for user, hashed in found.basic_auth_users.items()}
     for user, hashed in users.items():
         if not hashed.startswith((b"$2a$", b"$2b$", b"$2y$")):
@@ -88,17 +94,35 @@ def read_web_config(file: str) -> WebAuth:
     )
 
 
+def _check_client_authorities(chosen: _Tls, file: str) -> None:
+    is_required = chosen.client_auth_type == "RequireAndVerifyClientCert"
+    if is_required and not chosen.client_ca_file:
+        raise ConfigError(
+            f"telemetry.web_config_file {file}: client_auth_type {chosen.client_auth_type} needs client_ca_file"
+        )
+    if chosen.client_ca_file and not is_required:
+        raise ConfigError(
+            f"telemetry.web_config_file {file}: client_ca_file has no effect without client_auth_type"
+            " RequireAndVerifyClientCert: set it, or remove client_ca_file"
+        )
+
+
 def _build_tls_context(chosen: _Tls, directory: Path) -> ssl.SSLContext:
     """Build the TLS context; relative file names are relative to the configuration file."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if chosen.min_version == "TLS13" else ssl.TLSVersion.TLSv1_2
+    named = "telemetry.web_config_file: "
+    load_certificate(
+        context,
+        TlsFile(f"{named}cert_file", str(directory / chosen.cert_file)),
+        TlsFile(f"{named}key_file", str(directory / chosen.key_file)),
+    )
     try:
-        context.load_cert_chain(directory / chosen.cert_file, directory / chosen.key_file)
         if chosen.client_auth_type == "RequireAndVerifyClientCert":
             context.load_verify_locations(directory / chosen.client_ca_file)
             context.verify_mode = ssl.CERT_REQUIRED
     except OSError as exc:  # an SSLError is one too
-        raise ConfigError(f"telemetry.web_config_file: cannot use its certificates: {exc.strerror or exc}") from exc
+        raise ConfigError(f"{named}client_ca_file {chosen.client_ca_file}: {exc.strerror or exc}") from exc
     return context
 
 

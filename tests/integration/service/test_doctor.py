@@ -316,6 +316,7 @@ def test_a_host_without_faults_has_nothing_to_fix(world: World, daemon: Daemon) 
 def test_a_guestd_whose_pages_require_a_login_is_recognised(world: World, daemon: Daemon) -> None:
     authority = trustme.CA()
     authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(world.directory / "both.pem"))
+    (world.directory / "both.pem").chmod(0o600)
     users = f'basic_auth_users: {{alice: "{bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()}"}}\n'
     file = world.file("web.yml", f"tls_server_config: {{cert_file: both.pem, key_file: both.pem}}\n{users}")
     world.set("telemetry", web_config_file=file)

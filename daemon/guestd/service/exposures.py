@@ -1,0 +1,67 @@
+"""What a valid configuration leaves unprotected: `guestd check`, the doctor and the log of a start name each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from msgspec import Struct
+
+from guestd.core.address import is_loopback
+from guestd.core.config import MqttSettings, Settings, TelemetrySettings
+from guestd.hypervisor.uri import check_uri, get_query, get_transport
+from guestd.service.http_auth import read_web_config
+from guestd.store.connection import OPTIONAL_TLS, list_remote_hosts, read_sslmode
+
+
+class Exposure(Struct, frozen=True):
+    """A risk, and the setting that ends it."""
+
+    text: str
+    fix: str
+
+
+def list_exposures(settings: Settings) -> Iterator[Exposure]:
+    """The risks of settings that are valid. Raises ConfigError for others."""
+    yield from _list_mqtt(settings.mqtt)
+    yield from _list_store(settings.store.dsn)
+    yield from _list_telemetry(settings.telemetry)
+    yield from _list_libvirt(settings.libvirt.uri)
+
+
+def _list_mqtt(chosen: MqttSettings) -> Iterator[Exposure]:
+    if chosen.host and chosen.password_file and not chosen.tls and not is_loopback(chosen.host):
+        yield Exposure(
+            f"mqtt.password_file: the password is sent unencrypted to {chosen.host}",
+            "set mqtt.tls = true, and mqtt.tls_ca_file unless a public authority signed the broker's certificate",
+        )
+
+
+def _list_store(dsn: str) -> Iterator[Exposure]:
+    hosts, mode = ", ".join(list_remote_hosts(dsn)), read_sslmode(dsn)
+    if hosts and mode in OPTIONAL_TLS:
+        yield Exposure(
+            f"store.dsn: with sslmode={mode} the connection to {hosts} may be unencrypted",
+            "add sslmode=verify-full and sslrootcert to store.dsn",
+        )
+    elif hosts and mode == "require":
+        yield Exposure(
+            f"store.dsn: with sslmode=require the name of {hosts} is not verified",
+            "set sslmode=verify-full, and sslrootcert, in store.dsn",
+        )
+
+
+def _list_telemetry(chosen: TelemetrySettings) -> Iterator[Exposure]:
+    auth = read_web_config(chosen.web_config_file)
+    if auth.users and auth.tls is None and not is_loopback(chosen.listen_host):
+        yield Exposure(
+            "telemetry.web_config_file: basic_auth_users without tls_server_config: passwords are sent unencrypted",
+            "add tls_server_config, or set telemetry.listen_host to 127.0.0.1",
+        )
+
+
+def _list_libvirt(uri: str) -> Iterator[Exposure]:
+    check_uri(uri)
+    if uri and get_transport(uri) == "tcp":
+        yield Exposure("libvirt.uri: the transport tcp is unencrypted", "use qemu+tls:// or a local qemu:///system")
+    if uri and get_query(uri, "no_verify") not in ("", "0"):
+        yield Exposure("libvirt.uri: no_verify accepts any server", "remove no_verify")
