@@ -122,13 +122,13 @@ def _show(arguments: argparse.Namespace) -> int:
 
     if (found := _read_machine(arguments)) is None:
         return EXIT_FAILURE
-    compiled, machine = found
+    compiled, machine, failures = found
     if not arguments.json:
-        print("\n".join(explain.describe_rules(compiled, machine)))
+        print("\n".join([*explain.describe_rules(compiled, machine), *failures]))
         return 0
     top = compiled.machine_filters[machine.id]
     rules = [_describe_rule(each, compiled.titles) for each in order_rules(top, compiled.filters)]
-    problems = list(explain.list_problems(compiled, machine))
+    problems = [*explain.list_problems(compiled, machine), *failures]
     print_json({"id": machine.id, "name": machine.name, "filter": top.name, "rules": rules, "problems": problems})
     return 0
 
@@ -144,9 +144,9 @@ def _explain(arguments: argparse.Namespace) -> int:
         return EXIT_USAGE
     if (found := _read_machine(arguments)) is None:
         return EXIT_FAILURE
-    compiled, machine = found
+    compiled, machine, failures = found
     if not arguments.json:
-        print("\n".join(explain.explain_connection(compiled, machine, question)))
+        print("\n".join([*explain.explain_connection(compiled, machine, question), *failures]))
         return 0
     packets = [
         {
@@ -157,17 +157,21 @@ def _explain(arguments: argparse.Namespace) -> int:
         }
         for each in explain.list_verdicts(compiled, machine, question)
     ]
-    own_address, problems = explain.find_own_address(machine, question), list(explain.list_problems(compiled, machine))
+    own_address = explain.find_own_address(machine, question)
+    problems = [*explain.list_problems(compiled, machine), *failures]
     described = {"id": machine.id, "name": machine.name, "own_address": own_address}
     print_json(described | {"packets": packets, "problems": problems})
     return 0
 
 
-def _read_machine(arguments: argparse.Namespace) -> tuple[CompiledRows, MachineRow] | None:
-    """The compiled filters and the machine that is named; None, and an error on stderr, where it is not exactly one."""
+def _read_machine(arguments: argparse.Namespace) -> tuple[CompiledRows, MachineRow, list[str]] | None:
+    """The compiled filters, the machine that is named, and what hosts could not apply of its filters.
+
+    None, and an error on stderr, where it is not exactly one machine.
+    """
     from guestd.cli.terminal import print_error
     from guestd.filters import desired, explain
-    from guestd.filters.store import read_store_snapshot
+    from guestd.filters.store import read_problems, read_store_snapshot
 
     settings = read_settings(arguments)
     snapshot = asyncio.run(read_store_snapshot(settings.store.dsn))
@@ -177,7 +181,9 @@ def _read_machine(arguments: argparse.Namespace) -> tuple[CompiledRows, MachineR
     except ValueError as exc:
         print_error(str(exc))
         return None
-    return desired.compile_rows(rows), machine
+    compiled = desired.compile_rows(rows)
+    failures = asyncio.run(read_problems(settings.store.dsn, explain.list_filters(compiled, machine)))
+    return compiled, machine, list(explain.describe_failures(compiled, machine, failures))
 
 
 def _describe_rule(placed: PlacedRule, titles: Mapping[str, str]) -> dict[str, Any]:

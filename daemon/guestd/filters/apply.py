@@ -1,6 +1,7 @@
 """One reconcile run over a host's filters: compare rows with libvirt, apply the plan, record the outcome.
 
 Level-triggered: every action follows from what the run observes. A step that fails is reported, and the others go on.
+A definition that libvirt refused is tried once more after them.
 Each step is in the audit before it begins, and the store knows a filter as guestd's before libvirt does: whatever dies
 in between, the next run can finish.
 """
@@ -26,7 +27,7 @@ from guestd.filters.diff import (
 from guestd.filters.driver import FilterDriver
 from guestd.filters.interface_plan import Attach, Bind
 from guestd.filters.model import Filter
-from guestd.filters.plan import Define, FilterReport, Remove, list_used
+from guestd.filters.plan import Define, FilterAction, FilterReport, Remove, list_used
 from guestd.filters.snapshot import FilterHostState, HostSnapshot, MachineRow
 from guestd.filters.store import AuditStep, FilterStore
 
@@ -129,7 +130,7 @@ class FilterRuns:
         held = None if self._permissions.is_confirmed else diff.plan.needs_confirmation
         planned = diff.plan.actions
         drifted = sum(isinstance(each, Define) and diff.explain_define(each).startswith("drift") for each in planned)
-        steps = await self._apply(() if held else planned, diff)
+        steps = await self._apply_definitions(() if held else planned, diff)
         flushed: Mapping[str, str] = {}
         kernel_reports: Sequence[FilterReport] = ()
         if self._permissions.attach != "off":
@@ -139,7 +140,12 @@ class FilterRuns:
         if attached:
             diff = replace(diff, host=await self._driver.observe(self._cache))
             self._host = diff.host
-        failures = {_name(action): outcome for action, outcome in [*steps, *attached] if outcome != "done"}
+        failed = [(action, outcome) for action, outcome in [*steps, *attached] if outcome != "done"]
+        for action, outcome in failed:
+            log.warning(
+                "filter step failed, the others go on; the next run retries it", step=str(action), error=outcome
+            )
+        failures = {_name(action): outcome for action, outcome in failed}
         held_names = {_name(action): held for action in diff.plan.actions} if held else {}
         await self._write_states(diff, held_names | failures, is_fresh=is_fresh)
         reports = [*list_reports(diff), *kernel_reports, *interfaces.reports]
@@ -152,6 +158,23 @@ class FilterRuns:
             held=held,
             reports=tuple(each for each in reports if held or each.kind != "held"),
         )
+
+    async def _apply_definitions(self, actions: Sequence[FilterAction], diff: FilterDiff) -> list[tuple[Action, str]]:
+        """As `_apply`; repeats definitions that libvirt refused, where others succeeded after them.
+
+        libvirt installs a changed filter for each running machine that includes it, and refuses it if one of them lacks
+        an address that the filter names now. The machine filters, which pass the addresses, come after it.
+        """
+        outcomes = await self._apply(actions, diff)
+        refused = [
+            number
+            for number, (action, outcome) in enumerate(outcomes)
+            if isinstance(action, Define) and outcome != "done" and any(each == "done" for _, each in outcomes[number:])
+        ]
+        repeated = await self._apply([outcomes[number][0] for number in refused], diff)
+        for number, outcome in zip(refused, repeated, strict=True):
+            outcomes[number] = outcome
+        return outcomes
 
     async def _apply(self, actions: Sequence[Action], diff: FilterDiff) -> list[tuple[Action, str]]:
         """One libvirt call after the other; returns each action with its outcome."""
@@ -188,8 +211,6 @@ class FilterRuns:
                 error = await self._driver.attach(action)
             case Bind():
                 error = await self._driver.bind(action)
-        if error is not None:
-            log.warning("filter step failed, the others go on; the next run retries it", step=str(action), error=error)
         return error
 
     async def _define(self, definition: Filter, host: HostSnapshot) -> str | None:

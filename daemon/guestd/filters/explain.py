@@ -5,16 +5,17 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 from guestd.core.address import parse_host, parse_host_port
 from guestd.filters import frame_match
+from guestd.filters.addresses import read_addresses
 from guestd.filters.chain_conflict import find_chain_conflict
 from guestd.filters.desired import CompiledRows
 from guestd.filters.graph import list_edges, reach
-from guestd.filters.model import Match, has_ports
+from guestd.filters.model import Match, canonical_address, has_ports
 from guestd.filters.packet_match import (
     OPPOSITE,
     Packet,
@@ -71,7 +72,26 @@ def parse_question(protocol: str, peer: str, direction: str) -> Question:
             host, port = parse_host_port(peer, default_port=None)
         except ValueError as exc:
             raise ValueError(f"{protocol} needs ADDRESS:PORT: {exc}") from exc
-    return Question(protocol, str(ip_address(host)), port, direction)
+    return Question(protocol, canonical_address(host), port, direction)
+
+
+def list_filters(compiled: CompiledRows, machine: MachineRow) -> set[str]:
+    """The names of a machine's filter and of all that it includes."""
+    top = compiled.machine_filters[machine.id]
+    return set(reach([top.name], list_edges({**compiled.filters, top.name: top})))
+
+
+def describe_failures(
+    compiled: CompiledRows, machine: MachineRow, failures: Iterable[tuple[str, str, str]]
+) -> Iterator[str]:
+    """What hosts could not apply of a machine's filters; `failures` are host, filter and problem.
+
+    Rows that are refused on every host are not repeated: `list_problems` has them.
+    """
+    known = " ".join(list_problems(compiled, machine))
+    for host, name, problem in failures:
+        if problem not in known:
+            yield f"failed: {compiled.titles.get(name, name)} ({name}) on host {host}: {problem}"
 
 
 def describe_rules(compiled: CompiledRows, machine: MachineRow) -> Iterator[str]:
@@ -124,7 +144,8 @@ def list_doubts(compiled: CompiledRows, machine: MachineRow) -> list[str]:
 def find_own_address(machine: MachineRow, question: Question) -> str | None:
     """The machine's address of the peer's version of IP, if it has one."""
     version = ip_address(question.peer).version
-    return next((each for each in machine.allowed_ips or machine.static_ips if _version(each) == version), None)
+    own = read_addresses(machine.allowed_ips, machine.static_ips)
+    return next(iter(own.ipv4 if version == 4 else own.ipv6), None)
 
 
 def _first_packet(machine: MachineRow, question: Question) -> Packet:
@@ -133,13 +154,6 @@ def _first_packet(machine: MachineRow, question: Question) -> Packet:
     guest = find_own_address(machine, question) or unknown
     sides = (question.peer, guest) if question.direction == "in" else (guest, question.peer)
     return Packet(question.direction, question.protocol, *sides, client, question.port)
-
-
-def _version(text: str) -> int | None:
-    try:
-        return ip_address(text).version
-    except ValueError:
-        return None
 
 
 def _describe(placed: PlacedRule, titles: Mapping[str, str]) -> str:

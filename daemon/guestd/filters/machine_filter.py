@@ -11,9 +11,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from ipaddress import ip_address
 from uuid import UUID, uuid5
 
+from guestd.filters.addresses import read_addresses
 from guestd.filters.compiler import rule_order
 from guestd.filters.graph import list_edges, list_includers
 from guestd.filters.model import PREFIX, ROOT, Filter, Reference, Rule
@@ -55,7 +55,8 @@ def build_machine_filter(
 
     `rules` come from `build_own_rules`, `filters` are those of the store by name, `needed` comes from `find_variables`.
     """
-    addresses, reports = _addresses(machine)
+    found = read_addresses(machine.allowed_ips, machine.static_ips)
+    addresses, reports = found.get_variables(), list(found.problems)
     references: dict[str, Reference] = {}
     for target in (*machine.clean_traffic, *machine.department, *machine.own):
         for reference, reason in _include(target, filters, needed, addresses):
@@ -97,26 +98,6 @@ def find_variables(filters: Mapping[str, Filter]) -> dict[str, frozenset[str]]:
 
 def _own_variables(each: Filter) -> set[str]:
     return {match.value for rule in each.rules for match in rule.matches if match.value in _VARIABLES}
-
-
-def _addresses(machine: MachineNetwork) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """The values of the address variables, and the problems with them."""
-    found: dict[str, list[str]] = {}
-    reports = []
-    for text in machine.allowed_ips or machine.static_ips:
-        try:
-            address = ip_address(text)
-        except ValueError:
-            reports.append(f"Machine.allowedIps: {text!r} is not an IP address")
-            continue
-        found.setdefault("$IP" if address.version == 4 else "$IPV6", []).append(str(address))
-    known = {value for values in found.values() for value in values}
-    reports += [
-        f"libvirt's network assigns {address}, which is not in Machine.allowedIps: allowedIps is used"
-        for address in map(str, map(ip_address, machine.static_ips))
-        if address not in known
-    ]
-    return {name: tuple(sorted(set(values))) for name, values in found.items()}, reports
 
 
 def _include(

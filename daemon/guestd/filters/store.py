@@ -134,6 +134,13 @@ async def read_states(dsn: str, *, name: str, uri: str) -> list[FilterHostState]
         return await FilterStore(connection, host_id).read_states() if host_id else []
 
 
+async def read_problems(dsn: str, names: Collection[str]) -> list[tuple[str, str, str]]:
+    """Host, filter and problem of each of these filters that a host could not apply in its last run."""
+    async with connection_to(dsn) as connection, store_deadline(DEADLINE_SECONDS):
+        cursor = await connection.execute(query("filters/read_problems"), {"names": list(names)})
+        return [(host, name, problem) for host, name, problem in await cursor.fetchall()]
+
+
 async def watch_filters(dsn: str, edited: asyncio.Event) -> None:
     """Set `edited` when rows about filters change, until the connection is lost (StoreUnavailable)."""
 

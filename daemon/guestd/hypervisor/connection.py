@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from guestd.core.errors import ConfigError, SourceLost
+from guestd.core.text import escape_controls
 from guestd.hypervisor.uri import check_uri
 from guestd.hypervisor.xml import Unreadable
 
@@ -66,7 +67,7 @@ def call_or_refuse(connection: Any, call: Callable[[Any], T]) -> T | str:
     except libvirt.libvirtError as exc:
         if connection.isAlive() != 1:
             raise
-        return str(exc)
+        return _describe(exc)
 
 
 def read_xml(connection: Any, read: Callable[[], str | None], gone: int) -> str | Unreadable | None:
@@ -85,7 +86,12 @@ def read_xml(connection: Any, read: Callable[[], str | None], gone: int) -> str 
             return None
         if connection.isAlive() != 1:
             raise
-        return Unreadable(f"libvirt does not print it: {exc}")
+        return Unreadable(f"libvirt does not print it: {_describe(exc)}")
+
+
+def _describe(exc: Exception) -> str:
+    """An error's message on one line: libvirt quotes the XML that it refuses."""
+    return escape_controls(" ".join(str(exc).split()))
 
 
 def describe_version(connection: Any) -> str:
