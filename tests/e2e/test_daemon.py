@@ -1,6 +1,7 @@
 """The daemon as a process: what an operator sees of starting, working, failing and stopping."""
 
 import contextlib
+import functools
 import json
 import os
 import resource
@@ -25,6 +26,14 @@ def _quarantined(daemon: Daemon) -> list[str]:
     return [reason for (reason,) in rows(daemon.dsn, 'SELECT "reason" FROM "QuarantinedFrame" ORDER BY "seq"')]
 
 
+def _accepted(daemon: Daemon) -> float:
+    return daemon.metric("guestd_frames_accepted_total")
+
+
+def _has_accepted(daemon: Daemon, frames: float) -> bool:
+    return _accepted(daemon) == frames
+
+
 def test_a_line_on_a_channel_becomes_rows(daemon: Daemon) -> None:
     machine_id = add_machine(daemon.dsn)
     guest = daemon.guest(machine_id)
@@ -44,18 +53,18 @@ def test_a_bad_line_costs_itself_and_the_next_good_line_is_stored(daemon: Daemon
     machine_id = add_machine(daemon.dsn)
     guest = daemon.guest(machine_id)
     daemon.start()
-    guest.write(metrics_line())  # the first line of a connection may be a fragment: that one has a test of its own
+    guest.write(metrics_line())
     guest.write(b'{"type":"metrics","data":\n' + metrics_line())
     good = metrics_line()
     guest.write(good[:100] + good)
     guest.write(b"x" * (4 * 1024 * 1024 + 1) + b"\n" + metrics_line())
-    guest.write(bytes(range(256)).replace(b"\n", b"") * 20 + b"\n" + metrics_line())
+    guest.write(bytes(range(256)).translate(None, b"\r\n") * 20 + b"\n" + metrics_line())
     guest.write(b'{"type":"metrics","data":{"system":{}}}\n' + metrics_line())
     eventually(lambda: _samples(daemon) == 6, "the six good lines")
     assert _quarantined(daemon) == ["json", "json", "shape"]
     assert daemon.metric("guestd_frames_refused_total", reason="oversize") == 1
-    assert daemon.metric("guestd_values_adjusted_total", reason="restarted_line") == 1
-    assert daemon.metric("guestd_frames_accepted_total") == 9
+    assert daemon.metric("guestd_frames_refused_total", reason="fragment") == 1
+    assert _accepted(daemon) == 9
     assert daemon.stop() == 0
 
 
@@ -66,6 +75,34 @@ def test_the_rest_of_a_line_at_the_start_of_a_connection_is_dropped(daemon: Daem
     eventually(lambda: _samples(daemon) == 1, "the whole line")
     assert daemon.metric("guestd_frames_refused_total", reason="fragment") == 1
     assert _quarantined(daemon) == []
+    daemon.stop()
+
+
+def test_an_agent_that_connects_for_each_sample_loses_none_that_can_be_repaired(daemon: Daemon) -> None:
+    guest = daemon.guest()
+    daemon.start()
+    poison = [b"NaN", b'"\x1b[2J"', b'"\xff"', b"{"]
+    for value in poison:
+        accepted = _accepted(daemon)
+        guest.write(metrics_line().replace(b"7.5", value))
+        eventually(functools.partial(_has_accepted, daemon, accepted + 1), "the only line of its connection")
+        guest.hang_up()
+    guest.write(b"\n".join(metrics_line().strip().replace(b"7.5", value) for value in poison) + b"\n")
+    eventually(lambda: _samples(daemon) == 6, "all that can be repaired")
+    assert _quarantined(daemon) == ["json", "json"]
+    assert daemon.metric("guestd_frames_refused_total", reason="fragment") == 0
+    daemon.stop()
+
+
+def test_all_messages_of_a_line_are_stored_however_they_are_separated(daemon: Daemon) -> None:
+    guest = daemon.guest()
+    daemon.start()
+    guest.write(b"\xef\xbb\xbf" + b"".join(metrics_line().strip() for _ in range(3)) + b"\n")
+    guest.write(b"".join(metrics_line().replace(b"\n", b"\r") for _ in range(3)))
+    guest.write(b"".join(b"\x1e" + metrics_line().strip() + b"\0" for _ in range(3)) + b"\n")
+    eventually(lambda: _samples(daemon) == 9, "nine samples")
+    assert _quarantined(daemon) == []
+    assert _accepted(daemon) == daemon.metric("guestd_frames_done_total", outcome="stored") == 9
     daemon.stop()
 
 

@@ -14,8 +14,8 @@ from guestd.rows.model import Rows
 from guestd.rows.normalise import GuestHistory
 from guestd.rows.times import guest_time, sample_time
 from guestd.wire import decode, events, limits
-from guestd.wire.framing import Framer, Oversize
-from guestd.wire.line import is_json, is_whole, read_line
+from guestd.wire.framing import BLANK, Framer, Oversize
+from guestd.wire.line import FRAGMENT, is_whole, read_first_line, read_line, read_lines
 from support.rows import MACHINE, RECEIVED, misfits, rows_of
 
 # Short, so that the fuzzer finds lines over it.
@@ -30,9 +30,11 @@ def check(stream: bytes) -> None:
     assert _in_pieces(stream) == whole, "lines depend on how the stream is cut"
     remembered = GuestHistory()
     for line in whole:
-        read_line(line)
+        for message in read_lines(line):
+            if message.payload is not None and message.kind != FRAGMENT:
+                _check_message(message.payload, remembered)
         if not isinstance(line, Oversize):
-            _check_line(line, remembered)
+            _check_parts(line)
 
 
 def _in_pieces(stream: bytes) -> list[bytes | Oversize]:
@@ -43,9 +45,21 @@ def _in_pieces(stream: bytes) -> list[bytes | Oversize]:
     return [line for piece in pieces for line in framer.feed(piece)]
 
 
-def _check_line(line: bytes, remembered: GuestHistory) -> None:
+def _check_parts(line: bytes) -> None:
+    """The messages of a line are its parts in order, and little stands between them; the first line is read alike."""
+    place = 0
+    for message in read_lines(line):
+        assert message.payload is not None
+        begin = line.index(message.payload, place)
+        assert not line[place:begin].strip(BLANK)
+        place = begin + len(message.payload)
+    assert not line[place:].strip(BLANK)
+    first, *others = read_first_line(line)
+    assert [first, *others] == read_lines(line) or (first.kind == FRAGMENT and others == read_lines(line)[1:])
+
+
+def _check_message(line: bytes, remembered: GuestHistory) -> None:
     is_whole(line)
-    is_json(line)
     if read_line(line).kind in events.TYPES:
         _check_event(line)
     try:

@@ -13,8 +13,9 @@ from guestd.ingest.rate_limit import Rate, RateLimit, Rates
 from guestd.spool.file import Frame
 from guestd.spool.queue import Spool, open_spool
 from guestd.telemetry.registry import Telemetry
+from guestd.wire import line as wire_line
 from guestd.wire.framing import Oversize
-from guestd.wire.line import Line, read_line
+from guestd.wire.line import Line
 
 DEADLINE_SECONDS = 5
 MACHINE, OTHER = UUID(int=1), UUID(int=2)
@@ -46,7 +47,7 @@ def resend(seq: int, boot_id: str = BOOT) -> dict[str, object]:
 
 
 def read_lines(*lines: bytes | Oversize) -> list[Line]:
-    return [read_line(line) for line in lines]
+    return [message for line in lines for message in wire_line.read_lines(line)]
 
 
 class GateRig:

@@ -126,11 +126,6 @@ def test_an_event_whose_detail_is_too_long_is_known_by_its_time_all_the_same() -
     assert len(ids) == 1
 
 
-def test_the_whole_message_behind_its_own_half_is_taken() -> None:
-    payload = VECTORS[0][0]
-    assert event(payload[:40] + payload).message == "DeviceLost"
-
-
 def test_an_event_of_more_members_than_anybody_sends_is_set_aside_and_a_long_output_is_not() -> None:
     with pytest.raises(BadFrame, match="texts") as refused:
         of(**{f"m{number}": number for number in range(2 * limits.EVENT_TEXTS)})

@@ -1,18 +1,20 @@
 """Framing: lines out of any stream of bytes, however it is cut, within bounded memory."""
 
 import itertools
+import re
 import tracemalloc
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestd.wire.framing import HEAD_BYTES, Framer, Oversize
+from guestd.wire.framing import BLANK, HEAD_BYTES, Framer, Oversize
 
 LIMIT_BYTES = 300
 STREAMS = st.lists(
     st.one_of(
         st.binary(max_size=40),
-        st.sampled_from([b"\n", b"\r\n", b" \n", b"{}\n", "é\n".encode()]),
+        st.sampled_from([b"\n", b"\r", b"\r\n", b" \n", b"\0\n", b"{}\n", "é\n".encode()]),
         st.integers(0, 700).map(lambda size: b"x" * size),
     ),
     max_size=12,
@@ -40,11 +42,11 @@ def test_one_byte_at_a_time_gives_the_lines_of_the_whole(stream: bytes) -> None:
 
 
 @given(STREAMS)
-def test_lines_are_what_stands_between_newlines(stream: bytes) -> None:
+def test_lines_are_what_stands_between_line_ends(stream: bytes) -> None:
     expected = [
         line if len(line) <= LIMIT_BYTES else Oversize(line[:HEAD_BYTES], len(line))
-        for line in stream.split(b"\n")[:-1]
-        if len(line) > LIMIT_BYTES or line.strip()
+        for line in re.split(rb"[\r\n]", stream)[:-1]
+        if len(line) > LIMIT_BYTES or line.strip(BLANK)
     ]
     assert lines_of(stream) == expected
 
@@ -53,7 +55,7 @@ def test_lines_are_what_stands_between_newlines(stream: bytes) -> None:
 def test_the_bytes_of_a_begun_line_are_pending(stream: bytes) -> None:
     framer = Framer(LIMIT_BYTES)
     framer.feed(stream)
-    assert framer.pending_bytes == len(stream.rpartition(b"\n")[2])
+    assert framer.pending_bytes == len(re.split(rb"[\r\n]", stream)[-1])
 
 
 def test_a_line_of_exactly_the_limit_is_kept_and_one_byte_more_is_not() -> None:
@@ -84,8 +86,13 @@ def test_a_line_that_never_ends_is_not_held_in_memory() -> None:
     assert framer.pending_bytes == 200 * len(chunk)
 
 
-def test_blank_lines_are_left_out_and_a_carriage_return_is_kept_for_the_decoder() -> None:
-    assert lines_of(b"\n\r\n \t\n{}\r\n\n") == [b"{}\r"]
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n", b"\n\r"])
+def test_a_line_may_end_as_any_system_ends_it(end: bytes) -> None:
+    assert lines_of(b"{}", end, b"[]" + end) == [b"{}", b"[]"]
+
+
+def test_lines_of_nothing_that_belongs_to_a_message_are_left_out() -> None:
+    assert lines_of(b"\n\r\n \t\n{}\n\0\n\x1e\n\xef\xbb\xbf\r\n[]\n") == [b"{}", b"[]"]
 
 
 def test_a_line_without_a_newline_is_not_given_out() -> None:

@@ -341,6 +341,54 @@ async def test_a_numbered_line_that_is_broken_every_time_is_taken_in_the_end(tmp
         assert await rig.accept(numbered(2)) == ack(2)
 
 
+@pytest.mark.parametrize("value", [b"NaN", b"-Infinity", b'"\x00\xff"', rb'"\ud800"', b"9" * 5000])
+@pytest.mark.asyncio
+async def test_a_numbered_line_that_decoding_can_repair_is_not_asked_for_again(tmp_path: Path, value: bytes) -> None:
+    async with gate_on(tmp_path) as rig:
+        line = numbered(1).replace(b"{}}", b'{"x":%s}}' % value)
+        assert await rig.accept(line) == ack(1)
+        assert await rig.payloads() == [line]
+
+
+@pytest.mark.asyncio
+async def test_messages_in_one_line_are_stored_and_acknowledged_each_by_itself(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as rig:
+        assert await rig.accept(numbered(1) + PLAIN) == ack(1)
+        assert await rig.accept(PLAIN + numbered(2) + numbered(3)) == ack(3)
+        assert await rig.accept(numbered(2), numbered(3) + numbered(4)) == ack(4)
+        assert await rig.payloads() == [numbered(1), PLAIN, PLAIN, numbered(2), numbered(3), numbered(4)]
+        assert (rig.counts["accepted"], rig.counts["duplicate"], rig.counts["cut_off"]) == (6, 2, 0)
+
+
+@pytest.mark.asyncio
+async def test_a_number_is_not_acknowledged_for_the_sake_of_what_follows_its_half(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as rig:
+        assert await rig.accept(numbered(1)[:-3] + PLAIN) == resend(0)
+        assert await rig.accept(numbered(1)) == ack(1)
+        assert await rig.accept(numbered(2)[:-3] + numbered(3)) == resend(1)
+        assert await rig.accept(numbered(2), numbered(3)) == ack(3)
+        assert await rig.payloads() == [PLAIN, numbered(1), numbered(2), numbered(3)]
+        assert (rig.counts["cut_off"], rig.counts["out_of_order"], rig.counts["accepted"]) == (2, 1, 4)
+
+
+@pytest.mark.asyncio
+async def test_a_half_that_was_sent_again_in_its_line_is_refused_and_counted(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as rig:
+        assert await rig.accept(numbered(1)[:-3] + numbered(1)) == ack(1)
+        assert await rig.accept(PLAIN[:-1] + PLAIN) is None
+        assert await rig.payloads() == [numbered(1), PLAIN]
+        assert rig.counts["fragment"] == 2
+
+
+@pytest.mark.asyncio
+async def test_messages_of_other_types_in_one_line_are_counted_each(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as rig:
+        ping, event = b'{"type":"ping"}', b'{"type":"error_report","error_type":"e"}'
+        assert [reply["type"] for reply in await rig.replies(ping + event + ping + PLAIN)] == ["pong"]
+        assert await rig.payloads() == [event, PLAIN]
+        assert (rig.counts["ping"], rig.counts["error_report"]) == (2, 1)
+
+
 @pytest.mark.asyncio
 async def test_a_duplicate_is_not_acknowledged_before_the_first_one_is_on_disk(tmp_path: Path) -> None:
     async with gate_on(tmp_path, is_running=False) as rig:

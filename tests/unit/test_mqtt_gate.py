@@ -135,3 +135,29 @@ async def test_a_batch_is_settled_when_it_is_on_disk_and_not_before(tmp_path: Pa
         assert rig.counts["duplicate"] == 1
         rig.spool.seal()
         await writing
+
+
+@pytest.mark.asyncio
+async def test_messages_in_one_payload_are_lines_of_their_own(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as rig:
+        await deliver(rig, numbered(1) + b"\n" + PLAIN + EVENT + b'{"type":"ping"}\r\n', b"\xef\xbb\xbf" + numbered(2))
+        assert await rig.payloads() == [numbered(1), PLAIN, EVENT, numbered(2)]
+        assert (rig.counts["accepted"], rig.counts["ping"], rig.counts["missing"]) == (4, 1, 0)
+        await deliver(rig, numbered(2) + numbered(3))
+        assert rig.counts["duplicate"] == 1
+
+
+@pytest.mark.asyncio
+async def test_a_payload_of_several_lines_is_one_message_if_it_is_one(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as rig:
+        pretty = b'{\n  "type": "metrics",\r\n  "data": {}\n}'
+        await deliver(rig, pretty + b"\n")
+        assert await rig.payloads() == [pretty]
+
+
+@pytest.mark.asyncio
+async def test_a_half_in_front_of_its_whole_is_counted_and_what_cannot_be_read_is_kept(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as rig:
+        await deliver(rig, PLAIN[:-1] + PLAIN, b"", b"x", PLAIN[:-1])
+        assert await rig.payloads() == [PLAIN, b"", b"x", PLAIN[:-1]]
+        assert rig.counts["fragment"] == 1

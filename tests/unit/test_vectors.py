@@ -1,6 +1,7 @@
 """The wire vectors: what guests write, byte for byte, and the rows that come of it (vectors/README.md)."""
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from guestd.core.errors import BadFrame
 from guestd.rows.normalise import GuestHistory
 from guestd.wire.decode import decode
 from guestd.wire.framing import Framer, Oversize
+from guestd.wire.line import FRAGMENT, Line, read_lines
 from gueststore import contract
 from support.rows import TABLES, by_table, named, rows_of
 
@@ -24,15 +26,22 @@ def expected_value(name: str, value: object, table: contract.Table) -> object:
     return datetime.fromisoformat(str(value)) if is_time else value
 
 
-def outcome_of(line: bytes | Oversize, expected: dict[str, Any], history: GuestHistory) -> dict[str, Any]:
-    """What became of a line, as far as the vector says something of it."""
+def messages_of(line: bytes | Oversize) -> Sequence[Line | Oversize]:
+    return [line] if isinstance(line, Oversize) else read_lines(line)
+
+
+def outcome_of(line: Line | Oversize, expected: dict[str, Any], history: GuestHistory) -> dict[str, Any]:
+    """What became of a message, as far as the vector says something of it."""
     if isinstance(line, Oversize):
         return {"oversize": line.size_bytes}
+    if line.kind == FRAGMENT:
+        return {"fragment": True}
+    assert line.payload is not None
     try:
-        decoded = decode(line)
+        decoded = decode(line.payload)
     except BadFrame as exc:
         return {"bad_frame": exc.reason}
-    tables = by_table(rows := rows_of(line, history))
+    tables = by_table(rows := rows_of(line.payload, history))
     found: dict[str, Any] = {"rows": {}}
     for name, wanted in expected.get("rows", {}).items():
         rows_found = [named(TABLES[name], row) for row in tables[name]]
@@ -61,10 +70,10 @@ def expectations(name: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("chunk_bytes", [1_000_000, 1])
-def test_every_line_of_the_vectors_becomes_what_they_say(name: str, chunk_bytes: int) -> None:
+def test_every_message_of_the_vectors_becomes_what_they_say(name: str, chunk_bytes: int) -> None:
     wire, framer, history = (VECTORS / f"{name}.wire").read_bytes(), Framer(LIMIT_BYTES), GuestHistory()
     chunks = (wire[place : place + chunk_bytes] for place in range(0, len(wire), chunk_bytes))
-    lines = [line for chunk in chunks for line in framer.feed(chunk)]
+    lines = [line for chunk in chunks for each in framer.feed(chunk) for line in messages_of(each)]
     expected = expectations(name)
     assert len(lines) == len(expected)
     for line, wanted in zip(lines, expected, strict=True):

@@ -14,7 +14,7 @@ from guestd.core.errors import BadFrame
 from guestd.rows.normalise import GuestHistory, normalise
 from guestd.wire import events
 from guestd.wire.decode import decode
-from guestd.wire.line import is_whole, read_line
+from guestd.wire.line import is_whole, read_first_line, read_line
 
 ROOM = FRAME_BYTES - 4096
 NOW = datetime(2025, 10, 1, 12, tzinfo=UTC)
@@ -39,7 +39,8 @@ def _costs(frame: bytes, tries: int) -> tuple[str, float, float]:
         outcome = _to_rows(frame)
         rows_ms.append((time.process_time() - began) * 1000)
         began = time.process_time()
-        is_whole(frame)
+        for line in read_first_line(frame):
+            is_whole(line.payload or b"")
         gate_ms.append((time.process_time() - began) * 1000)
     return outcome, min(rows_ms), min(gate_ms)
 
@@ -85,6 +86,10 @@ def _frames() -> Iterator[tuple[str, bytes]]:
     yield "NaN", HEAD + b'"cpu":{"cores_usage":[' + b"NaN," * 60_000 + b"1]}}}}"
     yield "no JSON, full of colons", HEAD + b'"x":"' + b":" * 250_000 + b'",y}}}'
     yield "halves of lines", b'{"type":' * 8 + b"[" + b"1," * 240_000 + b'"aaaaaaaaaaaaaaaaaaaaaaaaaaaa" ' * 100_000
+    broken = b'{"type":"metrics","data":[' + b"[]," * (ROOM // 30) + b"]}"
+    yield "eight messages that are broken at their ends", broken * 8
+    yield "one message of thousands that begin", b"[" + _many(b'{"type":1},')
+    yield "halves with NaN", (b'{"type":"metrics","data":[' + b"NaN," * 7_000 + b"1]") * 9
     yield "brackets", HEAD + b'"x":' + b"[" * ROOM
     yield "commas", HEAD + b'"x":[' + b"1," * (ROOM // 2) + b"1]}}}"
     members = b",".join(b'"%d":"x"' % number for number in range(240_000))

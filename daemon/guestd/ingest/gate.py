@@ -18,7 +18,7 @@ from guestd.spool.file import Entry, SenderState, from_milliseconds
 from guestd.spool.queue import Spool
 from guestd.telemetry.registry import GateMetrics
 from guestd.wire import events, replies
-from guestd.wire.line import METRICS, Header, Line, is_json
+from guestd.wire.line import FRAGMENT, METRICS, Header, Line, is_whole
 
 # An agent needs this long to read a resend request and to write again; lines that it wrote before cause no other one.
 RESEND_REQUEST_MS = 1000
@@ -236,6 +236,9 @@ class Gate:
 
     def _decide_message(self, line: Line, decision: _Decision) -> None:
         """A message without metrics: an event is stored as metrics are, others are counted and some get a reply."""
+        if line.kind == FRAGMENT:
+            self.refuse(FRAGMENT)
+            return
         now_ms = self._now_ms()
         is_admitted = self.admit_message(line.kind, decision.machine_id)
         if line.payload is None and is_admitted:
@@ -268,7 +271,7 @@ class Gate:
 
         One that arrives truncated every time is what its sender means: it is accepted, and quarantined later.
         """
-        if line.payload is None or is_json(line.payload):
+        if line.payload is None or is_whole(line.payload):
             return False
         boot_id, seq, times = self._truncated.get(decision.machine_id, ("", 0, 0))
         times = times + 1 if (boot_id, seq) == (header.boot_id, header.seq) else 1

@@ -20,7 +20,7 @@ from guestd.ingest.replay_window import ReplayWindow
 from guestd.spool.file import Entry, SenderState
 from guestd.spool.queue import Spool
 from guestd.telemetry.registry import GateMetrics
-from guestd.wire.line import METRICS, Header, read_line
+from guestd.wire.line import FRAGMENT, METRICS, Header, Line, read_line, read_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +64,25 @@ class MqttGate:
             if not self._spool.fits(len(message.payload), size_bytes):
                 break
             settled += 1
-            entry = self._decide(message, pending, now_ms)
-            if entry is not None:
-                entries.append(entry)
-                pending[entry.machine_id] += entry.size_bytes
-                size_bytes += entry.size_bytes
+            for line in self._read(message.payload):
+                entry = self._decide(message.machine_id, line, pending, now_ms)
+                if entry is not None:
+                    entries.append(entry)
+                    pending[entry.machine_id] += entry.size_bytes
+                    size_bytes += entry.size_bytes
         if settled:
             # Without entries too: a duplicate may be of a line whose commit is still running.
             await self._gate.append(entries)
         return settled
 
-    def _decide(self, message: MachineMessage, pending: Counter[UUID], now_ms: int) -> Entry | None:
-        machine_id, line = message.machine_id, read_line(message.payload)
-        if line.kind != METRICS and not self._gate.admit_message(line.kind, machine_id):
-            self._gate.charge(machine_id, len(message.payload))
+    def _read(self, payload: bytes) -> list[Line]:
+        """What a broker delivers is one line; it may be longer than any line of a channel."""
+        return read_lines(payload) if len(payload) <= self._max_frame_bytes else [read_line(payload)]
+
+    def _decide(self, machine_id: UUID, line: Line, pending: Counter[UUID], now_ms: int) -> Entry | None:
+        size_bytes = len(line.payload or b"")
+        if line.kind != METRICS and not self._admits_message(line.kind, machine_id):
+            self._gate.charge(machine_id, size_bytes)
             return None
         sender = self._gate.senders.get(machine_id)
         window = None
@@ -86,7 +91,7 @@ class MqttGate:
             if window is None and _is_settled(line.header, sender):
                 self._metrics.duplicate.inc()
                 return None
-        is_admitted = self._admits(message, pending[machine_id])
+        is_admitted = self._admits(machine_id, size_bytes, pending[machine_id])
         if not is_admitted and line.header is None:
             return None
         state = _get_state(sender, line.header, window, now_ms)
@@ -103,15 +108,20 @@ class MqttGate:
             self._count_missing(min(header.seq - sender.seq - 1, MAX_DROPPED))
         return replay_window.advance(ReplayWindow(sender.seq, sender.below), header.seq)
 
-    def _admits(self, message: MachineMessage, pending_bytes: int) -> bool:
-        """Whether a message is within its machine's limits; counts it if it is not."""
-        size_bytes = len(message.payload)
+    def _admits_message(self, kind: str, machine_id: UUID) -> bool:
+        if kind == FRAGMENT:
+            self._gate.refuse(FRAGMENT)
+            return False
+        return self._gate.admit_message(kind, machine_id)
+
+    def _admits(self, machine_id: UUID, size_bytes: int, pending_bytes: int) -> bool:
+        """Whether a line is within its machine's limits; counts it if it is not."""
         if size_bytes > self._max_frame_bytes:
             self._metrics.refused.labels("oversize").inc()
             return False
-        if not self._gate.admit(message.machine_id, size_bytes):
+        if not self._gate.admit(machine_id, size_bytes):
             return False
-        if not self._spool.has_share(message.machine_id, size_bytes, pending_bytes):
+        if not self._spool.has_share(machine_id, size_bytes, pending_bytes):
             self._metrics.refused.labels("share").inc()
             return False
         return True

@@ -30,7 +30,7 @@ from guestd.ingest.gate import Gate
 from guestd.telemetry.registry import ChannelMetrics
 from guestd.wire import replies
 from guestd.wire.framing import Framer, Oversize
-from guestd.wire.line import is_whole, read_line
+from guestd.wire.line import Line, read_first_line, read_lines
 
 log = structlog.get_logger()
 
@@ -226,22 +226,27 @@ class _Reader:
 
     async def _accept(self, chunk: bytes) -> int:
         """Pass the lines that a chunk completes to the gate; returns how many."""
-        lines = self._framer.feed(chunk)
-        if lines and self._is_first_line:
-            self._is_first_line = False
-            if not isinstance(lines[0], Oversize) and not is_whole(lines[0]):
-                self._gate.refuse("fragment")
-                del lines[0]
-        self._lines.extend(lines)
-        await self._pass_on()
-        return len(lines)
+        self._lines.extend(self._framer.feed(chunk))
+        return await self._pass_on()
 
-    async def _pass_on(self) -> None:
+    async def _pass_on(self) -> int:
+        passed = 0
         while self._lines:
-            lines = [read_line(self._lines.popleft()) for _ in range(min(LINES_AT_ONCE, len(self._lines)))]
+            lines: list[Line] = []
+            while self._lines and len(lines) < LINES_AT_ONCE:
+                lines += self._read_next()
+            passed += len(lines)
             self.write(await self._gate.accept(self._machine_id, lines))
             # Lines of which nothing is stored do not wait for the spool: yield to the event loop between them.
             await asyncio.sleep(0)
+        return passed
+
+    def _read_next(self) -> list[Line]:
+        line = self._lines.popleft()
+        if self._is_first_line:
+            self._is_first_line = False
+            return read_first_line(line)
+        return read_lines(line)
 
 
 async def _connect(path: Path) -> socket.socket:

@@ -2,7 +2,6 @@
 
 What a guest may get wrong without losing the frame:
 
-* half a line directly followed by the whole line (the agent's resend after a short write): the whole line is decoded;
 * `\\u0000` in a text and lone surrogates: removed; bytes that are not UTF-8: replaced;
 * a value that its field cannot hold: repaired, or left out (`guestd.wire.repair`);
 * a list entry that cannot be repaired: refused alone, the rest is stored.
@@ -21,7 +20,7 @@ from msgspec import Struct
 
 from guestd.core.errors import BadFrame
 from guestd.wire import legacy, limits
-from guestd.wire.line import SYNTAX_ERRORS, is_value, restarts
+from guestd.wire.line import SYNTAX_ERRORS, UTF16_MARKS
 from guestd.wire.repair import convert_with_repairs, make_readable, remove_unstorable, shorten_numbers
 from guestd.wire.schema import (
     Application,
@@ -83,14 +82,13 @@ def decode(payload: bytes) -> Decoded:
 
 
 def _decode_with_repairs(text: bytes, repairs: list[str]) -> Decoded:
-    """Decode the text as it is, else the whole message behind half of one, else the text with its values repaired."""
+    """Decode the text as it is, else with its values repaired."""
     try:
         return _decode_once(text, repairs)
     except SYNTAX_ERRORS as exc:
         first_error = exc
-    for candidate in filter(is_value, restarts(text)):
-        with suppress(*SYNTAX_ERRORS):
-            return _decode_once(candidate, [*repairs, "restarted_line"])
+    if text.startswith(UTF16_MARKS) or text.lstrip(b"\0").startswith(b"{\0"):
+        raise BadFrame("json", "UTF-16 or UTF-32; an agent must write UTF-8")
     if (repaired := make_readable(text)) != text:
         with suppress(*SYNTAX_ERRORS):
             return _decode_once(repaired, [*repairs, "unreadable_value"])

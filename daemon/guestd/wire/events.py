@@ -6,7 +6,7 @@ message: it is stored in the detail and not used.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -17,7 +17,7 @@ import msgspec
 
 from guestd.core.errors import BadFrame
 from guestd.wire import limits
-from guestd.wire.line import SYNTAX_ERRORS, is_value, restarts
+from guestd.wire.line import SYNTAX_ERRORS
 from guestd.wire.repair import make_readable, remove_unstorable
 
 # More than an agent with problems sends, and little for maintenance to delete after ten minutes of a flood.
@@ -93,19 +93,13 @@ _OBJECT = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def _members(payload: bytes) -> dict[str, msgspec.Raw]:
-    for text in filter(is_value, _candidates(remove_unstorable(payload))):
+    text = remove_unstorable(payload)
+    for candidate in (text, make_readable(text)):
         with suppress(*SYNTAX_ERRORS):
-            members = _OBJECT.decode(text)
+            members = _OBJECT.decode(candidate)
             if str(_value(members.get("type"))) in TYPES:
                 return members
     raise BadFrame("json", "an event that cannot be read")
-
-
-def _candidates(text: bytes) -> Iterator[bytes]:
-    """The text as it is, the whole message behind half of one, and the text with its values repaired."""
-    yield text
-    yield from restarts(text)
-    yield make_readable(text)
 
 
 def _value(raw: msgspec.Raw | None) -> object:

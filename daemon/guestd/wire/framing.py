@@ -1,4 +1,4 @@
-"""Bytes in, frames out: lines ended by a newline, bounded in size, resynchronising at the next newline.
+"""Bytes in, frames out: lines ended by LF, CR or both, bounded in size, resynchronising at the next line end.
 
 Pure: no socket, no clock. A line over the size limit is not kept in memory; its size and its first bytes are reported,
 so that it can be counted and, when its sender numbers its lines, acknowledged.
@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 # Long enough for the header of a numbered line (docs/wire.md), short enough to store for every channel.
 HEAD_BYTES = 256
+# What may stand around a message and is no part of it: white space, control characters (a NUL that ends each message,
+# RFC 7464's record separator), a byte order mark.
+BLANK = bytes(range(33)) + b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +37,22 @@ class Framer:
         return self._size_bytes
 
     def feed(self, chunk: bytes) -> list[bytes | Oversize]:
-        """Add the next bytes; return the lines that they complete, without newlines and without blank lines."""
-        *ended, rest = chunk.split(b"\n")
+        """Add the next bytes; return the lines that they complete, without line ends and without blank lines."""
+        if b"\r" in chunk:
+            # No JSON text contains one. The LF behind it, if there is one, ends a blank line.
+            chunk = chunk.replace(b"\r", b"\n")
         lines: list[bytes | Oversize] = []
-        for part in ended:
-            if not part and not self._size_bytes:
+        begin = 0
+        # Faster than `split`, which looks at each byte of a long line by itself.
+        while (end := chunk.find(b"\n", begin)) >= 0:
+            start, begin = begin, end + 1
+            if start == end and not self._size_bytes:
                 continue
+            part = chunk[start:end]
             line = part if self._is_whole(part) else self._completed(part)
-            if isinstance(line, Oversize) or (line and not line.isspace()):
+            if isinstance(line, Oversize) or line.strip(BLANK):
                 lines.append(line)
-        self._extend(rest)
+        self._extend(chunk[begin:])
         return lines
 
     def _is_whole(self, part: bytes) -> bool:

@@ -10,6 +10,8 @@ from __future__ import annotations
 VALUES = 250_000
 # Backslashes, where some begin \u escapes. Agents' encoders write text without escapes; a Windows path has a few.
 ESCAPES = 100_000
+# Messages in one line that are told apart, the last ones; each takes a search and a check of the rest of the line.
+MESSAGES = 8
 # A frame that is not JSON is repaired up to this size, and quarantined beyond.
 READABLE_BYTES = 256 * 1024
 # Refused list entries, which are recorded for the operator. With more, the frame is quarantined.

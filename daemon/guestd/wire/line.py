@@ -6,14 +6,16 @@ A line is read once, where it arrives. What was learned travels with it through 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import msgspec
 
 from guestd.core.errors import BadFrame
-from guestd.wire.framing import Oversize
-from guestd.wire.repair import remove_unstorable
+from guestd.wire import limits
+from guestd.wire.framing import BLANK, Oversize
+from guestd.wire.repair import make_readable, remove_unstorable
 
 # The kind of a line that carries metrics, and of one whose kind is unknown before it is decoded.
 METRICS = "metrics"
@@ -27,6 +29,8 @@ OTHER_TYPES = frozenset(
 # The kind of every other message: a guest may write any type, so its own name is not kept.
 UNKNOWN = "unknown"
 KINDS = OTHER_TYPES | {METRICS, UNKNOWN}
+# The kind of what is no message and is not accepted: the rest of a line, the half of a message that was sent again.
+FRAGMENT = "fragment"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +72,61 @@ class Line:
         return None if self.header is None else self.header.line_id
 
 
+def read_lines(line: bytes | Oversize) -> list[Line]:
+    """The messages of a line, in order: one, unless its sender left out line ends.
+
+    Each is judged as if it had a line to itself; the half of one that stands complete behind it is a `FRAGMENT`.
+    """
+    if isinstance(line, Oversize):
+        return [read_line(line)]
+    text = line.strip(BLANK) or line
+    # A quote inside a JSON text is escaped, so these bytes can only begin an object.
+    if text.rfind(_START, 1) < 0 or is_whole(text):
+        return [read_line(text)]
+    parts = _split(text)
+    return [_read_part(part, parts[place:]) for place, part in enumerate(parts, 1)]
+
+
+def read_first_line(line: bytes | Oversize) -> list[Line]:
+    """The messages of the first line of a connection, which may begin with the rest of one: that is a `FRAGMENT`."""
+    first, *others = read_lines(line)
+    if first.payload is not None and _is_rest(first.payload):
+        first = Line(FRAGMENT, None, first.payload)
+    return [first, *others]
+
+
 def read_line(line: bytes | Oversize) -> Line:
-    """Read a line's kind and header; of one over the size limit from its first bytes."""
-    head, payload = (line.head, None) if isinstance(line, Oversize) else (line, line)
+    """Read the kind and header of a line with one message; of one over the size limit from its first bytes."""
+    head, payload = (line.head.lstrip(BLANK), None) if isinstance(line, Oversize) else (line, line)
     kind = _read_kind(head)
     return Line(kind, _read_header(head) if kind == METRICS else None, payload)
+
+
+_START = b'{"type":'
+
+
+def _split(text: bytes) -> list[bytes]:
+    """The parts of a text that begin as messages do, without what stands between them."""
+    starts = [len(text)]
+    while len(starts) <= limits.MESSAGES and (start := text.rfind(_START, 1, starts[-1])) > 0:
+        starts.append(start)
+    parts = []
+    for begin, end in pairwise([0, *reversed(starts)]):
+        if _is_value(text[begin:]):  # what else begins in it is an object within the message
+            parts.append(text[begin:])
+            break
+        parts.append(text[begin:end].strip(BLANK))
+    return [part for part in parts if part]
+
+
+def _read_part(part: bytes, later: Sequence[bytes]) -> Line:
+    if not _is_value(part):
+        # A sender whose write came to a halt in the middle sends the whole line again, and nothing is lost.
+        if any(each.startswith(part) for each in later):
+            return Line(FRAGMENT, None, part)
+        if part.rfind(_START, 1) > 0:
+            return Line(METRICS, None, part)
+    return read_line(part)
 
 
 _HEADER = re.compile(
@@ -95,54 +149,41 @@ def _read_header(line: bytes) -> Header | None:
 
 
 def _read_kind(line: bytes) -> str:
+    if line.startswith(b'{"type":"metrics"'):
+        return METRICS
     if _RESPONSE.match(line):
         return "response"
     match = _TYPE.match(line)
     name = match.group(1).decode(errors="replace") if match else METRICS
-    # Such a line may have been cut short, and a metrics line written behind it.
-    if name == METRICS or b'{"type":"metrics"' in line:
-        return METRICS
-    return name if name in OTHER_TYPES else UNKNOWN
-
-
-# A bound on the search for a whole message in a line, whatever a guest sends.
-MAX_RESTARTS = 8
-
-
-def restarts(line: bytes) -> Iterator[bytes]:
-    """Parts that may be the whole message behind the half of one, the last first."""
-    end = len(line)
-    for _ in range(MAX_RESTARTS):
-        # A quote inside a JSON text is escaped, so these bytes can only begin an object.
-        end = line.rfind(b'{"type":', 1, end)
-        if end <= 0:
-            break
-        yield line[end:]
+    return name if name == METRICS or name in OTHER_TYPES else UNKNOWN
 
 
 # What decoders raise for a text that is not JSON. A ValidationError, for a wrong value, is a DecodeError too.
 SYNTAX_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 
-def is_whole(line: bytes) -> bool:
-    """Whether a line is one JSON value or ends with one: the first line of a connection may be the rest of one."""
+def _is_rest(text: bytes) -> bool:
+    """Whether a text neither begins as a message does nor is whole.
+
+    The rest of a line that was cut just before an inner object is taken for a broken message.
+    """
+    return not text.startswith((b"{", *UTF16_MARKS)) and not is_whole(text)
+
+
+def is_whole(text: bytes) -> bool:
+    """Whether a text is one whole JSON value as decoding reads it: with its repairs."""
+    if _is_value(text):
+        return True
     try:
-        text = remove_unstorable(line)
+        repaired = make_readable(remove_unstorable(text))
     except BadFrame:
         return False
-    return is_value(text) or any(map(is_value, restarts(text)))
+    return repaired != text and _is_value(repaired)
 
 
-def is_json(line: bytes) -> bool:
-    """Whether a line is one whole JSON value."""
-    try:
-        return is_value(remove_unstorable(line))
-    except BadFrame:
-        return False
-
-
-def is_value(text: bytes) -> bool:
-    """Whether a text without bad escapes is one whole JSON value."""
+def _is_value(text: bytes) -> bool:
+    """Whether a text is one whole JSON value as it stands."""
     try:
         msgspec.json.decode(text, type=msgspec.Raw)
     except SYNTAX_ERRORS:

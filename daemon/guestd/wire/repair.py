@@ -24,6 +24,7 @@ from msgspec import inspect
 
 from guestd.core.errors import BadFrame
 from guestd.wire import limits
+from guestd.wire.framing import BLANK
 
 T = TypeVar("T")
 
@@ -50,7 +51,9 @@ def remove_unstorable(payload: bytes) -> bytes:
     return _ESCAPE.sub(lambda found: b"" if found[1] else b"%s!" % found[2] if found[2] else found[0], payload)
 
 
-_CONTROLS = bytes(set(range(32)) - set(b"\t\r\n"))
+_SPACES = b"\t\r\n"
+_CONTROLS = bytes(set(range(32)) - set(_SPACES))
+_TO_SPACE = bytes.maketrans(_SPACES, b" " * len(_SPACES))
 _SPELLED = rb"(?i:nan|inf)[\w()]{0,20}|1\.\#(?i:inf|qnan|snan|ind)\w{0,10}"
 # Numbers that JSON cannot express, as C, Python and JavaScript write them, in the place of a value.
 _NO_NUMBER = re.compile(rb"([:,\[]\s{0,10})[-+]?(?:" + _SPELLED + rb")(?=\s{0,10}[,}\]])")
@@ -59,11 +62,11 @@ _NO_NUMBER = re.compile(rb"([:,\[]\s{0,10})[-+]?(?:" + _SPELLED + rb")(?=\s{0,10
 def make_readable(payload: bytes) -> bytes:
     """The text with bytes that are not UTF-8 and control characters replaced, and null for NaN and infinities.
 
-    A text that is too long to search is returned unchanged.
+    What stands around it is removed. A text that is too long to search is returned unchanged.
     """
     if len(payload) > limits.READABLE_BYTES:
         return payload
-    text = payload.decode(errors="replace").encode().translate(None, _CONTROLS).replace(b"\t", b" ")
+    text = payload.strip(BLANK).decode(errors="replace").encode().translate(_TO_SPACE, _CONTROLS)
     return _NO_NUMBER.sub(rb"\1null", text)
 
 
