@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
 from pathlib import Path
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from guestd.agent.applications import (
-    MOST_APPLICATIONS,
-    ApplicationWatch,
+from guestd.agent.applications import MOST_APPLICATIONS, ApplicationWatch
+from guestd.agent.payload import Process
+from guestd.agent.usage_state import (
+    LONGEST_STATE_BYTES,
+    MOST_SECONDS,
+    MOST_STARTS,
+    UsageRecord,
     UsageState,
     read_usage_state,
     write_usage_state,
 )
-from guestd.agent.payload import Process
+from guestd.wire.decode import decode
 
 EDITOR = "/opt/editor/bin/editor"
 START_S = 1_790_000_000.0
@@ -76,17 +85,92 @@ def test_usage_survives_a_restart_without_counting_a_start_again(tmp_path: Path)
     first = ApplicationWatch(UsageState())
     first.observe([editor], START_S, 0.0)
     first.observe([editor], START_S + 120, 120.0)
-    write_usage_state(tmp_path / "state.json", first.usage)
-    second = ApplicationWatch(read_usage_state(tmp_path / "state.json"))
+    write_usage_state(tmp_path / "state.json", first.encode())
+    second = ApplicationWatch(read_usage_state(tmp_path / "state.json", START_S + 200))
     assert facts(second, [editor], START_S + 500, 0.0) == {EDITOR: (1, 2, True)}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state.json"]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"records":[]}'])
-def test_a_state_file_that_cannot_be_read_starts_from_zero(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"", b"{", b'{"records":[]}', b"[" * 100_000, b" " * LONGEST_STATE_BYTES + b"{}"])
+def test_a_state_file_that_cannot_be_read_starts_from_zero_and_is_kept(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "state.json").write_bytes(content)
-    assert read_usage_state(tmp_path / "state.json") == UsageState()
+    assert read_usage_state(tmp_path / "state.json", START_S) == UsageState()
+    assert (tmp_path / "state.json.damaged").read_bytes() == content
+    assert not (tmp_path / "state.json").exists()
+
+
+def test_a_damaged_record_costs_itself(tmp_path: Path) -> None:
+    content = (
+        b'{"records":{"/caf\xe9":{"seconds":9,"starts":1,"last_access":5},"/bad":{"seconds":"x"},"/worse":7,'
+        b'"/good":{"seconds":60,"starts":2,"last_access":7}},"looked_at":null}'
+    )
+    (tmp_path / "state.json").write_bytes(content)
+    usage = read_usage_state(tmp_path / "state.json", START_S)
+    assert usage.records == {"/caf\ufffd": UsageRecord(9.0, 1, 5.0), "/good": UsageRecord(60.0, 2, 7.0)}
+    assert (tmp_path / "state.json.damaged").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("record", "read"),
+    [
+        ('{"last_access":1e18}', UsageRecord(0.0, 0, START_S)),
+        ('{"last_access":-1e18,"seconds":-5,"starts":-7}', UsageRecord(0.0, 0, 0.0)),
+        ('{"seconds":1e300,"starts":9007199254740993}', UsageRecord(MOST_SECONDS, MOST_STARTS, 0.0)),
+    ],
+)
+def test_a_value_that_no_agent_writes_is_bounded(tmp_path: Path, record: str, read: UsageRecord) -> None:
+    (tmp_path / "state.json").write_text(f'{{"records":{{"/x":{record}}},"looked_at":1e18}}')
+    assert read_usage_state(tmp_path / "state.json", START_S) == UsageState({"/x": read}, START_S)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=10,
+)
+RECORDS = st.fixed_dictionaries({}, optional={"seconds": JSON, "starts": JSON, "last_access": JSON})
+STATES = st.fixed_dictionaries(
+    {}, optional={"records": JSON | st.dictionaries(st.text(max_size=5), JSON | RECORDS), "looked_at": JSON}
+)
+
+
+@given(
+    st.binary()
+    | st.builds(lambda state: json.dumps(state).encode(), STATES | JSON)
+    | st.builds(
+        lambda state, at, byte: cut_in(json.dumps(state).encode(), at, byte), STATES, st.integers(0), st.binary()
+    )
+)
+def test_any_bytes_in_the_state_file_give_a_message_that_can_be_stored(content: bytes) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, "state.json")
+        path.write_bytes(content)
+        watch = ApplicationWatch(read_usage_state(path, START_S))
+        applications = watch.observe([process(7, EDITOR, START_S - 50)], START_S + 60, 60.0)
+        write_usage_state(path, watch.encode())
+        assert read_usage_state(path, START_S + 60) == watch.usage
+    encoded = msgspec.json.encode({"data": {"system": SYSTEM, "applications": applications}, "type": "metrics"})
+    decoded = decode(encoded)
+    assert (decoded.refusals, decoded.repairs) == ([], [])
+    assert all(app.last_access is not None for app in decoded.metrics.data.applications or [])
+
+
+SYSTEM = {"cpu": {}, "memory": {"total_kb": 1, "used_kb": 1, "available_kb": 0}}
+
+
+def cut_in(content: bytes, at: int, bytes_there: bytes) -> bytes:
+    """The content with other bytes somewhere."""
+    at %= len(content) + 1
+    return content[:at] + bytes_there + content[at + len(bytes_there) :]
 
 
 def test_without_a_file_the_usage_is_empty(tmp_path: Path) -> None:
-    assert read_usage_state(tmp_path / "none.json") == read_usage_state(None) == UsageState()
+    assert read_usage_state(tmp_path / "none.json", START_S) == UsageState()
+
+
+def test_a_disk_that_is_full_keeps_the_old_state(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_bytes(b"{}")
+    (tmp_path / "state.json.new").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        write_usage_state(tmp_path / "state.json", b'{"records":{}}')
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("state.json", b"{}")]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import msgspec
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from guestd.agent.desktop import Entry, icon_base64, parse_entry
-from guestd.agent.machine import is_whole_disk, rates
+from guestd.agent.desktop import Entry, find_entry, icon_base64, parse_entry, read_entries
+from guestd.agent.machine import busy_percent, is_whole_disk, parse_diskstats, rates
 from guestd.agent.outbox import BODY_LIMIT_BYTES
 from guestd.agent.payload import (
+    LONGEST_TEXT,
     Application,
     Body,
     Content,
@@ -24,10 +28,14 @@ from guestd.agent.payload import (
     Port,
     Process,
     System,
+    clean,
     fit,
+    rfc3339,
 )
-from guestd.agent.processes import LONGEST_TEXT, clean, status_name
-from guestd.agent.services import parse_services
+from guestd.agent.processes import status_name
+from guestd.agent.programs import get_mount_point
+from guestd.agent.services import SystemctlFailed, parse_services, run_command
+from guestd.rows.times import guest_time
 
 UNITS = b"""[
  {"unit":"ssh.service","load":"loaded","active":"active","sub":"running","description":"OpenBSD Secure Shell server"},
@@ -53,6 +61,53 @@ def test_there_is_no_rate_of_counters_that_began_anew() -> None:
 
 def test_two_samples_at_one_moment_have_no_rates() -> None:
     assert rates({"a": (100,)}, {"a": (200,)}, 0.0) == {}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "8 0 sda 10 1 4 2 46 3 977 34 0 2 0",
+        "8 0 sda 10 1 4 2 46 3 977 34 0 2 0 0 0 0",  # lxcfs
+        "8 0 sda 10 1 4 2 46 3 977 34 0 2 0 0 0 0 0",
+        "8 0 sda 10 1 4 2 46 3 977 34 0 2 0 0 0 0 0 5 6",
+    ],
+)
+def test_a_disk_is_read_from_every_form_of_its_line(line: str) -> None:
+    assert parse_diskstats(line) == {"sda": (4 * 512, 977 * 512, 10, 46)}
+
+
+@given(st.text(alphabet="0123456789- sda\n\x00\u0660") | st.text())
+def test_a_line_of_diskstats_that_cannot_be_read_costs_no_other(text: str) -> None:
+    good = "8 0 good 10 1 4 2 46 3 977 34 0 2 0"
+    assert parse_diskstats(f"{text}\n{good}\n{text}")["good"] == (4 * 512, 977 * 512, 10, 46)
+
+
+def test_a_core_is_busy_in_all_its_time_but_idle_and_iowait() -> None:
+    before = {"user": 1.0, "system": 1.0, "idle": 10.0, "iowait": 1.0, "guest": 1.0}
+    after = {"user": 3.0, "system": 2.0, "idle": 14.0, "iowait": 2.0, "guest": 3.0}
+    assert busy_percent(before, after) == 37.5
+
+
+TIMES = st.dictionaries(st.sampled_from(["user", "idle", "iowait", "guest", "steal"]), st.floats())
+
+
+@given(TIMES, TIMES)
+def test_the_use_of_a_core_is_a_percentage_whatever_the_kernel_says(
+    before: dict[str, float], after: dict[str, float]
+) -> None:
+    assert 0 <= busy_percent(before, after) <= 100
+
+
+@given(st.floats())
+def test_a_time_that_no_calendar_has_is_left_out(seconds: float) -> None:
+    written = rfc3339(seconds)
+    assert written is None or guest_time(written) is not None
+
+
+def test_the_mount_of_a_path_is_found_by_its_name() -> None:
+    mounts = frozenset({"/", "/home", "/home/me/nfs"})
+    places = ("/bin/sh", "/home/x", "/home/me/nfs/bin/x", "/homes/x", "relative", "")
+    assert [get_mount_point(place, mounts) for place in places] == ["/", "/home", "/home/me/nfs", "/", "/", "/"]
 
 
 def test_whole_disks_are_told_from_what_is_made_of_them(tmp_path: Path) -> None:
@@ -96,6 +151,20 @@ def test_a_listing_that_is_no_listing_is_refused() -> None:
         parse_services(b"Failed to connect to bus")
 
 
+def test_a_unit_that_lacks_a_field_costs_itself() -> None:
+    listing = b'[{"unit":"a.service"},7,{"unit":"caf\xe9.service","load":"loaded","active":"active","sub":"running"}]'
+    assert [service.name for service in parse_services(listing)] == ["caf\ufffd"]
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [("exit 3", "exit status 3"), ("exec sleep 60", "no answer within"), ("exec cat /dev/zero", "more than 1000")],
+)
+def test_a_command_that_fails_hangs_or_prints_without_end_is_ended(command: str, reason: str) -> None:
+    with pytest.raises(SystemctlFailed, match=reason):
+        run_command(["sh", "-c", command], 0.5, 1000)
+
+
 def test_a_desktop_entry_is_known_by_the_file_name_of_what_it_starts() -> None:
     text = "[Desktop Entry]\nName=Firefox\nName[de]=Fuchs\nExec=/usr/lib/ff/firefox %u\nIcon=ff\nComment=Web 100%\n"
     assert parse_entry(text) == Entry("firefox", "Firefox", "Web 100%", "ff")
@@ -116,6 +185,25 @@ def test_a_desktop_entry_that_starts_no_program_of_its_own_is_left_out(text: str
     assert parse_entry(text) is None
 
 
+@given(st.text() | st.builds("[Desktop Entry]\nExec={}\nName={}\n{}".format, st.text(), st.text(), st.text()))
+def test_no_text_of_a_desktop_entry_ends_the_reading(text: str) -> None:
+    entry = parse_entry(text)
+    assert entry is None or entry.command
+
+
+def test_desktop_entries_are_read_from_regular_files_of_a_sane_size(tmp_path: Path) -> None:
+    good = "[Desktop Entry]\nName=Good\nExec=/opt/good\n"
+    (tmp_path / "good.desktop").write_text(good)
+    (tmp_path / "latin.desktop").write_bytes(good.replace("Good", "Caf\xe9").replace("good", "latin").encode("latin-1"))
+    (tmp_path / "huge.desktop").write_text(good + "#" * 1_000_000)
+    (tmp_path / "zero.desktop").symlink_to("/dev/zero")
+    (tmp_path / "loop.desktop").symlink_to("loop.desktop")
+    os.mkfifo(tmp_path / "fifo.desktop")
+    entries = read_entries((tmp_path, tmp_path / "none"))
+    assert {name: entry.name for name, entry in entries.items()} == {"good": "Good", "latin": "Caf\ufffd"}
+    assert find_entry("/usr/bin/good", entries) == entries["good"]
+
+
 def test_an_icon_comes_as_base64_and_a_large_one_not_at_all(tmp_path: Path) -> None:
     (tmp_path / "small.png").write_bytes(b"\x89PNG")
     (tmp_path / "large.png").write_bytes(b"\x89PNG" * 10_000)
@@ -124,6 +212,14 @@ def test_an_icon_comes_as_base64_and_a_large_one_not_at_all(tmp_path: Path) -> N
     assert icon_base64(str(tmp_path / "large.png")) is None
     assert icon_base64(str(tmp_path / "drawing.svg")) is None
     assert icon_base64("there-is-no-such-icon") is None
+
+
+def test_an_icon_that_is_no_picture_or_no_file_is_not_sent(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_text("root:x:0:0")
+    os.mkfifo(tmp_path / "fifo.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    icons = [f"{tmp_path}/{name}.png" for name in ("secret", "fifo", "zero")]
+    assert [icon_base64(icon) for icon in [*icons, "nul\x00.png", "x" * 5000 + ".png"]] == [None] * 5
 
 
 def test_a_text_that_was_not_utf8_and_a_long_one_can_be_sent() -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import configparser
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+
+from guestd.agent.files import read_file
 
 # In the order of the desktop entry specification: a machine's own before the distribution's.
 DIRECTORIES = (
@@ -23,6 +26,9 @@ ICON_DIRECTORIES = (
 )
 # A picture of 64x64 is smaller; what is larger is a picture of another size.
 LARGEST_ICON_BYTES = 32 * 1024
+# With a hundred translations an entry has 20 KiB.
+LARGEST_ENTRY_BYTES = 256 * 1024
+_PNG = b"\x89PNG"
 # A program that is started through one of these cannot be told by its executable.
 _INTERPRETERS = frozenset({"sh", "bash", "env", "perl", "python", "python3", "java", "node", "gjs", "flatpak", "sudo"})
 
@@ -52,21 +58,26 @@ def parse_entry(text: str) -> Entry | None:
         return None
 
 
-def find_entry(executable: str) -> Entry | None:
+def find_entry(executable: str, entries: Mapping[str, Entry]) -> Entry | None:
     """The desktop entry of this executable, by its file name."""
-    stamps = tuple(_stamp(directory) for directory in DIRECTORIES)
-    return _read_entries(stamps).get(Path(executable).name)
+    return entries.get(executable.rpartition("/")[2])
 
 
-@lru_cache(maxsize=256)
+def read_entries(directories: tuple[Path, ...] = DIRECTORIES) -> Mapping[str, Entry]:
+    """All entries by command; those of a directory that has not changed are not read again."""
+    return _read_entries(directories, tuple(_stamp(directory) for directory in directories))
+
+
 def icon_base64(icon: str) -> str | None:
     """The PNG of about 64x64 pixels under this name or path; None when there is none or it is large."""
     for path in [Path(icon), *(directory / f"{icon}.png" for directory in ICON_DIRECTORIES)]:
         try:
-            if path.suffix == ".png" and path.stat().st_size <= LARGEST_ICON_BYTES:
-                return base64.b64encode(path.read_bytes()).decode()
-        except OSError:
+            content = read_file(path, LARGEST_ICON_BYTES) if path.suffix == ".png" else b""
+        except (OSError, ValueError):
             continue
+        # An entry may name any file of the machine: what is no picture is not sent.
+        if content.startswith(_PNG):
+            return base64.b64encode(content).decode()
     return None
 
 
@@ -78,10 +89,9 @@ def _stamp(directory: Path) -> int:
 
 
 @lru_cache(maxsize=1)
-def _read_entries(stamps: tuple[int, ...]) -> dict[str, Entry]:  # noqa: ARG001 - the key under which they are kept
-    """All entries by command, read again when a directory has changed."""
+def _read_entries(directories: tuple[Path, ...], stamps: tuple[int, ...]) -> Mapping[str, Entry]:  # noqa: ARG001 - the key under which they are kept
     entries: dict[str, Entry] = {}
-    for directory in DIRECTORIES:
+    for directory in directories:
         for path in sorted(directory.glob("*.desktop")):
             if (entry := _read_entry(path)) is not None:
                 entries.setdefault(entry.command, entry)
@@ -90,6 +100,6 @@ def _read_entries(stamps: tuple[int, ...]) -> dict[str, Entry]:  # noqa: ARG001 
 
 def _read_entry(path: Path) -> Entry | None:
     try:
-        return parse_entry(path.read_text(errors="replace"))
+        return parse_entry(read_file(path, LARGEST_ENTRY_BYTES).decode(errors="replace"))
     except OSError:
         return None

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from guestd.agent.outbox import BODY_LIMIT_BYTES
+
+# A longer text adds nothing, and one process must not push the others out of the line.
+LONGEST_TEXT = 8192
 
 
 class Cpu(Struct):
@@ -19,7 +23,10 @@ class Cpu(Struct):
 
 
 class Memory(Struct):
-    """KiB. `used_kb` is total less available, as `free` counts since procps 4; swap is null where there is none."""
+    """KiB. `used_kb` is total less available, as `free` counts since procps 4; swap is null where there is none.
+
+    All 0 when they cannot be read: readers of D1 require them.
+    """
 
     total_kb: int
     used_kb: int
@@ -65,7 +72,7 @@ class Interface(Struct):
     errors_in: int | None
     errors_out: int | None
     ip_addresses: list[str]
-    is_up: bool
+    is_up: bool | None
 
 
 class Network(Struct):
@@ -85,7 +92,7 @@ class LoadAverage(Struct):
 class Machine(Struct):
     """D1's `data.system.system`; no load average on Windows."""
 
-    uptime_seconds: int
+    uptime_seconds: int | None
     name: str
     os_version: str
     kernel_version: str
@@ -141,7 +148,7 @@ class Application(Struct, omit_defaults=True):
     name: str
     access_count: int
     usage_minutes: int
-    last_access: str
+    last_access: str | None
     is_active: bool
     description: str | None = None
     last_modified: str | None = None
@@ -170,11 +177,32 @@ class Content(Struct):
     applications: list[Application]
 
 
-class Body(Struct):
-    """A message without its sequence header."""
+class FailedPart(Struct):
+    """A part of this machine that this sample could not read, and why."""
 
-    timestamp: str
+    part: str
+    reason: str
+
+
+class Body(Struct, omit_defaults=True):
+    """A message without its sequence header. `timestamp` None: this machine's clock has no time that can be written."""
+
+    timestamp: str | None
     data: Content
+    failed_parts: list[FailedPart] = []
+
+
+def clean(text: str) -> str:
+    """A text of bounded length that JSON can hold: what was not UTF-8 on this machine becomes a question mark."""
+    return text[:LONGEST_TEXT].encode(errors="replace").decode()
+
+
+def rfc3339(unix_seconds: float) -> str | None:
+    """A time as the message has it; None for one that no calendar has, as a file's may be."""
+    try:
+        return datetime.fromtimestamp(unix_seconds, UTC).isoformat(timespec="milliseconds")
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def fit(body: Body, limit_bytes: int = BODY_LIMIT_BYTES) -> bytes:
@@ -184,7 +212,10 @@ def fit(body: Body, limit_bytes: int = BODY_LIMIT_BYTES) -> bytes:
     """
     encoded = msgspec.json.encode(body)
     system = body.data.system
-    lists: list[list[Any]] = [system.processes, system.ports, system.windows_services, body.data.applications]
+    lists: list[list[Any]] = [
+        system.processes, system.ports, system.windows_services, body.data.applications, system.disk.usage_stats,
+        system.network.interfaces,
+    ]  # fmt: skip
     while len(encoded) > limit_bytes and any(lists):
         longest = max(lists, key=lambda entries: len(msgspec.json.encode(entries)))
         del longest[len(longest) * 3 // 4 :]

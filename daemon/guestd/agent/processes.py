@@ -6,22 +6,32 @@ A process that ends while it is read is left out; a value that may not be read i
 from __future__ import annotations
 
 import socket
+import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import psutil
 
-from guestd.agent.payload import Port, Process
+from guestd.agent.parts import Parts, describe
+from guestd.agent.payload import Port, Process, clean
 
-# A longer command line adds nothing, and one process must not push the others out of the line.
-LONGEST_TEXT = 8192
+# The command line of a process whose memory is locked, by a fault on a mount that does not answer, is not readable.
+PROCESS_SECONDS = 2.0
+# The start of a process is known to a hundredth of a second, and the time of boot, from which it counts, to a second.
+CLOCK_SECONDS = 2.0
+# What psutil raises for a file of /proc in a form that it does not expect.
+PARSE_ERRORS = (ValueError, LookupError, RuntimeError, TypeError, AssertionError, NotImplementedError)
 
 # Which fields psutil can read depends on the system: not every kernel counts I/O.
 _FIELDS = tuple(
     name
     for name in (
-        *("create_time", "ppid", "name", "exe", "cmdline", "cpu_times", "memory_info"),
+        *("create_time", "ppid", "name", "cmdline", "cpu_times", "memory_info"),
         *("io_counters", "status"),
     )
     if hasattr(psutil.Process, name)
@@ -62,35 +72,53 @@ def status_name(status: str) -> str:
     return _STATUS.get(status, "Unknown")
 
 
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What was read of one process: values by field, None where it cannot be read, and errors that are no denial."""
+
+    values: dict[str, Any]
+    errors: dict[str, Exception]
+
+
 class ProcessWatch:
     """All processes, with their CPU use since the last sample (none on the first)."""
 
-    def __init__(self) -> None:
-        self._cpu_seconds: dict[tuple[int, float], float] = {}
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        # psutil compares processes by pid and the time since boot of their start: a clock that is set changes neither.
+        self._cpu_seconds: dict[psutil.Process, float] = {}
         self._observed_at: float | None = None
+        self._observed_at_s = 0.0
 
-    def observe(self) -> list[Process]:
-        """Every process, the busiest first."""
-        now = time.monotonic()
+    def observe(self) -> list[Process] | None:
+        """Every process that can be read, the busiest first; None when the list of them cannot be read."""
+        pids = self._parts.read("processes", psutil.pids, None)
+        if pids is None:
+            return None
+        now, now_s = time.monotonic(), time.time()
         elapsed = None if self._observed_at is None else now - self._observed_at
-        before, self._cpu_seconds, self._observed_at = self._cpu_seconds, {}, now
+        found = self._parts.read_each("processes", pids, _read, PROCESS_SECONDS)
+        before, self._cpu_seconds = self._cpu_seconds, {}
         processes = []
-        for process in psutil.process_iter():
-            try:
-                known = _read(process)
-            except psutil.NoSuchProcess:
-                continue
-            processes.append(self._process(known, before, elapsed))
+        for facts in found.values():
+            if facts is not None:
+                self._name_errors(facts)
+                processes.append(self._process(facts.values, before, elapsed))
+        self._observed_at, self._observed_at_s = now, now_s
         processes.sort(key=lambda process: (-(process.cpu_usage_percent or 0.0), -process.memory_usage_kb))
         return processes
 
-    def _process(self, known: dict[str, Any], before: dict[tuple[int, float], float], elapsed: float | None) -> Process:
+    def _name_errors(self, facts: _Facts) -> None:
+        for field, error in facts.errors.items():
+            self._parts.fail("processes", f"{field}: {describe(error)}")
+
+    def _process(self, known: dict[str, Any], before: dict[psutil.Process, float], elapsed: float | None) -> Process:
         memory, counters = known["memory_info"], known.get("io_counters")
         return Process(
-            id=known["pid"],
+            id=known["process"].pid,
             parent_id=known["ppid"],
             name=clean(known["name"] or ""),
-            executable_path=clean(known["exe"]) if known["exe"] else None,
+            executable_path=clean(known["executable"]) if known["executable"] else None,
             command_line=clean(" ".join(known["cmdline"])) if known["cmdline"] else None,
             cpu_usage_percent=self._cpu_percent(known, before, elapsed),
             memory_usage_kb=memory.rss // 1024 if memory else 0,
@@ -101,25 +129,41 @@ class ProcessWatch:
         )
 
     def _cpu_percent(
-        self, known: dict[str, Any], before: dict[tuple[int, float], float], elapsed: float | None
+        self, known: dict[str, Any], before: dict[psutil.Process, float], elapsed: float | None
     ) -> float | None:
-        times = known["cpu_times"]
+        times, process, started_s = known["cpu_times"], known["process"], known["create_time"]
         if times is None:
             return None
-        key = (known["pid"], known["create_time"])
-        seconds = self._cpu_seconds[key] = times.user + times.system
+        seconds: float = times.user + times.system
+        self._cpu_seconds[process] = seconds
+        if not elapsed:
+            return None
+        if process not in before and (started_s is None or started_s < self._observed_at_s - CLOCK_SECONDS):
+            return None  # it was there at the last sample, and could not be read
         # A process that is new since the last sample has used all its time since then. The kernel scales its counters,
         # which may step back.
-        return round(100 * max(0.0, seconds - before.get(key, 0.0)) / elapsed, 1) if elapsed else None
+        return round(max(100 * (seconds - before.get(process, 0.0)) / elapsed, 0.0), 1)
 
 
-def _read(process: psutil.Process) -> dict[str, Any]:
-    """Every field of a process, None for what cannot be read. Raises psutil.NoSuchProcess when it is gone."""
-    with process.oneshot():
-        return {"pid": process.pid, **{name: _value(getattr(process, name)) for name in _FIELDS}}
+def _read(pid: int) -> _Facts | None:
+    """Every field of a process; None when it is gone."""
+    values: dict[str, Any] = {}
+    errors: dict[str, Exception] = {}
+    try:
+        process = psutil.Process(pid)
+        values["process"] = process
+        with process.oneshot():
+            for name in _FIELDS:
+                values[name] = _value(name, getattr(process, name), errors)
+            values["executable"] = _value("executable", partial(_executable, process), errors)
+        if errors and not process.is_running():
+            return None
+    except psutil.NoSuchProcess:
+        return None
+    return _Facts(values, errors)
 
 
-def _value(read: Callable[[], Any]) -> Any:
+def _value(name: str, read: Callable[[], Any], errors: dict[str, Exception]) -> Any:
     try:
         return read()
     except psutil.ZombieProcess:
@@ -127,21 +171,50 @@ def _value(read: Callable[[], Any]) -> Any:
         return None
     except psutil.NoSuchProcess:
         raise
-    except (psutil.Error, OSError, RuntimeError):
-        # Denied; or a file of /proc that is missing or empty, whose error psutil passes on.
+    except (psutil.Error, OSError):
+        return None  # denied, or a file of /proc that this process does not have
+    except PARSE_ERRORS as exc:
+        # A file of /proc that is empty or odd, whose error psutil passes on.
+        errors[name] = exc
         return None
 
 
-def list_ports(processes: list[Process]) -> list[Port]:
-    """Every TCP and UDP socket with a local port, listening ones first; none where the system denies the list."""
+def _executable(process: psutil.Process) -> str | None:
+    """The file that a process runs.
+
+    Where the link is missing or denied, psutil guesses from the command line, and examines the file that it guesses:
+    any process could thereby make this one wait for a mount that does not answer.
+    """
+    if sys.platform != "linux":
+        return process.exe()
+    link = str(Path(psutil.PROCFS_PATH, str(process.pid), "exe").readlink())
+    return link.partition("\0")[0].removesuffix(" (deleted)")
+
+
+def list_ports(processes: list[Process], fail: Callable[[str], None]) -> list[Port]:
+    """Every TCP and UDP socket with a local port, listening ones first; none where the system denies the list.
+
+    `fail` is called with a reason for what cannot be read. Raises what psutil raises when nothing can.
+    """
     owners = {process.id: process for process in processes}
-    try:
-        connections = psutil.net_connections(kind="inet")
-    except psutil.AccessDenied:
-        return []
-    ports = [_port(connection, owners) for connection in connections if connection.laddr]
+    ports = [_port(connection, owners) for connection in _read_connections(fail) if connection.laddr]
     ports.sort(key=lambda port: (not port.is_listening, port.port))
     return ports
+
+
+def _read_connections(fail: Callable[[str], None]) -> list[Any]:
+    try:
+        return list(psutil.net_connections(kind="inet"))
+    except psutil.AccessDenied:
+        return []
+    except PARSE_ERRORS as exc:
+        fail(describe(exc))
+    # One line that psutil does not understand, in one of the files of /proc/net.
+    connections: list[Any] = []
+    for kind in ("tcp4", "tcp6", "udp4", "udp6"):
+        with suppress(*PARSE_ERRORS):
+            connections += psutil.net_connections(kind=kind)
+    return connections
 
 
 def _port(connection: Any, owners: dict[int, Process]) -> Port:
@@ -157,8 +230,3 @@ def _port(connection: Any, owners: dict[int, Process]) -> Port:
         # D1 has no better state for a UDP socket.
         is_listening=udp or connection.status == psutil.CONN_LISTEN,
     )
-
-
-def clean(text: str) -> str:
-    """A text of bounded length that JSON can hold: what was not UTF-8 on this machine becomes a question mark."""
-    return text[:LONGEST_TEXT].encode(errors="replace").decode()

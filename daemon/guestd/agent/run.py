@@ -5,34 +5,25 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import structlog
 
-from guestd.agent.applications import ApplicationWatch, UsageState, read_usage_state, write_usage_state
-from guestd.agent.collect import Collector
 from guestd.agent.hostlines import pass_through
 from guestd.agent.mqtt import Address, serve_broker
 from guestd.agent.outbox import Outbox
+from guestd.agent.sampling import NoSample, Sampler, SamplerOptions
 from guestd.agent.signals import run_until_signal
 from guestd.agent.transport import ReliableSender, listen, serve_port, serve_socket
 from guestd.core.secrets import read_secret
 from guestd.wire.signing import SignedLineVerifier
 
-# Time for CPU and disks to have a rate in the first message.
-FIRST_SAMPLE_SECONDS = 1.0
 # The host may request a sample at any time, and gets no more than one in this time.
 SHORTEST_INTERVAL_SECONDS = 1.0
-# At most this much of the applications' minutes is lost when the machine crashes.
-SAVE_SECONDS = 60.0
-
-Result = TypeVar("Result")
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("guestd.agent")
 
 
@@ -80,12 +71,12 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Report until SIGTERM or SIGINT; 0, or 1 when the socket cannot be served or the state file not be written."""
+    """Report until SIGTERM or SIGINT; 0, or 1 when the socket cannot be served."""
     try:
         with ExitStack() as open_:
             asyncio.run(_run(options, open_))
     except OSError as exc:
-        _log.error("agent stopped: fix the socket or file that the error names, then start it again", error=str(exc))
+        _log.error("agent stopped: fix the socket that the error names, then start it again", error=str(exc))
         return 1
     return 0
 
@@ -94,29 +85,18 @@ async def _run(options: Options, open_: ExitStack) -> None:
     requested = asyncio.Event()
     outbox = Outbox(str(uuid.uuid4()), options.buffer_bytes)
     sender = ReliableSender(outbox, on_request=requested.set, unwrap=_make_unwrap(options.secret_file))
-    usage = read_usage_state(options.state)
-    if options.state is not None:
-        # A file that cannot be written is better found now than at the end.
-        write_usage_state(options.state, usage)
+    state = None if options.state is None else str(options.state)
+    sampler = Sampler(SamplerOptions(options.most_processes, state))
     reporting = _report_to(options.target, sender, open_)
     _log.info("agent started", to=str(options.target), boot_id=sender.outbox.boot_id)
-    collector = Collector(ApplicationWatch(usage), options.most_processes)
-    # A sample can take seconds, and acknowledgements must not wait for it: the host would count as gone. One thread, so
-    # that the state is never written while a sample changes it.
-    thread = open_.enter_context(ThreadPoolExecutor(1, "sample"))
 
     async def work() -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(reporting, name="report")
-            tasks.create_task(
-                post_samples(collector.body, thread, sender, requested, options.interval_seconds), name="sample"
-            )
-            if options.state is not None:
-                tasks.create_task(_save(options.state, usage, thread), name="save")
+            tasks.create_task(post_samples(sampler.sample, sender, requested, options.interval_seconds), name="sample")
 
     await run_until_signal(work())
-    if options.state is not None:
-        await _run_in(thread, partial(write_usage_state, options.state, usage))
+    await sampler.close()
     _log.info("agent stopped", acknowledged=sender.outbox.acknowledged, unacknowledged=sender.outbox.held_lines)
 
 
@@ -157,32 +137,20 @@ def _make_unwrap(secret_file: Path | None) -> Callable[[bytes], bytes | None]:
     return unwrap
 
 
-async def _save(state: Path, usage: UsageState, thread: Executor) -> None:
-    """Write the usage state now and then; a disk that is full for a while costs no more than that."""
-    while True:
-        await asyncio.sleep(SAVE_SECONDS)
-        try:
-            await _run_in(thread, partial(write_usage_state, state, usage))
-        except OSError as exc:
-            _log.warning(
-                "state file not written: application minutes stay in memory, retrying",
-                file=str(state), error=str(exc), retry_seconds=SAVE_SECONDS,
-            )  # fmt: skip
-
-
 async def post_samples(
-    take_sample: Callable[[], bytes],
-    thread: Executor,
+    take_sample: Callable[[], Awaitable[bytes]],
     sender: ReliableSender,
     requested: asyncio.Event,
     interval_seconds: float,
 ) -> None:
-    """Post a sample at every interval, and on request; `take_sample` runs in the thread."""
+    """Post a sample at every interval, and on request. A sample can take seconds; nothing waits for it but the next."""
     loop = asyncio.get_running_loop()
-    await asyncio.sleep(FIRST_SAMPLE_SECONDS)
     while True:
         due = loop.time() + interval_seconds
-        sender.post(await _run_in(thread, take_sample))
+        try:
+            sender.post(await take_sample())
+        except NoSample as exc:
+            _log.warning("no sample was taken: trying again at the next interval", error=str(exc))
         await asyncio.sleep(SHORTEST_INTERVAL_SECONDS)
         try:
             async with asyncio.timeout_at(due):
@@ -191,7 +159,3 @@ async def post_samples(
             continue
         finally:
             requested.clear()
-
-
-async def _run_in(thread: Executor, call: Callable[[], Result]) -> Result:
-    return await asyncio.get_running_loop().run_in_executor(thread, call)

@@ -34,7 +34,7 @@ examples:
   guestd agent --mqtt broker:8883 --mqtt-ca ca.pem --mqtt-user <machine id> --mqtt-password-file FILE \\
     --machine-id <machine id>
 
-exit status: 0 stopped by a signal, 1 the socket or the state file cannot be used, 2 wrong usage,
+exit status: 0 stopped by a signal, 1 the socket cannot be used, 2 wrong usage,
 78 an option names a file or an address that cannot be used
 """
 

@@ -13,17 +13,35 @@ import psutil
 import pytest
 from tools.harness.waiting import eventually
 
-from guestd.agent.applications import ApplicationWatch, UsageState
+from guestd.agent.applications import ApplicationWatch
 from guestd.agent.collect import Collector
+from guestd.agent.deadlines import Deadlines
+from guestd.agent.parts import Parts
 from guestd.agent.payload import Process
 from guestd.agent.processes import ProcessWatch, list_ports
+from guestd.agent.usage_state import UsageState
 from guestd.wire.decode import decode
 
 KIB_PER_GIB = 1024 * 1024
 
 
 def collector(most_processes: int | None = None) -> Collector:
-    return Collector(ApplicationWatch(UsageState()), most_processes)
+    return Collector(ApplicationWatch(UsageState()), most_processes, Parts(Deadlines()))
+
+
+class Watch(ProcessWatch):
+    """One whose parts do not fail."""
+
+    def __init__(self) -> None:
+        self.parts = Parts(Deadlines())
+        super().__init__(self.parts)
+
+    def processes(self) -> list[Process]:
+        """All processes."""
+        found = self.observe()
+        assert found is not None
+        assert self.parts.end_sample() == []
+        return found
 
 
 def sample(source: Collector) -> dict[str, Any]:
@@ -68,15 +86,15 @@ def test_rates_of_the_network_are_null_in_the_first_sample_only() -> None:
 
 
 def test_a_process_is_reported_with_what_it_runs_and_how_busy_it_is() -> None:
-    watch = ProcessWatch()
+    watch = Watch()
     spinning = "while True: pass"
     child = subprocess.Popen([sys.executable, "-c", spinning])
     try:
-        [first] = [known for known in watch.observe() if known.id == child.pid]
+        [first] = [known for known in watch.processes() if known.id == child.pid]
         assert first.cpu_usage_percent is None
 
         def busy() -> Process | None:
-            [known] = [known for known in watch.observe() if known.id == child.pid]
+            [known] = [known for known in watch.processes() if known.id == child.pid]
             is_busy = (known.cpu_usage_percent or 0) > 5 and spinning in (known.command_line or "")
             return known if is_busy else None
 
@@ -88,15 +106,15 @@ def test_a_process_is_reported_with_what_it_runs_and_how_busy_it_is() -> None:
     assert known.memory_usage_kb > 1000
     assert known.start_time is not None
     assert abs(known.start_time - time.time()) < 60
-    assert child.pid not in [known.id for known in watch.observe()]
+    assert child.pid not in [known.id for known in watch.processes()]
 
 
 def test_a_process_that_has_ended_and_was_not_waited_for_is_a_zombie_and_not_an_error() -> None:
-    watch = ProcessWatch()
+    watch = Watch()
     child = subprocess.Popen([sys.executable, "-c", ""])
     try:
         eventually(
-            lambda: [known.status for known in watch.observe() if known.id == child.pid] == ["Zombie"], "a zombie", 10
+            lambda: [known.status for known in watch.processes() if known.id == child.pid] == ["Zombie"], "a zombie", 10
         )
     finally:
         child.wait()
@@ -119,7 +137,7 @@ def test_listening_and_udp_sockets_are_reported_in_the_words_of_the_dialect() ->
     with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         udp.bind(("127.0.0.1", 0))
         with socket.create_connection(tcp.getsockname()) as client:
-            ports = list_ports(ProcessWatch().observe())
+            ports = list_ports(Watch().processes(), pytest.fail)
             found = {(known.port, known.protocol, known.state, known.is_listening) for known in ports}
             assert (tcp.getsockname()[1], "TCP", "Listen", True) in found
             assert (client.getsockname()[1], "TCP", "Established", False) in found

@@ -9,16 +9,14 @@ import os
 import signal
 import socket
 import subprocess
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import psutil
 import pytest
-from tools.harness.waiting import eventually
+from tools.harness.waiting import eventually, eventually_async
 
 from guestd.agent.hostlines import HostLines, pass_through
 from guestd.agent.outbox import Outbox
@@ -65,29 +63,26 @@ def test_samples_come_at_the_interval_and_an_early_one_when_the_host_asks(direct
 
 @pytest.mark.asyncio
 async def test_an_acknowledgement_does_not_wait_for_the_sample_that_is_being_taken() -> None:
-    is_taken, may_end = asyncio.Event(), threading.Event()
-    loop = asyncio.get_running_loop()
+    is_taken, may_end = asyncio.Event(), asyncio.Event()
 
-    def take_slow_sample() -> bytes:
-        loop.call_soon_threadsafe(is_taken.set)
-        assert may_end.wait(DEADLINE_SECONDS)
+    async def take_slow_sample() -> bytes:
+        is_taken.set()
+        await may_end.wait()
         return b"{}"
 
     sender = ReliableSender(Outbox("boot", BUFFER_BYTES), on_request=lambda: None)
     sender.post(b"{}")
-    with ThreadPoolExecutor(1) as thread:
-        task = asyncio.create_task(post_samples(take_slow_sample, thread, sender, asyncio.Event(), 3600))
-        try:
-            await is_taken.wait()
-            [acknowledged] = HostLines(pass_through).feed(b'{"type":"ack","boot_id":"boot","seq":1}\n')
-            sender.handle_line(acknowledged)
-            assert sender.outbox.held_lines == 0
-            may_end.set()
-            await asyncio.to_thread(eventually, lambda: sender.outbox.held_lines == 1, "the sample is posted")
-        finally:
-            may_end.set()
-            task.cancel()
-            await asyncio.wait([task])
+    task = asyncio.create_task(post_samples(take_slow_sample, sender, asyncio.Event(), 3600))
+    try:
+        await is_taken.wait()
+        [acknowledged] = HostLines(pass_through).feed(b'{"type":"ack","boot_id":"boot","seq":1}\n')
+        sender.handle_line(acknowledged)
+        assert sender.outbox.held_lines == 0
+        may_end.set()
+        await eventually_async(lambda: sender.outbox.held_lines == 1, "the sample is posted")
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 def test_a_line_that_was_not_acknowledged_is_written_again_to_the_next_host(directory: Path) -> None:
@@ -122,11 +117,6 @@ def test_a_socket_in_use_is_refused_with_its_name(directory: Path) -> None:
         assert second.returncode == 1
         assert b"another program serves it" in output
         assert os.fsencode(path) in output
-
-
-def test_a_state_file_that_cannot_be_written_is_an_error_at_once(directory: Path) -> None:
-    with reporting("--state", os.fspath(directory / "none" / "state.json")) as process:
-        assert process.wait(DEADLINE_SECONDS) == 1
 
 
 def parsed(*words: str) -> argparse.Namespace:
