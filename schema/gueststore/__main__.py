@@ -1,7 +1,6 @@
 """gueststore: creates, upgrades, checks and cleans the database of guestd."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from gueststore.alarms import read_alarms
+from gueststore.command_line import EXIT_FAILURE, Parser, print_error, print_json, print_line, run_command_line
 from gueststore.contract import SCHEMA_VERSION
 from gueststore.database import describe
 from gueststore.errors import ConfigurationError, StoreError
@@ -40,7 +40,7 @@ examples:
 
 {_DATABASE}
 exit status: 0 done, 1 failed (see the message; running it again is safe), 2 wrong usage,
-78 something must be configured first
+78 something must be configured first, 130 interrupted, 141 the reader of stdout has ended (| head)
 """
 _MIGRATE = """\
 Applies the migrations that the database lacks. It is safe to run at any time, on several hosts at once, and beside
@@ -80,19 +80,23 @@ Deletes everything in the database, data included, and builds the schema anew.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
+    return run_command_line("gueststore", lambda: _run_command(arguments))
+
+
+def _run_command(arguments: Sequence[str] | None) -> int:
     options = _make_parser().parse_args(arguments)
     try:
         return int(options.run(_get_dsn(options.dsn), options))
     except ConfigurationError as exc:
-        print(f"gueststore: {exc}", file=sys.stderr)
+        print_error("gueststore", str(exc))
         return 78
     except StoreError as exc:
-        print(f"gueststore: {exc}", file=sys.stderr)
-        return 1
+        print_error("gueststore", str(exc))
+        return EXIT_FAILURE
 
 
 def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="gueststore",
         description=_DESCRIPTION,
         epilog=_EPILOG,
@@ -136,12 +140,8 @@ def _get_dsn(given: str | None) -> str:
     return dsn
 
 
-def _print(line: str) -> None:
-    print(line, flush=True)
-
-
 def _print_json(value: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> None:
-    print(json.dumps(value, default=_format_moment, separators=(",", ":")), flush=True)
+    print_json(value, default=_format_moment)
 
 
 def _format_moment(moment: object) -> str:
@@ -150,8 +150,8 @@ def _format_moment(moment: object) -> str:
 
 
 def _migrate(dsn: str, _options: argparse.Namespace) -> int:
-    applied = migrate(dsn, report=_print)
-    _print(f"{len(applied)} applied" if applied else "nothing to do: the schema is current")
+    applied = migrate(dsn, report=print_line)
+    print_line(f"{len(applied)} applied" if applied else "nothing to do: the schema is current")
     return 0
 
 
@@ -164,13 +164,13 @@ def _status(dsn: str, options: argparse.Namespace) -> int:
         texts = {name: [str(each) for each in found] for name, found in lists.items()}
         _print_json(numbers | {"rollups": [asdict(rollup) for rollup in rollups]} | texts)
     else:
-        _print(f"schema version {state.version}; works with programs of version {state.compat} or newer")
-        _print(_EDITIONS.get(state.licence, "the extension timescaledb is not in this database yet"))
+        print_line(f"schema version {state.version}; works with programs of version {state.compat} or newer")
+        print_line(_EDITIONS.get(state.licence, "the extension timescaledb is not in this database yet"))
         for rollup in rollups:
-            _print(f"  roll-up  {rollup}")
+            print_line(f"  roll-up  {rollup}")
         for name, found in lists.items():
             for each in found:
-                _print(f"  {name.removesuffix('s'):7}  {each}")
+                print_line(f"  {name.removesuffix('s'):7}  {each}")
     return 1 if state.pending or state.problems else 0
 
 
@@ -180,8 +180,8 @@ def _check(dsn: str, options: argparse.Namespace) -> int:
         _print_json([{"kind": each.kind, "text": each.sentence} for each in found])
     else:
         for each in found:
-            _print(each.sentence)
-        _print(f"{len(found)} differences or alarms" if found else "the schema is as the migrations make it")
+            print_line(each.sentence)
+        print_line(f"{len(found)} differences or alarms" if found else "the schema is as the migrations make it")
     return 1 if found else 0
 
 
@@ -191,16 +191,17 @@ def _retention(dsn: str, options: argparse.Namespace) -> int:
         if options.json:
             _print_json([asdict(each) for each in due])
         else:
-            _print("\n".join(map(str, due)))
+            for each in due:
+                print_line(str(each))
         return 0
     dropped = enforce_retention(dsn)
     if options.json:
         _print_json([{"relation": relation, "dropped": count} for relation, count in dropped.items()])
         return 0
     for relation, count in dropped.items():
-        _print(f"{relation}: {count} dropped")
+        print_line(f"{relation}: {count} dropped")
     if not dropped:
-        _print("nothing to do: no data is past its retention, or it waits for its roll-up")
+        print_line("nothing to do: no data is past its retention, or it waits for its roll-up")
     return 0
 
 
@@ -208,16 +209,16 @@ def _seed(dsn: str, options: argparse.Namespace) -> int:
     from gueststore.seed import read_admin, seed  # noqa: PLC0415  only this command needs bcrypt
 
     admin = read_admin(os.environ, allow_well_known=options.allow_default_password)
-    _print(f"{seed(dsn, admin, report=_print)} rows added")
+    print_line(f"{seed(dsn, admin, report=print_line)} rows added")
     return 0
 
 
 def _reset(dsn: str, options: argparse.Namespace) -> int:
     if not options.yes:
-        print(f"gueststore: this deletes everything in {describe(dsn)}; add --yes to confirm", file=sys.stderr)
+        print_error("gueststore", f"this deletes everything in {describe(dsn)}; add --yes to confirm")
         return 2
-    _print(f"deleting everything in {describe(dsn)} ...")
-    reset(dsn, report=_print)
+    print_line(f"deleting everything in {describe(dsn)} ...")
+    reset(dsn, report=print_line)
     return 0
 
 

@@ -50,8 +50,9 @@ def describe(dsn: str) -> str:
     """Return the database and host of a DSN without its password. ConfigurationError when it is malformed."""
     try:
         parts = conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError as exc:
-        raise ConfigurationError(f"the DSN is malformed: {str(exc).strip()}") from exc
+    except (psycopg.ProgrammingError, UnicodeEncodeError) as exc:
+        why = "it is not UTF-8" if isinstance(exc, UnicodeEncodeError) else str(exc).strip()
+        raise ConfigurationError(f"the DSN is malformed: {why}") from exc
     database = parts.get("dbname") or parts.get("user") or "the default database"
     host = parts.get("host") or parts.get("hostaddr") or "the local socket"
     port = parts.get("port") or "5432"

@@ -166,3 +166,18 @@ def poisoned(name: str) -> Iterator[tuple[Path, bytes]]:
     """Messages with this poison in each place of both dialects."""
     for path, template in TEMPLATES:
         yield path, template.replace(MARK, POISON[name])
+
+
+# What a terminal acts on, hides or breaks a line at: cursor, title and clipboard sequences, C1 controls, marks of the
+# writing direction, invisible characters. Every store and every libvirt accepts such a text.
+TERMINAL_POISON = "\x1b[2J\x1b]0;title\x07\x1b]52;c;AAAA\x07\x9b31m\x85\x7f\b"
+TERMINAL_POISON += "\r\n\tforged: line\u2028\u202e\u2066\u200b\ufeff\U000e0041"
+# What a host's own XML, which has no control characters, may still hold.
+XML_POISON = "vm \u202e\u2066\u200b\x85\x9b31m"
+
+
+def assert_harmless(output: bytes) -> None:
+    """Nothing but printable characters and ends of lines, and no line that a text has begun."""
+    text = output.decode()
+    assert [each for each in text if not each.isprintable() and each != "\n"] == []
+    assert not any(line.lstrip().startswith("forged") for line in text.split("\n"))

@@ -17,10 +17,9 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
-from rich.table import Table
 from tools.demo.snapshot import INVENTORIES, SERIES, Connection, Snapshot
 
-from guestd.cli.terminal import BAD, make_console, make_table, print_line, print_table
+from guestd.cli.terminal import BAD, Table, make_console, make_table, print_line, print_table
 
 BUSIEST_PROCESSES = 8
 MOST_PORTS = 6

@@ -54,7 +54,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Reconcile once; returns the exit status."""
-    from guestd.cli.terminal import print_json
+    from guestd.cli.terminal import make_console, print_json, print_line
     from guestd.filters import service as filters_service
 
     settings = read_settings(arguments)
@@ -67,9 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
         reports = [describe_step(report) for report in outcome.reports]
         print_json({"done": done, "reports": reports, "in_force": outcome.in_force, "desired": outcome.desired})
     else:
+        console = make_console()
         for action, result in outcome.steps:
-            print(action if result == "done" else f"failed: {action}: {result}")
+            print_line(console, str(action) if result == "done" else f"failed: {action}: {result}")
         for report in outcome.reports:
-            print(report)
-        print(f"{outcome.in_force} of {outcome.desired} filters are in force")
+            print_line(console, str(report))
+        print_line(console, f"{outcome.in_force} of {outcome.desired} filters are in force")
     return EXIT_FAILURE if outcome.held or any(result != "done" for _, result in outcome.steps) else 0

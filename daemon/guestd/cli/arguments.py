@@ -61,6 +61,15 @@ def read_settings(arguments: argparse.Namespace) -> config.Settings:
     return msgspec.structs.replace(settings, store=msgspec.structs.replace(settings.store, dsn=dsn))
 
 
+def text(value: str) -> str:
+    """A text that is sent to a server, for `type=`: arguments may be any bytes, and servers take UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"must be UTF-8, and is {value!r}") from None
+    return value
+
+
 def at_least_one(text: str) -> int:
     """A whole number from 1 on, for `type=`."""
     number = int(text)

@@ -16,6 +16,7 @@ from guestd.cli.arguments import (
     add_json_option,
     add_verb,
     read_settings,
+    text,
 )
 from guestd.cli.steps import JSON_HELP, plan_filter_steps, print_steps, require_libvirt
 from guestd.core.errors import ConfigError, SourceLost
@@ -98,7 +99,7 @@ def add_parser(subparsers: Subparsers) -> None:
         epilog=EXPLAIN,
     )
     for each in (show, explain):
-        each.add_argument("machine", metavar="MACHINE", help="id, internalName or name")
+        each.add_argument("machine", type=text, metavar="MACHINE", help="id, internalName or name")
     explain.add_argument("protocol", choices=("tcp", "udp", "sctp", "icmp", "arp"))
     explain.add_argument("peer", metavar="ADDRESS[:PORT]", help="address of the peer, and the destination port")
     explain.add_argument("direction", choices=("in", "out"), help="direction of the connection, as the machine sees it")
@@ -116,7 +117,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _show(arguments: argparse.Namespace) -> int:
-    from guestd.cli.terminal import print_json
+    from guestd.cli.terminal import make_console, print_json, print_line
     from guestd.filters import explain
     from guestd.filters.packet_match import order_rules
 
@@ -124,7 +125,9 @@ def _show(arguments: argparse.Namespace) -> int:
         return EXIT_FAILURE
     compiled, machine, failures = found
     if not arguments.json:
-        print("\n".join([*explain.describe_rules(compiled, machine), *failures]))
+        console = make_console()
+        for line in (*explain.describe_rules(compiled, machine), *failures):
+            print_line(console, line)
         return 0
     top = compiled.machine_filters[machine.id]
     rules = [_describe_rule(each, compiled.titles) for each in order_rules(top, compiled.filters)]
@@ -134,7 +137,7 @@ def _show(arguments: argparse.Namespace) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    from guestd.cli.terminal import print_error, print_json
+    from guestd.cli.terminal import make_console, print_error, print_json, print_line
     from guestd.filters import explain
 
     try:
@@ -146,7 +149,9 @@ def _explain(arguments: argparse.Namespace) -> int:
         return EXIT_FAILURE
     compiled, machine, failures = found
     if not arguments.json:
-        print("\n".join([*explain.explain_connection(compiled, machine, question), *failures]))
+        console = make_console()
+        for line in (*explain.explain_connection(compiled, machine, question), *failures):
+            print_line(console, line)
         return 0
     packets = [
         {

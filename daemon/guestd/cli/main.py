@@ -7,7 +7,6 @@ driver, and hosts none for the agent.
 from __future__ import annotations
 
 import argparse
-import sys
 
 from guestd import __version__
 from guestd.cli import (
@@ -28,6 +27,7 @@ from guestd.cli import (
 from guestd.cli.arguments import EXIT_CONFIG, EXIT_FAILURE
 from guestd.core.errors import ConfigError, RowsRejected, SourceLost, StoreUnavailable
 from guestd.core.log import configure_logging, format_error_line
+from gueststore.command_line import Parser, print_error, run_command_line
 
 DESCRIPTION = """\
 guestd collects metrics from the virtual machines of a hypervisor host and stores each sample exactly once in
@@ -48,7 +48,8 @@ Each verb has its own --help with options, examples and the keys of its --json.
 
 environment: GUESTD_DATABASE_DSN overrides store.dsn; NO_COLOR=1 turns colours off
 
-exit status: 0 done, 1 failed (see the message), 2 wrong usage, 78 the configuration must be changed first
+exit status: 0 done, 1 failed (see the message), 2 wrong usage, 78 the configuration must be changed first,
+130 interrupted, 141 the reader of stdout has ended (| head)
 """
 # In the order of the overview: the daemon, the host, the machines, the guests.
 _VERBS = (run, setup, check, doctor, plan, apply, filters, quarantine, show, top, secret, agent, simulate)
@@ -56,22 +57,26 @@ _VERBS = (run, setup, check, doctor, plan, apply, filters, quarantine, show, top
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
+    return run_command_line("guestd", lambda: _run_verb(argv))
+
+
+def _run_verb(argv: list[str] | None) -> int:
     arguments = make_parser().parse_args(argv)
     configure_logging()
     try:
         return int(arguments.run(arguments))
     except ConfigError as exc:
-        print(format_error_line(f"guestd: {exc}"), file=sys.stderr)
+        print_error(format_error_line("guestd"), str(exc))
         return EXIT_CONFIG
     except (OSError, SourceLost, StoreUnavailable, RowsRejected) as exc:
         # No bug: the system, libvirt or the store refused, and may not at the next attempt.
-        print(format_error_line(f"guestd: {exc}"), file=sys.stderr)
+        print_error(format_error_line("guestd"), str(exc))
         return EXIT_FAILURE
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all verbs; each sets `run`, which takes the arguments and returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="guestd", description=DESCRIPTION, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=f"guestd {__version__}")

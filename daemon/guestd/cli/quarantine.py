@@ -18,6 +18,7 @@ from guestd.cli.arguments import (
     add_verb,
     at_least_one,
     read_settings,
+    text,
 )
 from guestd.core.config import Settings
 from guestd.core.text import escape_to_ascii
@@ -80,7 +81,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     listing = add_verb(verbs, "list", summary="list the newest frames", description="List frames.", epilog=LIST)
-    listing.add_argument("--reason", metavar="R", help="only frames with this reason")
+    listing.add_argument("--reason", type=text, metavar="R", help="only frames with this reason")
     listing.add_argument("--limit", type=at_least_one, default=100, metavar="N", help="at most N (default: 100)")
     show = add_verb(verbs, "show", summary="show one frame", description="Show one frame and its payload.", epilog=SHOW)
     show.add_argument("id", type=UUID, metavar="ID")
@@ -94,7 +95,7 @@ def add_parser(subparsers: Subparsers) -> None:
     drop = add_verb(verbs, "drop", summary="delete frames", description="Delete frames for good.", epilog=DROP)
     for each in (retry, drop):
         each.add_argument("id", type=UUID, metavar="ID", nargs="?")
-        each.add_argument("--reason", metavar="R", help="all frames with this reason")
+        each.add_argument("--reason", type=text, metavar="R", help="all frames with this reason")
     drop.add_argument("--older-than", type=float, metavar="DAYS", help="all frames received more than DAYS days ago")
     for each, verb in ((listing, _list), (show, _show), (retry, _retry), (drop, _drop)):
         add_config_option(each)
@@ -120,17 +121,16 @@ async def _list(arguments: argparse.Namespace, settings: Settings) -> int:
     table = make_table("id", "machine", "received", "reason", "bytes", "tried", "detail", numbers=("bytes", "tried"))
     for frame in frames:
         received = frame.receivedAt.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        detail = escape_to_ascii(frame.detail)
         machine = str(frame.machineId or "-")
         table.add_row(
-            str(frame.id), machine, received, frame.reason, str(frame.size_bytes), str(frame.attempts), detail
+            str(frame.id), machine, received, frame.reason, str(frame.size_bytes), str(frame.attempts), frame.detail
         )
     print_table(make_console(), table)
     return 0
 
 
 async def _show(arguments: argparse.Namespace, settings: Settings) -> int:
-    from guestd.cli.terminal import print_error, print_json
+    from guestd.cli.terminal import make_console, print_error, print_json, print_line
     from guestd.ingest import quarantine
     from guestd.store.connection import connection_to
 
@@ -146,20 +146,21 @@ async def _show(arguments: argparse.Namespace, settings: Settings) -> int:
         return 0
     if len(payload) > SHOWN_BYTES:
         described["payload"] = f"{payload[:SHOWN_BYTES]}... (--json shows all)"
+    console = make_console()
     for name, value in described.items():
-        print(f"{name}: {value if name == 'payload' else escape_to_ascii(str(value))}")
+        print_line(console, f"{name}: {value}")
     return 0
 
 
 async def _retry(arguments: argparse.Namespace, settings: Settings) -> int:
-    from guestd.cli.terminal import print_error, print_json
+    from guestd.cli.terminal import make_console, print_error, print_json, print_line
     from guestd.ingest import quarantine
     from guestd.store.connection import connection_to
 
     if (arguments.id is None) == (arguments.reason is None):
         print_error("retry takes an ID or --reason")
         return EXIT_USAGE
-    results = []
+    console, results = make_console(), []
     async with connection_to(settings.store.dsn) as connection:
         ids = [arguments.id]
         if arguments.id is None:
@@ -169,14 +170,14 @@ async def _retry(arguments: argparse.Namespace, settings: Settings) -> int:
             result = await quarantine.retry_frame(connection, frame_id, settings.privacy.command_lines)
             results.append({"id": frame_id, "stored": result.is_stored, "reason": result.why})
             if not arguments.json:
-                print(f"{frame_id}  {'stored' if result.is_stored else result.why}")
+                print_line(console, f"{frame_id}  {'stored' if result.is_stored else result.why}")
     if arguments.json:
         print_json(results)
     return 0 if all(each["stored"] for each in results) else EXIT_FAILURE
 
 
 async def _drop(arguments: argparse.Namespace, settings: Settings) -> int:
-    from guestd.cli.terminal import print_error, print_json
+    from guestd.cli.terminal import make_console, print_error, print_json, print_line
     from guestd.ingest import quarantine
     from guestd.store.connection import connection_to
 
@@ -194,5 +195,5 @@ async def _drop(arguments: argparse.Namespace, settings: Settings) -> int:
     if arguments.json:
         print_json({"dropped": dropped})
     else:
-        print(f"{dropped} dropped")
+        print_line(make_console(), f"{dropped} dropped")
     return 0 if dropped or arguments.id is None else EXIT_FAILURE

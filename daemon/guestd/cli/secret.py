@@ -37,11 +37,13 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the secret; returns the exit status."""
+    from guestd.cli.terminal import make_console, print_line
     from guestd.core.secrets import read_secret
     from guestd.wire.signing import machine_secret
 
     file = read_settings(arguments).virtio.master_secret_file
     if not file:
         raise ConfigError("virtio.master_secret_file is empty: host lines are not signed; name a file there first")
-    print(machine_secret(read_secret(Path(file), "virtio.master_secret_file"), arguments.machine).decode())
+    secret = machine_secret(read_secret(Path(file), "virtio.master_secret_file"), arguments.machine)
+    print_line(make_console(), secret.decode())
     return 0

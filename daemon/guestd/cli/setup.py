@@ -65,8 +65,11 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(_: argparse.Namespace) -> int:
     """Install, and print each step; returns the exit status."""
+    from guestd.cli.terminal import make_console, print_line
+
+    console = make_console()
     for line in install():
-        print(line)
+        print_line(console, line)
     return 0
 
 

@@ -7,8 +7,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from guestd.cli.arguments import EXIT_FAILURE, add_config_option, add_json_option, add_verb, read_settings
-from guestd.core.text import escape_to_ascii
+from guestd.cli.arguments import EXIT_FAILURE, add_config_option, add_json_option, add_verb, read_settings, text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,7 +48,7 @@ def add_parser(subparsers: Subparsers) -> None:
         description=DESCRIPTION,
         epilog=EPILOG,
     )
-    parser.add_argument("machine", metavar="MACHINE", help="id, internalName or name")
+    parser.add_argument("machine", type=text, metavar="MACHINE", help="id, internalName or name")
     add_config_option(parser)
     add_json_option(parser)
     parser.set_defaults(run=run)
@@ -68,8 +67,8 @@ async def _run(dsn: str, arguments: argparse.Namespace) -> int:
     async with connection_to(dsn) as connection, store_deadline(ROW_SECONDS):
         found = await read_api.read_machines(connection, arguments.machine)
         if len(found) != 1:
-            ids = [f"  {each.id} {escape_to_ascii(each.internal_name)}" for each in found]
-            print_error("\n".join([f"{len(found)} machines are called {arguments.machine!r}", *ids]))
+            ids = (f"{each.id} {each.internal_name}" for each in found)
+            print_error(f"{len(found)} machines are called {arguments.machine!r}", *ids)
             return EXIT_FAILURE
         machine, now = found[0], datetime.now(UTC)
         window = (now - LAST_HOUR, now)
@@ -90,8 +89,7 @@ async def _run(dsn: str, arguments: argparse.Namespace) -> int:
 def _print_machine(console: Console, machine: MachineNow, now: datetime) -> None:
     from guestd.cli.terminal import print_line
 
-    name, internal_name = escape_to_ascii(machine.name), escape_to_ascii(machine.internal_name)
-    print_line(console, (name, "bold"), f" ({internal_name}, {machine.id}): {escape_to_ascii(machine.status)}")
+    print_line(console, (machine.name, "bold"), f" ({machine.internal_name}, {machine.id}): {machine.status}")
     if machine.at is None:
         print_line(console, "no sample yet")
         return
@@ -109,7 +107,7 @@ def _print_processes(console: Console, processes: list[ProcessUsage]) -> None:
     if processes:
         table = make_table("CPU %", "memory", "process", numbers=("CPU %", "memory"))
         for used in processes:
-            table.add_row(f"{used.cpu_percent:.1f}", f"{used.memory_kb / 1024:.0f} MiB", escape_to_ascii(used.name))
+            table.add_row(f"{used.cpu_percent:.1f}", f"{used.memory_kb / 1024:.0f} MiB", used.name)
         print_table(console, table)
 
 
@@ -119,7 +117,7 @@ def _print_ports(console: Console, ports: list[ListeningPort]) -> None:
     if ports:
         table = make_table("port", "protocol", "listening process", numbers=("port",))
         for port in ports:
-            table.add_row(str(port.port), port.protocol, escape_to_ascii(port.process_name or "unknown"))
+            table.add_row(str(port.port), port.protocol, port.process_name or "unknown")
         print_table(console, table)
 
 
@@ -129,9 +127,9 @@ def _print_changes(console: Console, changes: list[Change]) -> None:
     if changes:
         table = make_table("changed (UTC)", "kind", "name", "state")
         for change in changes:
-            states = " -> ".join(escape_to_ascii(state) for state in (change.from_state, change.to_state) if state)
+            states = " -> ".join(state for state in (change.from_state, change.to_state) if state)
             at = f"{change.at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
-            table.add_row(at, change.kind, escape_to_ascii(change.name), states)
+            table.add_row(at, change.kind, change.name, states)
         print_table(console, table)
 
 

@@ -45,12 +45,14 @@ def plan_filter_steps(settings: Settings) -> list[Any]:
 
 def print_steps(steps: Sequence[Any], *, as_json: bool) -> None:
     """Print each step on its line, or all as one line of JSON."""
-    from guestd.cli.terminal import print_json
+    from guestd.cli.terminal import make_console, print_json, print_line
 
     if as_json:
         print_json([describe_step(step) for step in steps])
-    else:
-        print("\n".join(map(str, steps)) or "nothing to do")
+        return
+    console = make_console()
+    for line in map(str, steps or ["nothing to do"]):
+        print_line(console, line)
 
 
 def describe_step(step: Any) -> dict[str, Any]:

@@ -1,20 +1,27 @@
-"""Consoles, tables and JSON of the command line: coloured on a terminal, plain text anywhere else.
+"""Consoles, tables, lines and JSON of the command line: coloured on a terminal, plain text anywhere else.
 
-rich decides by the stream, NO_COLOR and TERM=dumb. Markup is off: text from a guest is never read as a style. Control
-characters are not rich's business: pass such text through `core.text.escape_to_ascii` or `escape_controls` first.
+Every verb prints through this module and nothing else (tests/meta/test_output.py), for what it prints may be a guest's
+text: cells, lines and errors are escaped here. rich decides on colours by the stream, NO_COLOR and TERM=dumb; its
+markup is off, so that text is never read as a style.
 """
 
 from __future__ import annotations
 
-import json
 import sys
-from typing import Any, TextIO
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO, cast
 
 import msgspec
 from rich.cells import cell_len
-from rich.console import Console
-from rich.table import Table
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table as RichTable
 from rich.text import Text
+
+from guestd.core.log import format_error_line
+from gueststore import command_line
+from gueststore.text import escape
 
 # Of a stream that is no terminal: whatever reads it wants a row on one line, however long.
 PIPED_COLUMNS = 100_000
@@ -23,13 +30,38 @@ FOLDED_COLUMNS = 20
 # The colours of a level, a result or a status.
 GOOD, DOUBTFUL, BAD = "green", "yellow", "red"
 
+Part = str | tuple[str, str]
+"""A text, or a text and its style."""
+
+
+class Table(RichTable):
+    """A table without lines, whose cells are escaped."""
+
+    def add_row(self, *cells: Part, **options: Any) -> None:  # type: ignore[override]  # no cell but text
+        """Add a row of texts."""
+        super().add_row(*map(_make_text, cells), **options)
+
+
+class _Stdout:
+    """stdout as rich sees it: what it writes is written at once, or raises OutputLost."""
+
+    def __init__(self) -> None:
+        # rich's live display takes the place of sys.stdout and prints what is written there through its console.
+        self._stream = sys.stdout
+        self.encoding = self._stream.encoding
+
+    def write(self, text: str) -> None:
+        command_line.write(text, self._stream)
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
 
 def make_console(stream: TextIO | None = None) -> Console:
     """A console on a stream, stdout by default."""
-    stream = stream or sys.stdout
-    is_terminal = stream.isatty()
+    is_terminal = (stream or sys.stdout).isatty()
     return Console(
-        file=stream,
+        file=stream or cast(TextIO, _Stdout()),
         force_terminal=is_terminal,
         width=None if is_terminal else PIPED_COLUMNS,
         markup=False,
@@ -63,22 +95,33 @@ def print_table(console: Console, table: Table, *, indent: int = 0) -> None:
         table.width = others + last.width
     with console.capture() as captured:
         console.print(table, crop=False)
-    for line in captured.get().splitlines():
-        # rich pads every row to the width of the table.
-        console.file.write(f"{' ' * indent}{line if console.is_terminal else line.rstrip()}\n")
-    console.file.flush()
+    # rich pads every row to the width of the table.
+    lines = (line if console.is_terminal else line.rstrip() for line in captured.get().splitlines())
+    console.file.write("".join(f"{' ' * indent}{line}\n" for line in lines))
 
 
-def print_line(console: Console, *parts: str | tuple[str, str]) -> None:
-    """Print one line of texts and of (text, style); a long line is left to the terminal to wrap."""
-    console.print(Text.assemble(*parts), soft_wrap=True)
+def print_line(console: Console, *parts: Part) -> None:
+    """Print one line of parts; a long line is left to the terminal to wrap."""
+    console.print(Text.assemble(*map(_make_text, parts)), soft_wrap=True)
+
+
+@contextmanager
+def redraw(console: Console) -> Iterator[Callable[[str, Table], None]]:
+    """A display of a title and a table that is redrawn at each call, for the duration of the context."""
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        yield lambda title, table: live.update(Group(_make_text(title), table), refresh=True)
 
 
 def print_json(value: Any) -> None:
     """Print one JSON value on one line of stdout, for `--json`; all that is not ASCII is escaped."""
-    print(json.dumps(msgspec.to_builtins(value), separators=(",", ":")), flush=True)
+    command_line.print_json(msgspec.to_builtins(value))
 
 
-def print_error(text: str) -> None:
-    """Print an error on stderr with the program's name."""
-    print(f"guestd: {text}", file=sys.stderr)
+def print_error(text: str, *lines: str) -> None:
+    """Print an error on stderr with the program's name, and a list below it."""
+    command_line.print_error(format_error_line("guestd"), text, *lines)
+
+
+def _make_text(part: Part) -> Text:
+    text, style = part if isinstance(part, tuple) else (part, "")
+    return Text(escape(text), style)

@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from guestd.cli.arguments import add_config_option, add_json_option, add_verb, at_least_one, read_settings
 from guestd.cli.show import format_memory
-from guestd.core.text import escape_to_ascii
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from guestd.cli.arguments import Subparsers
+    from guestd.cli.terminal import Table
     from gueststore.read_api import MachineNow
 
 STATUS_CHARS, NAME_CHARS = 12, 60
@@ -91,13 +90,12 @@ async def _print_table(console: Console, arguments: argparse.Namespace) -> None:
 
 
 async def _redraw(console: Console, arguments: argparse.Namespace) -> None:
-    from rich.console import Group
-    from rich.live import Live
+    from guestd.cli.terminal import redraw
 
-    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+    with redraw(console) as show:
         async for machines in _read_machines(arguments):
             shown = machines[: console.height - HEADER_LINES]
-            live.update(Group(_make_title(machines, arguments.sort), _make_table(shown)), refresh=True)
+            show(_make_title(machines, arguments.sort), _make_table(shown))
 
 
 async def _read_machines(arguments: argparse.Namespace) -> AsyncIterator[Sequence[MachineNow]]:
@@ -124,7 +122,7 @@ def _make_table(machines: Sequence[MachineNow]) -> Table:
     now = datetime.now(UTC)
     table = make_table("CPU %", "memory", "age s", "status", "name", numbers=("CPU %", "memory", "age s"))
     for machine in machines:
-        status, name = escape_to_ascii(machine.status)[:STATUS_CHARS], escape_to_ascii(machine.name)[:NAME_CHARS]
+        status, name = machine.status[:STATUS_CHARS], machine.name[:NAME_CHARS]
         if machine.at is None:
             table.add_row("-", "-", "-", status, name)
         else:

@@ -12,6 +12,7 @@ from prometheus_client.exposition import choose_encoder
 
 from guestd import __version__
 from guestd.core.errors import ConfigError
+from guestd.core.text import escape_controls
 from guestd.service.http_auth import WebAuth
 from guestd.telemetry.exposition import append_to_page, render
 from guestd.telemetry.registry import Telemetry
@@ -52,7 +53,8 @@ async def serve_pages(
 
     async def readyz(_: web.Request) -> web.Response:
         problems = list_problems()
-        return web.Response(text="\n".join(problems or ["ready"]) + "\n", status=503 if problems else 200)
+        lines = map(escape_controls, problems or ["ready"])
+        return web.Response(text="\n".join(lines) + "\n", status=503 if problems else 200)
 
     async def landing(_: web.Request) -> web.Response:
         return web.Response(text=_render_landing(list_problems()), content_type="text/html")
@@ -85,5 +87,7 @@ async def serve_pages(
 def _render_landing(problems: list[str]) -> str:
     status = "Not ready:" if problems else "Ready."
     return _PAGE.format(
-        version=__version__, status=status, problems="".join(f"<li>{escape(each)}</li>" for each in problems)
+        version=__version__,
+        status=status,
+        problems="".join(f"<li>{escape(escape_controls(each))}</li>" for each in problems),
     )

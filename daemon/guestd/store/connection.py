@@ -51,11 +51,12 @@ def check_dsn(dsn: str) -> None:
     """Raise ConfigError for a connection string that cannot be valid for any server."""
     try:
         parts = conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError as exc:
-        raise ConfigError(f"store.dsn: {str(exc).strip()}") from exc
+    except (psycopg.ProgrammingError, UnicodeEncodeError) as exc:
+        why = "not UTF-8" if isinstance(exc, UnicodeEncodeError) else str(exc).strip()
+        raise ConfigError(f"store.dsn: {why}") from exc
     for name in ("port", "connect_timeout"):
         numbers = str(parts.get(name) or "0").split(",")
-        if not all(number.isdigit() for number in numbers):
+        if not all(number.isascii() and number.isdigit() for number in numbers):
             raise ConfigError(f"store.dsn: {name} must be a number and is {parts[name]!r}")
     root = str(parts.get("sslrootcert") or "system")
     if root != "system" and not Path(root).is_file():
@@ -106,7 +107,11 @@ def server_name(dsn: str) -> str:
 
 @asynccontextmanager
 async def connection_to(dsn: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
-    """A connection in autocommit mode to the writable server of the DSN; raises StoreUnavailable when there is none."""
+    """A connection in autocommit mode to the writable server of the DSN.
+
+    Raises StoreUnavailable when there is none, and ConfigError for a DSN that cannot be valid.
+    """
+    check_dsn(dsn)
     conninfo = make_conninfo(dsn, **_defaults(dsn))
     try:
         connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
