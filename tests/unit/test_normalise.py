@@ -187,6 +187,51 @@ def test_service_names_that_are_equal_after_cutting_are_one_service() -> None:
     assert len(rows.services) == 1
 
 
+TEXTS_OF_D1: dict[str, list[dict[str, Any]]] = {
+    "processes": [{"id": 1, "name": "", "memory_usage_kb": 1, "executable_path": "", "command_line": "", "status": ""}],
+    "ports": [{"port": 1, "protocol": "", "state": "", "process_name": "", "exe_path": ""}],
+    "windows_services": [
+        {"name": "", "display_name": "", "state": "", "start_mode": "", "path": "", "description": ""}
+    ],
+}
+TEXTS_OF_D2: dict[str, list[dict[str, Any]]] = {
+    "processes": [{"pid": 1, "name": "", "memory_kb": 1, "exe_path": "", "cmd_line": "", "status": ""}],
+    "ports": [{"port": 1, "protocol": "", "state": "", "process_name": "", "exe_path": ""}],
+    "windows_services": [
+        {"name": "", "display_name": "", "state": "", "start_type": "", "service_type": "", "exe_path": "",
+         "description": ""}
+    ],
+    "applications": [{"exe_path": "", "name": "", "version": "", "description": "", "publisher": ""}],
+}  # fmt: skip
+REQUIRED = {"id", "pid", "name", "memory_usage_kb", "memory_kb", "port", "protocol", "state"}
+DEFAULTS = {"status": "unknown", "startType": "unknown", "serviceType": "win32", "currentState": "unknown"}
+
+
+@pytest.mark.parametrize("reported", ["", None])
+@pytest.mark.parametrize("dialect", ["D1", "D2"])
+def test_an_empty_text_is_stored_as_it_came_and_null_means_that_there_was_none(
+    dialect: str, reported: str | None
+) -> None:
+    lists = TEXTS_OF_D1 if dialect == "D1" else TEXTS_OF_D2
+    entries = {
+        name: [{key: value if value != "" or key in REQUIRED else reported for key, value in entry.items()}]
+        for name, (entry,) in lists.items()
+    }
+    rows = rows_of(d1_message(**entries) if dialect == "D1" else message(**entries), GuestHistory())
+    for name, stored in by_table(rows).items():
+        for row in stored:
+            for column in (each for each in TABLES[name].columns if each.type == "text" and each.name != "iconFormat"):
+                expected = reported if column.is_nullable else DEFAULTS.get(column.name, "")
+                assert named(TABLES[name], row)[column.name] == expected, (name, column.name)
+
+
+def test_sockets_of_a_process_without_a_name_and_of_one_whose_name_is_empty_are_told_apart() -> None:
+    port = {"port": 1, "protocol": "tcp", "state": "LISTEN"}
+    ports = [port, {**port, "process_name": ""}, {**port, "process_name": "a"}, port]
+    rows = rows_of(message(ports=ports), GuestHistory())
+    assert [(row.processName, row.connectionCount) for row in rows.ports] == [("", 1), (None, 2), ("a", 1)]
+
+
 def test_ten_thousand_sockets_of_one_port_are_one_row() -> None:
     socket = {"port": 443, "protocol": "TCP", "state": "Established", "process_id": 1}
     (row,) = rows_of(message(ports=[socket] * 10_000), GuestHistory()).ports

@@ -9,6 +9,9 @@ Quirks of real agents that are handled here (docs/wire.md lists all):
 * an agent's first message has cumulative network counters under the names of rates;
 * pseudo file systems among the disks; one entry per socket among the ports; duplicate pids;
 * null for every number that the guest could not determine.
+
+An empty text is stored as it came where NULL means that the guest reported none, as it does in the platform's backend.
+Where guestd has a default (a service's state and types, its name for people), an empty text means none as well.
 """
 
 from __future__ import annotations
@@ -248,6 +251,10 @@ def _protocol(protocol: str) -> str:
     return protocol.upper()[:PROTOCOL_CHARS]
 
 
+# Stands for no text among texts, which are sorted; a decoded text contains no NUL.
+_NONE = "\0"
+
+
 def _ports(entries: Sequence[Port]) -> list[PortUsage]:
     """One row per (port, protocol, state, process), with its number of sockets; ordinal is its place when sorted."""
     sockets: dict[tuple[int, str, str, int, str, str, bool], int] = {}
@@ -255,8 +262,9 @@ def _ports(entries: Sequence[Port]) -> list[PortUsage]:
         process_id = entry.process_id if entry.process_id is not None else entry.pid
         key = (
             entry.port, _protocol(entry.protocol[:PROTOCOL_CHARS]), _port_state(entry.state[:STATE_CHARS]),
-            -1 if process_id is None else process_id, (entry.process_name or "")[:NAME_CHARS],
-            (entry.exe_path or "")[:PATH_CHARS], entry.is_listening,
+            -1 if process_id is None else process_id,
+            _NONE if entry.process_name is None else entry.process_name[:NAME_CHARS],
+            _NONE if entry.exe_path is None else entry.exe_path[:PATH_CHARS], entry.is_listening,
         )  # fmt: skip
         sockets[key] = sockets.get(key, 0) + (1 if entry.connection_count is None else entry.connection_count)
     return [
@@ -266,8 +274,8 @@ def _ports(entries: Sequence[Port]) -> list[PortUsage]:
             protocol=protocol,
             state=state,
             processId=None if process_id < 0 else process_id,
-            processName=process_name or None,
-            executablePath=executable_path or None,
+            processName=None if process_name == _NONE else process_name,
+            executablePath=None if executable_path == _NONE else executable_path,
             isListening=is_listening,
             connectionCount=min(sockets[key], 2**31 - 1),
         )
@@ -322,7 +330,7 @@ def _service(service: Service) -> IncomingService:
         description=_cut(service.description, PATH_CHARS),
         startType=_START_TYPES.get(start, start)[:STATE_CHARS],
         serviceType=(service.service_type or "win32")[:STATE_CHARS],
-        executablePath=_cut(service.path or service.exe_path, PATH_CHARS),
+        executablePath=_cut(service.exe_path if service.path is None else service.path, PATH_CHARS),
         dependencies=None if dependencies is None else msgspec.json.encode(dependencies),
         currentState=(service.state or "unknown")[:STATE_CHARS].lower().replace(" ", "-")[:STATE_CHARS],
         processId=service.process_id if service.process_id is not None else service.pid,

@@ -66,7 +66,7 @@ _STATUS_NAMES = {"run": "running", "sleep": "sleeping", "stop": "stopped"}
 @lru_cache(maxsize=256)
 def _status(status: str) -> str:
     name = status.strip().lower().replace(" ", "-")[:STATE_CHARS]
-    return _STATUS_NAMES.get(name, name)
+    return _STATUS_NAMES.get(name, name) or "unknown"
 
 
 SOURCES: Mapping[str, Source] = {

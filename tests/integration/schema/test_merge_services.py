@@ -102,6 +102,18 @@ def test_a_change_against_the_stored_state_is_history(connection: Connection, ma
     assert stored(connection, "lastStateChange") == START + timedelta(seconds=30)
 
 
+def test_a_path_that_was_null_and_is_empty_now_is_no_change_of_state(
+    connection: Connection, machine: uuid.UUID
+) -> None:
+    merge(connection, service(machine, 0))
+    merge(connection, service(machine, 30, executablePath=""))
+    assert (stored(connection, "executablePath"), stored(connection, "stateChangeCount")) == ("", 0)
+    before = everything(connection)
+    merge(connection, service(machine, 40, executablePath=""))
+    assert everything(connection) == before
+    assert changes(connection, machine) == []
+
+
 def test_every_change_within_a_batch_is_history(connection: Connection, machine: uuid.UUID) -> None:
     merge(connection, service(machine, 0))
     states = ["running", "stopped", "stopped", "running"]
