@@ -314,7 +314,11 @@ def _create_mqtt_source(
 def _create_rollup_refresher(settings: Settings, telemetry: Telemetry) -> RollupRefresher:
     libvirt = settings.libvirt
     refresher = RollupRefresher(
-        settings.store.dsn, host_name=get_host_name(libvirt), uri=libvirt.uri, metrics=telemetry.vms
+        settings.store.dsn,
+        host_name=get_host_name(libvirt),
+        uri=libvirt.uri,
+        metrics=telemetry.vms,
+        maintenance=telemetry.maintenance,
     )
     telemetry.add_source(refresher.build_families)
     return refresher

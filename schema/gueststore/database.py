@@ -1,5 +1,6 @@
 """Connections for the store's tools, and errors that an operator can act on."""
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,6 +9,7 @@ from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
 from gueststore.errors import ConfigurationError, StoreError
+from gueststore.queries import query
 
 CONNECT_TIMEOUT_SECONDS = 10
 
@@ -16,21 +18,52 @@ _TEMPORARY_REFUSALS = ("starting up", "shutting down", "in recovery", "too many"
 
 Connection = psycopg.Connection[TupleRow]
 
+# Packages between a statement of ours and the place that raised an exception.
+_PACKAGES = ("guestd", "gueststore", "psycopg", "psycopg_binary", "psycopg_c")
+
 
 @contextmanager
 def connect(dsn: str) -> Iterator[Connection]:
-    """Open a connection in autocommit mode on the schema `public`, and close it at the end.
+    """Open a connection in autocommit mode with the settings of queries/session, and close it at the end.
 
-    ConfigurationError for a malformed DSN or a refused login; StoreError for a server that does not answer, for a
-    lost connection and for an error that the caller did not handle. Each names the host and the database.
+    ConfigurationError for a malformed DSN, a refused login or a setting that only a superuser may correct; StoreError
+    for a server that does not answer, for a lost connection and for an error that the caller did not handle. Each names
+    the host and the database.
     """
     with _open(dsn) as connection:
         try:
-            # A role's own search_path must not create or find the tables in another schema.
-            connection.execute("SELECT set_config('search_path', 'public', FALSE)")
+            connection.execute(query("session/set_settings"))
+        except psycopg.errors.InsufficientPrivilege as exc:
+            raise ConfigurationError(explain_setting(describe(dsn), exc)) from exc
+        except psycopg.Error as exc:
+            raise StoreError(f"{describe(dsn)}: {format_error(exc)}") from exc
+        try:
             yield connection
         except psycopg.Error as exc:
             raise StoreError(f"{describe(dsn)}: {format_error(exc)}") from exc
+        except Exception as exc:
+            if not comes_from_driver(exc):
+                raise
+            raise StoreError(f"{describe(dsn)}: {type(exc).__name__}: {exc}") from exc
+
+
+def explain_setting(place: str, error: psycopg.Error) -> str:
+    """Return what to do when queries/session/set_settings.sql may not correct a setting."""
+    return (
+        f"{place} has a setting with which samples would be lost ({format_error(error)}): as a superuser, reset it "
+        "with ALTER DATABASE ... RESET or ALTER ROLE ... RESET"
+    )
+
+
+def comes_from_driver(exc: Exception) -> bool:
+    """Whether psycopg raised an exception that is not its `Error`, such as for a value that it cannot read.
+
+    An exception of a row class, a dumper or a callback of ours is not the driver's.
+    """
+    modules = [str(frame.f_globals.get("__name__")) for frame, _ in traceback.walk_tb(exc.__traceback__)]
+    packages = [module.partition(".")[0] for module in modules]
+    last = next((package for package in reversed(packages) if package in _PACKAGES), "")
+    return last.startswith("psycopg")
 
 
 def _open(dsn: str) -> Connection:

@@ -77,11 +77,12 @@ def migrate(dsn: str, *, scripts: Scripts | None = None, report: Report = ignore
     """Apply the missing scripts and return them, in order; an empty list when the schema is current.
 
     StoreError when a migration fails (it is rolled back), was edited after it ran, or is unknown to this program;
-    ConfigurationError when another tool migrates the database or the server has no TimescaleDB.
+    ConfigurationError when another tool migrates the database, it is not UTF8, or the server has no TimescaleDB.
     """
     scripts = scripts or load_scripts()
     with connect(dsn) as connection, hold_migration_lock(connection, report):
         refuse_foreign(connection, dsn)
+        _require_utf8(connection, dsn)
         _require_timescaledb(connection, dsn)
         _run(connection, scripts.bootstrap, "bootstrap")
         state = _compare(connection, scripts)
@@ -134,6 +135,15 @@ def refuse_foreign(connection: Connection, dsn: str) -> None:
         raise ConfigurationError(
             f"{describe(dsn)} is managed by Prisma (it holds _prisma_migrations), and two tools must not "
             "migrate one database: give gueststore a database of its own"
+        )
+
+
+def _require_utf8(connection: Connection, dsn: str) -> None:
+    encoding = _scalar(connection, "SELECT current_setting('server_encoding')")
+    if encoding != "UTF8":
+        raise ConfigurationError(
+            f"{describe(dsn)} has the encoding {encoding} and cannot hold every text of a guest: create one with "
+            "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0, and move the rows of an old one by pg_dump"
         )
 
 

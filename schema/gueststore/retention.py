@@ -7,10 +7,14 @@ number of hosts may run it. Data that is not rolled up yet is kept.
 from dataclasses import dataclass
 from datetime import datetime
 
+import psycopg
 from psycopg.rows import class_row
 
 from gueststore.database import connect
+from gueststore.errors import StoreError
 from gueststore.queries import query
+
+LOCK_TIMEOUT = "2s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +43,25 @@ def read_retention_due(dsn: str) -> list[RetentionDue]:
 
 
 def enforce_retention(dsn: str) -> dict[str, int]:
-    """Drop what is due and return the number of chunks or rows by relation. Errors as for `read_retention_due`."""
-    dropped = {}
+    """Drop what is due and return the number of chunks or rows by relation. Errors as for `read_retention_due`.
+
+    StoreError at the end when another session held a lock on a relation; the others are done.
+    """
+    dropped, locked = {}, []
     with connect(dsn) as connection:
+        # While it waits for its lock on a chunk, later queries on that chunk wait as well.
+        connection.execute("SELECT set_config('lock_timeout', %s, FALSE)", (LOCK_TIMEOUT,))
         for relation, *_ in connection.execute(query("maintenance/read_retention")).fetchall():
-            row = connection.execute(query("maintenance/enforce_retention"), {"relation": relation}).fetchone()
+            try:
+                row = connection.execute(query("maintenance/enforce_retention"), {"relation": relation}).fetchone()
+            except psycopg.errors.LockNotAvailable:
+                locked.append(relation)
+                continue
             if row is not None and row[0]:
                 dropped[relation] = int(row[0])
+    if locked:
+        raise StoreError(
+            f"another session holds a lock on {', '.join(locked)}; {sum(dropped.values())} dropped of the other "
+            "relations: find it in pg_stat_activity, the oldest xact_start, and run again when it has ended"
+        )
     return dropped

@@ -10,7 +10,7 @@ from guestd.store.rollups import RollupRefresher
 from guestd.telemetry import domains
 from guestd.telemetry.exposition import Family
 from guestd.telemetry.guests import LatestSamples
-from guestd.telemetry.registry import Telemetry, VmMetrics
+from guestd.telemetry.registry import MaintenanceMetrics, Telemetry, VmMetrics
 
 PAGE = Path(__file__).parents[2] / "docs/metrics.md"
 HEAD = """\
@@ -65,6 +65,7 @@ QUESTIONS = (
     ("", "guestd_key_conflicts_total"),
     ("the store's health check fails: roll-ups or retention behind, bloat", "guestd_store_alarms"),
     ("the schema differs from the migrations", "guestd_schema_differences"),
+    ("maintenance or roll-ups wait for a lock of another session", "guestd_maintenance_delayed"),
     ("a machine runs and does not report: number, name, time of the last sample", "guestd_machines_without_data"),
     ("", "guestd_machine_without_data_since_timestamp_seconds"),
     ("the connection to libvirt is lost, a call is slow or hangs", "guestd_libvirt_lost_total"),
@@ -120,7 +121,8 @@ def _all() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
 
 
 def _at_a_scrape() -> Iterator[Family]:
-    yield from RollupRefresher("", host_name="", uri="", metrics=VmMetrics()).build_families()
+    refresher = RollupRefresher("", host_name="", uri="", metrics=VmMetrics(), maintenance=MaintenanceMetrics())
+    yield from refresher.build_families()
     yield from LatestSamples().build_families({}, datetime.now(UTC))
     yield from domains.build_families({}, [])
 

@@ -9,9 +9,10 @@ from datetime import UTC, datetime, timedelta
 
 import psycopg
 
-from guestd.core.errors import SchemaMismatch, StoreUnavailable
+from guestd.core.errors import RowsRejected, SchemaMismatch, StoreUnavailable
 from guestd.doctor.finding import Finding, fault, ok, warning
-from guestd.store.connection import check_schema, connection_to, server_name
+from guestd.store.connection import check_schema, connection_to, server_name, translate_errors
+from guestd.store.locks import read_blockers
 from gueststore import catalogue
 from gueststore.alarms import read_alarms
 from gueststore.errors import ConfigurationError, StoreError
@@ -31,6 +32,7 @@ _FIXES = {
     "read-only": "make one of the servers in store.dsn writable, or add the writable one there",
     "slots": "raise max_connections in postgresql.conf, or find its clients: SELECT * FROM pg_stat_activity",
     "too many clients": "raise max_connections in postgresql.conf, or find the clients that use them",
+    "as a superuser, reset it": "the message names the setting; whose it is: SELECT * FROM pg_db_role_setting",
     "role": "CREATE ROLE USER LOGIN IN ROLE guestd_writer, or correct user in store.dsn",
     "does not exist": "create it (createdb, then gueststore migrate), or correct dbname in store.dsn",
     "could not translate": "correct host in store.dsn",
@@ -40,11 +42,11 @@ _FIXES = {
 async def check_store(dsn: str) -> AsyncIterator[Finding]:
     """Run all checks of the store on one connection."""
     try:
-        async with connection_to(dsn) as connection:
+        async with connection_to(dsn) as connection, translate_errors():
             yield ok("store", f"{server_name(dsn)} answers and is writable")
             async for finding in _check_database(connection, dsn):
                 yield finding
-    except StoreUnavailable as exc:
+    except (StoreUnavailable, RowsRejected) as exc:
         yield explain_unavailable(str(exc))
 
 
@@ -56,6 +58,10 @@ def explain_unavailable(error: str) -> Finding:
 
 
 async def _check_database(connection: psycopg.AsyncConnection[object], dsn: str) -> AsyncIterator[Finding]:
+    encoding = connection.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        fix = "CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0, and move the rows by pg_dump"
+        yield fault("encoding", f"the database has {encoding}, which cannot hold every text of a guest", fix)
     cursor = await connection.execute("SELECT count(*) FROM pg_extension WHERE extname = 'timescaledb'")
     if await cursor.fetchone() == (0,):
         fix = "as a superuser of the database: CREATE EXTENSION timescaledb; then gueststore migrate"
@@ -85,6 +91,9 @@ async def _check_database(connection: psycopg.AsyncConnection[object], dsn: str)
     if isinstance(row, tuple):
         for finding in _report_facts(*row):
             yield finding
+    if blockers := await read_blockers(connection, None):
+        fix = "wait until it ends, or end it: SELECT pg_terminate_backend(PID)"
+        yield warning("locks", f"guestd waits for a lock of {', '.join(blockers)}", fix)
     for finding in await asyncio.to_thread(lambda: list(_list_health_findings(dsn))):
         yield finding
 
@@ -133,7 +142,7 @@ def _list_health_findings(dsn: str) -> Iterator[Finding]:
         return
     yield _report_drift([alarm.sentence for alarm in found if alarm.kind == "drift"])
     for alarm in found:
-        if alarm.kind != "drift":
+        if alarm.kind not in ("drift", "encoding"):
             yield warning("store", alarm.sentence, f"see {RUNBOOK}, {alarm.kind}")
     yield check_rollups(rolled_up, datetime.now(UTC))
 

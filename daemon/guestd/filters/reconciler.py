@@ -73,7 +73,7 @@ class FilterReconciler:
         """Wake the reconciler when rows change, until cancelled."""
         await run_with_retry(
             lambda: watch_filters(self._dsn, self._wake),
-            expected=StoreUnavailable,
+            expected=(StoreUnavailable, RowsRejected),
             backoff=Backoff(cap_seconds=5),
             on_failure=warn_once("LISTEN lost, edits of filters wait for the next full run"),
         )

@@ -8,6 +8,7 @@ rows again) or SchemaMismatch.
 
 from __future__ import annotations
 
+import struct
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -322,7 +323,7 @@ class Store:
         async with self._connection.cursor() as cursor, cursor.copy(statement.encode()) as copy:
             try:
                 await write_rows(copy, table, groups)
-            except (OverflowError, TypeError, UnicodeError) as exc:
+            except (OverflowError, TypeError, UnicodeError, struct.error) as exc:
                 # A value does not fit the type of its column.
                 raise RowsRejected(f"{table.name}: {type(exc).__name__}: {exc}") from exc
         return sum(len(group.rows) for group in groups)

@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import os
+import struct
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import psycopg
+import structlog
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from guestd.core.address import is_loopback
 from guestd.core.errors import ConfigError, RowsRejected, SchemaMismatch, StoreUnavailable
 from gueststore import contract
+from gueststore.database import comes_from_driver, explain_setting
 from gueststore.queries import query
+
+log = structlog.get_logger()
 
 CONNECT_SECONDS = 5
 # Deadlines: what takes longer is not expected to return, because the server is frozen or somebody holds a lock. The
@@ -36,6 +42,11 @@ LISTEN_REFRESH_SECONDS = 30
 # Data exceptions, integrity violations, program limits: the rows themselves are wrong. After any other error the rows
 # are kept and tried again, for a fault of the store must not lose a guest's samples.
 _REFUSED_CLASSES = ("22", "23", "54")
+# What the driver raises beside its own errors when a value of ours does not fit the type of its parameter.
+_UNSENDABLE = (UnicodeEncodeError, OverflowError, struct.error)
+# The traceback of a driver's exception is logged again after this time, for each class: callers retry within seconds.
+TRACEBACK_LOG_SECONDS = 300.0
+_silent_until: dict[str, float] = {}
 
 
 _TLS_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl", "sslcrldir")
@@ -45,6 +56,10 @@ OPTIONAL_TLS = ("disable", "allow", "prefer")
 
 class KeyConflict(RowsRejected):
     """A row with the same key is already stored; the store can find which."""
+
+
+class LockHeld(StoreUnavailable):
+    """Another session held a lock for longer than `lock_timeout` of this session; nothing was changed."""
 
 
 def check_dsn(dsn: str) -> None:
@@ -109,7 +124,8 @@ def server_name(dsn: str) -> str:
 async def connection_to(dsn: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
     """A connection in autocommit mode to the writable server of the DSN.
 
-    Raises StoreUnavailable when there is none, and ConfigError for a DSN that cannot be valid.
+    Its settings are those of queries/session/set_settings.sql, whatever server, database, role and DSN say. Raises
+    StoreUnavailable when there is none, and ConfigError for a DSN that cannot be valid.
     """
     check_dsn(dsn)
     conninfo = make_conninfo(dsn, **_defaults(dsn))
@@ -123,9 +139,25 @@ async def connection_to(dsn: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]
         )
         raise StoreUnavailable(f"{server_name(dsn)}: {str(exc).strip()}{hint}") from exc
     try:
+        await _set_settings(connection, dsn)
         yield connection
     finally:
         await connection.close()
+
+
+async def _set_settings(connection: psycopg.AsyncConnection[Any], dsn: str) -> None:
+    # In a statement, not in the start packet: a pooler refuses parameters there that it does not know.
+    async with store_deadline(ROW_SECONDS):
+        try:
+            await connection.execute(query("session/set_settings"))
+        except psycopg.errors.InsufficientPrivilege as exc:
+            raise StoreUnavailable(explain_setting(server_name(dsn), exc)) from exc
+
+
+async def set_lock_timeout(connection: psycopg.AsyncConnection[Any], seconds: float) -> None:
+    """Wait no longer for a lock from now on; LockHeld then ends the statement."""
+    async with store_deadline(ROW_SECONDS):
+        await connection.execute("SELECT set_config('lock_timeout', %s, FALSE)", (f"{seconds * 1000:.0f}ms",))
 
 
 def _defaults(dsn: str) -> dict[str, Any]:
@@ -162,6 +194,10 @@ async def translate_errors() -> AsyncIterator[None]:
         yield
     except psycopg.Error as exc:
         raise _translate(exc) from exc
+    except Exception as exc:
+        if not comes_from_driver(exc):
+            raise
+        raise _translate_unexpected(exc) from exc
 
 
 @asynccontextmanager
@@ -195,6 +231,18 @@ async def listen(
                 pass
 
 
+def _translate_unexpected(exc: Exception) -> Exception:
+    """A value of ours that cannot be sent will never be stored; one of the store's that cannot be read may change."""
+    message = f"{type(exc).__name__}: {exc}"
+    if isinstance(exc, _UNSENDABLE):
+        return RowsRejected(message)
+    now = time.monotonic()
+    if now >= _silent_until.get(type(exc).__name__, 0):
+        _silent_until[type(exc).__name__] = now + TRACEBACK_LOG_SECONDS
+        log.error("driver of the store failed unexpectedly, retrying; report the traceback", exc_info=exc)
+    return StoreUnavailable(message)
+
+
 def _translate(exc: psycopg.Error) -> Exception:
     state = exc.sqlstate
     message = f"{state or type(exc).__name__}: {str(exc).strip()}"
@@ -202,6 +250,8 @@ def _translate(exc: psycopg.Error) -> Exception:
         return RowsRejected(message) if isinstance(exc, psycopg.DataError) else StoreUnavailable(message)
     if state == "23505":
         return KeyConflict(message)
+    if state == "55P03":
+        return LockHeld(f"{state}: another session holds a lock; `guestd doctor` names it")
     if state.startswith(_REFUSED_CLASSES):
         return RowsRejected(message)
     if state.startswith("42"):

@@ -38,7 +38,10 @@ def kinds(table: Table) -> str:
 
 
 async def write_rows(copy: psycopg.AsyncCopy, table: Table, groups: Iterable[Group]) -> None:
-    """Write rows into a COPY of the table. OverflowError, TypeError or UnicodeError for a value that does not fit."""
+    """Write rows into a COPY of the table.
+
+    OverflowError, TypeError, UnicodeError or struct.error for a value that does not fit its column.
+    """
     if encode is None:
         await write_by_psycopg(copy, table, groups)
         return

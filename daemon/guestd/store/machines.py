@@ -7,7 +7,7 @@ from typing import Any
 import psycopg
 from psycopg.rows import class_row
 
-from guestd.core.errors import StoreUnavailable
+from guestd.core.errors import RowsRejected, StoreUnavailable
 from guestd.core.machines import MachineRegistry, RegisteredMachine
 from guestd.core.tasks import Backoff, run_with_retry, warn_once
 from guestd.store.connection import ROW_SECONDS, listen, store_deadline
@@ -35,7 +35,7 @@ async def watch_machines(dsn: str, machine_registry: MachineRegistry) -> None:
 
     await run_with_retry(
         lambda: listen(dsn, "guestd_machine", update),
-        expected=StoreUnavailable,
+        expected=(StoreUnavailable, RowsRejected),
         backoff=Backoff(cap_seconds=5),
         on_failure=on_failure,
     )

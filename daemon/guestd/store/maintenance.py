@@ -1,7 +1,8 @@
 """Periodic maintenance of the store, by any of its hosts: create chunks, delete missed samples, enforce retention.
 
 Every ten minutes: a chunk is created a whole interval (a day or a week) before it is needed. Sooner if guests have
-added a tenth of the quarantine's limit, so that the quarantine does not exceed its limits for long.
+added a tenth of the quarantine's limit, so that the quarantine does not exceed its limits for long, or if a step could
+not get its locks. The steps are independent: one that fails does not stop the others.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from guestd.core.config import Settings
 from guestd.core.errors import RowsRejected, StoreUnavailable
 from guestd.core.tasks import Backoff, run_with_retry, wait_for_event, warn_once
 from guestd.store.batch_writer import Outcome
-from guestd.store.connection import BULK_SECONDS, connection_to, store_deadline
+from guestd.store.connection import BULK_SECONDS, LockHeld, connection_to, set_lock_timeout, store_deadline
+from guestd.store.locks import DelayedSteps
 from guestd.telemetry.registry import MaintenanceMetrics
 from gueststore import catalogue
 from gueststore.errors import ConfigurationError, StoreError
@@ -30,17 +32,19 @@ INTERVAL_SECONDS = 600.0
 # Between two runs, whatever guests send.
 MIN_INTERVAL_SECONDS = 60.0
 EARLY_RUN_SHARE = 0.1
+# While retention waits for its lock on a chunk, every later query on that chunk waits behind it.
+LOCK_SECONDS = 2.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class MaintenanceResult:
-    """What one run of maintenance has deleted, and the frames left in the quarantine."""
+    """What one run of maintenance has deleted, and the frames left in the quarantine (None if that step failed)."""
 
-    samples_of_deleted_machines: int
-    old_events: int
-    quarantined_dropped: int
-    quarantined_remaining: int
-    retired: int
+    samples_of_deleted_machines: int = 0
+    old_events: int = 0
+    quarantined_dropped: int = 0
+    quarantined_remaining: int | None = None
+    retired: int = 0
 
     @property
     def has_deleted(self) -> bool:
@@ -76,15 +80,17 @@ class StoreMaintenance:
 
     async def run(self, on_run_done: Callable[[], Awaitable[None]]) -> None:
         """Run maintenance periodically; never returns. Calls `on_run_done` after each run."""
+        delayed = DelayedSteps(self._get_settings().store.dsn, self._metrics)
 
         async def run_periodically() -> None:
             while True:
                 self._new_frames = self._new_bytes = 0
                 self._is_early_run_due.clear()
-                await self._run_once()
+                await self._run_once(delayed)
                 await on_run_done()
                 await asyncio.sleep(self._min_interval_seconds)
-                await wait_for_event(self._is_early_run_due, INTERVAL_SECONDS - self._min_interval_seconds)
+                if not delayed:
+                    await wait_for_event(self._is_early_run_due, INTERVAL_SECONDS - self._min_interval_seconds)
 
         await run_with_retry(
             run_periodically,
@@ -94,59 +100,90 @@ class StoreMaintenance:
             on_failure=warn_once("store maintenance failed, retrying"),
         )
 
-    async def _run_once(self) -> None:
+    async def _run_once(self, delayed: DelayedSteps) -> None:
         settings, metrics = self._get_settings(), self._metrics
         metrics.quarantine_limit.set(settings.quarantine.max_frames)
-        result = await maintain_store(settings)
-        async with store_deadline(BULK_SECONDS):
-            differences = await asyncio.to_thread(_count_schema_differences, settings.store.dsn)
-        metrics.schema_differences.set(differences)
-        metrics.quarantine_frames.set(result.quarantined_remaining)
+        result, failures = await maintain_store(settings, delayed)
+        if result.quarantined_remaining is not None:
+            metrics.quarantine_frames.set(result.quarantined_remaining)
         metrics.quarantine_dropped.inc(result.quarantined_dropped)
         if result.has_deleted:
             log.info("store maintenance done", **asdict(result))
+        if failures:
+            raise failures[0]
+        async with store_deadline(BULK_SECONDS):
+            differences = await asyncio.to_thread(_count_schema_differences, settings.store.dsn)
+        metrics.schema_differences.set(differences)
 
 
-async def maintain_store(settings: Settings) -> MaintenanceResult:
-    """Run maintenance once."""
-    events, quarantine = settings.events, settings.quarantine
-    async with connection_to(settings.store.dsn) as connection, store_deadline(BULK_SECONDS):
-        await connection.execute(query("maintenance/create_chunks"))
-        cursor = await connection.execute(query("maintenance/delete_missed_samples"))
-        (samples,) = await cursor.fetchone() or (0,)
-        cursor = await connection.execute(
-            query("maintenance/delete_old_guest_events"),
-            {"keep_days": events.keep_days, "keep_per_machine": events.keep_per_machine},
-        )
-        (old_events,) = await cursor.fetchone() or (0,)
-        cursor = await connection.execute(
-            query("maintenance/delete_excess_frames"),
-            {
-                "keep_days": quarantine.keep_days,
-                "max_frames": quarantine.max_frames,
-                "max_bytes": quarantine.max_bytes,
-            },
-        )
-        dropped, quarantined_remaining = await cursor.fetchone() or (0, 0)
-        retired = await _enforce_retention(connection)
-    return MaintenanceResult(
-        samples_of_deleted_machines=samples,
-        old_events=old_events,
-        quarantined_dropped=dropped,
-        quarantined_remaining=quarantined_remaining,
-        retired=retired,
-    )
+async def maintain_store(settings: Settings, delayed: DelayedSteps) -> tuple[MaintenanceResult, list[Exception]]:
+    """Run every step once; returns what they have deleted, and the errors of steps that failed.
+
+    A step that waits for another session's lock is left to `delayed`. StoreUnavailable when the connection is lost.
+    """
+    result, failures = MaintenanceResult(), list[Exception]()
+    async with connection_to(settings.store.dsn) as connection:
+        await set_lock_timeout(connection, LOCK_SECONDS)
+        for name, step in _STEPS.items():
+            try:
+                async with delayed.step(name, connection), store_deadline(BULK_SECONDS):
+                    await step(connection, settings, result)
+            except (StoreUnavailable, RowsRejected) as exc:
+                if connection.closed:
+                    raise
+                failures.append(exc)
+    return result, failures
 
 
-async def _enforce_retention(connection: psycopg.AsyncConnection[Any]) -> int:
+Connection = psycopg.AsyncConnection[Any]
+
+
+async def _create_chunks(connection: Connection, _: Settings, __: MaintenanceResult) -> None:
+    await connection.execute(query("maintenance/create_chunks"))
+
+
+async def _delete_missed_samples(connection: Connection, _: Settings, result: MaintenanceResult) -> None:
+    cursor = await connection.execute(query("maintenance/delete_missed_samples"))
+    (result.samples_of_deleted_machines,) = await cursor.fetchone() or (0,)
+
+
+async def _delete_old_events(connection: Connection, settings: Settings, result: MaintenanceResult) -> None:
+    kept = {"keep_days": settings.events.keep_days, "keep_per_machine": settings.events.keep_per_machine}
+    cursor = await connection.execute(query("maintenance/delete_old_guest_events"), kept)
+    (result.old_events,) = await cursor.fetchone() or (0,)
+
+
+async def _delete_excess_frames(connection: Connection, settings: Settings, result: MaintenanceResult) -> None:
+    limits = settings.quarantine
+    kept = {"keep_days": limits.keep_days, "max_frames": limits.max_frames, "max_bytes": limits.max_bytes}
+    cursor = await connection.execute(query("maintenance/delete_excess_frames"), kept)
+    result.quarantined_dropped, result.quarantined_remaining = await cursor.fetchone() or (0, 0)
+
+
+async def _enforce_retention(connection: Connection, _: Settings, result: MaintenanceResult) -> None:
     """Drop chunks, and rows of plain tables, past their retention; each relation is a transaction of its own."""
-    retired = 0
+    held = None
     cursor = await connection.execute(query("maintenance/read_retention"))
-    for relation, *_ in await cursor.fetchall():
-        cursor = await connection.execute(query("maintenance/enforce_retention"), {"relation": relation})
-        (dropped,) = await cursor.fetchone() or (0,)
-        retired += dropped
-    return retired
+    for relation, *_rest in await cursor.fetchall():
+        try:
+            async with store_deadline(BULK_SECONDS):
+                cursor = await connection.execute(query("maintenance/enforce_retention"), {"relation": relation})
+                (dropped,) = await cursor.fetchone() or (0,)
+                result.retired += dropped
+        except LockHeld as exc:
+            held = exc
+    if held is not None:
+        raise held
+
+
+# In this order; the names are labels of guestd_maintenance_delayed.
+_STEPS = {
+    "chunks": _create_chunks,
+    "deleted_machines": _delete_missed_samples,
+    "events": _delete_old_events,
+    "quarantine": _delete_excess_frames,
+    "retention": _enforce_retention,
+}
 
 
 def _count_schema_differences(dsn: str) -> int:

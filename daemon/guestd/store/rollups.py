@@ -17,9 +17,10 @@ import structlog
 
 from guestd.core.errors import RowsRejected, StoreUnavailable
 from guestd.core.tasks import Backoff, run_with_retry, warn_once
-from guestd.store.connection import BULK_SECONDS, ROW_SECONDS, connection_to, store_deadline
+from guestd.store.connection import BULK_SECONDS, ROW_SECONDS, connection_to, set_lock_timeout, store_deadline
+from guestd.store.locks import DelayedSteps
 from guestd.telemetry.exposition import Family
-from guestd.telemetry.registry import VmMetrics
+from guestd.telemetry.registry import MaintenanceMetrics, VmMetrics
 from gueststore.alarms import Alarm, read_alarms
 from gueststore.errors import ConfigurationError, StoreError
 from gueststore.queries import query
@@ -29,6 +30,8 @@ log = structlog.get_logger()
 REFRESH_SECONDS = 60.0
 AGENTS_HELP = "Machines of this host, by state of the agent's channel and by dialect of the agent."
 ALARMS_HELP = "Failed health checks of the store, by kind; `gueststore check` prints them."
+# Longer than retention waits for its locks (guestd.store.maintenance), because a roll-up may wait behind it.
+LOCK_SECONDS = 5.0
 # What the checks find develops over hours, except drift, which maintenance counts as well.
 HEALTH_CHECK_SECONDS = 3600.0
 # Function, items per transaction (a second or two of work), items per refresh. Deleting a machine invalidates years of
@@ -43,8 +46,11 @@ ROLL_UPS = (
 class RollupRefresher:
     """Refreshes derived data, and reports on one host's machines. `host_name` and `uri` as in Host."""
 
-    def __init__(self, dsn: str, *, host_name: str, uri: str, metrics: VmMetrics) -> None:
+    def __init__(
+        self, dsn: str, *, host_name: str, uri: str, metrics: VmMetrics, maintenance: MaintenanceMetrics
+    ) -> None:
         self._dsn = dsn
+        self._delayed = DelayedSteps(dsn, maintenance)
         self._host = {"name": host_name, "uri": uri}
         self._metrics = metrics
         self._without_data_since: Mapping[str, float] = {}
@@ -84,21 +90,34 @@ class RollupRefresher:
         )
 
     async def refresh(self) -> None:
-        """Refresh ports and roll-ups for all hosts, unless another guestd is doing it, and this host's machines."""
+        """Refresh ports and roll-ups for all hosts, unless another guestd is doing it, and this host's machines.
+
+        A step that waits for another session's lock does not stop the others; nor does a failed health check, which is
+        raised at the end.
+        """
+        failure = None
         async with connection_to(self._dsn) as connection:
-            async with store_deadline(BULK_SECONDS), connection.transaction():
-                cursor = await connection.execute(query("maintenance/lock_maintenance"))
-                if await cursor.fetchone() == (True,):
-                    await connection.execute(query("maintenance/merge_ports"))
-                    await connection.execute(query("maintenance/delete_old_reconcile_events"))
+            await set_lock_timeout(connection, LOCK_SECONDS)
+            async with self._delayed.step("ports", connection):
+                await _merge_ports(connection)
             # Before the roll-ups: it reports roll-ups that fail.
-            await self._check_health()
-            await _roll_up(connection)
-            async with store_deadline(ROW_SECONDS):
-                cursor = await connection.execute(query("maintenance/read_machines_without_data"), self._host)
-                self._without_data_since = dict(await cursor.fetchall())
-                cursor = await connection.execute(query("maintenance/read_agent_counts"), self._host)
-                self._agents = await cursor.fetchall()
+            try:
+                await self._check_health()
+            except StoreUnavailable as exc:
+                failure = exc
+            async with self._delayed.step("rollups", connection):
+                await _roll_up(connection)
+            async with self._delayed.step("machines", connection):
+                await self._read_machines(connection)
+        if failure is not None:
+            raise failure
+
+    async def _read_machines(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        async with store_deadline(ROW_SECONDS):
+            cursor = await connection.execute(query("maintenance/read_machines_without_data"), self._host)
+            self._without_data_since = dict(await cursor.fetchall())
+            cursor = await connection.execute(query("maintenance/read_agent_counts"), self._host)
+            self._agents = await cursor.fetchall()
         self._metrics.machines_without_data.set(len(self._without_data_since))
 
     async def _check_health(self) -> None:
@@ -119,6 +138,14 @@ def _read_alarms(dsn: str) -> list[Alarm]:
         return read_alarms(dsn)
     except (StoreError, ConfigurationError) as exc:
         raise StoreUnavailable(str(exc)) from exc
+
+
+async def _merge_ports(connection: psycopg.AsyncConnection[Any]) -> None:
+    async with store_deadline(BULK_SECONDS), connection.transaction():
+        cursor = await connection.execute(query("maintenance/lock_maintenance"))
+        if await cursor.fetchone() == (True,):
+            await connection.execute(query("maintenance/merge_ports"))
+            await connection.execute(query("maintenance/delete_old_reconcile_events"))
 
 
 async def _roll_up(connection: psycopg.AsyncConnection[Any]) -> None:

@@ -33,6 +33,7 @@ DROPPED_HELP = "Messages dropped by the broker, by its own count ($SYS)."
 DONE_HELP = "Accepted frames by outcome: stored, stored_in_part, quarantined, duplicate."
 SKEW_HELP = "Absolute difference between a guest's clock and this host's."
 SCHEMA_HELP = "Differences between the live schema and the migrations; `gueststore check` lists them."
+DELAYED_HELP = "1 while the last attempt of a step of maintenance or roll-ups failed for a lock of another session."
 SPOOL_HELP = "Time from the first append of a group commit to its fsync; acknowledgements wait for it."
 LAG_HELP = "Time from the receipt of a batch's oldest frame to its commit."
 
@@ -143,6 +144,7 @@ class MaintenanceMetrics:
             "guestd_quarantine_dropped", "Quarantined frames dropped: past their retention, or over the size limit."
         )
         self.schema_differences = gauge("guestd_schema_differences", SCHEMA_HELP)
+        self.delayed = gauge("guestd_maintenance_delayed", DELAYED_HELP, ["step"])
 
 
 class VmMetrics:

@@ -86,7 +86,7 @@ class VmReconciler:
         """Wake the loop when the desired state of a machine changes; never returns."""
         await run_with_retry(
             lambda: listen_for_desired_state(self._dsn, self._wake),
-            expected=StoreUnavailable,
+            expected=(StoreUnavailable, RowsRejected),
             backoff=Backoff(cap_seconds=5),
             on_failure=warn_once("LISTEN lost, reconciling by timer until it is back"),
         )

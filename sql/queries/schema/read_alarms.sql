@@ -1,5 +1,12 @@
 -- The problems of a store that grow with age. Rows: kind, sentence. No parameters.
 SELECT
+    'encoding' AS "kind",
+    'the database has the encoding ' || current_setting('server_encoding')
+    || ' and cannot hold every text of a guest: create one with CREATE DATABASE ... ENCODING ''UTF8'' TEMPLATE template0'
+    || ' and move the rows by pg_dump' AS "sentence"
+WHERE current_setting('server_encoding') <> 'UTF8'
+UNION ALL
+SELECT
     'unvalidated' AS "kind",
     'constraint ' || conname || ' of ' || conrelid::regclass
     || ' was never validated and may have wrong rows: ALTER TABLE ... VALIDATE CONSTRAINT' AS "sentence"

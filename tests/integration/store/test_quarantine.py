@@ -13,12 +13,20 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from guestd.core.config import EventsSettings, QuarantineSettings, Settings, StoreSettings
-from guestd.store.maintenance import maintain_store
+from guestd.store.locks import DelayedSteps
+from guestd.store.maintenance import MaintenanceResult, maintain_store
+from guestd.telemetry.registry import MaintenanceMetrics
 from support.daemon import add_machine, command, environment, execute, metrics_line, rows
 from support.faults import sample_line
 from support.spooled import drain, spooled
 
 HELD = 'SELECT "reason", "stored", "attempts" FROM "QuarantinedFrame"'
+
+
+async def maintain(settings: Settings) -> MaintenanceResult:
+    result, failures = await maintain_store(settings, DelayedSteps(settings.store.dsn, MaintenanceMetrics()))
+    assert not failures
+    return result
 
 
 def with_limits(dsn: str, *, max_frames: int, max_bytes: int) -> Settings:
@@ -187,16 +195,17 @@ async def test_the_quarantine_is_bounded_in_frames_in_age_and_by_machine(dsn: st
         insert.format(machine="gen_random_uuid()", first=1, last=150),
     )
     settings = with_limits(dsn, max_frames=100, max_bytes=10**9)
-    result = await maintain_store(settings)
+    result = await maintain(settings)
     ((of_the_loud,),) = rows(dsn, f'SELECT count(*) FROM "QuarantinedFrame" WHERE "machineId" = {loud}')
     assert of_the_loud <= 10
+    assert result.quarantined_remaining is not None
     assert result.quarantined_remaining <= 100
     assert result.quarantined_dropped + result.quarantined_remaining == 180
     ((oldest_hours,),) = rows(
         dsn, """SELECT extract(epoch FROM now() - min("createdAt")) / 3600 FROM "QuarantinedFrame" """
     )
     assert oldest_hours < 5 * 24
-    assert (await maintain_store(settings)).quarantined_dropped == 0
+    assert (await maintain(settings)).quarantined_dropped == 0
 
 
 @pytest.mark.asyncio
@@ -211,7 +220,7 @@ async def test_a_guest_that_floods_the_quarantine_drops_nothing_of_the_others(ds
         insert.format(machine=quiet, age="1 hour", count=5),
         insert.format(machine=loud, age="1 minute", count=150),
     )
-    result = await maintain_store(with_limits(dsn, max_frames=100, max_bytes=10**9))
+    result = await maintain(with_limits(dsn, max_frames=100, max_bytes=10**9))
     held = rows(dsn, 'SELECT "machineId", count(*) FROM "QuarantinedFrame" GROUP BY 1')
     assert dict(held) == {quiet: 5, loud: 10}
     assert (result.quarantined_dropped, result.quarantined_remaining) == (140, 15)
@@ -229,7 +238,7 @@ async def test_the_quarantine_is_bounded_in_bytes_of_all_and_of_each_machine(dsn
         insert.format(machine="gen_random_uuid()", age="(n + 30)", count=30),
         insert.format(machine=loud, age="n", count=30),
     )
-    result = await maintain_store(with_limits(dsn, max_frames=1000, max_bytes=20_000))
+    result = await maintain(with_limits(dsn, max_frames=1000, max_bytes=20_000))
     assert rows(dsn, f'SELECT count(*) FROM "QuarantinedFrame" WHERE "machineId" = {loud}') == [(2,)]
     assert (result.quarantined_remaining, result.quarantined_dropped) == (20, 40)
 

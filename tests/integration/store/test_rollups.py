@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from psycopg.conninfo import make_conninfo
 
 from guestd.store.rollups import RollupRefresher
-from guestd.telemetry.registry import VmMetrics
+from guestd.telemetry.registry import MaintenanceMetrics, VmMetrics
 from support.daemon import add_machine, execute, rows
 
 pytestmark = pytest.mark.asyncio
@@ -20,7 +20,9 @@ PORTS = 'SELECT "portStart", "portEnd", "protocol", "running", "enabled" FROM "V
 def refresher_of(dsn: str, registry: CollectorRegistry | None = None) -> RollupRefresher:
     # With exactly the rights of the daemon.
     as_writer = make_conninfo(dsn, options="-c role=guestd_writer")
-    return RollupRefresher(as_writer, host_name="host", uri="", metrics=VmMetrics(registry))
+    return RollupRefresher(
+        as_writer, host_name="host", uri="", metrics=VmMetrics(registry), maintenance=MaintenanceMetrics()
+    )
 
 
 def report(dsn: str, machine_id: UUID, *listening: tuple[int, str], age: timedelta = timedelta()) -> datetime:
