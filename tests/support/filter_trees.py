@@ -11,7 +11,7 @@ from uuid import UUID, uuid5
 
 from guestd.filters.compiler import compile_filter
 from guestd.filters.explain import Question
-from guestd.filters.model import Filter
+from guestd.filters.model import ROOT, Filter, Reference, Rule, build_matches
 from guestd.filters.network_services import SERVICES, Policy, Ports
 from guestd.filters.packet_match import Packet
 from guestd.filters.snapshot import FilterRow, MachineRow, RuleRow, StoreSnapshot
@@ -26,6 +26,7 @@ STRANGER = "10.9.7.7"
 PORTS = (22, 53, 80, 443, 8080)
 _MASKS = {4: (None, "32", "24", "16", "255.255.255.0", "0"), 6: (None, "128", "64", "16")}
 _CHAINS = (None, None, "root", "ipv4", "ipv6-x", "mac", "arp-x", "ipv4-y")
+_ORDERED_CHAINS = {ROOT: 0, "ipv4": -700, "ipv4-y": -600}
 _STATES = ({"new": True}, {"established": True}, {"new": True, "established": True}, {"invalid": True})
 
 
@@ -76,6 +77,61 @@ def forest(dice: random.Random, count: int) -> list[FilterRow]:
         priority = -100 * _CHAINS.index(row.chain) - 1
         made.append(replace(row, internal_name=f"ibay-{number:016x}", priority=priority))
     return made
+
+
+def ordered(dice: random.Random) -> list[Filter]:
+    """Filters as an operator may write them; the last includes the others, directly or through each other.
+
+    References stand among the rules, most priorities are equal, and rules name lists of values in every way.
+    """
+    count = dice.choice((2, 2, 3))
+    found: list[Filter] = []
+    for number, chain in enumerate((*dice.choices(list(_ORDERED_CHAINS), (6, 1, 1), k=2), ROOT), 1):
+        entries: list[Rule | Reference] = [_ordered_rule(dice, chain) for _ in range(dice.randint(2, 4))]
+        for each in found:
+            reference = Reference(each.name, _lists(dice, count) if chain == ROOT or dice.random() < 0.3 else ())
+            entries.insert(dice.randint(0, len(entries)), reference)
+        name = f"ibay-ordered{number}"
+        found.append(Filter(name, uuid5(SPACE, name), chain, _ORDERED_CHAINS[chain], tuple(entries)))
+    # The last filter's own rules have no values for variables.
+    last = found[-1]
+    own = (each for each in last.entries if isinstance(each, Reference) or "$" not in str(each))
+    return [*found[:-1], replace(last, entries=tuple(own))]
+
+
+def ordered_packets() -> list[Packet]:
+    """First packets of connections that `ordered` decides on."""
+    return [
+        Packet(direction, "tcp", *((peer, GUEST[0]) if direction == "in" else (GUEST[0], peer)), 49152, port)
+        for direction in ("in", "out")
+        for peer in (*PEERS[:2], STRANGER)
+        for port in PORTS[:3]
+    ]
+
+
+def _lists(dice: random.Random, count: int) -> tuple[tuple[str, str], ...]:
+    values = {
+        "A": dice.sample((*PEERS[:2], STRANGER), k=count),
+        "B": dice.choices((GUEST[0], *PEERS[:2]), k=count),
+        "P": dice.sample([str(port) for port in PORTS[:3]], k=count),
+    }
+    return tuple((name, value) for name, each in values.items() for value in each)
+
+
+def _ordered_rule(dice: random.Random, chain: str) -> Rule:
+    conditions = {}
+    if dice.random() < 0.6:
+        conditions["srcipaddr"] = dice.choice([*PEERS[:2], "$A", "$A", "$A[0]", "$B[@1]"])
+    if dice.random() < 0.4:
+        conditions["dstipaddr"] = dice.choice([GUEST[0], "$B", "$A", "$A[@1]", "$B[0]"])
+    if chain == ROOT and dice.random() < 0.6:
+        conditions["dstportstart"] = dice.choice(["22", "80", "$P", "$P", "$P[0]", "$P[@1]"])
+    if chain == ROOT and dice.random() < 0.3:
+        conditions = {"srcipaddr": "$A", "dstportstart": "$P"}
+    return Rule(
+        dice.choice(["accept", "accept", "drop", "drop", "return"]), dice.choice(["in", "out", "inout"]),
+        dice.choice([100, 500, 500, 500]), "tcp" if chain == ROOT else "ip", build_matches(conditions.items()),
+    )  # fmt: skip
 
 
 def all_services() -> StoreSnapshot:

@@ -3,10 +3,12 @@
 from dataclasses import replace
 from uuid import UUID
 
+import pytest
+
 from guestd.filters.desired import compile_rows
-from guestd.filters.frame_match import decide, find_deciding_rule, find_open_ends
-from guestd.filters.model import Filter, Reference, Rule, build_matches
-from guestd.filters.packet_match import Packet, PlacedRule, build_packet_rules, order_rules
+from guestd.filters.frame_match import decide, decide_frame, find_open_ends, find_unordered_chains
+from guestd.filters.model import Filter, Match, Reference, Rule, build_matches
+from guestd.filters.packet_match import UNKNOWN, Decision, Packet, PlacedRule, build_packet_rules, order_rules
 from support.filter_trees import all_services
 
 OUT = Packet("out", "tcp", "10.0.0.2", "10.0.0.5", 40000, 443)
@@ -27,8 +29,8 @@ def chain(name: str, priority: int, *rules: Rule) -> Filter:
 
 
 def verdict(packet: Packet, *filters: Filter) -> str | None:
-    found = find_deciding_rule(packet, placed(*filters))
-    return None if found is None else found.rule.action
+    found = decide_frame(packet, placed(*filters))
+    return found.action if found.rule or found.unknown else None
 
 
 OWN_IP = chain("ipv4-ip", -700, rule("return out 500 ip", srcipaddr="$IP"), rule("drop out 1000 ip"))
@@ -97,8 +99,87 @@ def test_frames_from_another_mac_address_are_dropped() -> None:
 def test_rules_for_packets_do_not_apply_to_arp() -> None:
     found = placed(chain("root", 0, rule("drop inout 1 all")))
     packet_rules = build_packet_rules(found)
-    assert decide(Packet("out", "arp", "10.0.0.2", "10.0.0.5"), found, packet_rules) == ("accept", None)
-    assert decide(OUT, found, packet_rules)[0] == "drop"
+    assert decide(Packet("out", "arp", "10.0.0.2", "10.0.0.5"), found, packet_rules) == Decision("accept")
+    assert decide(OUT, found, packet_rules).action == "drop"
+
+
+def test_an_entry_that_stands_first_decides_among_equal_priorities_of_a_chain() -> None:
+    inner = replace(chain("ipv4", -700, rule("drop out 5 ip")), name="ibay-inner")
+    accept, include = rule("accept out 5 ip"), Reference("ibay-inner")
+    for entries, expected in (((accept, include), "accept"), ((include, accept), "drop")):
+        top = replace(chain("ipv4", -700), entries=entries)
+        assert decide_frame(OUT, order_rules(top, {"ibay-inner": inner})).action == expected
+
+
+def test_chains_of_one_priority_that_end_a_frame_differently_have_no_verdict() -> None:
+    drops, accepts = chain("ipv4-a", -700, rule("drop out 5 ip")), chain("ipv4-b", -700, rule("accept out 5 ip"))
+    returns = chain("ipv4-b", -700, rule("return out 5 ip"))
+    assert verdict(OUT, drops, accepts) == verdict(OUT, accepts, drops) == UNKNOWN
+    assert verdict(OUT, drops, returns) == verdict(OUT, returns, drops) == "drop"
+    assert verdict(OUT, drops, replace(accepts, priority=-699)) == "drop"
+    assert verdict(OUT, drops, chain("ipv4-b", -700, rule("drop out 5 ip"))) == "drop"
+    assert verdict(OUT, drops, chain("ipv4-b", -700, rule("drop out 5 ip", dstipaddr="10.9.9.9"))) == UNKNOWN
+    incoming = Packet("in", "tcp", "10.0.0.5", "10.0.0.2", 40000, 22)
+    assert verdict(incoming, drops, accepts) is None
+
+
+def test_chains_of_one_priority_are_reported_where_one_passes_what_the_other_drops() -> None:
+    drops = chain("ipv4-a", -700, rule("drop out 5 ip"))
+    for other, expected in (
+        (rule("accept out 9 ip"), True),
+        (rule("drop out 9 ip", dstipaddr="10.9.9.9"), True),
+        (rule("drop out 9 ip"), False),
+        (rule("return out 9 ip"), False),
+        (rule("accept in 9 ip"), False),
+    ):
+        found = find_unordered_chains(placed(drops, chain("ipv4-b", -700, other)))
+        assert found == ([("ipv4-a", "ipv4-b", "out")] if expected else []), other
+    assert find_unordered_chains(placed(drops, chain("ipv4-b", -701, rule("accept out 9 ip")))) == []
+    assert find_unordered_chains(placed(drops, chain("ipv6-b", -700, rule("accept out 9 ipv6")))) == []
+    assert find_unordered_chains(placed(chain("mac", -700, rule("accept out 9 mac")), drops)) == [
+        ("ipv4-a", "mac", "out")
+    ]
+
+
+def test_a_rule_without_conditions_matches_every_frame() -> None:
+    everything = chain("root", 0, Rule("drop", "inout", 5, ""))
+    assert verdict(OUT, everything) == "drop"
+    assert verdict(Packet("in", "arp", "10.0.0.5", "10.0.0.2"), everything) == "drop"
+    assert build_packet_rules(placed(everything)) == []
+
+
+def test_reject_drops_a_frame() -> None:
+    assert verdict(OUT, chain("ipv4", -700, rule("reject out 5 ip"))) == "drop"
+
+
+def test_both_addresses_of_a_rule_have_the_same_value_of_a_variable() -> None:
+    own = chain("ipv4", -700, rule("drop out 5 ip", srcipaddr="$IP", dstipaddr="$IP"))
+    top = Filter("ibay-u", UUID(int=9), "root", 0, (Reference(own.name, (("IP", "10.0.0.2"), ("IP", "10.0.0.5"))),))
+    found = order_rules(top, {own.name: own})
+    assert decide_frame(OUT, found).action == "accept"
+    assert decide_frame(replace(OUT, destination="10.0.0.2"), found).action == "drop"
+
+
+@pytest.mark.parametrize(
+    ("text", "conditions"),
+    [
+        ("drop out 5 mac", {"protocolid": "ipv4"}),
+        ("drop out 5 ip", {"protocol": "tcp", "dstportstart": "80"}),
+        ("drop out 5 mac", {"dstmacaddr": "52:54:00:00:00:01"}),
+        ("drop out 5 ip", {"srcipaddr": "fd00::2"}),
+    ],
+)
+def test_a_condition_that_guestd_does_not_know_has_no_verdict(text: str, conditions: dict[str, str]) -> None:
+    found = decide_frame(OUT, placed(chain("root", 0, rule(text, **conditions))))
+    assert (found.action, found.unknown.startswith("guestd does not evaluate ")) == (UNKNOWN, True)
+    before = chain("root", 0, rule("drop out 4 ip"), rule(text, **conditions))
+    assert verdict(OUT, before) == "drop"
+    assert verdict(Packet("in", "tcp", "10.0.0.5", "10.0.0.2", 40000, 22), before) is None
+
+
+def test_a_negated_condition_has_no_verdict() -> None:
+    negated = Rule("drop", "out", 5, "mac", (Match("srcmacaddr", "$MAC", is_negated=True),))
+    assert verdict(OUT, chain("mac", -800, negated)) == UNKNOWN
 
 
 def test_an_open_end_is_reported_where_a_later_rule_would_drop() -> None:

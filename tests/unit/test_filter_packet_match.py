@@ -3,7 +3,9 @@
 from dataclasses import replace
 from uuid import UUID
 
-from guestd.filters.model import Filter, Reference, Rule, build_matches
+import pytest
+
+from guestd.filters.model import Filter, Match, Reference, Rule, build_matches
 from guestd.filters.packet_match import (
     Packet,
     PacketRule,
@@ -12,6 +14,7 @@ from guestd.filters.packet_match import (
     find_deciding_rule,
     order_rules,
 )
+from guestd.filters.variables import NotInstallable
 
 SSH = Packet("in", "tcp", "10.0.0.5", "10.0.0.2", 40000, 22)
 ANSWER = Packet("out", "tcp", "10.0.0.2", "10.0.0.5", 22, 40000, state="ESTABLISHED", answer=True)
@@ -97,7 +100,59 @@ def test_a_variable_stands_for_each_of_its_values() -> None:
         "10.0.0.2/32",
         "10.0.0.3/32",
     ]
-    assert list_packet_rules(own) == []
+    with pytest.raises(NotInstallable, match="IP has no value"):
+        list_packet_rules(own)
+
+
+def test_values_of_two_variables_belong_together_by_position() -> None:
+    accept = rule("accept in 1 tcp", srcipaddr="$A", dstportstart="$B")
+    own = tree(accept, DROP_ALL, name="ibay-b")
+    for ports, expected in ((("22", "80"), "accept"), (("80", "22"), "drop")):
+        values = (("A", "10.0.0.5"), ("A", "10.0.0.6"), ("B", ports[0]), ("B", ports[1]))
+        assert verdict(SSH, replace(tree(), entries=(Reference("ibay-b", values),)), own) == expected
+
+
+def test_an_outer_filters_values_override_those_of_an_inner_reference() -> None:
+    own = tree(rule("drop in 1 tcp", srcipaddr="$A"), name="ibay-b")
+    middle = replace(tree(name="ibay-c"), entries=(Reference("ibay-b", (("A", "10.0.0.5"),)),))
+    top = replace(tree(), entries=(Reference("ibay-c", (("A", "10.0.0.9"),)),))
+    assert verdict(SSH, top, middle, own) == "passes"
+    assert verdict(SSH, middle, own) == "drop"
+
+
+@pytest.mark.parametrize(
+    "conditions",
+    [
+        {"dscp": "63"},
+        {"flags": "SYN/SYN"},
+        {"srcipfrom": "10.0.0.1", "srcipto": "10.0.0.9"},
+        {"dstportstart": "ssh"},
+        {"srcipaddr": "fd00::5"},
+        {"state": "NONE"},
+        {"state": ""},
+        {"connlimit-above": "1"},
+    ],
+)
+def test_what_guestd_does_not_evaluate_is_named_and_has_no_verdict(conditions: dict[str, str]) -> None:
+    strange = rule("accept in 1 tcp", **conditions)
+    for packet in (SSH, ANSWER):
+        found = find_deciding_rule(packet, list_packet_rules(tree(strange, DROP_ALL)))
+        assert found is not None
+        assert found.unknown.startswith("guestd does not evaluate ")
+        assert next(iter(conditions)) in found.unknown
+    assert verdict(SSH, tree(rule("drop in 0 tcp"), strange)) == "drop"
+    assert verdict(replace(SSH, protocol="udp"), tree(strange, DROP_ALL)) == "drop"
+
+
+def test_a_negated_condition_is_not_evaluated() -> None:
+    negated = replace(ACCEPT_SSH, matches=(Match("srcipaddr", "10.0.0.5", is_negated=True),))
+    found = find_deciding_rule(SSH, list_packet_rules(tree(negated, DROP_ALL)))
+    assert found is not None
+    assert found.unknown == "guestd does not evaluate srcipaddr!=10.0.0.5"
+
+
+def test_ports_in_hexadecimal_are_numbers() -> None:
+    assert verdict(SSH, tree(rule("accept in 1 tcp", dstportstart="0x10", dstportend="0x16"), DROP_ALL)) == "accept"
 
 
 def test_a_rule_with_only_the_senders_mac_has_no_reverse() -> None:

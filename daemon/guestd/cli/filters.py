@@ -158,6 +158,7 @@ def _explain(arguments: argparse.Namespace) -> int:
             "packet": each.packet,
             "direction": each.direction,
             "verdict": each.verdict,
+            "unknown": each.unknown or None,
             "rule": None if each.rule is None else _describe_rule(each.rule, compiled.titles),
         }
         for each in explain.list_verdicts(compiled, machine, question)

@@ -18,6 +18,8 @@ from guestd.filters.graph import list_edges, reach
 from guestd.filters.model import Match, canonical_address, has_ports
 from guestd.filters.packet_match import (
     OPPOSITE,
+    UNKNOWN,
+    Decision,
     Packet,
     PlacedRule,
     build_packet_rules,
@@ -25,10 +27,14 @@ from guestd.filters.packet_match import (
     order_rules,
 )
 from guestd.filters.snapshot import MachineRow
+from guestd.filters.variables import NotInstallable
 
 # The source port of a client: any of the ephemeral ports; rules that name one are rare.
 CLIENT_PORT = 49152
-VERDICTS = {"accept": "passes", "return": "passes", "drop": "is dropped", "reject": "is rejected"}
+VERDICTS = {
+    "accept": "passes", "return": "passes", "drop": "is dropped", "reject": "is rejected",
+    UNKNOWN: "cannot be evaluated",
+}  # fmt: skip
 _DESCRIBED_ELSEWHERE = ("dstportstart", "dstportend", "srcportstart", "srcportend", "srcipmask", "dstipmask", "comment")
 
 
@@ -54,12 +60,16 @@ def find_machine(machines: Sequence[MachineRow], key: str) -> MachineRow:
 
 @dataclass(frozen=True, slots=True)
 class PacketVerdict:
-    """What happens to a packet: it passes, is dropped or is rejected. `rule` decides, None where no rule matches."""
+    """What happens to a packet: it passes, is dropped, is rejected, or that cannot be evaluated and `unknown` says why.
+
+    `rule` decides, None where no rule matches.
+    """
 
     packet: str
     direction: str
     verdict: str
     rule: PlacedRule | None
+    unknown: str = ""
 
 
 def parse_question(protocol: str, peer: str, direction: str) -> Question:
@@ -115,25 +125,32 @@ def explain_connection(compiled: CompiledRows, machine: MachineRow, question: Qu
         yield f"{machine.name} has no such address in Machine.allowedIps: rules that name its address do not match"
     for each in list_verdicts(compiled, machine, question):
         rule = "no rule matches" if each.rule is None else _describe(each.rule, compiled.titles)
-        yield f"{each.packet} ({each.direction}): {each.verdict}: {rule}"
+        yield f"{each.packet} ({each.direction}): {each.verdict}: {each.unknown}{': ' if each.unknown else ''}{rule}"
     yield from list_problems(compiled, machine)
 
 
 def list_verdicts(compiled: CompiledRows, machine: MachineRow, question: Question) -> list[PacketVerdict]:
     """What happens to the first packet of a connection, to its answers and to the packets after them."""
     placed = order_rules(compiled.machine_filters[machine.id], compiled.filters)
-    packet_rules = build_packet_rules(placed)
     first = _first_packet(machine, question)
     answer = replace(
         first, direction=OPPOSITE[first.direction], source=first.destination, destination=first.source, answer=True,
         source_port=first.destination_port, destination_port=first.source_port, state="ESTABLISHED",
     )  # fmt: skip
-    later = replace(first, state="ESTABLISHED")
-    verdicts = []
-    for name, packet in (("first packet", first), ("answers", answer), ("later packets", later)):
-        action, rule = frame_match.decide(packet, placed, packet_rules)
-        verdicts.append(PacketVerdict(name, packet.direction, "passes" if rule is None else VERDICTS[action], rule))
-    return verdicts
+    packets = {"first packet": first, "answers": answer, "later packets": replace(first, state="ESTABLISHED")}
+    return [
+        PacketVerdict(name, packet.direction, VERDICTS[found.action], found.rule, found.unknown)
+        for (name, packet), found in zip(packets.items(), decide_packets(packets.values(), placed), strict=True)
+    ]
+
+
+def decide_packets(packets: Iterable[Packet], placed: Sequence[PlacedRule]) -> list[Decision]:
+    """What happens to each packet."""
+    try:
+        packet_rules = build_packet_rules(placed)
+    except NotInstallable as exc:
+        return [Decision(UNKNOWN, None, str(exc)) for _ in packets]
+    return [frame_match.decide(packet, placed, packet_rules) for packet in packets]
 
 
 def list_doubts(compiled: CompiledRows, machine: MachineRow) -> list[str]:
@@ -199,9 +216,19 @@ def list_problems(compiled: CompiledRows, machine: MachineRow) -> Iterator[str]:
 
 
 def _describe_doubts(placed: Sequence[PlacedRule], titles: Mapping[str, str]) -> Iterator[str]:
-    pairs = {(one.placed, two.placed): None for one, two in find_contradictions(build_packet_rules(placed))}
+    try:
+        found = find_contradictions(build_packet_rules(placed))
+    except NotInstallable as exc:
+        yield f"undecided: {exc}"
+        return
+    pairs = {(one.placed, two.placed): None for one, two in found}
     for one, two in pairs:
         yield f"undecided: rules of equal priority: {_describe(one, titles)}  and  {_describe(two, titles)}"
+    for one_chain, other, direction in frame_match.find_unordered_chains(placed):
+        yield (
+            f"undecided: chains of equal priority: {one_chain}  and  {other}, {direction}: one may pass frames that "
+            "the other drops, and libvirt processes them in an order that changes when it restarts"
+        )
     for chain, direction in frame_match.find_open_ends(placed):
         yield (
             f"open end: chain {chain}, {direction}: a frame that no rule of this chain matches passes, and no later "

@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from guestd.filters.frame_match import count_chain_rules
 from guestd.filters.graph import list_edges, reach
 from guestd.filters.model import ROOT, Filter
-from guestd.filters.packet_match import build_packet_rules, order_rules
+from guestd.filters.packet_match import PlacedRule, build_packet_rules, order_rules
 from guestd.filters.plan import FilterReport
 from guestd.filters.snapshot import HostSnapshot, is_stand_in
+from guestd.filters.variables import NotInstallable
 
 COMMAND_TIMEOUT_SECONDS = 20.0
 LISTINGS = (("iptables-save", "-t", "filter"), ("ip6tables-save", "-t", "filter"), ("ebtables", "-t", "nat", "-L"))
@@ -61,27 +62,39 @@ class KernelInspector:
             listings = await asyncio.to_thread(lambda: [self._run(*command) for command in LISTINGS])
         except OSError as exc:
             return {}, [FilterReport("blind", "all", f"guestd cannot inspect the kernel's rules: {exc}")]
-        found = {
-            port: f"the kernel's rules are not libvirt's: {missing[0]}"
-            for port, top in bound.items()
-            if port not in elsewhere and (missing := list(find_missing_rules(port, top, there, listings)))
-        }
+        reports = [FilterReport("blind", port, "it is not in guestd's network namespace") for port in elsewhere]
+        found = {}
+        for port in sorted(bound.keys() - set(elsewhere)):
+            placed = order_rules(bound[port], there)
+            if unknown := find_unpredictable(placed):
+                reports.append(FilterReport("blind", port, f"guestd cannot predict the kernel's rules: {unknown}"))
+            elif missing := list(find_missing_rules(port, placed, listings)):
+                found[port] = f"the kernel's rules are not libvirt's: {missing[0]}"
         # A new binding did not restore these: an operator has to, and repeating it every run would help nobody.
         again = found.keys() & self._reported
         self._reported = frozenset(found)
-        reports = [FilterReport("blind", port, "it is not in guestd's network namespace") for port in elsewhere]
         reports += [
             FilterReport("blind", port, f"{found[port]}, and a new binding did not help") for port in sorted(again)
         ]
         return {port: reason for port, reason in found.items() if port not in again}, reports
 
 
-def find_missing_rules(port: str, top: Filter, filters: Mapping[str, Filter], listings: Sequence[str]) -> Iterator[str]:
+def find_unpredictable(placed: Sequence[PlacedRule]) -> str | None:
+    """Why guestd does not know how many rules libvirt makes of those of a tree; None where it does. Pure.
+
+    Only filters that somebody changed manually, and that guestd could not define again yet, have such rules.
+    """
+    try:
+        return next((each.unknown for each in build_packet_rules(placed) if each.unknown), None)
+    except NotInstallable as exc:
+        return str(exc)
+
+
+def find_missing_rules(port: str, placed: Sequence[PlacedRule], listings: Sequence[str]) -> Iterator[str]:
     """The chains of a device that lack rules or have too many, or that no rule jumps to. Pure.
 
     `listings` are what the commands of LISTINGS print, in their order.
     """
-    placed = order_rules(top, filters)
     for version, listing in zip((4, 6), listings, strict=False):
         directions = [rule.direction for rule in build_packet_rules(placed) if rule.version == version]
         for prefix, direction in PACKET_CHAINS.items() if directions else ():

@@ -18,6 +18,7 @@ from guestd.filters.compiler import rule_order
 from guestd.filters.graph import list_edges, list_includers
 from guestd.filters.model import PREFIX, ROOT, Filter, Reference, Rule
 from guestd.filters.network_services import SERVICES, Policy, Ports, build_accept_rule, build_service_rules
+from guestd.filters.variables import find_variable
 
 CLEAN_TRAFFIC = "Clean Traffic"
 # For the uuids of machine filters, which follow from the machines' ids: every host computes the same ones.
@@ -97,7 +98,8 @@ def find_variables(filters: Mapping[str, Filter]) -> dict[str, frozenset[str]]:
 
 
 def _own_variables(each: Filter) -> set[str]:
-    return {match.value for rule in each.rules for match in rule.matches if match.value in _VARIABLES}
+    named = {find_variable(match.value) for rule in each.rules for match in rule.matches}
+    return {variable for variable in _VARIABLES if variable in named}
 
 
 def _include(

@@ -58,8 +58,8 @@ class Rule:
 
     @property
     def is_link(self) -> bool:
-        """Whether ebtables matches it."""
-        return self.protocol in LINK_PROTOCOLS
+        """Whether ebtables matches it; it matches every frame with a rule without conditions."""
+        return not self.protocol or self.protocol in LINK_PROTOCOLS
 
     def __str__(self) -> str:
         words = [self.action, self.direction, str(self.priority), self.protocol]
@@ -125,9 +125,14 @@ def is_ipv6(protocol: str) -> bool:
     return protocol in ("ipv6", "icmpv6") or protocol.endswith("-ipv6")
 
 
+def is_mac(text: str) -> bool:
+    """Whether the text is a MAC address."""
+    return _MAC.fullmatch(text) is not None
+
+
 def canonical_mac(text: str) -> str:
     """Six pairs of lower-case hex digits. ValueError where the text is no MAC address."""
-    if not _MAC.fullmatch(text):
+    if not is_mac(text):
         raise ValueError(f"{text!r} is not a MAC address")
     return ":".join(f"{int(part, 16):02x}" for part in text.split(":"))
 

@@ -3,22 +3,28 @@
 Pure. Measured on libvirt 9.0 (docs/filters.md): rules of the root chain come before those of all other chains, then
 priority decides. libvirt installs each rule in both directions. An accepting rule accepts new connections in its own
 direction and only their answers in the other. A rule that drops, rejects or returns applies to both directions unless
-it names states. A packet that no rule matches passes.
+it names states. A packet that no rule matches passes. libvirt knows more conditions than rows can have: where such a
+condition decides, the answer is that guestd cannot evaluate it, and never a verdict.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from itertools import combinations
 
-from guestd.filters.model import ROOT, Filter, Reference, Rule, is_ipv6
+from guestd.filters.model import ROOT, STATES, Filter, Match, Rule, is_ipv6, is_mac
+from guestd.filters.variables import OWN_MAC, Variables, list_instances, pass_on
 
 Network = IPv4Network | IPv6Network
 Range = tuple[int, int]
-Variables = tuple[tuple[str, str], ...]
 OPPOSITE = {"in": "out", "out": "in"}
+UNKNOWN = "unknown"
+# libvirt has many further conditions that rows cannot have, such as dscp.
+ADDRESSES = frozenset({"srcmacaddr", "srcipaddr", "srcipmask", "dstipaddr", "dstipmask"})
+EVALUATED = ADDRESSES | {"srcportstart", "srcportend", "dstportstart", "dstportend", "state"}
+_STATES = frozenset(STATES) - {"NONE"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +38,10 @@ class PlacedRule:
 
 @dataclass(frozen=True, slots=True)
 class PacketRule:
-    """A rule of iptables: `direction` is in (to the guest) or out. None matches anything."""
+    """A rule of iptables: `direction` is in (to the guest) or out. None matches anything.
+
+    `unknown` is what guestd cannot evaluate of it, or empty: the rule may match less than its other fields do.
+    """
 
     direction: str
     version: int
@@ -46,6 +55,19 @@ class PacketRule:
     answer: bool | None
     verdict: str
     placed: PlacedRule
+    unknown: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What happens to a packet: accept, return, drop, reject, or UNKNOWN with the reason in `unknown`.
+
+    `rule` decides, or may decide where the action is UNKNOWN; None where no rule does and the packet passes.
+    """
+
+    action: str
+    rule: PlacedRule | None = None
+    unknown: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +90,7 @@ class Packet:
 
     def is_sent_by(self, mac: str) -> bool:
         """Whether the sender has the MAC address that a rule names; $MAC is the machine's own."""
-        return (self.direction == "out" and self.mac is None) if mac == "$MAC" else mac == self.mac
+        return (self.direction == "out" and self.mac is None) if mac == OWN_MAC else mac == self.mac
 
 
 def order_rules(top: Filter, filters: Mapping[str, Filter]) -> list[PlacedRule]:
@@ -83,63 +105,56 @@ def _collect(current: Filter, variables: Variables, filters: Mapping[str, Filter
         if isinstance(each, Rule):
             found.append(PlacedRule(current, each, variables))
         elif each.target in filters:
-            _collect(filters[each.target], _pass_on(variables, each), filters, found)
-
-
-def _pass_on(variables: Variables, reference: Reference) -> Variables:
-    """The variables within an included filter: what the includer has itself overrides what it passes."""
-    names = {name for name, _ in variables}
-    return variables + tuple(each for each in reference.parameters if each[0] not in names)
+            _collect(filters[each.target], pass_on(variables, each), filters, found)
 
 
 def build_packet_rules(placed: Sequence[PlacedRule]) -> list[PacketRule]:
-    """The rules of iptables and ip6tables, in order; rules for ebtables are left out."""
-    return [packet_rule for each in placed if not each.rule.is_link for packet_rule in _both_directions(each)]
+    """The rules of iptables and ip6tables, in order; rules for ebtables are left out.
+
+    NotInstallable where libvirt cannot install the tree, because of any of its rules.
+    """
+    instances = [(each, rule) for each in placed for rule in list_instances(each.rule, each.variables)]
+    return [found for each, rule in instances if not rule.is_link for found in _both_directions(each, rule)]
 
 
-def _both_directions(placed: PlacedRule) -> Iterator[PacketRule]:
-    rule = placed.rule
-    direction = "out" if rule.direction == "out" else "in"
+def _both_directions(placed: PlacedRule, rule: Rule) -> Iterator[PacketRule]:
+    forward = _forward_rule(placed, rule)
+    back = _reverse(forward)
     states = rule.value("state") if rule.is_stateful else None
-    for forward in _forward_rules(placed, direction):
-        back = _reverse(forward)
-        if states is not None:
-            named = frozenset(states.split(","))
-            yield replace(forward, states=named)
-            if rule.direction == "inout" and back is not None:
-                yield replace(back, states=named)
-        elif rule.is_stateful and rule.action == "accept" and rule.direction != "inout":
-            yield replace(forward, states=frozenset({"NEW", "ESTABLISHED"}), answer=False)
-            if back is not None:
-                yield replace(back, states=frozenset({"ESTABLISHED"}), answer=True)
-        else:
-            yield forward
-            if back is not None:
-                yield back
+    if states is not None and not forward.unknown:
+        named = frozenset(states.split(","))
+        yield replace(forward, states=named)
+        if rule.direction == "inout" and back is not None:
+            yield replace(back, states=named)
+    elif rule.is_stateful and rule.action == "accept" and rule.direction != "inout" and not forward.unknown:
+        yield replace(forward, states=frozenset({"NEW", "ESTABLISHED"}), answer=False)
+        if back is not None:
+            yield replace(back, states=frozenset({"ESTABLISHED"}), answer=True)
+    else:
+        yield forward
+        if back is not None:
+            yield back
 
 
-def _forward_rules(placed: PlacedRule, direction: str) -> Iterator[PacketRule]:
-    """One rule for each value of the variable that the rule names; none where the variable has no value."""
-    rule = placed.rule
-    version = 6 if is_ipv6(rule.protocol) else 4
-    variable = "IPV6" if version == 6 else "IP"
-    uses = any(match.value == f"${variable}" for match in rule.matches)
-    values = [value for name, value in placed.variables if name == variable] if uses else [""]
-    for value in dict.fromkeys(values):
-        yield PacketRule(
-            direction=direction,
-            version=version,
-            protocol={"icmpv6": "icmp"}.get(rule.protocol, rule.protocol.removesuffix("-ipv6")),
-            source=resolve_network(rule, "src", value),
-            destination=resolve_network(rule, "dst", value),
-            source_ports=_ports(rule, "src"),
-            destination_ports=_ports(rule, "dst"),
-            mac=rule.value("srcmacaddr"),
-            states=None,
-            answer=None,
-            verdict=rule.action,
-            placed=placed,
-        )
+def _forward_rule(placed: PlacedRule, rule: Rule) -> PacketRule:
+    unknown = find_unknown(rule, EVALUATED)
+    # What cannot be evaluated may match any packet of its protocol.
+    known = replace(rule, matches=()) if unknown else rule
+    return PacketRule(
+        direction="out" if rule.direction == "out" else "in",
+        version=6 if is_ipv6(rule.protocol) else 4,
+        protocol={"icmpv6": "icmp"}.get(rule.protocol, rule.protocol.removesuffix("-ipv6")),
+        source=resolve_network(known, "src"),
+        destination=resolve_network(known, "dst"),
+        source_ports=_ports(known, "src"),
+        destination_ports=_ports(known, "dst"),
+        mac=known.value("srcmacaddr"),
+        states=None,
+        answer=None,
+        verdict=rule.action,
+        placed=placed,
+        unknown=unknown,
+    )
 
 
 def _reverse(forward: PacketRule) -> PacketRule | None:
@@ -157,20 +172,39 @@ def _reverse(forward: PacketRule) -> PacketRule | None:
     return None if forward.mac is not None and all(each is None for each in conditions) else reverse
 
 
-def resolve_network(rule: Rule, side: str, value: str) -> Network | None:
-    """The addresses of one side of a rule, with `value` for its variable; None for any address, or without a value."""
-    address = rule.value(f"{side}ipaddr")
-    if address is None or (address.startswith("$") and not value):
-        return None
-    mask = rule.value(f"{side}ipmask")
-    return ip_network(
-        f"{value if address.startswith('$') else address}{'' if mask is None else f'/{mask}'}", strict=False
-    )
+def find_unknown(rule: Rule, evaluated: Collection[str]) -> str:
+    """What guestd cannot evaluate of a rule without variables, or an empty string."""
+    for each in rule.matches:
+        is_known = each.name in evaluated and not each.is_negated and _is_readable(each, rule.protocol)
+        if each.name != "comment" and not is_known:
+            return f"guestd does not evaluate {each.name}{'!=' if each.is_negated else '='}{each.value}"
+    return ""
+
+
+def _is_readable(match: Match, protocol: str) -> bool:
+    name, value = match.name, match.value
+    bits = 128 if is_ipv6(protocol) else 32
+    if name.endswith("macaddr"):
+        return value == OWN_MAC or is_mac(value)
+    if name.endswith("ipmask"):
+        return value.isdecimal() and int(value) <= bits
+    if name == "state":
+        return set(value.split(",")) <= _STATES
+    try:
+        return ip_address(value).max_prefixlen == bits if name.endswith("ipaddr") else 0 <= int(value, 0) <= 65535
+    except ValueError:
+        return False
+
+
+def resolve_network(rule: Rule, side: str) -> Network | None:
+    """The addresses of one side of a rule; None for any address."""
+    address, mask = rule.value(f"{side}ipaddr"), rule.value(f"{side}ipmask")
+    return None if address is None else ip_network(f"{address}{'' if mask is None else f'/{mask}'}", strict=False)
 
 
 def _ports(rule: Rule, side: str) -> Range | None:
     first = rule.value(f"{side}portstart")
-    return None if first is None else (int(first), int(rule.value(f"{side}portend") or first))
+    return None if first is None else (int(first, 0), int(rule.value(f"{side}portend") or first, 0))
 
 
 def find_deciding_rule(packet: Packet, packet_rules: Sequence[PacketRule]) -> PacketRule | None:
