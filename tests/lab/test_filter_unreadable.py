@@ -1,5 +1,6 @@
 """One object of libvirt that cannot be read costs itself only: a filter, a domain or a network."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID, uuid4
@@ -150,3 +151,19 @@ def test_a_row_keeps_clear_of_an_unreadable_filter_with_its_name(filter_host: Fi
     result = filter_host.reconcile()
     kinds = {report.kind for report in result.reports if report.name == name}
     assert kinds == {"refused", "unreadable"}
+
+
+def test_each_of_two_interfaces_with_one_mac_address_gets_the_machines_filter(filter_host: FilterHost) -> None:
+    machine_id, name = filter_host.add_machine()
+    domain = filter_host.domain(name)
+    xml = domain.XMLDesc(2)
+    card = xml[xml.index("<interface") : xml.index("</interface>")] + "</interface>"
+    filter_host.libvirt.defineXML(xml.replace(card, card + re.sub("<address.*?/>", "", card)))
+    domain.createWithFlags(1)  # VIR_DOMAIN_START_PAUSED
+    result = filter_host.reconcile(ENFORCE)
+    assert {outcome for _, outcome in result.steps} == {"done"}
+    chosen = machine_filter_name(machine_id)
+    for flags in (0, 2):
+        assert domain.XMLDesc(flags).count(f"<filterref filter='{chosen}'/>") == 2
+    assert [each for each in filter_host.bindings().values() if each == chosen] == [chosen, chosen]
+    assert filter_host.reconcile(ENFORCE).steps == ()

@@ -16,7 +16,7 @@ from guestd.filters.model import Filter, Reference
 from guestd.filters.plan import Define, Guard
 from guestd.filters.printed import PrintedDomain, PrintedFilter, PrintedHost, build_snapshot
 from guestd.filters.snapshot import HostSnapshot, MachineRow, Skipped, StoreSnapshot, build_stand_in, is_stand_in
-from guestd.filters.xml import render_filter
+from guestd.filters.xml import render_filter, set_interface_filter
 from guestd.hypervisor.xml import Unreadable
 from support.filter_rows import filter_row, rule_row
 
@@ -166,6 +166,25 @@ def test_of_domains_on_a_network_that_cannot_be_read_the_addresses_are_unknown()
 def test_a_domain_on_a_network_that_does_not_exist_has_no_address() -> None:
     found = read(replace(HOST, networks={"second": HOST.networks["second"]}))
     assert (found.without_addresses, found.static_ips) == (frozenset(), {"other": ("10.0.0.2",)})
+
+
+def test_of_two_interfaces_with_one_mac_address_each_is_seen_and_can_be_changed() -> None:
+    card = DOMAIN[DOMAIN.index("    <interface") : DOMAIN.index("  </devices>")]
+    other = card.replace("vnet0", "vnet1").replace("ibay-a", "clean-traffic")
+    xml = DOMAIN.replace(card, card + other)
+    found = read(replace(HOST, domains=(PrintedDomain("vm", UUID(int=1), xml, DOMAIN),)))
+    assert [(each.port, each.live, each.stored, each.number) for each in found.interfaces] == [
+        ("vnet0", "ibay-a", "ibay-a", 0),
+        ("vnet1", "clean-traffic", None, 1),
+    ]
+    for number, port in enumerate(("vnet0", "vnet1")):
+        changed = set_interface_filter(xml, "52:54:00:00:00:01", number, "ibay-b")
+        assert changed is not None
+        assert port in changed
+        assert '<filterref filter="ibay-b" />' in changed
+        assert changed.count("filterref") == 1
+    assert set_interface_filter(xml, "52:54:00:00:00:01", 2, "ibay-b") is None
+    assert set_interface_filter(xml, "52:54:00:00:00:09", 0, "ibay-b") is None
 
 
 ROW = filter_row(rule_row(protocol="ip", src_ip_addr="$IP"))

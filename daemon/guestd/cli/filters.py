@@ -214,7 +214,12 @@ def _read_static_ips(uri: str) -> Mapping[str, tuple[str, ...]]:
     from guestd.filters import driver
 
     try:
-        return asyncio.run(driver.observe_host(uri)).static_ips if uri else {}
+        host = asyncio.run(driver.observe_host(uri)) if uri else None
     except (SourceLost, ConfigError) as exc:
         print_error(f"libvirt's networks are left out, their addresses are unknown: {exc}")
         return {}
+    if host is None:
+        return {}
+    for each in host.skipped:
+        print_error(f"libvirt's {each.kind} {each.name} cannot be read, its addresses are unknown: {each.reason}")
+    return host.static_ips

@@ -124,7 +124,9 @@ class FilterDriver:
             domain = connection.lookupByUUID(action.interface.domain_uuid.bytes)
             xml = domain.XMLDesc(0 if is_live else libvirt.VIR_DOMAIN_XML_INACTIVE)
             try:
-                device = filter_xml.set_interface_filter(xml, action.interface.mac, action.filter)
+                device = filter_xml.set_interface_filter(
+                    xml, action.interface.mac, action.interface.number, action.filter
+                )
             except ValueError as exc:
                 return str(exc)
             if device is None:

@@ -10,6 +10,7 @@ be malformed, or name another filter. Of what cannot be read, the uses are unkno
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
@@ -117,12 +118,21 @@ def _parse_domain(printed: PrintedDomain) -> _Cards | Unreadable:
 
 def _list_interfaces(printed: PrintedDomain) -> Iterator[Interface]:
     """The interfaces of a domain, with the filters that they name now and after its next start."""
-    live, stored = printed.live, printed.stored
-    now = {mac: (port, name) for mac, port, name in filter_xml.list_interfaces(live)} if isinstance(live, str) else {}
-    later = {mac: name for mac, _, name in filter_xml.list_interfaces(stored)} if isinstance(stored, str) else {}
-    for mac in {**now, **later}:
-        port, name = now.get(mac, ("", None))
-        yield Interface(printed.name, printed.uuid, mac, port, name, later.get(mac))
+    now, later = _number_interfaces(printed.live), _number_interfaces(printed.stored)
+    for mac, number in {**now, **later}:
+        port, live = now.get((mac, number), ("", None))
+        _, stored = later.get((mac, number), ("", None))
+        yield Interface(printed.name, printed.uuid, mac, port, live, stored, number)
+
+
+def _number_interfaces(text: Text | None) -> dict[tuple[str, int], tuple[str, str]]:
+    """Device and filter of each interface, by its MAC address and its number among those of that address."""
+    found: dict[tuple[str, int], tuple[str, str]] = {}
+    counts = Counter[str]()
+    for mac, port, name in filter_xml.list_interfaces(text) if isinstance(text, str) else ():
+        found[mac, counts[mac]] = port, name
+        counts[mac] += 1
+    return found
 
 
 def _parse_network(text: Text) -> list[tuple[str, str]] | Unreadable:

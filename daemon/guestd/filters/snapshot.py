@@ -94,7 +94,8 @@ class FilterHostState:
 class Interface:
     """A network card of a domain. `live` and `stored` are the filters that it names now and after its next start:
 
-    empty for none, None where the domain is not running or not stored. `port` is its device on the host.
+    empty for none, None where the domain is not running or not stored. `port` is its device on the host, `number`
+    counts the interfaces with its MAC address: libvirt allows several.
     """
 
     domain: str
@@ -103,6 +104,7 @@ class Interface:
     port: str
     live: str | None
     stored: str | None
+    number: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,17 +56,24 @@ def list_static_hosts(network_xml: str) -> Iterator[tuple[str, str]]:
         yield each.get("mac", "").lower(), each.get("ip", "")
 
 
-def set_interface_filter(domain_xml: str, mac: str, name: str) -> str | None:
-    """The XML of the domain's interface with this MAC address and this filter; None where it has no such interface."""
+def set_interface_filter(domain_xml: str, mac: str, number: int, name: str) -> str | None:
+    """The XML of a domain's interface with this filter, the interface of this number among those with this MAC address.
+
+    None where it has no such interface.
+    """
     root = parse_xml(domain_xml)
-    for each in root.iterfind("devices/interface"):
-        found = each.find("mac")
-        if found is not None and found.get("address") == mac:
-            for old in each.findall("filterref"):
-                each.remove(old)
-            ElementTree.SubElement(each, "filterref", {"filter": name})
-            return ElementTree.tostring(each, encoding="unicode")
-    return None
+    found = [each for each in root.iterfind("devices/interface") if _mac(each) == mac]
+    if number >= len(found):
+        return None
+    for old in found[number].findall("filterref"):
+        found[number].remove(old)
+    ElementTree.SubElement(found[number], "filterref", {"filter": name})
+    return ElementTree.tostring(found[number], encoding="unicode")
+
+
+def _mac(interface: ElementTree.Element) -> str | None:
+    found = interface.find("mac")
+    return None if found is None else found.get("address", "")
 
 
 def render_binding(owner: str, owner_uuid: UUID, port: str, mac: str, name: str) -> str:
