@@ -193,8 +193,8 @@ class Body(Struct, omit_defaults=True):
 
 
 def clean(text: str) -> str:
-    """A text of bounded length that JSON can hold: what was not UTF-8 on this machine becomes a question mark."""
-    return text[:LONGEST_TEXT].encode(errors="replace").decode()
+    """A text of bounded length that the store can hold: what was not UTF-8 becomes a question mark, a NUL a space."""
+    return text[:LONGEST_TEXT].replace("\0", " ").encode(errors="replace").decode()
 
 
 def rfc3339(unix_seconds: float) -> str | None:

@@ -19,6 +19,7 @@ import psutil
 
 from guestd.agent.parts import Parts, describe
 from guestd.agent.payload import Port, Process, clean
+from guestd.wire.limits import NAME_CHARS
 
 # The command line of a process whose memory is locked, by a fault on a mount that does not answer, is not readable.
 PROCESS_SECONDS = 2.0
@@ -116,16 +117,16 @@ class ProcessWatch:
         memory, counters = known["memory_info"], known.get("io_counters")
         return Process(
             id=known["process"].pid,
-            parent_id=known["ppid"],
-            name=clean(known["name"] or ""),
+            parent_id=_amount(known["ppid"]),
+            name=clean(known["name"] or "")[:NAME_CHARS],
             executable_path=clean(known["executable"]) if known["executable"] else None,
             command_line=clean(" ".join(known["cmdline"])) if known["cmdline"] else None,
             cpu_usage_percent=self._cpu_percent(known, before, elapsed),
-            memory_usage_kb=memory.rss // 1024 if memory else 0,
+            memory_usage_kb=max(memory.rss, 0) // 1024 if memory else 0,
             status=status_name(known["status"]),
             start_time=int(known["create_time"]) if known["create_time"] else None,
-            disk_read_bytes=counters.read_bytes if counters else None,
-            disk_write_bytes=counters.write_bytes if counters else None,
+            disk_read_bytes=_amount(counters.read_bytes) if counters else None,
+            disk_write_bytes=_amount(counters.write_bytes) if counters else None,
         )
 
     def _cpu_percent(
@@ -143,6 +144,10 @@ class ProcessWatch:
         # A process that is new since the last sample has used all its time since then. The kernel scales its counters,
         # which may step back.
         return round(max(100 * (seconds - before.get(process, 0.0)) / elapsed, 0.0), 1)
+
+
+def _amount(value: int | None) -> int | None:
+    return None if value is None or value < 0 else value
 
 
 def _read(pid: int) -> _Facts | None:

@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -123,4 +124,6 @@ def _take_samples(
 
 if __name__ == "__main__":
     configure_logging()
+    # Of figures that are not in /proc and that no sample has.
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module="psutil")
     run(msgspec.json.decode(sys.argv[1], type=SamplerOptions))
