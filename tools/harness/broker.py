@@ -35,16 +35,25 @@ class BrokerError(Exception):
 class Broker:
     """One broker in `directory`, from the programs under `prefix` (see `prefix()`).
 
-    `lines` go to its configuration, of the listener first; `access` is what decides who may say and hear what, else
-    deploy/mosquitto/acl. `start` and `stop` raise BrokerError.
+    `lines` go to its configuration, of the listener first, `overrides` to its end; `access` is what decides who may say
+    and hear what, else deploy/mosquitto/acl. `start` and `stop` raise BrokerError.
     """
 
     def __init__(
-        self, directory: Path, *, prefix: Path, lines: Sequence[str] = (), access: Sequence[str] | None = None
+        self,
+        directory: Path,
+        *,
+        prefix: Path,
+        address: str = "127.0.0.1",
+        lines: Sequence[str] = (),
+        overrides: Sequence[str] = (),
+        access: Sequence[str] | None = None,
     ) -> None:
         self.directory = directory.absolute()
         self._prefix = prefix
+        self._address = address
         self._lines = lines
+        self.overrides = overrides
         self._access = access
         self._configuration = self.directory / "mosquitto.conf"
         self._queue = self.directory / "queue"
@@ -117,12 +126,13 @@ class Broker:
         acl.write_bytes((DEPLOY / "acl").read_bytes())
         acl.chmod(0o600)
         own = [
-            f"listener {self.port} 127.0.0.1",
+            f"listener {self.port} {self._address}",
             *self._lines,
             f"password_file {passwords}",
             *(self._access or [f"acl_file {acl}"]),
             f"persistence_location {self._queue}/",
             f"include_dir {DEPLOY / 'conf.d'}",
+            *self.overrides,
             # It would change to a user of its own, who may not enter the directories of tests.
             *(["user root"] if os.geteuid() == 0 else []),
         ]
@@ -141,8 +151,8 @@ class Broker:
         """Whether it takes connections; False when its port was taken in between."""
         deadline = time.monotonic() + START_SECONDS
         while child.poll() is None and time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+            with socket.socket(socket.AF_INET6 if ":" in self._address else socket.AF_INET) as probe:
+                if probe.connect_ex((self._address, self.port)) == 0:
                     return True
             time.sleep(0.02)
         if "Address already in use" not in self.read_log():

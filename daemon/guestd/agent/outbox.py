@@ -125,6 +125,12 @@ class Outbox:
             return
         self.acknowledge(self.boot_id, seq, self._progress_at)
 
+    def give_up(self, seq: int) -> None:
+        """Drop this line, and all before it that are still held: the broker never takes it."""
+        while self._oldest <= min(seq, self.last):
+            self._drop_oldest()
+            self.dropped += 1
+
     def resend_after(self, boot_id: str, seq: int, now_seconds: float, mark: str = "") -> None:
         """As `acknowledge`, then write everything that is still held again."""
         self.acknowledge(boot_id, seq, now_seconds, mark)

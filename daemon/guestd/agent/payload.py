@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
@@ -210,14 +211,36 @@ def fit(body: Body, limit_bytes: int = BODY_LIMIT_BYTES) -> bytes:
 
     The lists are expected to have what matters most in front.
     """
-    encoded = msgspec.json.encode(body)
     system = body.data.system
     lists: list[list[Any]] = [
         system.processes, system.ports, system.windows_services, body.data.applications, system.disk.usage_stats,
         system.network.interfaces,
     ]  # fmt: skip
+    return _cut_lists(body, lists, limit_bytes)
+
+
+def shorten(line: bytes, limit_bytes: int) -> bytes | None:
+    """A line of at most so many bytes, by the same rule for all its lists; None where it is too long without them.
+
+    Its number and its mark stay: it is the same sample.
+    """
+    message = msgspec.json.decode(line)
+    shortened = _cut_lists(message, list(_find_lists(message)), limit_bytes)
+    return shortened if len(shortened) <= limit_bytes else None
+
+
+def _cut_lists(message: object, lists: list[list[Any]], limit_bytes: int) -> bytes:
+    encoded = msgspec.json.encode(message)
     while len(encoded) > limit_bytes and any(lists):
         longest = max(lists, key=lambda entries: len(msgspec.json.encode(entries)))
         del longest[len(longest) * 3 // 4 :]
-        encoded = msgspec.json.encode(body)
+        encoded = msgspec.json.encode(message)
     return encoded
+
+
+def _find_lists(value: object) -> Iterator[list[Any]]:
+    if isinstance(value, list):
+        yield value
+    elif isinstance(value, dict):
+        for member in value.values():
+            yield from _find_lists(member)

@@ -13,8 +13,9 @@ from typing import Any
 
 import structlog
 
+from guestd.agent.broker_link import serve_broker
 from guestd.agent.hostlines import pass_through
-from guestd.agent.mqtt import Address, serve_broker
+from guestd.agent.mqtt import Address
 from guestd.agent.outbox import Outbox
 from guestd.agent.sampling import NoSample, Sampler, SamplerOptions
 from guestd.agent.signals import run_until_signal
@@ -97,7 +98,9 @@ async def _run(options: Options, open_: ExitStack) -> None:
 
     await run_until_signal(work())
     await sampler.close()
-    _log.info("agent stopped", acknowledged=sender.outbox.acknowledged, unacknowledged=sender.outbox.held_lines)
+    _log.info(
+        "agent stopped", acknowledged=outbox.acknowledged, unacknowledged=outbox.held_lines, dropped=outbox.dropped
+    )
 
 
 def _report_to(

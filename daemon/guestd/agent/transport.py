@@ -82,6 +82,11 @@ class ReliableSender:
         self.outbox.confirm(seq)
         self._acknowledged.set()
 
+    def give_up(self, seq: int) -> None:
+        """Drop this line: a broker never takes it."""
+        self.outbox.give_up(seq)
+        self._acknowledged.set()
+
     def wake(self) -> None:
         """Wake the writer."""
         self._to_write.set()

@@ -17,8 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from guestd.agent.mqtt import Address, Connection, publish_lines
+from guestd.agent.broker_link import BrokerLink
+from guestd.agent.mqtt import Address
 from guestd.agent.outbox import Outbox
+from guestd.agent.publish import publish_lines
 from guestd.agent.transport import ReliableSender, listen, serve_socket
 from guestd.simulator.guest import Guest
 
@@ -76,6 +78,14 @@ class SimulatedGuest:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class OpenFleet:
+    """The guests, and their connections to a broker, if they share some."""
+
+    guests: list[SimulatedGuest]
+    links: list[BrokerLink]
+
+
 def raise_descriptor_limit(guests: int) -> None:
     """Raise the soft limit of open files to what the guests need; OSError when the hard limit is too low."""
     needed = guests * DESCRIPTORS_PER_GUEST + SPARE_DESCRIPTORS
@@ -90,24 +100,25 @@ def raise_descriptor_limit(guests: int) -> None:
 _Connect = Callable[[uuid.UUID, ReliableSender], Callable[[], Coroutine[Any, Any, None]]]
 
 
-def open_fleet(fleet: Fleet, open_: ExitStack) -> list[SimulatedGuest]:
-    """All guests, listening or connecting to the broker, until `open_` is closed. OSError when one cannot listen.
+def open_fleet(fleet: Fleet, open_: ExitStack) -> OpenFleet:
+    """All guests, listening until `open_` is closed, or ready to connect to the broker.
 
-    For a broker the event loop must run, and `open_` must be closed in it.
+    Raises OSError when one cannot listen.
     """
     start_s = int(time.time())
-    connect = (
-        _connect_by_socket(fleet.target, open_)
-        if isinstance(fleet.target, Path)
-        else _connect_by_broker(fleet.target, open_)
-    )
+    links: list[BrokerLink] = []
+    if isinstance(fleet.target, Path):
+        connect = _connect_by_socket(fleet.target, open_)
+    else:
+        links = _make_links(fleet.target)
+        connect = _connect_by_broker(fleet.target, links)
     guests = []
     for number in range(fleet.first, fleet.first + fleet.guests):
         guest = Guest(number, seed=fleet.seed, processes=fleet.processes, start_s=start_s)
         sender = ReliableSender(Outbox(str(uuid.uuid4()), BUFFER_BYTES), on_request=_ignore_request)
         deliver = connect(guest.machine_id, sender)
         guests.append(SimulatedGuest(guest, sender, deliver, deque(maxlen=fleet.count or 0)))
-    return guests
+    return OpenFleet(guests, links)
 
 
 def _connect_by_socket(directory: Path, open_: ExitStack) -> _Connect:
@@ -122,16 +133,16 @@ def _connect_by_socket(directory: Path, open_: ExitStack) -> _Connect:
     return connect
 
 
-def _connect_by_broker(address: Address, open_: ExitStack) -> _Connect:
+def _make_links(address: Address) -> list[BrokerLink]:
     run = uuid.uuid4()
-    connections = [Connection(address, f"guestd-simulate-{run}-{number}") for number in range(BROKER_CONNECTIONS)]
-    for connection in connections:
-        open_.callback(connection.close)
-    next_connection = itertools.cycle(connections)
+    return [BrokerLink(address, f"guestd-simulate-{run}-{number}") for number in range(BROKER_CONNECTIONS)]
+
+
+def _connect_by_broker(address: Address, links: list[BrokerLink]) -> _Connect:
+    next_link = itertools.cycle(links)
 
     def connect(machine_id: uuid.UUID, sender: ReliableSender) -> Callable[[], Coroutine[Any, Any, None]]:
-        publish = partial(next(next_connection).publish, address.topic(machine_id, "metrics"))
-        return partial(publish_lines, publish, sender)
+        return partial(publish_lines, next(next_link), address.topic(machine_id, "metrics"), sender)
 
     return connect
 
@@ -140,10 +151,12 @@ def _ignore_request() -> None:
     """A simulated guest reports at its interval alone, whatever the host requests."""
 
 
-async def run_fleet(guests: list[SimulatedGuest], fleet: Fleet) -> None:
+async def run_fleet(opened: OpenFleet, fleet: Fleet) -> None:
     """Serve every guest until all its messages are sent and acknowledged; without a count this does not end."""
     async with asyncio.TaskGroup() as tasks:
+        guests = opened.guests
         delivering = [tasks.create_task(guest.deliver(), name=f"deliver {guest.name}") for guest in guests]
+        delivering += [tasks.create_task(link.run(), name="broker") for link in opened.links]
         async with asyncio.TaskGroup() as reports:
             for place, guest in enumerate(guests):
                 # Spread over the interval, so that a host sees a stream and not a wave.

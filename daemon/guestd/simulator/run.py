@@ -29,9 +29,10 @@ def run(fleet: Fleet, manifest: Path | None) -> int:
 async def _run(fleet: Fleet, manifest: Path | None) -> int:
     raise_descriptor_limit(fleet.guests)
     with ExitStack() as open_:
-        guests = open_fleet(fleet, open_)
+        opened = open_fleet(fleet, open_)
+        guests = opened.guests
         _log.info("simulation started", guests=fleet.guests, to=str(fleet.target))
-        finished = await run_until_signal(run_fleet(guests, fleet))
+        finished = await run_until_signal(run_fleet(opened, fleet))
     if manifest is not None:
         _write_manifest(manifest, guests)
     _log.info("simulation stopped", finished=finished, sent=sum(guest.sender.outbox.last for guest in guests))

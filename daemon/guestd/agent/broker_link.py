@@ -1,0 +1,141 @@
+"""Reporting to a broker: the connection is made again whenever it is lost, and what the broker announces is respected.
+
+A line over the broker's Maximum Packet Size loses the ends of its lists; one that is too long even without lists is
+given up. Every reason that the broker gives is logged, once while it repeats.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from uuid import UUID
+
+import structlog
+
+from guestd.agent.mqtt import Address, Session
+from guestd.agent.payload import shorten
+from guestd.agent.publish import Answer, publish_lines
+from guestd.agent.transport import ReliableSender
+from guestd.core import broker
+from guestd.core.address import is_loopback
+from guestd.core.errors import SourceLost
+from guestd.core.tasks import Backoff, run_with_retry, warn_once
+
+LONGEST_RECONNECT_SECONDS = 10.0
+# A broker that refuses a packet without having announced a limit: the next are half as large, but not below this.
+SMALLEST_LEARNED_BYTES = 4096
+
+_log: structlog.stdlib.BoundLogger = structlog.get_logger("guestd.agent")
+
+
+class BrokerLink:
+    """The connection to a broker, for one machine, whose presence is published on `will_topic`, or for many."""
+
+    def __init__(self, address: Address, client_id: str, will_topic: str | None = None) -> None:
+        self._address = address
+        self._client_id = client_id
+        self._will_topic = will_topic
+        self._backoff = Backoff(first_seconds=1.0, cap_seconds=LONGEST_RECONNECT_SECONDS)
+        self._takeovers = broker.TakeoverWatch(self._backoff)
+        self._session: Session | None = None
+        self._packet_bytes = self._learned_bytes = broker.PROTOCOL_PACKET_BYTES
+        self._connected = asyncio.Event()
+        self._warn_refused = _warn("broker did not accept a line: it stays in the buffer; publishing it again")
+        self._warn_shortened = _warn("broker takes smaller packets than our lines: the ends of lists are left out")
+        self._warn_given_up = _warn("line given up: the broker never takes it")
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the broker accepts lines now."""
+        return self._session is not None and self._session.error is None
+
+    async def wait_connected(self) -> None:
+        """Wait until the broker accepts lines."""
+        while not self.is_connected:
+            self._connected.clear()
+            await self._connected.wait()
+
+    async def run(self) -> None:
+        """Connect, again and again, until cancelled."""
+        if self._address.password is not None and self._address.tls is None and not is_loopback(self._address.host):
+            _log.warning("password is sent unencrypted: use TLS (--mqtt-tls, or --mqtt-ca)", broker=str(self._address))
+        warn = warn_once("broker unavailable: lines stay in the buffer; retrying", broker=str(self._address))
+        await run_with_retry(self._run_session, expected=SourceLost, backoff=self._backoff, on_failure=warn)
+
+    def publish(self, topic: str, line: bytes) -> asyncio.Future[Answer]:
+        """Publish a line, without the ends of its lists if it is too long; the future has the answer."""
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        if self._session is None:
+            answer.set_result(Answer.LOST)
+            return answer
+        limit_bytes = self._packet_bytes - _count_header_bytes(topic)
+        payload = line if len(line) <= limit_bytes else shorten(line, limit_bytes)
+        if payload is None:
+            self._warn_given_up(f"the broker takes {limit_bytes} bytes, and without lists it has more")
+            answer.set_result(Answer.GIVEN_UP)
+            return answer
+        if payload is not line:
+            self._warn_shortened(
+                f"the broker takes {limit_bytes} bytes: raise its max_packet_size or message_size_limit"
+            )
+        answer.add_done_callback(self._note_answer)
+        self._session.publish(topic, payload, answer)
+        return answer
+
+    def _note_answer(self, answer: asyncio.Future[Answer]) -> None:
+        if answer.cancelled() or self._session is None:
+            return
+        if answer.result() is Answer.REFUSED:
+            self._warn_refused(self._session.refusal)
+        elif answer.result() is Answer.GIVEN_UP:
+            self._warn_given_up(self._session.refusal)
+
+    async def _run_session(self) -> None:
+        session = Session(self._address, self._client_id, self._will_topic)
+        try:
+            announced = await session.open()
+            self._packet_bytes = min(announced.packet_bytes, self._learned_bytes)
+            self._session = session
+            self._connected.set()
+            await session.wait_ended()
+        except SourceLost as exc:
+            raise self._explain_end(session, exc) from exc
+        finally:
+            self._session = None
+            session.close()
+
+    def _explain_end(self, session: Session, exc: SourceLost) -> SourceLost:
+        """Learn from the end of a connection; returns its error, with what several of them show."""
+        if session.end_code == broker.RETAIN_NOT_SUPPORTED:
+            self._will_topic = None
+        if session.largest_lost_bytes and (session.is_unreadable or session.end_code == broker.PACKET_TOO_LARGE):
+            # mosquitto's message_size_limit is announced nowhere, and its PUBACK has a reason that MQTT does not allow.
+            half_bytes = max(SMALLEST_LEARNED_BYTES, session.largest_lost_bytes // 2)
+            self._learned_bytes = min(self._learned_bytes, half_bytes)
+        is_taken_over = session.end_code == broker.SESSION_TAKEN_OVER
+        is_suspected = self._takeovers.note_end(
+            session.lived_seconds, is_taken_over=is_taken_over, is_closed=session.is_closed_by_broker
+        )
+        if is_suspected and not is_taken_over:
+            return SourceLost(f"{exc}, each time soon: does another agent run with this --machine-id?")
+        return exc
+
+
+def _warn(event: str) -> Callable[[str], None]:
+    """A warning that is logged once, until another reason occurs."""
+    warn = warn_once(event)
+    return lambda reason: warn(ValueError(reason), 0.0)
+
+
+def _count_header_bytes(topic: str) -> int:
+    """The bytes of a PUBLISH packet beside its payload: MQTT 5, 2.1 and 3.3, without properties."""
+    type_and_length, topic_length, packet_id, properties = 5, 2, 2, 1
+    return type_and_length + topic_length + len(topic.encode()) + packet_id + properties
+
+
+async def serve_broker(address: Address, machine_id: UUID, sender: ReliableSender) -> None:
+    """Report one machine to a broker without end."""
+    link = BrokerLink(address, f"guestd-agent-{machine_id}", address.topic(machine_id, "status"))
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(link.run(), name="broker")
+        tasks.create_task(publish_lines(link, address.topic(machine_id, "metrics"), sender), name="publish")

@@ -1,0 +1,103 @@
+"""What the clients of a broker decide: another client with our id, reasons as text, lines that must be shorter."""
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guestd.agent.outbox import Outbox
+from guestd.agent.payload import shorten
+from guestd.core.broker import EARLY_CLOSES, EARLY_SECONDS, TAKEN_OVER_SECONDS, TakeoverWatch, describe_reason
+from guestd.core.tasks import Backoff
+
+
+def test_while_a_session_is_taken_over_each_delay_is_longer_up_to_a_minute() -> None:
+    backoff = Backoff(first_seconds=1.0, cap_seconds=10.0)
+    watch = TakeoverWatch(backoff)
+    delays = []
+    for _ in range(12):
+        # The other client is back after a second.
+        assert watch.note_end(1.0, is_taken_over=True, is_closed=False)
+        delays.append(backoff.next_delay_seconds(1.0))
+    assert all(0.7 * 2**place <= delay <= 1.3 * 2**place for place, delay in enumerate(delays[:6]))
+    assert all(delay >= 0.7 * TAKEN_OVER_SECONDS for delay in delays[6:])
+    # Twenty in 22 seconds were reported; now there are five.
+    assert sum(1 for place in range(12) if sum(delays[:place]) < 22) <= 6
+    assert not watch.note_end(5.0, is_taken_over=False, is_closed=False)
+    assert backoff.next_delay_seconds(1.0) <= 13.0
+
+
+def test_a_broker_that_closes_without_a_reason_is_suspected_when_it_does_so_soon_and_again() -> None:
+    backoff = Backoff(cap_seconds=10.0)
+    watch = TakeoverWatch(backoff)
+
+    def end(lived_seconds: float | None, *, is_closed: bool = True) -> bool:
+        return watch.note_end(lived_seconds, is_taken_over=False, is_closed=is_closed)
+
+    assert [end(1.0) for _ in range(EARLY_CLOSES)] == [False] * (EARLY_CLOSES - 1) + [True]
+    assert backoff.cap_seconds == TAKEN_OVER_SECONDS
+    # A broker that is down, or refuses us, or a connection that was good for long: it is something else.
+    for lived_seconds, is_closed in ((None, True), (EARLY_SECONDS + 1, True), (1.0, False)):
+        assert not end(lived_seconds, is_closed=is_closed)
+        assert backoff.cap_seconds == 10.0
+        assert [end(1.0) for _ in range(EARLY_CLOSES)][-1]
+
+
+@pytest.mark.parametrize(
+    ("properties", "text"),
+    [
+        ({}, "Banned"),
+        ({"ReasonString": "for ever"}, "Banned (for ever)"),
+        ({"ReasonString": "a", "ServerReference": "b"}, "Banned (a; b)"),
+    ],
+)
+def test_a_reason_has_what_the_broker_adds_to_it(properties: dict[str, str], text: str) -> None:
+    assert describe_reason("Banned", SimpleNamespace(**properties), {}) == text
+    assert describe_reason("Banned", None, {"Banned": "do this"}) == "Banned (do this)"
+
+
+ENTRIES = st.lists(
+    st.dictionaries(st.text("abc", min_size=1, max_size=3), st.text(max_size=20), max_size=3), max_size=30
+)
+LINES = st.builds(
+    lambda lists, extra: {
+        "type": "metrics", "boot_id": "b", "seq": 3, "oldest": 1, "after": "0", "mark": "f", "extra": extra,
+        "data": {"system": {"processes": lists[0], "ports": lists[1]}, "applications": lists[2]},
+    },
+    st.tuples(ENTRIES, ENTRIES, ENTRIES), st.text(max_size=50),
+)  # fmt: skip
+
+
+@given(LINES, st.integers(50, 4000))
+def test_a_line_is_shortened_by_the_ends_of_its_lists_and_nothing_else(line: dict[str, Any], limit_bytes: int) -> None:
+    shortened = shorten(json.dumps(line).encode(), limit_bytes)
+    bare = line | {"data": {"system": {"processes": [], "ports": []}, "applications": []}}
+    if shortened is None:
+        assert len(json.dumps(bare, separators=(",", ":"), ensure_ascii=False).encode()) > limit_bytes
+        return
+    assert len(shortened) <= limit_bytes
+    found = json.loads(shortened)
+    assert found | {"data": None} == line | {"data": None}
+    for whole, part in (
+        (line["data"]["system"]["processes"], found["data"]["system"]["processes"]),
+        (line["data"]["system"]["ports"], found["data"]["system"]["ports"]),
+        (line["data"]["applications"], found["data"]["applications"]),
+    ):
+        assert part == whole[: len(part)]
+
+
+def test_a_line_that_is_given_up_is_counted_and_does_not_hold_up_the_next() -> None:
+    box = Outbox("boot", 1 << 20)
+    for number in range(3):
+        box.add(json.dumps({"n": number}).encode())
+    while box.following_line() is not None:
+        pass
+    box.confirm(1)
+    box.give_up(2)
+    assert (box.acknowledged, box.dropped, box.held_lines) == (1, 1, 1)
+    box.give_up(2)
+    box.confirm(3)
+    assert (box.acknowledged, box.dropped, box.held_lines) == (2, 1, 0)
