@@ -58,7 +58,7 @@ def test_a_bad_line_costs_itself_and_the_next_good_line_is_stored(daemon: Daemon
     good = metrics_line()
     guest.write(good[:100] + good)
     guest.write(b"x" * (4 * 1024 * 1024 + 1) + b"\n" + metrics_line())
-    guest.write(bytes(range(256)).translate(None, b"\r\n") * 20 + b"\n" + metrics_line())
+    guest.write(bytes(range(256)).replace(b"\n", b"") * 20 + b"\n" + metrics_line())
     guest.write(b'{"type":"metrics","data":{"system":{}}}\n' + metrics_line())
     eventually(lambda: _samples(daemon) == 6, "the six good lines")
     assert _quarantined(daemon) == ["json", "json", "shape"]
@@ -103,6 +103,10 @@ def test_all_messages_of_a_line_are_stored_however_they_are_separated(daemon: Da
     eventually(lambda: _samples(daemon) == 9, "nine samples")
     assert _quarantined(daemon) == []
     assert _accepted(daemon) == daemon.metric("guestd_frames_done_total", outcome="stored") == 9
+    # Agents write a message and its line end by two writes, and repeat both when the second fails.
+    guest.write(metrics_line().strip() * 2 + b"\n")
+    eventually(lambda: daemon.metric("guestd_frames_done_total", outcome="duplicate") == 1, "one duplicate")
+    assert _samples(daemon) == 10
     daemon.stop()
 
 

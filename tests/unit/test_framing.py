@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from guestd.wire.framing import BLANK, HEAD_BYTES, Framer, Oversize
 
 LIMIT_BYTES = 300
+END = rb"\n|(?<=\}\})\r"
 STREAMS = st.lists(
     st.one_of(
         st.binary(max_size=40),
-        st.sampled_from([b"\n", b"\r", b"\r\n", b" \n", b"\0\n", b"{}\n", "é\n".encode()]),
+        st.sampled_from([b"\n", b"\r", b"\r\n", b" \n", b"\0\n", b"}", b"{{}}\r", b"{}\n", "é\n".encode()]),
         st.integers(0, 700).map(lambda size: b"x" * size),
     ),
     max_size=12,
@@ -45,7 +46,7 @@ def test_one_byte_at_a_time_gives_the_lines_of_the_whole(stream: bytes) -> None:
 def test_lines_are_what_stands_between_line_ends(stream: bytes) -> None:
     expected = [
         line if len(line) <= LIMIT_BYTES else Oversize(line[:HEAD_BYTES], len(line))
-        for line in re.split(rb"[\r\n]", stream)[:-1]
+        for line in re.split(END, stream)[:-1]
         if len(line) > LIMIT_BYTES or line.strip(BLANK)
     ]
     assert lines_of(stream) == expected
@@ -55,7 +56,7 @@ def test_lines_are_what_stands_between_line_ends(stream: bytes) -> None:
 def test_the_bytes_of_a_begun_line_are_pending(stream: bytes) -> None:
     framer = Framer(LIMIT_BYTES)
     framer.feed(stream)
-    assert framer.pending_bytes == len(re.split(rb"[\r\n]", stream)[-1])
+    assert framer.pending_bytes == len(re.split(END, stream)[-1])
 
 
 def test_a_line_of_exactly_the_limit_is_kept_and_one_byte_more_is_not() -> None:
@@ -86,9 +87,15 @@ def test_a_line_that_never_ends_is_not_held_in_memory() -> None:
     assert framer.pending_bytes == 200 * len(chunk)
 
 
-@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n", b"\n\r"])
-def test_a_line_may_end_as_any_system_ends_it(end: bytes) -> None:
-    assert lines_of(b"{}", end, b"[]" + end) == [b"{}", b"[]"]
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+def test_a_metrics_message_may_end_as_any_system_ends_a_line(end: bytes) -> None:
+    for chunks in ([b"{{}}", end, b"[{}}" + end], [b"{{}", b"}" + end + b"[{}", b"}", end]):
+        assert [line.rstrip(b"\r") for line in lines_of(*chunks) if isinstance(line, bytes)] == [b"{{}}", b"[{}}"]
+
+
+def test_a_carriage_return_elsewhere_is_left_to_the_decoder() -> None:
+    stream = b'{"a":"b\rc}\r"}\r{"d":{}}\r\n{}\r\n'
+    assert lines_of(stream) == [b'{"a":"b\rc}\r"}\r{"d":{}}', b"{}\r"]
 
 
 def test_lines_of_nothing_that_belongs_to_a_message_are_left_out() -> None:

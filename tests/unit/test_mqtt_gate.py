@@ -7,7 +7,9 @@ from uuid import UUID
 import pytest
 
 from guestd.ingest.mqtt_gate import MachineMessage, MqttGate
+from guestd.wire.line import read_first_line
 from support.gate import MACHINE, OTHER, PLAIN, GateRig, gate_on, marked, numbered, read_lines
+from support.poison import POISON
 
 EVENT = b'{"type":"error_report","error_type":"e"}'
 
@@ -161,3 +163,26 @@ async def test_a_half_in_front_of_its_whole_is_counted_and_what_cannot_be_read_i
         await deliver(rig, PLAIN[:-1] + PLAIN, b"", b"x", PLAIN[:-1])
         assert await rig.payloads() == [PLAIN, b"", b"x", PLAIN[:-1]]
         assert rig.counts["fragment"] == 1
+
+
+@pytest.mark.asyncio
+async def test_poisoned_lines_are_accepted_as_on_a_channel_with_a_number_and_without(tmp_path: Path) -> None:
+    number = numbered(1).partition(b'"data"')[0]
+    async with gate_on(tmp_path / "channel") as channel, gate_on(tmp_path / "broker") as broker:
+        # What cannot be read as JSON is requested again where that is possible.
+        poison = [value for name, value in POISON.items() if name != "deeper list"]
+        for place, value in enumerate(poison):
+            line = number + b'"data":%s}' % value
+            plain = line.replace(number, b'{"type":"metrics",')
+            for case, stream in enumerate(
+                (line, plain, plain + plain, b"\xef\xbb\xbf" + plain, b"\0" + line + b"\x1e")
+            ):
+                # A machine for each, as rate limits are of machines; its first line.
+                machine_id = UUID(int=10 * place + case)
+                await channel.gate.accept(machine_id, read_first_line(stream))
+                await mqtt_gate(broker).accept([MachineMessage(machine_id, stream)])
+        frames = [[(frame.machine_id, frame.payload) for frame in await rig.frames()] for rig in (channel, broker)]
+        assert len(frames[0]) == 6 * len(poison)
+        small = [[frame for frame in some if len(frame[1]) < 500] for some in frames]
+        assert small[0] == small[1]
+        assert channel.counts["fragment"] == broker.counts["fragment"] == channel.counts["cut_off"] == 0

@@ -1,7 +1,8 @@
-"""Bytes in, frames out: lines ended by LF, CR or both, bounded in size, resynchronising at the next line end.
+"""Bytes in, frames out: lines ended by LF, bounded in size, resynchronising at the next line end.
 
-Pure: no socket, no clock. A line over the size limit is not kept in memory; its size and its first bytes are reported,
-so that it can be counted and, when its sender numbers its lines, acknowledged.
+A CR alone ends a line behind a metrics message. Pure: no socket, no clock. A line over the size limit is not kept in
+memory; its size and its first bytes are reported, so that it can be counted and, when its sender numbers its lines,
+acknowledged.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ class Framer:
         self._limit_bytes = limit_bytes
         self._partial = bytearray()
         self._size_bytes = 0
+        self._tail = b""  # the last bytes of the chunk before
 
     @property
     def pending_bytes(self) -> int:
@@ -39,8 +41,8 @@ class Framer:
     def feed(self, chunk: bytes) -> list[bytes | Oversize]:
         """Add the next bytes; return the lines that they complete, without line ends and without blank lines."""
         if b"\r" in chunk:
-            # No JSON text contains one. The LF behind it, if there is one, ends a blank line.
-            chunk = chunk.replace(b"\r", b"\n")
+            chunk = self._with_line_ends(chunk)
+        self._tail = chunk[-2:] if len(chunk) > 1 else (self._tail + chunk)[-2:]
         lines: list[bytes | Oversize] = []
         begin = 0
         # Faster than `split`, which looks at each byte of a long line by itself.
@@ -54,6 +56,10 @@ class Framer:
                 lines.append(line)
         self._extend(chunk[begin:])
         return lines
+
+    def _with_line_ends(self, chunk: bytes) -> bytes:
+        """The chunk with LF for a CR that ends a metrics message; elsewhere it may be part of a broken text."""
+        return (self._tail + chunk).replace(b"}}\r", b"}}\n")[len(self._tail) :]
 
     def _is_whole(self, part: bytes) -> bool:
         """Whether it is a complete line, as most are; these are passed on without a copy."""

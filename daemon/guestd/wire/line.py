@@ -120,12 +120,10 @@ def _split(text: bytes) -> list[bytes]:
 
 
 def _read_part(part: bytes, later: Sequence[bytes]) -> Line:
-    if not _is_value(part):
-        # A sender whose write came to a halt in the middle sends the whole line again, and nothing is lost.
-        if any(each.startswith(part) for each in later):
-            return Line(FRAGMENT, None, part)
-        if part.rfind(_START, 1) > 0:
-            return Line(METRICS, None, part)
+    # A sender whose write came to a halt in the middle sends the whole line again, and nothing is lost.
+    is_repeated = any(each.startswith(part) and each != part for each in later)
+    if (is_repeated or part.rfind(_START, 1) > 0) and not is_whole(part):
+        return Line(FRAGMENT if is_repeated else METRICS, None, part)
     return read_line(part)
 
 
