@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from uuid import UUID, uuid4
 
 import psycopg
@@ -90,6 +91,37 @@ def test_an_edit_reaches_libvirt_at_once_and_new_domains_are_protected(reconcile
     )
     assert reconciled.daemon.metric("guestd_filters_pending") == 0
     assert reconciled.daemon.metric("guestd_filters_actions_total", action="attach", outcome="done") == 2
+
+
+def is_one(daemon: Daemon, name: str) -> bool:
+    """Whether one object is reported as unreadable."""
+    return daemon.metric(name, kind="unreadable") == 1
+
+
+def test_names_that_break_xml_and_a_domain_that_libvirt_does_not_print_do_not_end_guestd(
+    reconciled: ReconciledHost,
+) -> None:
+    host, daemon = reconciled.host, reconciled.daemon
+    for name in ("R&amp;D", "it&apos;s", "a&lt;b"):
+        host.define(f"{OTHER} {name}", RULE)
+    host.add_machine(names=f"{OTHER} R&amp;D")
+    _, oversized = host.add_machine()
+    xml, text = host.domain(oversized).XMLDesc(), '"' * 1_000_000
+    host.libvirt.defineXML(xml.replace("<memory", f"<description>{text}</description><memory", 1))
+    machine_id, good = host.add_machine(is_running=True)
+    daemon.start()
+    reconciled.wait_until_settled()
+    for name in ("guestd_vms_reports", "guestd_filters_reports"):
+        eventually(partial(is_one, daemon, name), f"{name} counts one", SECONDS)
+    top = machine_filter_name(machine_id)
+    eventually(lambda: host.filters_named(good) == ({top}, {top}), "its interface names its machine filter", SECONDS)
+    statement = """SELECT "domainState", "problem" FROM "MachineState"
+        WHERE "internalName" = %s AND "domainState" IS NOT NULL"""
+    eventually(lambda: bool(host.run(statement, oversized)), "its state is stored", SECONDS)
+    ((state, problem),) = host.run(statement, oversized)
+    assert state == "shutoff"
+    assert "libvirt does not print it" in problem
+    assert daemon.ended() is None
 
 
 def test_manual_changes_are_repaired_within_a_run_while_rows_change(
