@@ -31,9 +31,10 @@ SYSTEM = {
 }
 
 
-def sample(machine_id: UUID, at: datetime = NOW, **parts: object) -> Rows:
+def sample(machine_id: UUID, at: datetime = NOW, failed_parts: object = None, **parts: object) -> Rows:
     data = {"system": SYSTEM | parts}
-    payload = msgspec.json.encode({"type": "metrics", "timestamp": at.isoformat(), "data": data})
+    message = {"type": "metrics", "timestamp": at.isoformat(), "data": data, "failed_parts": failed_parts}
+    payload = msgspec.json.encode(message)
     return normalise(
         decode(payload).metrics, row_id=uuid4(), machine_id=machine_id, timestamp=at, received_at=at, digest=None,
         history=GuestHistory(), command_lines="redacted",
@@ -70,6 +71,25 @@ def test_the_last_sample_of_a_machine_is_shown_in_base_units() -> None:
     assert value(families, "guest_last_sample_timestamp_seconds") == NOW.timestamp()
     (agent,) = families["guest_agent_info"].samples
     assert agent.labels == {"machine": str(machine), "domain": "vm", "channel": "virtio", "dialect": "numbered"}
+
+
+@pytest.mark.parametrize(
+    ("reported", "parts"),
+    [
+        (None, 0.0),
+        ([], 0.0),
+        ([{"part": "disks", "reason": "ValueError: x"}, {"part": "swap", "reason": "y"}], 2.0),
+        ([{}, {"part": None}], 2.0),
+        ("nonsense", 0.0),
+    ],
+)
+def test_the_parts_that_an_agent_cannot_read_are_counted(reported: object, parts: float) -> None:
+    latest, machine = LatestSamples(), uuid4()
+    note(latest, sample(machine, failed_parts=reported), is_numbered=True)
+    assert value(shown(latest, machine), "guest_failed_parts") == parts
+    # Other agents do not say.
+    note(latest, sample(machine, failed_parts=reported), is_numbered=False)
+    assert shown(latest, machine)["guest_failed_parts"].samples == []
 
 
 def test_what_a_guest_does_not_report_has_no_sample() -> None:

@@ -65,6 +65,8 @@ class Rows:
     refusals: list[Refusal] = field(default_factory=list)
     adjustments: list[str] = field(default_factory=list)
     dialect: str = "D1"
+    failed_parts: int = 0
+    """How many parts of its machine the agent could not read."""
 
     @property
     def count(self) -> int:

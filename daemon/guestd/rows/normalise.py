@@ -102,6 +102,7 @@ def normalise(
         applications=[_application(app) for app in applications.values()],
         services=[_service(service) for service in services.values()],
         adjustments=adjustments,
+        failed_parts=len(metrics.failed_parts or ()),
     )
 
 

@@ -40,6 +40,7 @@ class Sample:
     row: SystemMetrics
     channel: str
     is_numbered: bool
+    failed_parts: int
 
 
 class LatestSamples:
@@ -61,7 +62,9 @@ class LatestSamples:
         self._samples.pop(machine_id, None)
         if len(self._samples) >= MAX_GUESTS:
             del self._samples[next(iter(self._samples))]
-        self._samples[machine_id] = Sample(machine_id, received_at, rows.system_metrics, channel, is_numbered)
+        self._samples[machine_id] = Sample(
+            machine_id, received_at, rows.system_metrics, channel, is_numbered, rows.failed_parts
+        )
 
     def build_families(self, domains: Mapping[UUID, str], now: datetime) -> list[Family]:
         """The gauges of machines that are in `domains` and not silent."""
@@ -116,6 +119,10 @@ def _column(name: str, factor: float = 1.0) -> Figure:
     return figure
 
 
+def _failed_parts(sample: Sample) -> float | None:
+    return float(sample.failed_parts) if sample.is_numbered else None
+
+
 def _time(sample: Sample) -> float:
     return sample.received_at.timestamp()
 
@@ -166,4 +173,5 @@ _GAUGES: tuple[tuple[str, str, Figure], ...] = (
     ("network_transmit_bytes_per_second", "Sent by all its interfaces.", _network("bytesSent")),
     ("load1", "Runnable processes, averaged over a minute.", _load),
     ("uptime_seconds", "Time since its boot.", _column("uptime")),
+    ("failed_parts", "Parts of the machine that guestd's agent cannot read; its log names them.", _failed_parts),
 )

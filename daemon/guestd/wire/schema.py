@@ -211,6 +211,13 @@ class Content(Struct, frozen=True, gc=False):
     windows_services: list[Service] | None = None
 
 
+class FailedPart(Struct, frozen=True, gc=False):
+    """A part of its machine that our agent could not read for this message, and why."""
+
+    part: str | None = None
+    reason: str | None = None
+
+
 class Metrics(Struct, frozen=True, gc=False):
     """One metrics message."""
 
@@ -220,6 +227,7 @@ class Metrics(Struct, frozen=True, gc=False):
     boot_id: str | None = None
     vm_id: str | None = None
     camel_vm_id: str | None = msgspec.field(default=None, name="vmId")
+    failed_parts: list[FailedPart] | None = None
 
     def claims(self) -> str | None:
         """The machine that the payload names; None if it names none."""
