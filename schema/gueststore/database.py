@@ -77,6 +77,10 @@ def _open(dsn: str) -> Connection:
         if "FATAL:" in reason and not any(words in reason for words in _TEMPORARY_REFUSALS):
             raise ConfigurationError(f"{place} refused the login: {reason.partition('FATAL:')[2].strip()}") from exc
         raise StoreError(f"cannot reach {place}: {reason}") from exc
+    except Exception as exc:
+        if not comes_from_driver(exc):
+            raise
+        raise StoreError(f"cannot reach {place}: {type(exc).__name__}: {exc}") from exc
 
 
 def describe(dsn: str) -> str:

@@ -340,9 +340,9 @@ FROM (
     SELECT
         setting."relation",
         setting."keepDays",
-        now() - make_interval(days => setting."keepDays") AS "wanted",
+        now() - make_interval(hours => 24 * setting."keepDays") AS "wanted",
         least(
-            now() - make_interval(days => setting."keepDays"), public.guestd_covered_until(setting."relation")
+            now() - make_interval(hours => 24 * setting."keepDays"), public.guestd_covered_until(setting."relation")
         ) AS "cutoff"
     FROM "RetentionSetting" AS setting
 ) AS bound;

@@ -98,7 +98,7 @@ SELECT
     "lastAccessTime",
     "accessCount",
     "totalUsageMinutes",
-    coalesce("lastAccessTime" >= now() - INTERVAL '30 days', FALSE) AS "isUsed"
+    coalesce("lastAccessTime" >= now() - INTERVAL '720 hours', FALSE) AS "isUsed"
 FROM "ApplicationUsage"
 WHERE "isActive";
 
@@ -162,12 +162,12 @@ SET search_path = pg_catalog, pg_temp
 AS $$
     -- The finest resolution that retention still keeps and that returns at most about that many points.
     SELECT CASE
-        WHEN until - since <= points * INTERVAL '1 minute' AND since >= now() - make_interval(days => coalesce((
+        WHEN until - since <= points * INTERVAL '1 minute' AND since >= now() - make_interval(hours => 24 * coalesce((
             SELECT setting."keepDays" FROM public."RetentionSetting" AS setting
             WHERE setting."relation" = 'SystemMetrics'
         ), 36500)) THEN 'raw'
         -- Up to four times as many minutes: they are cheap to read; for longer ranges hours show as much.
-        WHEN until - since <= points * INTERVAL '4 minutes' AND since >= now() - make_interval(days => coalesce((
+        WHEN until - since <= points * INTERVAL '4 minutes' AND since >= now() - make_interval(hours => 24 * coalesce((
             SELECT setting."keepDays" FROM public."RetentionSetting" AS setting
             WHERE setting."relation" = 'SystemMetricsMinute'
         ), 36500)) THEN 'minute'

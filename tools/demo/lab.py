@@ -27,6 +27,7 @@ from tools.harness.lab import Lab, LabError
 from tools.harness.packages import PackagesError
 
 from guestd.cli.terminal import make_console, make_table, print_table
+from gueststore.database import connect
 from gueststore.errors import StoreError
 from gueststore.migrations import migrate
 
@@ -79,7 +80,7 @@ def _run(parts: Parts, guests: int, ending: ExitStack, cache: Path) -> None:
     print_note(f"{guests} guests are booting, without KVM; starting TimescaleDB and migrating a new database")
     dsn = parts.start_store()
     migrate(dsn)
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    with connect(dsn) as connection:
         register(connection, [(uuid, name, name, "off", "linux") for name, uuid in ids.items()])
         found_through = {"virtio": {"discovery": "libvirt"}, "libvirt": {"uri": lab.uri}}
         target = Target(connection, start_guestd(parts, dsn, found_through))

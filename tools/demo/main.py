@@ -28,6 +28,7 @@ from tools.demo.snapshot import Connection, Snapshot, Target, count_frames, is_d
 from tools.harness.cluster import ClusterError
 
 from guestd.simulator import machine_ids
+from gueststore.database import connect
 from gueststore.errors import StoreError
 from gueststore.migrations import migrate
 
@@ -101,7 +102,7 @@ def _run(parts: Parts, arguments: argparse.Namespace) -> None:
     print_note("starting TimescaleDB and migrating a new database")
     dsn = parts.start_store()
     migrate(dsn)
-    with psycopg.connect(dsn, autocommit=True) as connection:
+    with connect(dsn) as connection:
         own = (own_id, platform.node(), "this-machine", "running", platform.system().lower())
         simulated = [(guest, f"guest {n}", f"demo-{n:04}", "running", "simulated") for n, guest in enumerate(guests)]
         register(connection, [own, *simulated])

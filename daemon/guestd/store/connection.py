@@ -138,6 +138,10 @@ async def connection_to(dsn: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]
             else ""
         )
         raise StoreUnavailable(f"{server_name(dsn)}: {str(exc).strip()}{hint}") from exc
+    except Exception as exc:
+        if not comes_from_driver(exc):
+            raise
+        raise StoreUnavailable(f"{server_name(dsn)}: {type(exc).__name__}: {exc}") from exc
     try:
         await _set_settings(connection, dsn)
         yield connection

@@ -27,7 +27,7 @@ from guestd.vms.store import open_vm_store
 from gueststore import catalogue, read_api
 from gueststore.alarms import read_alarms
 from gueststore.database import connect
-from gueststore.errors import ConfigurationError
+from gueststore.errors import ConfigurationError, StoreError
 from gueststore.migrations import migrate, read_status
 from gueststore.retention import read_retention_due
 from support.daemon import Daemon, command, environment
@@ -240,6 +240,33 @@ async def test_every_exception_of_the_driver_is_one_that_guestd_handles(
         with pytest.raises(expected, match=name):
             async with translate_errors():
                 await (await connection.execute(statement.encode(), values)).fetchall()
+
+
+@pytest.mark.parametrize("host", ["a" * 70, "b..c"])
+@pytest.mark.asyncio
+async def test_a_host_that_no_name_service_can_be_asked_for_is_a_store_that_cannot_be_reached(host: str) -> None:
+    with pytest.raises(StoreUnavailable, match=f"host={host}: UnicodeError"):
+        async with connection_to(f"host={host}"):
+            pass
+    with pytest.raises(StoreError, match=f"on {host} port 5432: UnicodeError"), connect(f"host={host}"):
+        pass
+
+
+@pytest.mark.asyncio
+async def test_a_database_that_is_still_in_restore_mode_takes_no_row_and_says_what_to_set(
+    cluster: Server, dsn: str
+) -> None:
+    """timescaledb_pre_restore() sets it for the database; somebody has forgotten timescaledb_post_restore()."""
+    name = str(conninfo_to_dict(dsn)["dbname"])
+    with turned_role(cluster, name, {"timescaledb.restoring": "on"}) as turned:
+        async with connection_to(turned) as connection:
+            with pytest.raises(StoreUnavailable, match=r"Set 'timescaledb\.restoring' to 'off'"):
+                async with translate_errors():
+                    await connection.execute(
+                        """INSERT INTO "PortUsage" ("machineId", "timestamp", "ordinal", "port", "protocol", "state")
+                        VALUES (gen_random_uuid(), now(), 0, 1, 'tcp', '')"""
+                    )
+    assert query(dsn, 'SELECT count(*) FROM ONLY "PortUsage"') == [(0,)]
 
 
 @pytest.mark.asyncio
