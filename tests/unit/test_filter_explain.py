@@ -1,0 +1,68 @@
+"""What `guestd filters explain` says where guestd cannot know the verdict."""
+
+from dataclasses import replace
+from uuid import UUID
+
+from guestd.filters.desired import CompiledRows, compile_rows
+from guestd.filters.explain import Question, explain_connection, list_doubts, list_verdicts
+from guestd.filters.model import Filter, Match, Reference, Rule
+from guestd.filters.snapshot import MachineRow, StoreSnapshot
+from support.filter_rows import filter_row, rule_row
+
+DROPS, PASSES = UUID(int=1), UUID(int=2)
+MACHINE = MachineRow(UUID(int=5), "web", "vm-web", ("10.9.0.2",), (DROPS, PASSES), (), False, {}, {}, ())
+QUESTION = Question("tcp", "10.9.0.5", 80, "in")
+
+
+def compiled(second_priority: int) -> CompiledRows:
+    drops = filter_row(
+        rule_row(protocol="ip", action="drop"),
+        id=DROPS,
+        uuid=DROPS,
+        internal_name="ibay-a",
+        chain="ipv4-a",
+        priority=-700,
+    )
+    passes = filter_row(
+        rule_row(protocol="ip"),
+        id=PASSES,
+        uuid=PASSES,
+        internal_name="ibay-b",
+        chain="ipv4-b",
+        priority=second_priority,
+    )
+    return compile_rows(StoreSnapshot((drops, passes), (MACHINE,), {}))
+
+
+def test_chains_without_an_order_are_a_doubt_and_no_verdict() -> None:
+    found = compiled(-700)
+    first = list_verdicts(found, MACHINE, QUESTION)[0]
+    assert (first.verdict, first.unknown) == (
+        "cannot be evaluated", "another chain has the same priority, and libvirt may process it first",
+    )  # fmt: skip
+    assert any(
+        line.startswith("first packet (in): cannot be evaluated: another chain has the same priority")
+        for line in explain_connection(found, MACHINE, QUESTION)
+    )
+    (doubt,) = list_doubts(found, MACHINE)
+    assert doubt.startswith("undecided: chains of equal priority: ipv4-a  and  ipv4-b, in: ")
+
+
+def test_chains_with_an_order_have_a_verdict() -> None:
+    for priority, expected in ((-701, "passes"), (-699, "is dropped")):
+        found = compiled(priority)
+        assert [each.verdict for each in list_verdicts(found, MACHINE, QUESTION)][:1] == [expected]
+        assert list_doubts(found, MACHINE) == []
+
+
+def test_a_tree_that_libvirt_cannot_install_has_no_verdict() -> None:
+    found = compiled(-699)
+    strange = Rule("accept", "in", 500, "tcp", (Match("dstportstart", "$PORT"),))
+    top = replace(found.machine_filters[MACHINE.id], entries=(strange, Reference("ibay-a")))
+    machine_filters: dict[UUID, Filter] = {MACHINE.id: top}
+    found = replace(found, machine_filters=machine_filters)
+    reason = "libvirt cannot install rule accept in 500 tcp dstportstart=$PORT: $PORT has no value"
+    assert {(each.verdict, each.unknown) for each in list_verdicts(found, MACHINE, QUESTION)} == {
+        ("cannot be evaluated", reason)
+    }
+    assert list_doubts(found, MACHINE) == [f"undecided: {reason}"]
