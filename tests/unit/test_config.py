@@ -83,6 +83,12 @@ def test_a_file_that_is_not_utf8_is_rejected(file: Path) -> None:
     assert "UTF-8" in refusal_of(file)
 
 
+@pytest.mark.parametrize("text", ["x = " + "[" * 100_000, "[spool]\nmax_bytes = " + "9" * 5000])
+def test_nesting_and_numbers_without_end_are_rejected(file: Path, text: str) -> None:
+    file.write_text(text)
+    assert str(file) in refusal_of(file)
+
+
 def test_a_missing_file_is_rejected_with_its_name(file: Path) -> None:
     assert "No such file" in refusal_of(file)
 

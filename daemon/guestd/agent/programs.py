@@ -14,10 +14,9 @@ import psutil
 from guestd.agent import desktop
 from guestd.agent.parts import Parts
 from guestd.agent.payload import Application, clean, rfc3339
+from guestd.core.mounts import parse_mounts
 
 FILE_SECONDS = 2.0
-# Octal escapes of /proc/self/mounts: see fstab(5).
-_ESCAPES = {r"\040": " ", r"\011": "\t", r"\012": "\n", r"\134": "\\"}
 
 
 class ProgramFiles:
@@ -71,15 +70,9 @@ def read_mount_points() -> frozenset[str]:
         text = Path(psutil.PROCFS_PATH, "self/mounts").read_text(errors="surrogateescape")
     except FileNotFoundError:  # a system without /proc
         return frozenset()
-    return frozenset(_unescape(line.split(" ")[1]) for line in text.splitlines() if line.count(" ") > 1)
+    return frozenset(parse_mounts(text))
 
 
 def get_mount_point(path: str, mounts: frozenset[str]) -> str:
     """The mount point on which a path lies by its name; `/` if none is known."""
     return next((str(parent) for parent in Path(path).parents if str(parent) in mounts), "/")
-
-
-def _unescape(text: str) -> str:
-    for escaped, character in _ESCAPES.items():
-        text = text.replace(escaped, character)
-    return text

@@ -229,6 +229,8 @@ def load_settings(path: Path) -> Settings:
         raise ConfigError(f"{path}: {exc}") from exc
     except UnicodeDecodeError as exc:
         raise ConfigError(f"{path}: not UTF-8") from exc
+    except (ValueError, RecursionError) as exc:  # a number of thousands of digits, endless nesting
+        raise ConfigError(f"{path}: {exc}") from exc
 
 
 def get_host_name(chosen: LibvirtSettings) -> str:

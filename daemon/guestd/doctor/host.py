@@ -17,6 +17,7 @@ from pathlib import Path
 from guestd.core.address import format_url
 from guestd.core.config import Settings, SpoolSettings, TelemetrySettings, VirtioSettings
 from guestd.core.errors import ConfigError
+from guestd.core.mounts import parse_mounts
 from guestd.doctor.finding import Finding, fault, ok, warning
 from guestd.service import http_auth
 from guestd.service.http import UNAUTHORIZED
@@ -34,10 +35,19 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S1
 def check_host(settings: Settings) -> Iterator[Finding]:
     """Run all checks of the host."""
     yield from _check_user()
-    yield from _check_spool(settings.spool)
-    yield from _check_channels(settings.virtio)
+    yield from _report_errors("spool", _check_spool(settings.spool))
+    yield from _report_errors("channels", _check_channels(settings.virtio))
     yield from _check_descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
     yield from _check_port(settings.telemetry)
+
+
+def _report_errors(subject: str, findings: Iterator[Finding]) -> Iterator[Finding]:
+    """A path that cannot be examined (a parent is closed, it is too long, its disk fails) is a fault."""
+    try:
+        yield from findings
+    except OSError as exc:
+        fix = "let this user reach the path that the error names, or correct the setting"
+        yield fault(subject, f"cannot be examined: {exc}", fix)
 
 
 def _check_user() -> Iterator[Finding]:
@@ -83,9 +93,7 @@ def _check_disk(directory: Path, max_bytes: int) -> Iterator[Finding]:
 
 def _get_filesystem(directory: Path) -> str:
     """Get the kernel's name of a directory's file system; empty if unknown."""
-    mounts = {
-        fields[1]: fields[2] for line in Path("/proc/self/mounts").read_text().splitlines() if (fields := line.split())
-    }
+    mounts = parse_mounts(Path("/proc/self/mounts").read_text(errors="surrogateescape"))
     resolved = directory.resolve()
     return next((mounts[str(each)] for each in (resolved, *resolved.parents) if str(each) in mounts), "")
 

@@ -125,7 +125,7 @@ async def _check_directory(directory: Path, machines: Sequence[RegisteredMachine
 
 def _check_sockets(paths: Mapping[str, Path]) -> Iterator[Finding]:
     """Check that guestd may connect to each socket; does not connect, because a channel serves one client only."""
-    refused = [name for name, path in paths.items() if path.exists() and not os.access(path, os.R_OK | os.W_OK)]
+    refused = [name for name, path in paths.items() if _is_socket(path) and not os.access(path, os.R_OK | os.W_OK)]
     gone = [name for name, path in paths.items() if not _is_socket(path)]
     if refused:
         fix = "add the group of QEMU's sockets (kvm or libvirt-qemu) to SupplementaryGroups= in the unit"

@@ -23,6 +23,7 @@ from guestd.core.machines import MachineRegistry
 from guestd.core.tasks import Backoff, run_with_retry, warn_once
 from guestd.hypervisor.domains import Domain
 from guestd.ingest.channel_plan import ChannelSocket
+from guestd.wire.line import SYNTAX_ERRORS
 
 log = structlog.get_logger()
 
@@ -214,7 +215,7 @@ def _read_cache(file: Path) -> _DiscoveryCache | None:
     """Read the cache; None if there is none or it is damaged: discovery then waits for libvirt and the store."""
     try:
         return msgspec.json.decode(file.read_bytes(), type=_DiscoveryCache)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *SYNTAX_ERRORS):
         return None
 
 

@@ -129,7 +129,13 @@ def test_machines_that_are_not_collected_are_not_cached(sockets: Path) -> None:
     assert discover_from(None, MachineRegistry(), cache) == ({}, frozenset())
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"machines": 1}', b'{"machines": {}, "channels": {"a": []}}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"{", b'{"machines": 1}', b'{"machines": {}, "channels": {"a": []}}', b"[" * 100_000,
+        b'{"machines": {"caf\xe9": "0d3f3a5e-8d0b-4a55-9c0b-5d5e4a2f7c11"}, "channels": {}}',
+    ],
+)  # fmt: skip
 def test_a_damaged_cache_is_ignored(sockets: Path, content: bytes) -> None:
     (sockets / "cache").write_bytes(content)
     assert discover_from(None, MachineRegistry(), sockets / "cache") is None

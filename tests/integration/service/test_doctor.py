@@ -88,6 +88,10 @@ def dsn_with(world: World, **parts: Any) -> None:
     world.set("store", dsn=make_conninfo(world.dsn, **parts))
 
 
+def long_paths(world: World) -> None:
+    world.set("spool", directory="/" + 5000 * "x")
+
+
 def no_spool(world: World) -> None:
     (world.directory / "spool").rmdir()
 
@@ -243,6 +247,7 @@ FAULTS: dict[str, tuple[Callable[[World], None], str, str, str]] = {
     "a user without rights": (no_rights, "rights", "permission denied", "GRANT guestd_writer"),
     "a right that is missing": (reader_only, "rights", "PortUsage", "GRANT guestd_writer"),
     "quarantined frames": (quarantined, "quarantine", "1 frames are quarantined", "guestd quarantine list"),
+    "a path that cannot be examined": (long_paths, "spool", "File name too long", "correct the setting"),
     "no broker": (
         lambda world: world.set("mqtt", host="127.0.0.1", port=free_port()), "broker", "refused", "mosquitto",
     ),
