@@ -4,7 +4,7 @@ import datetime
 import json
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from uuid import uuid4
@@ -158,6 +158,61 @@ def test_a_subscription_that_the_broker_refuses_is_said_with_its_topic(daemon: D
         assert daemon.stop() == 0
     finally:
         broker.stop()
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        ("5", "Session taken over (another client has our id: mqtt.client_id)"),
+        ("3.1.1", "the connection was lost, each time soon: does another client have our id? (mqtt.client_id)"),
+    ],
+)
+def test_another_client_with_the_id_of_guestd_is_reported(
+    daemon: Daemon, broker: Broker, version: str, words: str
+) -> None:
+    daemon.more_tables = mqtt_table(broker, version=version)
+    daemon.start()
+    is_connected(daemon)
+    with Publisher(broker.port, client_id="guestd-test"):
+        eventually(lambda: words in daemon.page("/readyz")[1], "guestd says so")
+        assert daemon.metric("guestd_mqtt_sessions_taken_over_total") >= 1
+    is_connected(daemon)
+    assert daemon.stop() == 0
+
+
+@contextmanager
+def broker_with(directory: Path, *lines: str, overrides: Sequence[str] = ()) -> Iterator[Broker]:
+    """A broker with more lines of its listener, and with changed settings."""
+    broker = Broker(directory / "broker", prefix=prefix(), lines=lines, overrides=overrides)
+    for user, password in PASSWORDS.items():
+        broker.add_user(user, password)
+    broker.start()
+    try:
+        yield broker
+    finally:
+        broker.stop()
+
+
+def test_a_broker_that_grants_qos_0_only_is_reported_and_read(daemon: Daemon, directory: Path) -> None:
+    with broker_with(directory, "max_qos 0") as broker:
+        daemon.more_tables = mqtt_table(broker)
+        daemon.start()
+        is_connected(daemon)
+        assert "broker: the broker grants QoS 0 only" in daemon.page("/readyz")[1]
+        assert daemon.stop() == 0
+
+
+def test_a_broker_that_retains_nothing_is_read_without_a_status(daemon: Daemon, directory: Path) -> None:
+    with broker_with(directory, overrides=["retain_available false"]) as broker:
+        daemon.more_tables = mqtt_table(broker)
+        daemon.start()
+        is_connected(daemon)
+        machine_id = known_machine(daemon)
+        with Publisher(broker.port) as guests:
+            guests.send(machine_id, metrics_line())
+            eventually(lambda: samples(daemon) == 1, "one sample")
+        assert "our status is not published" in daemon.log.read_text()
+        assert daemon.stop() == 0
 
 
 def test_a_password_file_that_is_not_there_is_named(daemon: Daemon, broker: Broker) -> None:

@@ -12,6 +12,7 @@ from guestd.core.tasks import Backoff
 SESSION_TAKEN_OVER = 0x8E
 PACKET_TOO_LARGE = 0x95
 RETAIN_NOT_SUPPORTED = 0x9A
+QOS_NOT_SUPPORTED = 0x9B
 # Of a broker that announces no Maximum Packet Size: the protocol's own, MQTT 5, 2.1.4.
 PROTOCOL_PACKET_BYTES = 268_435_455 + 5
 # While two clients have one id, each connects again this seldom.

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
 from guestd.core.config import MqttSettings
 from guestd.core.errors import ConfigError, SourceLost
 from guestd.doctor.finding import Finding, fault, ok, warning
-from guestd.mqtt.connection import BrokerConnection, connect
+from guestd.mqtt.connection import Announced, BrokerConnection, Subscribed, connect
 from guestd.mqtt.options import read_options
 from guestd.mqtt.topics import BROKER_DROPS, Topics
 
@@ -37,6 +37,8 @@ async def check_broker(settings: MqttSettings) -> AsyncIterator[Finding]:
     try:
         async with connect(ours) as connection:
             yield ok("broker", f"{settings.host} port {settings.port} accepts the connection")
+            for limit in _check_limits(connection.announced, settings.max_frame_bytes):
+                yield limit
             async for finding in _check_topics(connection, settings.prefix):
                 yield finding
     except SourceLost as exc:
@@ -50,15 +52,27 @@ async def _check_topics(connection: BrokerConnection, prefix: str) -> AsyncItera
     # Outside of a shared group: a message that the doctor receives is still delivered to a daemon.
     ours = Topics(prefix, shared_group="")
     topics = [ours.metrics, ours.status, BROKER_DROPS]
-    answered: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
+    answered: asyncio.Future[list[Subscribed]] = asyncio.get_running_loop().create_future()
     connection.subscribe([(topic, 0) for topic in topics], answered.set_result)
     dropped, guests = await _listen(connection)
     if not answered.done():
         yield fault("broker", "no answer to a subscription", "read the broker's log: journalctl -u mosquitto")
         return
-    refusals = dict(zip(topics, answered.result(), strict=True))
-    yield _check_guests(ours.metrics, refusals[ours.metrics], guests)
+    answers = dict(zip(topics, answered.result(), strict=True))
+    yield _check_guests(ours.metrics, answers[ours.metrics].refusal, guests)
     yield _check_drops(dropped)
+
+
+def _check_limits(announced: Announced, max_frame_bytes: int) -> Iterator[Finding]:
+    if not announced.has_qos1:
+        text = "the broker accepts QoS 0 only: it keeps nothing while guestd is away, and agents send it nothing"
+        yield fault("broker", text, "set max_qos to 1 or 2 in mosquitto.conf")
+    if announced.packet_bytes < max_frame_bytes:
+        text = (
+            f"the broker refuses packets over {announced.packet_bytes} bytes: agents leave out the ends of their lists"
+        )
+        fix = f"set max_packet_size in mosquitto.conf above mqtt.max_frame_bytes ({max_frame_bytes})"
+        yield warning("broker", text, fix)
 
 
 def _check_guests(metrics: str, refusal: str, guests: int) -> Finding:

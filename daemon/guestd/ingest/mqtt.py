@@ -19,12 +19,13 @@ from uuid import UUID
 
 import structlog
 
+from guestd.core.broker import SESSION_TAKEN_OVER, TakeoverWatch
 from guestd.core.errors import SourceLost
 from guestd.core.machines import MachineRegistry
 from guestd.core.tasks import Backoff, run_with_retry, wait_for_event
 from guestd.ingest.mqtt_gate import MachineMessage, MqttGate
 from guestd.mqtt.client import Message
-from guestd.mqtt.connection import BrokerConnection, connect
+from guestd.mqtt.connection import BrokerConnection, Subscribed, connect
 from guestd.mqtt.options import BrokerOptions
 from guestd.mqtt.topics import BROKER_DROPS, Topics
 from guestd.telemetry.registry import BrokerMetrics, GateMetrics
@@ -61,14 +62,14 @@ class MqttSource:
         self._refused = gate_metrics.refused
         self._online: set[UUID] = set()
         self._had_session = False
+        self._backoff = Backoff(cap_seconds=10)
+        self._takeovers = TakeoverWatch(self._backoff)
         self.problem: str | None = "not connected yet"
 
     async def run(self) -> None:
         """Read messages until cancelled."""
         await wait_for_event(self._machine_registry.attempted, REGISTRY_SECONDS)
-        await run_with_retry(
-            self._run_connection, expected=SourceLost, backoff=Backoff(cap_seconds=10), on_failure=self._on_lost
-        )
+        await run_with_retry(self._run_connection, expected=SourceLost, backoff=self._backoff, on_failure=self._on_lost)
 
     def _on_lost(self, exc: Exception, seconds: float) -> None:
         self.problem = str(exc)
@@ -81,39 +82,73 @@ class MqttSource:
 
     async def _run_connection(self) -> None:
         """One connection's life."""
-        async with connect(self._options) as connection:
-            try:
-                self._begin(connection)
-                await self._receive(connection)
-            finally:
-                self._metrics.connected.set(0)
-                self._metrics.unacknowledged.set(0)
+        connection = None
+        try:
+            async with connect(self._options) as connection:
+                try:
+                    self._begin(connection)
+                    await self._receive(connection)
+                finally:
+                    self._metrics.connected.set(0)
+                    self._metrics.unacknowledged.set(0)
+        except SourceLost as exc:
+            raise self._explain_end(connection, exc) from exc
+
+    def _explain_end(self, connection: BrokerConnection | None, exc: SourceLost) -> SourceLost:
+        """The error of a connection that ended, with what several of them show."""
+        lived_seconds = None if connection is None else connection.lived_seconds
+        is_taken_over = connection is not None and connection.end_code == SESSION_TAKEN_OVER
+        # A broker of MQTT 5 gives the reason.
+        is_closed = connection is not None and connection.is_closed_by_broker and not self._options.is_version_5
+        if not self._takeovers.note_end(lived_seconds, is_taken_over=is_taken_over, is_closed=is_closed):
+            return exc
+        self._metrics.taken_over.inc()
+        if is_taken_over:
+            return exc
+        return SourceLost(f"{exc}, each time soon: does another client have our id? (mqtt.client_id)")
 
     def _begin(self, connection: BrokerConnection) -> None:
-        if self._had_session and not connection.has_session:
+        announced = connection.announced
+        if self._had_session and not announced.has_session:
             self._metrics.sessions_lost.inc()
             log.error(
                 "broker lost our session and the messages queued in it; check its persistence and session expiry",
                 host=self._options.host,
             )
         self._had_session = True
+        if announced.session_seconds is not None and announced.session_seconds < self._options.session_seconds:
+            log.warning(
+                "broker keeps our session shorter than mqtt.session_seconds: later it drops what it has queued",
+                session_seconds=announced.session_seconds,
+            )
         self._online.clear()
         filters = [(self._topics.metrics, 1), (self._topics.status, 0), (BROKER_DROPS, 0)]
         connection.subscribe(filters, lambda refusals: self._on_subscribed(connection, refusals))
 
-    def _on_subscribed(self, connection: BrokerConnection, refusals: list[str]) -> None:
-        metrics, (refused, *others) = self._topics.metrics, refusals
-        if refused:
-            connection.fail(f"the broker refuses {metrics}: {refused} (check mqtt.username, mqtt.prefix and its ACL)")
+    def _on_subscribed(self, connection: BrokerConnection, answers: list[Subscribed]) -> None:
+        metrics, (own, *others) = self._topics.metrics, answers
+        if own.refusal:
+            connection.fail(
+                f"the broker refuses {metrics}: {own.refusal} (check mqtt.username, mqtt.prefix and its ACL)"
+            )
             return
-        for topic, reason in zip((self._topics.status, BROKER_DROPS), others, strict=True):
-            if reason:
-                log.info("broker refuses an optional topic, its metric stays empty", topic=topic, error=reason)
-        connection.publish(self._topics.own_status(self._options.client_id), b"online")
+        for topic, answer in zip((self._topics.status, BROKER_DROPS), others, strict=True):
+            if answer.refusal:
+                log.info("broker refuses an optional topic, its metric stays empty", topic=topic, error=answer.refusal)
+        if connection.publishes_status:
+            connection.publish(self._topics.own_status(self._options.client_id), b"online")
+        else:
+            log.warning("broker keeps no retained messages, our status is not published")
         self.problem = None
+        if not own.qos:
+            self.problem = f"the broker grants QoS 0 only: it keeps nothing while guestd is away (max_qos), {metrics}"
+            log.error("messages can be lost", error=self.problem)
         self._metrics.connected.set(1)
         log.info(
-            "subscribed to the broker", host=self._options.host, topic=metrics, session_present=connection.has_session
+            "subscribed to the broker",
+            host=self._options.host,
+            topic=metrics,
+            session_present=connection.announced.has_session,
         )
 
     async def _receive(self, connection: BrokerConnection) -> None:

@@ -13,9 +13,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import struct
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 
+from paho.mqtt import MQTTException
 from paho.mqtt.client import Client, ConnectFlags, DisconnectFlags
 from paho.mqtt.enums import LogLevel, MQTTErrorCode, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
@@ -23,6 +27,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from guestd.core import broker
 from guestd.core.errors import SourceLost
 from guestd.mqtt.client import ManualClient, Message
 from guestd.mqtt.options import BrokerOptions
@@ -35,10 +40,38 @@ READ_AT_ONCE = 100
 _REMEDIES = {
     "Bad user name or password": "mqtt.username, mqtt.password_file",
     "Not authorized": "mqtt.username, mqtt.password_file, or the broker's ACL",
-    "Client identifier not valid": "mqtt.client_id",
+    "Client identifier not valid": "mqtt.client_id; or, with 3.1.1, mqtt.keepalive_seconds above its max_keepalive",
+    "Packet too large": "the broker's max_packet_size",
+    "Shared subscription not supported": "mqtt.shared_group",
     "Unsupported protocol version": "mqtt.version",
     "Session taken over": "another client has our id: mqtt.client_id",
 }
+# What paho raises for a packet that it cannot read.
+_UNREADABLE = (MQTTException, struct.error, ValueError, LookupError, TypeError)
+# The broker cannot keep our status.
+_WILL_REFUSED = (broker.RETAIN_NOT_SUPPORTED, broker.QOS_NOT_SUPPORTED)
+
+
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """What the broker offers, by its CONNACK: of MQTT 3.1.1 the defaults, for it announces nothing.
+
+    `session_seconds`: how long it keeps our session, if not as long as we requested.
+    """
+
+    has_session: bool
+    packet_bytes: int
+    has_qos1: bool
+    retains: bool
+    session_seconds: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribed:
+    """The broker's answer for one topic: why it refuses it, else an empty text and the QoS that it grants."""
+
+    refusal: str
+    qos: int
 
 
 class BrokerConnection:
@@ -56,9 +89,12 @@ class BrokerConnection:
         self._last_error = ""
         self._is_reading = False
         self._unacknowledged_bytes = 0
-        self._subscribing: dict[int, Callable[[list[str]], None]] = {}
+        self._subscribing: dict[int, Callable[[list[Subscribed]], None]] = {}
+        self._accepted_at: float | None = None
+        self._announced: Announced | None = None
         self.unacknowledged = 0
-        self.has_session: bool | None = None
+        self.end_code: int | None = None
+        self.is_closed_by_broker = False
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
         client.on_disconnect = self._on_disconnect
@@ -73,16 +109,32 @@ class BrokerConnection:
         """Wait for the broker to accept the connection. Raises SourceLost when it does not answer or refuses."""
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                await self._wait(lambda: self.has_session is not None)
+                await self._wait(lambda: self._announced is not None)
         except TimeoutError:
             raise SourceLost(f"{_address(self._options)}no answer") from None
         self._client.on_log = None
 
-    def subscribe(self, filters: Sequence[tuple[str, int]], on_answer: Callable[[list[str]], None]) -> None:
+    @property
+    def announced(self) -> Announced:
+        """What the broker offers."""
+        assert self._announced is not None, "connect() waits for it"
+        return self._announced
+
+    @property
+    def publishes_status(self) -> bool:
+        """Whether the broker keeps our status."""
+        return bool(self._options.will_topic) and self.announced.retains
+
+    @property
+    def lived_seconds(self) -> float | None:
+        """Seconds since the broker accepted the connection; None if it did not."""
+        return None if self._accepted_at is None else time.monotonic() - self._accepted_at
+
+    def subscribe(self, filters: Sequence[tuple[str, int]], on_answer: Callable[[list[Subscribed]], None]) -> None:
         """Subscribe to topics with a QoS each; retained messages are requested with QoS 0 only.
 
-        `on_answer` gets the broker's answer, for each topic why it was refused or an empty string. Nothing waits for
-        it: it may arrive after more messages than we want to hold.
+        `on_answer` gets the broker's answer for each topic. Nothing waits for it: it may arrive after more messages
+        than we want to hold.
         """
         if self._options.version is MQTTProtocolVersion.MQTTv5:
             options = [(topic, SubscribeOptions(qos, retainHandling=2 if qos else 0)) for topic, qos in filters]
@@ -127,7 +179,7 @@ class BrokerConnection:
         """Disconnect cleanly, as far as the socket accepts it; the session stays."""
         self._tick.cancel()
         if self._lost is None:
-            if self._options.will_topic:
+            if self._announced is not None and self.publishes_status:
                 self.publish(self._options.will_topic, b"offline")
             self._client.disconnect()
             self._write()
@@ -158,7 +210,12 @@ class BrokerConnection:
             before = len(received)
             if not self._is_reading or self._lost is not None:
                 break
-            if self._client.loop_read() != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            try:
+                is_read = self._client.loop_read() == MQTTErrorCode.MQTT_ERR_SUCCESS
+            except _UNREADABLE as exc:
+                self._fail_unreadable(str(exc))
+                break
+            if not is_read:
                 self._fail("the connection was lost")
                 break
             if len(received) > before:
@@ -215,26 +272,44 @@ class BrokerConnection:
             self._wake.set()
 
     def _on_connect(
-        self, _client: Client, _: object, flags: ConnectFlags, reason: ReasonCode, _properties: object
+        self, _client: Client, _: object, flags: ConnectFlags, reason: ReasonCode, properties: object
     ) -> None:
         if reason.is_failure:
-            self._last_error = _refusal(reason)
+            self.end_code = reason.value
+            self._last_error = broker.describe_reason(reason, properties, _REMEDIES)
         else:
-            self.has_session = bool(flags.session_present)
+            self._accepted_at = time.monotonic()
+            self._announced = Announced(
+                has_session=bool(flags.session_present),
+                packet_bytes=getattr(properties, "MaximumPacketSize", broker.PROTOCOL_PACKET_BYTES),
+                has_qos1=getattr(properties, "MaximumQoS", 1) > 0,
+                retains=bool(getattr(properties, "RetainAvailable", 1)),
+                session_seconds=getattr(properties, "SessionExpiryInterval", None),
+            )
             self._last_error = ""
         self._wake.set()
 
     def _on_subscribe(
         self, _client: Client, _: object, mid: int, reasons: list[ReasonCode], _properties: object
     ) -> None:
-        self._subscribing.pop(mid)([str(code) if code.is_failure else "" for code in reasons])
+        on_answer = self._subscribing.pop(mid, None)
+        if on_answer is not None:
+            on_answer([Subscribed(str(each), 0) if each.is_failure else Subscribed("", each.value) for each in reasons])
 
     def _on_disconnect(
-        self, _client: Client, _: object, flags: DisconnectFlags, reason: ReasonCode, _properties: object
+        self, _client: Client, _: object, flags: DisconnectFlags, reason: ReasonCode, properties: object
     ) -> None:
         if flags.is_disconnect_packet_from_server:
-            self._last_error = _refusal(reason)
+            self.end_code = reason.value
+            self._last_error = broker.describe_reason(reason, properties, _REMEDIES)
+        elif reason == "Protocol error" and not self._last_error:
+            self._fail_unreadable("protocol error")
+        elif reason == "Unspecified error" and self._lost is None:
+            self.is_closed_by_broker = True
         self._fail("the connection was lost")
+
+    def _fail_unreadable(self, reason: str) -> None:
+        self._fail(f"the broker sent a packet that cannot be read: {reason}")
 
     def _on_write_pending(self, _client: Client, _: object, _socket: object) -> None:
         self._loop.add_writer(self._socket, self._write)
@@ -251,11 +326,6 @@ class BrokerConnection:
             self._last_error = text
 
 
-def _refusal(reason: ReasonCode) -> str:
-    remedy = _REMEDIES.get(str(reason))
-    return f"{reason} ({remedy})" if remedy else str(reason)
-
-
 def _address(options: BrokerOptions) -> str:
     return f"{options.host} port {options.port}: "
 
@@ -264,8 +334,24 @@ def _address(options: BrokerOptions) -> str:
 async def connect(options: BrokerOptions) -> AsyncIterator[BrokerConnection]:
     """Connect, with the session that the broker keeps under our id; closed cleanly on leaving.
 
-    Raises SourceLost when it cannot be reached or refuses us; the text names the setting to check.
+    Raises SourceLost when it cannot be reached or refuses us; the text names the setting to check. A broker that
+    cannot keep our status is connected to without it.
     """
+    try:
+        connection = await _open(options)
+    except _WillRefusedError:
+        connection = await _open(replace(options, will_topic=""))
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+class _WillRefusedError(SourceLost):
+    """The broker does not take our last will."""
+
+
+async def _open(options: BrokerOptions) -> BrokerConnection:
     client = ManualClient(options)
     if options.username:
         client.username_pw_set(options.username, options.password)
@@ -283,9 +369,12 @@ async def connect(options: BrokerOptions) -> AsyncIterator[BrokerConnection]:
     connection = BrokerConnection(client, options)
     try:
         await connection.wait_for_connack()
-        yield connection
-    finally:
+    except BaseException as exc:
         connection.close()
+        if isinstance(exc, SourceLost) and options.will_topic and connection.end_code in _WILL_REFUSED:
+            raise _WillRefusedError(str(exc)) from exc
+        raise
+    return connection
 
 
 def _connect(client: ManualClient, options: BrokerOptions) -> None:

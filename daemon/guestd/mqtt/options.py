@@ -38,6 +38,11 @@ class BrokerOptions:
     unacknowledged_bytes: int
     will_topic: str
 
+    @property
+    def is_version_5(self) -> bool:
+        """Whether it is MQTT 5, with reasons and properties."""
+        return self.version is MQTTProtocolVersion.MQTTv5
+
 
 def read_options(settings: MqttSettings) -> BrokerOptions:
     """The options of the settings. Raises ConfigError for files that cannot be used, or that would be ignored."""

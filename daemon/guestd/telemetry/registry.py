@@ -25,6 +25,7 @@ AGENT_DROPPED_HELP = (
     "Lines that agents no longer had: discarded by the agent, or accepted by another host of a migrated machine."
 )
 SESSIONS_HELP = "Reconnects to a broker that had lost guestd's session and the messages queued in it."
+TAKEN_OVER_HELP = "Connections to a broker that another client with guestd's client id ended, as far as it shows."
 LATE_HELP = "Acknowledgements not sent because their connection was closed."
 MISSING_HELP = (
     "Numbered lines that never arrived: discarded by agents, or dropped by the broker. Not counted in a shared group."
@@ -76,6 +77,7 @@ class BrokerMetrics:
         self.connected = gauge("guestd_mqtt_connected", "1 while subscribed to the broker.")
         self.lost = counter("guestd_mqtt_connections_lost", "Connections to the broker that ended or failed.")
         self.sessions_lost = counter("guestd_mqtt_sessions_lost", SESSIONS_HELP)
+        self.taken_over = counter("guestd_mqtt_sessions_taken_over", TAKEN_OVER_HELP)
         self.received = counter("guestd_mqtt_messages_received", "QoS 1 messages delivered by the broker.")
         self.acknowledged = counter("guestd_mqtt_messages_acknowledged", "Messages acknowledged to the broker.")
         self.late = counter("guestd_mqtt_late_acknowledgements", LATE_HELP)

@@ -366,6 +366,22 @@ def test_an_acl_that_forbids_reading_is_found(world: World, strict_broker: Broke
     assert "topic read $SYS/broker/publish/messages/dropped" in found["drops"].fix
 
 
+def test_limits_of_the_broker_are_found(world: World, directory: Path) -> None:
+    small = ["max_packet_size 20000"]
+    broker = Broker(directory / "limited", prefix=prefix(), lines=["max_qos 0"], overrides=small)
+    broker.add_user("guestd", "daemon's")
+    broker.start()
+    try:
+        use_broker(world, broker)
+        found = [each for each in findings(world) if each.subject == "broker"]
+    finally:
+        broker.stop()
+    assert [each.level for each in found] == ["ok", "fault", "warning"]
+    assert "max_qos" in found[1].fix
+    assert "max_packet_size" in found[2].fix
+    assert "20000 bytes" in found[2].text
+
+
 def test_a_wrong_password_at_the_broker_is_found(world: World, broker: Broker) -> None:
     use_broker(world, broker, password_file=world.file("wrong"))
     (found,) = [each for each in findings(world) if each.subject == "broker"]
