@@ -1,14 +1,13 @@
 """What happens to a host: its clock is stepped, a thousand guests come at once and go, one guest fills its share of the
 spool, a second guestd is started."""
 
-import subprocess
 from collections import defaultdict
 from pathlib import Path
 from uuid import UUID
 
 from tools.harness.waiting import eventually, wait_seconds
 
-from support.daemon import REPOSITORY, Daemon, add_machine, rows
+from support.daemon import Daemon, add_machine, faketime_library, rows
 from support.faults import Reliability, Tally, count_fleet, count_samples, fleet, sample_line, store_closed
 
 CLOCK_OFFSETS_SECONDS = (600, 0, -600, 0, 86_400, 0, -86_400, 0, 60, -60, 0)
@@ -17,10 +16,8 @@ SAMPLES_PER_STEP = 20
 
 def with_clock(daemon: Daemon, file: Path) -> None:
     """Give guestd a wall clock with the offset in the file; the monotonic clock stays true."""
-    prefix = Path(subprocess.check_output([REPOSITORY / "tools/harness/get-packages", "faketime"], text=True).strip())
-    (library,) = prefix.glob("usr/lib/*/faketime/libfaketimeMT.so.1")
     daemon.wrapper = [
-        "env", f"LD_PRELOAD={library}", f"FAKETIME_TIMESTAMP_FILE={file}", "FAKETIME_NO_CACHE=1",
+        "env", f"LD_PRELOAD={faketime_library()}", f"FAKETIME_TIMESTAMP_FILE={file}", "FAKETIME_NO_CACHE=1",
         "FAKETIME_DONT_FAKE_MONOTONIC=1", "NO_FAKE_STAT=1",
     ]  # fmt: skip
 

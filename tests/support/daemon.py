@@ -49,6 +49,13 @@ def started(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
         process.communicate()
 
 
+def faketime_library() -> Path:
+    """The library that gives a program another clock, to be preloaded."""
+    prefix = Path(subprocess.check_output([REPOSITORY / "tools/harness/get-packages", "faketime"], text=True).strip())
+    (library,) = prefix.glob("usr/lib/*/faketime/libfaketimeMT.so.1")
+    return library
+
+
 def add_machine(dsn: str, machine_id: UUID | None = None) -> UUID:
     """A Machine row, with the template that it must refer to."""
     machine_id = machine_id or uuid4()

@@ -42,7 +42,7 @@ def marks(box: Outbox) -> list[str]:
 def filled(lines: int, limit_bytes: int = PLENTY_BYTES) -> Outbox:
     box = outbox(limit_bytes)
     for number in range(1, lines + 1):
-        assert box.add(b'{"n":%d}' % number) == number
+        assert box.add(b'{"n":%d}' % number, 0.0) == number
     return box
 
 
@@ -51,14 +51,14 @@ def test_a_line_begins_with_the_header_of_the_contract_in_its_order() -> None:
     assert line is not None
     head, _, rest = line.partition(b',"after":"%s","mark":"' % NO_MARK.encode())
     assert head == b'{"type":"metrics","boot_id":"%s","seq":1,"oldest":1' % BOOT_ID.encode()
-    assert re.fullmatch(rb'[0-9a-f]{16}","n":1}\n', rest)
+    assert re.fullmatch(rb'[0-9a-f]{16}","age_ms":0,"n":1}\n', rest)
 
 
 def test_a_header_of_the_largest_numbers_leaves_room_for_the_largest_body() -> None:
     box = outbox()
     box._oldest = box._cursor = 10**18 - 2
-    box.add(b"{" + b" " * (BODY_LIMIT_BYTES - 2) + b"}")
-    line = box.next_line(0.0)
+    box.add(b"{" + b" " * (BODY_LIMIT_BYTES - 2) + b"}", 0.0)
+    line = box.next_line(999_999_999.0)
     assert line is not None
     assert len(line) <= LINE_LIMIT_BYTES
 
@@ -69,6 +69,16 @@ def test_a_line_names_its_mark_and_the_one_that_it_follows() -> None:
     assert first["mark"] != second["mark"]
     # The mark is the content's: a line that is written again has the one it had.
     assert marks(filled(2)) == marks(filled(2))
+
+
+def test_a_line_states_for_how_long_it_was_held_whenever_it_is_written() -> None:
+    box = outbox()
+    box.add(b'{"n":1}', 5.0)
+    box.add(b'{"n":2}', 65.25)
+    assert [line["age_ms"] for line in lines_of(box, 65.25)] == [60_250, 0]
+    box.acknowledge(BOOT_ID, 1, 66.0)
+    box.restart()
+    assert [line["age_ms"] for line in lines_of(box, 3665.25)] == [3_600_000]
 
 
 def test_lines_are_written_once_and_in_order() -> None:
@@ -135,14 +145,14 @@ def test_an_answer_about_the_very_line_forgets_it() -> None:
 def test_an_outbox_that_was_rewound_and_holds_nothing_goes_on_from_one() -> None:
     box = outbox()
     box.acknowledge(BOOT_ID, 7, 1.0)
-    assert box.add(b'{"n":1}') == 1
+    assert box.add(b'{"n":1}', 0.0) == 1
     assert seqs(box) == [1]
 
 
 def test_two_reverts_to_one_state_lead_to_two_names() -> None:
     one, other = filled(2), filled(2)
-    one.add(b'{"n":3}')
-    other.add(b'{"n":4}')
+    one.add(b'{"n":3}', 0.0)
+    other.add(b'{"n":4}', 0.0)
     for box in (one, other):
         box.acknowledge(BOOT_ID, 3, 1.0, mark="f" * 16)
     assert len({BOOT_ID, one.boot_id, other.boot_id}) == 3
@@ -193,7 +203,7 @@ def test_a_line_after_a_long_silence_is_not_written_twice() -> None:
     seqs(box, 100.0)
     box.acknowledge(BOOT_ID, 1, 100.1)
     assert box.resend_at is None
-    box.add(b'{"n":2}')
+    box.add(b'{"n":2}', 0.0)
     assert seqs(box, 200.0) == [2]
     assert box.resend_at == 205.0
 
@@ -259,7 +269,7 @@ class World:
 
     def add(self, amount: int) -> None:
         for _ in range(amount):
-            self.box.add(b'{"n":%d}' % (self.box.last + 1))
+            self.box.add(b'{"n":%d}' % (self.box.last + 1), self.now)
 
     def write(self, amount: int) -> None:
         for _ in range(amount):

@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guestd.core.errors import BadFrame
-from guestd.rows.batch import Limits, Moment, Prepared, digest, find_free_moments, is_due, split_batch
+from guestd.rows.batch import (
+    Limits,
+    Moment,
+    Placed,
+    Prepared,
+    digest,
+    find_free_moments,
+    is_due,
+    keep_order,
+    split_batch,
+)
 from guestd.wire.line import LineId
 
 START = datetime(2025, 10, 1, tzinfo=UTC)
@@ -48,6 +58,38 @@ def test_a_guest_that_repeats_one_time_costs_no_more_than_its_frames() -> None:
     # Walking past all the others each time would be 200 million steps: it would not end within the test's time.
     wanted = [(MACHINES[0], START)] * 20_000
     assert find_free_moments(wanted, set())[-1] == (MACHINES[0], START + 19_999 * MILLISECOND)
+
+
+def of_run(machine_id: UUID, seq: int, boot_id: str = "b") -> Prepared:
+    return Prepared(seq, machine_id, START, b"", BadFrame("json", ""), None, line_id=LineId(boot_id, seq))
+
+
+@given(st.lists(MOMENTS, max_size=30), st.sets(MOMENTS, max_size=20), st.integers(0, 8))
+def test_the_samples_of_a_run_are_in_the_order_of_its_lines(
+    wanted: list[Moment], taken: set[Moment], last: int
+) -> None:
+    lines = [of_run(machine_id, seq) for seq, (machine_id, _) in enumerate(wanted, 1)]
+    before = {machine_id: Placed("b", 0, START + last * MILLISECOND) for machine_id in MACHINES}
+    moments = find_free_moments(keep_order(wanted, lines, before), taken)
+    for machine_id in MACHINES:
+        times = [before[machine_id].at, *(at for machine, at in moments if machine == machine_id)]
+        assert times == sorted(set(times))
+
+
+def test_lines_of_another_run_late_lines_and_messages_without_a_number_are_not_moved() -> None:
+    machine_id, other = MACHINES
+    placed = {machine_id: Placed("b", 7, START + MILLISECOND)}
+    unnumbered = Prepared(9, machine_id, START, b"", BadFrame("json", ""), None)
+    lines = [of_run(machine_id, 6), of_run(machine_id, 8, "next"), of_run(other, 8), unnumbered]
+    wanted = [(line.machine_id, START) for line in lines]
+    assert keep_order(wanted, lines, placed) == wanted
+
+
+def test_a_sample_far_ahead_of_a_receipt_does_not_push_the_next_one_there() -> None:
+    """The host's clock was ahead, and was set back."""
+    machine_id, _ = MACHINES
+    placed = {machine_id: Placed("b", 1, START + timedelta(days=1))}
+    assert keep_order([(machine_id, START)], [of_run(machine_id, 2)], placed) == [(machine_id, START)]
 
 
 def test_a_batch_is_due_when_it_is_large_enough_or_old_enough() -> None:

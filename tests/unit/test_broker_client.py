@@ -92,8 +92,8 @@ def test_a_line_is_shortened_by_the_ends_of_its_lists_and_nothing_else(line: dic
 def test_a_line_that_is_given_up_is_counted_and_does_not_hold_up_the_next() -> None:
     box = Outbox("boot", 1 << 20)
     for number in range(3):
-        box.add(json.dumps({"n": number}).encode())
-    while box.following_line() is not None:
+        box.add(json.dumps({"n": number}).encode(), 0.0)
+    while box.following_line(0.0) is not None:
         pass
     box.confirm(1)
     box.give_up(2)

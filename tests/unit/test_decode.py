@@ -350,7 +350,7 @@ def test_the_agent_and_the_daemon_agree_on_answers() -> None:
 
 def test_the_agent_and_the_daemon_agree_on_headers() -> None:
     outbox = Outbox(BOOT_ID, 1000)
-    outbox.add(b'{"timestamp":"t"}')
+    outbox.add(b'{"timestamp":"t"}', 0.0)
     line = outbox.next_line(0.0)
     assert line is not None
     found = header_of(line)

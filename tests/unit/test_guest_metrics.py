@@ -15,8 +15,10 @@ from guestd.rows.normalise import GuestHistory, normalise
 from guestd.telemetry.exposition import render
 from guestd.telemetry.guests import MAX_GUESTS, SHOWN_SECONDS, LatestSamples
 from guestd.wire.decode import decode
+from guestd.wire.line import LineId
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
 SYSTEM = {
     "cpu": {"usage_percent": 25.0, "cores_usage": [25.0]},
     "memory": {"total_kb": 4096, "used_kb": 1024, "available_kb": 3072},
@@ -41,9 +43,12 @@ def sample(machine_id: UUID, at: datetime = NOW, failed_parts: object = None, **
     )  # fmt: skip
 
 
-def note(latest: LatestSamples, rows: Rows, transport: Transport = Transport.VIRTIO, *, is_numbered: bool) -> None:
+def note(
+    latest: LatestSamples, rows: Rows, transport: Transport = Transport.VIRTIO, *, is_numbered: bool, seq: int = 1
+) -> None:
     machine_id, at = rows.shared.machine_id, rows.shared.received_at
-    latest.add([Prepared(1, machine_id, at, b"", rows, None, "redacted", transport, is_numbered)])
+    line_id = LineId("boot", seq) if is_numbered else None
+    latest.add([Prepared(1, machine_id, at, b"", rows, None, "redacted", transport, line_id)])
 
 
 def shown(latest: LatestSamples, *machines: UUID, now: datetime = NOW, domain: str = "vm") -> dict[str, Metric]:
@@ -116,6 +121,32 @@ def test_a_newer_sample_and_another_name_are_shown_at_the_next_scrape() -> None:
     assert value(shown(latest, machine), "guest_last_sample_timestamp_seconds") == later.timestamp()
     (renamed,) = shown(latest, machine, domain="other")["guest_load1"].samples
     assert renamed.labels["domain"] == "other"
+
+
+def test_a_sample_that_waited_does_not_replace_a_newer_one() -> None:
+    latest, machine, newest = LatestSamples(), uuid4(), sample(uuid4(), NOW)
+    note(latest, newest.with_shared(machine_id=machine), is_numbered=True)
+    waited = newest.with_shared(machine_id=machine, timestamp=NOW - timedelta(hours=1), received_at=NOW + MINUTE)
+    note(latest, waited, is_numbered=False)
+    assert value(shown(latest, machine), "guest_last_sample_timestamp_seconds") == NOW.timestamp()
+    # Of one run, however little it is older.
+    late = newest.with_shared(machine_id=machine, timestamp=NOW - MINUTE, received_at=NOW + MINUTE)
+    note(latest, late, is_numbered=True, seq=0)
+    assert value(shown(latest, machine), "guest_last_sample_timestamp_seconds") == NOW.timestamp()
+    backlog = newest.with_shared(machine_id=machine, timestamp=NOW + MINUTE, received_at=NOW + timedelta(hours=1))
+    note(latest, backlog, is_numbered=True, seq=2)
+    received = (NOW + timedelta(hours=1)).timestamp()
+    assert (
+        value(shown(latest, machine, now=NOW + timedelta(hours=1)), "guest_last_sample_timestamp_seconds") == received
+    )
+
+
+def test_a_guest_whose_clock_is_set_back_a_little_is_shown_on() -> None:
+    latest, machine = LatestSamples(), uuid4()
+    note(latest, sample(machine), is_numbered=False)
+    set_back = sample(machine).with_shared(timestamp=NOW - 2 * MINUTE, received_at=NOW + MINUTE)
+    note(latest, set_back, is_numbered=False)
+    assert value(shown(latest, machine), "guest_last_sample_timestamp_seconds") == (NOW + MINUTE).timestamp()
 
 
 def test_a_machine_that_is_silent_is_not_shown_after_a_while() -> None:

@@ -10,9 +10,11 @@ from structlog.testing import capture_logs
 from guestd.core.errors import BadFrame
 from guestd.core.transport import Transport
 from guestd.ingest.prepare import Preparer
+from guestd.ingest.sample_times import FreeTimes
+from guestd.rows.batch import Moment, Prepared, line_digest
 from guestd.spool.file import Frame
 from guestd.telemetry.registry import Telemetry
-from guestd.wire.line import METRICS
+from guestd.wire.line import METRICS, LineId
 
 
 @pytest.mark.asyncio
@@ -24,16 +26,48 @@ async def test_of_a_machine_that_nobody_knows_any_more_nothing_is_remembered() -
         asked.extend(machine_id for machine_id, _ in moments)
         return set()
 
-    preparer = Preparer(Telemetry().writer.preparing)
-    now = datetime.now(UTC)
+    times, now = FreeTimes(), datetime.now(UTC)
+
+    async def find(moment: datetime) -> None:
+        frames = [Prepared(1, machine_id, now, b"", BadFrame("json", ""), None) for machine_id in (kept, gone)]
+        await times.find([(kept, moment), (gone, moment)], taken, frames)
+
     for minute in range(2):
-        moment = now + timedelta(minutes=minute)
-        await preparer.find_free([(kept, moment), (gone, moment)], taken)
+        await find(now + timedelta(minutes=minute))
     assert asked == [kept, gone], "the store is asked only where it is not known that time goes forward"
-    preparer.forget(lambda machine_id: machine_id == kept)
-    moment = now + timedelta(minutes=2)
-    await preparer.find_free([(kept, moment), (gone, moment)], taken)
+    times.forget(lambda machine_id: machine_id == kept)
+    await find(now + timedelta(minutes=2))
     assert asked == [kept, gone, gone]
+
+
+@pytest.mark.asyncio
+async def test_a_run_that_this_process_does_not_know_is_continued_behind_the_sample_of_the_line_before() -> None:
+    machine_id, boot_id, now = UUID(int=1), "0d3f3a5e-8d0b-4a55-9c0b-5d5e4a2f7c11", datetime.now(UTC)
+    head = b'{"type":"metrics","boot_id":"%s","seq":%d,"oldest":1,"after":"%s","mark":"%s"}'
+    lines = [(seq, "a" * 15 + str(seq - 1), "a" * 15 + str(seq)) for seq in (8, 9)]
+    frames = [
+        Prepared(
+            seq, machine_id, now, head % (boot_id.encode(), seq, after.encode(), mark.encode()),
+            BadFrame("json", ""), None, line_id=LineId(boot_id, seq, mark),
+        )
+        for seq, after, mark in lines
+    ]  # fmt: skip
+    asked: list[tuple[UUID, int, datetime]] = []
+    before = (machine_id, line_digest(LineId(boot_id, 7, "a" * 15 + "7")))
+
+    async def stored(sought: Sequence[tuple[UUID, int, datetime]]) -> dict[tuple[UUID, int], datetime]:
+        asked.extend(sought)
+        return {before: now}
+
+    async def all_free(_: Sequence[Moment]) -> set[Moment]:
+        return set()
+
+    times, moments = FreeTimes(), [(machine_id, now - timedelta(minutes=4))] * 2
+    for _ in range(2):
+        await times.find_lines_before(frames, stored)
+        moments = await times.find(moments, all_free, frames)
+    assert asked == [(*before, now)], "once"
+    assert [at for _, at in moments] == [now + timedelta(milliseconds=1), now + timedelta(milliseconds=2)]
 
 
 def test_the_traceback_of_a_bug_is_logged_once_however_many_frames_reach_it() -> None:

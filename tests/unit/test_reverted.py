@@ -43,7 +43,7 @@ class World:
         for _ in range(amount):
             self.issued += 1
             self.since_revert.append(self.issued)
-            self.box.add(b'{"n":%d}' % self.issued)
+            self.box.add(b'{"n":%d}' % self.issued, self.now_seconds)
 
     async def write(self, amount: int) -> None:
         for _ in range(amount):

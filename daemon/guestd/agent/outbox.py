@@ -17,7 +17,7 @@ from uuid import UUID
 # docs/wire.md: lines that get no acknowledgement for this long are written again.
 NO_PROGRESS_SECONDS = 5.0
 LINE_LIMIT_BYTES = 1024 * 1024
-# The longest header: the fixed text, a UUID, two numbers of 19 digits, two marks.
+# The longest header: the fixed text, a UUID, two numbers of 19 digits, two marks, an age of 12 digits (30 years).
 BODY_LIMIT_BYTES = LINE_LIMIT_BYTES - 200
 # What the first line of a run follows.
 NO_MARK = "0" * 16
@@ -37,6 +37,7 @@ class Outbox:
         self._limit_bytes = limit_bytes
         self._held: deque[bytes] = deque()
         self._marks: deque[str] = deque([NO_MARK])  # of the lines `oldest - 1 .. last`
+        self._added_at: deque[float] = deque()
         self._held_bytes = 0
         self._oldest = 1
         self._cursor = 1
@@ -67,12 +68,14 @@ class Outbox:
         """When to call `next_line` again even if nothing happens; None while nothing is outstanding."""
         return None if self._cursor == self._oldest else self._progress_at + NO_PROGRESS_SECONDS
 
-    def add(self, body: bytes) -> int:
+    def add(self, body: bytes, now_seconds: float) -> int:
         """Add a JSON object with at least one member; return the number of its line.
 
+        A line states its age when it is written, so `now_seconds` is by a clock that is never set, here and there.
         While the buffer is over its limit the oldest lines are dropped; the newest is always kept.
         """
         self._held.append(body[1:])
+        self._added_at.append(now_seconds)
         self._marks.append(blake2b(body, digest_size=8).hexdigest())
         self._held_bytes += len(body) - 1
         while self._held_bytes > self._limit_bytes and len(self._held) > 1:
@@ -90,13 +93,13 @@ class Outbox:
             self.restart()
         if self._cursor == self._oldest <= self.last:
             self._progress_at = now_seconds
-        return self.following_line()
+        return self.following_line(now_seconds)
 
-    def following_line(self) -> bytes | None:
+    def following_line(self, now_seconds: float) -> bytes | None:
         """As `next_line` but without a timeout, for a transport that itself sends again what is lost."""
         if self._cursor > self.last:
             return None
-        line = self._line(self._cursor)
+        line = self._line(self._cursor, now_seconds)
         self._cursor += 1
         return line
 
@@ -152,15 +155,17 @@ class Outbox:
     def _mark(self, seq: int) -> str:
         return self._marks[seq - self._oldest + 1]
 
-    def _line(self, seq: int) -> bytes:
+    def _line(self, seq: int, now_seconds: float) -> bytes:
         # `oldest` is as of now and not as of `add`: it tells the host which lines will not come any more.
-        header = b'{"type":"metrics","boot_id":"%s","seq":%d,"oldest":%d,"after":"%s","mark":"%s",' % (
-            self.boot_id.encode(), seq, self._oldest, self._mark(seq - 1).encode(), self._mark(seq).encode(),
+        age_ms = max(0, int((now_seconds - self._added_at[seq - self._oldest]) * 1000))
+        header = b'{"type":"metrics","boot_id":"%s","seq":%d,"oldest":%d,"after":"%s","mark":"%s","age_ms":%d,' % (
+            self.boot_id.encode(), seq, self._oldest, self._mark(seq - 1).encode(), self._mark(seq).encode(), age_ms,
         )  # fmt: skip
         return b"%s%s\n" % (header, self._held[seq - self._oldest])
 
     def _drop_oldest(self) -> None:
         self._held_bytes -= len(self._held.popleft())
         self._marks.popleft()
+        self._added_at.popleft()
         self._oldest += 1
         self._cursor = max(self._cursor, self._oldest)

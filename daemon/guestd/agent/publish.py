@@ -8,6 +8,7 @@ duplicates by number and mark.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from enum import Enum
 from typing import Protocol
@@ -47,7 +48,11 @@ async def publish_lines(link: Link, topic: str, sender: ReliableSender) -> None:
     outbox = sender.outbox
     in_flight: deque[tuple[int, asyncio.Future[Answer]]] = deque()
     while True:
-        while len(in_flight) < WINDOW_LINES and link.is_connected and (line := outbox.following_line()) is not None:
+        while (
+            len(in_flight) < WINDOW_LINES
+            and link.is_connected
+            and (line := outbox.following_line(time.monotonic())) is not None
+        ):
             answer = link.publish(topic, line.rstrip(b"\n"))
             answer.add_done_callback(lambda _: sender.wake())
             in_flight.append((outbox.written, answer))

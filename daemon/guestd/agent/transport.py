@@ -56,7 +56,7 @@ class ReliableSender:
 
     def post(self, body: bytes) -> None:
         """Add a message; the writer, when a channel is open, writes it."""
-        self.outbox.add(body)
+        self.outbox.add(body, time.monotonic())
         self._to_write.set()
 
     def handle_line(self, line: HostLine) -> None:

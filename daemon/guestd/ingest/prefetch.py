@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from guestd.core.tasks import wait_for_event
-from guestd.ingest.prepare import FindOccupied, Preparer
+from guestd.ingest.prepare import Preparer
+from guestd.ingest.sample_times import FindOccupied, FindSamples, find_none
 from guestd.rows.batch import Limits, Prepared, is_due
 from guestd.spool.queue import Spool
 
@@ -35,16 +36,18 @@ class Prefetch:
         self._in_flight = [(frame.seq, len(frame.payload)) for frame in in_flight]
         self._start_after(in_flight[-1].seq)
 
-    async def get(self, after_seq: int, find_occupied: FindOccupied) -> Sequence[Prepared]:
+    async def get(
+        self, after_seq: int, find_occupied: FindOccupied, find_samples: FindSamples = find_none
+    ) -> Sequence[Prepared]:
         """The next batch; empty when the spool is sealed and nothing is left.
 
-        `find_occupied` queries the store, which has all batches up to `after_seq`. Raises what it raises; the rows stay
+        Both functions query the store, which has all batches up to `after_seq`. Raises what they raise; the rows stay
         prepared for the next call.
         """
         self._in_flight = ()
         batch = await self._start_after(after_seq)
         # Only now: a query in the middle of another batch's transaction would see half of it, and fail with it.
-        moved = await self._preparer.move_occupied(batch, find_occupied)
+        moved = await self._preparer.move_occupied(batch, find_occupied, find_samples)
         self._task = None
         return moved
 

@@ -14,7 +14,7 @@ import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import TypeVar
 from uuid import UUID
 
@@ -23,10 +23,18 @@ import structlog
 from guestd.core.config import CommandLines
 from guestd.core.errors import BadFrame
 from guestd.core.transport import Transport
-from guestd.rows.batch import Moment, Prepared, digest, find_free_moments
+from guestd.ingest.sample_times import (
+    ClaimedTimes,
+    FindOccupied,
+    FindSamples,
+    FreeTimes,
+    find_batch_ceilings,
+    find_none,
+)
+from guestd.rows.batch import Prepared, digest
 from guestd.rows.model import Rows
 from guestd.rows.normalise import GuestHistory, normalise
-from guestd.rows.times import guest_time, sample_time, uuid7
+from guestd.rows.times import uuid7
 from guestd.spool.file import Frame
 from guestd.telemetry.registry import PrepareMetrics
 from guestd.wire import decode, events
@@ -35,10 +43,6 @@ from guestd.wire.events import Event
 log = structlog.get_logger()
 
 T = TypeVar("T")
-_MILLISECOND = timedelta(milliseconds=1)
-
-# Which of these (machine, timestamp) have a sample in the store.
-FindOccupied = Callable[[Sequence[Moment]], Awaitable[set[Moment]]]
 # How to store the command lines of a machine.
 CommandLinesOf = Callable[[UUID], Awaitable[CommandLines]]
 
@@ -60,24 +64,28 @@ class Preparer:
         self._metrics = metrics
         self._command_lines_of = command_lines_of
         self._histories: dict[UUID, GuestHistory] = {}
-        self._latest: dict[UUID, datetime] = {}
+        self._claimed_times = ClaimedTimes(metrics)
+        self._free_times = FreeTimes()
         self._yielded_at = 0.0
         self._silent_until: dict[tuple[str, int], float] = {}
 
-    async def prepare(self, frames: Sequence[Frame], find_occupied: FindOccupied) -> list[Prepared]:
-        """Rows of these frames at free timestamps, or why a frame has none. Raises what `find_occupied` raises."""
-        return await self.move_occupied(await self.make_rows(frames), find_occupied)
+    async def prepare(
+        self, frames: Sequence[Frame], find_occupied: FindOccupied, find_samples: FindSamples = find_none
+    ) -> list[Prepared]:
+        """Rows of these frames at free timestamps, or why a frame has none. Raises what the two queries raise."""
+        return await self.move_occupied(await self.make_rows(frames), find_occupied, find_samples)
 
     async def make_rows(self, frames: Sequence[Frame]) -> list[Prepared]:
         """Rows of these frames at the timestamps that their messages claim, or why a frame has none."""
         batch = []
+        ceilings = find_batch_ceilings(frames)
         for frame in frames:
             await self._yield_to_loop()
             # One by one: all that a batch decodes would not fit into a processor's cache.
-            batch.append(await self._prepare(frame))
+            batch.append(await self._prepare(frame, ceilings.get(frame.seq)))
         return batch
 
-    async def _prepare(self, frame: Frame) -> Prepared:
+    async def _prepare(self, frame: Frame, ceiling: datetime | None) -> Prepared:
         message = self.guard(frame, _decode)
         if isinstance(message, Event):
             # An event is recognised by its own id.
@@ -91,7 +99,7 @@ class Preparer:
             step = functools.partial(
                 self._normalise,
                 message=message,
-                timestamp=self._timestamp(frame, message),
+                ceiling=ceiling,
                 digest=known_by,
                 command_lines=command_lines,
             )
@@ -100,9 +108,10 @@ class Preparer:
 
     def forget(self, is_known: Callable[[UUID], bool]) -> None:
         """Forget what is remembered of machines that are gone."""
-        for machine_id in [each for each in self._latest if not is_known(each)]:
-            del self._latest[machine_id]
-            self._histories.pop(machine_id, None)
+        for machine_id in [each for each in self._histories if not is_known(each)]:
+            del self._histories[machine_id]
+        self._claimed_times.forget(is_known)
+        self._free_times.forget(is_known)
 
     async def _yield_to_loop(self) -> None:
         """Let the event loop read channels and acknowledge while a long batch is prepared.
@@ -114,11 +123,15 @@ class Preparer:
             await asyncio.sleep(0)
             self._yielded_at = time.monotonic()
 
-    async def move_occupied(self, frames: Sequence[Prepared], find_occupied: FindOccupied) -> list[Prepared]:
-        """The same frames, with those moved whose timestamp is occupied by another sample."""
+    async def move_occupied(
+        self, frames: Sequence[Prepared], find_occupied: FindOccupied, find_samples: FindSamples = find_none
+    ) -> list[Prepared]:
+        """The same frames, with those moved whose timestamp is occupied by another sample, or before an earlier one."""
         with_rows = [(frame, frame.content) for frame in frames if isinstance(frame.content, Rows)]
         desired = [(frame.machine_id, rows.shared.timestamp) for frame, rows in with_rows]
-        moments = await self.find_free(desired, find_occupied)
+        frames_with_rows = [frame for frame, _ in with_rows]
+        await self._free_times.find_lines_before(frames_with_rows, find_samples)
+        moments = await self._free_times.find(desired, find_occupied, frames_with_rows)
         contents = {
             frame.seq: rows.with_shared(timestamp=at)
             for (frame, rows), (_, at), (_, desired_at) in zip(with_rows, moments, desired, strict=True)
@@ -149,51 +162,12 @@ class Preparer:
                 seq=frame.seq,
             )
 
-    def _timestamp(self, frame: Frame, message: decode.Decoded) -> datetime:
-        claimed = guest_time(message.metrics.timestamp)
-        if claimed is not None:
-            self._metrics.skew_seconds.observe(abs((claimed - frame.received_at).total_seconds()))
-        moment = sample_time(claimed, frame.received_at, frame.transport)
-        if claimed is None or abs(claimed - moment) >= _MILLISECOND:
-            self._metrics.adjusted.labels("guest_time").inc()
-        return moment
-
-    async def find_free(self, desired: Sequence[Moment], find_occupied: FindOccupied) -> list[Moment]:
-        """Free timestamps for the frames of a batch.
-
-        The store is asked only where a machine's time does not advance.
-        """
-        checked: set[Moment] = set()
-        occupied: set[Moment] = set()
-        # Doubled in every round: a guest whose clock stood still for days has a long run of occupied times behind it.
-        step = _MILLISECOND
-        while True:
-            moments = find_free_moments(desired, occupied)
-            doubtful = {
-                (machine_id, moment)
-                for machine_id, moment in moments
-                if moment <= self._latest.get(machine_id, moment)
-            } - checked  # fmt: skip
-            found = await find_occupied(sorted(doubtful)) if doubtful else set()
-            if not found:
-                break
-            checked |= doubtful
-            occupied |= found
-            desired = [
-                (machine_id, moment + step if (machine_id, moment) in found else desired_at)
-                for (machine_id, desired_at), (_, moment) in zip(desired, moments, strict=True)
-            ]
-            step *= 2
-        for machine_id, moment in moments:
-            self._latest[machine_id] = max(moment, self._latest.get(machine_id, moment))
-        return moments
-
     def _normalise(
         self,
         frame: Frame,
         *,
         message: decode.Decoded,
-        timestamp: datetime,
+        ceiling: datetime | None,
         digest: int | None,
         command_lines: CommandLines,
     ) -> Rows:
@@ -201,7 +175,7 @@ class Preparer:
             message.metrics,
             row_id=uuid7(frame.received_at, os.urandom(10)),
             machine_id=frame.machine_id,
-            timestamp=timestamp,
+            timestamp=self._claimed_times.get(frame, message.metrics, ceiling),
             received_at=frame.received_at,
             digest=digest,
             history=self._histories.setdefault(frame.machine_id, GuestHistory()),
@@ -226,7 +200,7 @@ def _prepared(
         digest=digest,
         command_lines=command_lines,
         transport=frame.transport,
-        is_numbered=frame.line_id is not None,
+        line_id=frame.line_id,
     )
 
 

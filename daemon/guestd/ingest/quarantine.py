@@ -109,7 +109,9 @@ async def retry_frame(connection: Connection, frame_id: UUID, command_lines: Com
             if frame is None:
                 return RetryResult(is_stored=False, why="there is no frame with this id")
             preparer = Preparer(PrepareMetrics(), _command_lines_of(connection, command_lines))
-            (prepared,) = await preparer.prepare([_original_frame(frame)], store.find_stored_timestamps)
+            (prepared,) = await preparer.prepare(
+                [_original_frame(frame)], store.find_stored_timestamps, store.find_sample_times
+            )
             content = prepared.content
             if isinstance(content, BadFrame):
                 return await _record_failure(connection, frame, content.reason, str(content))

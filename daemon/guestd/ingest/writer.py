@@ -8,9 +8,10 @@ connection. After a lost answer to COMMIT the ledger tells whether they are stor
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from typing import TypeVar
 from uuid import UUID
 
 import structlog
@@ -18,8 +19,8 @@ import structlog
 from guestd.core.errors import BadFrame, RowsRejected, StoreUnavailable
 from guestd.core.tasks import Backoff, run_with_retry
 from guestd.ingest.prefetch import OnPrepared, Prefetch
-from guestd.ingest.prepare import CommandLinesOf, FindOccupied, Preparer, redact_all
-from guestd.rows.batch import Limits, Moment, Prepared, split_batch
+from guestd.ingest.prepare import CommandLinesOf, Preparer, redact_all
+from guestd.rows.batch import Limits, Prepared, split_batch
 from guestd.spool import resume
 from guestd.spool.queue import Spool
 from guestd.store.batch_writer import LedgerMoved, Outcome, Store, open_store
@@ -34,6 +35,8 @@ KEY_TRIES = 3
 SILENT_SECONDS = 5.0
 
 OnStored = Callable[[Outcome], None]
+Asked = TypeVar("Asked")
+Found = TypeVar("Found")
 
 
 class Writer:
@@ -168,18 +171,22 @@ class Writer:
     async def _next(self, store: Store) -> Sequence[Prepared]:
         """The frames to write: those that were not committed, or the next batch; empty when all is done."""
         if not self._uncommitted:
-            self._uncommitted = await self._prefetch.get(self._committed_seq, self._occupied_in(store))
+            self._uncommitted = await self._prefetch.get(
+                self._committed_seq, self._watched(store.find_stored_timestamps), self._watched(store.find_sample_times)
+            )
         return self._uncommitted
 
-    def _occupied_in(self, store: Store) -> FindOccupied:
-        async def find_occupied(moments: Sequence[Moment]) -> set[Moment]:
+    def _watched(self, find: Callable[[Asked], Awaitable[Found]]) -> Callable[[Asked], Awaitable[Found]]:
+        """The same query, with the time that it takes shown in `problem`."""
+
+        async def find_watched(asked: Asked) -> Found:
             self._waiting_since = time.monotonic()
             try:
-                return await store.find_stored_timestamps(moments)
+                return await find(asked)
             finally:
                 self._waiting_since = None
 
-        return find_occupied
+        return find_watched
 
     async def _write(self, store: Store, frames: Sequence[Prepared]) -> None:
         """Commit frames, around occupied keys; what is rejected is found by halving and quarantined."""

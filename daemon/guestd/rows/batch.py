@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from hashlib import blake2b
@@ -12,6 +12,7 @@ from guestd.core.config import CommandLines
 from guestd.core.errors import BadFrame
 from guestd.core.transport import Transport
 from guestd.rows.model import Rows
+from guestd.rows.run_times import HOST_STEP
 from guestd.wire.decode import Decoded
 from guestd.wire.events import Event
 from guestd.wire.line import LineId
@@ -29,7 +30,7 @@ class Prepared:
     digest: int | None
     command_lines: CommandLines = "redacted"
     transport: Transport = Transport.VIRTIO
-    is_numbered: bool = False
+    line_id: LineId | None = None
 
     @property
     def times(self) -> tuple[datetime, ...]:
@@ -45,18 +46,28 @@ _DIGEST_BITS = 63
 def digest(payload: bytes, line_id: LineId | None, message: Decoded | BadFrame) -> int | None:
     """Identifies a frame that is sent again, in 63 bits; None: not identifiable.
 
-    By the mark, because a machine that is reverted to a snapshot sends the line again under another number; else by
-    boot_id and number; else by the bytes of a line that has a timestamp or cannot be decoded.
+    A numbered line as `line_digest` does; else by its bytes, if it has a timestamp or cannot be decoded.
     """
-    if line_id is not None and line_id.mark is not None:
-        named = blake2b(line_id.mark.encode(), digest_size=8, person=b"mark")
-    elif line_id is not None:
-        named = blake2b(b"%s %d" % (line_id.boot_id.encode(), line_id.seq), digest_size=8, person=b"boot_id seq")
-    elif isinstance(message, BadFrame) or message.metrics.timestamp is not None:
-        named = blake2b(payload, digest_size=8, person=b"payload")
-    else:
-        return None
-    return int.from_bytes(named.digest()) >> (64 - _DIGEST_BITS)
+    if line_id is not None:
+        return line_digest(line_id)
+    if isinstance(message, BadFrame) or message.metrics.timestamp is not None:
+        return _to_number(blake2b(payload, digest_size=8, person=b"payload").digest())
+    return None
+
+
+def line_digest(line_id: LineId) -> int:
+    """Identifies a numbered line, in 63 bits: by its mark, else by boot_id and number.
+
+    A machine that is reverted to a snapshot sends a line again with its mark, under another number.
+    """
+    if line_id.mark is not None:
+        return _to_number(blake2b(line_id.mark.encode(), digest_size=8, person=b"mark").digest())
+    numbered = b"%s %d" % (line_id.boot_id.encode(), line_id.seq)
+    return _to_number(blake2b(numbered, digest_size=8, person=b"boot_id seq").digest())
+
+
+def _to_number(hashed: bytes) -> int:
+    return int.from_bytes(hashed) >> (64 - _DIGEST_BITS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +92,42 @@ def split_batch(frames: Sequence[Prepared]) -> tuple[Sequence[Prepared], Sequenc
 
 Moment = tuple[UUID, datetime]
 _MILLISECOND = timedelta(milliseconds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """The line with the highest number of a machine's run, and the timestamp of its sample."""
+
+    boot_id: str
+    seq: int
+    at: datetime
+
+    def is_before(self, line: LineId) -> bool:
+        """Whether it is an earlier line of the same run."""
+        return self.boot_id == line.boot_id and self.seq < line.seq
+
+    def or_later(self, other: Placed | None) -> Placed:
+        """The other one, if that is a later line of the same run."""
+        return other if other is not None and other.boot_id == self.boot_id and other.seq > self.seq else self
+
+
+def keep_order(desired: Sequence[Moment], frames: Sequence[Prepared], placed: Mapping[UUID, Placed]) -> list[Moment]:
+    """The desired (machine, time) of each frame, moved behind the sample of the line before it in its run.
+
+    `placed` has the line before the first of these frames. `find_free_moments` leaves moments of one run in this order.
+    """
+    moments = []
+    known: dict[UUID, Placed] = {}
+    for (machine_id, desired_at), frame in zip(desired, frames, strict=True):
+        line, at = frame.line_id, desired_at
+        if line is not None:
+            for before in (known.get(machine_id), placed.get(machine_id)):
+                # Far ahead of its receipt: the host's clock was set back since, and is followed.
+                if before is not None and before.is_before(line) and before.at <= frame.received_at + HOST_STEP:
+                    at = max(at, before.at + _MILLISECOND)
+            known[machine_id] = Placed(line.boot_id, line.seq, at).or_later(known.get(machine_id))
+        moments.append((machine_id, at))
+    return moments
 
 
 def find_free_moments(desired: Sequence[Moment], occupied: Set[Moment]) -> list[Moment]:

@@ -9,9 +9,10 @@ from guestd.core.transport import Transport
 
 # A guest's own time is used when it is this near to the time of receipt.
 CLOCK_TOLERANCE = timedelta(minutes=5)
-# By MQTT a message may have waited in the broker's queue, but its time cannot be in the future. Shorter than the
+# A message may have waited this long in a broker's queue, a numbered line in its agent's buffer. Shorter than the
 # retention of raw samples, which drops older ones; and a guest must not be able to create chunks over a wide range.
-BROKER_QUEUE_TIME = timedelta(days=7)
+QUEUE_TIME = timedelta(days=7)
+# By MQTT its time cannot be in the future.
 BROKER_CLOCK_TOLERANCE = timedelta(seconds=60)
 
 
@@ -29,10 +30,13 @@ def guest_time(claimed: str | float | None) -> datetime | None:
 
 
 def sample_time(claimed: datetime | None, received_at: datetime, transport: Transport) -> datetime:
-    """The timestamp of a sample: the guest's time when it is plausible, else the time of receipt; in whole ms."""
+    """The timestamp of a sample: the guest's time when it is plausible, else the time of receipt; in whole ms.
+
+    For messages without a number; `run_times` has those with one.
+    """
     earliest, latest = received_at - CLOCK_TOLERANCE, received_at + CLOCK_TOLERANCE
     if transport is Transport.MQTT:
-        earliest, latest = received_at - BROKER_QUEUE_TIME, received_at + BROKER_CLOCK_TOLERANCE
+        earliest, latest = received_at - QUEUE_TIME, received_at + BROKER_CLOCK_TOLERANCE
     if claimed is None or not earliest <= claimed <= latest:
         claimed = received_at
     return whole_milliseconds(claimed)

@@ -116,6 +116,17 @@ class Store:
             )
             return {(machine_id, timestamp) for machine_id, timestamp in await cursor.fetchall()}
 
+    async def find_sample_times(self, frames: Sequence[tuple[UUID, int, datetime]]) -> dict[tuple[UUID, int], datetime]:
+        """The timestamps of samples by machine and frame digest; each is searched before and around a time."""
+        machine_ids, digests, times = zip(*frames, strict=True)
+        window = {"earliest": min(times) - SEARCH_WINDOW, "latest": max(times) + SEARCH_WINDOW}
+        async with store_deadline(WRITE_SECONDS):
+            cursor = await self._connection.execute(
+                query("ingest/read_sample_times"),
+                {"machine_ids": list(machine_ids), "digests": list(digests), **window},
+            )
+            return {(machine_id, digest): at for machine_id, digest, at in await cursor.fetchall()}
+
     async def without_stored(self, frames: Sequence[Prepared]) -> list[Prepared]:
         """The same frames without the rows whose keys are stored already, which become refusals."""
         with_rows = [(frame, frame.content) for frame in frames if isinstance(frame.content, Rows)]

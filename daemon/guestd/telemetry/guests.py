@@ -1,4 +1,4 @@
-"""The last sample of each guest as gauges. Labels have nothing that a guest sends. Pure.
+"""The newest sample of each guest as gauges. Labels have nothing that a guest sends. Pure.
 
 A machine that the store no longer has, or that has been silent for a while, is not shown: a gauge that stays would
 report a guest as healthy that is long gone.
@@ -17,7 +17,9 @@ import msgspec
 
 from guestd.rows.batch import Prepared
 from guestd.rows.model import Rows
+from guestd.rows.times import CLOCK_TOLERANCE
 from guestd.telemetry.exposition import Family, format_labels, format_sample
+from guestd.wire.line import LineId
 from gueststore.contract import SystemMetrics
 
 SHOWN_SECONDS = 600.0
@@ -33,14 +35,28 @@ _AGENT_LABELS = (*_LABELS, "channel", "dialect")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A machine's last sample: the row of SystemMetrics, when it was received (host time), and how."""
+    """A machine's newest sample: the row of SystemMetrics, its timestamp, when it was received (host time), and how."""
 
     machine_id: UUID
+    at: datetime
     received_at: datetime
     row: SystemMetrics
     channel: str
-    is_numbered: bool
+    line_id: LineId | None
     failed_parts: int
+
+    def is_behind(self, known: Sample) -> bool:
+        """Whether it is older than a sample that was received before: a broker delivered it late, or it waited there.
+
+        A sample with an earlier timestamp is not, if the guest's clock was set back a little.
+        """
+        if self.at >= known.at:
+            return False
+        return self.at < self.received_at - CLOCK_TOLERANCE or _is_earlier_line(self.line_id, known.line_id)
+
+
+def _is_earlier_line(line: LineId | None, other: LineId | None) -> bool:
+    return line is not None and other is not None and line.boot_id == other.boot_id and line.seq < other.seq
 
 
 class LatestSamples:
@@ -51,20 +67,22 @@ class LatestSamples:
         self._rendered: dict[UUID, _Rendered] = {}
 
     def add(self, batch: Sequence[Prepared]) -> None:
-        """Remember the samples of a batch; the newest of a machine is the last that was added."""
+        """Remember the newest samples of a batch."""
         for frame in batch:
             if isinstance(frame.content, Rows):
-                self._add(frame.content, frame.transport.value, frame.is_numbered)
+                self._add(frame.content, frame.transport.value, frame.line_id)
 
-    def _add(self, rows: Rows, channel: str, is_numbered: bool) -> None:
-        machine_id, received_at = rows.shared.machine_id, rows.shared.received_at
+    def _add(self, rows: Rows, channel: str, line_id: LineId | None) -> None:
+        machine_id, at, received_at = rows.shared.machine_id, rows.shared.timestamp, rows.shared.received_at
+        sample = Sample(machine_id, at, received_at, rows.system_metrics, channel, line_id, rows.failed_parts)
+        known = self._samples.get(machine_id)
+        if known is not None and sample.is_behind(known):
+            return
         # Inserted at the end: the dictionary is ordered by the last sample.
         self._samples.pop(machine_id, None)
         if len(self._samples) >= MAX_GUESTS:
             del self._samples[next(iter(self._samples))]
-        self._samples[machine_id] = Sample(
-            machine_id, received_at, rows.system_metrics, channel, is_numbered, rows.failed_parts
-        )
+        self._samples[machine_id] = sample
 
     def build_families(self, domains: Mapping[UUID, str], now: datetime) -> list[Family]:
         """The gauges of machines that are in `domains` and not silent."""
@@ -96,7 +114,7 @@ class _Rendered:
 
 def _render(sample: Sample, domain: str) -> tuple[str, ...]:
     labels = (str(sample.machine_id), domain)
-    agent = format_labels(_AGENT_LABELS, (*labels, sample.channel, "numbered" if sample.is_numbered else "plain"))
+    agent = format_labels(_AGENT_LABELS, (*labels, sample.channel, "plain" if sample.line_id is None else "numbered"))
     # The same in every line.
     labelled = format_labels(_LABELS, labels)
     figures = ((f"guest_{name}", figure(sample)) for name, _, figure in _GAUGES)
@@ -120,7 +138,7 @@ def _column(name: str, factor: float = 1.0) -> Figure:
 
 
 def _failed_parts(sample: Sample) -> float | None:
-    return float(sample.failed_parts) if sample.is_numbered else None
+    return float(sample.failed_parts) if sample.line_id is not None else None
 
 
 def _time(sample: Sample) -> float:

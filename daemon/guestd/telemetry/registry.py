@@ -32,7 +32,9 @@ MISSING_HELP = (
 )
 DROPPED_HELP = "Messages dropped by the broker, by its own count ($SYS)."
 DONE_HELP = "Accepted frames by outcome: stored, stored_in_part, quarantined, duplicate."
-SKEW_HELP = "Absolute difference between a guest's clock and this host's."
+SKEW_HELP = (
+    "Absolute difference between a guest's clock and this host's, without the time for which our agent held a line."
+)
 SCHEMA_HELP = "Differences between the live schema and the migrations; `gueststore check` lists them."
 DELAYED_HELP = "1 while the last attempt of a step of maintenance or roll-ups failed for a lock of another session."
 SPOOL_HELP = "Time from the first append of a group commit to its fsync; acknowledgements wait for it."

@@ -225,6 +225,7 @@ class Metrics(Struct, frozen=True, gc=False):
     type: str = ""
     timestamp: str | float | None = None
     boot_id: str | None = None
+    age_ms: Amount | None = None
     vm_id: str | None = None
     camel_vm_id: str | None = msgspec.field(default=None, name="vmId")
     failed_parts: list[FailedPart] | None = None

@@ -21,7 +21,7 @@ from support.daemon import command, started
 DEADLINE_SECONDS = 30
 HEADER = re.compile(
     rb'\{"type":"metrics","boot_id":"([0-9a-f-]{36})","seq":([0-9]+),"oldest":([0-9]+),'
-    rb'"after":"[0-9a-f]{16}","mark":"[0-9a-f]{16}","timestamp":"([^"]+)"'
+    rb'"after":"[0-9a-f]{16}","mark":"[0-9a-f]{16}","age_ms":[0-9]+,"timestamp":"([^"]+)"'
 )
 
 

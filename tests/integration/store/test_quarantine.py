@@ -3,7 +3,7 @@
 import asyncio
 import json
 import subprocess
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -78,6 +78,24 @@ def test_a_frame_that_can_be_stored_now_leaves_the_quarantine(tmp_path: Path, ds
         rows(dsn, 'SELECT count(*) FROM "ProcessSnapshot"') == rows(dsn, 'SELECT count(*) FROM "PortUsage"') == [(1,)]
     )
     assert rows(dsn, 'SELECT "receivedAt" = "timestamp" FROM "SystemMetrics"') == [(False,)]
+
+
+def test_a_numbered_frame_is_stored_behind_the_line_before_it(tmp_path: Path, dsn: str) -> None:
+    """Its agent's clock was set back in between."""
+    machine_id, boot_id, now = add_machine(dsn), uuid4(), datetime.now(UTC)
+    execute(dsn, """ALTER TABLE "ProcessSnapshot" ADD CONSTRAINT "test_only" CHECK ("name" <> 'poison')""")
+    poison = {"id": 1, "name": "poison", "memory_usage_kb": 1}
+    first, second = (
+        sample_line(number, boot_id, processes=processes).replace(
+            b'"timestamp":"2025-10-01T12:00:30.125000000+00:00"', b'"timestamp":"%s"' % at.isoformat().encode()
+        )
+        for number, at, processes in ((1, now, []), (2, now - timedelta(minutes=4), [poison]))
+    )
+    (frame,) = set_aside(tmp_path, dsn, machine_id, first, second)
+    execute(dsn, 'ALTER TABLE "ProcessSnapshot" DROP CONSTRAINT "test_only"')
+    quarantine(dsn, "retry", frame["id"])
+    earlier, later = rows(dsn, 'SELECT "timestamp" FROM "SystemMetrics" ORDER BY "uptime"')
+    assert later > earlier
 
 
 def test_show_neither_waits_for_a_retry_nor_needs_the_right_to_write(tmp_path: Path, dsn: str) -> None:

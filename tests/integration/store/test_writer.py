@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from tools.harness.waiting import eventually
 
+from guestd.agent.outbox import Outbox
 from guestd.core.errors import BadFrame
 from guestd.core.transport import Transport
 from guestd.ingest.prepare import Preparer
@@ -343,6 +344,31 @@ async def test_a_guest_whose_clock_stands_still_does_not_hold_up_the_writer(tmp_
         (prepared,) = await Preparer(Telemetry().writer.preparing).prepare([frame], taken)
     assert prepared.seq == frame.seq
     assert len(questions) < 20
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("has_marks", [True, False])
+async def test_a_run_is_continued_in_its_order_by_a_guestd_that_was_started_in_the_middle_of_it(
+    tmp_path: Path, dsn: str, has_marks: bool
+) -> None:
+    """The agent's clock is set back by four minutes meanwhile."""
+    machine_id, boot_id, now = add_machine(dsn), uuid4(), datetime.now(UTC)
+    times = [now, now - timedelta(minutes=4), now - timedelta(minutes=3)]
+    outbox = Outbox(str(boot_id), 1 << 20)
+    lines = []
+    for number, at in enumerate(times, 1):
+        message = json.loads(sample_line(number)) | {"timestamp": at.isoformat(timespec="milliseconds")}
+        head = b'{"type":"metrics","boot_id":"%s","seq":%d,"oldest":1,' % (str(boot_id).encode(), number)
+        del message["type"]
+        body = json.dumps(message).encode()
+        outbox.add(body, 0.0)
+        lines.append((outbox.next_line(0.0) or b"").strip() if has_marks else head + body[1:])
+    for place, part in enumerate([lines[:1], lines[1:]]):
+        async with spooled(tmp_path / str(place), machine_id, part) as spool:
+            await drain(spool, dsn)
+    stored = [at for (at,) in rows(dsn, 'SELECT "timestamp" FROM "SystemMetrics" ORDER BY "uptime"')]
+    assert len(stored) == 3
+    assert stored == sorted(set(stored))
 
 
 @pytest.mark.asyncio
