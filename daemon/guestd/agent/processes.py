@@ -160,7 +160,7 @@ def _read(pid: int) -> _Facts | None:
         with process.oneshot():
             for name in _FIELDS:
                 values[name] = _value(name, getattr(process, name), errors)
-            values["executable"] = _value("executable", partial(_executable, process), errors)
+            values["executable"] = _value("executable", partial(_executable, process, values["cmdline"]), errors)
         if errors and not process.is_running():
             return None
     except psutil.NoSuchProcess:
@@ -184,15 +184,18 @@ def _value(name: str, read: Callable[[], Any], errors: dict[str, Exception]) -> 
         return None
 
 
-def _executable(process: psutil.Process) -> str | None:
-    """The file that a process runs.
+def _executable(process: psutil.Process, command_line: list[str] | None) -> str | None:
+    """The file that a process runs; of another user's process, if that is denied, what its command line says.
 
-    Where the link is missing or denied, psutil guesses from the command line, and examines the file that it guesses:
-    any process could thereby make this one wait for a mount that does not answer.
+    psutil's `exe` examines the file that a command line names: any process could thereby make this one wait for a mount
+    that does not answer.
     """
     if sys.platform != "linux":
         return process.exe()
-    link = str(Path(psutil.PROCFS_PATH, str(process.pid), "exe").readlink())
+    try:
+        link = str(Path(psutil.PROCFS_PATH, str(process.pid), "exe").readlink())
+    except PermissionError:
+        return command_line[0] if command_line and command_line[0].startswith("/") else None
     return link.partition("\0")[0].removesuffix(" (deleted)")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from guestd.agent.payload import Process
 from guestd.agent.processes import ProcessWatch, list_ports
 from guestd.agent.usage_state import UsageState
 from guestd.wire.decode import decode
+from support.daemon import environment
 
 KIB_PER_GIB = 1024 * 1024
 
@@ -161,3 +163,30 @@ def test_the_interpreter_of_this_test_is_an_application_in_use() -> None:
     ours = applications[psutil.Process().exe()]
     assert ours["is_active"] is True
     assert ours["file_size"] > 0
+
+
+UNPRIVILEGED = """
+import os
+from guestd.agent.applications import ApplicationWatch
+from guestd.agent.collect import Collector
+from guestd.agent.deadlines import Deadlines
+from guestd.agent.parts import Parts
+from guestd.agent.usage_state import UsageState
+os.setgroups([]), os.setgid(65534), os.setuid(65534)
+os.write(1, Collector(ApplicationWatch(UsageState()), None, Parts(Deadlines())).body())
+"""
+
+
+def test_an_agent_without_rights_takes_the_program_of_others_from_their_command_line() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root may become another user")
+    with subprocess.Popen(["/bin/sleep", "60"]) as child:
+        try:
+            known = environment()
+            done = subprocess.run([sys.executable, "-c", UNPRIVILEGED], capture_output=True, check=True, env=known)
+        finally:
+            child.kill()
+    message = json.loads(done.stdout)
+    assert "failed_parts" not in message
+    [ours] = [each for each in message["data"]["system"]["processes"] if each["id"] == child.pid]
+    assert ours["executable_path"] == "/bin/sleep"
