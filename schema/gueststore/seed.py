@@ -44,6 +44,11 @@ def read_admin(environment: Mapping[str, str] = os.environ, *, allow_well_known:
     email, password = environment.get(EMAIL_VARIABLE), environment.get(PASSWORD_VARIABLE)
     if not email or not password:
         raise ConfigurationError(f"set {EMAIL_VARIABLE} and {PASSWORD_VARIABLE}: the first user signs in with them")
+    for name, value in ((EMAIL_VARIABLE, email), (PASSWORD_VARIABLE, password)):
+        try:
+            value.encode()
+        except UnicodeEncodeError:  # not chained: it holds the password
+            raise ConfigurationError(f"{name} is not UTF-8") from None
     if password == WELL_KNOWN_PASSWORD and not allow_well_known:
         raise ConfigurationError(
             f"{PASSWORD_VARIABLE} is the well-known default: choose another, or give --allow-default-password "

@@ -1,7 +1,10 @@
 """Settings: an error names the file and the path of the key."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, get_args
 
+import msgspec
 import pytest
 
 from guestd.core.config import Settings, load_settings
@@ -95,3 +98,54 @@ def test_a_missing_file_is_rejected_with_its_name(file: Path) -> None:
 
 def test_a_directory_instead_of_the_file_is_rejected_with_its_name(tmp_path: Path) -> None:
     assert "directory" in refusal_of(tmp_path)
+
+
+def settings_of(kind: type, *, path: str = "") -> Iterator[tuple[str, str, Any]]:
+    """Table, key and type of every setting."""
+    for field in msgspec.structs.fields(kind):
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            yield from settings_of(field.type, path=field.name)
+        else:
+            yield path, field.name, field.type
+
+
+ALL = list(settings_of(Settings))
+NUMBERS = [(table, key) for table, key, kind in ALL if get_args(kind)[:1] in ((int,), (float,))]
+TEXTS = [(table, key) for table, key, kind in ALL if kind is str or get_args(kind)[:1] == (str,)]
+
+
+def test_every_number_has_two_bounds_and_every_text_a_pattern_and_a_length() -> None:
+    assert len(NUMBERS) > 20
+    assert len(TEXTS) > 15
+    assert [(table, key) for table, key, kind in ALL if kind in (int, float, str)] == []
+    for table, key, kind in ALL:
+        meta = [each for each in get_args(kind) if isinstance(each, msgspec.Meta)]
+        if (table, key) in NUMBERS:
+            assert any(each.le is not None for each in meta), f"{table}.{key} has no largest value"
+            assert any(each.gt is not None or each.ge is not None for each in meta), f"{table}.{key} has no smallest"
+        if (table, key) in TEXTS:
+            assert any(each.pattern is not None for each in meta), f"{table}.{key} takes control characters"
+
+
+@pytest.mark.parametrize(("table", "key"), NUMBERS)
+@pytest.mark.parametrize(
+    "value", ["nan", "-nan", "inf", "-inf", "1e400", "1e300", "-1", "9" * 30, "9" * 5000, "true", '""']
+)
+def test_a_number_out_of_bounds_is_rejected_with_its_key(file: Path, table: str, key: str, value: str) -> None:
+    file.write_text((f"[{table}]\n" if table else "") + f"{key} = {value}\n")
+    message = refusal_of(file)
+    assert len(message.splitlines()) == 1
+    assert f"`$.{table}.{key}`".replace("..", ".") in message or "digits" in message
+
+
+@pytest.mark.parametrize(("table", "key"), TEXTS)
+def test_a_text_that_no_file_or_server_takes_is_rejected_with_its_key(file: Path, table: str, key: str) -> None:
+    for value in ("\\u0000", "a\\u0000b", "a\\nb", "\\u001b[2J", "x" * 100_000):
+        file.write_text(f'[{table}]\n{key} = "{value}"\n')
+        assert f"`$.{table}.{key}`" in refusal_of(file)
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 100_000, "a." * 500 + "b = 1", "a = 1_", "a = 0x", "\ufeff[spool]"])
+def test_a_file_that_is_no_configuration_is_rejected_in_one_line(file: Path, text: str) -> None:
+    file.write_text(text)
+    assert len(refusal_of(file).splitlines()) == 1

@@ -26,6 +26,7 @@ from tools.harness.cluster import ClusterError
 from tools.harness.lab import Lab, LabError
 from tools.harness.packages import PackagesError
 
+from guestd.cli.arguments import whole_number
 from guestd.cli.terminal import make_console, make_table, print_table
 from gueststore.database import connect
 from gueststore.errors import StoreError
@@ -46,11 +47,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="./dev lab demo", description="Run guestd on real guests, and print what it stored."
     )
-    parser.add_argument("--guests", type=int, default=3, metavar="N", help="number of guests (default: 3)")
+    parser.add_argument(
+        "--guests", type=whole_number(1, 20), default=3, metavar="N", help="number of guests (default: 3)"
+    )
     arguments = parser.parse_args()
     cache = Path(os.environ["GUESTD_CACHE"])
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signal_number, signal.default_int_handler)
     try:
         with hold_lock(cache), ExitStack() as ending:
             end(cache)

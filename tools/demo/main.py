@@ -27,6 +27,7 @@ from tools.demo.report import print_error, print_note, report, report_machine, s
 from tools.demo.snapshot import Connection, Snapshot, Target, count_frames, is_drained, take_snapshot
 from tools.harness.cluster import ClusterError
 
+from guestd.cli.arguments import DAY_SECONDS, number, whole_number
 from guestd.simulator import machine_ids
 from gueststore.database import connect
 from gueststore.errors import StoreError
@@ -43,8 +44,8 @@ def main() -> int:
     """Run the demo, or stop one that was kept; returns the exit status."""
     arguments = _arguments()
     cache = Path(os.environ["GUESTD_CACHE"])
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signal_number, signal.default_int_handler)
     try:
         with hold_lock(cache):
             if arguments.stop:
@@ -73,8 +74,8 @@ def _demo(arguments: argparse.Namespace, cache: Path) -> int:
     finally:
         if not kept:
             # A second Ctrl-C would interrupt the clean-up of the first.
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-                signal.signal(number, signal.SIG_IGN)
+            for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                signal.signal(signal_number, signal.SIG_IGN)
             end(cache)
     if not kept:
         print_note("everything is stopped; only the cache is left")
@@ -86,14 +87,19 @@ def _arguments() -> argparse.Namespace:
         prog="./dev demo", description="Run all of guestd on this machine for a minute, and print what it stored."
     )
     add = parser.add_argument
-    add("--seconds", type=float, default=60.0, metavar="N", help="run this long after the first rows (default: 60)")
-    add("--guests", type=int, default=50, metavar="N", help="number of simulated guests, at least 1 (default: 50)")
+    add(
+        "--seconds",
+        type=number(0.1, DAY_SECONDS),
+        default=60.0,
+        metavar="N",
+        help="run this long after the first rows (default: 60)",
+    )
+    add(
+        "--guests", type=whole_number(1, 1000), default=50, metavar="N", help="number of simulated guests (default: 50)"
+    )
     add("--keep", action="store_true", help="leave everything running, and print how to inspect it")
     add("--stop", action="store_true", help="stop a demo that was kept")
-    arguments = parser.parse_args()
-    if arguments.guests < 1 or arguments.seconds <= 0:
-        parser.error("--guests must be 1 or more, --seconds more than 0")
-    return arguments
+    return parser.parse_args()
 
 
 def _run(parts: Parts, arguments: argparse.Namespace) -> None:

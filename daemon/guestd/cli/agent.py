@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import UUID
 
-from guestd.cli.arguments import add_verb, not_negative
+from guestd.cli.arguments import DAY_SECONDS, add_verb, number, path, text, uuid, whole_number
 from guestd.cli.broker_arguments import add_broker_options, read_broker, reject_unused_options
 from guestd.core.errors import ConfigError
 
@@ -16,7 +15,9 @@ if TYPE_CHECKING:
     from guestd.cli.arguments import Subparsers
 
 DEVICE = Path("/dev/virtio-ports/org.infinibay.agent")
-BUFFER_BYTES = 8 * 1024 * 1024
+BUFFER_BYTES, MOST_BUFFER_BYTES = 8 * 1024**2, 64 * 1024**3
+# More than Linux has.
+MOST_PROCESSES = 2**22
 
 DESCRIPTION = """\
 Reports this machine to guestd at every interval: CPU, memory, disks, network, processes, ports, applications and
@@ -47,21 +48,21 @@ def add_parser(subparsers: Subparsers) -> None:
     channel = parser.add_mutually_exclusive_group()
     add, add_channel = parser.add_argument, channel.add_argument
     device_help = f"virtio-serial port to report over (default: {DEVICE})"
-    add_channel("--device", type=Path, metavar="PATH", default=DEVICE, help=device_help)
+    add_channel("--device", type=path, metavar="PATH", default=DEVICE, help=device_help)
     listen_help = "serve this unix socket instead, one client at a time"
-    add_channel("--listen", type=Path, metavar="SOCKET", help=listen_help)
+    add_channel("--listen", type=path, metavar="SOCKET", help=listen_help)
     mqtt_help = "publish to this broker instead; requires --machine-id"
-    add_channel("--mqtt", metavar="HOST[:PORT]", help=mqtt_help)
+    add_channel("--mqtt", type=text, metavar="HOST[:PORT]", help=mqtt_help)
     add_broker_options(parser)
     machine_help = "this machine's id in the store, for --mqtt; on a channel the host knows it"
-    add("--machine-id", type=UUID, metavar="UUID", help=machine_help)
+    add("--machine-id", type=uuid, metavar="UUID", help=machine_help)
     add("--interval", type=_interval, default=30.0, metavar="SECONDS", help="time between samples (default: 30)")
     processes_help = "report at most N processes, the busiest first (default: all)"
     add("--processes", type=_process_count, default=None, metavar="N|all", help=processes_help)
     state_help = "keep the applications' minutes in this file over restarts (default: not kept)"
-    add("--state", type=Path, metavar="FILE", help=state_help)
+    add("--state", type=path, metavar="FILE", help=state_help)
     signed_help = "this machine's secret, as `guestd secret` prints it; host lines that it does not sign are ignored"
-    add("--secret-file", type=Path, metavar="FILE", help=signed_help)
+    add("--secret-file", type=path, metavar="FILE", help=signed_help)
     buffer_help = f"size limit of the unacknowledged samples; beyond it the oldest go (default: {BUFFER_BYTES}, 8 MiB)"
     add("--buffer-bytes", type=_buffer_bytes, default=BUFFER_BYTES, metavar="BYTES", help=buffer_help)
     parser.set_defaults(run=run)
@@ -95,23 +96,17 @@ def _read_target(arguments: argparse.Namespace) -> VirtioPort | UnixSocket | Bro
     return VirtioPort(arguments.device) if arguments.listen is None else UnixSocket(arguments.listen)
 
 
-def _interval(text: str) -> float:
+def _interval(given: str) -> float:
     from guestd.agent.run import SHORTEST_INTERVAL_SECONDS
 
-    seconds = float(text)
-    if not SHORTEST_INTERVAL_SECONDS <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be at least {SHORTEST_INTERVAL_SECONDS:g}")
-    return seconds
+    return number(SHORTEST_INTERVAL_SECONDS, DAY_SECONDS)(given)
 
 
-def _process_count(text: str) -> int | None:
-    return None if text == "all" else not_negative(text)
+def _process_count(given: str) -> int | None:
+    return None if given == "all" else whole_number(0, MOST_PROCESSES)(given)
 
 
-def _buffer_bytes(text: str) -> int:
+def _buffer_bytes(given: str) -> int:
     from guestd.agent.outbox import LINE_LIMIT_BYTES
 
-    size = int(text)
-    if size < LINE_LIMIT_BYTES:
-        raise argparse.ArgumentTypeError(f"must be at least one line, {LINE_LIMIT_BYTES}")
-    return size
+    return whole_number(LINE_LIMIT_BYTES, MOST_BUFFER_BYTES)(given)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 import msgspec
 
@@ -19,6 +22,11 @@ EXIT_FAILURE = 1
 EXIT_USAGE = 2
 # systemd does not restart a unit that ends with this: deploy/systemd.
 EXIT_CONFIG = 78
+# The longest time that any option takes.
+DAY_SECONDS = 86_400
+_WHOLE_NUMBER = re.compile("-?[0-9]{1,20}")
+_NUMBER = re.compile(r"-?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_UUID = re.compile("[0-9a-fA-F]{8}-?([0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}")
 
 
 def add_verb(
@@ -38,7 +46,7 @@ def add_config_option(parser: argparse.ArgumentParser) -> None:
     """--config."""
     parser.add_argument(
         "--config",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="configuration (TOML); deploy/guestd.toml lists every key (default: built-in defaults)",
     )
@@ -61,26 +69,49 @@ def read_settings(arguments: argparse.Namespace) -> config.Settings:
     return msgspec.structs.replace(settings, store=msgspec.structs.replace(settings.store, dsn=dsn))
 
 
-def text(value: str) -> str:
+def whole_number(least: int, most: int) -> Callable[[str], int]:
+    """A whole number in this range, for `type=`.
+
+    int() alone has no range, and takes spaces, underscores and the digits of every script.
+    """
+
+    def parse(given: str) -> int:
+        if _WHOLE_NUMBER.fullmatch(given) and least <= int(given) <= most:
+            return int(given)
+        raise argparse.ArgumentTypeError(f"must be a whole number between {least} and {most}, and is {given!r}")
+
+    return parse
+
+
+def number(least: float, most: float) -> Callable[[str], float]:
+    """A number in this range, for `type=`. float() alone takes nan and inf, too."""
+
+    def parse(given: str) -> float:
+        if _NUMBER.fullmatch(given) and least <= float(given) <= most:
+            return float(given)
+        raise argparse.ArgumentTypeError(f"must be a number between {least:.15g} and {most:.15g}, and is {given!r}")
+
+    return parse
+
+
+def uuid(given: str) -> UUID:
+    """A UUID, for `type=`."""
+    if not _UUID.fullmatch(given):
+        raise argparse.ArgumentTypeError(f"must be a UUID (32 hexadecimal digits), and is {given!r}")
+    return UUID(given)
+
+
+def path(given: str) -> Path:
+    """A path, for `type=`. An empty one would be the working directory."""
+    if not given:
+        raise argparse.ArgumentTypeError("must be a path, and is ''")
+    return Path(given)
+
+
+def text(given: str) -> str:
     """A text that is sent to a server, for `type=`: arguments may be any bytes, and servers take UTF-8."""
     try:
-        value.encode()
+        given.encode()
     except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(f"must be UTF-8, and is {value!r}") from None
-    return value
-
-
-def at_least_one(text: str) -> int:
-    """A whole number from 1 on, for `type=`."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
-def not_negative(text: str) -> int:
-    """A whole number from 0 on, for `type=`."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError("must not be negative")
-    return number
+        raise argparse.ArgumentTypeError(f"must be UTF-8, and is {given!r}") from None
+    return given

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 import ssl
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from guestd.cli.arguments import path, text
 from guestd.core.address import parse_host_port
+from guestd.core.config import PREFIX_PATTERN
 from guestd.core.errors import ConfigError
 from guestd.core.secrets import read_secret_text
 from guestd.core.tls import TlsFile, make_client_context
@@ -25,14 +27,26 @@ def add_broker_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--mqtt-tls", action="store_true", help="use TLS; implied by --mqtt-ca, --mqtt-cert and --mqtt-key")
     ca_help = "verify the broker's TLS certificate against these authorities (PEM; default: the system's)"
-    add("--mqtt-ca", type=Path, metavar="FILE", help=ca_help)
-    add("--mqtt-cert", type=Path, metavar="FILE", help="client certificate (PEM), where the broker requires one")
+    add("--mqtt-ca", type=path, metavar="FILE", help=ca_help)
+    add("--mqtt-cert", type=path, metavar="FILE", help="client certificate (PEM), where the broker requires one")
     key_help = "key of the client certificate (PEM; default: in the same file)"
-    add("--mqtt-key", type=Path, metavar="FILE", help=key_help)
-    add("--mqtt-user", metavar="NAME", help="user name at the broker")
+    add("--mqtt-key", type=path, metavar="FILE", help=key_help)
+    add("--mqtt-user", type=text, metavar="NAME", help="user name at the broker")
     file_help = "file whose first line is the user's password; without TLS it is sent unencrypted"
-    add("--mqtt-password-file", type=Path, metavar="FILE", help=file_help)
-    add("--mqtt-prefix", metavar="TOPIC", default=_PREFIX, help=f"prefix of the topics (default: {_PREFIX})")
+    add("--mqtt-password-file", type=path, metavar="FILE", help=file_help)
+    add(
+        "--mqtt-prefix",
+        type=_prefix,
+        metavar="TOPIC",
+        default=_PREFIX,
+        help=f"prefix of the topics (default: {_PREFIX})",
+    )
+
+
+def _prefix(given: str) -> str:
+    if not re.match(PREFIX_PATTERN, given):
+        raise argparse.ArgumentTypeError(f"must be a topic without wildcards, as {_PREFIX}, and is {given!r}")
+    return text(given)
 
 
 def read_broker(arguments: argparse.Namespace) -> Address:

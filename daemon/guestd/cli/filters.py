@@ -101,7 +101,9 @@ def add_parser(subparsers: Subparsers) -> None:
     for each in (show, explain):
         each.add_argument("machine", type=text, metavar="MACHINE", help="id, internalName or name")
     explain.add_argument("protocol", choices=("tcp", "udp", "sctp", "icmp", "arp"))
-    explain.add_argument("peer", metavar="ADDRESS[:PORT]", help="address of the peer, and the destination port")
+    explain.add_argument(
+        "peer", type=text, metavar="ADDRESS[:PORT]", help="address of the peer, and the destination port"
+    )
     explain.add_argument("direction", choices=("in", "out"), help="direction of the connection, as the machine sees it")
     for each, verb in ((show, _show), (plan, _plan), (explain, _explain)):
         add_config_option(each)

@@ -6,7 +6,6 @@ import argparse
 import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
-from uuid import UUID
 
 import msgspec
 
@@ -16,9 +15,11 @@ from guestd.cli.arguments import (
     add_config_option,
     add_json_option,
     add_verb,
-    at_least_one,
+    number,
     read_settings,
     text,
+    uuid,
+    whole_number,
 )
 from guestd.core.config import Settings
 from guestd.core.text import escape_to_ascii
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
 # A terminal's worth of a payload; --json shows it whole.
 SHOWN_BYTES = 4000
-MOST_RETRIED = 1_000_000
+MOST_LISTED, MOST_RETRIED = 100_000, 1_000_000
+# From a quarter of an hour to a century: 0 or less would be every frame.
+AGE_DAYS = (0.01, 36_500)
 
 DESCRIPTION = """\
 Frames that could not be read or stored are quarantined in the table QuarantinedFrame with the reason, so that nothing
@@ -82,9 +85,11 @@ def add_parser(subparsers: Subparsers) -> None:
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
     listing = add_verb(verbs, "list", summary="list the newest frames", description="List frames.", epilog=LIST)
     listing.add_argument("--reason", type=text, metavar="R", help="only frames with this reason")
-    listing.add_argument("--limit", type=at_least_one, default=100, metavar="N", help="at most N (default: 100)")
+    listing.add_argument(
+        "--limit", type=whole_number(1, MOST_LISTED), default=100, metavar="N", help="at most N (default: 100)"
+    )
     show = add_verb(verbs, "show", summary="show one frame", description="Show one frame and its payload.", epilog=SHOW)
-    show.add_argument("id", type=UUID, metavar="ID")
+    show.add_argument("id", type=uuid, metavar="ID")
     retry = add_verb(
         verbs,
         "retry",
@@ -94,9 +99,11 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     drop = add_verb(verbs, "drop", summary="delete frames", description="Delete frames for good.", epilog=DROP)
     for each in (retry, drop):
-        each.add_argument("id", type=UUID, metavar="ID", nargs="?")
+        each.add_argument("id", type=uuid, metavar="ID", nargs="?")
         each.add_argument("--reason", type=text, metavar="R", help="all frames with this reason")
-    drop.add_argument("--older-than", type=float, metavar="DAYS", help="all frames received more than DAYS days ago")
+    drop.add_argument(
+        "--older-than", type=number(*AGE_DAYS), metavar="DAYS", help="all frames received more than DAYS days ago"
+    )
     for each, verb in ((listing, _list), (show, _show), (retry, _retry), (drop, _drop)):
         add_config_option(each)
         add_json_option(each)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import UUID
 
-from guestd.cli.arguments import add_config_option, add_verb, read_settings
+from guestd.cli.arguments import add_config_option, add_verb, read_settings, uuid
 from guestd.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,7 +30,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers, "secret", summary="print the secret of a machine's agent", description=DESCRIPTION, epilog=EPILOG
     )
     add_config_option(parser)
-    parser.add_argument("machine", type=UUID, metavar="ID", help="Machine.id")
+    parser.add_argument("machine", type=uuid, metavar="ID", help="Machine.id")
     parser.set_defaults(run=run)
 
 

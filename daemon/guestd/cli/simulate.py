@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from guestd.cli.arguments import add_verb, at_least_one, not_negative
+from guestd.cli.arguments import DAY_SECONDS, add_verb, number, path, text, whole_number
 from guestd.cli.broker_arguments import add_broker_options, read_broker, reject_unused_options
 
 if TYPE_CHECKING:
     from guestd.cli.arguments import Subparsers
+
+# More than a host, or a guest, has.
+MOST_GUESTS = MOST_PROCESSES = 100_000
 
 DESCRIPTION = """\
 Simulates guests that report what real machines report: servers, workstations, and one Windows machine in five. With
@@ -43,21 +45,33 @@ def add_parser(subparsers: Subparsers) -> None:
         epilog=EPILOG,
     )
     target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--directory", type=Path, metavar="DIR", help="make the guests' sockets in this directory")
-    target.add_argument("--mqtt", metavar="HOST[:PORT]", help="publish to this broker instead")
+    target.add_argument("--directory", type=path, metavar="DIR", help="make the guests' sockets in this directory")
+    target.add_argument("--mqtt", type=text, metavar="HOST[:PORT]", help="publish to this broker instead")
     add_broker_options(parser)
     add = parser.add_argument
-    add("--guests", type=at_least_one, default=10, metavar="N", help="number of guests (default: 10)")
+    add("--guests", type=whole_number(1, MOST_GUESTS), default=10, metavar="N", help="number of guests (default: 10)")
     interval_help = "time between two messages of a guest; 0: as fast as they are acknowledged (default: 10)"
-    add("--interval", type=_seconds, default=10.0, metavar="SECONDS", help=interval_help)
-    add("--processes", type=at_least_one, default=100, metavar="P", help="processes in each message (default: 100)")
-    add("--seed", type=int, default=1, metavar="K", help="another seed gives other machines (default: 1)")
+    add("--interval", type=number(0, DAY_SECONDS), default=10.0, metavar="SECONDS", help=interval_help)
+    add(
+        "--processes",
+        type=whole_number(1, MOST_PROCESSES),
+        default=100,
+        metavar="P",
+        help="processes in each message (default: 100)",
+    )
+    add(
+        "--seed",
+        type=whole_number(0, 2**63 - 1),
+        default=1,
+        metavar="K",
+        help="another seed gives other machines (default: 1)",
+    )
     first_help = "number of the first guest, so that several simulators can share a seed (default: 0)"
-    add("--first-id", type=not_negative, default=0, metavar="N", help=first_help)
+    add("--first-id", type=whole_number(0, 2**31 - 1), default=0, metavar="N", help=first_help)
     count_help = "stop when M messages of each guest are acknowledged (default: run until a signal)"
-    add("--count", type=at_least_one, metavar="M", help=count_help)
+    add("--count", type=whole_number(1, 2**63 - 1), metavar="M", help=count_help)
     manifest_help = "at the end, write one JSON line a guest: what was sent and what was acknowledged"
-    add("--manifest", type=Path, metavar="FILE", help=manifest_help)
+    add("--manifest", type=path, metavar="FILE", help=manifest_help)
     parser.set_defaults(run=run)
 
 
@@ -77,10 +91,3 @@ def run(arguments: argparse.Namespace) -> int:
         count=arguments.count,
     )
     return run_simulator(fleet, arguments.manifest)
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds < float("inf"):
-        raise argparse.ArgumentTypeError("must be 0 or more")
-    return seconds

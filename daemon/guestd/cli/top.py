@@ -9,7 +9,15 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from guestd.cli.arguments import add_config_option, add_json_option, add_verb, at_least_one, read_settings
+from guestd.cli.arguments import (
+    DAY_SECONDS,
+    add_config_option,
+    add_json_option,
+    add_verb,
+    number,
+    read_settings,
+    whole_number,
+)
 from guestd.cli.show import format_memory
 
 if TYPE_CHECKING:
@@ -20,6 +28,7 @@ if TYPE_CHECKING:
     from gueststore.read_api import MachineNow
 
 STATUS_CHARS, NAME_CHARS = 12, 60
+MOST_ROUNDS = 1_000_000
 # The title and the table's header.
 HEADER_LINES = 2
 _SORT_KEYS: dict[str, Callable[[MachineNow], Any]] = {
@@ -50,8 +59,13 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = add_verb(subparsers, "top", summary="show all machines, refreshed", description=DESCRIPTION, epilog=EPILOG)
     add = parser.add_argument
     add("--sort", choices=tuple(_SORT_KEYS), default="cpu", help="sort by this column (default: cpu)")
-    add("--seconds", type=float, default=2.0, metavar="S", help="refresh interval (default: 2)")
-    add("--rounds", type=at_least_one, metavar="N", help="stop after N refreshes (default: until interrupted)")
+    add("--seconds", type=number(0.01, DAY_SECONDS), default=2.0, metavar="S", help="refresh interval (default: 2)")
+    add(
+        "--rounds",
+        type=whole_number(1, MOST_ROUNDS),
+        metavar="N",
+        help="stop after N refreshes (default: until interrupted)",
+    )
     add_config_option(parser)
     add_json_option(parser)
     parser.set_defaults(run=run)

@@ -14,8 +14,20 @@ from guestd.core.errors import ConfigError
 
 CommandLines = Literal["full", "redacted", "off"]
 """How the command lines of processes are stored."""
-Positive = Annotated[int, Meta(gt=0)]
-PositiveSeconds = Annotated[float, Meta(gt=0)]
+# Each number has a largest value that the code behind it can bear: none is infinite, and none is larger than an integer
+# of the store or of SQLite.
+Count = Annotated[int, Meta(gt=0, le=2**31 - 1)]
+Bytes = Annotated[int, Meta(gt=0, le=2**50)]
+# What is held in memory whole.
+BufferBytes = Annotated[int, Meta(gt=0, le=2**30)]
+# MQTT's longest packet is a byte longer.
+MessageBytes = Annotated[int, Meta(gt=0, le=268_435_455)]
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+# Names, paths and addresses; libraries and kernels end a text at a NUL.
+Text = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]*\Z", max_length=4096)]
+Name = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]*\Z", max_length=255)]
+Directory = Annotated[str, Meta(pattern=r"\A[^\x00-\x1f\x7f]+\Z", max_length=4096)]
+PREFIX_PATTERN = r"\A[^#+$/\x00-\x1f\x7f][^#+\x00-\x1f\x7f]{0,1000}[^#+/\x00-\x1f\x7f]\Z"
 # 2,700 years; PostgreSQL's first date is 6,700 years back.
 Days = Annotated[int, Meta(gt=0, le=1_000_000)]
 
@@ -35,24 +47,24 @@ def _set_host(settings: Struct, key: str) -> None:
 class StoreSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The PostgreSQL database with TimescaleDB, and how batches are written to it."""
 
-    dsn: str = "host=/var/run/postgresql dbname=guestd"
+    dsn: Text = "host=/var/run/postgresql dbname=guestd"
     """Connection string. With several hosts the writable one is used. Environment variable: GUESTD_DATABASE_DSN."""
-    password_file: str = ""
+    password_file: Text = ""
     """File with the password in its first line, for example a systemd credential; empty: no password."""
-    batch_bytes: Positive = 4 * 1024 * 1024
+    batch_bytes: BufferBytes = 4 * 1024 * 1024
     """A batch is written when the waiting frames reach this many bytes."""
-    batch_frames: Positive = 2000
+    batch_frames: Annotated[int, Meta(gt=0, le=1_000_000)] = 2000
     """Maximum number of frames in a batch."""
-    flush_seconds: PositiveSeconds = 0.2
+    flush_seconds: Annotated[float, Meta(gt=0, le=3600)] = 0.2
     """A batch is written when its oldest frame has waited this long."""
 
 
 class SpoolSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The durable queue on local disk, between sources and store."""
 
-    directory: str = "/var/lib/guestd/spool"
+    directory: Directory = "/var/lib/guestd/spool"
     """Directory of the spool file; only one guestd may use it."""
-    max_bytes: Positive = 4 * 1024**3
+    max_bytes: Bytes = 4 * 1024**3
     """Size limit of the backlog. When it is reached, guestd stops reading and acknowledging until there is room."""
     machine_share: Annotated[float, Meta(gt=0, le=1)] = 0.1
     """Maximum share of max_bytes that one machine may use (0 to 1)."""
@@ -63,40 +75,40 @@ class VirtioSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     discovery: Literal["directory", "libvirt"] = "directory"
     """How sockets are found. directory: by file name in `directory`; libvirt: from the domains of libvirt.uri."""
-    directory: str = "/opt/infinibay/sockets"
+    directory: Directory = "/opt/infinibay/sockets"
     """Directory with the sockets, named `<Machine.id>.socket`."""
-    max_frame_bytes: Positive = 4 * 1024 * 1024
+    max_frame_bytes: BufferBytes = 4 * 1024 * 1024
     """Maximum length of a line; longer lines are rejected."""
-    master_secret_file: str = ""
+    master_secret_file: Text = ""
     """File with the secret that signs lines to guests (agents since 2026-06), in its first line; empty: unsigned."""
 
 
 class MqttSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """An MQTT broker that guests publish to."""
 
-    host: str = ""
+    host: Text = ""
     """Host name or address of the broker; empty: no broker."""
     port: Annotated[int, Meta(gt=0, le=65535)] = 1883
     """TCP port of the broker; usually 8883 with TLS."""
     version: Literal["5", "3.1.1"] = "5"
     """MQTT protocol version. With 3.1.1 the broker's max_inflight_messages limits unacknowledged messages."""
-    client_id: str = ""
+    client_id: Name = ""
     """Client ID, which names the session at the broker; unique per guestd; empty: guestd-<host name>."""
-    prefix: Annotated[str, Meta(pattern="^[^#+$/][^#+]*[^#+/]$")] = "guestd/v1"
+    prefix: Annotated[str, Meta(pattern=PREFIX_PATTERN)] = "guestd/v1"
     """Topic prefix; guests publish to <prefix>/<Machine.id>/metrics."""
-    shared_group: Annotated[str, Meta(pattern="^[^#+/]*$")] = ""
+    shared_group: Annotated[str, Meta(pattern=r"\A[^#+/\x00-\x1f\x7f]*\Z", max_length=255)] = ""
     """Shared subscription ($share/<group>/): guestds of one group share the messages; empty: not shared."""
-    username: str = ""
+    username: Text = ""
     """User name at the broker; empty: anonymous."""
-    password_file: str = ""
+    password_file: Text = ""
     """File with the password in its first line; empty: no password."""
     tls: bool = False
     """Use TLS and verify the broker's certificate."""
-    tls_ca_file: str = ""
+    tls_ca_file: Text = ""
     """CA certificates (PEM) that verify the broker; empty: the system's."""
-    tls_certificate_file: str = ""
+    tls_certificate_file: Text = ""
     """Client certificate (PEM), if the broker requires one; empty: none."""
-    tls_key_file: str = ""
+    tls_key_file: Text = ""
     """Private key (PEM) of tls_certificate_file."""
     keepalive_seconds: Annotated[int, Meta(gt=0, le=65535)] = 30
     """MQTT keepalive: after this long without traffic guestd pings the broker."""
@@ -104,9 +116,9 @@ class MqttSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     """MQTT 5 session expiry: how long the broker queues messages while guestd is disconnected."""
     receive_maximum: Annotated[int, Meta(gt=0, le=65535)] = 2000
     """Maximum number of unacknowledged messages, that is, received and not yet fsynced to the spool."""
-    unacknowledged_bytes: Positive = 64 * 1024**2
+    unacknowledged_bytes: Bytes = 64 * 1024**2
     """Maximum bytes of unacknowledged messages; guestd stops reading from the broker above it."""
-    max_frame_bytes: Positive = 4 * 1024**2
+    max_frame_bytes: MessageBytes = 4 * 1024**2
     """Maximum length of a message; longer messages are rejected."""
 
     def __post_init__(self) -> None:
@@ -116,17 +128,17 @@ class MqttSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 class LimitsSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Rate limits of one guest (token buckets). Above them guestd stops reading from it until they refill."""
 
-    bytes_per_second: Positive = 1024**2
+    bytes_per_second: Bytes = 1024**2
     """Sustained rate of received bytes."""
-    burst_bytes: Positive = 8 * 1024**2
+    burst_bytes: Bytes = 8 * 1024**2
     """Burst size in bytes."""
-    frames_per_second: Positive = 200
+    frames_per_second: Count = 200
     """Sustained rate of frames."""
-    burst_frames: Positive = 1000
+    burst_frames: Count = 1000
     """Burst size in frames."""
-    rows_per_second: Positive = 5000
+    rows_per_second: Count = 5000
     """Sustained rate of rows made from the frames."""
-    burst_rows: Positive = 50_000
+    burst_rows: Count = 50_000
     """Burst size in rows."""
 
 
@@ -140,15 +152,15 @@ class PrivacySettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 class LibvirtSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The virtual machines of this host, see docs/vms.md."""
 
-    uri: str = ""
+    uri: Text = ""
     """libvirt connection URI, for example qemu:///system; empty: no libvirt. Needs guestd[libvirt]."""
     vms: Literal["observe", "converge"] = "observe"
     """observe: rows follow domains. converge: also start and stop domains as Machine.desiredStatus requests."""
-    host_name: str = ""
+    host_name: Name = ""
     """Name of this host in the store, unique there; empty: the system's host name."""
-    channel_names: tuple[str, ...] = ("org.infinibay.agent",)
+    channel_names: tuple[Name, ...] = ("org.infinibay.agent",)
     """Names of the agent's virtio-serial port; the first one that a domain has is used."""
-    shutdown_seconds: PositiveSeconds = 120.0
+    shutdown_seconds: Seconds = 120.0
     """Time a guest has to shut down before guestd requests it again, or destroys the domain (may_destroy)."""
     may_destroy: bool = False
     """Allow destroying a domain that does not shut down, or is in error, when its desired state is off."""
@@ -159,9 +171,9 @@ class FiltersSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
     attach: Literal["off", "report", "enforce"] = "report"
     """enforce: attach each machine's filter to its interfaces; report: only report missing ones; off: neither."""
-    interval_seconds: PositiveSeconds = 30.0
+    interval_seconds: Seconds = 30.0
     """Interval of full reconcile runs, which find manual changes in libvirt; edits of rows apply at once."""
-    most_removals: Annotated[int, Meta(ge=0)] = 20
+    most_removals: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 20
     """A plan that removes or empties more filters than this needs confirmation: guestd apply --yes."""
     most_removals_share: Annotated[float, Meta(ge=0, le=1)] = 0.5
     """A plan that removes or empties a larger share of the filters (0 to 1) needs confirmation as well."""
@@ -179,9 +191,9 @@ class EventsSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class QuarantineSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Quarantined frames, of all hosts of a store; `guestd quarantine` shows, retries and drops them."""
 
-    max_frames: Positive = 10_000
+    max_frames: Count = 10_000
     """Maximum number of frames, at most a tenth of it per machine; the oldest are dropped first."""
-    max_bytes: Positive = 1024**3
+    max_bytes: Bytes = 1024**3
     """Maximum bytes of frames, at most a tenth of it per machine; the oldest are dropped first."""
     keep_days: Days = 30
     """Retention; older frames are dropped."""
@@ -190,11 +202,11 @@ class QuarantineSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 class TelemetrySettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The HTTP pages of guestd: /metrics, /healthz, /readyz and a status page."""
 
-    listen_host: str = "127.0.0.1"
+    listen_host: Text = "127.0.0.1"
     """Address to listen on."""
     listen_port: Annotated[int, Meta(ge=0, le=65535)] = 9478
     """TCP port to listen on; 0: any free port, which is logged."""
-    web_config_file: str = ""
+    web_config_file: Text = ""
     """TLS and users of the pages, in the format of Prometheus' web configuration file; empty: no TLS, no login."""
 
     def __post_init__(self) -> None:
@@ -215,7 +227,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     events: EventsSettings = EventsSettings()
     quarantine: QuarantineSettings = QuarantineSettings()
     telemetry: TelemetrySettings = TelemetrySettings()
-    stop_grace_seconds: PositiveSeconds = 10.0
+    stop_grace_seconds: Seconds = 10.0
     """Time that stopping may take; frames not stored by then stay in the spool."""
 
 

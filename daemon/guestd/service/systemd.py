@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 from collections.abc import Callable
 
@@ -29,7 +30,7 @@ def notify(*states: str) -> None:
 def get_watchdog_seconds() -> float | None:
     """Get the time after which systemd kills guestd without a WATCHDOG=1; None: never. sd_watchdog_enabled(3)."""
     microseconds, pid = os.environ.get("WATCHDOG_USEC", ""), os.environ.get("WATCHDOG_PID")
-    if not microseconds.isdigit() or pid not in (None, str(os.getpid())):
+    if not re.fullmatch("[1-9][0-9]{0,18}", microseconds) or pid not in (None, str(os.getpid())):
         return None
     return int(microseconds) / 1e6
 

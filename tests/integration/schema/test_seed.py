@@ -101,6 +101,14 @@ def test_a_password_that_bcrypt_would_cut_is_refused() -> None:
         read_admin({"GUESTD_ADMIN_EMAIL": "a@b.c", "GUESTD_ADMIN_PASSWORD": "é" * 37})
 
 
+@pytest.mark.parametrize("name", ["GUESTD_ADMIN_EMAIL", "GUESTD_ADMIN_PASSWORD"])
+def test_a_variable_that_is_not_utf8_is_named_and_not_printed(name: str) -> None:
+    environment = {"GUESTD_ADMIN_EMAIL": "a@b.c", "GUESTD_ADMIN_PASSWORD": "correct horse"} | {name: "secret \udcff"}
+    with pytest.raises(ConfigurationError, match=name) as caught:
+        read_admin(environment)
+    assert "secret" not in str(caught.value)
+
+
 def test_the_seed_of_a_database_that_was_never_migrated_is_refused(empty_dsn: str) -> None:
     with pytest.raises(StoreError, match="gueststore migrate"):
         seed(empty_dsn, ADMIN)

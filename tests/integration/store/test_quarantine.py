@@ -194,7 +194,8 @@ def test_frames_are_dropped_by_id_reason_and_age_and_never_for_want_of_a_conditi
     assert "drop takes" in quarantine(dsn, "drop", status=2)
     assert quarantine(dsn, "drop", "--older-than", "1") == "0 dropped\n"
     assert quarantine(dsn, "drop", frames[0]["id"]) == "1 dropped\n"
-    assert quarantine(dsn, "drop", "--reason", "json", "--older-than", "0") == "2 dropped\n"
+    execute(dsn, """UPDATE "QuarantinedFrame" SET "receivedAt" = "receivedAt" - INTERVAL '1 hour'""")
+    assert quarantine(dsn, "drop", "--reason", "json", "--older-than", "0.03") == "2 dropped\n"
     assert len(json.loads(quarantine(dsn, "list", "--json"))) == 1
     assert json.loads(quarantine(dsn, "drop", "--older-than", "1", "--json")) == {"dropped": 0}
     assert rows(dsn, 'SELECT count(*) FROM "QuarantinedFrame"') == [(1,)]
