@@ -110,7 +110,9 @@ def signal_server(cluster: Cluster, number: signal.Signals) -> None:
     pid = cluster.pid()
     assert pid is not None
     for each in descendants(pid):
-        os.kill(each, number)
+        # A session's process may have ended meanwhile.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, number)
 
 
 @pytest.mark.asyncio
