@@ -68,3 +68,24 @@ def test_a_live_migrated_guest_is_reassigned_once_and_is_never_off(
     # It is on host a again, which is asked once it sends no more.
     eventually(lambda: hosts.worlds["b"].daemon.metric("guestd_spool_frames") == 0, "host b has stored all")
     reliability.record("a guest is migrated live and back", rounds, world.settle(guest))
+
+
+def test_a_transient_guest_that_is_migrated_to_a_host_without_guestd_is_never_off(world: World, hosts: Hosts) -> None:
+    (guest,) = world.take()
+    world.status_becomes(guest, "running")
+    guest.virsh("undefine")
+    guest.migrate(hosts.worlds["b"].lab)
+    facts = 'SELECT "state", "reason" FROM "MachineDomain" WHERE "machineId" = %s'
+    gone = [("missing", "migrated")]
+    eventually(lambda: rows(world.daemon.dsn, facts, guest.uuid) == gone, "host a knows that it was migrated")
+    world.daemon.stop()
+    world.daemon.start()
+    world.state_becomes(guest, "running")
+    wait_seconds(2 * SHUTOFF_DEBOUNCE_SECONDS)
+    hosts.worlds["b"].daemon.start()
+    hosts.holds(guest, "b")
+    guest.migrate(world.lab)
+    hosts.holds(guest, "a")
+    changed = 'SELECT "reason" FROM "ReconcileEvent" WHERE "action" = %s ORDER BY "occurredAt"'
+    assert rows(world.daemon.dsn, changed, "status") == []
+    assert rows(world.daemon.dsn, 'SELECT "status" FROM "Machine"') == [("running",)]

@@ -12,6 +12,7 @@ from tools.harness.waiting import eventually
 
 from support.daemon import execute, rows
 from support.lab import BOOT_SECONDS, LabGuest, LabGuests, World, register
+from support.libvirt import libvirt
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -78,3 +79,32 @@ def test_desired_states_are_reached_on_a_real_libvirt(world: World, two: tuple[L
     )
     # A guest that has not booted, or has no daemon for the power button, is destroyed at last.
     assert [action for (action,) in done if action != "shutdown"] == ["suspend", "resume", "destroy", "start"]
+
+
+def test_a_transient_domain_that_ends_is_off_and_its_machine_runs_when_it_is_created_again(
+    world: World, two: tuple[LabGuest, LabGuest]
+) -> None:
+    destroyed, killed = two
+    world.daemon.more_tables += 'vms = "converge"\n'
+    world.daemon.start()
+    facts = 'SELECT "state", "reason" FROM "MachineDomain" WHERE "machineId" = %s'
+    for guest in two:
+        eventually(partial(rows, world.daemon.dsn, facts, guest.uuid), "its domain is known", BOOT_SECONDS)
+        set_desired(world, guest, "running")
+    xml = destroyed.virsh("dumpxml")
+    for guest in two:
+        guest.virsh("undefine")
+    destroyed.virsh("destroy")
+    world.lab.signal_qemu(killed.name, signal.SIGKILL)
+    for guest in two:
+        world.status_becomes(guest, "off")
+    assert rows(world.daemon.dsn, facts, destroyed.uuid) == [("missing", "destroyed")]
+    assert rows(world.daemon.dsn, facts, killed.uuid) == [("missing", "failed")]
+    connection = libvirt.open(world.lab.uri)
+    try:
+        connection.createXML(xml)
+    finally:
+        connection.close()
+    world.status_becomes(destroyed, "running")
+    starts = """SELECT 1 FROM "ReconcileEvent" WHERE "action" IN ('start', 'resume')"""
+    assert rows(world.daemon.dsn, starts) == []

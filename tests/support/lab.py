@@ -136,7 +136,10 @@ class LabGuest:
         self.virsh(command, str(device), "--live")
 
     def migrate(self, target: Lab) -> None:
-        """Move it to another lab while it runs; its definition stays behind, and it is defined there, too."""
+        """Move it to another lab while it runs; its definition stays behind, and it is defined there, too.
+
+        One without a definition has none there either.
+        """
         import libvirt  # noqa: PLC0415 -- where it is missing the fixtures skip, and this module is still imported
 
         here, there = libvirt.open(self.lab.uri), libvirt.open(target.uri)
@@ -148,7 +151,8 @@ class LabGuest:
                 libvirt.VIR_MIGRATE_PARAM_DEST_XML: xml.replace(str(self.lab.state), str(target.state)),
                 libvirt.VIR_MIGRATE_PARAM_URI: "tcp://127.0.0.1:49152",
             }
-            domain.migrate3(there, parameters, libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PERSIST_DEST)
+            persist = libvirt.VIR_MIGRATE_PERSIST_DEST if domain.isPersistent() else 0
+            domain.migrate3(there, parameters, libvirt.VIR_MIGRATE_LIVE | persist)
         finally:
             here.close()
             there.close()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from guestd.hypervisor.domains import Domain, DomainChannel, DomainDescription, Graphics
 from guestd.vms import plan
 from guestd.vms.plan import (
+    Absence,
     Attempts,
     Claim,
     Destroy,
@@ -81,6 +82,8 @@ class World:
     is_converging: bool = True
     now: float = BORN
     attempts: dict[UUID, Attempts] = field(default_factory=dict)
+    absences: dict[UUID, Absence] = field(default_factory=dict)
+    stops: dict[str, str] = field(default_factory=dict)
 
     def plan(self) -> VmPlan:
         names = {each.name for each in self.domains.values()}
@@ -88,7 +91,12 @@ class World:
         domains = list(self.domains.values())
         self.attempts = plan.keep_recent_attempts(self.attempts, mine, domains, self.now)
         chosen = policy(may_destroy=self.may_destroy, is_converging=self.is_converging)
-        return plan.plan_vms(mine, domains, attempts=self.attempts, now=self.now, policy=chosen)
+        self.absences = plan.find_absences(
+            self.absences, mine, domains, stops=self.stops, host_id=HERE, now=self.now
+        )  # fmt: skip
+        return plan.plan_vms(
+            mine, domains, attempts=self.attempts, absences=self.absences, now=self.now, policy=chosen
+        )  # fmt: skip
 
     def apply(self, steps: Iterable[Write | PowerAction]) -> None:
         for step in steps:
@@ -210,7 +218,13 @@ def worlds(draw: st.DrawFn) -> World:
 
 
 def copied(world: World) -> World:
-    return replace(world, machines=dict(world.machines), domains=dict(world.domains), attempts=dict(world.attempts))
+    return replace(
+        world,
+        machines=dict(world.machines),
+        domains=dict(world.domains),
+        attempts=dict(world.attempts),
+        absences=dict(world.absences),
+    )
 
 
 def ended(world: World) -> tuple[Any, ...]:

@@ -17,6 +17,7 @@ from guestd.hypervisor.domains import (
     Graphics,
     derive_status,
     name_state,
+    name_stop,
     parse_description,
 )
 
@@ -217,3 +218,19 @@ EXPECTED: list[Any] = [
 @pytest.mark.parametrize(("state", "reason", "status"), EXPECTED)
 def test_a_status_is_derived_from_a_state_or_left_unchanged(state: str, reason: str, status: str | None) -> None:
     assert derive_status(domain(state, reason)) == status
+
+
+@pytest.mark.parametrize(
+    ("detail", "expected"),
+    [
+        (0, "shutdown"),
+        (1, "destroyed"),
+        (2, "crashed"),
+        (3, "migrated"),
+        (6, "from_snapshot"),
+        (7, "unknown"),
+        (-1, "unknown"),
+    ],
+)
+def test_the_detail_of_a_stop_has_the_word_of_its_reason(detail: int, expected: str) -> None:
+    assert name_stop(detail) == expected

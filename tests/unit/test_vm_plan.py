@@ -86,11 +86,26 @@ def test_machines_of_other_hosts_are_not_changed(world: World) -> None:
 
 
 @given(worlds())
-def test_a_domain_that_is_not_observed_is_not_off(world: World) -> None:
+def test_a_domain_that_was_migrated_away_is_not_off(world: World) -> None:
     world.domains.clear()
+    world.stops = {row.name: "migrated" for row in world.machines.values()}
     before = {key: row.status for key, row in world.machines.items()}
     world.settle()
+    world.stops.clear()  # as a guestd that was restarted since
+    world.settle()
     assert {key: row.status for key, row in world.machines.items()} == before
+
+
+@given(worlds())
+def test_a_domain_that_is_gone_is_off_in_the_end_where_this_host_had_it_and_is_not_acted_on(world: World) -> None:
+    world.domains.clear()
+    before = dict(world.machines)
+    world.settle()
+    for key, row in before.items():
+        status = world.machines[key].status
+        ours = row.host_id == HERE and row.facts is not None and row.status in SETTLED
+        assert SAME.get(status, status) == "off" if ours else status == row.status
+    assert world.attempts == {}
 
 
 @given(worlds())
@@ -114,7 +129,8 @@ def steps(row: VmRow | None, seen: Domain | None, **changes: Any) -> list[str]:
     attempts = changes.pop("attempts", {})
     now = changes.pop("now", BORN)
     found = plan.plan_vms(
-        [row] if row else [], [seen] if seen else [], attempts=attempts, now=now, policy=policy(**changes)
+        [row] if row else [], [seen] if seen else [], attempts=attempts, absences=changes.pop("absences", {}), now=now,
+        policy=policy(**changes),
     )  # fmt: skip
     return [str(step) for step in (*found.writes, *found.actions, *found.reports) if not isinstance(step, KeepFacts)]
 
@@ -128,7 +144,9 @@ def test_a_row_follows_its_domain() -> None:
 def test_shutoff_is_debounced() -> None:
     stopped = domain(state="shutoff", since=BORN - plan.SHUTOFF_DEBOUNCE_SECONDS + 1)
     assert steps(machine(), stopped) == []
-    assert plan.plan_vms([machine()], [stopped], attempts={}, now=BORN, policy=policy()).recheck_seconds == 1
+    assert (
+        plan.plan_vms([machine()], [stopped], attempts={}, absences={}, now=BORN, policy=policy()).recheck_seconds == 1
+    )
     assert steps(machine(), domain()) == []
 
 
@@ -173,6 +191,111 @@ def test_a_domain_without_a_row_and_a_row_without_a_domain_are_reported() -> Non
     assert steps(machine(status="building"), None) == []
 
 
+def plan_gone(row: VmRow, reason: str | None, seconds: float = 1000.0) -> plan.VmPlan:
+    """The plan for a machine whose domain has been gone for so long."""
+    absences = {row.id: plan.Absence(BORN - seconds, reason)}
+    return plan.plan_vms([row], [], attempts={}, absences=absences, now=BORN, policy=policy())
+
+
+def list_writes(found: plan.VmPlan) -> list[str]:
+    return [str(step) for step in found.writes if not isinstance(step, KeepFacts)]
+
+
+@pytest.mark.parametrize(
+    ("reason", "seconds"), [("destroyed", plan.SHUTOFF_DEBOUNCE_SECONDS), (None, plan.MISSING_SECONDS)]
+)
+def test_a_transient_domain_that_is_gone_is_off_after_a_while(reason: str | None, seconds: float) -> None:
+    row = machine(facts=facts_of(domain()))
+    early = plan_gone(row, reason, seconds - 1)
+    assert (list_writes(early), early.recheck_seconds) == ([], 1)
+    # Another host where it runs may claim the machine at once.
+    (stored,) = early.writes
+    assert isinstance(stored, KeepFacts)
+    assert (stored.facts.state, stored.facts.reason) == ("missing", reason or "unknown")
+    late = plan_gone(row, reason, seconds)
+    assert list_writes(late) == [f"status of vm1: running -> off: domain is gone ({reason or 'unknown'})"]
+    assert (late.actions, late.recheck_seconds) == ((), None)
+
+
+def test_a_domain_that_was_migrated_away_and_is_gone_is_unchanged_and_stays_so_when_guestd_is_restarted() -> None:
+    row = machine(desired="running", facts=facts_of(domain()))
+    found = plan_gone(row, "migrated")
+    assert (list_writes(found), found.actions, found.recheck_seconds) == ([], (), None)
+    (stored,) = found.writes
+    assert isinstance(stored, KeepFacts)
+    assert stored.facts.reason == "migrated"
+    again = plan_gone(replace(row, facts=stored.facts), None)
+    assert (again.writes, again.actions, again.recheck_seconds) == ((), (), None)
+
+
+def test_a_domain_that_was_undefined_after_it_stopped_has_the_reason_of_its_stop() -> None:
+    row = machine(facts=facts_of(domain(state="shutoff", reason="destroyed")))
+    assert list_writes(plan_gone(row, None, plan.SHUTOFF_DEBOUNCE_SECONDS)) == [
+        "status of vm1: running -> off: domain is gone (destroyed)"
+    ]
+    migrated = machine(facts=facts_of(domain(state="shutoff", reason="migrated")))
+    assert list_writes(plan_gone(migrated, None)) == []
+    # The reason of the paused state says nothing about its end.
+    paused = machine(status="suspended", facts=facts_of(domain(state="paused", reason="migrated")))
+    assert plan_gone(paused, None, 0.0).recheck_seconds == plan.MISSING_SECONDS
+
+
+def test_a_machine_that_never_had_a_domain_here_is_unchanged() -> None:
+    found = plan_gone(machine(), "destroyed")
+    assert (list_writes(found), found.recheck_seconds) == ([], None)
+    (stored,) = found.writes
+    assert isinstance(stored, KeepFacts)
+    again = plan_gone(machine(facts=stored.facts), "destroyed")
+    assert (again.writes, again.recheck_seconds) == ((), None)
+    assert list_writes(plan_gone(machine(host_id=THERE, facts=facts_of(domain())), "destroyed")) == []
+
+
+@pytest.mark.parametrize("status", ["off", "stopped"])
+def test_a_machine_that_is_off_already_needs_no_write_and_no_recheck(status: str) -> None:
+    found = plan_gone(machine(status=status, facts=facts_of(domain())), None, 0.0)
+    assert (list_writes(found), found.recheck_seconds) == ([], None)
+
+
+@pytest.mark.parametrize("status", ["running", "suspended", "paused", "error"])
+def test_a_machine_whose_domain_is_gone_has_no_console(status: str) -> None:
+    row = machine(status=status, graphics=Graphics("spice", 5900, "127.0.0.1"), facts=facts_of(domain()))
+    assert list_writes(plan_gone(row, "destroyed")) == [
+        f"status of vm1: {status} -> off: domain is gone (destroyed)",
+        "console of vm1: spice None -1",
+    ]
+    without = replace(row, graphics=Graphics("spice", -1, "127.0.0.1"))
+    assert len(list_writes(plan_gone(without, "destroyed"))) == 1
+
+
+@pytest.mark.parametrize("desired", ["running", "suspended", "off", None])
+def test_what_is_not_defined_cannot_be_started(desired: str | None) -> None:
+    found = plan_gone(machine(status="off", desired=desired, facts=facts_of(domain())), "destroyed")
+    text = "missing: vm1: assigned to this host, which has no domain of that name"
+    more = "; it cannot be started until it is defined" if desired in ("running", "suspended") else ""
+    assert ([str(each) for each in found.reports], found.actions) == ([text + more], ())
+
+
+def test_absences_begin_when_they_are_first_observed() -> None:
+    rows = [machine(1), machine(2), machine(3), machine(4, host_id=THERE)]
+    before = {UUID(int=1): plan.Absence(5.0, None), UUID(int=2): plan.Absence(5.0, "destroyed")}
+    stops = {"vm1": "destroyed", "vm2": "destroyed"}
+    found = plan.find_absences(before, rows, [domain(2)], stops=stops, host_id=HERE, now=BORN)
+    assert found == {UUID(int=1): plan.Absence(5.0, "destroyed"), UUID(int=3): plan.Absence(BORN, None)}
+
+
+def test_what_was_migrated_away_stays_so_when_libvirt_forgets_it() -> None:
+    migrated = facts_of(domain(state="shutoff", reason="migrated"))
+    forgotten = domain(state="shutoff", reason="unknown")
+    assert steps(machine(desired="running", facts=migrated), forgotten) == []
+    off = ["status of vm1: running -> off: domain is shutoff (unknown)"]
+    assert steps(machine(facts=replace(migrated, domain_uuid=UUID(int=9))), forgotten) == off
+    assert steps(machine(facts=replace(migrated, reason="destroyed")), forgotten) == off
+    assert steps(machine(facts=replace(migrated, state="running")), forgotten) == off
+    assert steps(machine(), forgotten) == off
+    assert steps(machine(facts=migrated), domain(state="shutoff", reason="destroyed"))[0].endswith("(destroyed)")
+    assert steps(machine(status="off", facts=migrated), domain(reason="unknown"))[0].endswith("running (unknown)")
+
+
 def test_of_a_domain_that_cannot_be_read_the_state_is_known_and_all_else_stays() -> None:
     console = Graphics("spice", 5901, "127.0.0.1")
     known = facts_of(domain(), vcpus=4, memory_kib=7, channel="connected")
@@ -182,7 +305,7 @@ def test_of_a_domain_that_cannot_be_read_the_state_is_known_and_all_else_stays()
         "status of vm1: off -> running: domain is running (unknown)",
         "unreadable: vm1: libvirt's XML is malformed",
     ]
-    found = plan.plan_vms([row], [seen], attempts={}, now=BORN, policy=policy())
+    found = plan.plan_vms([row], [seen], attempts={}, absences={}, now=BORN, policy=policy())
     assert [step.facts for step in found.writes if isinstance(step, KeepFacts)] == [
         replace(known, problem="libvirt's XML is malformed")
     ]
@@ -190,7 +313,7 @@ def test_of_a_domain_that_cannot_be_read_the_state_is_known_and_all_else_stays()
     off = domain(state="shutoff", description=None, problem="libvirt's XML is malformed")
     (written,) = [
         step
-        for step in plan.plan_vms([row], [off], attempts={}, now=BORN + 60, policy=policy()).writes
+        for step in plan.plan_vms([row], [off], attempts={}, absences={}, now=BORN + 60, policy=policy()).writes
         if isinstance(step, KeepGraphics)
     ]
     assert written.graphics == Graphics("spice", -1, None)
@@ -198,7 +321,7 @@ def test_of_a_domain_that_cannot_be_read_the_state_is_known_and_all_else_stays()
 
 def test_a_domain_that_was_never_read_has_facts_without_values() -> None:
     seen = domain(description=None, problem="gone wrong")
-    found = plan.plan_vms([machine()], [seen], attempts={}, now=BORN, policy=policy())
+    found = plan.plan_vms([machine()], [seen], attempts={}, absences={}, now=BORN, policy=policy())
     assert [step.facts for step in found.writes if isinstance(step, KeepFacts)] == [
         plan.DomainFacts(seen.uuid, "running", "unknown", 0, 0, "absent", "gone wrong")
     ]
@@ -285,7 +408,7 @@ def test_starts_are_forgotten_when_the_machine_has_run_for_long() -> None:
 
 
 def kept(seen: Domain, row: VmRow) -> list[Write]:
-    found = plan.plan_vms([row], [seen], attempts={}, now=BORN, policy=policy())
+    found = plan.plan_vms([row], [seen], attempts={}, absences={}, now=BORN, policy=policy())
     return [step for step in found.writes if isinstance(step, KeepGraphics)]
 
 
@@ -312,14 +435,14 @@ def test_the_console_is_stored_and_a_machine_that_is_off_has_none() -> None:
 )
 def test_the_state_of_the_agents_channel_is_stored(channels: tuple[DomainChannel, ...], expected: str) -> None:
     seen = domain(description=description(channels=channels))
-    (facts,) = plan.plan_vms([machine()], [seen], attempts={}, now=BORN, policy=policy()).writes
+    (facts,) = plan.plan_vms([machine()], [seen], attempts={}, absences={}, now=BORN, policy=policy()).writes
     assert isinstance(facts, KeepFacts)
     assert facts.facts.channel == expected
 
 
 def test_a_row_without_a_domain_keeps_its_last_facts() -> None:
     row = machine(facts=facts_of(domain(), channel="connected"))
-    (kept_facts,) = plan.plan_vms([row], [], attempts={}, now=BORN, policy=policy()).writes
+    (kept_facts,) = plan.plan_vms([row], [], attempts={}, absences={}, now=BORN, policy=policy()).writes
     assert isinstance(kept_facts, KeepFacts)
     assert (kept_facts.facts.state, kept_facts.facts.channel) == ("missing", "absent")
     assert kept_facts.facts.vcpus == 2
@@ -339,7 +462,7 @@ def test_a_holder_that_is_alive_keeps_its_machine_unless_its_domain_is_gone_or_m
 
 def test_a_duplicate_is_checked_again_soon() -> None:
     held = machine(host_id=THERE, facts=facts_of(domain(), domain_uuid=UUID(int=9)))
-    found = plan.plan_vms([held], [domain()], attempts={}, now=BORN, policy=policy())
+    found = plan.plan_vms([held], [domain()], attempts={}, absences={}, now=BORN, policy=policy())
     assert found.recheck_seconds == plan.DUPLICATE_RECHECK_SECONDS
 
 
@@ -360,7 +483,7 @@ def test_a_machine_of_another_host_without_a_domain_here_is_none_of_our_business
 def test_the_next_check_is_the_earliest_that_a_machine_needs() -> None:
     rows = [machine(1), machine(2)]
     stopped = [domain(number, "shutoff", since=BORN - number) for number in (1, 2)]
-    found = plan.plan_vms(rows, stopped, attempts={}, now=BORN, policy=policy())
+    found = plan.plan_vms(rows, stopped, attempts={}, absences={}, now=BORN, policy=policy())
     assert found.recheck_seconds == plan.SHUTOFF_DEBOUNCE_SECONDS - 2
 
 
@@ -370,12 +493,12 @@ def test_only_shutoff_is_debounced_and_keeps_the_problem_meanwhile() -> None:
     ]
     stopped = domain(state="shutoff", since=BORN)
     known = machine(facts=facts_of(stopped, problem="needs manual action"))
-    assert plan.plan_vms([known], [stopped], attempts={}, now=BORN, policy=policy()).writes == ()
+    assert plan.plan_vms([known], [stopped], attempts={}, absences={}, now=BORN, policy=policy()).writes == ()
 
 
 def test_why_there_is_no_action_is_stored_as_the_problem() -> None:
     row = machine(status="off", desired="suspended")
-    found = plan.plan_vms([row], [domain(state="shutoff")], attempts={}, now=BORN, policy=policy())
+    found = plan.plan_vms([row], [domain(state="shutoff")], attempts={}, absences={}, now=BORN, policy=policy())
     (facts,) = found.writes
     (report,) = found.reports
     assert isinstance(facts, KeepFacts)

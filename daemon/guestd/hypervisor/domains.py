@@ -28,6 +28,9 @@ _REASONS = {
     "crashed": ("unknown", "panicked"),
 }  # fmt: skip
 
+# libvirt's virDomainEventStoppedDetailType, in the words of shutoff.
+_STOPS = ("shutdown", "destroyed", "crashed", "migrated", "saved", "failed", "from_snapshot")
+
 # Paused domains are mapped by reason; the other states (shutdown, nostate) have no status.
 _STATUSES = {
     "running": "running",
@@ -101,6 +104,11 @@ def name_state(state: int, reason: int) -> tuple[str, str]:
     name = STATES[state] if 0 <= state < len(STATES) else "nostate"
     reasons = _REASONS.get(name, ())
     return name, reasons[reason] if 0 <= reason < len(reasons) else "unknown"
+
+
+def name_stop(detail: int) -> str:
+    """Map the detail of libvirt's event that a domain stopped to the reason of the state shutoff."""
+    return _STOPS[detail] if 0 <= detail < len(_STOPS) else "unknown"
 
 
 def derive_status(domain: Domain) -> str | None:

@@ -33,7 +33,7 @@ from guestd.hypervisor.connection import (
     start_closing,
     translate_errors,
 )
-from guestd.hypervisor.domains import Domain, DomainDescription, name_state, parse_description
+from guestd.hypervisor.domains import Domain, DomainDescription, name_state, name_stop, parse_description
 from guestd.hypervisor.xml import Unreadable
 from guestd.telemetry.registry import VmMetrics
 
@@ -54,6 +54,8 @@ MAX_CONCURRENT_ACTIONS = 4
 MAX_STUCK_CALLS = 8
 # Domains whose XML is reread in each snapshot although no event reported a change: some changes have no event.
 REREAD_PER_SNAPSHOT = 25
+# Stops of domains that are gone; beyond it the oldest are forgotten.
+MAX_STOPS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,8 @@ class Hypervisor:
         """As of the last successful snapshot; empty before the first."""
         self.observed_at: float | None = None
         """Monotonic time at which that snapshot began."""
+        self.stops: dict[str, str] = {}
+        """Why domains stopped that are not in that snapshot, by name, as far as libvirt has reported it."""
         self.error: str | None = "not connected yet"
         self._metrics = metrics
         self._calls = BlockingCalls("libvirt", max_concurrent=1, max_stuck=MAX_STUCK_CALLS, metrics=metrics)
@@ -89,6 +93,8 @@ class Hypervisor:
         self._snapshot_lock = asyncio.Lock()
         self._wake = asyncio.Event()
         self._changed: set[UUID] = set()
+        # The last stop of each domain that was reported since the last snapshot began.
+        self._new_stops: dict[str, str] = {}
         self._is_closed = False
         self._cached: Mapping[UUID, _CachedDomain] = {}
         self._subscribers: list[asyncio.Event] = []
@@ -125,15 +131,19 @@ class Hypervisor:
         """Take a snapshot of all domains."""
         async with self._snapshot_lock:
             began = time.monotonic()
-            connection, changed = self._get_connection(), self._changed
-            self._changed = set()
+            connection, changed, new_stops = self._get_connection(), self._changed, self._new_stops
+            self._changed, self._new_stops = set(), {}
             try:
                 self._cached, domains = await self._call(
                     lambda: _take_snapshot(connection, self._cached, changed, began)
                 )
             except BaseException:
                 self._changed |= changed
+                self._new_stops = new_stops | self._new_stops
                 raise
+            present = {domain.name for domain in domains}
+            stops = {name: why for name, why in (self.stops | new_stops).items() if name not in present}
+            self.stops = dict(list(stops.items())[-MAX_STOPS:])
             self.domains, self.observed_at, self.error = domains, began, None
             self._metrics.snapshot_seconds.observe(time.monotonic() - began)
             self._notify_subscribers()
@@ -191,6 +201,8 @@ class Hypervisor:
         with abandoned_on_failure() as abandoned:
             connection, callback_ids = await self._call(lambda: self._open(loop, abandoned))
         self._connection = connection
+        # What was reported before may not be the last that happened.
+        self.stops, self._new_stops = {}, {}
         try:
             yield
         finally:
@@ -213,6 +225,11 @@ class Hypervisor:
         def on_change(_connection: Any, domain: Any, *_: object) -> None:
             call_in_loop(loop, self._on_domain_event, UUID(bytes=domain.UUID()))
 
+        def on_lifecycle(_connection: Any, domain: Any, event: int, detail: int, _: object) -> None:
+            if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
+                call_in_loop(loop, self._on_stop_event, domain.name(), name_stop(detail))
+            call_in_loop(loop, self._on_domain_event, UUID(bytes=domain.UUID()))
+
         def on_close(*_: object) -> None:
             call_in_loop(loop, self._on_close_event, connection)
 
@@ -221,7 +238,8 @@ class Hypervisor:
             connection.registerCloseCallback(on_close, None)
             for kind in _list_event_kinds():
                 # Not a comprehension: if one fails, those before it are removed.
-                callback_ids.append(connection.domainEventRegisterAny(None, kind, on_change, None))  # noqa: PERF401
+                callback = on_lifecycle if kind == libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE else on_change
+                callback_ids.append(connection.domainEventRegisterAny(None, kind, callback, None))
         except libvirt.libvirtError:
             close_unused(connection, callback_ids)
             raise
@@ -231,6 +249,10 @@ class Hypervisor:
     def _on_domain_event(self, uuid: UUID) -> None:
         self._changed.add(uuid)
         self._wake.set()
+
+    def _on_stop_event(self, name: str, reason: str) -> None:
+        self._new_stops.pop(name, None)  # the dictionary is ordered by the last stop
+        self._new_stops[name] = reason
 
     def _on_close_event(self, connection: Any) -> None:
         # The event of an earlier connection may arrive late.

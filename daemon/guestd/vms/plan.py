@@ -7,8 +7,10 @@ Pure. Invariants of every plan:
   although its old definition remains.
 * A status that guestd did not set (building, updating_hardware, any unknown word) means that another program is working
   on the machine: neither the row nor the domain is changed.
-* A domain that is not observed is unknown, never off. Of one whose XML cannot be read the state is known, and all else
-  stays as last known.
+* A domain that is not observed is unknown. Its machine becomes off when this host had the domain, libvirt answers, and
+  either has reported how the domain ended, or nobody has claimed the machine for a while (a transient domain has no
+  definition that remains). It never does when the domain was migrated away, and it cannot be started.
+* Of a domain whose XML cannot be read the state is known, and all else stays as last known.
 * Every write states the value it expects; if another writer was faster, the write is skipped and the next run plans
   again.
 * Writes come before actions, and each machine gets one action: its result is observed by the next run, not assumed.
@@ -27,6 +29,9 @@ SHUTOFF_DEBOUNCE_SECONDS = 3.0
 # When a machine moves without libvirt's migration, its old host may not have reported yet that it is gone; this is
 # well below SHUTOFF_DEBOUNCE_SECONDS there.
 DUPLICATE_RECHECK_SECONDS = 1.0
+# A domain that is gone, and libvirt has not reported how it ended, may run on another host, whose guestd claims the
+# machine as soon as this one has stored that the domain is gone. A host that has not reported for as long is not live.
+MISSING_SECONDS = 60.0
 # A start has succeeded when the machine has run for this long.
 HEALTHY_SECONDS = 600.0
 MAX_START_ATTEMPTS = 5
@@ -200,6 +205,18 @@ class VmPolicy:
 
 
 @dataclass(frozen=True, slots=True)
+class Absence:
+    """A machine of this host without a domain here.
+
+    `since` is the monotonic time at which that was first observed; `reason` is libvirt's for the domain's last stop,
+    None if it has reported none.
+    """
+
+    since: float
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Recheck:
     """Run again after this many seconds."""
 
@@ -221,12 +238,13 @@ def plan_vms(
     domains: Sequence[Domain],
     *,
     attempts: Mapping[UUID, Attempts],
+    absences: Mapping[UUID, Absence],
     now: float,
     policy: VmPolicy,
 ) -> VmPlan:
     """Plan the steps from observed to desired state.
 
-    `machines` are those assigned to this host and those that have a domain on it.
+    `machines` are those assigned to this host and those that have a domain on it; `absences` come from `find_absences`.
     """
     by_name = {domain.name: domain for domain in domains}
     known = {machine.name for machine in machines}
@@ -241,7 +259,7 @@ def plan_vms(
         if domain is not None:
             steps += _plan_observed(machine, domain, attempts.get(machine.id), now, policy)
         elif machine.host_id == policy.host_id and _is_settled(machine.status):
-            steps += _plan_missing(machine)
+            steps += _plan_missing(machine, absences.get(machine.id), now)
     return VmPlan(
         writes=tuple(step for step in steps if isinstance(step, Claim | SetStatus | KeepGraphics | KeepFacts)),
         actions=tuple(step for step in steps if isinstance(step, PowerAction)),
@@ -265,6 +283,27 @@ def keep_recent_attempts(
     return recent
 
 
+def find_absences(
+    before: Mapping[UUID, Absence],
+    machines: Sequence[VmRow],
+    domains: Sequence[Domain],
+    *,
+    stops: Mapping[str, str],
+    host_id: UUID,
+    now: float,
+) -> dict[UUID, Absence]:
+    """Find the machines of this host without a domain; `before` are those of the previous run.
+
+    `stops` has libvirt's reason for the last stop of a domain, by its name.
+    """
+    present = {domain.name for domain in domains}
+    return {
+        machine.id: Absence(before[machine.id].since if machine.id in before else now, stops.get(machine.name))
+        for machine in machines
+        if machine.host_id == host_id and machine.name not in present
+    }
+
+
 def record_attempt(before: Attempts | None, action: PowerAction, now: float) -> Attempts:
     """Add an action to a machine's attempts, whether or not it succeeded."""
     name = type(action).__name__
@@ -276,20 +315,51 @@ def _is_settled(status: str) -> bool:
     return status in _SETTLED_STATUSES
 
 
-def _plan_missing(machine: VmRow) -> Iterator[KeepFacts | VmReport]:
+def _plan_missing(machine: VmRow, absence: Absence | None, now: float) -> Iterator[Write | VmReport | Recheck]:
     text = "assigned to this host, which has no domain of that name"
+    if machine.desired in ("running", "suspended"):
+        text += "; it cannot be started until it is defined"
     yield VmReport("missing", machine.name, text)
-    if machine.facts is None:
-        facts = DomainFacts(None, "missing", "unknown", 0, 0, "absent", text)
+    before, reason = machine.facts, _get_stop_reason(machine.facts, absence)
+    if before is None:
+        facts = DomainFacts(None, "missing", reason, 0, 0, "absent", text)
     else:
-        facts = replace(machine.facts, state="missing", reason="unknown", channel="absent", problem=text)
-    if facts != machine.facts:
+        facts = replace(before, state="missing", reason=reason, channel="absent", problem=text)
+        # Without a UUID there never was one here.
+        if before.domain_uuid is not None:
+            yield from _plan_end(machine, absence, reason, now)
+    if facts != before:
         yield KeepFacts(machine.id, machine.name, facts)
+
+
+def _get_stop_reason(facts: DomainFacts | None, absence: Absence | None) -> str:
+    """Get libvirt's reason why a domain that is gone stopped; unknown if it has reported none.
+
+    A domain that was undefined stopped for the reason that was stored while it had a definition.
+    """
+    if absence is not None and absence.reason is not None:
+        return absence.reason
+    return "unknown" if facts is None or facts.is_active else facts.reason
+
+
+def _plan_end(machine: VmRow, absence: Absence | None, reason: str, now: float) -> Iterator[Write | Recheck]:
+    """Plan the status of a machine whose domain was here and is gone."""
+    if absence is None or reason == "migrated" or _SYNONYMS.get(machine.status, machine.status) == "off":
+        return
+    wait = MISSING_SECONDS if reason == "unknown" else SHUTOFF_DEBOUNCE_SECONDS
+    left = absence.since + wait - now
+    if left > 0:
+        yield Recheck(left)
+        return
+    yield SetStatus(machine.id, machine.name, machine.status, "off", f"domain is gone ({reason})")
+    if machine.graphics is not None and machine.graphics.port != -1:
+        yield KeepGraphics(machine.id, machine.name, Graphics(machine.graphics.protocol, -1, None))
 
 
 def _plan_observed(
     machine: VmRow, domain: Domain, attempts: Attempts | None, now: float, policy: VmPolicy
 ) -> Iterator[Write | PowerAction | VmReport | Recheck]:
+    domain = _keep_migrated(machine.facts, domain)
     if machine.host_id != policy.host_id:
         reason = _get_claim_reason(machine, domain)
         if reason is None:
@@ -318,6 +388,14 @@ def _plan_observed(
         yield KeepFacts(machine.id, machine.name, facts)
     if power is not None:
         yield power
+
+
+def _keep_migrated(facts: DomainFacts | None, domain: Domain) -> Domain:
+    """Keep the reason of a domain that was migrated away: a libvirtd that is restarted forgets it."""
+    if facts is None or (domain.uuid, domain.state, domain.reason) != (facts.domain_uuid, "shutoff", "unknown"):
+        return domain
+    is_elsewhere = (facts.state, facts.reason) == ("shutoff", "migrated")
+    return replace(domain, reason="migrated") if is_elsewhere else domain
 
 
 def _get_claim_reason(machine: VmRow, domain: Domain) -> str | None:

@@ -23,6 +23,7 @@ from guestd.hypervisor.driver import Hypervisor
 from guestd.telemetry.registry import VmMetrics
 from guestd.vms.plan import (
     REPORT_KINDS,
+    Absence,
     Attempts,
     Claim,
     Destroy,
@@ -34,6 +35,7 @@ from guestd.vms.plan import (
     VmPlan,
     VmPolicy,
     VmReport,
+    find_absences,
     keep_recent_attempts,
     plan_vms,
     record_attempt,
@@ -63,6 +65,7 @@ class VmReconciler:
         self._wake = hypervisor.subscribe()
         self._used_snapshot: float | None = None
         self._attempts: dict[UUID, Attempts] = {}
+        self._absences: dict[UUID, Absence] = {}
         self._acting: set[UUID] = set()
         self._reports: frozenset[VmReport] = frozenset()
         self._heartbeat_at = float("-inf")
@@ -114,7 +117,17 @@ class VmReconciler:
         self._wake.clear()
         machines = await store.read_machines([domain.name for domain in domains])
         self._attempts = keep_recent_attempts(self._attempts, machines, domains, began)
-        plan = plan_vms(machines, domains, attempts=self._attempts, now=began, policy=self._policy)
+        self._absences = find_absences(
+            self._absences,
+            machines,
+            domains,
+            stops=self._hypervisor.stops,
+            host_id=store.host_id,
+            now=began,
+        )
+        plan = plan_vms(
+            machines, domains, attempts=self._attempts, absences=self._absences, now=began, policy=self._policy
+        )
         await self._write(store, plan)
         for action in plan.actions:
             if action.machine_id not in self._acting:
@@ -205,9 +218,11 @@ class VmReconciler:
 
 async def preview_vm_plan(hypervisor: Hypervisor, *, dsn: str, host_name: str, policy: VmPolicy) -> VmPlan:
     """Plan what a reconciler that starts now would do, with a connected hypervisor; changes nothing."""
-    # No debounce: a single plan cannot wait for a domain that is off to come back.
-    domains: list[Domain] = [replace(domain, since=float("-inf")) for domain in await hypervisor.observe()]
+    # No debounce: a single plan cannot wait for a domain that is off, or gone, to come back.
+    long_ago = float("-inf")
+    domains: list[Domain] = [replace(domain, since=long_ago) for domain in await hypervisor.observe()]
     names = [domain.name for domain in domains]
     host_id, machines = await read_host_machines(dsn, name=host_name, uri=hypervisor.uri, domains=names)
     policy = replace(policy, host_id=host_id or UNKNOWN_HOST)
-    return plan_vms(machines, domains, attempts={}, now=time.monotonic(), policy=policy)
+    absences = find_absences({}, machines, domains, stops={}, host_id=policy.host_id, now=long_ago)
+    return plan_vms(machines, domains, attempts={}, absences=absences, now=time.monotonic(), policy=policy)

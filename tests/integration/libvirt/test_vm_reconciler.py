@@ -259,9 +259,55 @@ async def test_a_domain_without_row_and_a_row_without_domain_are_reported_and_le
         assert host.reports == ["unmatched: two: no Machine has this domain name as its internalName"]
         host.domain("one").destroy()
         host.domain("one").undefine()
-        await host.becomes("one", domainState="missing", status="running")
+        await host.becomes("one", domainState="missing", domainReason="destroyed", status="off")
         assert host.machine("one")["problem"] == "assigned to this host, which has no domain of that name"
         assert host.domain("two").isActive()
+
+
+async def test_a_transient_domain_that_is_destroyed_is_off_and_runs_when_it_is_created_again(
+    dsn: str, tmp_path: Path
+) -> None:
+    add(dsn, "one", desiredStatus="running")
+    async with reconciling(Host(dsn, hypervisor_with(tmp_path, "two"))) as host:
+        connection = own_connection(host.hypervisor)
+        connection.createXML(domain_xml("one", 7), 0)
+        await host.becomes("one", status="running", domainState="running")
+        host.domain("one").destroy()
+        await host.becomes("one", status="off", domainState="missing", domainReason="destroyed")
+        assert "cannot be started until it is defined" in host.machine("one")["problem"]
+        connection.createXML(domain_xml("one", 7), 0)
+        await host.becomes("one", status="running", domainState="running", problem=None)
+        assert not host.has_acted
+    assert [reason for action, reason, _ in events(dsn, "one") if action == "status"][-2:] == [
+        "running -> off: domain is gone (destroyed)",
+        "off -> running: domain is running (booted)",
+    ]
+
+
+async def test_a_transient_domain_that_is_created_again_at_once_does_not_flap_the_row(dsn: str, tmp_path: Path) -> None:
+    add(dsn, "one", "running")
+    async with reconciling(Host(dsn, hypervisor_with(tmp_path, "two"))) as host:
+        connection = own_connection(host.hypervisor)
+        connection.createXML(domain_xml("one", 7), 0)
+        await host.becomes("one", domainState="running")
+        host.domain("one").destroy()
+        await host.becomes("one", domainState="missing")
+        connection.createXML(domain_xml("one", 7), 0)
+        await host.becomes("one", domainState="running")
+        await host.another_run()
+    assert [action for action, *_ in events(dsn, "one")] == ["claim"]
+
+
+async def test_nothing_is_off_while_libvirt_does_not_answer(dsn: str, tmp_path: Path) -> None:
+    add(dsn, "one", "running")
+    async with reconciling(Host(dsn, hypervisor_with(tmp_path, "two"))) as host:
+        own_connection(host.hypervisor).createXML(domain_xml("one", 7), 0)
+        await host.becomes("one", domainState="running")
+        # A transient domain of the test driver ends with its connection: nothing reports how.
+        host.hypervisor._on_close_event(own_connection(host.hypervisor))
+        await host.becomes("one", domainState="missing", domainReason="unknown")
+        assert host.machine("one")["status"] == "running"
+        assert host.reconciler._absences
 
 
 async def test_a_machine_that_crashes_is_started_again_and_each_start_is_audited(dsn: str, tmp_path: Path) -> None:
