@@ -112,6 +112,10 @@ class BrokerConnection:
                 await self._wait(lambda: self._announced is not None)
         except TimeoutError:
             raise SourceLost(f"{_address(self._options)}no answer") from None
+        except SourceLost:
+            # Accepted and lost at once: the caller learns of both, from the connection.
+            if self._announced is None:
+                raise
         self._client.on_log = None
 
     @property
@@ -134,8 +138,10 @@ class BrokerConnection:
         """Subscribe to topics with a QoS each; retained messages are requested with QoS 0 only.
 
         `on_answer` gets the broker's answer for each topic. Nothing waits for it: it may arrive after more messages
-        than we want to hold.
+        than we want to hold. Raises SourceLost.
         """
+        if self._lost is not None:
+            raise self._lost
         if self._options.version is MQTTProtocolVersion.MQTTv5:
             options = [(topic, SubscribeOptions(qos, retainHandling=2 if qos else 0)) for topic, qos in filters]
             _, mid = self._client.subscribe(options)
