@@ -49,11 +49,11 @@ PRINTING = [name for name in VERBS if name not in WITHOUT_JSON]
 def poisoned(dsn: str, connection: Connection, tmp_path: Path) -> dict[str, str]:
     """The environment of a verb: a store and a libvirt whose every text is poison."""
     poison(connection)
-    directory = tmp_path / "paths \x1b[2J"
+    directory = tmp_path / "paths \u202e"
     directory.mkdir()
     uri = uri_of(tmp_path / "node.xml", [domain_xml(XML_POISON, 1), domain_xml("two", 2)])
     (tmp_path / "guestd.toml").write_text(
-        f'[libvirt]\nuri = "{uri}"\n[spool]\ndirectory = "{tmp_path}/paths \\u001b[2J"\n'
+        f'[libvirt]\nuri = "{uri}"\n[spool]\ndirectory = "{tmp_path}/paths \\u202e"\n'
         f'[virtio]\ndirectory = "{tmp_path}/none \\u202e"\n[telemetry]\nlisten_port = 1\n'
     )
     return environment() | {"GUESTD_DATABASE_DSN": dsn, "CONFIG": str(tmp_path / "guestd.toml")}
