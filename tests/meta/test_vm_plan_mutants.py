@@ -6,7 +6,7 @@ import pytest
 
 from support.mutants import survivors
 
-MODULES = ("guestd.vms.plan", "guestd.hypervisor.domains")
+MODULES = ("guestd.vms.plan", "guestd.vms.model", "guestd.hypervisor.domains")
 TESTS = ("tests/unit/test_vm_plan.py", "tests/unit/test_domains.py")
 # Mutants that change nothing that can be observed, and why.
 EQUIVALENT = {

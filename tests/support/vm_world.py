@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from guestd.hypervisor.domains import Domain, DomainChannel, DomainDescription, Graphics
 from guestd.vms import plan
-from guestd.vms.plan import (
+from guestd.vms.model import (
     Absence,
     Attempts,
     Claim,

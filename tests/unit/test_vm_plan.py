@@ -10,14 +10,7 @@ from hypothesis import strategies as st
 
 from guestd.hypervisor.domains import Domain, DomainChannel, Graphics, derive_status
 from guestd.vms import plan
-from guestd.vms.plan import (
-    Attempts,
-    KeepFacts,
-    KeepGraphics,
-    Start,
-    VmRow,
-    Write,
-)
+from guestd.vms.model import Absence, Attempts, DomainFacts, KeepFacts, KeepGraphics, Start, VmPlan, VmRow, Write
 from support.vm_world import (
     AGENT,
     BORN,
@@ -191,13 +184,13 @@ def test_a_domain_without_a_row_and_a_row_without_a_domain_are_reported() -> Non
     assert steps(machine(status="building"), None) == []
 
 
-def plan_gone(row: VmRow, reason: str | None, seconds: float = 1000.0) -> plan.VmPlan:
+def plan_gone(row: VmRow, reason: str | None, seconds: float = 1000.0) -> VmPlan:
     """The plan for a machine whose domain has been gone for so long."""
-    absences = {row.id: plan.Absence(BORN - seconds, reason)}
+    absences = {row.id: Absence(BORN - seconds, reason)}
     return plan.plan_vms([row], [], attempts={}, absences=absences, now=BORN, policy=policy())
 
 
-def list_writes(found: plan.VmPlan) -> list[str]:
+def list_writes(found: VmPlan) -> list[str]:
     return [str(step) for step in found.writes if not isinstance(step, KeepFacts)]
 
 
@@ -277,10 +270,10 @@ def test_what_is_not_defined_cannot_be_started(desired: str | None) -> None:
 
 def test_absences_begin_when_they_are_first_observed() -> None:
     rows = [machine(1), machine(2), machine(3), machine(4, host_id=THERE)]
-    before = {UUID(int=1): plan.Absence(5.0, None), UUID(int=2): plan.Absence(5.0, "destroyed")}
+    before = {UUID(int=1): Absence(5.0, None), UUID(int=2): Absence(5.0, "destroyed")}
     stops = {"vm1": "destroyed", "vm2": "destroyed"}
     found = plan.find_absences(before, rows, [domain(2)], stops=stops, host_id=HERE, now=BORN)
-    assert found == {UUID(int=1): plan.Absence(5.0, "destroyed"), UUID(int=3): plan.Absence(BORN, None)}
+    assert found == {UUID(int=1): Absence(5.0, "destroyed"), UUID(int=3): Absence(BORN, None)}
 
 
 def test_what_was_migrated_away_stays_so_when_libvirt_forgets_it() -> None:
@@ -323,7 +316,7 @@ def test_a_domain_that_was_never_read_has_facts_without_values() -> None:
     seen = domain(description=None, problem="gone wrong")
     found = plan.plan_vms([machine()], [seen], attempts={}, absences={}, now=BORN, policy=policy())
     assert [step.facts for step in found.writes if isinstance(step, KeepFacts)] == [
-        plan.DomainFacts(seen.uuid, "running", "unknown", 0, 0, "absent", "gone wrong")
+        DomainFacts(seen.uuid, "running", "unknown", 0, 0, "absent", "gone wrong")
     ]
 
 

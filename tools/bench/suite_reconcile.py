@@ -29,7 +29,7 @@ from tools.bench.suite import print_row, quantile, run
 
 from guestd.hypervisor.driver import Hypervisor
 from guestd.telemetry.registry import VmMetrics
-from guestd.vms.plan import VmPolicy
+from guestd.vms.model import VmPolicy
 from guestd.vms.reconciler import VmReconciler
 
 WRITTEN = "SELECT coalesce(sum(n_tup_ins + n_tup_upd + n_tup_del), 0) FROM pg_stat_user_tables WHERE relname = ANY(%s)"

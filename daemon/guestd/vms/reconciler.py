@@ -21,7 +21,7 @@ from guestd.core.tasks import Backoff, run_with_retry, unwrapping_task_group, wa
 from guestd.hypervisor.domains import Domain
 from guestd.hypervisor.driver import Hypervisor
 from guestd.telemetry.registry import VmMetrics
-from guestd.vms.plan import (
+from guestd.vms.model import (
     REPORT_KINDS,
     Absence,
     Attempts,
@@ -35,11 +35,8 @@ from guestd.vms.plan import (
     VmPlan,
     VmPolicy,
     VmReport,
-    find_absences,
-    keep_recent_attempts,
-    plan_vms,
-    record_attempt,
 )
+from guestd.vms.plan import find_absences, keep_recent_attempts, plan_vms, record_attempt
 from guestd.vms.store import HostLocked, VmStore, listen_for_desired_state, open_vm_store, read_host_machines
 
 log = structlog.get_logger()

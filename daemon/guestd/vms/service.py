@@ -7,7 +7,7 @@ from guestd.core.tasks import TaskCoroutine
 from guestd.hypervisor.domain_stats import DomainStatsPoller
 from guestd.hypervisor.driver import Hypervisor
 from guestd.telemetry.registry import Telemetry, VmMetrics
-from guestd.vms.plan import VmPlan, VmPolicy
+from guestd.vms.model import VmPlan, VmPolicy
 from guestd.vms.reconciler import UNKNOWN_HOST, VmReconciler, preview_vm_plan
 
 

@@ -17,18 +17,8 @@ from psycopg.rows import dict_row
 from guestd.core.errors import StoreUnavailable
 from guestd.hypervisor.domains import Graphics
 from guestd.store.connection import ROW_SECONDS, check_schema, connection_to, listen, store_deadline
-from guestd.vms.plan import (
-    HEALTHY_SECONDS,
-    Attempts,
-    Claim,
-    DomainFacts,
-    KeepFacts,
-    KeepGraphics,
-    PowerAction,
-    SetStatus,
-    VmRow,
-    Write,
-)
+from guestd.vms.model import Attempts, Claim, DomainFacts, KeepFacts, KeepGraphics, PowerAction, SetStatus, VmRow, Write
+from guestd.vms.plan import HEALTHY_SECONDS
 from gueststore.queries import query
 
 # A host may write only machines that are assigned to it, so claims come first.

@@ -19,7 +19,8 @@ from tools.harness.waiting import eventually
 from guestd.hypervisor.domains import Graphics
 from guestd.hypervisor.driver import Hypervisor
 from guestd.telemetry.registry import VmMetrics
-from guestd.vms.plan import MAX_START_ATTEMPTS, SHUTOFF_DEBOUNCE_SECONDS, Claim, KeepGraphics, SetStatus, VmPolicy
+from guestd.vms.model import Claim, KeepGraphics, SetStatus, VmPolicy
+from guestd.vms.plan import MAX_START_ATTEMPTS, SHUTOFF_DEBOUNCE_SECONDS
 from guestd.vms.reconciler import UNKNOWN_HOST, VmReconciler
 from guestd.vms.store import open_vm_store
 from support.daemon import add_machine, command, environment, execute, rows
