@@ -5,7 +5,7 @@ from dataclasses import replace
 from uuid import UUID
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from guestd.filters.cache import FilterCache
@@ -111,6 +111,9 @@ def test_a_filter_that_includes_and_a_domain_that_names_an_unescaped_name_are_re
     assert found.skipped == ()
 
 
+@example(which="domain", start=DOMAIN.index("  <devices>"), length=0, text="<title>R&D</title>" + "\n" * 1_000_000)
+@example(which="filter", start=FILTER.index("  <rule"), length=0, text="<filter name='" + "' chain='" * 200_000)
+@example(which="filter", start=0, length=0, text="<" + " " * 1_000_000 + "\n \t" * 200_000)
 @given(
     which=st.sampled_from(["filter", "domain", "network"]),
     start=st.integers(0, 600),

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
-# One line of libvirt's: names hold line breaks only as spaces.
+# One line of libvirt's: names hold line breaks only as spaces. No part of it crosses a line break: a description of many
+# empty lines would take minutes, and block every thread meanwhile.
 _RAW_NAME = re.compile(
-    r"^(\s*<(?:filter name|filterref filter)=')(.*?)('(?: chain='[^'\n]*')?(?: priority='[^'\n]*')?/?>)$", re.MULTILINE
+    r"^([ \t]*<(?:filter name|filterref filter)=')(.*?)('(?: chain='[^'\n]*')?(?: priority='[^'\n]*')?/?>)$", re.MULTILINE
 )
 _APOSTROPHE = {"'": "&apos;"}
 
