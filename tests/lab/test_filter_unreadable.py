@@ -1,4 +1,4 @@
-"""One object of libvirt that cannot be read costs itself only: a filter, a domain or a network."""
+"""Of filters, domains and networks, only those that cannot be read are left out."""
 
 import re
 from collections.abc import Iterator
@@ -15,7 +15,15 @@ from support.filters import ENFORCE, OTHER, FilterHost, libvirt
 pytestmark = pytest.mark.timeout(600)
 
 # libvirt prints these as they are.
-RAW_NAMES = (f"{OTHER} R&D", f"{OTHER} it's", f"{OTHER} a<b", f"{OTHER} a&amp;b", f"{OTHER} a\nb", f"{OTHER} R&D' b='<")
+RAW_NAMES = (
+    f"{OTHER} R&D",
+    f"{OTHER} it's",
+    f"{OTHER} a<b",
+    f"{OTHER} a&amp;b",
+    f"{OTHER} a\nb",
+    f"{OTHER} R&D' b='<",
+    f"{OTHER} a'/><x y='",
+)
 QUOTES = {"'": "&apos;", "\n": "&#10;"}
 RULE = "<rule action='drop' direction='in'><tcp dstportstart='81'/></rule>"
 # More than 4 MiB when libvirt prints it, where a quotation mark takes six bytes.
@@ -95,7 +103,9 @@ def test_a_domain_that_names_such_a_filter_is_read_and_reported(filter_host: Fil
     assert not [line for line in printed if "Traceback" in line], printed
 
 
-def test_a_domain_that_libvirt_does_not_print_costs_itself_only(filter_host: FilterHost, oversized_domain: Any) -> None:
+def test_of_domains_only_the_one_that_libvirt_does_not_print_is_left_out(
+    filter_host: FilterHost, oversized_domain: Any
+) -> None:
     machine_id, name = filter_host.add_machine(is_running=True)
     result = filter_host.reconcile(ENFORCE)
     assert {outcome for _, outcome in result.steps} == {"done"}
@@ -157,8 +167,8 @@ def test_each_of_two_interfaces_with_one_mac_address_gets_the_machines_filter(fi
     machine_id, name = filter_host.add_machine()
     domain = filter_host.domain(name)
     xml = domain.XMLDesc(2)
-    card = xml[xml.index("<interface") : xml.index("</interface>")] + "</interface>"
-    filter_host.libvirt.defineXML(xml.replace(card, card + re.sub("<address.*?/>", "", card)))
+    interface = xml[xml.index("<interface") : xml.index("</interface>")] + "</interface>"
+    filter_host.libvirt.defineXML(xml.replace(interface, interface + re.sub("<address.*?/>", "", interface)))
     domain.createWithFlags(1)  # VIR_DOMAIN_START_PAUSED
     result = filter_host.reconcile(ENFORCE)
     assert {outcome for _, outcome in result.steps} == {"done"}

@@ -43,11 +43,11 @@ ENFORCE = Permissions(Guard(20, 0.5), "enforce")
 
 def domain_xml(name: str, uuid: UUID, mac: str, chosen: str = "", network: str = "") -> str:
     """A domain with one interface on the lab's bridge, or on a network; its QEMU runs without a guest."""
-    card = f"<interface type='network'><source network='{network}'/>" if network else BRIDGED
+    interface = f"<interface type='network'><source network='{network}'/>" if network else BRIDGED
     named = f"<filterref filter='{chosen}'/>" if chosen else ""
     return f"""<domain type='qemu'><name>{name}</name><uuid>{uuid}</uuid><memory unit='MiB'>32</memory>
       <os><type arch='x86_64' machine='pc'>hvm</type></os>
-      <devices>{card}<mac address='{mac}'/>{named}</interface></devices>
+      <devices>{interface}<mac address='{mac}'/>{named}</interface></devices>
     </domain>"""
 
 
@@ -221,11 +221,11 @@ class FilterHost:
     def detach(self, name: str) -> None:
         """Manually make a domain's interface name no filter, live and stored."""
         domain = self.domain(name)
-        card = ElementTree.fromstring(domain.XMLDesc()).find("devices/interface")
-        assert card is not None
-        for each in card.findall("filterref"):
-            card.remove(each)
-        domain.updateDeviceFlags(ElementTree.tostring(card, encoding="unicode"), 3)  # live and stored
+        interface = ElementTree.fromstring(domain.XMLDesc()).find("devices/interface")
+        assert interface is not None
+        for each in interface.findall("filterref"):
+            interface.remove(each)
+        domain.updateDeviceFlags(ElementTree.tostring(interface, encoding="unicode"), 3)  # live and stored
 
     def define(self, name: str, rules: str, uuid: UUID | None = None) -> None:
         """Define a filter manually, as an operator with virsh."""

@@ -4,7 +4,14 @@ from dataclasses import replace
 from uuid import UUID
 
 from guestd.filters.desired import CompiledRows, compile_rows
-from guestd.filters.explain import Question, explain_connection, list_doubts, list_verdicts
+from guestd.filters.explain import (
+    Question,
+    describe_failures,
+    explain_connection,
+    list_doubts,
+    list_problems,
+    list_verdicts,
+)
 from guestd.filters.model import Filter, Match, Reference, Rule
 from guestd.filters.snapshot import MachineRow, StoreSnapshot
 from support.filter_rows import filter_row, rule_row
@@ -66,3 +73,28 @@ def test_a_tree_that_libvirt_cannot_install_has_no_verdict() -> None:
         ("cannot be evaluated", reason)
     }
     assert list_doubts(found, MACHINE) == [f"undecided: {reason}"]
+
+
+def test_what_a_host_could_not_apply_is_left_out_only_where_the_same_is_said_of_the_same_filter() -> None:
+    bad = filter_row(rule_row(action="nonsense"), id=DROPS, uuid=DROPS, internal_name="ibay-a")
+    good = filter_row(rule_row(), id=PASSES, uuid=PASSES, internal_name="ibay-b")
+    found = compile_rows(StoreSnapshot((bad, good), (MACHINE,), {}))
+    text = "; ".join(map(str, found.problems["ibay-a"]))
+    failures = [("h", "ibay-a", text), ("h", "ibay-a", text[:9]), ("h", "ibay-a", ""), ("h", "ibay-b", text)]
+    printed = [line.partition("(ibay-")[2] for line in describe_failures(found, MACHINE, failures)]
+    assert printed == [f"a) on host h: {text[:9]}", "a) on host h: ", f"b) on host h: {text}"]
+
+
+def test_a_chain_conflict_that_is_a_problem_already_is_not_repeated_as_a_failure() -> None:
+    rows = [
+        filter_row(
+            rule_row(id=number, protocol="ip", priority=priority),
+            id=number, uuid=number, internal_name=name, chain="ipv4", priority=priority,
+        )
+        for number, name, priority in ((DROPS, "ibay-a", 100), (PASSES, "ibay-b", 500))
+    ]  # fmt: skip
+    found = compile_rows(StoreSnapshot(tuple(rows), (MACHINE,), {}))
+    top = found.machine_filters[MACHINE.id].name
+    (problem,) = [line.removeprefix("refused: ") for line in list_problems(found, MACHINE) if "cannot install" in line]
+    failures = [("h", "ibay-a", problem), ("h", "ibay-b", f"within {top}: {problem}"), ("h", top, "another")]
+    assert [line[-7:] for line in describe_failures(found, MACHINE, failures)] == ["another"]

@@ -131,6 +131,16 @@ def test_a_filter_of_ours_that_cannot_be_read_is_defined_again() -> None:
     assert str(action) == "define ibay-1: libvirt's definition cannot be read"
 
 
+def test_an_unreadable_filter_that_becomes_empty_counts_as_emptied() -> None:
+    row = made("ibay-1", rules=0)
+    observed = ObservedFilters(by_name(build_stand_in(row.name, row.uuid)), are_uses_known=False)
+    assert plan_filters(DesiredFilters(by_name(row)), observed, Guard(0)).needs_confirmation is not None
+    there = ObservedFilters(by_name(replace(row, priority=1)))
+    assert plan_filters(DesiredFilters(by_name(row)), there, Guard(0)).needs_confirmation is None
+    full = DesiredFilters(by_name(made("ibay-1")))
+    assert plan_filters(full, observed, Guard(0)).needs_confirmation is None
+
+
 def test_a_row_without_rules_differs_from_a_filter_that_cannot_be_read() -> None:
     row = replace(made("ibay-1", rules=0), priority=0)
     observed = ObservedFilters(by_name(build_stand_in(row.name, row.uuid)), are_uses_known=False)
@@ -144,7 +154,9 @@ def test_while_something_that_may_use_them_cannot_be_read_no_filter_is_removed()
     unread = ObservedFilters(by_name(gone, build_stand_in("R&D", UUID(int=77))), are_uses_known=False)
     found = plan_filters(desired, unread, EVERYTHING_BUT_ALL)
     assert [type(action) for action in found.actions] == [Define]
-    assert found.reports == ()
+    assert [str(each) for each in found.reports] == [
+        "used: ibay-1: the store has no such filter; kept: something cannot be read, so its uses are unknown"
+    ]
     read = replace(unread, are_uses_known=True)
     assert [type(action) for action in plan_filters(desired, read, EVERYTHING_BUT_ALL).actions] == [Define, Remove]
 

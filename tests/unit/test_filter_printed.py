@@ -120,7 +120,9 @@ def test_a_filter_that_includes_and_a_domain_that_names_an_unescaped_name_are_re
     length=st.integers(0, 60),
     text=st.one_of(st.text(max_size=8), st.sampled_from(["&", "<", "'", "'/>\n", "<filterref filter='&'/>"])),
 )
-def test_any_change_of_one_objects_text_costs_that_object_only(which: str, start: int, length: int, text: str) -> None:
+def test_after_any_change_of_one_objects_text_the_others_are_read(
+    which: str, start: int, length: int, text: str
+) -> None:
     whole = {"filter": FILTER, "domain": DOMAIN, "network": NETWORK}[which]
     changed = whole[:start] + text + whole[start + length :]
     printed = {
@@ -172,9 +174,9 @@ def test_a_domain_on_a_network_that_does_not_exist_has_no_address() -> None:
 
 
 def test_of_two_interfaces_with_one_mac_address_each_is_seen_and_can_be_changed() -> None:
-    card = DOMAIN[DOMAIN.index("    <interface") : DOMAIN.index("  </devices>")]
-    other = card.replace("vnet0", "vnet1").replace("ibay-a", "clean-traffic")
-    xml = DOMAIN.replace(card, card + other)
+    interface = DOMAIN[DOMAIN.index("    <interface") : DOMAIN.index("  </devices>")]
+    other = interface.replace("vnet0", "vnet1").replace("ibay-a", "clean-traffic")
+    xml = DOMAIN.replace(interface, interface + other)
     found = read(replace(HOST, domains=(PrintedDomain("vm", UUID(int=1), xml, DOMAIN),)))
     assert [(each.port, each.live, each.stored, each.number) for each in found.interfaces] == [
         ("vnet0", "ibay-a", "ibay-a", 0),
@@ -188,6 +190,22 @@ def test_of_two_interfaces_with_one_mac_address_each_is_seen_and_can_be_changed(
         assert changed.count("filterref") == 1
     assert set_interface_filter(xml, "52:54:00:00:00:01", 2, "ibay-b") is None
     assert set_interface_filter(xml, "52:54:00:00:00:09", 0, "ibay-b") is None
+
+
+@pytest.mark.parametrize(
+    "raw", ["ibay-b'/><x y='", "ibay-b' chain='root", "ibay-b'><x y='a'/></filterref><filterref filter='c"]
+)
+def test_a_name_that_leaves_the_text_well_formed_is_not_read_as_another(raw: str) -> None:
+    found = read(with_filter(FILTER.replace("ibay-b", raw)))
+    assert [each.target for each in found.observed.filters["ibay-a"].references] == [raw]
+    for xml in (DOMAIN, DOMAIN.replace(">\n        <parameter name='IP' value='10.0.0.1'/>\n      </filterref>", "/>")):
+        found = read(with_domain(xml.replace("'ibay-a'", f"'{raw}'")))
+        assert [each.stored for each in found.interfaces] == [raw, "ibay-a"]
+
+
+def test_names_that_a_libvirt_escapes_are_read_as_they_are() -> None:
+    found = read(with_domain(DOMAIN.replace("'ibay-a'", "'R&amp;D it&apos;s &lt;'")))
+    assert [each.stored for each in found.interfaces] == ["R&D it's <", "ibay-a"]
 
 
 ROW = filter_row(rule_row(protocol="ip", src_ip_addr="$IP"))
@@ -214,6 +232,51 @@ def test_a_machine_whose_addresses_are_unknown_keeps_those_that_its_filter_passe
     (action,) = diff_filters(changed, (), unknown, Guard(9), FilterCache()).plan.actions
     assert isinstance(action, Define)
     assert action.definition.references[0].parameters == (("IP", "10.0.0.2"),)
+
+
+def test_a_machine_keeps_the_addresses_of_a_readable_network_beside_an_unreadable_one() -> None:
+    name = machine_filter_name(MACHINE.id)
+    both = HostSnapshot(read(HOST).observed, frozenset({"vm"}), (), {}, {"vm": ("10.0.0.1", "10.1.0.1")})
+    before = diff_filters(STORE, (), both, Guard(9), FilterCache()).desired.filters
+    for installed in (before, {}):
+        half = replace(
+            both,
+            observed=replace(both.observed, filters=dict(installed)),
+            static_ips={"vm": ("10.0.0.1", "10.0.0.2")},
+            without_addresses=frozenset({"vm"}),
+        )
+        (reference,) = diff_filters(STORE, (), half, Guard(9), FilterCache()).desired.filters[name].references
+        expected = {"10.0.0.1", "10.0.0.2"} | ({"10.1.0.1"} if installed else set())
+        assert {value for _, value in reference.parameters} == expected
+
+
+@pytest.mark.parametrize("allowed", [("10.0.0.1",), ("10.0.0.1", "fd00::1"), ()])
+def test_an_unreadable_filter_of_a_refused_row_gets_the_addresses_that_it_got(allowed: tuple[str, ...]) -> None:
+    name = machine_filter_name(MACHINE.id)
+    machine = replace(MACHINE, allowed_ips=allowed)
+    refused = replace(ROW, rules=(replace(ROW.rules[0], action="nonsense"),))
+    includer = replace(ROW, id=UUID(int=80), uuid=UUID(int=80), internal_name="ibay-top", rules=(), targets=(ROW.id,))
+    for own in ((ROW, refused), (includer, includer)):
+        target = own[0].internal_name
+        good = StoreSnapshot((ROW, includer), (replace(machine, own=(own[0].id,), allowed_ips=("10.0.0.1",)),), {})
+        before = dict(diff_filters(good, (), HostSnapshot(read(HOST).observed, frozenset({"vm"}), (), {}, {}), Guard(9),
+                                   FilterCache()).desired.filters)  # fmt: skip
+        before[ROW.internal_name] = build_stand_in(ROW.internal_name, ROW.uuid)
+        bad = StoreSnapshot((refused, includer), (replace(machine, own=(own[0].id,)),), {})
+        host = HostSnapshot(replace(read(HOST).observed, filters=before), frozenset({"vm"}), (), {}, {})
+        diff = diff_filters(bad, (), host, Guard(9), FilterCache())
+        if allowed:
+            (reference,) = diff.desired.filters[name].references
+            assert reference == Reference(target, (("IP", "10.0.0.1"),))
+        else:
+            assert diff.desired.filters[name].references == ()
+            assert [each for each in list_reports(diff) if each.kind == "unenforceable"]
+        # Of a machine that did not include it, guestd passes all that there is.
+        del before[name]
+        diff = diff_filters(bad, (), host, Guard(9), FilterCache())
+        parameters = [each.parameters for each in diff.desired.filters[name].references]
+        every = (("IP", "10.0.0.1"), ("IPV6", "fd00::1"))[: len(allowed)]
+        assert parameters == [every]
 
 
 def test_each_object_that_cannot_be_read_is_reported_until_it_is_read_or_defined_again() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestd.hypervisor.domains import Domain, DomainChannel, Graphics, derive_status
+from guestd.hypervisor.domains import Domain, DomainChannel, DomainDescription, Graphics, derive_status
 from guestd.vms import plan
 from guestd.vms.model import Absence, Attempts, DomainFacts, KeepFacts, KeepGraphics, Start, VmPlan, VmRow, Write
 from support.vm_world import (
@@ -431,6 +431,18 @@ def test_the_state_of_the_agents_channel_is_stored(channels: tuple[DomainChannel
     (facts,) = plan.plan_vms([machine()], [seen], attempts={}, absences={}, now=BORN, policy=policy()).writes
     assert isinstance(facts, KeepFacts)
     assert facts.facts.channel == expected
+
+
+@pytest.mark.parametrize("described", [None, description(channels=(DomainChannel(AGENT, "/x", True),))])
+def test_the_agents_channel_of_a_domain_that_is_off_and_cannot_be_read_is_disconnected(
+    described: DomainDescription | None,
+) -> None:
+    for last in ("connected", "absent"):
+        row = machine(status="off", facts=facts_of(domain(), channel=last))
+        seen = domain(state="shutoff", description=described, problem="libvirt does not print it")
+        found = plan.plan_vms([row], [seen], attempts={}, absences={}, now=BORN, policy=policy())
+        (facts,) = [step.facts for step in found.writes if isinstance(step, KeepFacts)]
+        assert facts.channel == ("absent" if (described, last) == (None, "absent") else "disconnected")
 
 
 def test_a_row_without_a_domain_keeps_its_last_facts() -> None:

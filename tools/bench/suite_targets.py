@@ -1,7 +1,7 @@
 """./dev bench targets: every figure of guestd's speed that has a target, beside that target, from one command.
 
 Runs the suites that measure them one after the other, each as its own command would be, and reads what they wrote. That
-takes about 40 minutes; nothing else should run beside it. A suite that fails is named, and the others go on.
+takes about 40 minutes; nothing else should run beside it. A suite that fails is named, and the others are run.
 """
 
 import argparse

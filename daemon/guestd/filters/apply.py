@@ -1,7 +1,7 @@
 """One reconcile run over a host's filters: compare rows with libvirt, apply the plan, record the outcome.
 
-Level-triggered: every action follows from what the run observes. A step that fails is reported, and the others go on.
-A definition that libvirt refused is tried once more after them.
+Level-triggered: every action follows from what the run observes. A step that fails is reported, and the others are
+done. A definition that libvirt refused is tried once more after them.
 Each step is in the audit before it begins, and the store knows a filter as guestd's before libvirt does: whatever dies
 in between, the next run can finish.
 """
@@ -143,7 +143,7 @@ class FilterRuns:
         failed = [(action, outcome) for action, outcome in [*steps, *attached] if outcome != "done"]
         for action, outcome in failed:
             log.warning(
-                "filter step failed, the others go on; the next run retries it", step=str(action), error=outcome
+                "filter step failed, the other steps are done; the next run retries it", step=str(action), error=outcome
             )
         failures = {_name(action): outcome for action, outcome in failed}
         held_names = {_name(action): held for action in diff.plan.actions} if held else {}

@@ -11,10 +11,17 @@ from uuid import UUID
 
 from guestd.filters.cache import FilterCache
 from guestd.filters.compiler import Problem
-from guestd.filters.machine_filter import CLEAN_TRAFFIC, MachineNetwork, build_machine_filter, find_variables
+from guestd.filters.graph import list_edges, list_includers, reach
+from guestd.filters.machine_filter import (
+    CLEAN_TRAFFIC,
+    MachineNetwork,
+    add_passed_variables,
+    build_machine_filter,
+    find_variables,
+)
 from guestd.filters.model import Filter
 from guestd.filters.network_services import Policy, merge_policies
-from guestd.filters.snapshot import MachineRow, StoreSnapshot
+from guestd.filters.snapshot import MachineRow, StoreSnapshot, is_stand_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +65,8 @@ def compile_rows(
 ) -> CompiledRows:
     """Compile the filters of all rows, and one of each machine. Repeated callers pass a `cache`.
 
-    libvirt keeps the last definition of a refused row: `installed` has these by name, for the variables they need.
+    libvirt keeps the last definition of a refused row: `installed` has these by name, for the variables they need. Of
+    one that cannot be read, these are taken to be those that the machine's filter passes to it.
     """
     cache = FilterCache() if cache is None else cache
     names = {row.id: row.internal_name for row in store.filters}
@@ -71,14 +79,17 @@ def compile_rows(
         else:
             problems[row.internal_name] = result
     clean = tuple(row.internal_name for row in store.filters if row.name == CLEAN_TRAFFIC)
-    kept = {name: installed[name] for name in problems if name in installed} if installed else {}
-    included = {**kept, **filters}
+    installed = installed or {}
+    included = {**{name: installed[name] for name in problems if name in installed}, **filters}
     needed = find_variables(included)
+    stand_ins = [name for name, each in included.items() if is_stand_in(each)]
+    unread = frozenset(reach(stand_ins, list_includers(list_edges(included))) if stand_ins else ())
     machine_filters, reports = {}, {}
     for each in store.machines:
         machine = _network(each, names, clean, store.services)
         own_rules = cache.build_own_rules(machine.services, machine.ports)
-        definition, unenforceable = build_machine_filter(machine, own_rules, included, needed)
+        own_needed = add_passed_variables(needed, unread, machine, installed) if unread else needed
+        definition, unenforceable = build_machine_filter(machine, own_rules, included, own_needed)
         if each.has_clean_traffic and not clean:
             reason = f"its department has clean traffic enabled, and there is no filter named {CLEAN_TRAFFIC}"
             unenforceable = (*unenforceable, reason)

@@ -5,7 +5,7 @@ Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 from uuid import UUID
@@ -70,8 +70,7 @@ def diff_filters(
     store: StoreSnapshot, states: Iterable[FilterHostState], host: HostSnapshot, guard: Guard, cache: FilterCache
 ) -> FilterDiff:
     """Compare all rows with the libvirt of one host, and plan its filters."""
-    static_ips = {name: _find_installed_addresses(name, store, host) for name in host.without_addresses}
-    store = add_static_ips(store, {**host.static_ips, **static_ips})
+    store = add_static_ips(store, {**host.static_ips, **dict(_list_unknown_addresses(store, host))})
     compiled = compile_rows(store, cache, host.observed.filters)
     machines = tuple(machine for machine in store.machines if machine.internal_name in host.domains)
     by_key = {(state.name, state.uuid): state for state in states}
@@ -101,6 +100,13 @@ def plan_host_interfaces(diff: FilterDiff, flushed: Mapping[str, str], permissio
         may_act=permissions.attach == "enforce",
         may_take_over=permissions.may_take_over,
     )
+
+
+def _list_unknown_addresses(store: StoreSnapshot, host: HostSnapshot) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """The domains with a network that cannot be read: the addresses of the others, and those in force."""
+    for name in host.without_addresses:
+        installed = _find_installed_addresses(name, store, host)
+        yield name, tuple(sorted({*host.static_ips.get(name, ()), *installed}))
 
 
 def _find_installed_addresses(domain: str, store: StoreSnapshot, host: HostSnapshot) -> tuple[str, ...]:

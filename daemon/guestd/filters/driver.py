@@ -122,7 +122,10 @@ class FilterDriver:
 
         def change(connection: Any) -> str | None:
             domain = connection.lookupByUUID(action.interface.domain_uuid.bytes)
-            xml = domain.XMLDesc(0 if is_live else libvirt.VIR_DOMAIN_XML_INACTIVE)
+            flags = 0 if is_live else libvirt.VIR_DOMAIN_XML_INACTIVE
+            xml = read_xml(connection, lambda: domain.XMLDesc(flags), libvirt.VIR_ERR_NO_DOMAIN)
+            if not isinstance(xml, str):
+                return "the domain is no longer defined" if xml is None else xml.reason
             try:
                 device = filter_xml.set_interface_filter(
                     xml, action.interface.mac, action.interface.number, action.filter

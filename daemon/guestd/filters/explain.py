@@ -98,9 +98,16 @@ def describe_failures(
 
     Rows that are refused on every host are not repeated: `list_problems` has them.
     """
-    known = " ".join(list_problems(compiled, machine))
+    known = {(name, "; ".join(map(str, problems))) for name, problems in compiled.problems.items()}
+    top = compiled.machine_filters[machine.id]
+    if (conflict := find_chain_conflict(top, compiled.filters)) is not None:
+        names, texts = (
+            (conflict.early.name, conflict.late.name, top.name),
+            (f"{conflict}", f"within {top.name}: {conflict}"),
+        )
+        known |= {(name, text) for name in names for text in texts}
     for host, name, problem in failures:
-        if problem not in known:
+        if (name, problem) not in known:
             yield f"failed: {compiled.titles.get(name, name)} ({name}) on host {host}: {problem}"
 
 

@@ -9,7 +9,7 @@ nothing comes from the guest.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from uuid import UUID, uuid5
 
@@ -18,6 +18,7 @@ from guestd.filters.compiler import rule_order
 from guestd.filters.graph import list_edges, list_includers
 from guestd.filters.model import PREFIX, ROOT, Filter, Reference, Rule
 from guestd.filters.network_services import SERVICES, Policy, Ports, build_accept_rule, build_service_rules
+from guestd.filters.snapshot import is_stand_in
 from guestd.filters.variables import find_variable
 
 CLEAN_TRAFFIC = "Clean Traffic"
@@ -97,6 +98,27 @@ def find_variables(filters: Mapping[str, Filter]) -> dict[str, frozenset[str]]:
     return found
 
 
+def add_passed_variables(
+    needed: Mapping[str, frozenset[str]],
+    unread: Collection[str],
+    machine: MachineNetwork,
+    installed: Mapping[str, Filter],
+) -> dict[str, frozenset[str]]:
+    """The variables that filters need, with those that `unread` ones may need, because something there cannot be read.
+
+    Those are what the machine's installed filter passes to them, or all that have a value where it passes none.
+    """
+    there = installed.get(machine_filter_name(machine.id))
+    passed = {
+        each.target: frozenset(f"${name}" for name, _ in each.parameters).intersection(_VARIABLES)
+        for each in (() if there is None else there.references)
+        if each.target in unread
+    }
+    available = read_addresses(machine.allowed_ips, machine.static_ips).get_variables()
+    others = frozenset[str]().union(*passed.values()) or frozenset(available)
+    return {**needed, **{name: needed.get(name, frozenset()) | passed.get(name, others) for name in unread}}
+
+
 def _own_variables(each: Filter) -> set[str]:
     named = {find_variable(match.value) for rule in each.rules for match in rule.matches}
     return {variable for variable in _VARIABLES if variable in named}
@@ -114,7 +136,7 @@ def _include(
     if not missing:
         parameters = [(variable[1:], value) for variable in variables for value in addresses[variable]]
         yield Reference(name, tuple(parameters)), ""
-    elif filters[name].rules:
+    elif filters[name].rules or is_stand_in(filters[name]):
         yield None, f"filter {name} cannot be enforced: no address for {', '.join(missing)} in Machine.allowedIps"
     else:
         # Without rules of its own: include its references instead.

@@ -20,7 +20,7 @@ run after the next snapshot does it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 from uuid import UUID
@@ -124,7 +124,8 @@ def plan_filters(desired: DesiredFilters, observed: ObservedFilters, guard: Guar
             break
         conflicts |= new_conflicts
         refused |= {name: str(conflict) for name, conflict in new_conflicts.items()}
-    unused, used = _find_without_row(accepted, desired, observed)
+    rowless, used = _find_without_row(accepted, desired, observed)
+    unused = rowless - used if observed.are_uses_known else set()
     actions: tuple[FilterAction, ...] = (
         *_removals(first, observed, "another filter has its name or uuid now"),
         *(Define(each, _describe_change(observed.filters.get(each.name), each)) for each in definitions),
@@ -134,7 +135,7 @@ def plan_filters(desired: DesiredFilters, observed: ObservedFilters, guard: Guar
     reports = (
         *(FilterReport("refused", name, text) for name, text in sorted(refused.items())),
         *_report_conflicts([*conflicts.items(), *standing], refused),
-        *(FilterReport("used", name, "the store has no such filter, and it is still in use") for name in sorted(used)),
+        *_report_kept(rowless - unused, used),
         *(FilterReport("foreign", name, FOREIGN) for name in _find_foreign(desired, observed)),
     )
     return FilterPlan(actions, reports, _check_guard(actions, desired, observed, guard))
@@ -149,6 +150,13 @@ def _report_conflicts(found: Iterable[tuple[str, ChainConflict]], refused: Colle
         if each.name not in refused
     }
     return [reports[name] for name in sorted(reports)]
+
+
+def _report_kept(kept: Collection[str], used: Collection[str]) -> Iterator[FilterReport]:
+    """Reports on filters without a row that are not removed."""
+    for name in sorted(kept):
+        reason = "it is still in use" if name in used else "something cannot be read, so its uses are unknown"
+        yield FilterReport("used", name, f"the store has no such filter; kept: {reason}")
 
 
 def list_used(observed: ObservedFilters) -> frozenset[str]:
@@ -238,7 +246,7 @@ def _list_users(names: Iterable[str], observed: ObservedFilters) -> list[str]:
 def _find_without_row(
     accepted: Mapping[str, Filter], desired: DesiredFilters, observed: ObservedFilters
 ) -> tuple[set[str], set[str]]:
-    """Own filters without a row: those that nothing uses, and those that something still uses, as far as is known."""
+    """Own filters without a row, and those of them that something uses, as far as is known."""
     rowless = {
         name
         for name in observed.filters
@@ -246,8 +254,7 @@ def _find_without_row(
     }
     edges = list_edges(observed.filters) | list_edges(accepted)
     staying = [name for name in edges if name not in rowless or name in observed.bound]
-    used = rowless & set(reach(staying, edges))
-    return (rowless - used if observed.are_uses_known else set()), used
+    return rowless, rowless & set(reach(staying, edges))
 
 
 def _find_foreign(desired: DesiredFilters, observed: ObservedFilters) -> list[str]:
@@ -311,7 +318,8 @@ def _check_guard(
         if isinstance(action, Define):
             lost.discard(action.definition.name)
             before = observed.filters.get(action.definition.name)
-            if before is not None and before.entries and not action.definition.entries:
+            was_filtering = before is not None and (is_stand_in(before) or before.entries)
+            if was_filtering and not action.definition.entries:
                 lost.add(action.definition.name)
     most = min(float(guard.most_removals), guard.most_removals_share * len(own), len(own) - 1.0)
     if not lost or len(lost) <= most:

@@ -1,4 +1,4 @@
-"""What libvirt prints of its filters, domains and networks, as one snapshot. One that cannot be read costs itself only.
+"""What libvirt prints of its filters, domains and networks, as one snapshot. Only what cannot be read is left out.
 
 Pure. Name and uuid are those that libvirt lists, never those in the text: it prints names unescaped, so that a text can
 be malformed, or name another filter. Of what cannot be read, the uses are unknown, and all that it may use stays:
@@ -54,7 +54,7 @@ class PrintedHost:
 
 
 @dataclass(frozen=True, slots=True)
-class _Cards:
+class _DomainInterfaces:
     """The interfaces of a domain, and their MAC addresses and networks."""
 
     interfaces: tuple[Interface, ...]
@@ -67,8 +67,8 @@ def build_snapshot(printed: PrintedHost, cache: FilterCache) -> HostSnapshot:
     domains = {each.name: _parse_domain(each) for each in printed.domains}
     hosts = {name: _parse_network(text) for name, text in printed.networks.items()}
     skipped = (*_skip("filter", filters), *_skip("domain", domains), *_skip("network", hosts))
-    cards = {name: found for name, found in domains.items() if isinstance(found, _Cards)}
-    interfaces = tuple(interface for each in cards.values() for interface in each.interfaces)
+    read_domains = {name: found for name, found in domains.items() if isinstance(found, _DomainInterfaces)}
+    interfaces = tuple(interface for each in read_domains.values() for interface in each.interfaces)
     named = {name for each in interfaces for name in (each.live, each.stored) if name}
     stand_ins = {each.name: build_stand_in(each.name, each.uuid) for each in printed.filters}
     read = {name: found for name, found in filters.items() if isinstance(found, Filter)}
@@ -77,14 +77,14 @@ def build_snapshot(printed: PrintedHost, cache: FilterCache) -> HostSnapshot:
         frozenset({*printed.bindings.values(), *named}),
         are_uses_known=not any(each.kind in ("filter", "domain") for each in skipped),
     )
-    static_ips, unknown = _find_static_ips(cards, hosts)
+    static_ips, unknown = _find_static_ips(read_domains, hosts)
     return HostSnapshot(
         observed,
         frozenset(domains),
         interfaces,
         dict(printed.bindings),
         static_ips,
-        without_addresses=unknown | (domains.keys() - cards.keys()),
+        without_addresses=unknown | (domains.keys() - read_domains.keys()),
         skipped=skipped,
     )
 
@@ -104,14 +104,14 @@ def _skip(kind: SkippedKind, found: Mapping[str, object]) -> Iterator[Skipped]:
     return (Skipped(kind, name, each.reason) for name, each in found.items() if isinstance(each, Unreadable))
 
 
-def _parse_domain(printed: PrintedDomain) -> _Cards | Unreadable:
+def _parse_domain(printed: PrintedDomain) -> _DomainInterfaces | Unreadable:
     texts = [text for text in (printed.live, printed.stored) if text is not None]
     for text in texts:
         if isinstance(text, Unreadable):
             return text
     try:
-        networks = {card for text in texts if isinstance(text, str) for card in filter_xml.list_networks(text)}
-        return _Cards(tuple(_list_interfaces(printed)), frozenset(networks))
+        networks = {each for text in texts if isinstance(text, str) for each in filter_xml.list_networks(text)}
+        return _DomainInterfaces(tuple(_list_interfaces(printed)), frozenset(networks))
     except ValueError as exc:
         return Unreadable(str(exc))
 
@@ -145,12 +145,12 @@ def _parse_network(text: Text) -> list[tuple[str, str]] | Unreadable:
 
 
 def _find_static_ips(
-    cards: Mapping[str, _Cards], hosts: Mapping[str, list[tuple[str, str]] | Unreadable]
+    read_domains: Mapping[str, _DomainInterfaces], hosts: Mapping[str, list[tuple[str, str]] | Unreadable]
 ) -> tuple[dict[str, tuple[str, ...]], frozenset[str]]:
     """The static addresses of domains, others are left out; and the domains with a network that cannot be read."""
     found: dict[str, tuple[str, ...]] = {}
     unknown = set()
-    for name, each in cards.items():
+    for name, each in read_domains.items():
         entries = [(mac, hosts.get(network, [])) for mac, network in each.networks]
         if any(isinstance(listed, Unreadable) for _, listed in entries):
             unknown.add(name)

@@ -92,7 +92,7 @@ class FilterHostState:
 
 @dataclass(frozen=True, slots=True)
 class Interface:
-    """A network card of a domain. `live` and `stored` are the filters that it names now and after its next start:
+    """A network interface of a domain. `live` and `stored` are the filters that it names now and after its next start:
 
     empty for none, None where the domain is not running or not stored. `port` is its device on the host, `number`
     counts the interfaces with its MAC address: libvirt allows several.
@@ -136,8 +136,8 @@ class Skipped:
 class HostSnapshot:
     """What libvirt has: filters, names of domains, their interfaces, and the filter enforced on each device.
 
-    `static_ips` are the addresses that libvirt's networks give to a domain's interfaces in static host entries, unknown
-    for the domains `without_addresses`. `skipped` cannot be read.
+    `static_ips` are the addresses that libvirt's networks give to a domain's interfaces in static host entries, not all
+    for the domains `without_addresses`: they, or a network of theirs, cannot be read. `skipped` cannot be read.
     """
 
     observed: ObservedFilters

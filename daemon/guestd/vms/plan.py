@@ -282,6 +282,8 @@ def _build_facts(machine: VmRow, domain: Domain, policy: VmPolicy, problem: str 
         vcpus, memory_kib, channel = before.vcpus, before.memory_kib, before.channel
     else:
         vcpus, memory_kib, channel = 0, 0, "absent"
+    if channel == "connected" and not domain.is_active:
+        channel = "disconnected"  # it is as last read, where the domain cannot be read now
     return DomainFacts(domain.uuid, domain.state, domain.reason, vcpus, memory_kib, channel, problem)
 
 
