@@ -18,6 +18,11 @@ from guestd.filters.snapshot import HostSnapshot, ObservedFilters
         ({"dstportstart": "ssh"}, (), "guestd does not evaluate dstportstart=ssh"),
         ({"srcipaddr": "$A"}, (("A", "fd00::1"),), "guestd does not evaluate srcipaddr=fd00::1"),
         ({"dscp": "63"}, (), "guestd does not evaluate dscp=63"),
+        (
+            {"srcportstart": "$A[@1]", "dstportstart": "$B[@2]"},
+            tuple((name, str(number)) for name in "AB" for number in range(400)),
+            "its variables have 160000 combinations, more than 4096",
+        ),
     ],
 )
 def test_a_filter_that_somebody_changed_to_what_guestd_cannot_predict_is_reported_for_its_device_only(

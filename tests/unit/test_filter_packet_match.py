@@ -165,6 +165,17 @@ def test_rules_of_one_priority_that_decide_differently_are_found() -> None:
     assert {each.placed.rule for each in pair} == {ACCEPT_SSH, web}
 
 
+def test_of_rules_with_many_addresses_the_first_pair_that_meets_is_found_once() -> None:
+    accept = [rule("accept out 500 tcp", srcipaddr="$IP", dstportstart=str(port)) for port in range(1, 31)]
+    drop = rule("drop out 500 tcp", srcipaddr="$IP", dstportstart="30", dstportend="60")
+    addresses = tuple(("IP", f"10.0.{number // 200}.{number % 200 + 1}") for number in range(1000))
+    top = Filter("ibay-top", UUID(int=1), "root", 0, (Reference("ibay-a", addresses),))
+    filters = {"ibay-a": Filter("ibay-a", UUID(int=2), "root", 0, (*accept, drop))}
+    found = find_contradictions(build_packet_rules(order_rules(top, filters)))
+    assert {(one.placed.rule, two.placed.rule) for one, two in found} == {(accept[29], drop)}
+    assert len(found) == 2  # one in each direction
+
+
 def test_rules_that_never_meet_are_no_contradiction() -> None:
     far = rule("drop in 500 tcp", dstportstart="80", dstportend="80")
     assert find_contradictions(list_packet_rules(tree(ACCEPT_SSH, far))) == []

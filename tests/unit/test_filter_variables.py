@@ -5,7 +5,14 @@ import re
 import pytest
 
 from guestd.filters.model import Reference, Rule, build_matches
-from guestd.filters.variables import NotInstallable, find_variable, list_instances, pass_on
+from guestd.filters.variables import (
+    MAX_COMBINATIONS,
+    NotEvaluated,
+    NotInstallable,
+    find_variable,
+    list_instances,
+    pass_on,
+)
 
 A, B = (("A", "10.0.0.1"), ("A", "10.0.0.2")), (("B", "80"), ("B", "90"))
 
@@ -57,6 +64,17 @@ def test_a_variable_that_is_named_twice_has_one_value_at_a_time() -> None:
 def test_what_libvirt_cannot_install_has_a_reason(source: str, port: str, reason: str) -> None:
     with pytest.raises(NotInstallable, match=re.escape(reason)):
         instances(source, port, *A, *B, ("B", "100"))
+
+
+def test_more_combinations_than_guestd_makes_are_named_and_not_made() -> None:
+    many = [*(("A", f"10.0.0.{number}") for number in range(64)), *(("B", str(number)) for number in range(64))]
+    assert len(instances("$A[@1]", "$B[@2]", *many)) == MAX_COMBINATIONS
+    with pytest.raises(NotEvaluated, match=r"^rule .*: its variables have 4160 combinations, more than 4096$"):
+        instances("$A[@1]", "$B[@2]", *many, ("B", "64"))
+    # Not even counted one by one.
+    rule = Rule("drop", "in", 1, "tcp", build_matches([(f"a{number}", f"$A[@{number}]") for number in range(100)]))
+    with pytest.raises(NotEvaluated):
+        list_instances(rule, A)
 
 
 def test_the_interfaces_own_mac_stands_for_itself() -> None:

@@ -27,7 +27,7 @@ from guestd.filters.packet_match import (
     order_rules,
 )
 from guestd.filters.snapshot import MachineRow
-from guestd.filters.variables import NotInstallable
+from guestd.filters.variables import NotEvaluated
 
 # The source port of a client: any of the ephemeral ports; rules that name one are rare.
 CLIENT_PORT = 49152
@@ -155,7 +155,7 @@ def decide_packets(packets: Iterable[Packet], placed: Sequence[PlacedRule]) -> l
     """What happens to each packet."""
     try:
         packet_rules = build_packet_rules(placed)
-    except NotInstallable as exc:
+    except NotEvaluated as exc:
         return [Decision(UNKNOWN, None, str(exc)) for _ in packets]
     return [frame_match.decide(packet, placed, packet_rules) for packet in packets]
 
@@ -225,7 +225,7 @@ def list_problems(compiled: CompiledRows, machine: MachineRow) -> Iterator[str]:
 def _describe_doubts(placed: Sequence[PlacedRule], titles: Mapping[str, str]) -> Iterator[str]:
     try:
         found = find_contradictions(build_packet_rules(placed))
-    except NotInstallable as exc:
+    except NotEvaluated as exc:
         yield f"undecided: {exc}"
         return
     pairs = {(one.placed, two.placed): None for one, two in found}

@@ -105,7 +105,7 @@ def _drops(rule: Rule) -> bool:
 def count_chain_rules(placed: Sequence[PlacedRule]) -> Counter[tuple[str, str]]:
     """The number of ebtables rules by chain and direction: one for each combination of values, and jumps.
 
-    NotInstallable where libvirt cannot install them.
+    NotEvaluated where it is unknown what libvirt makes of one.
     """
     found: Counter[tuple[str, str]] = Counter()
     for each in placed:

@@ -12,7 +12,9 @@ import os
 import re
 import socket
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from guestd.filters.frame_match import count_chain_rules
 from guestd.filters.graph import list_edges, reach
@@ -20,7 +22,7 @@ from guestd.filters.model import ROOT, Filter
 from guestd.filters.packet_match import PlacedRule, build_packet_rules, order_rules
 from guestd.filters.plan import FilterReport
 from guestd.filters.snapshot import HostSnapshot, is_stand_in
-from guestd.filters.variables import NotInstallable
+from guestd.filters.variables import NotEvaluated
 
 COMMAND_TIMEOUT_SECONDS = 20.0
 LISTINGS = (("iptables-save", "-t", "filter"), ("ip6tables-save", "-t", "filter"), ("ebtables", "-t", "nat", "-L"))
@@ -58,18 +60,13 @@ class KernelInspector:
         if not bound:
             return {}, ()
         elsewhere = sorted(bound.keys() - set(self._list_devices()))
+        here = {port: top for port, top in sorted(bound.items()) if port not in elsewhere}
         try:
-            listings = await asyncio.to_thread(lambda: [self._run(*command) for command in LISTINGS])
+            # On a thread: what libvirt makes of many addresses takes long, and ingest must not wait for it.
+            found, reports = await asyncio.to_thread(self._inspect, here, there)
         except OSError as exc:
             return {}, [FilterReport("blind", "all", f"guestd cannot inspect the kernel's rules: {exc}")]
-        reports = [FilterReport("blind", port, "it is not in guestd's network namespace") for port in elsewhere]
-        found = {}
-        for port in sorted(bound.keys() - set(elsewhere)):
-            placed = order_rules(bound[port], there)
-            if unknown := find_unpredictable(placed):
-                reports.append(FilterReport("blind", port, f"guestd cannot predict the kernel's rules: {unknown}"))
-            elif missing := list(find_missing_rules(port, placed, listings)):
-                found[port] = f"the kernel's rules are not libvirt's: {missing[0]}"
+        reports += [FilterReport("blind", port, "it is not in guestd's network namespace") for port in elsewhere]
         # A new binding did not restore these: an operator has to, and repeating it every run would help nobody.
         again = found.keys() & self._reported
         self._reported = frozenset(found)
@@ -78,33 +75,57 @@ class KernelInspector:
         ]
         return {port: reason for port, reason in found.items() if port not in again}, reports
 
+    def _inspect(
+        self, bound: Mapping[str, Filter], there: Mapping[str, Filter]
+    ) -> tuple[dict[str, str], list[FilterReport]]:
+        """The devices whose rules in the kernel are not libvirt's, each with the reason; and reports. Blocks."""
+        listings = [self._run(*command) for command in LISTINGS]
+        found, reports = {}, []
+        for port, top in bound.items():
+            try:
+                expected = count_rules(order_rules(top, there))
+            except NotEvaluated as exc:
+                reports.append(FilterReport("blind", port, f"guestd cannot predict the kernel's rules: {exc}"))
+                continue
+            if missing := next(find_missing_rules(port, expected, listings), None):
+                found[port] = f"the kernel's rules are not libvirt's: {missing}"
+        return found, reports
 
-def find_unpredictable(placed: Sequence[PlacedRule]) -> str | None:
-    """Why guestd does not know how many rules libvirt makes of those of a tree; None where it does. Pure.
+
+@dataclass(frozen=True, slots=True)
+class RuleCounts:
+    """Numbers of rules in the kernel: of iptables by IP version and direction, of ebtables by chain and direction."""
+
+    packets: Mapping[tuple[int, str], int]
+    frames: Mapping[tuple[str, str], int]
+
+
+def count_rules(placed: Sequence[PlacedRule]) -> RuleCounts:
+    """How many rules libvirt makes of those of a tree. Pure. NotEvaluated where guestd does not know it.
 
     Only filters that somebody changed manually, and that guestd could not define again yet, have such rules.
     """
-    try:
-        return next((each.unknown for each in build_packet_rules(placed) if each.unknown), None)
-    except NotInstallable as exc:
-        return str(exc)
+    packet_rules = build_packet_rules(placed)
+    if unknown := next((each.unknown for each in packet_rules if each.unknown), None):
+        raise NotEvaluated(unknown)
+    return RuleCounts(Counter((each.version, each.direction) for each in packet_rules), count_chain_rules(placed))
 
 
-def find_missing_rules(port: str, placed: Sequence[PlacedRule], listings: Sequence[str]) -> Iterator[str]:
+def find_missing_rules(port: str, expected: RuleCounts, listings: Sequence[str]) -> Iterator[str]:
     """The chains of a device that lack rules or have too many, or that no rule jumps to. Pure.
 
     `listings` are what the commands of LISTINGS print, in their order.
     """
+    versions = {version for version, _ in expected.packets}
     for version, listing in zip((4, 6), listings, strict=False):
-        directions = [rule.direction for rule in build_packet_rules(placed) if rule.version == version]
-        for prefix, direction in PACKET_CHAINS.items() if directions else ():
+        for prefix, direction in PACKET_CHAINS.items() if version in versions else ():
             chain = f"{prefix}-{port}"
-            expected = directions.count(direction)
-            yield from _compare_counts(f"{chain} of IPv{version}", expected, listing.count(f"-A {chain} "))
+            count = expected.packets.get((version, direction), 0)
+            yield from _compare_counts(f"{chain} of IPv{version}", count, listing.count(f"-A {chain} "))
             if f"-g {chain}\n" not in listing:
                 yield f"no rule jumps to chain {chain} of IPv{version}"
     there = {name: int(count) for name, count in _ENTRIES.findall(listings[2])}
-    for (chain, direction), count in sorted(count_chain_rules(placed).items()):
+    for (chain, direction), count in sorted(expected.frames.items()):
         top_chain = f"libvirt-{FRAME_CHAINS[direction]}-{port}"
         name = top_chain if chain == ROOT else f"{FRAME_CHAINS[direction]}-{port}-{chain}"
         yield from _compare_counts(f"{name} of ebtables", count, there.get(name, 0))

@@ -9,10 +9,11 @@ condition decides, the answer is that guestd cannot evaluate it, and never a ver
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from itertools import combinations
+from itertools import combinations, product
+from typing import Any
 
 from guestd.filters.model import ROOT, STATES, Filter, Match, Rule, is_ipv6, is_mac
 from guestd.filters.variables import OWN_MAC, Variables, list_instances, pass_on
@@ -111,7 +112,7 @@ def _collect(current: Filter, variables: Variables, filters: Mapping[str, Filter
 def build_packet_rules(placed: Sequence[PlacedRule]) -> list[PacketRule]:
     """The rules of iptables and ip6tables, in order; rules for ebtables are left out.
 
-    NotInstallable where libvirt cannot install the tree, because of any of its rules.
+    NotEvaluated where it is unknown what libvirt installs, because of any rule of the tree.
     """
     instances = [(each, rule) for each in placed for rule in list_instances(each.rule, each.variables)]
     return [found for each, rule in instances if not rule.is_link for found in _both_directions(each, rule)]
@@ -233,26 +234,39 @@ def _is_within(port: int | None, ports: Range | None) -> bool:
 
 
 def find_contradictions(packet_rules: Sequence[PacketRule]) -> list[tuple[PacketRule, PacketRule]]:
-    """Pairs of rules at the same position in the order that decide differently on some packet."""
-    groups: dict[tuple[object, ...], list[PacketRule]] = {}
+    """Pairs of rules at the same position in the order that decide differently on some packet.
+
+    Of the rules that libvirt makes of two rules, one for each combination of values, the first such pair.
+    """
+    groups: dict[tuple[object, ...], dict[int, list[PacketRule]]] = {}
     for rule in packet_rules:
         is_root = rule.placed.filter.chain == ROOT
-        groups.setdefault((rule.direction, rule.version, is_root, rule.placed.rule.priority), []).append(rule)
-    pairs = (pair for group in groups.values() for pair in combinations(group, 2))
-    return [(one, two) for one, two in pairs if one.verdict != two.verdict and _overlap(one, two)]
+        group = groups.setdefault((rule.direction, rule.version, is_root, rule.placed.rule.priority), {})
+        group.setdefault(id(rule.placed), []).append(rule)
+    pairs = (
+        _find_overlap(ones, others)
+        for group in groups.values()
+        for ones, others in combinations(group.values(), 2)
+        if ones[0].verdict != others[0].verdict
+    )
+    return [pair for pair in pairs if pair is not None]
+
+
+def _find_overlap(ones: Sequence[PacketRule], others: Sequence[PacketRule]) -> tuple[PacketRule, PacketRule] | None:
+    # Each condition by itself first: it has few different values, and there are many pairs of rules.
+    for name, meet in _CONDITIONS:
+        values, other_values = (dict.fromkeys(getattr(each, name) for each in rules) for rules in (ones, others))
+        if not any(meet(value, other) for value, other in product(values, other_values)):
+            return None
+    return next(((one, two) for one, two in product(ones, others) if _overlap(one, two)), None)
 
 
 def _overlap(one: PacketRule, two: PacketRule) -> bool:
-    return (
-        (one.protocol == two.protocol or "all" in (one.protocol, two.protocol))
-        and _nets_meet(one.source, two.source)
-        and _nets_meet(one.destination, two.destination)
-        and _ranges_meet(one.source_ports, two.source_ports)
-        and _ranges_meet(one.destination_ports, two.destination_ports)
-        and (one.states is None or two.states is None or bool(one.states & two.states))
-        and (one.mac is None or two.mac is None or one.mac == two.mac)
-        and (one.answer is None or two.answer is None or one.answer == two.answer)
-    )
+    return all(meet(getattr(one, name), getattr(two, name)) for name, meet in _CONDITIONS)
+
+
+def _protocols_meet(one: str, two: str) -> bool:
+    return one == two or "all" in (one, two)
 
 
 def _nets_meet(one: Network | None, two: Network | None) -> bool:
@@ -261,3 +275,24 @@ def _nets_meet(one: Network | None, two: Network | None) -> bool:
 
 def _ranges_meet(one: Range | None, two: Range | None) -> bool:
     return one is None or two is None or (one[0] <= two[1] and two[0] <= one[1])
+
+
+def _states_meet(one: frozenset[str] | None, two: frozenset[str] | None) -> bool:
+    return one is None or two is None or bool(one & two)
+
+
+def _values_meet(one: object, two: object) -> bool:
+    return one is None or two is None or one == two
+
+
+# Whether some packet meets this condition of both rules.
+_CONDITIONS: tuple[tuple[str, Callable[[Any, Any], bool]], ...] = (
+    ("protocol", _protocols_meet),
+    ("source_ports", _ranges_meet),
+    ("destination_ports", _ranges_meet),
+    ("states", _states_meet),
+    ("mac", _values_meet),
+    ("answer", _values_meet),
+    ("source", _nets_meet),
+    ("destination", _nets_meet),
+)

@@ -8,9 +8,10 @@ other. A combination that occurred before is left out.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
+from math import prod
 
 from guestd.filters.model import Reference, Rule
 
@@ -21,7 +22,15 @@ OWN_MAC = "$MAC"
 _VARIABLE = re.compile(r"\$([A-Za-z0-9_]+)(?:\[(@?)([0-9]+)\])?")
 
 
-class NotInstallable(ValueError):
+# libvirt needs 10 ms for each. Only a filter that somebody changed manually can have more.
+MAX_COMBINATIONS = 4096
+
+
+class NotEvaluated(ValueError):
+    """It is unknown what libvirt makes of a rule, and so of a tree that contains it; the message says why."""
+
+
+class NotInstallable(NotEvaluated):
     """libvirt cannot install a rule, and so enforces nothing of a tree that contains it; the message says why."""
 
     def __init__(self, rule: Rule, reason: str) -> None:
@@ -41,17 +50,26 @@ def find_variable(value: str) -> str | None:
 
 
 def list_instances(rule: Rule, variables: Variables) -> list[Rule]:
-    """The rules without variables that libvirt makes of a rule. NotInstallable where it cannot.
+    """The rules without variables that libvirt makes of a rule.
 
-    Their order is not always libvirt's; they differ in their conditions only, so it decides nothing.
+    Their order is not always libvirt's; they differ in their conditions only, so it decides nothing. Raises
+    NotInstallable where libvirt cannot install the rule, and NotEvaluated where there are too many.
     """
     if not any(match.value.startswith("$") for match in rule.matches):
         return [rule]
     together = _group(rule, variables)
-    return [
-        replace(rule, matches=tuple(replace(each, value=chosen.get(each.value, each.value)) for each in rule.matches))
-        for chosen in _combine(together)
-    ]
+    rows = [dict.fromkeys(zip(*group.values(), strict=True)) for group in together.values()]
+    if (count := prod(map(len, rows))) > MAX_COMBINATIONS:
+        raise NotEvaluated(f"rule {rule}: its variables have {count} combinations, more than {MAX_COMBINATIONS}")
+    names = [name for group in together.values() for name in group]
+    return [_replace_variables(rule, names, chosen) for chosen in product(*rows)]
+
+
+def _replace_variables(rule: Rule, names: Sequence[str], chosen: tuple[tuple[str, ...], ...]) -> Rule:
+    values = dict(zip(names, (value for row in chosen for value in row), strict=True))
+    return replace(
+        rule, matches=tuple(replace(each, value=values.get(each.value, each.value)) for each in rule.matches)
+    )
 
 
 def _group(rule: Rule, variables: Variables) -> dict[str, dict[str, list[str]]]:
@@ -73,11 +91,3 @@ def _group(rule: Rule, variables: Variables) -> dict[str, dict[str, list[str]]]:
         if len({len(values) for values in lists.values()}) > 1:
             raise NotInstallable(rule, f"{' and '.join(lists)} have different numbers of values")
     return together
-
-
-def _combine(together: dict[str, dict[str, list[str]]]) -> Iterator[dict[str, str]]:
-    """Each combination once, as values by what names them."""
-    groups = [dict.fromkeys(zip(*group.values(), strict=True)) for group in together.values()]
-    names = [name for group in together.values() for name in group]
-    for chosen in product(*groups):
-        yield dict(zip(names, (value for values in chosen for value in values), strict=True))
