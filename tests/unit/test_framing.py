@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from guestd.wire.framing import BLANK, HEAD_BYTES, Framer, Oversize
 
 LIMIT_BYTES = 300
-END = rb"\n|(?<=\}\})\r"
+END = rb"\n|(?<=\})\r(?=\{\")"
 STREAMS = st.lists(
     st.one_of(
         st.binary(max_size=40),
-        st.sampled_from([b"\n", b"\r", b"\r\n", b" \n", b"\0\n", b"}", b"{{}}\r", b"{}\n", "é\n".encode()]),
+        st.sampled_from(
+            [b"\n", b"\r", b"\r\n", b" \n", b"\0\n", b"}", b'{"a":{}}\r', b'{"', b"{", b"{}\n", "é\n".encode()]
+        ),
         st.integers(0, 700).map(lambda size: b"x" * size),
     ),
     max_size=12,
@@ -88,14 +90,31 @@ def test_a_line_that_never_ends_is_not_held_in_memory() -> None:
 
 
 @pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
-def test_a_metrics_message_may_end_as_any_system_ends_a_line(end: bytes) -> None:
-    for chunks in ([b"{{}}", end, b"[{}}" + end], [b"{{}", b"}" + end + b"[{}", b"}", end]):
-        assert [line.rstrip(b"\r") for line in lines_of(*chunks) if isinstance(line, bytes)] == [b"{{}}", b"[{}}"]
+def test_a_message_may_end_as_any_system_ends_a_line(end: bytes) -> None:
+    first, second = b'{"type":"ping"}', b'{"data":{}}'
+    for chunks in ([first, end, second + end], [first[:-1], b"}" + end + b"{", second[1:] + end]):
+        assert [line.rstrip(b"\r") for line in lines_of(*chunks, b"\n") if isinstance(line, bytes)] == [first, second]
 
 
-def test_a_carriage_return_elsewhere_is_left_to_the_decoder() -> None:
-    stream = b'{"a":"b\rc}\r"}\r{"d":{}}\r\n{}\r\n'
-    assert lines_of(stream) == [b'{"a":"b\rc}\r"}\r{"d":{}}', b"{}\r"]
+def test_a_stream_with_no_line_end_but_a_carriage_return_goes_on_and_keeps_its_last_message_only() -> None:
+    message = b'{"type":"metrics","data":{}}\r'
+    framer = Framer(LIMIT_BYTES)
+    assert [len(framer.feed(message)) for _ in range(100)] == [0] + [1] * 99
+    assert framer.pending_bytes == len(message)
+
+
+@pytest.mark.parametrize("text", [b"a {{b}}\r c", b"{{a}}\r{{b}}", b"}\r", b"}\r{ ", b"}}\r\r{ }\r x{"])
+def test_a_carriage_return_within_a_text_is_left_to_the_decoder(text: bytes) -> None:
+    line = b'{"type":"metrics","x":"%s"}' % text
+    assert lines_of(line + b"\r\n{}\r\n") == [line + b"\r", b"{}\r"]
+    assert lines_of(*(line[place : place + 1] for place in range(len(line))), b"\n") == [line]
+
+
+@pytest.mark.parametrize("blank", [b"\n", b" \n", b"\r\n", b"\0\t\n\n", b"\xef\xbb\xbf\n"])
+def test_blank_lines_between_lines_are_passed_over_however_many(blank: bytes) -> None:
+    assert lines_of(b"{}\n" + blank * 500 + b" {}\n" + blank * 500) == [b"{}", b" {}"]
+    framer = Framer(LIMIT_BYTES)
+    assert [framer.feed(blank) for _ in range(500)] == [[]] * 500
 
 
 def test_lines_of_nothing_that_belongs_to_a_message_are_left_out() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from guestd.ingest.gate import MAX_DROPPED, RESEND_REQUEST_MS, TRUNCATED_RETRIES
 from guestd.spool.file import from_milliseconds
 from guestd.wire.framing import HEAD_BYTES, Oversize
+from guestd.wire.limits import MESSAGES
 from support.gate import MACHINE, NEXT_BOOT, OTHER, PLAIN, ack, gate_on, marked, numbered, resend
 
 
@@ -235,7 +236,6 @@ async def test_of_many_pings_and_keep_alives_the_latest_are_answered(tmp_path: P
         b'{"type":"keep_alive","sequence_number":-1}',
         b'{"type":"keep_alive","sequence_number":4294967296}',
         b'{"type":"keep_alive"}',
-        b'{"type":"keep_alive","sequence_number":4',
         b'{"type":"keep_alive","sequence_number":"4"}',
         b'{"type":"keep_alive","sequence_number":' + b"9" * 5000 + b"}",
     ],
@@ -387,6 +387,63 @@ async def test_messages_of_other_types_in_one_line_are_counted_each(tmp_path: Pa
         assert [reply["type"] for reply in await rig.replies(ping + event + ping + PLAIN)] == ["pong"]
         assert await rig.payloads() == [event, PLAIN]
         assert (rig.counts["ping"], rig.counts["error_report"]) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "before", [b'{"type":"ping"}', b'{"type":"keep_alive","sequence_number":4}', b'{"type":"new"}']
+)
+@pytest.mark.asyncio
+async def test_metrics_of_any_form_behind_another_message_are_taken(tmp_path: Path, before: bytes) -> None:
+    older, spaced, sorted_keys = (
+        b'{"timestamp":1,"metrics":{}}',
+        b'{ "type": "metrics"}',
+        b'{"data":{},"type":"metrics"}',
+    )
+    async with gate_on(tmp_path) as rig:
+        await rig.replies(before + older, before + spaced, before + sorted_keys)
+        assert await rig.payloads() == [older, spaced, sorted_keys]
+        assert sum(rig.counts[kind] for kind in ("ping", "keep_alive", "unknown")) == 3
+
+
+@pytest.mark.parametrize("kind", [b"ping", b"keep_alive", b"new"])
+@pytest.mark.asyncio
+async def test_what_is_broken_is_kept_though_it_begins_as_a_message_of_which_nothing_is(
+    tmp_path: Path, kind: bytes
+) -> None:
+    async with gate_on(tmp_path) as rig:
+        line = b'{"type":"%s","sequence_number":4' % kind
+        assert await rig.replies(line, line + b'} x{"timestamp":1}') == []
+        assert await rig.payloads() == [line, line + b'} x{"timestamp":1}']
+        assert rig.counts["accepted"] == 2
+
+
+@pytest.mark.asyncio
+async def test_of_many_numbered_messages_in_a_line_the_first_are_taken_and_the_others_asked_for(tmp_path: Path) -> None:
+    messages = [numbered(seq) for seq in range(1, 2 * MESSAGES + 1)]
+    async with gate_on(tmp_path) as rig:
+        assert await rig.accept(b"".join(messages)) == resend(MESSAGES)
+        assert await rig.accept(b"".join(messages[MESSAGES:])) == ack(2 * MESSAGES)
+        assert await rig.payloads() == messages
+    async with gate_on(tmp_path / "again") as rig:
+        # An agent that sends the same line each time gets further each time that what is left is taken as it is.
+        answers = [await rig.accept(b"".join(messages)) for _ in range(TRUNCATED_RETRIES + 1)]
+        assert answers[-1] == ack(MESSAGES + 1)
+        assert await rig.payloads() == [*messages[:MESSAGES], b"".join(messages[MESSAGES:])]
+
+
+@pytest.mark.asyncio
+async def test_a_broken_numbered_line_with_typed_objects_in_it_is_kept_whole(tmp_path: Path) -> None:
+    inner = b'{"i":[{"type":"disk","n":1},{"type":"ping"},{"type":"disk","n":2}%s]}}'
+    broken, whole = (numbered(1).replace(b"{}}", inner % end) for end in (b",", b""))
+    async with gate_on(tmp_path) as rig:
+        answers = [await rig.replies(broken) for _ in range(TRUNCATED_RETRIES + 1)]
+        assert answers == [[resend(0)], [], [], [ack(1)]]
+        assert await rig.payloads() == [broken]
+        assert rig.counts["ping"] == rig.counts["unknown"] == rig.counts["fragment"] == 0
+    async with gate_on(tmp_path / "half") as rig:
+        assert await rig.replies(whole[:-3] + whole) == [ack(1)]
+        assert await rig.payloads() == [whole]
+        assert rig.counts["fragment"] == 1
 
 
 @pytest.mark.asyncio

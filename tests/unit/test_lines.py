@@ -126,9 +126,9 @@ def test_what_stands_around_messages_belongs_to_none(separator: bytes) -> None:
     assert is_judged_alike(line)
 
 
-@given(st.integers(1, len(D1_LINE) - 1), st.integers(len(b'{"type":'), len(D1_LINE) - 1))
+@given(st.integers(1, len(D1_LINE) - 1), st.integers(len(b'{"type":"metrics"'), len(D1_LINE) - 1))
 def test_the_half_of_a_message_that_was_sent_again_is_a_fragment(first: int, second: int) -> None:
-    for halves in ([D1_LINE[:first]], [D1_LINE[:second], D1_LINE[: max(first, 8)]]):
+    for halves in ([D1_LINE[:first]], [D1_LINE[:first], D1_LINE[:second]]):
         line = b"".join(halves) + D1_LINE
         *fragments, message = read_lines(line)
         assert (message.kind, message.payload) == (METRICS, D1_LINE)
@@ -176,16 +176,56 @@ def test_messages_in_a_text_are_text() -> None:
     assert payloads(line) == [line]
 
 
-def test_the_messages_that_are_told_apart_in_a_line_are_bounded_and_the_others_are_kept_together() -> None:
-    for count in (limits.MESSAGES + 1, limits.MESSAGES + 2, 1000):
+def test_the_messages_that_are_separated_in_a_line_are_bounded_and_the_others_are_kept_together() -> None:
+    for count in (limits.MESSAGES + 2, limits.MESSAGES + 3, 1000):
         messages = [b'{"type":"metrics","sample":%d}' % number for number in range(count)]
-        found = read_lines(b"".join(messages))
-        assert [each.payload for each in found[1:]] == messages[-limits.MESSAGES :]
-        assert found[0].payload == b"".join(messages[: -limits.MESSAGES])
+        *found, others = payloads(b"".join(messages))
+        assert found == messages[: limits.MESSAGES]
+        assert others == b"".join(messages[limits.MESSAGES :])
     pings = read_lines(PING * 1000)
     # A part that is quarantined: no message in it is taken for all.
-    assert pings[0].kind == METRICS
-    assert reason_of(pings[0].payload or b"") == "json"
+    assert pings[-1].kind == METRICS
+    assert reason_of(pings[-1].payload or b"") == "json"
+
+
+TYPED = D1_LINE.replace(b'"data":', b'"future":[%s],"data":' % b",".join([b'{"type":"disk"}', PING, EVENT] * 4))
+OTHER_FORMS = [
+    b'{"timestamp":1,"metrics":{}}', b'{"system_metrics":{}}', b'{"data":{"x":[{"type":"ping"}]},"type":"metrics"}',
+    b'{ "type": "metrics","data":{}}', b'{"data":{"x":NaN},"type":"metrics"}', b'{"data":{"x":"\xff\0\x1b"}}',
+    rb'{"data":{"x":"\ud83d\u0000"}}', b'{"a":-Infinity,"b":[1.#QNAN]}', b'{"data":{"x":"a}{{\r{b"}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("message", [TYPED, *OTHER_FORMS])
+@pytest.mark.parametrize("separator", SEPARATORS)
+def test_messages_of_any_form_are_separated(message: bytes, separator: bytes) -> None:
+    for line in ([message, message], [PING, message], [message, numbered(1)], [EVENT, message, D2_LINE]):
+        assert payloads(separator.join(line)) == line
+        assert is_judged_alike(separator.join(line))
+
+
+@pytest.mark.parametrize("broken", [TYPED[:-1] + b",}", TYPED[:-1], TYPED.replace(b"},{", b"}{", 1), b"x" + TYPED[:-1]])
+def test_objects_with_a_type_in_a_broken_message_are_no_messages(broken: bytes) -> None:
+    assert payloads(broken) == [broken]
+    assert kinds(broken) == [METRICS]
+    assert is_judged_alike(broken) or not broken.startswith(b"{")
+
+
+def test_the_half_of_a_message_with_typed_objects_is_known_by_the_whole_one_behind_it() -> None:
+    for end in range(1, len(TYPED), 7):
+        found = read_lines(TYPED[:end] + TYPED)
+        assert (found[0].kind, found[-1].payload) == (FRAGMENT, TYPED)
+
+
+@pytest.mark.parametrize("line", [b"", b" ", b"\r\n", b"\0", MARK_OF_UTF8])
+def test_a_blank_line_contains_no_message(line: bytes) -> None:
+    assert read_lines(line) == read_first_line(line) == []
+
+
+def test_what_is_searched_of_a_line_is_bounded() -> None:
+    for line in (b'{"type":"ping",' * 200_000, b'{"type":"ping","x":' * 200_000, b'{"type":"ping"},' * 200_000):
+        assert payloads(line) == [line]
+        assert kinds(line) == [METRICS]
 
 
 def test_an_array_of_messages_is_one_value_of_a_wrong_shape() -> None:
@@ -195,7 +235,7 @@ def test_an_array_of_messages_is_one_value_of_a_wrong_shape() -> None:
 
 
 TO_REPAIR = [D1_LINE.replace(b"12.5", b"NaN"), D2_LINE.replace(b"sshd -D", b"\x00\xff")]
-WHOLE = st.sampled_from([D1_LINE, D2_LINE, *TO_REPAIR, numbered(1), EVENT, PING])
+WHOLE = st.sampled_from([D1_LINE, D2_LINE, *TO_REPAIR, numbered(1), EVENT, PING, TYPED, *OTHER_FORMS])
 STRAYS = st.sampled_from([b"x", b"]}}", b'"a":1}', b",", b"{", b"[[", b"\xff\xfe", b'{"type":'])
 PARTS = st.one_of(
     WHOLE.map(lambda message: (True, message)),

@@ -7,6 +7,7 @@ from uuid import UUID
 import pytest
 
 from guestd.ingest.mqtt_gate import MachineMessage, MqttGate
+from guestd.wire.framing import Framer
 from guestd.wire.line import read_first_line
 from support.gate import MACHINE, OTHER, PLAIN, GateRig, gate_on, marked, numbered, read_lines
 from support.poison import POISON
@@ -160,9 +161,50 @@ async def test_a_payload_of_several_lines_is_one_message_if_it_is_one(tmp_path: 
 @pytest.mark.asyncio
 async def test_a_half_in_front_of_its_whole_is_counted_and_what_cannot_be_read_is_kept(tmp_path: Path) -> None:
     async with gate_on(tmp_path) as rig:
-        await deliver(rig, PLAIN[:-1] + PLAIN, b"", b"x", PLAIN[:-1])
-        assert await rig.payloads() == [PLAIN, b"", b"x", PLAIN[:-1]]
+        await deliver(rig, PLAIN[:-1] + PLAIN, b"x", PLAIN[:-1])
+        assert await rig.payloads() == [PLAIN, b"x", PLAIN[:-1]]
         assert rig.counts["fragment"] == 1
+
+
+@pytest.mark.asyncio
+async def test_a_blank_payload_is_settled_and_is_nothing_as_on_a_channel(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as rig:
+        await deliver(rig, b"", b"\r\n", b"\0", b"\xef\xbb\xbf", PLAIN)
+        assert await rig.payloads() == [PLAIN]
+        assert rig.counts["accepted"] == 1
+
+
+@pytest.mark.asyncio
+async def test_a_byte_order_mark_before_a_line_over_the_limit_does_not_hide_its_number(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as rig:
+        await deliver(rig, numbered(1), b"\xef\xbb\xbf" + numbered(2)[:-1] + b" " * 10_000 + b"}", numbered(3))
+        assert await rig.payloads() == [numbered(1), numbered(3)]
+        assert (rig.counts["oversize"], rig.counts["missing"]) == (1, 0)
+
+
+@pytest.mark.asyncio
+async def test_messages_without_line_ends_are_separated_as_on_a_channel(tmp_path: Path) -> None:
+    typed = b'{"type":"metrics","data":{"i":[{"type":"disk","n":1},{"type":"ping"}]}}'
+    older = b'{"timestamp":1,"metrics":{}}'
+    broken = typed[:-1] + b",}"
+    text = b'{"type":"metrics","x":"a {{b}}\r c"}'
+    for number, (line, parts) in enumerate(
+        [
+            (typed + typed, [typed, typed]),
+            (b'{"type":"ping"}' + older, [older]),
+            (older + older, [older, older]),
+            (broken, [broken]),
+            (typed[:-4] + typed, [typed]),
+            (text, [text]),
+            (typed + b"\r" + typed, [typed, typed]),
+            (b"".join(map(numbered, range(1, 9))) + older + older, [*map(numbered, range(1, 9)), older + older]),
+        ]
+    ):
+        async with gate_on(tmp_path / f"{number}b") as broker, gate_on(tmp_path / f"{number}c") as channel:
+            await deliver(broker, line)
+            for each in Framer(10_000).feed(line + b"\n"):
+                await channel.gate.accept(MACHINE, read_first_line(each))
+            assert await broker.payloads() == await channel.payloads() == parts
 
 
 @pytest.mark.asyncio

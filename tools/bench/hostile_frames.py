@@ -12,7 +12,7 @@ from tools.bench.flood import FRAME_BYTES, HEAD, hostile_command_lines, large_fr
 
 from guestd.core.errors import BadFrame
 from guestd.rows.normalise import GuestHistory, normalise
-from guestd.wire import events
+from guestd.wire import events, limits
 from guestd.wire.decode import decode
 from guestd.wire.line import is_whole, read_first_line, read_line
 
@@ -85,10 +85,12 @@ def _frames() -> Iterator[tuple[str, bytes]]:
     yield "no UTF-8", HEAD + b'"x":"' + b"\xff" * 250_000 + b'"}}}'
     yield "NaN", HEAD + b'"cpu":{"cores_usage":[' + b"NaN," * 60_000 + b"1]}}}}"
     yield "no JSON, full of colons", HEAD + b'"x":"' + b":" * 250_000 + b'",y}}}'
-    yield "halves of lines", b'{"type":' * 8 + b"[" + b"1," * 240_000 + b'"aaaaaaaaaaaaaaaaaaaaaaaaaaaa" ' * 100_000
+    yield "halves of lines", b'{"type":"ping","x":' * 8 + b"[" + _many(b"{},")
+    yield "thousands of beginnings", _many(b'{"type":"ping"},')
     broken = b'{"type":"metrics","data":[' + b"[]," * (ROOM // 30) + b"]}"
     yield "eight messages that are broken at their ends", broken * 8
     yield "one message of thousands that begin", b"[" + _many(b'{"type":1},')
+    yield "a half full of NaN", (b'{"type":"ping","x":[' + b"NaN," * 65_536)[: limits.READABLE_BYTES]
     yield "halves with NaN", (b'{"type":"metrics","data":[' + b"NaN," * 7_000 + b"1]") * 9
     yield "brackets", HEAD + b'"x":' + b"[" * ROOM
     yield "commas", HEAD + b'"x":[' + b"1," * (ROOM // 2) + b"1]}}}"

@@ -20,6 +20,7 @@ from guestd.ingest.replay_window import ReplayWindow
 from guestd.spool.file import Entry, SenderState
 from guestd.spool.queue import Spool
 from guestd.telemetry.registry import GateMetrics
+from guestd.wire.framing import BLANK
 from guestd.wire.line import FRAGMENT, METRICS, Header, Line, read_line, read_lines
 
 
@@ -77,7 +78,7 @@ class MqttGate:
 
     def _read(self, payload: bytes) -> list[Line]:
         """What a broker delivers is one line; it may be longer than any line of a channel."""
-        return read_lines(payload) if len(payload) <= self._max_frame_bytes else [read_line(payload)]
+        return read_lines(payload) if len(payload) <= self._max_frame_bytes else [read_line(payload.lstrip(BLANK))]
 
     def _decide(self, machine_id: UUID, line: Line, pending: Counter[UUID], now_ms: int) -> Entry | None:
         size_bytes = len(line.payload or b"")

@@ -8,24 +8,22 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import msgspec
 
 from guestd.core.errors import BadFrame
 from guestd.wire import limits
 from guestd.wire.framing import BLANK, Oversize
-from guestd.wire.repair import make_readable, remove_unstorable
+from guestd.wire.repair import make_readable, remove_unstorable, replace_repairable
 
 # The kind of a line that carries metrics, and of one whose kind is unknown before it is decoded.
 METRICS = "metrics"
-# The other messages of guests; their names are safe as metric labels.
-OTHER_TYPES = frozenset(
-    {
-        "agent_event", "circuit_breaker_state", "connection_status", "error_report", "firewall_event", "keep_alive",
-        "ping", "pong", "request_pending_scripts", "response", "script_completion",
-    }
-)  # fmt: skip
+# The messages that report an event, which is stored.
+EVENTS = frozenset(
+    {"agent_event", "circuit_breaker_state", "connection_status", "error_report", "firewall_event", "script_completion"}
+)
+# All other messages of guests; their names are safe as metric labels.
+OTHER_TYPES = EVENTS | {"keep_alive", "ping", "pong", "request_pending_scripts", "response"}
 # The kind of every other message: a guest may write any type, so its own name is not kept.
 UNKNOWN = "unknown"
 KINDS = OTHER_TYPES | {METRICS, UNKNOWN}
@@ -73,26 +71,26 @@ class Line:
 
 
 def read_lines(line: bytes | Oversize) -> list[Line]:
-    """The messages of a line, in order: one, unless its sender left out line ends.
+    """The messages of a line, in order: none in a blank one, and several if their sender left out line ends.
 
     Each is judged as if it had a line to itself; the half of one that stands complete behind it is a `FRAGMENT`.
     """
     if isinstance(line, Oversize):
         return [read_line(line)]
-    text = line.strip(BLANK) or line
-    # A quote inside a JSON text is escaped, so these bytes can only begin an object.
-    if text.rfind(_START, 1) < 0 or is_whole(text):
+    text = line.strip(BLANK)
+    if is_whole(text):
         return [read_line(text)]
-    parts = _split(text)
+    if len(parts := _separate(text)) <= 1:
+        return [_read_broken(part) for part in parts]
     return [_read_part(part, parts[place:]) for place, part in enumerate(parts, 1)]
 
 
 def read_first_line(line: bytes | Oversize) -> list[Line]:
     """The messages of the first line of a connection, which may begin with the rest of one: that is a `FRAGMENT`."""
-    first, *others = read_lines(line)
-    if first.payload is not None and _is_rest(first.payload):
-        first = Line(FRAGMENT, None, first.payload)
-    return [first, *others]
+    lines = read_lines(line)
+    if lines and (text := lines[0].payload) is not None and _is_rest(text):
+        lines[0] = Line(FRAGMENT, None, text)
+    return lines
 
 
 def read_line(line: bytes | Oversize) -> Line:
@@ -102,29 +100,83 @@ def read_line(line: bytes | Oversize) -> Line:
     return Line(kind, _read_header(head) if kind == METRICS else None, payload)
 
 
+# How a message begins behind a broken one. A quote inside a JSON text is escaped: these bytes can only begin an object.
 _START = b'{"type":'
+_BLANKS = re.compile(rb"[\0-\x20\xef\xbb\xbf]*+")
+# To look for an end takes as long as to scan this many bytes, at the least.
+_SEARCH_BYTES = 2048
 
 
-def _split(text: bytes) -> list[bytes]:
-    """The parts of a text that begin as messages do, without what stands between them."""
-    starts = [len(text)]
-    while len(starts) <= limits.MESSAGES and (start := text.rfind(_START, 1, starts[-1])) > 0:
-        starts.append(start)
-    parts = []
-    for begin, end in pairwise([0, *reversed(starts)]):
-        if _is_value(text[begin:]):  # what else begins in it is an object within the message
-            parts.append(text[begin:])
-            break
-        parts.append(text[begin:end].strip(BLANK))
-    return [part for part in parts if part]
+def _separate(text: bytes) -> list[bytes]:
+    """The first messages that follow each other in a text, and what else stands in it, in order; no part is blank."""
+    scanned = replace_repairable(text)
+    parts: list[bytes] = []
+    begin = place = messages = searched = 0
+    while 0 <= place < len(text) and messages < limits.MESSAGES and searched < limits.SEARCHED_BYTES:
+        searched += _SEARCH_BYTES
+        end = None
+        # An object inside a broken message seldom has the type of a message.
+        if place == begin or _read_kind(text[place : place + 2 * len(_START) + 100]) != UNKNOWN:
+            end, read_bytes = _find_end(scanned, place)
+            searched += read_bytes
+        if end is None:
+            place = text.find(_START, place + 1)
+            continue
+        parts += _cut_halves(text[begin:place], text[place : place + len(_OPENING)])
+        parts.append(text[place:end])
+        begin = place = end
+        messages += 1
+    parts.append(text[begin:])
+    return [part for each in parts if (part := each.strip(BLANK))]
+
+
+_OPENING = b'{"type":"metrics"'
+
+
+def _cut_halves(broken: bytes, opening: bytes) -> list[bytes]:
+    """What stands before a message, cut where another half of it may begin."""
+    first, *halves = broken.split(opening, limits.MESSAGES)
+    return [first, *(opening + half for half in halves)]
+
+
+# The error of a text behind a value says where it begins, and so where the value ends; a test would see a change.
+_BYTE = re.compile(r"\(byte (\d+)\)$")
+
+
+def _find_end(text: bytes, place: int) -> tuple[int | None, int]:
+    """Where the message ends that begins at a place, the blanks behind it included, and how many bytes were read.
+
+    None when no whole message stands there, or something else than a message behind it.
+    """
+    rest = memoryview(text)[place:]
+    try:
+        msgspec.json.decode(rest, type=msgspec.Raw)
+    except SYNTAX_ERRORS as exc:
+        found = _BYTE.search(str(exc))
+        if found is None:  # cut, or nested too deep
+            return None, len(rest)
+        read_bytes = int(found[1])
+        if "trailing characters" not in str(exc):
+            return None, read_bytes
+        end = _BLANKS.match(text, place + read_bytes - 1).end()  # type: ignore[union-attr] # it matches everywhere
+        is_message = text.startswith(b"{", place) and (end == len(text) or text.startswith(b"{", end))
+        return end if is_message else None, read_bytes
+    return len(text), len(rest)
 
 
 def _read_part(part: bytes, later: Sequence[bytes]) -> Line:
+    if is_whole(part):
+        return read_line(part)
     # A sender whose write came to a halt in the middle sends the whole line again, and nothing is lost.
-    is_repeated = any(each.startswith(part) and each != part for each in later)
-    if (is_repeated or part.rfind(_START, 1) > 0) and not is_whole(part):
-        return Line(FRAGMENT if is_repeated else METRICS, None, part)
-    return read_line(part)
+    if any(each.startswith(part) for each in later):
+        return Line(FRAGMENT, None, part)
+    return _read_broken(part)
+
+
+def _read_broken(text: bytes) -> Line:
+    """Read what is no whole message. It may contain metrics: all but an event is kept and quarantined as these are."""
+    line = read_line(text)
+    return line if line.kind == METRICS or line.kind in EVENTS else Line(METRICS, None, text)
 
 
 _HEADER = re.compile(

@@ -70,6 +70,22 @@ def make_readable(payload: bytes) -> bytes:
     return _NO_NUMBER.sub(rb"\1null", text)
 
 
+_CONTROLS_TO_SPACE = bytes.maketrans(bytes(range(32)), b" " * 32)
+
+
+def replace_repairable(text: bytes) -> bytes:
+    """The text with valid JSON of the same length for what decoding repairs: messages end at the same places in both.
+
+    One that is too long to search is returned unchanged.
+    """
+    if len(text) > limits.READABLE_BYTES:
+        return text
+    if rb"\u" in text:
+        text = _ESCAPE.sub(lambda found: b"x" * len(found[1]) if found[1] else found[0], text)
+    text = text.translate(_CONTROLS_TO_SPACE)
+    return _NO_NUMBER.sub(lambda found: found[1] + b"0".ljust(len(found[0]) - len(found[1])), text)
+
+
 _NINES = bytes.maketrans(b"012345678", b"9" * 9)
 _DIGITS = re.compile(rb"\d++")
 # More digits than any number that a type can hold, and few enough to be parsed quickly.
