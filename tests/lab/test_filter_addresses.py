@@ -1,10 +1,17 @@
 """A machine's bad address costs that machine only: the filters that it shares with others are in force for them."""
 
-from uuid import UUID
+import asyncio
+import signal
+from uuid import UUID, uuid4
 
 import pytest
+from tools.harness.waiting import eventually
 
+from guestd.core.errors import SourceLost
+from guestd.filters.driver import FilterDriver
 from guestd.filters.machine_filter import machine_filter_name
+from guestd.filters.model import Filter, Rule
+from guestd.telemetry.registry import VmMetrics
 from support.filter_rows import filter_row, rule_row
 from support.filters import ENFORCE, FilterHost
 
@@ -77,18 +84,44 @@ def test_what_libvirt_refuses_is_shown_at_the_first_failure_and_costs_only_those
     assert not [line for line in printed if line.startswith("failed:")]
 
 
-def test_a_machine_with_as_many_addresses_as_there_may_be_is_filtered_in_time(filter_host: FilterHost) -> None:
+@pytest.mark.parametrize(("rules", "used"), [(1, 256), (20, 50)])
+def test_a_machine_with_as_many_addresses_as_there_may_be_is_filtered_in_time(
+    filter_host: FilterHost, rules: int, used: int
+) -> None:
     machine_id, name = filter_host.add_machine(is_running=True)
     allow(filter_host, machine_id, *(f"10.9.{number // 250}.{number % 250 + 1}" for number in range(3000)))
-    filter_host.assign(machine_id, "No IP Spoofing")
-    filter_host.store(
-        [filter_row(rule_row(id=UUID(int=31), protocol="all", action="return", direction="out", src_ip_addr="$IP"),
-                    id=UUID(int=22), uuid=UUID(int=22), internal_name="ibay-many", name="many", chain="root")]
-    )  # fmt: skip
+    many = [
+        rule_row(id=UUID(int=31 + number), protocol="tcp", action="return", direction="out", src_ip_addr="$IP",
+                 dst_port_start=number + 1)
+        for number in range(rules)
+    ]  # fmt: skip
+    row = filter_row(*many, id=UUID(int=22), uuid=UUID(int=22), internal_name="ibay-many", name="many", chain="root")
+    filter_host.store([row])
     filter_host.assign(machine_id, "many")
     result = filter_host.reconcile(ENFORCE)
     assert {outcome for _, outcome in result.steps} == {"done"}
-    assert [report.text for report in result.reports if report.kind == "unenforceable"] == [
-        "it has 3000 IPv4 addresses: only the first 256 are used"
-    ]
-    assert filter_host.bindings()[filter_host.port(name)] == machine_filter_name(machine_id)
+    reports = [report.text for report in result.reports if report.kind == "unenforceable"]
+    assert reports[0] == "it has 3000 IPv4 addresses: only the first 256 are used"
+    assert [f"only the first {used} of its 256 addresses are used" in report for report in reports[1:]] == (
+        [] if used == 256 else [True]
+    )
+    port = filter_host.port(name)
+    assert filter_host.bindings()[port] == machine_filter_name(machine_id)
+    assert filter_host.lab.run("iptables", "-S", f"FI-{port}").count("--dport") == rules * used
+
+
+def test_a_change_that_libvirtd_does_not_answer_ends_the_run_and_is_made_all_the_same(filter_host: FilterHost) -> None:
+    definition = Filter("ibay-late", uuid4(), "root", 0, (Rule("drop", "in", 500, "tcp"),))
+
+    async def define() -> None:
+        driver = FilterDriver(filter_host.lab.uri, VmMetrics(), change_deadline_seconds=0.5)
+        async with driver.connect():
+            filter_host.lab.signal_libvirtd(signal.SIGSTOP)
+            await driver.define(definition)
+
+    try:
+        with pytest.raises(SourceLost, match=r"no answer within 0\.5 s"):
+            asyncio.run(define())
+    finally:
+        filter_host.lab.signal_libvirtd(signal.SIGCONT)
+    eventually(lambda: filter_host.filters().get("ibay-late") == definition, "libvirt has made the change", 30)

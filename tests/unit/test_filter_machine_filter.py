@@ -3,6 +3,10 @@
 from dataclasses import replace
 from uuid import UUID
 
+from hypothesis import given
+from hypothesis import strategies as st
+
+from guestd.filters.addresses import MAX_RULES
 from guestd.filters.desired import compile_rows
 from guestd.filters.machine_filter import (
     MachineNetwork,
@@ -13,7 +17,9 @@ from guestd.filters.machine_filter import (
 )
 from guestd.filters.model import Filter, Reference, Rule, build_matches
 from guestd.filters.network_services import SERVICES, Policy, Ports, merge_policies
+from guestd.filters.packet_match import order_rules
 from guestd.filters.snapshot import MachineRow, StoreSnapshot
+from guestd.filters.variables import list_instances
 from support.filter_rows import filter_row, rule_row
 
 MACHINE = MachineNetwork(UUID(int=5), "web")
@@ -137,3 +143,49 @@ def test_a_refused_row_still_gets_the_addresses_that_its_last_definition_needs()
     assert after.problems
     assert after.machine_filters == before.machine_filters
     assert before.machine_filters[machine.id].references == (Reference(row.internal_name, (("IP", "10.0.0.2"),)),)
+
+
+def test_of_more_rules_than_libvirt_makes_in_time_the_addresses_are_cut_and_reported() -> None:
+    filters = {"ibay-a": filter_of("ibay-a", *[OWN_IP] * 20), "ibay-top": filter_of("ibay-top", targets=("ibay-a",))}
+    addresses = tuple(f"10.0.0.{number}" for number in range(100, 200))
+    machine = replace(MACHINE, allowed_ips=addresses, own=("ibay-top",))
+    definition, reports = build(machine, filters)
+    assert definition.references == (Reference("ibay-top", tuple(("IP", each) for each in addresses[:50])),)
+    (report,) = reports
+    assert report == (
+        "its filters have 20 rules that name its addresses, and libvirt would make 2000 of them: only the first 50 of "
+        "its 100 addresses are used"
+    )
+    assert build(replace(machine, allowed_ips=addresses[:50]), filters)[1] == ()
+    # At least one of each version stays: without it, libvirt enforces nothing.
+    filters["ibay-a"] = filter_of("ibay-a", *[OWN_IP] * 2000)
+    assert len(build(machine, filters)[0].references[0].parameters) == 1
+    assert build(replace(machine, allowed_ips=addresses[:1]), filters)[1] == ()
+
+
+@given(
+    counts=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=4),
+    ipv4=st.integers(1, 300),
+    ipv6=st.integers(1, 300),
+    data=st.data(),
+)
+def test_libvirt_never_makes_more_rules_of_a_machines_addresses(
+    counts: list[tuple[int, int]], ipv4: int, ipv6: int, data: st.DataObject
+) -> None:
+    own_ipv6 = Rule("return", "out", 500, "ipv6", build_matches([("srcipaddr", "$IPV6"), ("dstipaddr", "$IPV6")]))
+    names = [f"ibay-{number}" for number in range(len(counts))]
+    filters = {
+        name: filter_of(
+            name, *[OWN_IP] * count4, *[own_ipv6] * count6, PLAIN,
+            targets=tuple(data.draw(st.lists(st.sampled_from(names[number + 1 :]), max_size=2)))
+            if names[number + 1 :] else (),
+        )
+        for number, (name, (count4, count6)) in enumerate(zip(names, counts, strict=True))
+    }  # fmt: skip
+    addresses = [f"10.0.{each // 250}.{each % 250 + 1}" for each in range(ipv4)]
+    addresses += [f"fd00::{each + 1:x}" for each in range(ipv6)]
+    own = tuple(data.draw(st.lists(st.sampled_from(names), min_size=1, unique=True)))
+    definition, _ = build(replace(MACHINE, allowed_ips=tuple(addresses), own=own), filters)
+    placed = [each for each in order_rules(definition, filters) if each.rule != PLAIN]
+    made = sum(len(list_instances(each.rule, each.variables)) for each in placed)
+    assert made <= max(MAX_RULES, len(placed))

@@ -6,12 +6,14 @@ installs no filter any more that a machine without that parameter includes: neit
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
-# libvirt needs 10 ms for each address in each rule that names the variable, and changes nothing else meanwhile.
 MAX_ADDRESSES = 256
+# libvirt makes one rule of each address for each rule that names its variable, in 10 ms, and changes no other filter
+# meanwhile. So many of them take 10 s.
+MAX_RULES = 1000
 BROADCAST = IPv4Address("255.255.255.255")
 _SHOWN_CHARS = 60
 _SHOWN_PROBLEMS = 5
@@ -28,6 +30,22 @@ class Addresses:
     def get_variables(self) -> dict[str, tuple[str, ...]]:
         """The values by variable; a variable without a value is left out."""
         return {name: values for name, values in (("$IP", self.ipv4), ("$IPV6", self.ipv6)) if values}
+
+    def limit(self, rules: Mapping[str, int]) -> Addresses:
+        """The first addresses, so few that libvirt makes at most MAX_RULES of the `rules` that name each variable."""
+        count = rules.get("$IP", 0) * len(self.ipv4) + rules.get("$IPV6", 0) * len(self.ipv6)
+        if count <= MAX_RULES:
+            return self
+        most = max(1, MAX_RULES // sum(rules.values()))
+        cut = Addresses(self.ipv4[:most], self.ipv6[:most], self.problems)
+        used, there = (len(each.ipv4) + len(each.ipv6) for each in (cut, self))
+        if used == there:
+            return self
+        problem = (
+            f"its filters have {sum(rules.values())} rules that name its addresses, and libvirt would make {count} of "
+            f"them: only the first {used} of its {there} addresses are used"
+        )
+        return replace(cut, problems=(*self.problems, problem))
 
 
 def parse_address(text: str) -> IPv4Address | IPv6Address:

@@ -81,15 +81,15 @@ def compile_rows(
     clean = tuple(row.internal_name for row in store.filters if row.name == CLEAN_TRAFFIC)
     installed = installed or {}
     included = {**{name: installed[name] for name in problems if name in installed}, **filters}
-    needed = find_variables(included)
+    needs = find_variables(included)
     stand_ins = [name for name, each in included.items() if is_stand_in(each)]
     unread = frozenset(reach(stand_ins, list_includers(list_edges(included))) if stand_ins else ())
     machine_filters, reports = {}, {}
     for each in store.machines:
         machine = _network(each, names, clean, store.services)
         own_rules = cache.build_own_rules(machine.services, machine.ports)
-        own_needed = add_passed_variables(needed, unread, machine, installed) if unread else needed
-        definition, unenforceable = build_machine_filter(machine, own_rules, included, own_needed)
+        own_needs = add_passed_variables(needs, unread, machine, installed) if unread else needs
+        definition, unenforceable = build_machine_filter(machine, own_rules, included, own_needs)
         if each.has_clean_traffic and not clean:
             reason = f"its department has clean traffic enabled, and there is no filter named {CLEAN_TRAFFIC}"
             unenforceable = (*unenforceable, reason)

@@ -9,13 +9,14 @@ nothing comes from the guest.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID, uuid5
 
 from guestd.filters.addresses import read_addresses
 from guestd.filters.compiler import rule_order
-from guestd.filters.graph import list_edges, list_includers
+from guestd.filters.graph import list_edges, list_includers, order_targets_first, reach
 from guestd.filters.model import PREFIX, ROOT, Filter, Reference, Rule
 from guestd.filters.network_services import SERVICES, Policy, Ports, build_accept_rule, build_service_rules
 from guestd.filters.snapshot import is_stand_in
@@ -25,6 +26,8 @@ CLEAN_TRAFFIC = "Clean Traffic"
 # For the uuids of machine filters, which follow from the machines' ids: every host computes the same ones.
 MACHINE_FILTER_NAMESPACE = UUID("6f1c0c5e-3b0f-5d3a-9a55-2d0b6f3f7a10")
 _VARIABLES = ("$IP", "$IPV6")
+# By filter, the address variables that it needs, each with the number of rules that name it.
+Needs = Mapping[str, Mapping[str, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,30 +54,32 @@ def build_machine_filter(
     machine: MachineNetwork,
     rules: tuple[Rule, ...],
     filters: Mapping[str, Filter],
-    needed: Mapping[str, frozenset[str]],
+    needs: Needs,
 ) -> tuple[Filter, tuple[str, ...]]:
     """The filter of a machine, and a sentence for each part of its rows that cannot be enforced.
 
-    `rules` come from `build_own_rules`, `filters` are those of the store by name, `needed` comes from `find_variables`.
+    `rules` come from `build_own_rules`, `filters` are those of the store by name, `needs` comes from `find_variables`.
     """
-    found = read_addresses(machine.allowed_ips, machine.static_ips)
-    addresses, reports = found.get_variables(), list(found.problems)
-    references: dict[str, Reference] = {}
-    for target in (*machine.clean_traffic, *machine.department, *machine.own):
-        for reference, reason in _include(target, filters, needed, addresses):
-            if reference is None:
-                reports.append(reason)
+    addresses = read_addresses(machine.allowed_ips, machine.static_ips)
+    reasons: list[str] = []
+    targets: set[str] = set()
+    for name in (*machine.clean_traffic, *machine.department, *machine.own):
+        for target, reason in _include(name, filters, needs, addresses.get_variables().keys()):
+            if reason:
+                reasons.append(reason)
             else:
-                references[reference.target] = reference
-    reports += [f"service {key} is unknown to guestd" for key in sorted(set(machine.services) - set(SERVICES))]
+                targets.add(target)
+    addresses = addresses.limit(sum((Counter(needs.get(target)) for target in targets), Counter[str]()))
+    values = addresses.get_variables()
+    reasons += [f"service {key} is unknown to guestd" for key in sorted(set(machine.services) - set(SERVICES))]
     definition = Filter(
         name=machine_filter_name(machine.id),
         uuid=uuid5(MACHINE_FILTER_NAMESPACE, str(machine.id)),
         chain=ROOT,
         priority=0,
-        entries=(*rules, *(references[name] for name in sorted(references))),
+        entries=(*rules, *(_refer(target, needs, values) for target in sorted(targets))),
     )
-    return definition, tuple(dict.fromkeys(reports))
+    return definition, tuple(dict.fromkeys([*addresses.problems, *reasons]))
 
 
 def build_own_rules(services: Mapping[str, Policy], ports: Iterable[Ports]) -> tuple[Rule, ...]:
@@ -85,60 +90,66 @@ def build_own_rules(services: Mapping[str, Policy], ports: Iterable[Ports]) -> t
     return tuple(sorted(rules, key=rule_order))
 
 
-def find_variables(filters: Mapping[str, Filter]) -> dict[str, frozenset[str]]:
-    """The address variables that each filter needs, by itself or through its references; others are left out."""
-    includers = list_includers(list_edges(filters))
-    found: dict[str, frozenset[str]] = {}
-    waiting = [(name, variable) for name, each in filters.items() for variable in _own_variables(each)]
-    while waiting:
-        name, variable = waiting.pop()
-        if variable not in found.get(name, frozenset()):
-            found[name] = found.get(name, frozenset()) | {variable}
-            waiting += [(includer, variable) for includer in includers.get(name, ())]
+def find_variables(filters: Mapping[str, Filter]) -> dict[str, dict[str, int]]:
+    """The address variables that each filter needs, by itself or through its references; others are left out.
+
+    Each with the number of rules that name it, as often as libvirt makes them; 0 where a filter includes itself.
+    """
+    edges = list_edges(filters)
+    own = {name: _count_own_rules(each) for name, each in filters.items()}
+    includers = list_includers(edges)
+    found: dict[str, dict[str, int]] = {}
+    for variable in _VARIABLES:
+        for name in reach([name for name in own if variable in own[name]], includers):
+            found.setdefault(name, {})[variable] = 0
+    for name in order_targets_first({name: [each for each in edges[name] if each in edges] for name in edges}):
+        for variable in found.get(name, ()):
+            included = sum(found.get(target, {}).get(variable, 0) for target in edges[name])
+            found[name][variable] = own[name][variable] + included
     return found
 
 
 def add_passed_variables(
-    needed: Mapping[str, frozenset[str]],
-    unread: Collection[str],
-    machine: MachineNetwork,
-    installed: Mapping[str, Filter],
-) -> dict[str, frozenset[str]]:
+    needs: Needs, unread: Collection[str], machine: MachineNetwork, installed: Mapping[str, Filter]
+) -> dict[str, Mapping[str, int]]:
     """The variables that filters need, with those that `unread` ones may need, because something there cannot be read.
 
     Those are what the machine's installed filter passes to them, or all that have a value where it passes none.
     """
     there = installed.get(machine_filter_name(machine.id))
     passed = {
-        each.target: frozenset(f"${name}" for name, _ in each.parameters).intersection(_VARIABLES)
+        each.target: {f"${name}" for name, _ in each.parameters}.intersection(_VARIABLES)
         for each in (() if there is None else there.references)
         if each.target in unread
     }
     available = read_addresses(machine.allowed_ips, machine.static_ips).get_variables()
-    others = frozenset[str]().union(*passed.values()) or frozenset(available)
-    return {**needed, **{name: needed.get(name, frozenset()) | passed.get(name, others) for name in unread}}
+    others = set[str]().union(*passed.values()) or set(available)
+    return {**needs, **{name: dict.fromkeys(passed.get(name, others), 1) | {**needs.get(name, {})} for name in unread}}
 
 
-def _own_variables(each: Filter) -> set[str]:
-    named = {find_variable(match.value) for rule in each.rules for match in rule.matches}
-    return {variable for variable in _VARIABLES if variable in named}
+def _count_own_rules(each: Filter) -> Counter[str]:
+    named = [{find_variable(match.value) for match in rule.matches} for rule in each.rules]
+    return Counter(variable for variables in named for variable in _VARIABLES if variable in variables)
 
 
 def _include(
-    name: str,
-    filters: Mapping[str, Filter],
-    needed: Mapping[str, frozenset[str]],
-    addresses: Mapping[str, tuple[str, ...]],
-) -> Iterator[tuple[Reference | None, str]]:
-    """How to include a filter. libvirt enforces nothing of a tree that has a variable without a value."""
-    variables = sorted(needed.get(name, ()))
-    missing = [variable for variable in variables if variable not in addresses]
+    name: str, filters: Mapping[str, Filter], needs: Needs, available: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    """What to include for a filter: names, each with the reason why it cannot be enforced, or an empty one.
+
+    libvirt enforces nothing of a tree that has a variable without a value.
+    """
+    missing = sorted(needs.get(name, {}).keys() - set(available))
     if not missing:
-        parameters = [(variable[1:], value) for variable in variables for value in addresses[variable]]
-        yield Reference(name, tuple(parameters)), ""
+        yield name, ""
     elif filters[name].rules or is_stand_in(filters[name]):
-        yield None, f"filter {name} cannot be enforced: no address for {', '.join(missing)} in Machine.allowedIps"
+        yield name, f"filter {name} cannot be enforced: no address for {', '.join(missing)} in Machine.allowedIps"
     else:
         # Without rules of its own: include its references instead.
         for reference in filters[name].references:
-            yield from _include(reference.target, filters, needed, addresses)
+            yield from _include(reference.target, filters, needs, available)
+
+
+def _refer(name: str, needs: Needs, values: Mapping[str, Sequence[str]]) -> Reference:
+    variables = sorted(needs.get(name, ()))
+    return Reference(name, tuple((variable[1:], value) for variable in variables for value in values[variable]))
