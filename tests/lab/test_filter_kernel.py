@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import ip_network
 from typing import Any
@@ -19,7 +20,10 @@ from guestd.filters.xml import render_filter
 from support.filter_rows import filter_row, rule_rows
 from support.nwfilter import PORT
 
+libvirt = pytest.importorskip("libvirt", reason="libvirt-python is not installed: ./dev builds it where it can")
 pytestmark = pytest.mark.timeout(900)
+# Each includes the one before.
+NAMES = ("ibay-kernel-a", "ibay-kernel-b", "ibay-kernel-c")
 MAC = "52:54:00:00:00:10"
 ADDRESSES = (("IP", "10.9.0.2"), ("IP", "10.9.0.3"), ("IPV6", "fd00::2"))
 PARAMETERS = "".join(f"<parameter name='{name}' value='{value}'/>" for name, value in ADDRESSES)
@@ -30,16 +34,18 @@ NUMBERS = {"icmp": "icmp", "ipv6-icmp": "icmp"}
 
 @st.composite
 def trees(draw: st.DrawFn) -> list[Filter]:
-    """Three filters, each of which includes the next somewhere among its rules; no rules for ebtables."""
+    """Three filters, each of which includes the one before somewhere among its rules; no rules for ebtables."""
     found: list[Filter] = []
     protocols = frozenset({"all", "tcp", "udp", "icmp", "sctp", "esp", "tcp-ipv6", "udp-ipv6", "icmpv6"})
     assert protocols <= PROTOCOLS
-    for number in (3, 2, 1):
+    for number, internal_name in enumerate(NAMES):
         is_stateful = draw(st.booleans())
         rules = draw(st.lists(rule_rows(is_stateful=is_stateful, protocols=protocols), max_size=4))
         few = [replace(rule, priority=draw(st.sampled_from([-5, 100, 100, 900]))) for rule in rules]
-        name, chain = f"ibay-tree{number}", draw(st.sampled_from([None, "ipv4", "ipv6-x"]))
-        row = filter_row(*few, internal_name=name, uuid=UUID(int=number), state_match=is_stateful, chain=chain)
+        chain = draw(st.sampled_from([None, "ipv4", "ipv6-x"]))
+        row = filter_row(
+            *few, internal_name=internal_name, uuid=UUID(int=800 + number), state_match=is_stateful, chain=chain
+        )
         result = compile_filter(row, {})
         assert isinstance(result, Filter)
         entries = list(result.entries)
@@ -133,6 +139,9 @@ def bound(nwfilters: Any, bridge_port: Callable[..., str]) -> Iterator[Callable[
 
     yield bind
     unbind()
+    for name in reversed(NAMES):
+        with suppress(libvirt.libvirtError):  # no example defined it
+            nwfilters.nwfilterLookupByName(name).undefine()
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate])

@@ -161,7 +161,7 @@ def test_while_something_that_may_use_them_cannot_be_read_no_filter_is_removed()
     assert [type(action) for action in plan_filters(desired, read, EVERYTHING_BUT_ALL).actions] == [Define, Remove]
 
 
-def test_the_name_and_the_uuid_of_a_filter_that_cannot_be_read_are_taken() -> None:
+def test_the_name_and_the_uuid_of_a_filter_that_cannot_be_read_stay_in_use() -> None:
     row = made("ibay-1")
     for stand_in in (build_stand_in(row.name, UUID(int=99)), build_stand_in("R&D", row.uuid)):
         observed = ObservedFilters(by_name(stand_in), are_uses_known=False)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
+
+from guestd.filters.model import read_address
 
 MAX_ADDRESSES = 256
 # libvirt makes one rule of each address for each rule that names its variable, in 10 ms, and changes no other filter
 # meanwhile. So many of them take 10 s.
 MAX_RULES = 1000
 BROADCAST = IPv4Address("255.255.255.255")
-_SHOWN_CHARS = 60
 _SHOWN_PROBLEMS = 5
 
 
@@ -53,17 +54,11 @@ def parse_address(text: str) -> IPv4Address | IPv6Address:
 
     An IPv4 address in IPv6's spelling (`::ffff:10.0.0.1`) is the IPv4 address.
     """
-    shown = text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
-    try:
-        address = ip_address(text)
-    except ValueError:
-        raise ValueError(f"{shown!r} is not an IP address") from None
+    address = read_address(text)
     if isinstance(address, IPv6Address):
-        if address.scope_id is not None:
-            raise ValueError(f"{shown!r} has a zone, which libvirt's filters do not support: write it without")
         address = address.ipv4_mapped or address
     if address.is_unspecified or address.is_loopback or address.is_multicast or address == BROADCAST:
-        raise ValueError(f"{shown!r} is not the address of one machine")
+        raise ValueError(f"{text!r} is not the address of one machine")
     return address
 
 

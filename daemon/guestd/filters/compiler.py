@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
 from uuid import UUID
 
 from guestd.filters.model import (
@@ -28,6 +27,7 @@ from guestd.filters.model import (
     default_chain_priority,
     has_ports,
     is_ipv6,
+    read_address,
 )
 from guestd.filters.snapshot import FilterRow, RuleRow
 
@@ -187,7 +187,7 @@ def _check_address(text: str, bits: int) -> None:
         return
     if text.startswith("$"):
         raise ValueError(f"{text} has no value: a machine with this filter would not start")
-    if "%" in text or ip_address(text).max_prefixlen != bits:
+    if read_address(text).max_prefixlen != bits:
         raise ValueError(
             f"{text!r} is not an IPv{6 if bits == 128 else 4} address; ipVersion sets the version of the rule"
         )

@@ -29,6 +29,7 @@ _IPV4 = frozenset({"all", "tcp", "udp", "udplite", "esp", "ah", "sctp", "icmp", 
 IPV6_OF = {name: f"{name}-ipv6" for name in _IPV4 - {"icmp", "igmp"}} | {"icmp": "icmpv6"}
 PROTOCOLS = LINK_PROTOCOLS | _IPV4 | frozenset(IPV6_OF.values())
 _MAC = re.compile(r"[0-9A-Fa-f]{1,2}(:[0-9A-Fa-f]{1,2}){5}")
+_SHOWN_CHARS = 60
 STATES = ("NEW", "ESTABLISHED", "RELATED", "INVALID", "NONE")
 
 
@@ -137,11 +138,21 @@ def canonical_mac(text: str) -> str:
     return ":".join(f"{int(part, 16):02x}" for part in text.split(":"))
 
 
+def read_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """An IPv4 or IPv6 address. ValueError where the text is no address, or has a zone."""
+    shown = text if len(text) <= _SHOWN_CHARS else f"{text[:_SHOWN_CHARS]}..."
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise ValueError(f"{shown!r} is not an IP address") from None
+    if isinstance(address, ipaddress.IPv6Address) and address.scope_id is not None:
+        raise ValueError(f"{shown!r} has a zone, which libvirt's filters do not support: write it without")
+    return address
+
+
 def canonical_address(text: str) -> str:
-    """An IPv4 or IPv6 address in its canonical form. ValueError where the text is no address."""
-    if "%" in text:
-        raise ValueError(f"{text!r} has a zone, which libvirt's filters do not support")
-    return str(ipaddress.ip_address(text))
+    """An address in its canonical form. ValueError as `read_address`."""
+    return str(read_address(text))
 
 
 def canonical_mask(text: str) -> str:

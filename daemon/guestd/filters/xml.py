@@ -34,19 +34,17 @@ def list_interfaces(domain_xml: str) -> Iterator[tuple[str, str, str]]:
     """MAC address, device on the host and filter of each interface of a domain; an empty string where it has none."""
     root = parse_xml(domain_xml)
     for each in root.iterfind("devices/interface"):
-        mac, target, chosen = (each.find(name) for name in ("mac", "target", "filterref"))
-        if mac is not None:
-            port = "" if target is None else target.get("dev", "")
-            yield mac.get("address", ""), port, "" if chosen is None else chosen.get("filter", "")
+        if (mac := _read(each, "mac", "address")) is not None:
+            yield mac, _read(each, "target", "dev") or "", _read(each, "filterref", "filter") or ""
 
 
 def list_networks(domain_xml: str) -> Iterator[tuple[str, str]]:
     """MAC address and network of each interface of a domain that is on a libvirt network."""
     root = parse_xml(domain_xml)
     for each in root.iterfind("devices/interface[@type='network']"):
-        mac, source = each.find("mac"), each.find("source")
-        if mac is not None and source is not None:
-            yield mac.get("address", ""), source.get("network", "")
+        mac, network = _read(each, "mac", "address"), _read(each, "source", "network")
+        if mac is not None and network is not None:
+            yield mac, network
 
 
 def list_static_hosts(network_xml: str) -> Iterator[tuple[str, str]]:
@@ -62,7 +60,7 @@ def set_interface_filter(domain_xml: str, mac: str, number: int, name: str) -> s
     None where it has no such interface.
     """
     root = parse_xml(domain_xml)
-    found = [each for each in root.iterfind("devices/interface") if _mac(each) == mac]
+    found = [each for each in root.iterfind("devices/interface") if _read(each, "mac", "address") == mac]
     if number >= len(found):
         return None
     for old in found[number].findall("filterref"):
@@ -71,9 +69,10 @@ def set_interface_filter(domain_xml: str, mac: str, number: int, name: str) -> s
     return ElementTree.tostring(found[number], encoding="unicode")
 
 
-def _mac(interface: ElementTree.Element) -> str | None:
-    found = interface.find("mac")
-    return None if found is None else found.get("address", "")
+def _read(interface: ElementTree.Element, part: str, attribute: str) -> str | None:
+    """An attribute of a part of an interface; None where it does not have the part, empty without the attribute."""
+    found = interface.find(part)
+    return None if found is None else found.get(attribute, "")
 
 
 def render_binding(owner: str, owner_uuid: UUID, port: str, mac: str, name: str) -> str:
