@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from uuid import UUID
 
+from guestd.ingest.decision import Decision
 from guestd.ingest.rate_limit import RateLimit
 from guestd.rows.batch import Prepared
 from guestd.rows.model import Rows
@@ -26,8 +26,6 @@ RESEND_REQUEST_MS = 1000
 TRUNCATED_RETRIES = 3
 # The most that one line may add to the count of dropped lines: the number is only a guest's claim.
 MAX_DROPPED = 1_000_000
-# Receive times follow the host's clock when it is set back by more than this; by less they keep their order.
-CLOCK_STEP_MS = 5 * 60 * 1000
 # A machine that cannot be held back may owe as much as its rate limit allows in this time,
 MAX_DEBT_SECONDS = 60.0
 # and more after a silence of this length: a broker has queued what it sent meanwhile, and even large samples (of 500
@@ -35,57 +33,6 @@ MAX_DEBT_SECONDS = 60.0
 AWAY_SECONDS, MAX_AWAY_SECONDS, BACKLOG_SHARE = 600.0, 86_400.0, 0.01
 # A machine that is held back is checked again this often: more rows may have been charged to it meanwhile.
 RECHECK_SECONDS = 1.0
-
-
-@dataclass(slots=True)
-class _Decision:
-    """What was decided about lines of one machine: entries to append, and the state of its sender after them."""
-
-    machine_id: UUID
-    sender: SenderState | None
-    entries: list[Entry] = field(default_factory=list)
-    answer_to: str | None = None  # the boot_id of numbered lines
-    has_gap: bool = False
-    unnumbered: int = 0
-    # By the kind that they answer, the latest: the replies to a guest stay shorter than its lines.
-    replies: dict[str, bytes] = field(default_factory=dict)
-
-    def last_seq(self, boot_id: str) -> int:
-        sender = self.sender
-        return sender.seq or 0 if sender is not None and sender.boot_id == boot_id else 0
-
-    def last_mark(self, boot_id: str) -> str | None:
-        sender = self.sender
-        return sender.mark if sender is not None and sender.boot_id == boot_id else None
-
-    def is_next(self, header: Header) -> bool:
-        """Whether a line follows the last accepted one, and not another line of the same number."""
-        last_mark = self.last_mark(header.boot_id)
-        return header.seq == self.last_seq(header.boot_id) + 1 and (
-            last_mark is None or header.after in (None, last_mark)
-        )
-
-    def accept(self, line: Line, now_ms: int) -> None:
-        sender, header = self.sender, line.header
-        received_ms = get_received_at_ms(sender, now_ms)
-        boot_id = header.boot_id if header else sender.boot_id if sender else None
-        seq = header.seq if header else sender.seq if sender else None
-        mark = header.mark if header else sender.mark if sender else None
-        # Of a run that comes by a broker some lines may still be missing.
-        below = sender.below if sender and not header else -1
-        self.sender = SenderState(received_ms, boot_id, seq, mark, below)
-        self.unnumbered += header is None
-        self.entries.append(Entry(self.machine_id, line, self.sender))
-
-
-def get_received_at_ms(sender: SenderState | None, now_ms: int) -> int:
-    """The receive time of a sender's next frame, unix milliseconds.
-
-    Strictly increasing, the order of its frames; but it does not stay ahead of a clock that was corrected.
-    """
-    if sender is not None and sender.received_at_ms < now_ms + CLOCK_STEP_MS:
-        return max(now_ms, sender.received_at_ms + 1)
-    return now_ms
 
 
 class Gate:
@@ -107,7 +54,7 @@ class Gate:
 
         Waits while the spool, or the machine's share of it, is full: the caller then stops reading.
         """
-        decision = _Decision(machine_id, self.senders.get(machine_id))
+        decision = Decision(machine_id, self.senders.get(machine_id))
         for line in lines:
             self._decide(line, decision)
         if decision.entries and decision.sender is not None:
@@ -131,7 +78,7 @@ class Gate:
             self._metrics.accepted.inc(len(payloads))
             self._metrics.accepted_bytes.inc(sum(map(len, payloads)))
 
-    async def _wait_for_room(self, decision: _Decision) -> None:
+    async def _wait_for_room(self, decision: Decision) -> None:
         try:
             await self._spool.wait_for_room(decision.machine_id, sum(entry.size_bytes for entry in decision.entries))
         except asyncio.CancelledError:
@@ -219,7 +166,7 @@ class Gate:
         """Count lines that a source could not read."""
         self._metrics.refused.labels(reason).inc(lines)
 
-    def _decide(self, line: Line, decision: _Decision) -> None:
+    def _decide(self, line: Line, decision: Decision) -> None:
         if line.kind != METRICS:
             self._decide_message(line, decision)
             return
@@ -234,7 +181,7 @@ class Gate:
         if line.payload is not None or header is not None:
             decision.accept(line, self._now_ms())
 
-    def _decide_message(self, line: Line, decision: _Decision) -> None:
+    def _decide_message(self, line: Line, decision: Decision) -> None:
         """A message without metrics: an event is stored as metrics are, others are counted and some get a reply."""
         if line.kind == FRAGMENT:
             self.refuse(FRAGMENT)
@@ -250,7 +197,7 @@ class Gate:
             if reply is not None:
                 decision.replies[line.kind] = reply
 
-    def _is_next(self, header: Header, decision: _Decision) -> bool:
+    def _is_next(self, header: Header, decision: Decision) -> bool:
         """Whether a numbered line follows what is on disk (docs/wire.md); counts it if it does not."""
         decision.answer_to = header.boot_id
         last_seq = decision.last_seq(header.boot_id)
@@ -266,7 +213,7 @@ class Gate:
             self._metrics.agent_dropped.inc(min(header.seq - last_seq - 1, MAX_DROPPED))
         return True
 
-    def _is_truncated(self, header: Header, line: Line, decision: _Decision) -> bool:
+    def _is_truncated(self, header: Header, line: Line, decision: Decision) -> bool:
         """Whether a numbered line has to be sent again because its channel was cut within it.
 
         One that arrives truncated every time is what its sender means: it is accepted, and quarantined later.
@@ -282,11 +229,11 @@ class Gate:
         decision.has_gap = True
         return True
 
-    def _replies(self, decision: _Decision) -> list[bytes]:
+    def _replies(self, decision: Decision) -> list[bytes]:
         acknowledgement = self._acknowledgement(decision)
         return [*([acknowledgement] if acknowledgement else []), *decision.replies.values()]
 
-    def _acknowledgement(self, decision: _Decision) -> bytes | None:
+    def _acknowledgement(self, decision: Decision) -> bytes | None:
         boot_id = decision.answer_to
         if boot_id is None:
             return None

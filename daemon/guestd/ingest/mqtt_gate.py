@@ -15,7 +15,8 @@ from uuid import UUID
 
 from guestd.core.transport import Transport
 from guestd.ingest import replay_window
-from guestd.ingest.gate import MAX_DROPPED, Gate, get_received_at_ms
+from guestd.ingest.decision import get_received_at_ms
+from guestd.ingest.gate import MAX_DROPPED, Gate
 from guestd.ingest.replay_window import ReplayWindow
 from guestd.spool.file import Entry, SenderState
 from guestd.spool.queue import Spool
