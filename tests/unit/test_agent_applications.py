@@ -35,7 +35,7 @@ def process(number: int, executable: str | None, start_s: float) -> Process:
 def facts(
     watch: ApplicationWatch, processes: list[Process], now_s: float, elapsed: float
 ) -> dict[str, tuple[int, int, bool]]:
-    found = watch.observe(processes, now_s, elapsed)
+    found = watch.observe(processes, {}, now_s, elapsed)
     return {known.exe_path: (known.access_count, known.usage_minutes, known.is_active) for known in found}
 
 
@@ -55,27 +55,36 @@ def test_two_processes_of_one_program_are_one_application_started_twice() -> Non
 
 def test_a_start_is_counted_once_even_in_the_second_of_a_sample() -> None:
     watch = ApplicationWatch(UsageState())
-    watch.observe([], START_S + 0.5, 0.0)
+    watch.observe([], {}, START_S + 0.5, 0.0)
     editor = process(7, EDITOR, START_S + 0.9)
     counts = [facts(watch, [editor], START_S + moment, 1.0)[EDITOR][0] for moment in (0.95, 2.0, 3.0)]
     assert counts == [0, 1, 1]
 
 
 def test_a_process_without_an_executable_is_no_application() -> None:
-    assert ApplicationWatch(UsageState()).observe([process(2, None, START_S)], START_S, 1.0) == []
+    assert ApplicationWatch(UsageState()).observe([process(2, None, START_S)], {}, START_S, 1.0) == []
+
+
+def test_a_file_is_examined_if_the_kernel_named_it_when_the_program_last_ran(tmp_path: Path) -> None:
+    watch, editor = ApplicationWatch(UsageState()), process(7, EDITOR, START_S)
+    for programs, files in [({}, set()), ({EDITOR: True}, {EDITOR}), ({}, {EDITOR}), ({EDITOR: False}, set())]:
+        watch.observe([editor], programs, START_S, 1.0)
+        assert watch.list_files() == files
+        write_usage_state(tmp_path / "state.json", watch.encode())
+        assert ApplicationWatch(read_usage_state(tmp_path / "state.json", START_S)).list_files() == files
 
 
 def test_a_program_that_cannot_be_found_any_more_has_no_size_but_a_name() -> None:
-    [application] = ApplicationWatch(UsageState()).observe([process(7, EDITOR, START_S - 50)], START_S, 0.0)
+    [application] = ApplicationWatch(UsageState()).observe([process(7, EDITOR, START_S - 50)], {}, START_S, 0.0)
     assert (application.name, application.file_size, application.last_modified) == ("editor", None, None)
     assert application.last_access == "2026-09-21T14:13:20.000+00:00"
 
 
 def test_the_longest_unused_are_forgotten_first() -> None:
     watch = ApplicationWatch(UsageState())
-    watch.observe([process(1, "/old", START_S - 9)], START_S, 0.0)
+    watch.observe([process(1, "/old", START_S - 9)], {}, START_S, 0.0)
     many = [process(number, f"/new/{number}", START_S) for number in range(MOST_APPLICATIONS)]
-    watch.observe(many, START_S + 10, 10.0)
+    watch.observe(many, {}, START_S + 10, 10.0)
     assert len(watch.usage.records) == MOST_APPLICATIONS
     assert "/old" not in watch.usage.records
 
@@ -83,8 +92,8 @@ def test_the_longest_unused_are_forgotten_first() -> None:
 def test_usage_survives_a_restart_without_counting_a_start_again(tmp_path: Path) -> None:
     editor = process(7, EDITOR, START_S - 50)
     first = ApplicationWatch(UsageState())
-    first.observe([editor], START_S, 0.0)
-    first.observe([editor], START_S + 120, 120.0)
+    first.observe([editor], {}, START_S, 0.0)
+    first.observe([editor], {}, START_S + 120, 120.0)
     write_usage_state(tmp_path / "state.json", first.encode())
     second = ApplicationWatch(read_usage_state(tmp_path / "state.json", START_S + 200))
     assert facts(second, [editor], START_S + 500, 0.0) == {EDITOR: (1, 2, True)}
@@ -146,7 +155,7 @@ def test_any_bytes_in_the_state_file_give_a_message_that_can_be_stored(content: 
         path = Path(directory, "state.json")
         path.write_bytes(content)
         watch = ApplicationWatch(read_usage_state(path, START_S))
-        applications = watch.observe([process(7, EDITOR, START_S - 50)], START_S + 60, 60.0)
+        applications = watch.observe([process(7, EDITOR, START_S - 50)], {}, START_S + 60, 60.0)
         write_usage_state(path, watch.encode())
         assert read_usage_state(path, START_S + 60) == watch.usage
     encoded = msgspec.json.encode({"data": {"system": SYSTEM, "applications": applications}, "type": "metrics"})

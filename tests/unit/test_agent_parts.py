@@ -33,7 +33,7 @@ from guestd.agent.payload import (
     rfc3339,
 )
 from guestd.agent.processes import status_name
-from guestd.agent.programs import get_mount_point
+from guestd.agent.programs import get_group, read_size_and_age
 from guestd.agent.services import SystemctlFailed, parse_services, run_command
 from guestd.rows.times import guest_time
 
@@ -104,10 +104,26 @@ def test_a_time_that_no_calendar_has_is_left_out(seconds: float) -> None:
     assert written is None or guest_time(written) is not None
 
 
-def test_the_mount_of_a_path_is_found_by_its_name() -> None:
-    mounts = frozenset({"/", "/home", "/home/me/nfs"})
-    places = ("/bin/sh", "/home/x", "/home/me/nfs/bin/x", "/homes/x", "relative", "")
-    assert [get_mount_point(place, mounts) for place in places] == ["/", "/home", "/home/me/nfs", "/", "/", "/"]
+def test_a_file_of_a_remote_mount_waits_with_the_others_there_and_any_other_alone() -> None:
+    mounts = {"/": "ext4", "/home": "nfs4", "/home/me/disk": "xfs", "/usb": "fuseblk", "/s": "fuse.sshfs"}
+    alone = ("/bin/sh", "/home/me/disk/x", "/homes/x", "relative", "")
+    assert [get_group(path, mounts) for path in alone] == list(alone)
+    remote = ("/home/x", "/home/y/z", "/usb/x", "/s/bin/x")
+    assert [get_group(path, mounts) for path in remote] == ["/home", "/home", "/usb", "/s"]
+    assert get_group("/bin/sh", {}) == "/bin/sh"
+
+
+def test_no_symbolic_link_at_the_place_of_a_program_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/program").write_bytes(b"1234")
+    (tmp_path / "link").symlink_to(tmp_path / "there/program")
+    (tmp_path / "parent").symlink_to(tmp_path / "there")
+    os.mkfifo(tmp_path / "fifo")
+    found = read_size_and_age(f"{tmp_path}/there/program")
+    assert found is not None
+    assert found[0] == 4
+    others = [f"{tmp_path}/{name}" for name in ("link", "parent/program", "fifo", "there", "none")]
+    assert [read_size_and_age(path) for path in [*others, "", "(unreachable)/x", "nul\0"]] == [None] * 8
 
 
 def test_whole_disks_are_told_from_what_is_made_of_them(tmp_path: Path) -> None:

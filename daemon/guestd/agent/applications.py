@@ -7,6 +7,7 @@ process ran it; a start is a process that was created since the last sample.
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 
 import msgspec
 
@@ -25,11 +26,14 @@ class ApplicationWatch:
         # The state is saved by another thread than the one that takes samples.
         self._lock = threading.Lock()
 
-    def observe(self, processes: list[Process], now_s: float, elapsed_seconds: float) -> list[Application]:
+    def observe(
+        self, processes: list[Process], programs: Mapping[str, bool], now_s: float, elapsed_seconds: float
+    ) -> list[Application]:
         """Account for the processes that run, seen just after `now_s` (unix seconds); return all applications.
 
-        `elapsed_seconds` is the time since the last sample of this run, 0 on the first. Applications that run come
-        first, then those that ran most recently.
+        `programs` are those that the kernel named, with whether their file is there. `elapsed_seconds` is the time
+        since the last sample of this run, 0 on the first. Applications that run come first, then those that ran most
+        recently.
         """
         running: dict[str, list[Process]] = {}
         for process in processes:
@@ -42,10 +46,16 @@ class ApplicationWatch:
                 record.seconds = min(record.seconds + elapsed_seconds, MOST_SECONDS)
                 record.starts = min(record.starts + starts, MOST_STARTS)
                 record.last_access = now_s
+                record.is_file = programs.get(executable, record.is_file)
             self.usage.observed_at = now_s
             latest = sorted(self.usage.records.items(), key=lambda known: -known[1].last_access)
             self.usage.records = dict(latest[:MOST_APPLICATIONS])
         return [_application(path, record, path in running) for path, record in self.usage.records.items()]
+
+    def list_files(self) -> set[str]:
+        """The applications whose file may be examined."""
+        with self._lock:
+            return {executable for executable, record in self.usage.records.items() if record.is_file}
 
     def encode(self) -> bytes:
         """The usage as the state file has it."""

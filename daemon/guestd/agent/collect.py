@@ -54,8 +54,8 @@ class Collector:
         if processes is None:
             self._parts.fail("applications", "the processes could not be read")
             return []
-        applications = self._applications.observe(processes, now_s, elapsed)
-        self._program_files.describe(applications)
+        applications = self._applications.observe(processes, self._processes.programs, now_s, elapsed)
+        self._program_files.describe(applications, self._applications.list_files())
         return applications
 
     def _fail_ports(self, reason: str) -> None:

@@ -81,6 +81,14 @@ class _Facts:
     errors: dict[str, Exception]
 
 
+@dataclass(frozen=True, slots=True)
+class _Program:
+    """A program's path as it is sent; `is_there` None: only the command line names it."""
+
+    path: str
+    is_there: bool | None
+
+
 class ProcessWatch:
     """All processes, with their CPU use since the last sample (none on the first)."""
 
@@ -90,6 +98,9 @@ class ProcessWatch:
         self._cpu_seconds: dict[psutil.Process, float] = {}
         self._observed_at: float | None = None
         self._observed_at_s = 0.0
+        # The programs of the last sample that the kernel named, and whether their file was still there. The others are
+        # what a command line says.
+        self.programs: dict[str, bool] = {}
 
     def observe(self) -> list[Process] | None:
         """Every process that can be read, the busiest first; None when the list of them cannot be read."""
@@ -101,9 +112,11 @@ class ProcessWatch:
         found = self._parts.read_each("processes", pids, _read, PROCESS_SECONDS)
         before, self._cpu_seconds = self._cpu_seconds, {}
         processes = []
+        self.programs = {}
         for facts in found.values():
             if facts is not None:
                 self._name_errors(facts)
+                self._note_program(facts.values["executable"])
                 processes.append(self._process(facts.values, before, elapsed))
         self._observed_at, self._observed_at_s = now, now_s
         processes.sort(key=lambda process: (-(process.cpu_usage_percent or 0.0), -process.memory_usage_kb))
@@ -113,13 +126,17 @@ class ProcessWatch:
         for field, error in facts.errors.items():
             self._parts.fail("processes", f"{field}: {describe(error)}")
 
+    def _note_program(self, program: _Program | None) -> None:
+        if program is not None and program.is_there is not None:
+            self.programs[program.path] = self.programs.get(program.path, False) or program.is_there
+
     def _process(self, known: dict[str, Any], before: dict[psutil.Process, float], elapsed: float | None) -> Process:
         memory, counters = known["memory_info"], known.get("io_counters")
         return Process(
             id=known["process"].pid,
             parent_id=_amount(known["ppid"]),
             name=clean(known["name"] or "")[:NAME_CHARS],
-            executable_path=clean(known["executable"]) if known["executable"] else None,
+            executable_path=known["executable"].path if known["executable"] else None,
             command_line=clean(" ".join(known["cmdline"])) if known["cmdline"] else None,
             cpu_usage_percent=self._cpu_percent(known, before, elapsed),
             memory_usage_kb=max(memory.rss, 0) // 1024 if memory else 0,
@@ -184,19 +201,22 @@ def _value(name: str, read: Callable[[], Any], errors: dict[str, Exception]) -> 
         return None
 
 
-def _executable(process: psutil.Process, command_line: list[str] | None) -> str | None:
+def _executable(process: psutil.Process, command_line: list[str] | None) -> _Program | None:
     """The file that a process runs; of another user's process, if that is denied, what its command line says.
 
     psutil's `exe` examines the file that a command line names: any process could thereby make this one wait for a mount
     that does not answer.
     """
     if sys.platform != "linux":
-        return process.exe()
+        return _Program(clean(path), is_there=True) if (path := process.exe()) else None
     try:
         link = str(Path(psutil.PROCFS_PATH, str(process.pid), "exe").readlink())
     except PermissionError:
-        return command_line[0] if command_line and command_line[0].startswith("/") else None
-    return link.partition("\0")[0].removesuffix(" (deleted)")
+        named = command_line[0] if command_line and command_line[0].startswith("/") else None
+        return _Program(clean(named), is_there=None) if named else None
+    link = link.partition("\0")[0]
+    path = link.removesuffix(" (deleted)")
+    return _Program(clean(path), is_there=path == link) if path else None
 
 
 def list_ports(processes: list[Process], fail: Callable[[str], None]) -> list[Port]:

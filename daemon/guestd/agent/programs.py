@@ -1,12 +1,15 @@
 """What the files of programs add to applications: their size and age, and how the desktop shows them.
 
 A program may lie on a mount that no longer answers, and its record outlives the mount: every file is read with a
-deadline, and those of one mount wait together.
+deadline, and those of one remote mount wait together. Any user may choose the names of programs and what is at them:
+no symbolic link is followed, and none of them makes the others wait.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import stat
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 import psutil
@@ -17,6 +20,9 @@ from guestd.agent.payload import Application, clean, rfc3339
 from guestd.core.mounts import parse_mounts
 
 FILE_SECONDS = 2.0
+# File systems of another machine or of a program: what lies on one hangs together. Each with the kinds of its family:
+# nfs4, fuse.sshfs, smb3.
+_REMOTE = ("nfs", "fuse", "cifs", "smb", "9p", "ceph", "afs", "virtiofs", "glusterfs", "lustre", "autofs")
 
 
 class ProgramFiles:
@@ -26,13 +32,13 @@ class ProgramFiles:
         self._parts = parts
         self._shown_icons: set[str] = set()
 
-    def describe(self, applications: list[Application]) -> None:
-        """Add to each application what its files show."""
-        mounts: frozenset[str] = self._parts.read("mounts", read_mount_points, frozenset())
+    def describe(self, applications: list[Application], files: Set[str]) -> None:
+        """Add to each application what its files show; only those of `files` are examined."""
+        mounts: Mapping[str, str] = self._parts.read("mounts", read_mounts, {})
+        paths = [each.exe_path for each in applications if each.exe_path in files]
         stats = self._parts.read_each(
-            "program_files", [each.exe_path for each in applications], _stat, FILE_SECONDS,
-            lambda path: get_mount_point(path, mounts),
-        )  # fmt: skip
+            "program_files", paths, read_size_and_age, FILE_SECONDS, lambda path: get_group(path, mounts)
+        )
         entries: Mapping[str, desktop.Entry] = self._parts.read("desktop", desktop.read_entries, {})
         icons: dict[str, str] = {}
         for application in applications:
@@ -55,24 +61,33 @@ class ProgramFiles:
             application.icon_format = "png" if application.icon_base64 else None
 
 
-def _stat(path: str) -> tuple[int, str | None] | None:
-    """Size and time of the last change; None when the program was removed or replaced while it runs."""
+def read_size_and_age(path: str) -> tuple[int, str | None] | None:
+    """Size and time of the last change; None when the program was removed or replaced.
+
+    The kernel names a program without symbolic links. One on its path was put there later, and may lead anywhere.
+    """
+    program = Path(path)
+    if not program.is_absolute():  # the kernel's "(unreachable)", of a file whose mount is gone
+        return None
     try:
-        known = Path(path).stat()
+        if any(stat.S_ISLNK(os.lstat(directory).st_mode) for directory in reversed(program.parents)):
+            return None
+        known = os.lstat(program)
     except (OSError, ValueError):
         return None
-    return known.st_size, rfc3339(known.st_mtime)
+    return (known.st_size, rfc3339(known.st_mtime)) if stat.S_ISREG(known.st_mode) else None
 
 
-def read_mount_points() -> frozenset[str]:
-    """The mount points of this machine; reading them touches none of the mounts."""
+def read_mounts() -> Mapping[str, str]:
+    """The kind of file system by mount point; reading them touches none of the mounts."""
     try:
         text = Path(psutil.PROCFS_PATH, "self/mounts").read_text(errors="surrogateescape")
     except FileNotFoundError:  # a system without /proc
-        return frozenset()
-    return frozenset(parse_mounts(text))
+        return {}
+    return parse_mounts(text)
 
 
-def get_mount_point(path: str, mounts: frozenset[str]) -> str:
-    """The mount point on which a path lies by its name; `/` if none is known."""
-    return next((str(parent) for parent in Path(path).parents if str(parent) in mounts), "/")
+def get_group(path: str, mounts: Mapping[str, str]) -> str:
+    """With what a path waits when a file hangs: its mount point where that is remote, else only itself."""
+    mount = next((str(parent) for parent in Path(path).parents if str(parent) in mounts), None)
+    return mount if mount is not None and mounts[mount].startswith(_REMOTE) else path

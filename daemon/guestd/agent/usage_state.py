@@ -29,11 +29,15 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger("guestd.agent")
 
 
 class UsageRecord(msgspec.Struct):
-    """The use of one executable; `last_access` in unix seconds."""
+    """The use of one executable; `last_access` in unix seconds.
+
+    `is_file`: the kernel named its file when it last ran, and it was there. Other names come from command lines.
+    """
 
     seconds: float = 0.0
     starts: int = 0
     last_access: float = 0.0
+    is_file: bool = False
 
 
 class UsageState(msgspec.Struct):

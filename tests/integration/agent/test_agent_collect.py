@@ -177,10 +177,11 @@ os.write(1, Collector(ApplicationWatch(UsageState()), None, Parts(Deadlines())).
 """
 
 
-def test_an_agent_without_rights_takes_the_program_of_others_from_their_command_line() -> None:
+def test_an_agent_without_rights_takes_the_program_of_others_from_their_command_line_and_examines_no_file() -> None:
     if os.geteuid() != 0:
         pytest.skip("only root may become another user")
-    with subprocess.Popen(["/bin/sleep", "60"]) as child:
+    program = os.path.realpath("/bin/sleep")
+    with subprocess.Popen([program, "60"]) as child:
         try:
             known = environment()
             done = subprocess.run([sys.executable, "-c", UNPRIVILEGED], capture_output=True, check=True, env=known)
@@ -189,4 +190,6 @@ def test_an_agent_without_rights_takes_the_program_of_others_from_their_command_
     message = json.loads(done.stdout)
     assert "failed_parts" not in message
     [ours] = [each for each in message["data"]["system"]["processes"] if each["id"] == child.pid]
-    assert ours["executable_path"] == "/bin/sleep"
+    assert ours["executable_path"] == program
+    [application] = [each for each in message["data"]["applications"] if each["exe_path"] == program]
+    assert "file_size" not in application

@@ -140,7 +140,7 @@ def test_without_the_time_of_boot_the_uptime_is_the_kernels_and_starts_are_unkno
 def test_a_mount_that_does_not_answer_costs_what_lies_on_it_until_it_answers_again(directory: Path) -> None:
     hung, state = directory / "hung", directory / "state.json"
     hung.mkdir()
-    record = {"seconds": 60.0, "starts": 1, "last_access": NOW_S}
+    record = {"seconds": 60.0, "starts": 1, "last_access": NOW_S, "is_file": True}
     state.write_text(json.dumps({"records": {f"{hung}/{name}": record for name in ("one", "two", "three")}}))
     # As a file system of a disk: psutil leaves out those without.
     known = Path("/proc/filesystems").read_text() + "\tfuse.hung\n"
@@ -163,6 +163,31 @@ def test_a_mount_that_does_not_answer_costs_what_lies_on_it_until_it_answers_aga
         log = end(process)
     assert '"part": "program_files"' in log
     assert "part of the sample is read again" in log
+
+
+def test_a_link_into_a_hung_mount_at_the_place_of_a_removed_program_costs_nothing(directory: Path) -> None:
+    hung, program, named = directory / "hung", directory / "program", directory / "named"
+    hung.mkdir()
+    shutil.copy("/bin/sleep", program)
+    named.symlink_to(hung / "x")
+    with (
+        subprocess.Popen([program, "60"]) as removed,
+        subprocess.Popen([named, "60"], executable="/bin/sleep") as other,
+    ):
+        program.unlink()
+        program.symlink_to(hung / "x")
+        try:
+            with agent_on(directory, hang=hung) as (process, host):
+                for _ in range(2):
+                    message = host.next_sample()
+                    assert "program_files" not in failed(message)
+                    applications = {each["exe_path"]: each for each in message["data"]["applications"]}
+                    assert "file_size" not in applications[str(program)]
+                    assert applications[psutil.Process().exe()]["file_size"] > 0
+                end(process)
+        finally:
+            removed.kill()
+            other.kill()
 
 
 def test_the_agent_ends_while_a_mount_does_not_answer(directory: Path) -> None:
