@@ -6,7 +6,7 @@ import pytest
 
 from support.mutants import survivors
 
-MODULES = ("guestd.filters.plan", "guestd.filters.graph")
+MODULES = ("guestd.filters.plan", "guestd.filters.refusals", "guestd.filters.graph")
 TESTS = (
     "tests/unit/test_filter_plan.py",
     "tests/unit/test_filter_graph.py",
@@ -16,10 +16,10 @@ SHORTCUT = "spares time and decides nothing: _find_bad_path does"
 # Mutants that change nothing that can be observed, and why.
 EQUIVALENT = {
     "plan.plan_filters: if true 2": "nothing that is accepted refers to a filter that is removed first",
-    "plan._find_refusals: call dropped 5": SHORTCUT,
-    "plan._find_unresolvable: left alone 0": SHORTCUT,
-    "plan._find_unresolvable: right alone 0": SHORTCUT,
-    "plan._find_unresolvable: left alone 1": SHORTCUT,
+    "refusals.find_refusals: call dropped 5": SHORTCUT,
+    "refusals._find_unresolvable: left alone 0": SHORTCUT,
+    "refusals._find_unresolvable: right alone 0": SHORTCUT,
+    "refusals._find_unresolvable: left alone 1": SHORTCUT,
     "plan._targets_first: if true 0": "spares time: no name is in an empty list",
 }
 

@@ -158,7 +158,14 @@ def test_while_something_that_may_use_them_cannot_be_read_no_filter_is_removed()
         "used: ibay-1: the store has no such filter; kept: something cannot be read, so its uses are unknown"
     ]
     read = replace(unread, are_uses_known=True)
-    assert [type(action) for action in plan_filters(desired, read, EVERYTHING_BUT_ALL).actions] == [Define, Remove]
+    found = plan_filters(desired, read, EVERYTHING_BUT_ALL)
+    assert [type(action) for action in found.actions] == [Define, Remove]
+    assert found.reports == ()
+    for are_uses_known in (True, False):
+        bound = replace(unread, bound=frozenset({gone.name}), are_uses_known=are_uses_known)
+        assert [str(each) for each in plan_filters(desired, bound, EVERYTHING_BUT_ALL).reports] == [
+            "used: ibay-1: the store has no such filter; kept: it is still in use"
+        ]
 
 
 def test_the_name_and_the_uuid_of_a_filter_that_cannot_be_read_stay_in_use() -> None:

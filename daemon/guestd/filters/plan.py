@@ -20,7 +20,7 @@ run after the next snapshot does it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 from uuid import UUID
@@ -28,8 +28,9 @@ from uuid import UUID
 from guestd.filters import ordering
 from guestd.filters.chain_conflict import ChainConflict
 from guestd.filters.desired import DesiredFilters
-from guestd.filters.graph import list_edges, list_includers, order_targets_first, reach
+from guestd.filters.graph import list_edges, order_targets_first, reach
 from guestd.filters.model import PREFIX, Filter
+from guestd.filters.refusals import find_blocking, find_refusals, is_own
 from guestd.filters.snapshot import ObservedFilters, is_stand_in
 
 RunReportKind = Literal[
@@ -111,10 +112,10 @@ def plan_filters(desired: DesiredFilters, observed: ObservedFilters, guard: Guar
     refused: dict[str, str] = {}
     conflicts: dict[str, ChainConflict] = {}
     while True:
-        while found := _find_refusals(desired, observed, refused):
+        while found := find_refusals(desired, observed, refused):
             refused |= found
         accepted = {name: each for name, each in desired.filters.items() if name not in refused}
-        first = _find_blocking(accepted, observed)
+        first = find_blocking(accepted, observed)
         changed = [name for name, each in accepted.items() if name in first or observed.filters.get(name) != each]
         remaining = {name: each for name, each in observed.filters.items() if name not in first}
         tops = desired.tops | observed.bound
@@ -164,119 +165,23 @@ def list_used(observed: ObservedFilters) -> frozenset[str]:
     return frozenset(reach(observed.bound, list_edges(observed.filters)))
 
 
-def _is_own(name: str, desired: DesiredFilters, observed: ObservedFilters) -> bool:
-    """Whether guestd may change or remove an observed filter."""
-    there = observed.filters[name]
-    row = desired.filters.get(name)
-    is_row = row is not None and row.uuid == there.uuid
-    return name.startswith(PREFIX) and (is_row or (name, there.uuid) in desired.known)
-
-
-def _find_refusals(desired: DesiredFilters, observed: ObservedFilters, refused: Mapping[str, str]) -> dict[str, str]:
-    """Further filters that cannot be defined, given those that are refused already; empty where there are none."""
-    accepted = {name: each for name, each in desired.filters.items() if name not in refused}
-    names = {each.uuid: name for name, each in observed.filters.items()}
-    found = {}
-    for name, each in accepted.items():
-        if reason := _find_conflict(each, _occupants(each, observed, names), accepted, desired, observed):
-            found[name] = reason
-    if not found:
-        gone = _find_blocking(accepted, observed)
-        remaining = {name: each for name, each in observed.filters.items() if name not in gone}
-        edges = list_edges(remaining) | list_edges(accepted)
-        found = {
-            name: reason
-            for name in _find_unresolvable(edges)
-            if name in accepted and (reason := _find_bad_path(name, edges))
-        }
-    return found
-
-
-def _find_unresolvable(edges: Mapping[str, Sequence[str]]) -> set[str]:
-    """The filters that lead to a cycle or to a missing filter."""
-    missing = {target for targets in edges.values() for target in targets} - edges.keys()
-    # A missing filter counts as one that includes itself: neither it nor what leads to it is ever resolved.
-    return edges.keys() - set(order_targets_first({**edges, **{name: (name,) for name in missing}}))
-
-
-def _find_conflict(
-    each: Filter,
-    occupants: Iterable[str],
-    accepted: Mapping[str, Filter],
-    desired: DesiredFilters,
-    observed: ObservedFilters,
-) -> str | None:
-    """Why a filter cannot have its name or uuid, or None."""
-    if not each.name.startswith(PREFIX):
-        return f"its name does not begin with {PREFIX}"
-    for name in occupants:
-        if not _is_own(name, desired, observed):
-            return f"libvirt has {name} with uuid {observed.filters[name].uuid}, which guestd did not define"
-        if not observed.are_uses_known:
-            return f"it needs the name or uuid of {name}, and something that cannot be read may use that"
-        for user in _list_users([name], observed):
-            if user in observed.bound:
-                return f"it needs the name or uuid of {name}, and an interface uses {user}"
-            is_staying = user in desired.invalid or (user in desired.filters and user not in accepted)
-            if is_staying or not _is_own(user, desired, observed):
-                return f"it needs the name or uuid of {name}, which {user} includes"
-    return None
-
-
-def _occupants(each: Filter, observed: ObservedFilters, names: Mapping[UUID, str]) -> list[str]:
-    """The filters that occupy its name (with another uuid) or its uuid (in `names`, under another name)."""
-    there = observed.filters.get(each.name)
-    occupants = [each.name] if there is not None and there.uuid != each.uuid else []
-    other = names.get(each.uuid, each.name)
-    return occupants if other == each.name else [*occupants, other]
-
-
-def _find_blocking(accepted: Mapping[str, Filter], observed: ObservedFilters) -> set[str]:
-    """The observed filters that must be removed before the accepted ones can be defined."""
-    names = {each.uuid: name for name, each in observed.filters.items()}
-    occupants = [name for each in accepted.values() for name in _occupants(each, observed, names)]
-    return set(_list_users(occupants, observed))
-
-
-def _list_users(names: Iterable[str], observed: ObservedFilters) -> list[str]:
-    """These filters and all that include one of them, directly or through others."""
-    return list(reach(names, list_includers(list_edges(observed.filters))))
-
-
 def _find_without_row(
     accepted: Mapping[str, Filter], desired: DesiredFilters, observed: ObservedFilters
 ) -> tuple[set[str], set[str]]:
-    """Own filters without a row, and those of them that something uses, as far as is known."""
+    """Own filters without a row, and all filters that something uses, as far as is known."""
     rowless = {
         name
         for name in observed.filters
-        if name not in desired.filters and name not in desired.invalid and _is_own(name, desired, observed)
+        if name not in desired.filters and name not in desired.invalid and is_own(name, desired, observed)
     }
     edges = list_edges(observed.filters) | list_edges(accepted)
     staying = [name for name in edges if name not in rowless or name in observed.bound]
-    return rowless, rowless & set(reach(staying, edges))
+    return rowless, set(reach(staying, edges))
 
 
 def _find_foreign(desired: DesiredFilters, observed: ObservedFilters) -> list[str]:
     names = [name for name in observed.filters if name.startswith(PREFIX) and name not in desired.invalid]
-    return sorted(name for name in names if name not in desired.filters and not _is_own(name, desired, observed))
-
-
-def _find_bad_path(start: str, edges: Mapping[str, Sequence[str]]) -> str | None:
-    """The path from a filter back to itself, or to a missing one; None where neither exists."""
-    paths: list[tuple[str, ...]] = [(start,)]
-    met = {start}
-    while paths:
-        path = paths.pop()
-        for target in edges[path[-1]]:
-            if target == start:
-                return f"it includes itself: {' -> '.join((*path, target))}"
-            if target not in edges:
-                return f"it includes a filter that libvirt does not have: {' -> '.join((*path, target))}"
-            if target not in met:
-                met.add(target)
-                paths.append((*path, target))
-    return None
+    return sorted(name for name in names if name not in desired.filters and not is_own(name, desired, observed))
 
 
 def _targets_first(names: Collection[str], filters: Mapping[str, Filter]) -> list[str]:
@@ -312,7 +217,7 @@ def _check_guard(
     actions: Iterable[FilterAction], desired: DesiredFilters, observed: ObservedFilters, guard: Guard
 ) -> str | None:
     """Why an operator must confirm the actions: a removed or emptied filter protects nothing any more."""
-    own = [name for name in observed.filters if _is_own(name, desired, observed)]
+    own = [name for name in observed.filters if is_own(name, desired, observed)]
     lost = {action.name for action in actions if isinstance(action, Remove)}
     for action in actions:
         if isinstance(action, Define):
