@@ -22,7 +22,7 @@ RAW_NAMES = (
     f"{OTHER} a&amp;b",
     f"{OTHER} a\nb",
     f"{OTHER} R&D' b='<",
-    f"{OTHER} a'/><x y='",
+    f"{OTHER} a' b='c",
 )
 QUOTES = {"'": "&apos;", "\n": "&#10;"}
 RULE = "<rule action='drop' direction='in'><tcp dstportstart='81'/></rule>"

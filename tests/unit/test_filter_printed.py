@@ -193,7 +193,8 @@ def test_of_two_interfaces_with_one_mac_address_each_is_seen_and_can_be_changed(
 
 
 @pytest.mark.parametrize(
-    "raw", ["ibay-b'/><x y='", "ibay-b' chain='root", "ibay-b'><x y='a'/></filterref><filterref filter='c"]
+    "raw",
+    ["ibay-b' b='c", "ibay-b'/><x y='", "ibay-b' chain='root", "ibay-b'><x y='a'/></filterref><filterref filter='c"],
 )
 def test_a_name_that_leaves_the_text_well_formed_is_not_read_as_another(raw: str) -> None:
     found = read(with_filter(FILTER.replace("ibay-b", raw)))

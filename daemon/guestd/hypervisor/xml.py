@@ -31,7 +31,7 @@ class Unreadable:
 def parse_xml(text: str) -> ElementTree.Element:
     """The root element of what libvirt prints. ValueError where it is malformed.
 
-    A raw name can leave the text well-formed (`a'/><x y='`). So where a name holds what an escaped one does not,
+    A raw name can leave the text well-formed (`a' b='c`). So where a name holds what an escaped one does not,
     libvirt has escaped none.
     """
     is_raw = any("'" in found[2] or "<" in found[2] for pattern in _RAW_NAMES for found in pattern.finditer(text))
