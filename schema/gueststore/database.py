@@ -73,9 +73,9 @@ def _open(dsn: str) -> Connection:
             dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT_SECONDS, application_name="gueststore"
         )
     except psycopg.OperationalError as exc:
-        reason = str(exc).strip().splitlines()[-1]
+        reason = " ".join(str(exc).split())
         if "FATAL:" in reason and not any(words in reason for words in _TEMPORARY_REFUSALS):
-            raise ConfigurationError(f"{place} refused the login: {reason.partition('FATAL:')[2].strip()}") from exc
+            raise ConfigurationError(f"{place} refused the login: {reason.rpartition('FATAL:')[2].strip()}") from exc
         raise StoreError(f"cannot reach {place}: {reason}") from exc
     except Exception as exc:
         if not comes_from_driver(exc):

@@ -119,7 +119,8 @@ def _run(parts: Parts, arguments: argparse.Namespace) -> None:
         _wait_for_first_sample(parts, connection, own_id)
         first = take_snapshot(target)
         # ./dev execs this process: it is as old as the command that was typed.
-        print_note(f"first rows stored {time.time() - psutil.Process().create_time():.1f} s after the command\n")
+        print_note(f"first rows stored {time.time() - psutil.Process().create_time():.1f} s after the command")
+        print()
         last = _run_for(parts, target, first, arguments.seconds)
         report(first, last)
         report_machine(connection, own_id, "This machine")

@@ -34,12 +34,19 @@ Show = Callable[[Snapshot], None]
 
 def print_note(text: str) -> None:
     """Print on stdout what the demo does now."""
-    print_line(make_console(), ("demo:", "bold"), f" {text}")
+    _print_lines(make_console(), ("demo:", "bold"), text)
 
 
 def print_error(text: str) -> None:
     """Print on stderr why the demo failed."""
-    print_line(make_console(sys.stderr), ("demo:", f"bold {BAD}"), f" {text}")
+    _print_lines(make_console(sys.stderr), ("demo:", f"bold {BAD}"), text)
+
+
+def _print_lines(console: Console, prefix: tuple[str, str], text: str) -> None:
+    first, *others = text.splitlines()
+    print_line(console, prefix, f" {first}")
+    for line in others:
+        print_line(console, line)
 
 
 @contextmanager

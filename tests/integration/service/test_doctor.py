@@ -89,7 +89,7 @@ def dsn_with(world: World, **parts: Any) -> None:
 
 
 def long_paths(world: World) -> None:
-    world.set("spool", directory="/" + 5000 * "x")
+    world.set("spool", directory="/" + 500 * "x")
 
 
 def no_spool(world: World) -> None:
@@ -224,7 +224,7 @@ FAULTS: dict[str, tuple[Callable[[World], None], str, str, str]] = {
     "a damaged spool": (damaged_spool, "spool", "is damaged", "restart guestd"),
     "a spool that is nearly full": (full_spool, "spool", "wait for the store", "restore the store"),
     "a kept damaged spool": (kept_damaged_spool, "spool", "damaged spool files", "keep the files"),
-    "a disk too small": (settings_of(spool={"max_bytes": 2**60}), "disk", "bytes are free", "spool.max_bytes below"),
+    "a disk too small": (settings_of(spool={"max_bytes": 2**50}), "disk", "bytes are free", "spool.max_bytes below"),
     "a spool in memory": (settings_of(spool={"directory": "/dev/shm"}), "spool", "is in memory", "spool.directory"),
     "no channel directory": (
         settings_of(virtio={"directory": "/nowhere"}), "channels", "does not exist", "virtio.discovery",
