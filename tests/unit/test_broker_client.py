@@ -9,8 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guestd.agent.outbox import Outbox
+from guestd.agent.packet_limit import LEARNED_SECONDS, SMALLEST_LEARNED_BYTES, PacketLimit
 from guestd.agent.payload import shorten
-from guestd.core.broker import EARLY_CLOSES, EARLY_SECONDS, TAKEN_OVER_SECONDS, TakeoverWatch, describe_reason
+from guestd.core.broker import (
+    EARLY_CLOSES,
+    EARLY_SECONDS,
+    TAKEN_OVER_SECONDS,
+    UNDISTURBED_SECONDS,
+    TakeoverWatch,
+    describe_reason,
+)
 from guestd.core.tasks import Backoff
 
 
@@ -28,6 +36,47 @@ def test_while_a_session_is_taken_over_each_delay_is_longer_up_to_a_minute() -> 
     assert sum(1 for place in range(12) if sum(delays[:place]) < 22) <= 6
     assert not watch.note_end(5.0, is_taken_over=False, is_closed=False)
     assert backoff.next_delay_seconds(1.0) <= 13.0
+
+
+@given(st.floats(60, 600))
+def test_while_a_session_is_taken_over_a_connection_of_minutes_does_not_shorten_the_delay(lived_seconds: float) -> None:
+    backoff = Backoff(first_seconds=1.0, cap_seconds=10.0)
+    watch = TakeoverWatch(backoff)
+    for _ in range(10):
+        watch.note_end(lived_seconds, is_taken_over=True, is_closed=False)
+        delay = backoff.next_delay_seconds(lived_seconds)
+    assert delay >= 0.7 * TAKEN_OVER_SECONDS
+    # After an undisturbed hour it is a new case, and a usual end is one.
+    watch.note_end(UNDISTURBED_SECONDS, is_taken_over=True, is_closed=False)
+    assert backoff.next_delay_seconds(UNDISTURBED_SECONDS) <= 1.3
+    watch.note_end(lived_seconds, is_taken_over=False, is_closed=False)
+    assert backoff.next_delay_seconds(lived_seconds) <= 1.3
+
+
+def test_only_the_second_refusal_in_a_row_halves_the_size_and_for_an_hour() -> None:
+    limit = PacketLimit(announced_bytes=100_000)
+    limit.note_refused(80_000, 0.0)
+    assert limit.get_bytes(0.0) == 100_000
+    limit.note_accepted(90_000, is_shortened=False)
+    limit.note_refused(80_000, 1.0)
+    assert limit.get_bytes(1.0) == 100_000
+    limit.note_accepted(100, is_shortened=False)  # says nothing of larger ones
+    limit.note_refused(80_000, 2.0)
+    assert limit.get_bytes(2.0) == 40_000
+    limit.note_refused(40_000, 3.0)
+    assert limit.get_bytes(3.0) == 20_000
+    limit.note_accepted(19_000, is_shortened=True)
+    limit.note_refused(19_000, 4.0)
+    assert limit.get_bytes(4.0) == 20_000
+    assert limit.get_bytes(3.0 + LEARNED_SECONDS) == 100_000
+
+
+@given(st.lists(st.integers(1, 1 << 20), min_size=2))
+def test_what_is_learned_of_a_broker_leaves_room_for_a_line(sizes: list[int]) -> None:
+    limit = PacketLimit()
+    for size_bytes in sizes:
+        limit.note_refused(size_bytes, 0.0)
+    assert SMALLEST_LEARNED_BYTES <= limit.get_bytes(0.0) <= max(SMALLEST_LEARNED_BYTES, sizes[-1])
 
 
 def test_a_broker_that_closes_without_a_reason_is_suspected_when_it_does_so_soon_and_again() -> None:

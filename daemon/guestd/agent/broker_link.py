@@ -7,12 +7,14 @@ given up. Every reason that the broker gives is logged, once while it repeats.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from uuid import UUID
 
 import structlog
 
 from guestd.agent.mqtt import Address, Session
+from guestd.agent.packet_limit import PacketLimit
 from guestd.agent.payload import shorten
 from guestd.agent.publish import Answer, publish_lines
 from guestd.agent.transport import ReliableSender
@@ -22,8 +24,6 @@ from guestd.core.errors import SourceLost
 from guestd.core.tasks import Backoff, run_with_retry, warn_once
 
 LONGEST_RECONNECT_SECONDS = 10.0
-# A broker that refuses a packet without having announced a limit: the next are half as large, but not below this.
-SMALLEST_LEARNED_BYTES = 4096
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("guestd.agent")
 
@@ -38,7 +38,7 @@ class BrokerLink:
         self._backoff = Backoff(first_seconds=1.0, cap_seconds=LONGEST_RECONNECT_SECONDS)
         self._takeovers = broker.TakeoverWatch(self._backoff)
         self._session: Session | None = None
-        self._packet_bytes = self._learned_bytes = broker.PROTOCOL_PACKET_BYTES
+        self._limit = PacketLimit()
         self._connected = asyncio.Event()
         self._warn_refused = _warn("broker did not accept a line: it stays in the buffer; publishing it again")
         self._warn_shortened = _warn("broker takes smaller packets than our lines: the ends of lists are left out")
@@ -68,7 +68,7 @@ class BrokerLink:
         if self._session is None:
             answer.set_result(Answer.LOST)
             return answer
-        limit_bytes = self._packet_bytes - _count_header_bytes(topic)
+        limit_bytes = self._limit.get_bytes(time.monotonic()) - broker.count_packet_bytes(topic, 0)
         payload = line if len(line) <= limit_bytes else shorten(line, limit_bytes)
         if payload is None:
             self._warn_given_up(f"the broker takes {limit_bytes} bytes, and without lists it has more")
@@ -78,14 +78,17 @@ class BrokerLink:
             self._warn_shortened(
                 f"the broker takes {limit_bytes} bytes: raise its max_packet_size or message_size_limit"
             )
-        answer.add_done_callback(self._note_answer)
+        is_shortened = payload is not line
+        answer.add_done_callback(lambda done: self._note_answer(done, len(payload), is_shortened=is_shortened))
         self._session.publish(topic, payload, answer)
         return answer
 
-    def _note_answer(self, answer: asyncio.Future[Answer]) -> None:
+    def _note_answer(self, answer: asyncio.Future[Answer], size_bytes: int, *, is_shortened: bool) -> None:
         if answer.cancelled() or self._session is None:
             return
-        if answer.result() is Answer.REFUSED:
+        if answer.result() is Answer.ACCEPTED:
+            self._limit.note_accepted(size_bytes, is_shortened=is_shortened)
+        elif answer.result() is Answer.REFUSED:
             self._warn_refused(self._session.refusal)
         elif answer.result() is Answer.GIVEN_UP:
             self._warn_given_up(self._session.refusal)
@@ -94,43 +97,32 @@ class BrokerLink:
         session = Session(self._address, self._client_id, self._will_topic)
         try:
             announced = await session.open()
-            self._packet_bytes = min(announced.packet_bytes, self._learned_bytes)
+            self._limit.announced_bytes = announced.packet_bytes
             self._session = session
             self._connected.set()
             await session.wait_ended()
-        except SourceLost as exc:
-            raise self._explain_end(session, exc) from exc
+        except SourceLost:
+            self._learn_from_end(session)
+            raise
         finally:
             self._session = None
             session.close()
 
-    def _explain_end(self, session: Session, exc: SourceLost) -> SourceLost:
-        """Learn from the end of a connection; returns its error, with what several of them show."""
+    def _learn_from_end(self, session: Session) -> None:
         if session.end_code == broker.RETAIN_NOT_SUPPORTED:
             self._will_topic = None
-        if session.largest_lost_bytes and (session.is_unreadable or session.end_code == broker.PACKET_TOO_LARGE):
-            # mosquitto's message_size_limit is announced nowhere, and its PUBACK has a reason that MQTT does not allow.
-            half_bytes = max(SMALLEST_LEARNED_BYTES, session.largest_lost_bytes // 2)
-            self._learned_bytes = min(self._learned_bytes, half_bytes)
+        # For mosquitto's message_size_limit its PUBACK has a reason that MQTT does not allow.
+        if session.largest_lost_bytes and (session.is_puback_unreadable or session.end_code == broker.PACKET_TOO_LARGE):
+            self._limit.note_refused(session.largest_lost_bytes, time.monotonic())
+        # A broker of MQTT 5 gives the reason: one that only closes is not evidence of another client.
         is_taken_over = session.end_code == broker.SESSION_TAKEN_OVER
-        is_suspected = self._takeovers.note_end(
-            session.lived_seconds, is_taken_over=is_taken_over, is_closed=session.is_closed_by_broker
-        )
-        if is_suspected and not is_taken_over:
-            return SourceLost(f"{exc}, each time soon: does another agent run with this --machine-id?")
-        return exc
+        self._takeovers.note_end(session.lived_seconds, is_taken_over=is_taken_over, is_closed=False)
 
 
 def _warn(event: str) -> Callable[[str], None]:
     """A warning that is logged once, until another reason occurs."""
     warn = warn_once(event)
     return lambda reason: warn(ValueError(reason), 0.0)
-
-
-def _count_header_bytes(topic: str) -> int:
-    """The bytes of a PUBLISH packet beside its payload: MQTT 5, 2.1 and 3.3, without properties."""
-    type_and_length, topic_length, packet_id, properties = 5, 2, 2, 1
-    return type_and_length + topic_length + len(topic.encode()) + packet_id + properties
 
 
 async def serve_broker(address: Address, machine_id: UUID, sender: ReliableSender) -> None:

@@ -13,10 +13,12 @@ import struct
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from uuid import UUID
 
 from paho.mqtt import MQTTException
 from paho.mqtt.client import Client, DisconnectFlags
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 
 from guestd.agent.publish import Answer
@@ -31,6 +33,8 @@ MOST_IN_FLIGHT = 1000
 # Reason codes of PUBACK: received, and dropped because no client is subscribed; the payload can never be accepted.
 NO_MATCHING_SUBSCRIBERS = 0x10
 PAYLOAD_INVALID = 0x99
+# A sample without its lists has some 900 bytes; a broker that takes fewer gets nothing.
+SMALLEST_LINE_BYTES = 1024
 # What paho raises for a packet that it cannot read.
 _UNREADABLE = (MQTTException, struct.error, ValueError, LookupError, TypeError)
 _REMEDIES = {
@@ -43,6 +47,18 @@ _REMEDIES = {
     "QoS not supported": "the broker must accept QoS 1: max_qos",
     "Retain not supported": "connecting without a status topic",
 }
+
+
+class _Client(Client):
+    """paho's client, which also says which packet it could not read."""
+
+    unreadable_type = 0
+
+    def _packet_handle(self) -> MQTTErrorCode:
+        self.unreadable_type = self._in_packet["command"] >> 4
+        code = super()._packet_handle()
+        self.unreadable_type = 0
+        return code
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +78,10 @@ class Address:
     def topic(self, machine_id: object, kind: str) -> str:
         """The topic of a machine's messages of a kind."""
         return f"{self.prefix}/{machine_id}/{kind}"
+
+    def count_metrics_bytes(self, line_bytes: int) -> int:
+        """The bytes of a packet with a line of any machine."""
+        return broker.count_packet_bytes(self.topic(UUID(int=0), "metrics"), line_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +113,7 @@ class Session:
         self.end_code: int | None = None
         self.refusal = ""
         self.largest_lost_bytes = 0
-        self.is_unreadable = self.is_closed_by_broker = False
+        self.is_puback_unreadable = False
 
     @property
     def lived_seconds(self) -> float | None:
@@ -101,7 +121,10 @@ class Session:
         return None if self._accepted_at is None else time.monotonic() - self._accepted_at
 
     async def open(self) -> Announced:
-        """Connect. Raises SourceLost when the broker cannot be reached, refuses us or QoS 1, or does not answer."""
+        """Connect.
+
+        Raises SourceLost when the broker cannot be reached, refuses us, QoS 1 or any line, or does not answer.
+        """
         try:
             await asyncio.to_thread(self._client.connect, self._address.host, self._address.port)
         except ssl.SSLCertVerificationError as exc:
@@ -117,6 +140,12 @@ class Session:
             raise SourceLost("no answer") from None
         if not self.announced.has_qos1:
             raise SourceLost("the broker takes QoS 0 only, which confirms nothing: raise its max_qos")
+        smallest_bytes = self._address.count_metrics_bytes(SMALLEST_LINE_BYTES)
+        if self.announced.packet_bytes < smallest_bytes:
+            raise SourceLost(
+                f"the broker takes packets of {self.announced.packet_bytes} bytes, and no line fits: "
+                f"raise its max_packet_size above {smallest_bytes}"
+            )
         self._publish_status(b"online")
         return self.announced
 
@@ -145,8 +174,8 @@ class Session:
             self._loop.remove_writer(self._socket)
             self._socket.close()
 
-    def _make_client(self, client_id: str) -> Client:
-        client = Client(
+    def _make_client(self, client_id: str) -> _Client:
+        client = _Client(
             CallbackAPIVersion.VERSION2, client_id=client_id, protocol=MQTTProtocolVersion.MQTTv5,
             reconnect_on_failure=False,
         )  # fmt: skip
@@ -244,11 +273,10 @@ class Session:
         elif reason == "Keep alive timeout":
             self._fail("no answer")
         else:
-            self.is_closed_by_broker = self.error is None
             self._fail("the connection was lost")
 
     def _fail_unreadable(self, reason: str) -> None:
-        self.is_unreadable = self.error is None
+        self.is_puback_unreadable = self.error is None and self._client.unreadable_type == PacketTypes.PUBACK
         self._fail(f"the broker sent a packet that cannot be read: {reason}")
 
     def _fail(self, reason: str) -> None:
@@ -266,7 +294,9 @@ class Session:
         self._changed.set()
 
     def _publish_status(self, status: bytes) -> None:
-        if self._will_topic is not None and self.announced is not None and self.announced.retains:
+        if self._will_topic is None or self.announced is None or not self.announced.retains:
+            return
+        if broker.count_packet_bytes(self._will_topic, len(status)) <= self.announced.packet_bytes:
             self._client.publish(self._will_topic, status, qos=0, retain=True)
 
     def _publish_queued(self) -> None:

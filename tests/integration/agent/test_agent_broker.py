@@ -26,6 +26,7 @@ from guestd.agent.outbox import Outbox
 from guestd.agent.transport import ReliableSender
 from guestd.cli.broker_arguments import read_broker
 from guestd.cli.main import make_parser
+from guestd.core.broker import EARLY_CLOSES
 from support.broker import PASSWORDS
 from support.scripted_broker import PUBLISH, Peer, scripted_broker
 
@@ -243,15 +244,86 @@ async def refuse(peer: Peer, reason: int) -> None:
         (lambda peer: peer.accept(b"\x1f\x00\x04gone", reason=0x97), ("Quota exceeded (gone)",)),
         (lambda peer: peer.accept(b"\xff\xff"), ("cannot be read",)),
         (lambda peer: peer.accept(b"\x24\x00"), ("QoS 0 only",)),
-        (lambda peer: peer.accept(), ("the connection was lost, each time soon: does another agent",)),
+        (
+            lambda peer: peer.accept(b"\x27\x00\x00\x00\x64"),
+            ("takes packets of 100 bytes", "raise its max_packet_size"),
+        ),
+        (lambda peer: peer.accept(), ("the connection was lost",)),
     ],
-    ids=["shutting down", "quota", "an unknown reason", "unavailable", "moved", "a text", "garbage", "QoS 0", "closed"],
+    ids=[
+        "shutting down",
+        "quota",
+        "an unknown reason",
+        "unavailable",
+        "moved",
+        "a text",
+        "garbage",
+        "QoS 0",
+        "tiny",
+        "closed",
+    ],
 )
 @pytest.mark.asyncio
 async def test_each_reason_of_a_broker_is_logged(script: Callable[[Peer], Any], words: Sequence[str]) -> None:
     with capture_logs() as logs:
         async with scripted_broker(script) as port, reporting(Address("127.0.0.1", port, "guestd/v1")):
             await is_logged(logs, *words)
+
+
+@pytest.mark.asyncio
+async def test_a_broker_that_closes_without_a_reason_is_not_taken_for_another_agent() -> None:
+    ends = 0
+
+    async def script(peer: Peer) -> None:
+        nonlocal ends
+        await peer.accept()
+        ends += 1
+
+    with capture_logs() as logs:
+        async with scripted_broker(script) as port, reporting(Address("127.0.0.1", port, "guestd/v1")):
+            await eventually_async(lambda: ends > EARLY_CLOSES, "connected again", DEADLINE_SECONDS)
+    assert set(errors_of(logs)) == {"the connection was lost"}
+
+
+@pytest.mark.asyncio
+async def test_a_broker_whose_packets_hold_no_line_gets_none_and_the_lines_stay() -> None:
+    sent: list[int] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.accept(b"\x27\x00\x00\x00\x14")  # Maximum Packet Size 20, below the header of a line
+        while True:
+            sent.append((await peer.read())[0])
+
+    with capture_logs() as logs:
+        lines = [body(1, 1)]
+        async with scripted_broker(script) as port, reporting(Address("127.0.0.1", port, "guestd/v1"), lines) as sender:
+            await is_logged(logs, "takes packets of 20 bytes", "raise its max_packet_size")
+            assert (sender.outbox.held_lines, sender.outbox.dropped) == (1, 0)
+    assert PUBLISH not in sent
+
+
+@pytest.mark.parametrize(("first", "content"), [(0xE0, b"\xfe\x00"), (0x40, b"\x00\x01\xfe\x00"), (0x20, b"\xff")])
+@pytest.mark.asyncio
+async def test_one_packet_that_cannot_be_read_does_not_shorten_the_lines(first: int, content: bytes) -> None:
+    sizes: list[int] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        while True:
+            packet_type, packet = await peer.read()
+            if packet_type == PUBLISH and b"/metrics" in packet:
+                sizes.append(len(packet))
+                if len(sizes) == 1:
+                    return await peer.send(first, content)
+                await peer.puback(peer.published[-1])
+
+    lines = [body(1, 2000)]
+    async with scripted_broker(script) as port, reporting(Address("127.0.0.1", port, "guestd/v1"), lines) as sender:
+        await all_is_settled(sender)
+        sender.post(body(2, 2000))
+        await all_is_settled(sender)
+    assert len(sizes) == 3
+    assert min(sizes) > len(body(1, 2000))
 
 
 @pytest.mark.asyncio
