@@ -10,6 +10,7 @@ from psycopg.rows import TupleRow
 
 from gueststore.errors import ConfigurationError, StoreError
 from gueststore.queries import query
+from gueststore.tls import find_ignored_option
 
 CONNECT_TIMEOUT_SECONDS = 10
 
@@ -26,9 +27,9 @@ _PACKAGES = ("guestd", "gueststore", "psycopg", "psycopg_binary", "psycopg_c")
 def connect(dsn: str) -> Iterator[Connection]:
     """Open a connection in autocommit mode with the settings of queries/session, and close it at the end.
 
-    ConfigurationError for a malformed DSN, a refused login or a setting that only a superuser may correct; StoreError
-    for a server that does not answer, for a lost connection and for an error that the caller did not handle. Each names
-    the host and the database.
+    ConfigurationError for a DSN that is malformed or whose TLS options would be ignored, for a refused login and for a
+    setting that only a superuser may correct; StoreError for a server that does not answer, for a lost connection and
+    for an error that the caller did not handle. Each names the host and the database.
     """
     with _open(dsn) as connection:
         try:
@@ -68,6 +69,9 @@ def comes_from_driver(exc: Exception) -> bool:
 
 def _open(dsn: str) -> Connection:
     place = describe(dsn)
+    problem = find_ignored_option(dsn)
+    if problem is not None:
+        raise ConfigurationError(f"the DSN: {problem}")
     try:
         return psycopg.connect(
             dsn, autocommit=True, connect_timeout=CONNECT_TIMEOUT_SECONDS, application_name="gueststore"

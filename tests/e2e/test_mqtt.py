@@ -113,7 +113,7 @@ def test_a_broker_that_is_down_at_the_start_is_named_and_waited_for(daemon: Daem
     broker.stop()
     daemon.more_tables = mqtt_table(broker)
     daemon.start()
-    said = f"broker: 127.0.0.1 port {broker.port}: Connection refused"
+    said = f"broker: 127.0.0.1:{broker.port}: Connection refused"
     eventually(lambda: said in daemon.page("/readyz")[1], "guestd says so")
     broker.start()
     is_connected(daemon)

@@ -1,5 +1,6 @@
 """HOST and HOST:PORT: one parser and one formatter, which read and write the same."""
 
+import re
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
@@ -23,7 +24,7 @@ def test_what_is_formatted_is_parsed_back_and_formatted_again(host: str, port: i
     assert format_host_port(*parse_host_port(text, None)) == text
 
 
-@given(HOSTS)
+@given(HOSTS.filter(lambda host: not host.endswith((":1883", ":8883", ":9478"))))
 def test_a_host_alone_has_the_default_port_in_brackets_or_without(host: str) -> None:
     assert parse_host_port(host, 1883) == (host, 1883)
     if ":" in host:
@@ -54,6 +55,10 @@ def test_any_text_is_parsed_or_refused_with_the_right_forms(text: str) -> None:
         ("[::ffff:10.0.0.1]", ("::ffff:10.0.0.1", 8883)),
         ("bücher.example:65535", ("bücher.example", 65535)),
         ("broker_1.example.", ("broker_1.example.", 8883)),
+        ("[::1:1883]", ("::1:1883", 8883)),
+        ("2001:db8:1:2:3:4:5:1883", ("2001:db8:1:2:3:4:5:1883", 8883)),  # one group less is no address
+        ("2001:db8::1883", ("2001:db8::1883", 8883)),
+        ("2001:db8::1:1000", ("2001:db8::1:1000", 8883)),
     ],
 )
 def test_addresses_as_operators_type_them(text: str, parsed: tuple[str, int]) -> None:
@@ -71,6 +76,13 @@ def test_addresses_as_operators_type_them(text: str, parsed: tuple[str, int]) ->
 def test_anything_else_is_refused_with_the_right_forms(text: str) -> None:
     with pytest.raises(ValueError, match=r"must be HOST, HOST:PORT, IPV6 or \[IPV6\]:PORT"):
         parse_host_port(text, 1883)
+
+
+@pytest.mark.parametrize("port", [1883, 8883, 9478])
+@given(address=NUMBERS.filter(lambda text: "::" in text and not text.endswith("::")))
+def test_an_address_that_seems_to_end_with_a_port_is_refused_with_both_meanings(address: str, port: int) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"write [{address}]:{port}, or [{address}:{port}]")):
+        parse_host_port(f"{address}:{port}", 1883)
 
 
 @pytest.mark.parametrize("text", ["h", "::1", "[::1]"])

@@ -22,6 +22,10 @@ from guestd.core.errors import ConfigError
 from guestd.doctor.configuration import check_configuration
 from guestd.service.exposures import list_exposures
 from guestd.store.connection import check_dsn
+from gueststore.database import connect
+from gueststore.errors import ConfigurationError
+
+MACHINE = "--machine-id 6a1f0d5c-2b1e-4b62-9a52-8a3c1f5e7d90"
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +106,9 @@ def test_without_an_option_of_tls_there_is_none(files: Path) -> None:
         (agent, "agent --mqtt-ca FILES/ca.pem"),
         (agent, "agent --listen FILES/a.socket --mqtt-tls"),
         (agent, "agent --mqtt-user me"),
+        (agent, "agent --listen FILES/a.socket --mqtt-prefix guestd/v1"),
+        (agent, "agent --mqtt-tls --listen FILES/a.socket --machine-id 6a1f0d5c-2b1e-4b62-9a52-8a3c1f5e7d90"),
+        (simulate, "simulate --directory FILES --mqtt-prefix a/b"),
         (simulate, "simulate --directory FILES --mqtt-cert FILES/both.pem"),
         (simulate, "simulate --directory FILES --mqtt-password-file FILES/password"),
     ],
@@ -111,6 +118,21 @@ def test_an_option_of_the_broker_without_a_broker_is_refused(files: Path, verb: 
     option = next(word for word in words.split() if word.startswith("--mqtt"))
     with pytest.raises(ConfigError, match=f"{option}: only with --mqtt"):
         verb.run(arguments)
+
+
+@pytest.mark.parametrize(
+    ("words", "refusal"),
+    [
+        (f"--listen FILES/a.socket {MACHINE}", "--machine-id: only with --mqtt"),
+        (f"--device FILES/a {MACHINE}", "--machine-id: only with --mqtt"),
+        (MACHINE, "--machine-id: only with --mqtt"),
+        (f"--mqtt broker {MACHINE} --secret-file FILES/password", "--secret-file has no effect with --mqtt"),
+        ("--mqtt broker --secret-file FILES/password", "--secret-file has no effect with --mqtt"),
+    ],
+)
+def test_an_option_of_an_agent_without_an_effect_is_refused(files: Path, words: str, refusal: str) -> None:
+    with pytest.raises(ConfigError, match=refusal):
+        agent.run(arguments_of(files, words))
 
 
 @pytest.mark.parametrize(
@@ -162,6 +184,61 @@ def test_a_whole_security_option_of_the_store_is_accepted(files: Path, monkeypat
     check_dsn("host=h sslrootcert=system")
     monkeypatch.setenv("PGSSLMODE", "verify-full")
     check_dsn(f"host=h sslrootcert={root}")
+
+
+@pytest.mark.parametrize(
+    "environment", [{"PGSSLROOTCERT": "ca.pem"}, {"PGSSLCERT": "cert.pem", "PGSSLMODE": "require"}]
+)
+def test_half_a_security_option_of_the_environment_is_refused(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"store.dsn: ssl(rootcert|cert) "):
+        check_dsn("host=h")
+
+
+def test_the_other_half_may_be_where_libpq_reads_it_by_default(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(files))
+    certificate, key = f"sslcert={files}/cert.pem", f"sslkey={files}/key.pem"
+    for one, default in ((certificate, "postgresql.key"), (key, "postgresql.crt")):
+        with pytest.raises(ConfigError, match=f"there is no ~/.postgresql/{default}"):
+            check_dsn(f"host=h sslmode=verify-full {one}")
+    (files / ".postgresql").mkdir()
+    for one, default in ((certificate, "postgresql.key"), (key, "postgresql.crt")):
+        (files / ".postgresql" / default).touch()
+        check_dsn(f"host=h sslmode=verify-full {one}")
+
+
+def test_the_options_of_a_service_count(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    services = files / "services.conf"
+    services.write_text("[strict]\nhost=db.example\nsslmode=verify-full\n[weak]\nhost=db.example\nsslmode=prefer\n")
+    monkeypatch.setenv("PGSERVICEFILE", str(services))
+    root = f"sslrootcert={files}/ca.pem"
+    # libpq reads the file of a service that the string names only when it connects: nothing is said of it.
+    for dsn in ("service=strict", "service=weak", f"service=strict {root}"):
+        check_dsn(dsn)
+        assert list(list_exposures(msgspec.convert({"store": {"dsn": dsn}}, Settings))) == []
+    monkeypatch.setenv("PGSERVICE", "strict")
+    check_dsn(root)
+    assert list(list_exposures(msgspec.convert({"store": {"dsn": root}}, Settings))) == []
+    monkeypatch.setenv("PGSERVICE", "weak")
+    with pytest.raises(ConfigError, match="sslrootcert is not enforced with sslmode=prefer"):
+        check_dsn(root)
+    [risk] = list_exposures(msgspec.convert({"store": {"dsn": "dbname=d"}}, Settings))
+    assert "with sslmode=prefer the connection to db.example may be unencrypted" in risk.text
+
+
+@pytest.mark.parametrize(
+    "dsn", ["host=h sslrootcert=FILES/ca.pem", "host=h sslmode=verify-full sslcert=FILES/cert.pem",
+            "postgresql://h/d?sslmode=allow&sslcrl=FILES/ca.pem"],
+)  # fmt: skip
+def test_half_a_security_option_of_a_tool_of_the_store_is_refused(files: Path, dsn: str) -> None:
+    with (
+        pytest.raises(ConfigurationError, match=r"the DSN: ssl\w+ (needs|is not enforced)"),
+        connect(dsn.replace("FILES", str(files))),
+    ):
+        pass
 
 
 @pytest.mark.parametrize(

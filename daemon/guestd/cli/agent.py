@@ -61,7 +61,9 @@ def add_parser(subparsers: Subparsers) -> None:
     add("--processes", type=_process_count, default=None, metavar="N|all", help=processes_help)
     state_help = "keep the applications' minutes in this file over restarts (default: not kept)"
     add("--state", type=path, metavar="FILE", help=state_help)
-    signed_help = "this machine's secret, as `guestd secret` prints it; host lines that it does not sign are ignored"
+    signed_help = (
+        "this machine's secret (`guestd secret`); host lines that it does not sign are ignored; not with --mqtt"
+    )
     add("--secret-file", type=path, metavar="FILE", help=signed_help)
     buffer_help = f"size limit of the unacknowledged samples; beyond it the oldest go (default: {BUFFER_BYTES}, 8 MiB)"
     add("--buffer-bytes", type=_buffer_bytes, default=BUFFER_BYTES, metavar="BYTES", help=buffer_help)
@@ -90,9 +92,13 @@ def _read_target(arguments: argparse.Namespace) -> VirtioPort | UnixSocket | Bro
 
     reject_unused_options(arguments)
     if arguments.mqtt is not None:
+        if arguments.secret_file is not None:
+            raise ConfigError("--secret-file has no effect with --mqtt: a broker brings no host lines; remove it")
         if arguments.machine_id is None:
             raise ConfigError("--mqtt: a broker does not know which machine this is; add --machine-id")
         return Broker(read_broker(arguments), arguments.machine_id)
+    if arguments.machine_id is not None:
+        raise ConfigError("--machine-id: only with --mqtt; add it, or remove it: on a channel the host knows the id")
     return VirtioPort(arguments.device) if arguments.listen is None else UnixSocket(arguments.listen)
 
 

@@ -34,13 +34,7 @@ def add_broker_options(parser: argparse.ArgumentParser) -> None:
     add("--mqtt-user", type=text, metavar="NAME", help="user name at the broker")
     file_help = "file whose first line is the user's password; without TLS it is sent unencrypted"
     add("--mqtt-password-file", type=path, metavar="FILE", help=file_help)
-    add(
-        "--mqtt-prefix",
-        type=_prefix,
-        metavar="TOPIC",
-        default=_PREFIX,
-        help=f"prefix of the topics (default: {_PREFIX})",
-    )
+    add("--mqtt-prefix", type=_prefix, metavar="TOPIC", help=f"prefix of the topics (default: {_PREFIX})")
 
 
 def _prefix(given: str) -> str:
@@ -61,7 +55,7 @@ def read_broker(arguments: argparse.Namespace) -> Address:
         host, port = parse_host_port(arguments.mqtt, PORT if tls is None else TLS_PORT)
     except ValueError as exc:
         raise ConfigError(f"--mqtt: {exc}") from exc
-    return Address(host, port, arguments.mqtt_prefix, arguments.mqtt_user, _read_password(arguments), tls)
+    return Address(host, port, arguments.mqtt_prefix or _PREFIX, arguments.mqtt_user, _read_password(arguments), tls)
 
 
 def reject_unused_options(arguments: argparse.Namespace) -> None:
@@ -72,7 +66,7 @@ def reject_unused_options(arguments: argparse.Namespace) -> None:
 
 
 def _is_given(name: str, value: object) -> bool:
-    return name.startswith("mqtt_") and value not in (None, False, _PREFIX)
+    return name.startswith("mqtt_") and value not in (None, False)
 
 
 def _read_password(arguments: argparse.Namespace) -> str | None:

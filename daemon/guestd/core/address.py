@@ -1,4 +1,5 @@
-"""HOST and HOST:PORT as operators type them: one parser and one formatter for every option, setting and log line.
+"""HOST and HOST:PORT as operators type them: one parser and one formatter for every option, setting and log line
+beside the store's, which are libpq's.
 
 An IPv6 address has colons of its own: with a port it is written in brackets, `[::1]:1883`, without one with or without
 them (RFC 3986). A zone (`fe80::1%eth0`) is part of the address.
@@ -14,6 +15,8 @@ FORMS = "must be HOST, HOST:PORT, IPV6 or [IPV6]:PORT, with a port from 1 to 655
 # As resolvers take it, international names included; not a URL, a user or a path.
 _NAME = re.compile(r"[\w-]+(\.[\w-]+)*\.?")
 _PORT = re.compile(r"[0-9]{1,5}")
+# MQTT, MQTT over TLS, guestd's pages.
+_USUAL_PORTS = ("1883", "8883", "9478")
 _ZONE = re.compile(r"[^\s%/:\[\]]+")
 
 
@@ -40,10 +43,13 @@ def parse_host(text: str) -> str:
 def parse_host_port(text: str, default_port: int | None) -> tuple[str, int]:
     """Parse HOST, HOST:PORT, IPV6, [IPV6] or [IPV6]:PORT. `default_port` None: a port is required.
 
+    An address that may be one with a port is refused without brackets.
+
     Raises ValueError, whose text gives the right forms.
     """
     host, port = _split(text)
     try:
+        reject_port_without_brackets(host)
         parsed = parse_host(host)
     except ValueError as exc:
         raise ValueError(f"{text!r}: {FORMS} ({exc})") from exc
@@ -52,6 +58,21 @@ def parse_host_port(text: str, default_port: int | None) -> tuple[str, int]:
     if port is None or not _PORT.fullmatch(port) or not 0 < int(port) <= HIGHEST_PORT:
         raise ValueError(f"{text!r}: {FORMS}" if port is not None else f"{text!r}: must be HOST:PORT or [IPV6]:PORT")
     return parsed, int(port)
+
+
+def reject_port_without_brackets(text: str) -> None:
+    """Raise ValueError for an IPv6 address whose last group can be meant as a port: brackets show which it is.
+
+    Only ports that are usual for what guestd connects to or serves: other last groups are those of addresses.
+    """
+    address, _, port = text.rpartition(":")
+    if port not in _USUAL_PORTS:
+        return
+    try:
+        IPv6Address(address)
+    except AddressValueError:
+        return
+    raise ValueError(f"{text!r} is an address and seems to end with a port: write [{address}]:{port}, or [{text}]")
 
 
 def is_loopback(host: str) -> bool:

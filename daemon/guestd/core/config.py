@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from guestd.core.address import parse_host
+from guestd.core.address import parse_host, reject_port_without_brackets
 from guestd.core.errors import ConfigError
 
 CommandLines = Literal["full", "redacted", "off"]
@@ -39,6 +39,7 @@ def _set_host(settings: Struct, key: str) -> None:
     """
     host = getattr(settings, key)
     try:
+        reject_port_without_brackets(host)
         msgspec.structs.force_setattr(settings, key, host and parse_host(host))
     except ValueError as exc:
         raise ValueError(f"{key}: {exc}; the port has a key of its own") from exc

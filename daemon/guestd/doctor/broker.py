@@ -6,7 +6,11 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from uuid import UUID
 
+from guestd.agent.outbox import LINE_LIMIT_BYTES
+from guestd.core.address import format_host_port
+from guestd.core.broker import count_packet_bytes
 from guestd.core.config import MqttSettings
 from guestd.core.errors import ConfigError, SourceLost
 from guestd.doctor.finding import Finding, fault, ok, warning
@@ -36,8 +40,8 @@ async def check_broker(settings: MqttSettings) -> AsyncIterator[Finding]:
     ours = replace(ours, client_id=f"{ours.client_id}-doctor", session_seconds=0, will_topic="")
     try:
         async with connect(ours) as connection:
-            yield ok("broker", f"{settings.host} port {settings.port} accepts the connection")
-            for limit in _check_limits(connection.announced, settings.max_frame_bytes):
+            yield ok("broker", f"{format_host_port(settings.host, settings.port)} accepts the connection")
+            for limit in _check_limits(connection.announced, settings.prefix):
                 yield limit
             async for finding in _check_topics(connection, settings.prefix):
                 yield finding
@@ -63,15 +67,19 @@ async def _check_topics(connection: BrokerConnection, prefix: str) -> AsyncItera
     yield _check_drops(dropped)
 
 
-def _check_limits(announced: Announced, max_frame_bytes: int) -> Iterator[Finding]:
+def _check_limits(announced: Announced, prefix: str) -> Iterator[Finding]:
     if not announced.has_qos1:
         text = "the broker accepts QoS 0 only: it keeps nothing while guestd is away, and agents send it nothing"
         yield fault("broker", text, "set max_qos to 1 or 2 in mosquitto.conf")
-    if announced.packet_bytes < max_frame_bytes:
+    line_bytes = count_packet_bytes(f"{prefix}/{UUID(int=0)}/metrics", LINE_LIMIT_BYTES)
+    if announced.packet_bytes < line_bytes:
         text = (
-            f"the broker refuses packets over {announced.packet_bytes} bytes: agents leave out the ends of their lists"
+            f"the broker refuses packets over {announced.packet_bytes} bytes: "
+            "agents leave out the ends of the lists of longer lines"
         )
-        fix = f"set max_packet_size in mosquitto.conf above mqtt.max_frame_bytes ({max_frame_bytes})"
+        fix = (
+            f"set max_packet_size in mosquitto.conf to {line_bytes} or more: an agent's longest line has so many bytes"
+        )
         yield warning("broker", text, fix)
 
 

@@ -28,6 +28,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from guestd.core import broker
+from guestd.core.address import format_host_port
 from guestd.core.errors import SourceLost
 from guestd.mqtt.client import ManualClient, Message
 from guestd.mqtt.options import BrokerOptions
@@ -333,7 +334,7 @@ class BrokerConnection:
 
 
 def _address(options: BrokerOptions) -> str:
-    return f"{options.host} port {options.port}: "
+    return f"{format_host_port(options.host, options.port)}: "
 
 
 @asynccontextmanager

@@ -10,7 +10,8 @@ from guestd.core.address import is_loopback
 from guestd.core.config import MqttSettings, Settings, TelemetrySettings
 from guestd.hypervisor.uri import check_uri, get_query, get_transport
 from guestd.service.http_auth import read_web_config
-from guestd.store.connection import OPTIONAL_TLS, list_remote_hosts, read_sslmode
+from guestd.store.connection import list_remote_hosts
+from gueststore.tls import OPTIONAL_TLS, read_options
 
 
 class Exposure(Struct, frozen=True):
@@ -37,7 +38,8 @@ def _list_mqtt(chosen: MqttSettings) -> Iterator[Exposure]:
 
 
 def _list_store(dsn: str) -> Iterator[Exposure]:
-    hosts, mode = ", ".join(list_remote_hosts(dsn)), read_sslmode(dsn)
+    options = read_options(dsn) or {}  # nothing is known of a service
+    hosts, mode = ", ".join(list_remote_hosts(options)), options.get("sslmode")
     if hosts and mode in OPTIONAL_TLS:
         yield Exposure(
             f"store.dsn: with sslmode={mode} the connection to {hosts} may be unencrypted",

@@ -6,10 +6,9 @@ They become StoreUnavailable (try again later), RowsRejected (never try these ro
 from __future__ import annotations
 
 import asyncio
-import os
 import struct
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from guestd.core.errors import ConfigError, RowsRejected, SchemaMismatch, StoreU
 from gueststore import contract
 from gueststore.database import comes_from_driver, explain_setting
 from gueststore.queries import query
+from gueststore.tls import find_ignored_option
 
 log = structlog.get_logger()
 
@@ -49,11 +49,6 @@ TRACEBACK_LOG_SECONDS = 300.0
 _silent_until: dict[str, float] = {}
 
 
-_TLS_FILES = ("sslrootcert", "sslcert", "sslkey", "sslcrl", "sslcrldir")
-# libpq's modes that continue without TLS when the server, or somebody in between, does not offer it.
-OPTIONAL_TLS = ("disable", "allow", "prefer")
-
-
 class KeyConflict(RowsRejected):
     """A row with the same key is already stored; the store can find which."""
 
@@ -76,35 +71,15 @@ def check_dsn(dsn: str) -> None:
     root = str(parts.get("sslrootcert") or "system")
     if root != "system" and not Path(root).is_file():
         raise ConfigError(f"store.dsn: sslrootcert: there is no file {root}")
-    _check_tls(parts)
+    problem = find_ignored_option(dsn)
+    if problem is not None:
+        raise ConfigError(f"store.dsn: {problem}")
 
 
-def _check_tls(parts: dict[str, Any]) -> None:
-    """Raise ConfigError for an option of TLS that would be ignored, or given up when TLS fails."""
-    for one, other in (("sslcert", "sslkey"), ("sslkey", "sslcert")):
-        if parts.get(one) and not parts.get(other):
-            raise ConfigError(f"store.dsn: {one} needs {other}: add it")
-    given = [name for name in _TLS_FILES if parts.get(name, "system") != "system"]
-    mode = _get_sslmode(parts)
-    if given and mode in OPTIONAL_TLS:
-        raise ConfigError(f"store.dsn: {', '.join(given)} is not enforced with sslmode={mode}: set sslmode=verify-full")
-
-
-def read_sslmode(dsn: str) -> str:
-    """The sslmode that libpq uses: of the connection string, else of PGSSLMODE, else its default."""
-    return _get_sslmode(conninfo_to_dict(dsn))
-
-
-def list_remote_hosts(dsn: str) -> list[str]:
-    """The hosts of a connection string that are reached over a network."""
-    parts = conninfo_to_dict(dsn)
-    hosts = str(parts.get("host") or parts.get("hostaddr") or os.environ.get("PGHOST") or "").split(",")
+def list_remote_hosts(options: Mapping[str, str]) -> list[str]:
+    """The hosts that are reached over a network, by libpq's options."""
+    hosts = (options.get("host") or options.get("hostaddr") or "").split(",")
     return [host for host in hosts if host and not host.startswith(("/", "@")) and not is_loopback(host)]
-
-
-def _get_sslmode(parts: dict[str, Any]) -> str:
-    default = "verify-full" if parts.get("sslrootcert") == "system" else "prefer"
-    return str(parts.get("sslmode") or os.environ.get("PGSSLMODE") or default)
 
 
 def with_password(dsn: str, password: str) -> str:

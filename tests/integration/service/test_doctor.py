@@ -26,6 +26,8 @@ from tools.harness.ports import free_port
 from tools.harness.waiting import eventually
 
 from guestd import doctor
+from guestd.agent.outbox import LINE_LIMIT_BYTES
+from guestd.core.broker import count_packet_bytes
 from guestd.core.config import load_settings
 from guestd.core.errors import ConfigError
 from guestd.core.machines import RegisteredMachine
@@ -380,6 +382,24 @@ def test_limits_of_the_broker_are_found(world: World, directory: Path) -> None:
     assert "max_qos" in found[1].fix
     assert "max_packet_size" in found[2].fix
     assert "20000 bytes" in found[2].text
+
+
+@pytest.mark.parametrize(("margin_bytes", "levels"), [(0, ["ok"]), (-100, ["ok", "warning"])])
+def test_a_broker_that_takes_the_longest_line_of_an_agent_is_large_enough(
+    world: World, directory: Path, margin_bytes: int, levels: list[str]
+) -> None:
+    most_bytes = count_packet_bytes("guestd/v1/6a1f0d5c-2b1e-4b62-9a52-8a3c1f5e7d90/metrics", LINE_LIMIT_BYTES)
+    limit = [f"max_packet_size {most_bytes + margin_bytes}"]
+    broker = Broker(directory / "limited", prefix=prefix(), overrides=limit)
+    broker.add_user("guestd", "daemon's")
+    broker.start()
+    try:
+        use_broker(world, broker)
+        found = [each for each in findings(world) if each.subject == "broker"]
+    finally:
+        broker.stop()
+    assert [each.level for each in found] == levels
+    assert found[-1].fix.startswith(f"set max_packet_size in mosquitto.conf to {most_bytes}") == (margin_bytes < 0)
 
 
 def test_a_wrong_password_at_the_broker_is_found(world: World, broker: Broker) -> None:
