@@ -201,7 +201,10 @@ def test_a_desktop_entry_that_starts_no_program_of_its_own_is_left_out(text: str
     assert parse_entry(text) is None
 
 
-@given(st.text() | st.builds("[Desktop Entry]\nExec={}\nName={}\n{}".format, st.text(), st.text(), st.text()))
+LINE = st.text(max_size=20)
+
+
+@given(LINE | st.builds("[Desktop Entry]\nExec={}\nName={}\n{}".format, LINE, LINE, LINE))
 def test_no_text_of_a_desktop_entry_ends_the_reading(text: str) -> None:
     entry = parse_entry(text)
     assert entry is None or entry.command

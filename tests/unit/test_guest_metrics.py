@@ -161,7 +161,9 @@ def test_the_one_that_was_silent_longest_makes_room() -> None:
     machines = [first, *(uuid4() for _ in range(MAX_GUESTS))]
     for machine in machines:
         note(latest, rows.with_shared(machine_id=machine), is_numbered=True)
-    assert len(shown(latest, *machines)["guest_load1"].samples) == MAX_GUESTS
+    # Without the parser of the other tests, which takes seconds for so many.
+    [loads] = [each for each in latest.build_families(dict.fromkeys(machines, "vm"), NOW) if each.name == "guest_load1"]
+    assert len([line for line in loads.lines if line]) == MAX_GUESTS
     assert not shown(latest, first)["guest_load1"].samples
 
 
