@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from guestd.agent.applications import MOST_APPLICATIONS, ApplicationWatch
 from guestd.agent.payload import Process
 from guestd.agent.usage_state import (
+    LATEST_SECONDS,
     LONGEST_STATE_BYTES,
     MOST_SECONDS,
     MOST_STARTS,
@@ -71,7 +72,7 @@ def test_a_file_is_examined_if_the_kernel_named_it_when_the_program_last_ran(tmp
         watch.observe([editor], programs, START_S, 1.0)
         assert watch.list_files() == files
         write_usage_state(tmp_path / "state.json", watch.encode())
-        assert ApplicationWatch(read_usage_state(tmp_path / "state.json", START_S)).list_files() == files
+        assert ApplicationWatch(read_usage_state(tmp_path / "state.json")).list_files() == files
 
 
 def test_a_program_that_cannot_be_found_any_more_has_no_size_but_a_name() -> None:
@@ -95,15 +96,26 @@ def test_usage_survives_a_restart_without_counting_a_start_again(tmp_path: Path)
     first.observe([editor], {}, START_S, 0.0)
     first.observe([editor], {}, START_S + 120, 120.0)
     write_usage_state(tmp_path / "state.json", first.encode())
-    second = ApplicationWatch(read_usage_state(tmp_path / "state.json", START_S + 200))
+    second = ApplicationWatch(read_usage_state(tmp_path / "state.json"))
     assert facts(second, [editor], START_S + 500, 0.0) == {EDITOR: (1, 2, True)}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["state.json"]
+
+
+def test_a_clock_that_is_not_set_yet_changes_neither_starts_nor_times(tmp_path: Path) -> None:
+    first = ApplicationWatch(UsageState())
+    first.observe([process(7, EDITOR, START_S - 50)], {}, START_S, 0.0)
+    write_usage_state(tmp_path / "state.json", first.encode())
+    second = ApplicationWatch(read_usage_state(tmp_path / "state.json"))
+    assert second.usage == first.usage
+    assert facts(second, [process(7, EDITOR, 1.0)], 100.0, 60.0) == {EDITOR: (1, 1, True)}
+    assert (second.usage.records[EDITOR].last_access, second.usage.observed_at) == (START_S, START_S)
+    assert facts(second, [process(7, EDITOR, START_S - 50)], START_S + 86_400, 60.0) == {EDITOR: (1, 2, True)}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"records":[]}', b"[" * 100_000, b" " * LONGEST_STATE_BYTES + b"{}"])
 def test_a_state_file_that_cannot_be_read_starts_from_zero_and_is_kept(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "state.json").write_bytes(content)
-    assert read_usage_state(tmp_path / "state.json", START_S) == UsageState()
+    assert read_usage_state(tmp_path / "state.json") == UsageState()
     assert (tmp_path / "state.json.damaged").read_bytes() == content
     assert not (tmp_path / "state.json").exists()
 
@@ -114,7 +126,7 @@ def test_a_damaged_record_costs_itself(tmp_path: Path) -> None:
         b'"/good":{"seconds":60,"starts":2,"last_access":7}},"looked_at":null}'
     )
     (tmp_path / "state.json").write_bytes(content)
-    usage = read_usage_state(tmp_path / "state.json", START_S)
+    usage = read_usage_state(tmp_path / "state.json")
     assert usage.records == {"/caf\ufffd": UsageRecord(9.0, 1, 5.0), "/good": UsageRecord(60.0, 2, 7.0)}
     assert (tmp_path / "state.json.damaged").read_bytes() == content
 
@@ -122,14 +134,14 @@ def test_a_damaged_record_costs_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "read"),
     [
-        ('{"last_access":1e18}', UsageRecord(0.0, 0, START_S)),
+        ('{"last_access":1e18}', UsageRecord(0.0, 0, LATEST_SECONDS)),
         ('{"last_access":-1e18,"seconds":-5,"starts":-7}', UsageRecord(0.0, 0, 0.0)),
         ('{"seconds":1e300,"starts":9007199254740993}', UsageRecord(MOST_SECONDS, MOST_STARTS, 0.0)),
     ],
 )
 def test_a_value_that_no_agent_writes_is_bounded(tmp_path: Path, record: str, read: UsageRecord) -> None:
     (tmp_path / "state.json").write_text(f'{{"records":{{"/x":{record}}},"looked_at":1e18}}')
-    assert read_usage_state(tmp_path / "state.json", START_S) == UsageState({"/x": read}, START_S)
+    assert read_usage_state(tmp_path / "state.json") == UsageState({"/x": read}, LATEST_SECONDS)
 
 
 JSON = st.recursive(
@@ -154,10 +166,10 @@ def test_any_bytes_in_the_state_file_give_a_message_that_can_be_stored(content: 
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "state.json")
         path.write_bytes(content)
-        watch = ApplicationWatch(read_usage_state(path, START_S))
+        watch = ApplicationWatch(read_usage_state(path))
         applications = watch.observe([process(7, EDITOR, START_S - 50)], {}, START_S + 60, 60.0)
         write_usage_state(path, watch.encode())
-        assert read_usage_state(path, START_S + 60) == watch.usage
+        assert read_usage_state(path) == watch.usage
     encoded = msgspec.json.encode({"data": {"system": SYSTEM, "applications": applications}, "type": "metrics"})
     decoded = decode(encoded)
     assert (decoded.refusals, decoded.repairs) == ([], [])
@@ -174,7 +186,7 @@ def cut_in(content: bytes, at: int, bytes_there: bytes) -> bytes:
 
 
 def test_without_a_file_the_usage_is_empty(tmp_path: Path) -> None:
-    assert read_usage_state(tmp_path / "none.json", START_S) == UsageState()
+    assert read_usage_state(tmp_path / "none.json") == UsageState()
 
 
 def test_a_disk_that_is_full_keeps_the_old_state(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ from guestd.agent.usage_state import MOST_SECONDS, MOST_STARTS, UsageRecord, Usa
 
 # The longest unused are forgotten first; a machine that runs more different programs than this is a build farm.
 MOST_APPLICATIONS = 500
+# Unix seconds, the year 2020: a clock that is before it is not set yet.
+EARLIEST_SECONDS = 1_577_836_800.0
 
 
 class ApplicationWatch:
@@ -33,8 +35,9 @@ class ApplicationWatch:
 
         `programs` are those that the kernel named, with whether their file is there. `elapsed_seconds` is the time
         since the last sample of this run, 0 on the first. Applications that run come first, then those that ran most
-        recently.
+        recently. While the clock is not set, minutes are counted, and neither starts nor times.
         """
+        is_set = now_s >= EARLIEST_SECONDS
         running: dict[str, list[Process]] = {}
         for process in processes:
             if process.executable_path:
@@ -42,12 +45,12 @@ class ApplicationWatch:
         with self._lock:
             for executable, its_processes in running.items():
                 record = self.usage.records.setdefault(executable, UsageRecord())
-                starts = sum(self._is_new(process, now_s) for process in its_processes)
+                starts = sum(is_set and self._is_new(process, now_s) for process in its_processes)
                 record.seconds = min(record.seconds + elapsed_seconds, MOST_SECONDS)
                 record.starts = min(record.starts + starts, MOST_STARTS)
-                record.last_access = now_s
+                record.last_access = now_s if is_set else record.last_access
                 record.is_file = programs.get(executable, record.is_file)
-            self.usage.observed_at = now_s
+            self.usage.observed_at = now_s if is_set else self.usage.observed_at
             latest = sorted(self.usage.records.items(), key=lambda known: -known[1].last_access)
             self.usage.records = dict(latest[:MOST_APPLICATIONS])
         return [_application(path, record, path in running) for path, record in self.usage.records.items()]

@@ -21,6 +21,10 @@ PART_SECONDS = 5.0
 # What changes at every sample is logged this often.
 LOG_SECONDS = 60.0
 LONGEST_REASON = 200
+# After so long the parts that are left are left out: a machine on which everything hangs still gives a sample.
+SAMPLE_SECONDS = 120.0
+
+_LEFT_OUT = f"left out: this sample has taken more than {SAMPLE_SECONDS:g} s"
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
@@ -29,7 +33,10 @@ _log: structlog.stdlib.BoundLogger = structlog.get_logger("guestd.agent")
 
 @dataclass(slots=True)
 class _Failure:
-    """A part that fails: since how many samples, and what was logged of it."""
+    """A part that failed: in how many samples on end, and what was logged of it.
+
+    `logged_reason` is empty when no failure was logged since the part was last read.
+    """
 
     samples: int = 0
     logged_reason: str = ""
@@ -50,9 +57,13 @@ class Parts:
         self._part_seconds = part_seconds
         self._reasons: dict[str, str] = {}
         self._failing: dict[str, _Failure] = {}
+        self._ends_at: float | None = None
 
     def read(self, part: str, read: Callable[[], Value], otherwise: Value, seconds: float | None = None) -> Value:
         """What `read` returns, or `otherwise` when it fails or does not return in time (None: in PART_SECONDS)."""
+        if self._is_over():
+            self.fail(part, _LEFT_OUT)
+            return otherwise
         try:
             return self._deadlines.call(part, read, self._part_seconds if seconds is None else seconds)
         except Exception as exc:
@@ -68,6 +79,9 @@ class Parts:
         group: Callable[[Key], Hashable] = lambda key: key,
     ) -> dict[Key, Value]:
         """What `read` returns for each key; those that fail are left out, and the part is named with the first."""
+        if keys and self._is_over():
+            self.fail(part, _LEFT_OUT)
+            return {}
         outcomes = self._deadlines.each(part, keys, read, seconds, group)
         found = {key: outcome for key, outcome in outcomes.items() if not isinstance(outcome, Exception)}
         failed = {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, Exception)}
@@ -83,11 +97,21 @@ class Parts:
     def end_sample(self) -> list[FailedPart]:
         """The parts that failed since the last call, by name. Logs what changed."""
         reasons, self._reasons = self._reasons, {}
-        for part in [part for part in self._failing if part not in reasons]:
-            _log.info("part of the sample is read again", part=part, failed_samples=self._failing.pop(part).samples)
+        self._ends_at = None
+        for part, failure in self._failing.items():
+            if part not in reasons:
+                if failure.logged_reason:
+                    _log.info("part of the sample is read again", part=part, failed_samples=failure.samples)
+                # Its time stays: a part that fails now and then is logged as often as one that always does.
+                failure.samples, failure.logged_reason = 0, ""
         for part, reason in reasons.items():
             self._count(part, reason)
         return [FailedPart(part, reason) for part, reason in sorted(reasons.items())]
+
+    def _is_over(self) -> bool:
+        now = self._now_seconds()
+        self._ends_at = now + SAMPLE_SECONDS if self._ends_at is None else self._ends_at
+        return now >= self._ends_at
 
     def _count(self, part: str, reason: str) -> None:
         failure, now = self._failing.setdefault(part, _Failure()), self._now_seconds()

@@ -5,6 +5,7 @@ A process that ends while it is read is left out; a value that may not be read i
 
 from __future__ import annotations
 
+import math
 import socket
 import sys
 import time
@@ -103,13 +104,15 @@ class ProcessWatch:
         self.programs: dict[str, bool] = {}
 
     def observe(self) -> list[Process] | None:
-        """Every process that can be read, the busiest first; None when the list of them cannot be read."""
+        """Every process that can be read, the busiest first; None when they cannot be read."""
         pids = self._parts.read("processes", psutil.pids, None)
         if pids is None:
             return None
         now, now_s = time.monotonic(), time.time()
         elapsed = None if self._observed_at is None else now - self._observed_at
         found = self._parts.read_each("processes", pids, _read, PROCESS_SECONDS)
+        if not any(found.values()):  # not even this process: nothing is known of what runs
+            return None
         before, self._cpu_seconds = self._cpu_seconds, {}
         processes = []
         self.programs = {}
@@ -141,7 +144,7 @@ class ProcessWatch:
             cpu_usage_percent=self._cpu_percent(known, before, elapsed),
             memory_usage_kb=max(memory.rss, 0) // 1024 if memory else 0,
             status=status_name(known["status"]),
-            start_time=int(known["create_time"]) if known["create_time"] else None,
+            start_time=_whole(known["create_time"]) if known["create_time"] else None,
             disk_read_bytes=_amount(counters.read_bytes) if counters else None,
             disk_write_bytes=_amount(counters.write_bytes) if counters else None,
         )
@@ -161,6 +164,10 @@ class ProcessWatch:
         # A process that is new since the last sample has used all its time since then. The kernel scales its counters,
         # which may step back.
         return round(max(100 * (seconds - before.get(process, 0.0)) / elapsed, 0.0), 1)
+
+
+def _whole(seconds: float) -> int | None:
+    return int(seconds) if math.isfinite(seconds) else None  # psutil takes any number as the time of boot
 
 
 def _amount(value: int | None) -> int | None:

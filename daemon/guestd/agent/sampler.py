@@ -15,17 +15,17 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import msgspec
 import structlog
 
 from guestd.agent.applications import ApplicationWatch
 from guestd.agent.collect import Collector
 from guestd.agent.deadlines import Deadlines, NoAnswer
 from guestd.agent.parts import Parts
-from guestd.agent.sampling import SamplerOptions
+from guestd.agent.sampling import SamplerOptions, read_arguments
 from guestd.agent.usage_state import UsageState, read_usage_state, write_usage_state
 from guestd.core.log import configure_logging
 
@@ -50,7 +50,7 @@ class StateFile:
     def read(self) -> UsageState:
         """The usage of an earlier run. A file that cannot be read now is not replaced either: it may be whole."""
         try:
-            return self._deadlines.call("state", partial(read_usage_state, self._path, time.time()), STATE_SECONDS)
+            return self._deadlines.call("state", partial(read_usage_state, self._path), STATE_SECONDS)
         except (OSError, NoAnswer) as exc:
             self._is_kept = False
             _log.warning(
@@ -73,7 +73,7 @@ class StateFile:
             )  # fmt: skip
 
 
-def run(options: SamplerOptions) -> None:
+def run(options: SamplerOptions, make_body: Callable[[Collector], bytes] = Collector.body) -> None:
     """Take samples until the input ends; never returns."""
     # Those are for the agent, and reach a whole terminal or unit: this process ends when the agent has ended.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -82,9 +82,10 @@ def run(options: SamplerOptions) -> None:
     state = None if options.state is None else StateFile(Path(options.state), deadlines)
     applications = ApplicationWatch(UsageState() if state is None else state.read())
     is_requested = threading.Event()
+    make_collector = partial(Collector, applications, options.most_processes, Parts(deadlines))
     # Apart from the thread that sees the end of the input: the state is saved then, even if a sample takes long.
     threading.Thread(
-        target=_take_samples, args=(applications, options, deadlines, is_requested), name="sample", daemon=True
+        target=_take_samples, args=(make_collector, make_body, is_requested), name="sample", daemon=True
     ).start()
     while True:
         if state is not None:
@@ -110,20 +111,30 @@ def _end(state: StateFile | None, applications: ApplicationWatch) -> None:
 
 
 def _take_samples(
-    applications: ApplicationWatch, options: SamplerOptions, deadlines: Deadlines, is_requested: threading.Event
+    make_collector: Callable[[], Collector], make_body: Callable[[Collector], bytes], is_requested: threading.Event
 ) -> None:
-    collector = Collector(applications, options.most_processes, Parts(deadlines))
-    time.sleep(FIRST_SAMPLE_SECONDS)
-    while True:
-        is_requested.wait()
-        is_requested.clear()
-        line = memoryview(collector.body() + b"\n")
-        while line:
-            line = line[os.write(1, line) :]
+    try:
+        collector = make_collector()
+        time.sleep(FIRST_SAMPLE_SECONDS)
+        while True:
+            is_requested.wait()
+            is_requested.clear()
+            line = memoryview(make_body(collector) + b"\n")
+            while line:
+                line = line[os.write(1, line) :]
+    except BrokenPipeError:
+        return  # the agent has ended: so does the input
+    except Exception:
+        _log.exception(
+            "a sample failed as a whole: the process that takes samples ends, and the agent starts another one"
+        )
+        # The main thread saves the state, and ends this process.
+        with socket.socket(fileno=os.dup(0)) as requests:
+            requests.shutdown(socket.SHUT_RD)
 
 
 if __name__ == "__main__":
     configure_logging()
     # Of figures that are not in /proc and that no sample has.
     warnings.filterwarnings("ignore", category=RuntimeWarning, module="psutil")
-    run(msgspec.json.decode(sys.argv[1], type=SamplerOptions))
+    run(read_arguments(sys.argv[1:]))

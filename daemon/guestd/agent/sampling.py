@@ -6,14 +6,14 @@ import asyncio
 import socket
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 
-import msgspec
 import structlog
 
 from guestd.agent.outbox import LINE_LIMIT_BYTES
 
-# Every part has its own deadline. Beyond this the process itself hangs.
+# More than `parts.SAMPLE_SECONDS` and the part that is read then. Beyond this the process itself hangs.
 SAMPLE_SECONDS = 180.0
 # For the last save of the state.
 STOP_SECONDS = 5.0
@@ -23,11 +23,25 @@ MOST_LEFT_BEHIND = 3
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("guestd.agent")
 
 
-class SamplerOptions(msgspec.Struct, frozen=True):
+@dataclass(frozen=True, slots=True)
+class SamplerOptions:
     """What the process is started with. `most_processes` None: all; `state` None: application minutes are not kept."""
 
     most_processes: int | None
     state: str | None
+
+    def to_arguments(self) -> list[str]:
+        """Each one by itself: a path may be any bytes."""
+        return [
+            "all" if self.most_processes is None else str(self.most_processes),
+            *([self.state] if self.state else []),
+        ]
+
+
+def read_arguments(arguments: list[str]) -> SamplerOptions:
+    """The options that `to_arguments` gave."""
+    most_processes, *state = arguments
+    return SamplerOptions(None if most_processes == "all" else int(most_processes), state[0] if state else None)
 
 
 class NoSample(Exception):
@@ -38,7 +52,8 @@ class Sampler:
     """One process at a time that takes samples; the next call starts another one for one that was lost."""
 
     def __init__(self, options: SamplerOptions) -> None:
-        self._command = [sys.executable, "-m", "guestd.agent.sampler", msgspec.json.encode(options).decode()]
+        # -P: -m alone looks for modules in the working directory first, where any user may have put them.
+        self._command = [sys.executable, "-P", "-m", "guestd.agent.sampler", *options.to_arguments()]
         self._running: _Running | None = None
         self._left_behind: list[subprocess.Popen[bytes]] = []
 
@@ -84,13 +99,15 @@ class Sampler:
         return _Running(process, reader, writer)
 
     def _spawn(self) -> tuple[socket.socket, subprocess.Popen[bytes]]:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                return ours, subprocess.Popen(self._command, stdin=theirs.fileno(), stdout=theirs.fileno())
-            except OSError as exc:
-                ours.close()
-                raise NoSample(f"the process that takes samples cannot be started: {exc}") from exc
+        try:
+            ours, theirs = socket.socketpair()
+            with theirs, ExitStack() as on_error:
+                on_error.enter_context(ours)
+                process = subprocess.Popen(self._command, stdin=theirs.fileno(), stdout=theirs.fileno())
+                on_error.pop_all()
+                return ours, process
+        except OSError as exc:  # no more descriptors, processes or memory
+            raise NoSample(f"the process that takes samples cannot be started: {exc}") from exc
 
     def _leave(self) -> None:
         """End the process if it can be ended; it is not waited for."""

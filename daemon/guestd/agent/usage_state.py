@@ -23,6 +23,9 @@ LONGEST_STATE_BYTES = 4 * 1024 * 1024
 # The largest minutes and starts that the store has a column for.
 MOST_STARTS = 2**31 - 1
 MOST_SECONDS = 60.0 * (2**31 - 1)
+# The last second before the year 2200, in unix seconds: the store takes no later time. Not the clock's time: it may not
+# be set yet.
+LATEST_SECONDS = 7_258_118_399.0
 
 Value = TypeVar("Value")
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("guestd.agent")
@@ -61,7 +64,7 @@ class _DamagedState(msgspec.Struct):
 _UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-def read_usage_state(path: Path, now_s: float) -> UsageState:
+def read_usage_state(path: Path) -> UsageState:
     """The usage state of an earlier run; an empty one when there is no file. A damaged file is renamed, and logged.
 
     Raises OSError when it cannot be read now.
@@ -78,7 +81,7 @@ def read_usage_state(path: Path, now_s: float) -> UsageState:
     except _UNREADABLE as exc:
         usage = _read_damaged(content)
         _keep_damaged(path, str(exc), len(usage.records))
-    _bound(usage, now_s)
+    _bound(usage)
     return usage
 
 
@@ -128,14 +131,14 @@ def _keep_damaged(path: Path, error: str, records: int) -> None:
     )  # fmt: skip
 
 
-def _bound(usage: UsageState, now_s: float) -> None:
-    """Values that no agent writes: negative, beyond what a message can hold, or of a time that has not come."""
+def _bound(usage: UsageState) -> None:
+    """Values that no agent writes: negative, beyond what a message can hold, or later than any that is stored."""
     usage.records = {clean(name): record for name, record in usage.records.items()}
-    usage.observed_at = _between(usage.observed_at, now_s)
+    usage.observed_at = _between(usage.observed_at, LATEST_SECONDS)
     for record in usage.records.values():
         record.seconds = _between(record.seconds, MOST_SECONDS)
         record.starts = min(max(record.starts, 0), MOST_STARTS)
-        record.last_access = _between(record.last_access, now_s)
+        record.last_access = _between(record.last_access, LATEST_SECONDS)
 
 
 def _between(value: float, most: float) -> float:

@@ -112,6 +112,7 @@ ODD_FILES: dict[str, Callable[[Path], object]] = {
     "binary": lambda file: file.write_bytes(bytes(range(256)) * 20),
     "words": lambda file: file.write_text("a b c\nd e f g h i j k l m n o p q r s t u v w x y z\n: : :\n"),
     "negative": lambda file: file.write_text("-1 -1 -1: -1 -1 -1 -1 -1 -1 -1 -1 -1 -1 -1 -1 -1 -1 -1 -1 -1\n" * 5),
+    "not finite": lambda file: file.write_text("btime inf\ncpu inf nan inf\ncpu0 inf nan inf\n: inf nan inf\n"),
     "huge": lambda file: file.write_text("cpu " + "9" * 5000 + " 1 2 3\n" * 3),
 }
 
@@ -127,6 +128,14 @@ def test_an_odd_file_of_proc_costs_what_it_holds(proc: Path, kind: str) -> None:
         (proc / name).unlink(missing_ok=True)
         (proc / name).write_bytes(before)
     assert check("stat") == {}
+
+
+def test_a_sample_in_which_no_process_can_be_read_says_so_and_ends_no_application(proc: Path) -> None:
+    for pid in (ODD, GOOD):
+        (proc / str(pid) / "stat").unlink()
+    message = sample()
+    assert message["data"]["applications"] == []
+    assert "applications" in {each["part"] for each in message["failed_parts"]}
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
