@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from guestd.core.errors import BadFrame
 from guestd.core.transport import Transport
 from guestd.ingest.prepare import Preparer
-from guestd.ingest.sample_times import FreeTimes
+from guestd.ingest.sample_times import FreeTimes, find_batch_ceilings
 from guestd.rows.batch import Moment, Prepared, line_digest
 from guestd.spool.file import Frame
 from guestd.telemetry.registry import Telemetry
@@ -38,6 +38,28 @@ async def test_of_a_machine_that_nobody_knows_any_more_nothing_is_remembered() -
     times.forget(lambda machine_id: machine_id == kept)
     await find(now + timedelta(minutes=2))
     assert asked == [kept, gone, gone]
+
+
+@pytest.mark.asyncio
+async def test_the_event_loop_gets_its_turn_at_every_line_while_the_times_of_a_backlog_are_compared() -> None:
+    boot_id, now, pauses = "0d3f3a5e-8d0b-4a55-9c0b-5d5e4a2f7c11", datetime.now(UTC), 0
+    head = b'{"type":"metrics","boot_id":"%s","seq":%d,"oldest":1,"timestamp":"%s"}'
+    frames = [
+        Frame(
+            seq=seq, machine_id=UUID(int=1), received_at=now, transport=Transport.VIRTIO, kind=METRICS,
+            line_id=LineId(boot_id, seq),
+            payload=head % (boot_id.encode(), seq, (now - timedelta(minutes=100 - seq)).isoformat().encode()),
+        )
+        for seq in range(1, 101)
+    ]  # fmt: skip
+
+    async def pause() -> None:
+        nonlocal pauses
+        pauses += 1
+
+    ceilings = await find_batch_ceilings(frames, pause)
+    assert sorted(ceilings) == list(range(1, 100))
+    assert pauses >= 3 * len(frames)
 
 
 @pytest.mark.asyncio

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from guestd.core.transport import Transport
-from guestd.rows.run_times import AHEAD_OF_KNOWN, Claim, RunTimes, find_ceilings, read_claim
+from guestd.rows.run_times import AHEAD_OF_KNOWN, Claim, RunTimes, believed_times, find_ceilings, read_claim
 from guestd.rows.times import CLOCK_TOLERANCE, QUEUE_TIME, whole_milliseconds
 
 BOOT = "0d3f3a5e-8d0b-4a55-9c0b-5d5e4a2f7c11"
@@ -57,7 +57,8 @@ def placed(lines: Sequence[Sent], batch: int = 2000) -> list[datetime]:
     run, moments = RunTimes(BOOT), []
     for begin in range(0, len(lines), batch):
         claims = [line.claim for line in lines[begin : begin + batch]]
-        for seq, (claim, ceiling) in enumerate(zip(claims, find_ceilings(claims), strict=True), begin + 1):
+        ceilings = list(find_ceilings(list(believed_times(claims))))[::-1]
+        for seq, (claim, ceiling) in enumerate(zip(claims, ceilings, strict=True), begin + 1):
             moments.append(run.place(seq, claim, ceiling))
     return moments
 
@@ -128,6 +129,44 @@ def test_a_clock_that_is_hours_behind_does_not_make_a_live_guest_late() -> None:
     ]
 
 
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("interval", [INTERVAL, SECOND])
+def test_without_an_age_a_clock_that_is_behind_makes_one_sample_of_a_run_late(batch: int, interval: timedelta) -> None:
+    """The first one, which may have waited as well; nothing before it shows how fast lines come."""
+    lines = live([-2 * HOUR] * 30, interval)
+    _, *moments = placed(lines, batch)
+    assert all(abs(moment - line.taken_at) < SECOND for line, moment in zip(lines[1:], moments, strict=True))
+
+
+@pytest.mark.parametrize("transport", Transport)
+def test_without_an_age_samples_after_a_step_back_of_the_clock_have_the_time_of_receipt(transport: Transport) -> None:
+    lines = live([timedelta()] * 5 + [-HOUR] * 30, INTERVAL, transport)
+    for line, moment in zip(lines, placed(lines, 1), strict=True):
+        assert abs(moment - line.taken_at) < SECOND
+
+
+def live(offsets: Sequence[timedelta], interval: timedelta, transport: Transport = Transport.VIRTIO) -> list[Sent]:
+    """Samples without an age that are received as they are taken."""
+    taken = [START + number * interval for number in range(len(offsets))]
+    return [
+        Sent(at, Claim(at + offset, None, at + JITTER, transport)) for at, offset in zip(taken, offsets, strict=True)
+    ]
+
+
+@given(st.lists(st.timedeltas(timedelta(), timedelta(minutes=4)), max_size=8), st.integers(1, 20))
+def test_without_an_age_a_backlog_that_comes_with_pauses_is_kept(pauses: list[timedelta], batch: int) -> None:
+    """guestd waits for the store, or its spool is full: no line is read meanwhile."""
+    lines: list[Sent] = []
+    waited = timedelta()
+    for line in sent([timedelta()] * 720, START + 4 * HOUR, has_age=False):
+        number = len(lines)
+        if number >= 60 and number % 60 == 0 and number // 60 <= len(pauses):
+            waited += pauses[number // 60 - 1]
+        claim = replace(line.claim, received_at=line.claim.received_at + waited)
+        lines.append(Sent(line.taken_at, claim))
+    assert placed(lines, batch) == [line.taken_at for line in lines]
+
+
 def test_a_clock_that_drifts_away_is_followed_until_it_is_wrong() -> None:
     lines = sent([-timedelta(minutes=minute / 2) for minute in range(20)], START)
     late = [line.taken_at - moment for line, moment in zip(lines, placed(lines, 1), strict=True)]
@@ -185,6 +224,8 @@ def test_the_claim_of_a_line_is_read_where_our_agent_writes_it() -> None:
         head + b'"timestamp":"2025-10-01T00:00:00Z","data":{}}': (START, None),
         head + b'"timestamp":"soon","data":{}}': (None, None),
         head + b'"data":{}}': (None, None),
+        head + b'"data":{"timestamp":"2025-10-01T00:00:00Z"}}': (None, None),
+        head + b'"x":{"age_ms":17,"timestamp":"2025-10-01T00:00:00Z"},"age_ms":3,"timestamp":"soon"}': (None, None),
     }.items():
         claim = read_claim(line, START, Transport.VIRTIO)
         assert (claim.time, claim.age_ms) == expected

@@ -78,7 +78,7 @@ class Preparer:
     async def make_rows(self, frames: Sequence[Frame]) -> list[Prepared]:
         """Rows of these frames at the timestamps that their messages claim, or why a frame has none."""
         batch = []
-        ceilings = find_batch_ceilings(frames)
+        ceilings = await find_batch_ceilings(frames, self._yield_to_loop)
         for frame in frames:
             await self._yield_to_loop()
             # One by one: all that a batch decodes would not fit into a processor's cache.

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from guestd.rows.batch import Moment, Placed, Prepared, find_free_moments, keep_order, line_digest
-from guestd.rows.run_times import Claim, RunTimes, find_ceilings, read_claim
+from guestd.rows.run_times import Claim, RunTimes, believed_times, find_ceilings, read_claim
 from guestd.rows.times import guest_time, sample_time
 from guestd.spool.file import Frame
 from guestd.telemetry.registry import PrepareMetrics
@@ -69,21 +69,35 @@ class ClaimedTimes:
         self._runs = {machine_id: run for machine_id, run in self._runs.items() if is_known(machine_id)}
 
 
-def find_batch_ceilings(frames: Sequence[Frame]) -> dict[int, datetime]:
-    """By a frame's number in the spool: before which time its sample was taken, as later lines of its run show."""
-    runs: defaultdict[tuple[UUID, str], list[tuple[int, Frame]]] = defaultdict(list)
+async def find_batch_ceilings(frames: Sequence[Frame], pause: Callable[[], Awaitable[None]]) -> dict[int, datetime]:
+    """By a frame's number in the spool: before which time its sample was taken, as later lines of its run show.
+
+    `pause` is called for every line: a batch may have a million.
+    """
+    runs: defaultdict[tuple[UUID, str], list[Frame]] = defaultdict(list)
     for frame in frames:
+        await pause()
         if frame.line_id is not None:
-            runs[frame.machine_id, frame.line_id.boot_id].append((frame.line_id.seq, frame))
+            runs[frame.machine_id, frame.line_id.boot_id].append(frame)
     found: dict[int, datetime] = {}
-    for numbered in runs.values():
-        if len(numbered) > 1:
+    for lines in runs.values():
+        if len(lines) > 1:
             # A broker may deliver them in another order.
-            lines = [frame for _, frame in sorted(numbered, key=lambda line: line[0])]
-            claims = [read_claim(frame.payload, frame.received_at, frame.transport) for frame in lines]
-            ceilings = zip(lines, find_ceilings(claims), strict=True)
-            found |= {frame.seq: ceiling for frame, ceiling in ceilings if ceiling is not None}
+            lines.sort(key=_number)
+            times = []
+            claims = (read_claim(frame.payload, frame.received_at, frame.transport) for frame in lines)
+            for time in believed_times(claims):
+                await pause()
+                times.append(time)
+            for frame, ceiling in zip(reversed(lines), find_ceilings(times), strict=True):
+                await pause()
+                if ceiling is not None:
+                    found[frame.seq] = ceiling
     return found
+
+
+def _number(frame: Frame) -> int:
+    return 0 if frame.line_id is None else frame.line_id.seq
 
 
 class FreeTimes:

@@ -7,6 +7,7 @@ What is known of a line:
 * our agent states for how long it held the line, by a clock that is never set (`age_ms`). A channel takes no time,
   unless guestd did not read: the time of receipt less the age is when the sample was taken, whatever the guest's clock
   shows. A broker may hold messages for days;
+* of a line without an age, how fast it came behind the line before: a backlog comes much faster than it was taken;
 * the time that the guest claims, by a clock that may be wrong, and set right in the middle of a run.
 
 Decision 0054 has the reasons.
@@ -15,8 +16,8 @@ Decision 0054 has the reasons.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from guestd.core.transport import Transport
@@ -28,9 +29,15 @@ AHEAD_OF_KNOWN = timedelta(seconds=1)
 # A run's last sample is this far ahead of a receipt only after the host's clock was set back: the order starts again.
 HOST_STEP = 2 * CLOCK_TOLERANCE
 
-# Where our agent writes both, directly behind the header.
-_CLAIM = re.compile(rb'(?:"age_ms":([0-9]{1,15}),)?"timestamp":"([^"\\]{1,40})"')
-_CLAIM_BYTES = 400
+# A backlog stays one through this much of slower lines: while guestd waits for the store, it reads none for a while.
+LEAD_LIMIT = 2 * CLOCK_TOLERANCE
+
+# Where our agent writes both: directly behind the header. The same keys elsewhere in the line mean something else.
+_CLAIM = re.compile(
+    rb'\{"type":"metrics","boot_id":"[0-9a-f-]{36}","seq":[0-9]{1,18},"oldest":[0-9]{1,18}'
+    rb'(?:,"after":"[0-9a-f]{16}","mark":"[0-9a-f]{16}")?'
+    rb',(?:"age_ms":([0-9]{1,15}),)?"timestamp":"([^"\\]{1,40})"'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,27 +85,63 @@ _QUEUE_MS = QUEUE_TIME // MILLISECOND
 
 def read_claim(payload: bytes, received_at: datetime, transport: Transport) -> Claim:
     """The claim of a line that is not decoded; without a time where another program than our agent wrote it."""
-    found = _CLAIM.search(payload, 0, _CLAIM_BYTES)
+    found = _CLAIM.match(payload)
     age_ms, text = found.groups() if found else (None, None)
     claimed = guest_time(text.decode(errors="replace")) if text is not None else None
     return Claim(claimed, None if age_ms is None else int(age_ms), received_at, transport)
 
 
-def find_ceilings(claims: Sequence[Claim]) -> list[datetime | None]:
-    """For each line of a run, in order: the time before which it was taken, as later lines show; None: unknown.
+@dataclass(slots=True)
+class Pace:
+    """Whether the lines of a run come faster than they were taken. Without an age, nothing else shows a backlog."""
 
-    A clock that was ahead and was then set right: without this, all later samples would have to be placed behind those
-    that were taken before.
+    before: Claim | None = None
+    lead: timedelta = timedelta()
+    """By how much the last lines came faster than half of that, at most LEAD_LIMIT."""
+    is_live: bool = False
+    """Whether the last line came no faster than it was taken: a clock that is behind is then wrong."""
+
+    def add(self, claim: Claim) -> None:
+        """Compare a line with the one before it."""
+        before, self.before, self.is_live = self.before, claim, False
+        if before is None or before.time is None or claim.time is None or claim.time <= before.time:
+            # A clock that was set back shows no pace.
+            return
+        taken, received = claim.time - before.time, claim.received_at - before.received_at
+        # What waited while guestd did not read, for whatever reason, has fallen behind at once.
+        if received - taken <= CLOCK_TOLERANCE:
+            self.lead = max(timedelta(), min(self.lead + taken - 2 * received, LEAD_LIMIT))
+            self.is_live = not self.lead
+
+    def believes(self, claim: Claim) -> bool:
+        """Whether the time of the line that was added last may be right."""
+        if not claim.is_plausible:
+            return False
+        may_wait = claim.is_exact or claim.transport is Transport.MQTT or not self.is_live
+        return may_wait or (claim.skew is not None and claim.skew >= -CLOCK_TOLERANCE)
+
+
+def believed_times(claims: Iterable[Claim]) -> Iterator[datetime | None]:
+    """For each line of a run, in order: the time that it claims, None where that is not believed."""
+    pace = Pace()
+    for claim in claims:
+        pace.add(claim)
+        yield claim.time if pace.believes(claim) else None
+
+
+def find_ceilings(times: Sequence[datetime | None]) -> Iterator[datetime | None]:
+    """For each line of a run, from the last to the first: before which time it was taken, as later lines show.
+
+    `times` as `believed_times` gives them; None: unknown. A clock that was ahead and was then set right: without this,
+    all later samples would have to be placed behind those that were taken before.
     """
-    ceilings: list[datetime | None] = []
     ceiling: datetime | None = None
-    for claim in reversed(claims):
-        ceilings.append(ceiling)
-        if claim.time is not None and claim.is_plausible:
-            ceiling = claim.time if ceiling is None else min(ceiling, claim.time)
+    for time in reversed(times):
+        yield ceiling
+        if time is not None:
+            ceiling = time if ceiling is None else min(ceiling, time)
         if ceiling is not None:
             ceiling = whole_milliseconds(ceiling) - MILLISECOND
-    return ceilings[::-1]
 
 
 @dataclass(slots=True)
@@ -110,13 +153,16 @@ class RunTimes:
     last: datetime | None = None
     skew: timedelta | None = None
     """How far the guest's clock is ahead, by the last line that did not wait in its channel."""
+    pace: Pace = field(default_factory=Pace)
 
     def place(self, seq: int, claim: Claim, ceiling: datetime | None = None) -> datetime:
         """The timestamp of a line's sample, in whole ms: after those of all lines with lower numbers."""
         if seq <= self.seq:
             # A broker delivered it late, or it is prepared again.
-            moment = whole_milliseconds(claim.time) if claim.time is not None and claim.is_plausible else claim.newest
+            is_believed = claim.time is not None and self.pace.believes(claim)
+            moment = whole_milliseconds(claim.time) if claim.time is not None and is_believed else claim.newest
             return _bounded(moment, claim, ceiling)
+        self.pace.add(claim)
         if self.last is not None and self.last > claim.received_at + HOST_STEP:
             self.last = None
         moment = _bounded(self._choose(claim), claim, ceiling)
@@ -133,10 +179,11 @@ class RunTimes:
             if is_later and self._waited_in_channel(claim.skew):
                 return claimed
             self.skew = claim.skew
-        if not claim.is_plausible:
+        if not self.pace.believes(claim):
             return claim.newest
-        # A clock that was set back shows nothing until it has caught up; the next free moment disturbs no later line.
-        return claimed if is_later or not claim.is_exact else claim.newest
+        # A clock that was set back shows nothing until it has caught up. In a backlog the next free moment disturbs no
+        # later line.
+        return claimed if is_later or (self.pace.lead and not claim.is_exact) else claim.newest
 
     def _waited_in_channel(self, skew: timedelta) -> bool:
         """Whether guestd did not read for a while: the clock was right and has, all at once, fallen far behind.
