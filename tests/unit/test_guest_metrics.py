@@ -13,7 +13,7 @@ from guestd.rows.batch import Prepared
 from guestd.rows.model import Rows
 from guestd.rows.normalise import GuestHistory, normalise
 from guestd.telemetry.exposition import render
-from guestd.telemetry.guests import MAX_GUESTS, SHOWN_SECONDS, LatestSamples
+from guestd.telemetry.guests import LATE_SECONDS, MAX_GUESTS, SHOWN_SECONDS, LatestSamples
 from guestd.wire.decode import decode
 from guestd.wire.line import LineId
 
@@ -44,10 +44,16 @@ def sample(machine_id: UUID, at: datetime = NOW, failed_parts: object = None, **
 
 
 def note(
-    latest: LatestSamples, rows: Rows, transport: Transport = Transport.VIRTIO, *, is_numbered: bool, seq: int = 1
+    latest: LatestSamples,
+    rows: Rows,
+    transport: Transport = Transport.VIRTIO,
+    *,
+    is_numbered: bool,
+    seq: int = 1,
+    boot_id: str = "boot",
 ) -> None:
     machine_id, at = rows.shared.machine_id, rows.shared.received_at
-    line_id = LineId("boot", seq) if is_numbered else None
+    line_id = LineId(boot_id, seq) if is_numbered else None
     latest.add([Prepared(1, machine_id, at, b"", rows, None, "redacted", transport, line_id)])
 
 
@@ -147,6 +153,36 @@ def test_a_guest_whose_clock_is_set_back_a_little_is_shown_on() -> None:
     set_back = sample(machine).with_shared(timestamp=NOW - 2 * MINUTE, received_at=NOW + MINUTE)
     note(latest, set_back, is_numbered=False)
     assert value(shown(latest, machine), "guest_last_sample_timestamp_seconds") == (NOW + MINUTE).timestamp()
+
+
+def test_a_guest_whose_clock_is_set_back_by_hours_never_disappears() -> None:
+    """By MQTT, where such a sample looks like one that the broker delivered late."""
+    latest, machine = LatestSamples(), uuid4()
+    note(latest, sample(machine), Transport.MQTT, is_numbered=False)
+    for number in range(1, 120):
+        received = NOW + number * timedelta(seconds=10)
+        late = sample(machine).with_shared(timestamp=received - timedelta(hours=1), received_at=received)
+        note(latest, late, Transport.MQTT, is_numbered=False)
+        families = shown(latest, machine, now=received)
+        assert value(families, "guest_last_sample_timestamp_seconds") >= received.timestamp() - LATE_SECONDS
+
+
+def test_a_guest_that_is_restarted_with_a_clock_that_is_behind_is_shown_at_once() -> None:
+    latest, machine = LatestSamples(), uuid4()
+    note(latest, sample(machine), Transport.MQTT, is_numbered=True, seq=900)
+    behind = sample(machine).with_shared(timestamp=NOW - timedelta(hours=6), received_at=NOW + MINUTE)
+    note(latest, behind, Transport.MQTT, is_numbered=True, boot_id=str(uuid4()))
+    assert value(shown(latest, machine), "guest_last_sample_timestamp_seconds") == (NOW + MINUTE).timestamp()
+
+
+def test_of_a_backlog_that_comes_again_after_a_silence_the_newest_is_shown_at_its_end() -> None:
+    latest, machine, hour = LatestSamples(), uuid4(), timedelta(hours=1)
+    note(latest, sample(machine), Transport.MQTT, is_numbered=False)
+    for number in range(120, -1, -1):
+        at, received = NOW + hour - number * MINUTE, NOW + hour + timedelta(seconds=120 - number)
+        note(latest, sample(machine).with_shared(timestamp=at, received_at=received), Transport.MQTT, is_numbered=False)
+    families = shown(latest, machine, now=NOW + hour + 2 * MINUTE)
+    assert value(families, "guest_last_sample_timestamp_seconds") == (NOW + hour + 2 * MINUTE).timestamp()
 
 
 def test_a_machine_that_is_silent_is_not_shown_after_a_while() -> None:

@@ -23,6 +23,9 @@ from guestd.wire.line import LineId
 from gueststore.contract import SystemMetrics
 
 SHOWN_SECONDS = 600.0
+# For so long an older sample is taken for a late one. Then it is shown: its guest's clock was set back. Shorter than
+# SHOWN_SECONDS, so that the machine never disappears meanwhile.
+LATE_SECONDS = SHOWN_SECONDS / 2
 # More than a host has; the one that was silent for the longest time is dropped.
 MAX_GUESTS = 5000
 KIB, GIB = 1024.0, 1024.0**3
@@ -48,11 +51,18 @@ class Sample:
     def is_behind(self, known: Sample) -> bool:
         """Whether it is older than a sample that was received before: a broker delivered it late, or it waited there.
 
-        A sample with an earlier timestamp is not, if the guest's clock was set back a little.
+        A sample with an earlier timestamp is not, if the guest's clock was set back: a little, or nothing newer has
+        come for a while, or the guest has been restarted. A backlog that a broker delivers then is shown in its order,
+        up to the newest.
         """
-        if self.at >= known.at:
+        is_silent = (self.received_at - known.received_at).total_seconds() > LATE_SECONDS
+        if self.at >= known.at or is_silent or _is_other_run(self.line_id, known.line_id):
             return False
         return self.at < self.received_at - CLOCK_TOLERANCE or _is_earlier_line(self.line_id, known.line_id)
+
+
+def _is_other_run(line: LineId | None, other: LineId | None) -> bool:
+    return line is not None and other is not None and line.boot_id != other.boot_id
 
 
 def _is_earlier_line(line: LineId | None, other: LineId | None) -> bool:
