@@ -18,7 +18,7 @@ from support.faults import sample_line
 SAMPLES = 'SELECT "timestamp" FROM "SystemMetrics" WHERE "machineId" = %s ORDER BY "uptime"'
 # The agent's clocks run so much faster. It sends again what is not acknowledged within 5 s of its own time.
 SPEED = 40
-AWAY_SECONDS = 400
+AWAY_SECONDS = 600
 INTERVAL_SECONDS = 10
 YEAR_SECONDS = 365 * 86_400
 SEED = 7

@@ -22,7 +22,9 @@ from gueststore.queries import query
 
 log = structlog.get_logger()
 
-# A step that takes longer than this may be waiting; the sessions are read this often.
+# A step that takes longer than this may be waiting; the sessions are read this often from then on. Shorter than every
+# lock_timeout of a step.
+FIRST_LOOK_SECONDS = 1.0
 LOOK_SECONDS = 0.5
 LOG_SECONDS = 3600.0
 
@@ -41,20 +43,28 @@ class DelayedSteps:
 
     @asynccontextmanager
     async def step(self, name: str, connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:
-        """Run one step; a lock that another session holds ends the block without an exception."""
+        """Run one step; a lock that another session holds ends the block without an exception.
+
+        Whatever else the step raises is raised: that is no delay by a lock.
+        """
+        is_delayed = False
         try:
             async with name_blockers(self._dsn, connection):
                 yield
         except LockHeld as exc:
+            is_delayed = True
             self._metrics.delayed.labels(name).set(1)
             now = time.monotonic()
             if now >= self._logged_at.get(name, float("-inf")) + LOG_SECONDS:
                 self._logged_at[name] = now
                 log.warning("store maintenance delayed by a lock, retrying", step=name, error=str(exc))
         else:
-            self._metrics.delayed.labels(name).set(0)
-            if self._logged_at.pop(name, None) is not None:
+            if name in self._logged_at:
                 log.info("store maintenance no longer delayed", step=name)
+        finally:
+            if not is_delayed:
+                self._metrics.delayed.labels(name).set(0)
+                self._logged_at.pop(name, None)
 
 
 @asynccontextmanager
@@ -75,7 +85,7 @@ async def name_blockers(dsn: str, connection: psycopg.AsyncConnection[Any]) -> A
 
 async def _watch_blockers(dsn: str, pid: int, found: list[str]) -> None:
     """Keep in `found` the sessions that the last wait of a session's was for, until cancelled."""
-    await asyncio.sleep(LOOK_SECONDS)
+    await asyncio.sleep(FIRST_LOOK_SECONDS)
     try:
         async with connection_to(dsn) as connection:
             while True:
@@ -87,7 +97,8 @@ async def _watch_blockers(dsn: str, pid: int, found: list[str]) -> None:
 
 
 async def read_blockers(connection: psycopg.AsyncConnection[Any], pid: int | None) -> list[str]:
-    """The sessions that this process, or any guestd for None, waits for."""
+    """The sessions for which this process waits; for None any session with the application_name of this connection."""
     async with store_deadline(ROW_SECONDS):
-        cursor = await connection.execute(query("session/read_blockers"), {"pid": pid})
+        name = connection.info.parameter_status("application_name")
+        cursor = await connection.execute(query("session/read_blockers"), {"pid": pid, "application_name": name})
         return [text for (text,) in await cursor.fetchall()]

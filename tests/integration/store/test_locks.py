@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from tools.harness.waiting import eventually
 
 from guestd.core.config import Settings, StoreSettings
+from guestd.core.errors import StoreUnavailable
 from guestd.doctor.store import check_store
 from guestd.store.connection import LockHeld, connection_to, set_lock_timeout, store_deadline
 from guestd.store.locks import DelayedSteps
@@ -153,7 +154,22 @@ async def test_a_lock_that_does_not_come_keeps_the_connection_and_the_rows(dsn: 
         assert (await (await connection.execute('SELECT count(*) FROM "IngestLedger"')).fetchone()) == (0,)
 
 
-async def test_the_doctor_names_the_session_that_guestd_waits_for(dsn: str) -> None:
+async def test_a_step_that_fails_for_another_reason_is_no_longer_delayed_by_a_lock(dsn: str) -> None:
+    metrics = MaintenanceMetrics()
+    steps = DelayedSteps(dsn, metrics)
+    async with connection_to(dsn) as connection:
+        async with steps.step("retention", connection):
+            raise LockHeld("another session holds a lock")
+        assert (bool(steps), delayed(metrics)) == (True, {"retention"})
+        with pytest.raises(StoreUnavailable, match="gone"):
+            async with steps.step("retention", connection):
+                raise StoreUnavailable("gone")
+    assert (bool(steps), delayed(metrics)) == (False, set())
+
+
+@pytest.mark.parametrize("name", ["guestd", "guestd on node-3"])
+async def test_the_doctor_names_the_session_that_guestd_waits_for(dsn: str, name: str) -> None:
+    dsn = make_conninfo(dsn, application_name=name)
     with session(dsn, 'LOCK TABLE "IngestLedger" IN ACCESS EXCLUSIVE MODE') as holder:
         async with connection_to(dsn) as connection:
             waiting = asyncio.create_task(connection.execute('SELECT count(*) FROM "IngestLedger"'))
