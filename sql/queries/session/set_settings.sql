@@ -18,6 +18,8 @@ FROM (
     ('standard_conforming_strings', 'on', NULL),
     ('transform_null_equals', 'off', NULL),
     ('quote_all_identifiers', 'off', NULL),
+    -- Errors are searched for on the web, and read by the doctor, in English. Not every role may set it: see below.
+    ('lc_messages', 'C', NULL),
     -- A batch reads the ledger again after it has waited for a lock. Snapshots ask for their own isolation.
     ('default_transaction_isolation', 'read committed', NULL),
     -- The spool deletes a frame after COMMIT: COMMIT waits until it is on this server's disk.
@@ -32,5 +34,6 @@ FROM (
     ('lock_timeout', '20s', NULL)
 ) AS relied_on ("name", "value", "only")
 WHERE
-    current_setting(relied_on."name", TRUE) <> relied_on."value"
+    (relied_on."name" <> 'lc_messages' OR has_parameter_privilege('lc_messages', 'SET'))
+    AND current_setting(relied_on."name", TRUE) <> relied_on."value"
     AND coalesce(current_setting(relied_on."name", TRUE) = relied_on."only", TRUE);

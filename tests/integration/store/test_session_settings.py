@@ -191,6 +191,17 @@ async def test_the_settings_of_the_connection_string_do_not_matter_either(dsn: s
     assert query(given, "SELECT now() IS NOT NULL, pg_sleep(0.2)") == [(True, "")]
 
 
+@pytest.mark.asyncio
+async def test_messages_are_in_english_where_the_role_may_choose_their_language(cluster: Server, dsn: str) -> None:
+    """Any other role can work without it."""
+    with turned_role(cluster, str(conninfo_to_dict(dsn)["dbname"]), {"lc_messages": "POSIX"}) as turned:
+        for each, language in ((turned, "POSIX"), (make_conninfo(turned, user="postgres"), "C")):
+            async with connection_to(each) as connection:
+                assert await (await connection.execute("SHOW lc_messages")).fetchone() == (language,)
+            with connect(each) as opened:
+                assert opened.execute("SHOW lc_messages").fetchall() == [(language,)]
+
+
 @pytest.mark.parametrize(("turned", "kept"), [("off", "local"), ("on", "on"), ("remote_apply", "remote_apply")])
 @pytest.mark.asyncio
 async def test_commit_waits_for_the_disk_and_for_no_standby_that_the_owner_did_not_name(
