@@ -49,9 +49,10 @@ def guest_image(packages: Path, directory: Path) -> None:
     shutil.copy(kernel, directory / "kernel")
     with tempfile.TemporaryDirectory() as temporary:
         tree = Path(temporary)
-        shutil.copytree(
-            REPOSITORY / "daemon/guestd", tree / "agent/guestd", ignore=shutil.ignore_patterns("__pycache__")
-        )
+        for package in ("daemon/guestd", "schema/gueststore"):  # the second has what both command lines share
+            shutil.copytree(
+                REPOSITORY / package, tree / "agent" / Path(package).name, ignore=shutil.ignore_patterns("__pycache__")
+            )
         shutil.copy(Path(__file__).with_name("lab_guest_init.sh"), tree / "init")
         (tree / "init").chmod(0o755)
         _compile(packages, tree / "agent")
