@@ -236,8 +236,20 @@ def _refuse_if_occupied(path: Path) -> None:
 async def serve_socket(listener: socket.socket, sender: ReliableSender) -> None:
     """Serve one client after the other without end, as QEMU does for a channel."""
     loop = asyncio.get_running_loop()
+    trouble = ""
     while True:
-        client, _ = await loop.sock_accept(listener)
+        try:
+            client, _ = await loop.sock_accept(listener)
+        except OSError as exc:  # no free descriptor; the client waits
+            if str(exc) != trouble:
+                trouble = str(exc)
+                _log.warning(
+                    f"client not accepted: lines stay in the buffer; retrying every {LONGEST_PAUSE_SECONDS:.0f} s",
+                    error=trouble,
+                )
+            await asyncio.sleep(LONGEST_PAUSE_SECONDS)
+            continue
+        trouble = ""
         with client:
             client.setblocking(False)
             await run_connection(client.fileno(), sender)

@@ -13,8 +13,12 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from tools.harness.waiting import eventually_async
 
+from guestd.agent.hostlines import pass_through
+from guestd.agent.outbox import Outbox
 from guestd.agent.sampling import NoSample, Sampler, SamplerOptions
+from guestd.agent.transport import ReliableSender, listen, serve_socket
 from support.daemon import environment
 
 # The agent does not wait for the process that takes samples: it might never end.
@@ -79,6 +83,29 @@ def test_without_free_descriptors_there_is_no_sample_and_nothing_ends(free: int)
         assert os.dup(0) == first_free if free else True
 
     asyncio.run(start())
+
+
+@pytest.mark.usefixtures("descriptors")
+def test_a_host_that_connects_without_a_free_descriptor_is_served_later(
+    directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def serve() -> None:
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        sender = ReliableSender(Outbox("boot", 1_000_000), on_request=lambda: None, unwrap=pass_through)
+        with listen(directory / "a.socket") as listener, socket.socket(socket.AF_UNIX) as host:
+            first_free = os.dup(0)
+            os.close(first_free)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (first_free, limits[1]))
+            host.setblocking(False)
+            host.connect(os.fspath(directory / "a.socket"))
+            async with asyncio.timeout(DEADLINE_SECONDS), asyncio.TaskGroup() as tasks:
+                serving = tasks.create_task(serve_socket(listener, sender))
+                await eventually_async(lambda: "client not accepted" in capsys.readouterr().out, "it says so", 10)
+                resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+                assert await asyncio.get_running_loop().sock_recv(host, 1) == b"\n"
+                serving.cancel()
+
+    asyncio.run(serve())
 
 
 def test_a_sample_that_fails_as_a_whole_ends_the_process_with_its_state_and_the_reason(directory: Path) -> None:
