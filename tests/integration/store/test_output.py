@@ -145,6 +145,8 @@ def test_an_interrupted_verb_ends_without_a_traceback(poisoned: dict[str, str], 
         program, *words = VERBS[name]
         started = command(program, *words, *(("--config", poisoned["CONFIG"]) if program == "guestd" else ()))
         environment = poisoned | {"GUESTD_DATABASE_DSN": dsn}
+        # A shell starts its background commands, such as these tests, with SIGINT ignored.
+        started = ["env", "--default-signal=INT", *started]
         with subprocess.Popen(started, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as verb:
             accepted, _ = silent.accept()
             verb.send_signal(signal.SIGINT)
