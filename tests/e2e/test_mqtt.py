@@ -164,7 +164,7 @@ def test_a_subscription_that_the_broker_refuses_is_said_with_its_topic(daemon: D
     ("version", "words"),
     [
         ("5", "Session taken over (another client has our id: mqtt.client_id)"),
-        ("3.1.1", "the connection was lost, each time soon: does another client have our id? (mqtt.client_id)"),
+        ("3.1.1", "the connection was lost, each time within 120 s: does another client have our id? (mqtt.client_id)"),
     ],
 )
 def test_another_client_with_the_id_of_guestd_is_reported(

@@ -38,7 +38,7 @@ def allow(host: FilterHost, machine_id: UUID, *addresses: str) -> None:
         ("ff02::1", "is not the address of one machine"),
     ],
 )
-def test_a_bad_address_costs_its_machine_only(filter_host: FilterHost, bad: str, reason: str) -> None:
+def test_a_bad_address_affects_only_its_machine(filter_host: FilterHost, bad: str, reason: str) -> None:
     good_id, good = filter_host.add_machine(is_running=True)
     bad_id, other = filter_host.add_machine(is_running=True)
     filter_host.store([SHARED])
@@ -67,7 +67,7 @@ def test_a_bad_address_costs_its_machine_only(filter_host: FilterHost, bad: str,
     assert "fd00::3" in filter_host.lab.run("ip6tables", "-S", f"FI-{filter_host.port(other)}")
 
 
-def test_what_libvirt_refuses_is_shown_at_the_first_failure_and_costs_only_those_that_use_it(
+def test_what_libvirt_refuses_is_shown_at_the_first_failure_and_affects_only_those_that_use_it(
     filter_host: FilterHost,
 ) -> None:
     good_id, good = filter_host.add_machine(is_running=True)

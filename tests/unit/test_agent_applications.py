@@ -120,7 +120,7 @@ def test_a_state_file_that_cannot_be_read_starts_from_zero_and_is_kept(tmp_path:
     assert not (tmp_path / "state.json").exists()
 
 
-def test_a_damaged_record_costs_itself(tmp_path: Path) -> None:
+def test_only_a_damaged_record_is_lost(tmp_path: Path) -> None:
     content = (
         b'{"records":{"/caf\xe9":{"seconds":9,"starts":1,"last_access":5},"/bad":{"seconds":"x"},"/worse":7,'
         b'"/good":{"seconds":60,"starts":2,"last_access":7}},"looked_at":null}'

@@ -77,7 +77,7 @@ def test_a_disk_is_read_from_every_form_of_its_line(line: str) -> None:
 
 
 @given(st.text(alphabet="0123456789- sda\n\x00\u0660") | st.text())
-def test_a_line_of_diskstats_that_cannot_be_read_costs_no_other(text: str) -> None:
+def test_a_line_of_diskstats_that_cannot_be_read_affects_no_other(text: str) -> None:
     good = "8 0 good 10 1 4 2 46 3 977 34 0 2 0"
     assert parse_diskstats(f"{text}\n{good}\n{text}")["good"] == (4 * 512, 977 * 512, 10, 46)
 
@@ -92,7 +92,7 @@ TIMES = st.dictionaries(st.sampled_from(["user", "idle", "iowait", "guest", "ste
 
 
 @given(TIMES, TIMES)
-def test_the_use_of_a_core_is_a_percentage_whatever_the_kernel_says(
+def test_the_use_of_a_core_is_a_percentage_whatever_the_kernel_reports(
     before: dict[str, float], after: dict[str, float]
 ) -> None:
     assert 0 <= busy_percent(before, after) <= 100
@@ -167,7 +167,7 @@ def test_a_listing_that_is_no_listing_is_refused() -> None:
         parse_services(b"Failed to connect to bus")
 
 
-def test_a_unit_that_lacks_a_field_costs_itself() -> None:
+def test_only_a_unit_that_lacks_a_field_is_left_out() -> None:
     listing = b'[{"unit":"a.service"},7,{"unit":"caf\xe9.service","load":"loaded","active":"active","sub":"running"}]'
     assert [service.name for service in parse_services(listing)] == ["caf\ufffd"]
 

@@ -134,7 +134,7 @@ def test_a_port_that_is_none_is_no_port(port: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["R&D", "it's", "a<b", "R&D' b='<", "''", "&", "a > 'b' & <c/>"])
-def test_a_filters_name_that_libvirt_prints_as_it_is_costs_nothing(name: str) -> None:
+def test_a_filters_name_that_libvirt_prints_as_it_is_is_read(name: str) -> None:
     raw = f"<devices>\n    <interface type='bridge'>\n      <filterref filter='{name}'/>\n    </interface>"
     assert parse_description(LIVE.replace("<devices>", raw)) == parse_description(LIVE)
 

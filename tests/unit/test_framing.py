@@ -96,7 +96,7 @@ def test_a_message_may_end_as_any_system_ends_a_line(end: bytes) -> None:
         assert [line.rstrip(b"\r") for line in lines_of(*chunks, b"\n") if isinstance(line, bytes)] == [first, second]
 
 
-def test_a_stream_with_no_line_end_but_a_carriage_return_goes_on_and_keeps_its_last_message_only() -> None:
+def test_a_stream_with_no_line_end_but_a_carriage_return_continues_and_keeps_only_its_last_message() -> None:
     message = b'{"type":"metrics","data":{}}\r'
     framer = Framer(LIMIT_BYTES)
     assert [len(framer.feed(message)) for _ in range(100)] == [0] + [1] * 99

@@ -468,7 +468,7 @@ async def test_nothing_is_missed_of_a_run_of_which_nothing_was_known(tmp_path: P
 
 
 @pytest.mark.asyncio
-async def test_what_an_agent_says_it_gave_up_is_believed_within_bounds(tmp_path: Path) -> None:
+async def test_what_an_agent_reports_as_given_up_is_accepted_within_bounds(tmp_path: Path) -> None:
     async with gate_on(tmp_path) as rig:
         await rig.accept(numbered(1))
         assert await rig.accept(numbered(10**17, oldest=10**17)) == ack(10**17)

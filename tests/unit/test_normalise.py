@@ -225,7 +225,7 @@ def test_an_empty_text_is_stored_as_it_came_and_null_means_that_there_was_none(
                 assert named(TABLES[name], row)[column.name] == expected, (name, column.name)
 
 
-def test_sockets_of_a_process_without_a_name_and_of_one_whose_name_is_empty_are_told_apart() -> None:
+def test_sockets_of_a_process_without_a_name_and_of_one_whose_name_is_empty_are_distinguished() -> None:
     port = {"port": 1, "protocol": "tcp", "state": "LISTEN"}
     ports = [port, {**port, "process_name": ""}, {**port, "process_name": "a"}, port]
     rows = rows_of(message(ports=ports), GuestHistory())

@@ -55,7 +55,7 @@ class Deadlines:
         """The result or exception of `read` for each key, in order.
 
         A call that does not return within `seconds` (at most twice that) is abandoned, and reading continues after it.
-        Other keys of its `group` are left out until it has returned: what lies on one mount hangs together.
+        Other keys of its `group` are left out until it has returned: all files of one mount hang together.
         """
         outcomes: dict[Key, Value | Exception] = {}
         hanging = self._hanging.setdefault(kind, set())

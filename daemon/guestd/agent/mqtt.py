@@ -1,4 +1,4 @@
-"""One connection to a broker: paho-mqtt speaks the protocol, the event loop does the waiting.
+"""One connection to a broker: paho-mqtt implements the protocol, the event loop waits.
 
 A lost connection is not repaired: its successor is a new object. At most Receive Maximum lines are in flight; every
 line that was not answered when the connection ends is lost, and the caller publishes it again.
@@ -129,7 +129,7 @@ class Session:
             await asyncio.to_thread(self._client.connect, self._address.host, self._address.port)
         except ssl.SSLCertVerificationError as exc:
             raise SourceLost(f"{exc.verify_message} (--mqtt-ca, --mqtt)") from exc
-        except (OSError, UnicodeError) as exc:  # a UnicodeError for a name that is no host name
+        except (OSError, UnicodeError) as exc:  # a UnicodeError for text that is not a host name
             raise SourceLost(str(getattr(exc, "strerror", None) or exc)) from exc
         self._drive()
         try:

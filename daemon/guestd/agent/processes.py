@@ -100,7 +100,7 @@ class ProcessWatch:
         self._observed_at: float | None = None
         self._observed_at_s = 0.0
         # The programs of the last sample that the kernel named, and whether their file was still there. The others are
-        # what a command line says.
+        # what a command line names.
         self.programs: dict[str, bool] = {}
 
     def observe(self) -> list[Process] | None:
@@ -209,7 +209,7 @@ def _value(name: str, read: Callable[[], Any], errors: dict[str, Exception]) -> 
 
 
 def _executable(process: psutil.Process, command_line: list[str] | None) -> _Program | None:
-    """The file that a process runs; of another user's process, if that is denied, what its command line says.
+    """The file that a process runs; of another user's process, if that is denied, what its command line names.
 
     psutil's `exe` examines the file that a command line names: any process could thereby make this one wait for a mount
     that does not answer.

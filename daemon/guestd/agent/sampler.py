@@ -33,14 +33,14 @@ from guestd.core.log import configure_logging
 FIRST_SAMPLE_SECONDS = 1.0
 # At most this much of the applications' minutes is lost when the machine crashes.
 SAVE_SECONDS = 60.0
-# The state file's disk answers at once, or the agent goes on without it.
+# The state file's disk answers at once, or the agent continues without it.
 STATE_SECONDS = 3.0
 
 _log: structlog.stdlib.BoundLogger = structlog.get_logger("guestd.agent")
 
 
 class StateFile:
-    """The usage of applications in a file; what is wrong with the file or its disk costs no more than that."""
+    """The usage of applications in a file; an error of the file or its disk affects nothing else."""
 
     def __init__(self, path: Path, deadlines: Deadlines) -> None:
         self._path = path

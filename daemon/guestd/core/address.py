@@ -36,7 +36,7 @@ def parse_host(text: str) -> str:
     try:
         text.encode("idna")
     except UnicodeError as exc:
-        raise ValueError(f"{text!r} is no host name: a part of it is empty or longer than 63 characters") from exc
+        raise ValueError(f"{text!r} is not a host name: a part of it is empty or longer than 63 characters") from exc
     return text
 
 

@@ -16,7 +16,7 @@ class SourceLost(Exception):
 
 
 class BadFrame(Exception):
-    """A guest's frame cannot become rows: the writer quarantines it and goes on.
+    """A guest's frame cannot become rows: the writer quarantines it and continues.
 
     `reason` is one of a closed set (a metric label); the message describes the fault.
     """

@@ -50,7 +50,7 @@ class Addresses:
 
 
 def parse_address(text: str) -> IPv4Address | IPv6Address:
-    """An address that a machine may have. ValueError says why it can have no such address.
+    """An address that a machine may have. ValueError explains why it can have no such address.
 
     An IPv4 address in IPv6's spelling (`::ffff:10.0.0.1`) is the IPv4 address.
     """

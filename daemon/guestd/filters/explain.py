@@ -60,7 +60,7 @@ def find_machine(machines: Sequence[MachineRow], key: str) -> MachineRow:
 
 @dataclass(frozen=True, slots=True)
 class PacketVerdict:
-    """What happens to a packet: it passes, is dropped, is rejected, or that cannot be evaluated and `unknown` says why.
+    """What happens to a packet: it is passed, dropped or rejected; if this cannot be evaluated, `unknown` explains why.
 
     `rule` decides, None where no rule matches.
     """

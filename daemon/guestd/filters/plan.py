@@ -92,7 +92,7 @@ class FilterReport:
 
 @dataclass(frozen=True, slots=True)
 class FilterPlan:
-    """Actions in order, and reports. `needs_confirmation` says why an operator must confirm it before any action."""
+    """Actions in order, and reports. `needs_confirmation`: why an operator must confirm it before any action."""
 
     actions: tuple[FilterAction, ...]
     reports: tuple[FilterReport, ...]

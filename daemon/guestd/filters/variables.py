@@ -27,11 +27,11 @@ MAX_COMBINATIONS = 4096
 
 
 class NotEvaluated(ValueError):
-    """It is unknown what libvirt makes of a rule, and so of a tree that contains it; the message says why."""
+    """It is unknown what libvirt makes of a rule, and so of a tree that contains it; the message explains why."""
 
 
 class NotInstallable(NotEvaluated):
-    """libvirt cannot install a rule, and so enforces nothing of a tree that contains it; the message says why."""
+    """libvirt cannot install a rule, and so enforces nothing of a tree that contains it; the message explains why."""
 
     def __init__(self, rule: Rule, reason: str) -> None:
         super().__init__(f"libvirt cannot install rule {rule}: {reason}")

@@ -86,7 +86,7 @@ class DomainDescription:
 class Domain:
     """A virtual machine in libvirt. `since` is the monotonic time at which this state was first observed.
 
-    `problem` says why its XML cannot be read; `description` is then as last read, None if it never was.
+    `problem` explains why its XML cannot be read; `description` is then as last read, None if it never was.
     """
 
     uuid: UUID

@@ -8,7 +8,7 @@ from guestd.core.errors import ConfigError
 
 
 def check_uri(uri: str) -> None:
-    """Raise ConfigError for a URI that is none, or whose certificates would not be used."""
+    """Raise ConfigError for a malformed URI, or one whose certificates would not be used."""
     try:
         transport, pkipath = get_transport(uri), get_query(uri, "pkipath")
     except ValueError as exc:

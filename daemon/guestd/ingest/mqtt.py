@@ -105,7 +105,7 @@ class MqttSource:
         self._metrics.taken_over.inc()
         if is_taken_over:
             return exc
-        return SourceLost(f"{exc}, each time soon: does another client have our id? (mqtt.client_id)")
+        return SourceLost(f"{exc}, each time within 120 s: does another client have our id? (mqtt.client_id)")
 
     def _begin(self, connection: BrokerConnection) -> None:
         announced = connection.announced

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from guestd.rows.batch import Moment, Placed, Prepared, find_free_moments, keep_order, line_digest
-from guestd.rows.run_times import Claim, RunTimes, believed_times, find_ceilings, read_claim
+from guestd.rows.run_times import Claim, RunTimes, find_ceilings, plausible_times, read_claim
 from guestd.rows.times import guest_time, sample_time
 from guestd.spool.file import Frame
 from guestd.telemetry.registry import PrepareMetrics
@@ -86,7 +86,7 @@ async def find_batch_ceilings(frames: Sequence[Frame], pause: Callable[[], Await
             lines.sort(key=_number)
             times = []
             claims = (read_claim(frame.payload, frame.received_at, frame.transport) for frame in lines)
-            for time in believed_times(claims):
+            for time in plausible_times(claims):
                 await pause()
                 times.append(time)
             for frame, ceiling in zip(reversed(lines), find_ceilings(times), strict=True):
@@ -136,7 +136,7 @@ class FreeTimes:
         """
         checked: set[Moment] = set()
         occupied: set[Moment] = set()
-        # Doubled in every round: a guest whose clock stood still for days has a long run of occupied times behind it.
+        # Doubled in every round: a guest whose clock stopped for days has a long run of occupied times behind it.
         step = _MILLISECOND
         while True:
             desired = keep_order(desired, frames, self._placed)

@@ -1,4 +1,4 @@
-"""One connection to an MQTT broker: paho-mqtt speaks the protocol, the event loop does the waiting.
+"""One connection to an MQTT broker: paho-mqtt implements the protocol, the event loop waits.
 
 Messages are acknowledged by hand, and only over the connection that delivered them: a broker that lost its sessions
 numbers from 1 again, and an acknowledgement of the connection before would acknowledge another message. A lost
@@ -371,7 +371,7 @@ async def _open(options: BrokerOptions) -> BrokerConnection:
         await asyncio.to_thread(_connect, client, options)
     except ssl.SSLCertVerificationError as exc:
         raise SourceLost(f"{_address(options)}{exc.verify_message} (mqtt.tls_ca_file, mqtt.host)") from exc
-    except (OSError, UnicodeError) as exc:  # a UnicodeError for a name that is no host name
+    except (OSError, UnicodeError) as exc:  # a UnicodeError for text that is not a host name
         raise SourceLost(f"{_address(options)}{getattr(exc, 'strerror', None) or exc}") from exc
     connection = BrokerConnection(client, options)
     try:

@@ -113,7 +113,7 @@ class Pace:
             self.lead = max(timedelta(), min(self.lead + taken - 2 * received, LEAD_LIMIT))
             self.is_live = not self.lead
 
-    def believes(self, claim: Claim) -> bool:
+    def is_plausible(self, claim: Claim) -> bool:
         """Whether the time of the line that was added last may be right."""
         if not claim.is_plausible:
             return False
@@ -121,18 +121,18 @@ class Pace:
         return may_wait or (claim.skew is not None and claim.skew >= -CLOCK_TOLERANCE)
 
 
-def believed_times(claims: Iterable[Claim]) -> Iterator[datetime | None]:
-    """For each line of a run, in order: the time that it claims, None where that is not believed."""
+def plausible_times(claims: Iterable[Claim]) -> Iterator[datetime | None]:
+    """For each line of a run, in order: the time that it claims, None where that is not plausible."""
     pace = Pace()
     for claim in claims:
         pace.add(claim)
-        yield claim.time if pace.believes(claim) else None
+        yield claim.time if pace.is_plausible(claim) else None
 
 
 def find_ceilings(times: Sequence[datetime | None]) -> Iterator[datetime | None]:
     """For each line of a run, from the last to the first: before which time it was taken, as later lines show.
 
-    `times` as `believed_times` gives them; None: unknown. A clock that was ahead and was then set right: without this,
+    `times` as `plausible_times` gives them; None: unknown. A clock that was ahead and was then set right: without this,
     all later samples would have to be placed behind those that were taken before.
     """
     ceiling: datetime | None = None
@@ -146,7 +146,7 @@ def find_ceilings(times: Sequence[datetime | None]) -> Iterator[datetime | None]
 
 @dataclass(slots=True)
 class RunTimes:
-    """What the lines of one agent's run tell about the next one."""
+    """What is known from the lines of one agent's run for the next one."""
 
     boot_id: str
     seq: int = 0
@@ -159,8 +159,8 @@ class RunTimes:
         """The timestamp of a line's sample, in whole ms: after those of all lines with lower numbers."""
         if seq <= self.seq:
             # A broker delivered it late, or it is prepared again.
-            is_believed = claim.time is not None and self.pace.believes(claim)
-            moment = whole_milliseconds(claim.time) if claim.time is not None and is_believed else claim.newest
+            is_plausible = claim.time is not None and self.pace.is_plausible(claim)
+            moment = whole_milliseconds(claim.time) if claim.time is not None and is_plausible else claim.newest
             return _bounded(moment, claim, ceiling)
         self.pace.add(claim)
         if self.last is not None and self.last > claim.received_at + HOST_STEP:
@@ -179,7 +179,7 @@ class RunTimes:
             if is_later and self._waited_in_channel(claim.skew):
                 return claimed
             self.skew = claim.skew
-        if not self.pace.believes(claim):
+        if not self.pace.is_plausible(claim):
             return claim.newest
         # A clock that was set back shows nothing until it has caught up. In a backlog the next free moment disturbs no
         # later line.

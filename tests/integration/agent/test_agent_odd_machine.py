@@ -113,7 +113,7 @@ def test_a_program_whose_file_is_of_the_year_10000_is_reported_without_that_time
         shutil.rmtree(program.parent)
 
 
-def test_a_line_of_diskstats_that_psutil_does_not_know_costs_no_disk_and_no_other_part(directory: Path) -> None:
+def test_a_line_of_diskstats_that_psutil_does_not_know_affects_no_disk_and_no_other_part(directory: Path) -> None:
     with agent_on(directory, binds=changed_proc(directory, "diskstats", LXCFS_DISKSTATS)) as (process, host):
         message = host.next_sample()
         assert failed(message) == {}
@@ -137,7 +137,7 @@ def test_without_the_time_of_boot_the_uptime_is_the_kernels_and_starts_are_unkno
         end(process)
 
 
-def test_a_mount_that_does_not_answer_costs_what_lies_on_it_until_it_answers_again(directory: Path) -> None:
+def test_only_what_lies_on_a_mount_that_does_not_answer_is_left_out_until_it_answers(directory: Path) -> None:
     hung, state = directory / "hung", directory / "state.json"
     hung.mkdir()
     record = {"seconds": 60.0, "starts": 1, "last_access": NOW_S, "is_file": True}
@@ -164,7 +164,7 @@ def test_a_mount_that_does_not_answer_costs_what_lies_on_it_until_it_answers_aga
     assert "part of the sample is read again" in log
 
 
-def test_a_link_into_a_hung_mount_at_the_place_of_a_removed_program_costs_nothing(directory: Path) -> None:
+def test_a_link_into_a_hung_mount_at_the_place_of_a_removed_program_affects_no_program(directory: Path) -> None:
     hung, program, named = directory / "hung", directory / "program", directory / "named"
     hung.mkdir()
     shutil.copy("/bin/sleep", program)
@@ -222,7 +222,7 @@ def test_names_that_are_not_utf8_are_sent_as_text(directory: Path) -> None:
         end(process)
 
 
-def test_a_state_file_that_cannot_be_written_costs_the_minutes_and_is_named(directory: Path) -> None:
+def test_a_state_file_that_cannot_be_written_is_named_and_affects_only_the_minutes(directory: Path) -> None:
     with agent_on(directory, "--state", str(directory / "none" / "state.json")) as (process, host):
         assert host.next_sample()["data"]["applications"]
         assert "state file not written" in end(process)

@@ -118,7 +118,7 @@ ODD_FILES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("kind", ODD_FILES)
-def test_an_odd_file_of_proc_costs_what_it_holds(proc: Path, kind: str) -> None:
+def test_an_odd_file_of_proc_affects_only_its_values(proc: Path, kind: str) -> None:
     for name in PARTS:
         before = (proc / name).read_bytes()
         replace(proc / name, ODD_FILES[kind])
@@ -130,7 +130,7 @@ def test_an_odd_file_of_proc_costs_what_it_holds(proc: Path, kind: str) -> None:
     assert check("stat") == {}
 
 
-def test_a_sample_in_which_no_process_can_be_read_says_so_and_ends_no_application(proc: Path) -> None:
+def test_a_sample_in_which_no_process_can_be_read_reports_it_and_ends_no_application(proc: Path) -> None:
     for pid in (ODD, GOOD):
         (proc / str(pid) / "stat").unlink()
     message = sample()
@@ -140,7 +140,9 @@ def test_a_sample_in_which_no_process_can_be_read_says_so_and_ends_no_applicatio
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(name=st.sampled_from(sorted(PARTS)), at=st.integers(0), odd=st.binary(max_size=30), length=st.integers(0, 30))
-def test_a_damaged_file_of_proc_costs_what_it_holds(proc: Path, name: str, at: int, odd: bytes, length: int) -> None:
+def test_a_damaged_file_of_proc_affects_only_its_values(
+    proc: Path, name: str, at: int, odd: bytes, length: int
+) -> None:
     before = (proc / name).read_bytes()
     at %= len(before) + 1
     (proc / name).write_bytes(before[:at] + odd + before[at + length :])
@@ -151,13 +153,13 @@ def test_a_damaged_file_of_proc_costs_what_it_holds(proc: Path, name: str, at: i
 
 
 @pytest.mark.parametrize("name", ["diskstats", f"{ODD}/cmdline"])
-def test_a_file_of_proc_that_does_not_answer_costs_what_it_holds(proc: Path, name: str) -> None:
+def test_a_file_of_proc_that_does_not_answer_affects_only_its_values(proc: Path, name: str) -> None:
     replace(proc / name, os.mkfifo)
     [reason] = check(name).values()
     assert "NoAnswer: an earlier call has not returned" in reason
 
 
-def test_a_socket_that_psutil_does_not_know_costs_those_of_its_kind(proc: Path) -> None:
+def test_a_socket_that_psutil_does_not_know_hides_only_those_of_its_kind(proc: Path) -> None:
     """TCP_NEW_SYN_RECV, which the kernel may print as 0C."""
     lines = Path("/proc/net/tcp").read_text().splitlines(keepends=True)
     line = "   0: 0100007F:1F90 00000000:0000 {} 00000000:00000000 00:00000000 00000000 0 0 1 1 0 100 0 0 10 0\n"

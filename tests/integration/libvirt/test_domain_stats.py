@@ -79,7 +79,7 @@ async def test_only_the_domain_that_hangs_is_timed_out(tmp_path: Path) -> None:
         assert states(poller) == {"one": 1, "two": 1}
 
 
-async def test_a_domain_whose_statistics_cannot_be_read_costs_itself_only(
+async def test_only_the_domain_whose_statistics_cannot_be_read_is_left_out(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def read(connection: Any, uuid: UUID) -> Statistics:

@@ -30,7 +30,7 @@ async def test_what_the_broker_announces_is_known() -> None:
 
 
 @pytest.mark.asyncio
-async def test_a_granted_qos_and_a_refusal_are_told_apart() -> None:
+async def test_a_granted_qos_and_a_refusal_are_distinguished() -> None:
     async def script(peer: Peer) -> None:
         await peer.accept()
         packet_type, content = await peer.read()
@@ -76,7 +76,7 @@ async def test_each_reason_of_a_broker_is_in_the_error(script: Callable[[Peer], 
 
 
 @pytest.mark.asyncio
-async def test_a_broker_of_the_older_protocol_that_closes_is_told_from_one_that_refuses() -> None:
+async def test_a_broker_of_the_older_protocol_that_closes_is_distinguished_from_one_that_refuses() -> None:
     async def script(peer: Peer) -> None:
         await peer.accept(is_version_5=False)
 

@@ -121,7 +121,7 @@ async def work(dsn: str, directory: Path, now: datetime) -> list[Any]:
 
 
 @pytest.mark.asyncio
-async def test_a_database_and_a_role_whose_settings_are_all_turned_change_nothing(
+async def test_a_database_and_a_role_with_all_settings_changed_change_nothing(
     cluster: Server, dsn: str, template: str, tmp_path: Path
 ) -> None:
     now = datetime.now(UTC).replace(microsecond=0)
@@ -134,9 +134,7 @@ async def test_a_database_and_a_role_whose_settings_are_all_turned_change_nothin
     assert expected[2].retired > 0
 
 
-def test_the_tools_of_the_store_work_on_a_database_whose_settings_are_all_turned(
-    cluster: Server, empty_dsn: str
-) -> None:
+def test_the_tools_of_the_store_work_on_a_database_with_all_settings_changed(cluster: Server, empty_dsn: str) -> None:
     turn_database(cluster, str(conninfo_to_dict(empty_dsn)["dbname"]))
     assert migrate(empty_dsn)
     assert migrate(empty_dsn) == []
@@ -146,7 +144,7 @@ def test_the_tools_of_the_store_work_on_a_database_whose_settings_are_all_turned
     assert {due.due for due in read_retention_due(empty_dsn)} == {0}
 
 
-def test_guestd_starts_and_its_verbs_answer_on_a_database_whose_settings_are_all_turned(
+def test_guestd_starts_and_its_verbs_answer_on_a_database_with_all_settings_changed(
     cluster: Server, dsn: str, directory: Path
 ) -> None:
     with turned_role(cluster, str(conninfo_to_dict(dsn)["dbname"])) as turned:
@@ -213,7 +211,7 @@ async def test_commit_waits_for_the_disk_and_for_no_standby_that_the_owner_did_n
 
 
 @pytest.mark.asyncio
-async def test_a_role_whose_triggers_are_off_stores_nothing_and_is_told_what_to_reset(
+async def test_a_role_whose_triggers_are_off_stores_nothing_and_the_error_names_what_to_reset(
     cluster: Server, dsn: str
 ) -> None:
     """Without triggers no sample is noted for its roll-up, and retention would drop it."""
@@ -264,7 +262,7 @@ async def test_a_host_that_no_name_service_can_be_asked_for_is_a_store_that_cann
 
 
 @pytest.mark.asyncio
-async def test_a_database_that_is_still_in_restore_mode_takes_no_row_and_says_what_to_set(
+async def test_a_database_that_is_still_in_restore_mode_stores_no_row_and_the_error_names_what_to_set(
     cluster: Server, dsn: str
 ) -> None:
     """timescaledb_pre_restore() sets it for the database; somebody has forgotten timescaledb_post_restore()."""
