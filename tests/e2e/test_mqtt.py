@@ -16,7 +16,7 @@ from tools.harness.ports import free_port
 from tools.harness.waiting import eventually, wait_seconds
 
 from guestd.simulator import machine_ids
-from support.broker import PASSWORDS, Publisher, is_connected, known_machine, mqtt_table
+from support.broker import PASSWORDS, Publisher, is_connected, known_machine, mqtt_table, started
 from support.daemon import Daemon, add_machine, command, environment, execute, metrics_line, rows
 from support.faults import Reliability, count_fleet, sample_line
 
@@ -183,14 +183,8 @@ def test_another_client_with_the_id_of_guestd_is_reported(
 @contextmanager
 def broker_with(directory: Path, *lines: str, overrides: Sequence[str] = ()) -> Iterator[Broker]:
     """A broker with more lines of its listener, and with changed settings."""
-    broker = Broker(directory / "broker", prefix=prefix(), lines=lines, overrides=overrides)
-    for user, password in PASSWORDS.items():
-        broker.add_user(user, password)
-    broker.start()
-    try:
+    with started(Broker(directory / "broker", prefix=prefix(), lines=lines, overrides=overrides)) as broker:
         yield broker
-    finally:
-        broker.stop()
 
 
 def test_a_broker_that_grants_qos_0_only_is_reported_and_read(daemon: Daemon, directory: Path) -> None:
@@ -235,14 +229,8 @@ def tls_broker(directory: Path, authority: trustme.CA) -> Iterator[Broker]:
         f"keyfile {directory / 'broker.pem'}",
         "require_certificate true",
     ]
-    broker = Broker(directory / "broker", prefix=prefix(), lines=lines)
-    broker.add_user("guestd", PASSWORDS["guestd"])
-    broker.add_user("simulator", PASSWORDS["simulator"])
-    broker.start()
-    try:
+    with started(Broker(directory / "broker", prefix=prefix(), lines=lines)) as broker:
         yield broker
-    finally:
-        broker.stop()
 
 
 def test_tls_with_a_client_certificate(daemon: Daemon, directory: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from uuid import UUID, uuid4
@@ -19,10 +20,9 @@ from support.faults import sample_line
 PASSWORDS = {"guestd": "daemon's", "simulator": "everybody's"}
 
 
-@pytest.fixture
-def broker(directory: Path) -> Iterator[Broker]:
-    """A running broker of this test's own."""
-    broker = Broker(directory / "broker", prefix=prefix())
+@contextmanager
+def started(broker: Broker) -> Iterator[Broker]:
+    """This broker, running, with the users of PASSWORDS."""
     for user, password in PASSWORDS.items():
         broker.add_user(user, password)
     try:
@@ -30,6 +30,13 @@ def broker(directory: Path) -> Iterator[Broker]:
         yield broker
     finally:
         broker.stop()
+
+
+@pytest.fixture
+def broker(directory: Path) -> Iterator[Broker]:
+    """A running broker of this test's own."""
+    with started(Broker(directory / "broker", prefix=prefix())) as broker:
+        yield broker
 
 
 def mqtt_table(broker: Broker, **changes: object) -> str:

@@ -16,7 +16,7 @@ from guestd.agent.desktop import Entry, find_entry, icon_base64, parse_entry, re
 from guestd.agent.machine import busy_percent, is_whole_disk, parse_diskstats, rates
 from guestd.agent.outbox import BODY_LIMIT_BYTES
 from guestd.agent.payload import (
-    LONGEST_TEXT,
+    LONGEST_TEXT_CHARS,
     Application,
     Body,
     Content,
@@ -243,7 +243,7 @@ def test_an_icon_that_is_no_picture_or_no_file_is_not_sent(tmp_path: Path) -> No
 
 def test_a_text_that_was_not_utf8_and_a_long_one_can_be_sent() -> None:
     assert clean(b"caf\xe9".decode(errors="surrogateescape")) == "caf?"
-    assert len(clean("x" * 100_000)) == LONGEST_TEXT
+    assert len(clean("x" * 100_000)) == LONGEST_TEXT_CHARS
 
 
 def process(number: int, text: str = "sleep 1") -> Process:
@@ -272,7 +272,7 @@ def test_a_message_that_fits_is_whole() -> None:
 
 
 def test_a_message_that_does_not_fit_loses_the_tail_of_its_longest_list_first() -> None:
-    encoded = fit(body(300, 100, text="x" * LONGEST_TEXT))
+    encoded = fit(body(300, 100, text="x" * LONGEST_TEXT_CHARS))
     system = json.loads(encoded)["data"]["system"]
     assert len(encoded) <= BODY_LIMIT_BYTES
     assert 0 < len(system["processes"]) < 300

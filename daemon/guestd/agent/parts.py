@@ -20,7 +20,7 @@ from guestd.agent.payload import FailedPart, clean
 PART_SECONDS = 5.0
 # What changes at every sample is logged this often.
 LOG_SECONDS = 60.0
-LONGEST_REASON = 200
+LONGEST_REASON_CHARS = 200
 # After so long the parts that are left are left out: a machine on which everything hangs still gives a sample.
 SAMPLE_SECONDS = 120.0
 
@@ -92,7 +92,7 @@ class Parts:
 
     def fail(self, part: str, reason: str) -> None:
         """Name a part that fails; the first reason counts."""
-        self._reasons.setdefault(part, clean(reason)[:LONGEST_REASON])
+        self._reasons.setdefault(part, clean(reason)[:LONGEST_REASON_CHARS])
 
     def end_sample(self) -> list[FailedPart]:
         """The parts that failed since the last call, by name. Logs what changed."""

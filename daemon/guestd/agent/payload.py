@@ -12,7 +12,7 @@ from msgspec import Struct
 from guestd.agent.outbox import BODY_LIMIT_BYTES
 
 # A longer text adds nothing, and one process must not push the others out of the line.
-LONGEST_TEXT = 8192
+LONGEST_TEXT_CHARS = 8192
 
 
 class Cpu(Struct):
@@ -195,7 +195,7 @@ class Body(Struct, omit_defaults=True):
 
 def clean(text: str) -> str:
     """A text of bounded length that the store can hold: what was not UTF-8 becomes a question mark, a NUL a space."""
-    return text[:LONGEST_TEXT].replace("\0", " ").encode(errors="replace").decode()
+    return text[:LONGEST_TEXT_CHARS].replace("\0", " ").encode(errors="replace").decode()
 
 
 def rfc3339(unix_seconds: float) -> str | None:

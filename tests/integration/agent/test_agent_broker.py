@@ -27,7 +27,7 @@ from guestd.agent.transport import ReliableSender
 from guestd.cli.broker_arguments import read_broker
 from guestd.cli.main import make_parser
 from guestd.core.broker import EARLY_CLOSES
-from support.broker import PASSWORDS
+from support.broker import PASSWORDS, started
 from support.scripted_broker import PUBLISH, Peer, scripted_broker
 
 MACHINE = UUID("6a1f0d5c-2b1e-4b62-9a52-8a3c1f5e7d90")
@@ -36,14 +36,8 @@ DEADLINE_SECONDS = 20
 
 @contextmanager
 def running_broker(directory: Path, *overrides: str, **options: Any) -> Iterator[Broker]:
-    broker = Broker(directory / "broker", prefix=prefix(), overrides=overrides, **options)
-    for user, password in PASSWORDS.items():
-        broker.add_user(user, password)
-    broker.start()
-    try:
+    with started(Broker(directory / "broker", prefix=prefix(), overrides=overrides, **options)) as broker:
         yield broker
-    finally:
-        broker.stop()
 
 
 def address_of(broker: Broker, host: str = "127.0.0.1") -> Address:

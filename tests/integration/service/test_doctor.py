@@ -36,7 +36,7 @@ from guestd.doctor.host import _check_descriptors
 from guestd.doctor.machines import check_agents, check_domains, explain_libvirt_error
 from guestd.doctor.store import check_clock, check_store, explain_unavailable
 from guestd.hypervisor.domains import Domain, DomainChannel, DomainDescription
-from support.broker import Publisher
+from support.broker import Publisher, started
 from support.daemon import Daemon, add_machine, command, environment, execute, rows
 
 
@@ -348,17 +348,19 @@ def strict_broker(directory: Path) -> Iterator[Broker]:
     broker = Broker(directory / "strict", prefix=prefix(), access=[f"acl_file {directory / 'acl'}"])
     (directory / "acl").write_text("user guestd\ntopic write guestd/v1/host/+/status\n")
     (directory / "acl").chmod(0o644)
-    broker.add_user("guestd", "daemon's")
-    try:
-        broker.start()
+    with started(broker):
         yield broker
-    finally:
-        broker.stop()
 
 
 def use_broker(world: World, broker: Broker, **keys: Any) -> None:
     password = {"username": "guestd", "password_file": str(broker.directory / "guestd.password")}
     world.set("mqtt", host="127.0.0.1", port=broker.port, **(password | keys))
+
+
+def find_in_broker(world: World, broker: Broker) -> list[Finding]:
+    """The findings on the broker alone."""
+    use_broker(world, broker)
+    return [each for each in findings(world) if each.subject == "broker"]
 
 
 def test_an_acl_that_forbids_reading_is_found(world: World, strict_broker: Broker) -> None:
@@ -370,14 +372,8 @@ def test_an_acl_that_forbids_reading_is_found(world: World, strict_broker: Broke
 
 def test_limits_of_the_broker_are_found(world: World, directory: Path) -> None:
     small = ["max_packet_size 20000"]
-    broker = Broker(directory / "limited", prefix=prefix(), lines=["max_qos 0"], overrides=small)
-    broker.add_user("guestd", "daemon's")
-    broker.start()
-    try:
-        use_broker(world, broker)
-        found = [each for each in findings(world) if each.subject == "broker"]
-    finally:
-        broker.stop()
+    with started(Broker(directory / "limited", prefix=prefix(), lines=["max_qos 0"], overrides=small)) as broker:
+        found = find_in_broker(world, broker)
     assert [each.level for each in found] == ["ok", "fault", "warning"]
     assert "max_qos" in found[1].fix
     assert "max_packet_size" in found[2].fix
@@ -390,14 +386,8 @@ def test_a_broker_that_takes_the_longest_line_of_an_agent_is_large_enough(
 ) -> None:
     most_bytes = count_packet_bytes("guestd/v1/6a1f0d5c-2b1e-4b62-9a52-8a3c1f5e7d90/metrics", LINE_LIMIT_BYTES)
     limit = [f"max_packet_size {most_bytes + margin_bytes}"]
-    broker = Broker(directory / "limited", prefix=prefix(), overrides=limit)
-    broker.add_user("guestd", "daemon's")
-    broker.start()
-    try:
-        use_broker(world, broker)
-        found = [each for each in findings(world) if each.subject == "broker"]
-    finally:
-        broker.stop()
+    with started(Broker(directory / "limited", prefix=prefix(), overrides=limit)) as broker:
+        found = find_in_broker(world, broker)
     assert [each.level for each in found] == levels
     assert found[-1].fix.startswith(f"set max_packet_size in mosquitto.conf to {most_bytes}") == (margin_bytes < 0)
 
