@@ -7,7 +7,7 @@ import pytest
 from support.mutants import survivors
 
 MODULES = ("guestd.vms.plan", "guestd.vms.model", "guestd.hypervisor.domains")
-TESTS = ("tests/unit/test_vm_plan.py", "tests/unit/test_domains.py")
+TESTS = ("tests/unit/test_vm_plan.py", "tests/unit/test_vm_plan_gone.py", "tests/unit/test_domains.py")
 # Mutants that change nothing that can be observed, and why.
 EQUIVALENT = {
     "plan.record_attempt: operand dropped 4": "`again` implies the other operand, which is there for the type checker",

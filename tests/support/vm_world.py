@@ -240,3 +240,14 @@ def unreachable(world: World, row: VmRow, seen: Domain) -> bool:
     is_plain = seen.state in ("running", "blocked", "shutoff") or (seen.state, seen.reason) == ("paused", "user")
     is_stuck = row.desired == "off" and world.is_stubborn and not world.may_destroy
     return not is_plain or is_stuck or (row.desired == "suspended" and seen.state == "shutoff")
+
+
+def steps(row: VmRow | None, seen: Domain | None, **changes: Any) -> list[str]:
+    """The steps planned for one machine and one domain, as text."""
+    attempts = changes.pop("attempts", {})
+    now = changes.pop("now", BORN)
+    found = plan.plan_vms(
+        [row] if row else [], [seen] if seen else [], attempts=attempts, absences=changes.pop("absences", {}), now=now,
+        policy=policy(**changes),
+    )  # fmt: skip
+    return [str(step) for step in (*found.writes, *found.actions, *found.reports) if not isinstance(step, KeepFacts)]
