@@ -221,6 +221,19 @@ def test_the_newest_line_is_kept_however_small_the_buffer() -> None:
     assert (box.dropped, box.held_lines) == (2, 1)
 
 
+def test_a_buffer_overflows_from_the_first_dropped_line_until_no_more_than_half_of_it_is_held() -> None:
+    box = filled(4, limit_bytes=4 * len('"n":1}'))
+    assert not box.is_overflowing
+    box.add(b'{"n":5}', 0.0)
+    assert (box.dropped, box.is_overflowing) == (1, True)
+    box.acknowledge(BOOT_ID, 2, 0.0)
+    assert (box.held_lines, box.is_overflowing) == (3, True)
+    box.acknowledge(BOOT_ID, 3, 0.0)
+    assert (box.held_lines, box.is_overflowing) == (2, False)
+    box.add(b'{"n":6}', 0.0)
+    assert not box.is_overflowing
+
+
 def test_oldest_is_as_of_the_moment_of_writing() -> None:
     box = filled(3)
     seqs(box)

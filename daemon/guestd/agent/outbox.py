@@ -26,6 +26,8 @@ NO_MARK = "0" * 16
 class Outbox:
     """Numbered lines of one run of an agent, kept until they are acknowledged or the buffer is full.
 
+    `is_overflowing`: a line was dropped for want of room, and since then the buffer was never half empty.
+
     Invariant: `oldest <= cursor <= last + 1`, and exactly the lines `oldest .. last` are held.
     """
 
@@ -34,6 +36,7 @@ class Outbox:
         self.dropped = 0
         self.acknowledged = 0
         self.rewound = 0
+        self.is_overflowing = False
         self._limit_bytes = limit_bytes
         self._held: deque[bytes] = deque()
         self._marks: deque[str] = deque([NO_MARK])  # of the lines `oldest - 1 .. last`
@@ -81,6 +84,7 @@ class Outbox:
         while self._held_bytes > self._limit_bytes and len(self._held) > 1:
             self._drop_oldest()
             self.dropped += 1
+            self.is_overflowing = True
         return self.last
 
     def restart(self) -> None:
@@ -119,6 +123,7 @@ class Outbox:
             self._drop_oldest()
             self.acknowledged += 1
         self._progress_at = now_seconds
+        self._note_room()
 
     def confirm(self, seq: int) -> None:
         """The broker has this line and all before it; it may have been dropped here while it was in flight."""
@@ -133,6 +138,7 @@ class Outbox:
         while self._oldest <= min(seq, self.last):
             self._drop_oldest()
             self.dropped += 1
+        self._note_room()
 
     def resend_after(self, boot_id: str, seq: int, now_seconds: float, mark: str = "") -> None:
         """As `acknowledge`, then write everything that is still held again."""
@@ -151,6 +157,11 @@ class Outbox:
         self._marks[0] = NO_MARK
         self._oldest = self._cursor = 1
         self.rewound += 1
+
+    def _note_room(self) -> None:
+        # Half: a host that reads as slowly as lines are added leaves the buffer full.
+        if self._held_bytes <= self._limit_bytes // 2:
+            self.is_overflowing = False
 
     def _mark(self, seq: int) -> str:
         return self._marks[seq - self._oldest + 1]

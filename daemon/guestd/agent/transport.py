@@ -53,11 +53,21 @@ class ReliableSender:
         self._on_request = on_request
         self._to_write = asyncio.Event()
         self._acknowledged = asyncio.Event()
+        # `outbox.dropped` before the buffer overflowed; None while it does not.
+        self._dropped_before: int | None = None
 
     def post(self, body: bytes) -> None:
         """Add a message; the writer, when a channel is open, writes it."""
+        dropped = self.outbox.dropped
         self.outbox.add(body, time.monotonic())
         self._to_write.set()
+        if self.outbox.is_overflowing and self._dropped_before is None:
+            self._dropped_before = dropped
+            _log.warning(
+                "buffer full: the oldest samples are dropped until guestd reads again; a larger --buffer-bytes holds "
+                "more",
+                held_lines=self.outbox.held_lines, held_bytes=self.outbox.held_bytes,
+            )  # fmt: skip
 
     def handle_line(self, line: HostLine) -> None:
         """Act on a line of the host: a request for a sample, or an acknowledgement."""
@@ -70,7 +80,7 @@ class ReliableSender:
             self.outbox.acknowledge(line.boot_id, line.seq, now, line.mark)
         if line.type == "ack":
             self._to_write.set()
-            self._acknowledged.set()
+            self._note_forgotten()
         if self.outbox.boot_id != boot_id:
             _log.warning(
                 "machine reverted to a snapshot: unacknowledged lines are sent again under a new boot_id",
@@ -80,12 +90,12 @@ class ReliableSender:
     def confirm(self, seq: int) -> None:
         """Forget the lines up to this one: a broker has them."""
         self.outbox.confirm(seq)
-        self._acknowledged.set()
+        self._note_forgotten()
 
     def give_up(self, seq: int) -> None:
         """Drop this line: a broker never takes it."""
         self.outbox.give_up(seq)
-        self._acknowledged.set()
+        self._note_forgotten()
 
     def wake(self) -> None:
         """Wake the writer."""
@@ -112,6 +122,15 @@ class ReliableSender:
         while self.outbox.held_lines > lines:
             self._acknowledged.clear()
             await self._acknowledged.wait()
+
+    def _note_forgotten(self) -> None:
+        self._acknowledged.set()
+        if self._dropped_before is not None and not self.outbox.is_overflowing:
+            _log.info(
+                "buffer has room again: the samples that were dropped before are lost",
+                dropped=self.outbox.dropped - self._dropped_before,
+            )
+            self._dropped_before = None
 
 
 def _seconds_until(moment: float | None) -> float | None:
