@@ -94,6 +94,31 @@ def test_an_agent_that_connects_for_each_sample_loses_none_that_can_be_repaired(
     daemon.stop()
 
 
+def test_a_message_without_a_line_end_is_stored_when_its_connection_ends_and_half_of_one_is_counted(
+    daemon: Daemon,
+) -> None:
+    guest = daemon.guest()
+    daemon.start()
+
+    def write_and_hang_up(text: bytes) -> None:
+        guest.write(text)
+        guest.hang_up()
+
+    for number, end in enumerate((b"", b"\r", b"\0"), 1):
+        write_and_hang_up(metrics_line().strip() + end)
+        eventually(functools.partial(_has_accepted, daemon, number), "the only message of its connection")
+    write_and_hang_up(metrics_line().strip() * 2)
+    eventually(functools.partial(_has_accepted, daemon, 5), "both messages of a connection")
+    write_and_hang_up(metrics_line()[:60])
+    eventually(lambda: daemon.metric("guestd_frames_refused_total", reason="cut_off") == 1, "half of a message")
+    guest.write(metrics_line().strip())
+    daemon.stop()  # reads what has arrived
+    daemon.start()
+    eventually(lambda: _samples(daemon) == 5, "the messages of five lines; of two equal ones one is a duplicate")
+    assert _quarantined(daemon) == []
+    daemon.stop()
+
+
 def test_all_messages_of_a_line_are_stored_however_they_are_separated(daemon: Daemon) -> None:
     guest = daemon.guest()
     daemon.start()

@@ -129,3 +129,18 @@ def test_a_character_cut_in_two_by_the_channel_is_whole_again() -> None:
     text = '{"name":"naïve"}'.encode()
     middle = text.index("ï".encode()) + 1
     assert lines_of(text[:middle], text[middle:] + b"\n") == [text]
+
+
+@pytest.mark.parametrize("text", [b"{}", b'{"a":{}}', b'{"a":{}}\r', b"half of a lin", b" "])
+@pytest.mark.parametrize("chunk_bytes", [1, 2, 100])
+def test_what_is_left_without_a_line_end_is_taken_whole_and_once(text: bytes, chunk_bytes: int) -> None:
+    framer = Framer(50)
+    sent = b"first\n" + text
+    lines = [
+        line for begin in range(0, len(sent), chunk_bytes) for line in framer.feed(sent[begin : begin + chunk_bytes])
+    ]
+    assert lines == [b"first"]
+    assert framer.take_rest() == (text if text.strip() else None)
+    assert (framer.take_rest(), framer.pending_bytes) == (None, 0)
+    assert framer.feed(b"x" * 60) == []
+    assert framer.take_rest() == Oversize(b"x" * 60, 60)

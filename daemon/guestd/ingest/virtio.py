@@ -15,8 +15,10 @@ import functools
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 from uuid import UUID
 
 import structlog
@@ -30,7 +32,7 @@ from guestd.ingest.gate import Gate
 from guestd.telemetry.registry import ChannelMetrics
 from guestd.wire import replies
 from guestd.wire.framing import Framer, Oversize
-from guestd.wire.line import Line, read_first_line, read_lines
+from guestd.wire.line import Line, is_whole, read_first_line, read_lines
 
 log = structlog.get_logger()
 
@@ -182,15 +184,20 @@ class _Reader:
             try:
                 chunk = await loop.sock_recv(self._connection, READ_BYTES)
             except OSError as exc:
-                raise SourceLost(exc.strerror) from exc
+                await self._end(exc.strerror or str(exc))
             if not chunk:
-                raise SourceLost("closed by the other side")
+                await self._end("closed by the other side")
             frames, size_bytes = await self._accept(chunk), len(chunk)
             # Ten thousand waiting channels, each with the chunk that it read last, would use hundreds of megabytes.
             del chunk
             await self._gate.pace(self._machine_id, size_bytes=size_bytes, frames=frames)
             # Yield to the event loop: where there is always more to read, nothing above waits.
             await asyncio.sleep(0)
+
+    async def _end(self, reason: str) -> NoReturn:
+        frames = await self._accept_rest()
+        await self._gate.pace(self._machine_id, size_bytes=0, frames=frames)
+        raise SourceLost(reason)
 
     async def read_rest(self) -> None:
         """On stopping, read what QEMU has passed on: it would be lost with the connection.
@@ -200,11 +207,13 @@ class _Reader:
         try:
             async with asyncio.timeout(LAST_READ_SECONDS):
                 await self._pass_on()
-                while chunk := self._connection.recv(READ_BYTES):
-                    await self._accept(chunk)
-                    # Yield to the event loop, for the timeout to take effect.
-                    await asyncio.sleep(0)
-        except OSError:  # nothing more has arrived, or the time is up
+                with suppress(OSError):  # nothing more has arrived
+                    while chunk := self._connection.recv(READ_BYTES):
+                        await self._accept(chunk)
+                        # Yield to the event loop, for the timeout to take effect.
+                        await asyncio.sleep(0)
+                await self._accept_rest()
+        except TimeoutError:
             pass
 
     def close(self) -> None:
@@ -229,20 +238,33 @@ class _Reader:
         self._lines.extend(self._framer.feed(chunk))
         return await self._pass_on()
 
+    async def _accept_rest(self) -> int:
+        """Pass on the messages that have arrived without their line end, and return how many there are.
+
+        Half of one is lost with the connection.
+        """
+        rest = self._framer.take_rest()
+        lines = [] if rest is None else self._read(rest)
+        whole = [line for line in lines if line.payload is not None and is_whole(line.payload)]
+        if lost_lines := len(lines) - len(whole):
+            self._gate.refuse("cut_off", lost_lines)
+        if whole:
+            self.write(await self._gate.accept(self._machine_id, whole))
+        return len(whole)
+
     async def _pass_on(self) -> int:
         passed = 0
         while self._lines:
             lines: list[Line] = []
             while self._lines and len(lines) < LINES_AT_ONCE:
-                lines += self._read_next()
+                lines += self._read(self._lines.popleft())
             passed += len(lines)
             self.write(await self._gate.accept(self._machine_id, lines))
             # Lines of which nothing is stored do not wait for the spool: yield to the event loop between them.
             await asyncio.sleep(0)
         return passed
 
-    def _read_next(self) -> list[Line]:
-        line = self._lines.popleft()
+    def _read(self, line: bytes | Oversize) -> list[Line]:
         if self._is_first_line:
             self._is_first_line = False
             return read_first_line(line)

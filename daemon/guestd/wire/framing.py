@@ -66,6 +66,12 @@ class Framer:
         self._extend(chunk[begin:])
         return lines
 
+    def take_rest(self) -> bytes | Oversize | None:
+        """Take what has arrived of a line that will not be completed; None if nothing has."""
+        held, self._held = self._held, b""
+        line = self._completed(held)
+        return line if isinstance(line, Oversize) or line.strip(BLANK) else None
+
     def _is_whole(self, part: bytes) -> bool:
         """Whether it is a complete line, as most are; these are passed on without a copy."""
         return not self._size_bytes and len(part) <= self._limit_bytes
