@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from guestd.agent.applications import MOST_APPLICATIONS, ApplicationWatch
 from guestd.agent.payload import Process
@@ -41,7 +42,7 @@ def facts(
 
 
 def test_minutes_are_the_time_between_samples_in_which_a_process_ran() -> None:
-    watch, editor = ApplicationWatch(UsageState()), process(7, EDITOR, START_S - 50)
+    watch, editor = ApplicationWatch(UsageState({})), process(7, EDITOR, START_S - 50)
     assert facts(watch, [editor], START_S, 0.0) == {EDITOR: (1, 0, True)}
     assert facts(watch, [editor], START_S + 90, 90.0) == {EDITOR: (1, 1, True)}
     assert facts(watch, [], START_S + 180, 90.0) == {EDITOR: (1, 1, False)}
@@ -49,13 +50,13 @@ def test_minutes_are_the_time_between_samples_in_which_a_process_ran() -> None:
 
 
 def test_two_processes_of_one_program_are_one_application_started_twice() -> None:
-    watch = ApplicationWatch(UsageState())
+    watch = ApplicationWatch(UsageState({}))
     processes = [process(7, EDITOR, START_S - 50), process(8, EDITOR, START_S - 40)]
     assert facts(watch, processes, START_S, 60.0) == {EDITOR: (2, 1, True)}
 
 
 def test_a_start_is_counted_once_even_in_the_second_of_a_sample() -> None:
-    watch = ApplicationWatch(UsageState())
+    watch = ApplicationWatch(UsageState({}))
     watch.observe([], {}, START_S + 0.5, 0.0)
     editor = process(7, EDITOR, START_S + 0.9)
     counts = [facts(watch, [editor], START_S + moment, 1.0)[EDITOR][0] for moment in (0.95, 2.0, 3.0)]
@@ -63,11 +64,11 @@ def test_a_start_is_counted_once_even_in_the_second_of_a_sample() -> None:
 
 
 def test_a_process_without_an_executable_is_no_application() -> None:
-    assert ApplicationWatch(UsageState()).observe([process(2, None, START_S)], {}, START_S, 1.0) == []
+    assert ApplicationWatch(UsageState({})).observe([process(2, None, START_S)], {}, START_S, 1.0) == []
 
 
 def test_a_file_is_examined_if_the_kernel_named_it_when_the_program_last_ran(tmp_path: Path) -> None:
-    watch, editor = ApplicationWatch(UsageState()), process(7, EDITOR, START_S)
+    watch, editor = ApplicationWatch(UsageState({})), process(7, EDITOR, START_S)
     for programs, files in [({}, set()), ({EDITOR: True}, {EDITOR}), ({}, {EDITOR}), ({EDITOR: False}, set())]:
         watch.observe([editor], programs, START_S, 1.0)
         assert watch.list_files() == files
@@ -76,13 +77,13 @@ def test_a_file_is_examined_if_the_kernel_named_it_when_the_program_last_ran(tmp
 
 
 def test_a_program_that_cannot_be_found_any_more_has_no_size_but_a_name() -> None:
-    [application] = ApplicationWatch(UsageState()).observe([process(7, EDITOR, START_S - 50)], {}, START_S, 0.0)
+    [application] = ApplicationWatch(UsageState({})).observe([process(7, EDITOR, START_S - 50)], {}, START_S, 0.0)
     assert (application.name, application.file_size, application.last_modified) == ("editor", None, None)
     assert application.last_access == "2026-09-21T14:13:20.000+00:00"
 
 
 def test_the_longest_unused_are_forgotten_first() -> None:
-    watch = ApplicationWatch(UsageState())
+    watch = ApplicationWatch(UsageState({}))
     watch.observe([process(1, "/old", START_S - 9)], {}, START_S, 0.0)
     many = [process(number, f"/new/{number}", START_S) for number in range(MOST_APPLICATIONS)]
     watch.observe(many, {}, START_S + 10, 10.0)
@@ -92,7 +93,7 @@ def test_the_longest_unused_are_forgotten_first() -> None:
 
 def test_usage_survives_a_restart_without_counting_a_start_again(tmp_path: Path) -> None:
     editor = process(7, EDITOR, START_S - 50)
-    first = ApplicationWatch(UsageState())
+    first = ApplicationWatch(UsageState({}))
     first.observe([editor], {}, START_S, 0.0)
     first.observe([editor], {}, START_S + 120, 120.0)
     write_usage_state(tmp_path / "state.json", first.encode())
@@ -102,7 +103,7 @@ def test_usage_survives_a_restart_without_counting_a_start_again(tmp_path: Path)
 
 
 def test_a_clock_that_is_not_set_yet_changes_neither_starts_nor_times(tmp_path: Path) -> None:
-    first = ApplicationWatch(UsageState())
+    first = ApplicationWatch(UsageState({}))
     first.observe([process(7, EDITOR, START_S - 50)], {}, START_S, 0.0)
     write_usage_state(tmp_path / "state.json", first.encode())
     second = ApplicationWatch(read_usage_state(tmp_path / "state.json"))
@@ -112,12 +113,40 @@ def test_a_clock_that_is_not_set_yet_changes_neither_starts_nor_times(tmp_path: 
     assert facts(second, [process(7, EDITOR, START_S - 50)], START_S + 86_400, 60.0) == {EDITOR: (1, 2, True)}
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"records":[]}', b"[" * 100_000, b" " * LONGEST_STATE_BYTES + b"{}"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"{}",
+        b"null",
+        b"[]",
+        b'{"a":"another program\'s"}',
+        b'{"a":"caf\xe9"}',
+        b'{"looked_at":1790000000}',
+        b'{"records":[]}',
+        b'{"records":null}',
+        b'{"records":"all"}',
+        b"[" * 100_000,
+        b" " * LONGEST_STATE_BYTES + b"{}",
+    ],
+)
 def test_a_state_file_that_cannot_be_read_starts_from_zero_and_is_kept(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "state.json").write_bytes(content)
-    assert read_usage_state(tmp_path / "state.json") == UsageState()
+    with capture_logs() as logs:
+        assert read_usage_state(tmp_path / "state.json").records == {}
+    assert [(log["log_level"], log["event"].partition(":")[0]) for log in logs] == [("warning", "state file damaged")]
     assert (tmp_path / "state.json.damaged").read_bytes() == content
     assert not (tmp_path / "state.json").exists()
+
+
+def test_bytes_that_are_not_utf8_in_a_field_of_a_later_agent_leave_the_records_and_the_file_is_kept(
+    tmp_path: Path,
+) -> None:
+    content = b'{"records":{"/good":{"seconds":60,"starts":2,"last_access":7}},"later":"caf\xe9"}'
+    (tmp_path / "state.json").write_bytes(content)
+    assert read_usage_state(tmp_path / "state.json").records == {"/good": UsageRecord(60.0, 2, 7.0)}
+    assert (tmp_path / "state.json.damaged").read_bytes() == content
 
 
 def test_only_a_damaged_record_is_lost(tmp_path: Path) -> None:
@@ -186,7 +215,7 @@ def cut_in(content: bytes, at: int, bytes_there: bytes) -> bytes:
 
 
 def test_without_a_file_the_usage_is_empty(tmp_path: Path) -> None:
-    assert read_usage_state(tmp_path / "none.json") == UsageState()
+    assert read_usage_state(tmp_path / "none.json") == UsageState({})
 
 
 def test_a_disk_that_is_full_keeps_the_old_state(tmp_path: Path) -> None:

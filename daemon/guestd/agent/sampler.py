@@ -58,7 +58,7 @@ class StateFile:
                 "restart the agent",
                 file=str(self._path), error=str(exc),
             )  # fmt: skip
-        return UsageState()
+        return UsageState({})
 
     def write(self, content: bytes) -> None:
         """Replace the file."""
@@ -80,7 +80,7 @@ def run(options: SamplerOptions, make_body: Callable[[Collector], bytes] = Colle
         signal.signal(number, signal.SIG_IGN)
     deadlines = Deadlines()
     state = None if options.state is None else StateFile(Path(options.state), deadlines)
-    applications = ApplicationWatch(UsageState() if state is None else state.read())
+    applications = ApplicationWatch(UsageState({}) if state is None else state.read())
     is_requested = threading.Event()
     make_collector = partial(Collector, applications, options.most_processes, Parts(deadlines))
     # Apart from the thread that sees the end of the input: the state is saved then, even if a sample takes long.

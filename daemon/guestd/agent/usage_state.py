@@ -46,10 +46,10 @@ class UsageRecord(msgspec.Struct):
 class UsageState(msgspec.Struct):
     """All records by executable, and the time of the last sample (unix seconds, 0 before the first).
 
-    This is the format of the agent's state file: the names in it stay.
+    This is the format of the agent's state file: the names in it stay. JSON without records is no state file.
     """
 
-    records: dict[str, UsageRecord] = {}
+    records: dict[str, UsageRecord]
     observed_at: float = msgspec.field(default=0.0, name="looked_at")
 
 
@@ -72,12 +72,13 @@ def read_usage_state(path: Path) -> UsageState:
     try:
         content = read_file(path, LONGEST_STATE_BYTES)
     except FileNotFoundError:
-        return UsageState()
+        return UsageState({})
     except FileTooLarge as exc:
         _keep_damaged(path, str(exc), 0)
-        return UsageState()
+        return UsageState({})
     try:
-        usage = msgspec.json.decode(content, type=UsageState)
+        # As text: of bytes, msgspec does not examine what it passes over.
+        usage = msgspec.json.decode(content.decode(), type=UsageState)
     except _UNREADABLE as exc:
         usage = _read_damaged(content)
         _keep_damaged(path, str(exc), len(usage.records))
@@ -105,7 +106,7 @@ def _read_damaged(content: bytes) -> UsageState:
     try:
         damaged = msgspec.json.decode(content.decode(errors="replace"), type=_DamagedState)
     except _UNREADABLE:
-        return UsageState()
+        return UsageState({})
     records = {name: _decode(raw, UsageRecord) for name, raw in damaged.records.items()}
     readable = {name: record for name, record in records.items() if record is not None}
     return UsageState(readable, _decode(damaged.observed_at, float) or 0.0)

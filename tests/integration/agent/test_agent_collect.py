@@ -28,7 +28,7 @@ KIB_PER_GIB = 1024 * 1024
 
 
 def collector(most_processes: int | None = None) -> Collector:
-    return Collector(ApplicationWatch(UsageState()), most_processes, Parts(Deadlines()))
+    return Collector(ApplicationWatch(UsageState({})), most_processes, Parts(Deadlines()))
 
 
 class Watch(ProcessWatch):
@@ -173,7 +173,7 @@ from guestd.agent.deadlines import Deadlines
 from guestd.agent.parts import Parts
 from guestd.agent.usage_state import UsageState
 os.setgroups([]), os.setgid(65534), os.setuid(65534)
-os.write(1, Collector(ApplicationWatch(UsageState()), None, Parts(Deadlines())).body())
+os.write(1, Collector(ApplicationWatch(UsageState({})), None, Parts(Deadlines())).body())
 """
 
 

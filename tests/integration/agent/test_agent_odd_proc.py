@@ -67,7 +67,7 @@ def copy(source: Path, place: Path) -> None:
 def sample() -> dict[str, Any]:
     """Two samples of a new agent; the last one, which the daemon must take as it is."""
     parts = Parts(Deadlines(), part_seconds=0.5)
-    collector = Collector(ApplicationWatch(UsageState()), None, parts)
+    collector = Collector(ApplicationWatch(UsageState({})), None, parts)
     collector.body()
     body = collector.body()
     decoded = decode(b'{"type":"metrics",' + body[1:])
@@ -177,7 +177,7 @@ def test_a_clock_that_is_set_makes_no_process_busy(proc: Path) -> None:
         fields[13] = used
         (proc / str(pid) / "stat").write_bytes(b" ".join(fields) + b"\n")
     parts = Parts(Deadlines())
-    collector = Collector(ApplicationWatch(UsageState()), None, parts)
+    collector = Collector(ApplicationWatch(UsageState({})), None, parts)
     collector.body()
     text = (proc / "stat").read_text()
     boot = next(line for line in text.splitlines() if line.startswith("btime"))
