@@ -1,6 +1,7 @@
 """HOST and HOST:PORT: one parser and one formatter, which read and write the same."""
 
 import re
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
@@ -76,6 +77,37 @@ def test_addresses_as_operators_type_them(text: str, parsed: tuple[str, int]) ->
 def test_anything_else_is_refused_with_the_right_forms(text: str) -> None:
     with pytest.raises(ValueError, match=r"must be HOST, HOST:PORT, IPV6 or \[IPV6\]:PORT"):
         parse_host_port(text, 1883)
+
+
+PARTS = st.text("pW0:/@[]%.#é ", min_size=1, max_size=12)
+
+
+@pytest.mark.parametrize("parse", [parse_host, lambda text: parse_host_port(text, 1883)])
+@given(user=PARTS, password=PARTS, host=HOSTS | PARTS, scheme=st.sampled_from(["", "mqtt://", "mqtts://"]))
+def test_a_user_and_a_password_before_a_host_are_refused_and_never_repeated(
+    parse: Callable[[str], object], user: str, password: str, host: str, scheme: str
+) -> None:
+    errors = []
+    for text in (f"{scheme}{user}:{password}@{host}", f"{scheme}user:s3cret-of-mine@{host}:1883"):
+        with pytest.raises(ValueError, match="without a user: use --mqtt-user and --mqtt-password-file") as refused:
+            parse(text)
+        errors.append(str(refused.value))
+    # The same text whatever stands before and after the @: no part of it can be in there.
+    assert len({*errors}) == 1
+    assert "s3cret" not in errors[0]
+
+
+@pytest.mark.parametrize("text", ["mqtt://h", "mqtts://h:8883", "https://[::1]:9478/"])
+def test_a_url_is_refused_with_what_is_too_much(text: str) -> None:
+    for parse in (parse_host, lambda text: parse_host_port(text, 1883)):
+        with pytest.raises(ValueError, match="without a scheme"):
+            parse(text)
+
+
+@pytest.mark.parametrize("text", ["h:1883", "127.0.0.1:1883", "[::1]:1883", "h:"])
+def test_a_port_after_what_must_be_a_host_is_named(text: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(f"{text!r} has a port, and must be a host alone")):
+        parse_host(text)
 
 
 @pytest.mark.parametrize("port", [1883, 8883, 9478])

@@ -69,11 +69,22 @@ def test_a_host_is_an_address_or_a_name_and_an_ipv6_address_may_have_brackets(fi
     for text, host in (("[::1]", "::1"), ("::1", "::1"), ("fe80::1%eth0", "fe80::1%eth0"), ("b.example", "b.example")):
         file.write_text(f'[{table}]\n{key} = "{text}"\n')
         assert getattr(getattr(load_settings(file), table), key) == host
-    for text in ("b.example:1883", "[::1]:1883", "::1:1883", "::1:9478", "mqtt://b.example", "a b"):
+    for text in (
+        "b.example:1883",
+        "127.0.0.1:1883",
+        "me:pw@b.example",
+        "[::1]:1883",
+        "::1:1883",
+        "::1:9478",
+        "mqtt://b.example",
+        "a b",
+    ):
         file.write_text(f'[{table}]\n{key} = "{text}"\n')
         message = refusal_of(file)
-        assert key in message
+        assert f"{key}: " in message
+        assert f"a key of its own, {key.replace('host', 'port')}" in message
         assert f"`$.{table}`" in message
+        assert "pw" not in message
 
 
 def test_invalid_toml_is_rejected_with_its_line(file: Path) -> None:

@@ -18,6 +18,7 @@ _PORT = re.compile(r"[0-9]{1,5}")
 # MQTT, MQTT over TLS, guestd's pages.
 _USUAL_PORTS = ("1883", "8883", "9478")
 _ZONE = re.compile(r"[^\s%/:\[\]]+")
+_USER = "without a user: use --mqtt-user and --mqtt-password-file, or the settings for user and password"
 
 
 def parse_host(text: str) -> str:
@@ -25,6 +26,12 @@ def parse_host(text: str) -> str:
 
     Raises ValueError for anything else, a port included.
     """
+    if "@" in text:  # before it may be a password, so the text is not repeated
+        raise ValueError(f"must be a host name or an address, {_USER}")
+    if "://" in text:
+        raise ValueError(f"{text!r} must be a host name or an address, without a scheme")
+    if _split(text)[1] is not None:
+        raise ValueError(f"{text!r} has a port, and must be a host alone")
     if text.startswith("[") and text.endswith("]"):
         _check_ipv6(text[1:-1])
         return text[1:-1]
@@ -47,6 +54,10 @@ def parse_host_port(text: str, default_port: int | None) -> tuple[str, int]:
 
     Raises ValueError, whose text gives the right forms.
     """
+    if "@" in text:  # before it may be a password, so the text is not repeated
+        raise ValueError(f"{FORMS}, {_USER}")
+    if "://" in text:
+        raise ValueError(f"{text!r}: {FORMS}, without a scheme")
     host, port = _split(text)
     try:
         reject_port_without_brackets(host)

@@ -37,12 +37,12 @@ def _set_host(settings: Struct, key: str) -> None:
 
     Raises ValueError, which msgspec reports with the table.
     """
-    host = getattr(settings, key)
+    host, port_key = getattr(settings, key), key.replace("host", "port")
     try:
         reject_port_without_brackets(host)
         msgspec.structs.force_setattr(settings, key, host and parse_host(host))
     except ValueError as exc:
-        raise ValueError(f"{key}: {exc}; the port has a key of its own") from exc
+        raise ValueError(f"{key}: {exc}; the port has a key of its own, {port_key}") from exc
 
 
 class StoreSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -29,7 +29,8 @@ RUNBOOK = "docs/runbook.md#storewantsaperson"
 _FIXES = {
     "password": "put the password in the first line of store.password_file (a credential of the unit)",
     "certificate": "set sslrootcert in store.dsn to the CA of the server's certificate",
-    "read-only": "make one of the servers in store.dsn writable, or add the writable one there",
+    "read-only": "make one of the servers in store.dsn writable, or add the writable one there; if none is a standby, "
+    "default_transaction_read_only is on: SELECT * FROM pg_db_role_setting shows for whom",
     "slots": "raise max_connections in postgresql.conf, or find its clients: SELECT * FROM pg_stat_activity",
     "too many clients": "raise max_connections in postgresql.conf, or find the clients that use them",
     "as a superuser, reset it": "the message names the setting; whose it is: SELECT * FROM pg_db_role_setting",

@@ -239,7 +239,7 @@ FAULTS: dict[str, tuple[Callable[[World], None], str, str, str]] = {
     "no store": (lambda world: dsn_with(world, port=free_port()), "store", "refused", "start PostgreSQL"),
     "no such database": (lambda world: dsn_with(world, dbname="nothing"), "store", "does not exist", "createdb"),
     "no such user": (lambda world: dsn_with(world, user="stranger"), "store", "stranger", "CREATE ROLE"),
-    "a store that takes no writes": (read_only, "store", "read-only", "writable"),
+    "a store that takes no writes": (read_only, "store", "read-only", "default_transaction_read_only"),
     "no TimescaleDB": (without_extension, "extension", "no TimescaleDB", "CREATE EXTENSION"),
     "a schema that is behind": (older_schema, "schema", "this program needs", "gueststore migrate"),
     "a schema that is ahead": (newer_schema, "schema", "newer", "install"),
