@@ -73,13 +73,18 @@ def test_two_samples_at_one_moment_have_no_rates() -> None:
     ],
 )
 def test_a_disk_is_read_from_every_form_of_its_line(line: str) -> None:
-    assert parse_diskstats(line) == {"sda": (4 * 512, 977 * 512, 10, 46)}
+    assert parse_diskstats(line) == ({"sda": (4 * 512, 977 * 512, 10, 46)}, [])
+
+
+def test_lines_of_diskstats_that_cannot_be_read_are_returned() -> None:
+    assert parse_diskstats("8 0 sda x\n\n8 0\n") == ({}, ["8 0 sda x", "8 0"])
 
 
 @given(st.text(alphabet="0123456789- sda\n\x00\u0660") | st.text())
 def test_a_line_of_diskstats_that_cannot_be_read_affects_no_other(text: str) -> None:
     good = "8 0 good 10 1 4 2 46 3 977 34 0 2 0"
-    assert parse_diskstats(f"{text}\n{good}\n{text}")["good"] == (4 * 512, 977 * 512, 10, 46)
+    disks, _ = parse_diskstats(f"{text}\n{good}\n{text}")
+    assert disks["good"] == (4 * 512, 977 * 512, 10, 46)
 
 
 def test_a_core_is_busy_in_all_its_time_but_idle_and_iowait() -> None:

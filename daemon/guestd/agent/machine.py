@@ -43,6 +43,10 @@ Counters = tuple[int, ...]
 CoreTimes = Mapping[str, float]
 
 
+class UnreadableFile(Exception):
+    """A file of this machine lacks what its reader needs."""
+
+
 class MachineWatch:
     """The counters of the last sample, from which rates are computed."""
 
@@ -51,7 +55,7 @@ class MachineWatch:
         # The first sample is taken a moment later and has CPU and disk rates; those of the network are null in it,
         # as docs/wire.md says.
         self._core_times: Sequence[CoreTimes] = ()
-        self._disk_rates = _Rates(_disk_counters)
+        self._disk_rates = _Rates(lambda: _disk_counters(self._fail_disks))
         self._interface_rates = _Rates(_interface_counters)
         self.cpu()
         self._disk_io()
@@ -106,6 +110,9 @@ class MachineWatch:
             load_average=self._parts.read("load", _load_average, None),
         )
 
+    def _fail_disks(self, reason: str) -> None:
+        self._parts.fail("disks", reason)
+
     def _core_percents(self) -> list[float]:
         before, self._core_times = self._core_times, _read_core_times()
         return [busy_percent(old, new) for old, new in zip(before, self._core_times, strict=False)]
@@ -159,32 +166,45 @@ def is_whole_disk(name: str, system_block: Path = Path("/sys/block")) -> bool:
     """Whether a Linux block device is a disk, so that each byte is counted once: partitions are not in that folder, and
     what is built on other devices (loop, dm, md, zram) has no device behind it.
     """
-    return (system_block / name.replace("/", "!") / "device").exists()
+    try:
+        return (system_block / name.replace("/", "!") / "device").exists()
+    except OSError:  # longer than any name of a file
+        return False
 
 
-def parse_diskstats(text: str) -> dict[str, Counters]:
-    """Bytes read and written, operations read and written, by name, from /proc/diskstats.
+def parse_diskstats(text: str) -> tuple[dict[str, Counters], list[str]]:
+    """Bytes read and written, operations read and written, by name, from /proc/diskstats; and the lines without them.
 
     psutil refuses the whole file when one line has a number of fields that it does not know, as lxcfs writes them. The
-    fields that count are the same in every form since Linux 2.6. Lines that lack them are left out.
+    fields that count are the same in every form since Linux 2.6.
     """
     disks: dict[str, Counters] = {}
-    for fields in map(str.split, text.splitlines()):
+    unreadable = []
+    for line in filter(str.strip, text.splitlines()):
+        fields = line.split()
         try:
             reads, read_sectors, writes, written_sectors = (int(fields[place]) for place in (3, 5, 7, 9))
         except (ValueError, IndexError):
+            unreadable.append(line)
             continue
         disks[fields[2]] = (read_sectors * _SECTOR_BYTES, written_sectors * _SECTOR_BYTES, reads, writes)
-    return disks
+    return disks, unreadable
 
 
 def _read_core_times() -> list[CoreTimes]:
     return [core._asdict() for core in psutil.cpu_times(percpu=True)]
 
 
-def _disk_counters() -> dict[str, Counters]:
+def _disk_counters(fail: Callable[[str], None]) -> dict[str, Counters]:
+    """Of every disk that can be read; `fail` gets the first line of another one."""
     if sys.platform == "linux":
-        disks = parse_diskstats(Path(psutil.PROCFS_PATH, "diskstats").read_text(errors="replace"))
+        file = Path(psutil.PROCFS_PATH, "diskstats")
+        disks, unreadable = parse_diskstats(file.read_text(errors="replace"))
+        for line in unreadable:
+            # A line of what is no disk is not needed.
+            if len(fields := line.split()) < 3 or is_whole_disk(fields[2]):
+                fail(f"{file} has a line that cannot be read: {line.strip()}")
+                break
         return {name: counters for name, counters in disks.items() if is_whole_disk(name)}
     return {
         name: (disk.read_bytes, disk.write_bytes, disk.read_count, disk.write_count)
@@ -193,7 +213,13 @@ def _disk_counters() -> dict[str, Counters]:
 
 
 def _memory() -> Memory:
-    now = psutil.virtual_memory()
+    file = Path(psutil.PROCFS_PATH, "meminfo")
+    try:
+        now = psutil.virtual_memory()
+    except KeyError as exc:
+        raise UnreadableFile(f"{file} has no line {exc.args[0].decode().rstrip(':')}") from exc
+    except (ValueError, IndexError) as exc:
+        raise UnreadableFile(f"{file} has a line that cannot be read: {exc}") from exc
     available = min(max(now.available, 0), now.total)
     return Memory(
         total_kb=now.total // 1024,

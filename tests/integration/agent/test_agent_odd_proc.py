@@ -132,6 +132,34 @@ def test_an_odd_file_of_proc_affects_only_its_values(proc: Path, kind: str) -> N
     assert check("stat") == {}
 
 
+def test_a_line_that_meminfo_lacks_is_named_with_its_file(proc: Path) -> None:
+    lines = (proc / "meminfo").read_text().splitlines(keepends=True)
+    (proc / "meminfo").write_text("".join(line for line in lines if not line.startswith("MemTotal")))
+    assert check("meminfo") == {"memory": f"UnreadableFile: {proc}/meminfo has no line MemTotal"}
+
+
+def test_a_line_of_meminfo_that_cannot_be_read_is_named_with_its_file(proc: Path) -> None:
+    for line in ("\n", "MemFree: many kB\n"):
+        (proc / "meminfo").write_text("MemTotal: 1 kB\n" + line)
+        assert f"{proc}/meminfo has a line that cannot be read: " in check("meminfo")["memory"]
+
+
+def test_a_line_of_diskstats_that_cannot_be_read_is_named_and_the_disks_are_read(proc: Path) -> None:
+    before = (proc / "diskstats").read_text()
+    io_stats = sample()["data"]["system"]["disk"]["io_stats"]
+    (proc / "diskstats").write_text(f"8 0\n\n{before}")
+    message = sample()
+    reason = f"{proc}/diskstats has a line that cannot be read: 8 0"
+    assert message["failed_parts"] == [{"part": "disks", "reason": reason}]
+    assert message["data"]["system"]["disk"]["io_stats"] == io_stats
+
+
+def test_a_line_of_diskstats_of_what_is_no_disk_of_this_machine_is_not_needed(proc: Path) -> None:
+    before = (proc / "diskstats").read_text()
+    (proc / "diskstats").write_text(f"7 0 no_such_disk\n8 0 {'x' * 5000} 1 1 1 1 1 1 1\n{before}")
+    assert check("diskstats") == {}
+
+
 def test_a_sample_in_which_no_process_can_be_read_reports_it_and_ends_no_application(proc: Path) -> None:
     for pid in (ODD, GOOD):
         (proc / str(pid) / "stat").unlink()
