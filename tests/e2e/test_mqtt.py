@@ -273,6 +273,15 @@ def test_a_broker_of_another_authority_is_refused_with_the_settings_that_it_is_a
         assert daemon.stop() == 0
 
 
+def test_tls_to_a_listener_without_it_is_reported_with_the_port_as_the_possible_cause(
+    daemon: Daemon, broker: Broker
+) -> None:
+    daemon.more_tables = mqtt_table(broker, tls=True)
+    daemon.start()
+    eventually(lambda: "is this port a TLS listener (usually 8883)?" in daemon.page("/readyz")[1], "guestd says so")
+    assert daemon.stop() == 0
+
+
 def test_topics_that_name_no_known_machine_are_refused_and_counted(subscribed: Daemon, broker: Broker) -> None:
     known = known_machine(subscribed)
     with Publisher(broker.port) as guests:

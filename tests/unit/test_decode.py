@@ -116,7 +116,7 @@ def test_a_number_that_no_column_holds_costs_its_entry_alone() -> None:
 def test_what_is_kept_of_a_refused_entry_is_bounded() -> None:
     decoded = decode(changed(processes=["x" * 5000, {"id": "y" * 5000}, {"id": -1, "z" * 5000: None}]))
     assert len(decoded.refusals) == 3
-    assert all(len(refusal.key) <= 100 and len(refusal.reason) <= 200 for refusal in decoded.refusals)
+    assert all(len(refusal.key or "") <= 100 and len(refusal.reason) <= 200 for refusal in decoded.refusals)
 
 
 @given(st.text(st.characters(), max_size=60))
@@ -240,13 +240,16 @@ def test_of_a_key_that_comes_twice_the_later_counts() -> None:
 LISTS = [
     ("processes", "ProcessSnapshot", {"id": 1, "name": "a", "memory_usage_kb": 1}, {"id": 2, "name": "a"}, "2"),
     ("ports", "PortUsage", {"port": 1, "protocol": "tcp", "state": "LISTEN"}, {"port": 65536}, "65536"),
-    ("windows_services", "WindowsService", {"name": "a"}, {"name": ["b"]}, "['b']"),
+    ("windows_services", "WindowsService", {"name": "a"}, {"name": ["b"]}, '["b"]'),
+    ("processes", "ProcessSnapshot", {"id": 1, "name": "a", "memory_usage_kb": 1}, {"name": "a"}, None),
+    ("processes", "ProcessSnapshot", {"id": 1, "name": "a", "memory_usage_kb": 1}, {"id": None}, None),
+    ("windows_services", "WindowsService", {"name": "a"}, None, None),
 ]
 
 
 @pytest.mark.parametrize(("name", "table", "good", "bad", "key"), LISTS)
 def test_one_bad_entry_of_a_list_is_refused_alone(
-    name: str, table: str, good: dict[str, Any], bad: dict[str, Any], key: str
+    name: str, table: str, good: dict[str, Any], bad: dict[str, Any] | None, key: str | None
 ) -> None:
     decoded = decode(changed(**{name: [good, bad, good]}))
     assert [(refusal.table, refusal.key) for refusal in decoded.refusals] == [(table, key)]

@@ -43,6 +43,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "open.pem": leaf.private_key_pem.bytes(),
         "both.pem": leaf.private_key_and_cert_chain_pem.bytes(),
         "locked.pem": locked,
+        "other.pem": authority.issue_cert("elsewhere").private_key_pem.bytes(),
+        "cut.pem": leaf.private_key_pem.bytes()[:-80] + b"\n-----END PRIVATE KEY-----\n",
         "password": b"secret\n",
     }
     for name, content in contents.items():
@@ -69,12 +71,16 @@ def refusal_of(settings: dict[str, Any], files: Path) -> str:
     [
         ("--mqtt-key FILES/key.pem", "--mqtt-key needs --mqtt-cert"),
         ("--mqtt-ca FILES/ca.pem --mqtt-key FILES/key.pem", "--mqtt-key needs --mqtt-cert"),
-        ("--mqtt-cert FILES/cert.pem", "--mqtt-cert .*, without --mqtt-key: "),
+        ("--mqtt-cert FILES/cert.pem", "--mqtt-cert .*, without --mqtt-key: .*/cert.pem has no private key in PEM$"),
+        ("--mqtt-cert FILES/both.pem --mqtt-key FILES/password", ": .*/password has no private key in PEM$"),
+        ("--mqtt-cert FILES/key.pem --mqtt-key FILES/key.pem", ": .*/key.pem has no certificate in PEM$"),
+        ("--mqtt-cert FILES/cert.pem --mqtt-key FILES/other.pem", "the key is not that of the certificate$"),
+        ("--mqtt-cert FILES/cert.pem --mqtt-key FILES/cut.pem", "the certificate or the key is damaged"),
         ("--mqtt-cert FILES/cert.pem --mqtt-key FILES/open.pem", "--mqtt-key .* world-readable; run: chmod"),
         ("--mqtt-cert FILES/cert.pem --mqtt-key FILES/locked.pem", "--mqtt-key .*: the key is encrypted"),
         ("--mqtt-cert FILES/cert.pem --mqtt-key FILES/none", "--mqtt-key .*/none: No such file"),
         ("--mqtt-ca FILES/none", "--mqtt-ca .*/none: No such file"),
-        ("--mqtt-ca FILES/password", "--mqtt-ca .*/password: "),
+        ("--mqtt-ca FILES/password", "--mqtt-ca .*/password has no certificate in PEM$"),
         ("--mqtt-password-file FILES/password", "--mqtt-password-file needs --mqtt-user"),
     ],
 )

@@ -25,6 +25,7 @@ from guestd.agent.publish import Answer
 from guestd.core import broker
 from guestd.core.address import format_host_port
 from guestd.core.errors import SourceLost
+from guestd.core.tls import explain_unconnected
 
 ANSWER_SECONDS = 10.0
 TICK_SECONDS = 1.0
@@ -130,7 +131,7 @@ class Session:
         except ssl.SSLCertVerificationError as exc:
             raise SourceLost(f"{exc.verify_message} (--mqtt-ca, --mqtt)") from exc
         except (OSError, UnicodeError) as exc:  # a UnicodeError for text that is not a host name
-            raise SourceLost(str(getattr(exc, "strerror", None) or exc)) from exc
+            raise SourceLost(explain_unconnected(exc, self._address.tls)) from exc
         self._drive()
         try:
             async with asyncio.timeout(ANSWER_SECONDS):

@@ -51,8 +51,9 @@ entries were refused), attempts, refused (number of refused entries), size_bytes
 exit status: 0 printed, 1 the store cannot be reached, 2 wrong usage, 78 the configuration must be changed
 """
 SHOW = """\
---json prints one object: id, machineId, receivedAt, seq, reason, detail, refusals (refused entries), stored, attempts,
-frameDigest, payload (the frame, with control characters and non-ASCII characters as escapes)
+--json prints one object: id, machineId, receivedAt, seq, reason, detail, refusals (refused entries, each with
+table, key (null where it has none) and reason), stored, attempts, frameDigest, payload (the frame, with control
+characters and non-ASCII characters as escapes)
 
 exit status: 0 printed, 1 no such frame, or the store cannot be reached, 2 wrong usage, 78 the configuration must be
 changed
@@ -155,7 +156,12 @@ async def _show(arguments: argparse.Namespace, settings: Settings) -> int:
         described["payload"] = f"{payload[:SHOWN_BYTES]}... (--json shows all)"
     console = make_console()
     for name, value in described.items():
-        print_line(console, f"{name}: {value}")
+        if name != "refusals":
+            print_line(console, f"{name}: {value}")
+            continue
+        for refusal in frame.refusals:
+            key = "" if refusal["key"] is None else f" {refusal['key']}"
+            print_line(console, f"refused: {refusal['table']}{key}: {refusal['reason']}")
     return 0
 
 

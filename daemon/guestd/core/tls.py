@@ -36,7 +36,7 @@ def make_client_context(authorities: TlsFile, certificate: TlsFile, key: TlsFile
     try:
         context = ssl.create_default_context(cafile=authorities.path or None)
     except OSError as exc:  # an SSLError is one too
-        raise ConfigError(f"{authorities}: {exc.strerror or exc}") from exc
+        raise ConfigError(f"{authorities}: {explain_unusable(exc, authorities.path, '')}") from exc
     if certificate:
         load_certificate(context, certificate, key)
     return context
@@ -50,7 +50,30 @@ def load_certificate(context: ssl.SSLContext, certificate: TlsFile, key: TlsFile
     try:
         context.load_cert_chain(certificate.path, key.path or None, _refuse_passphrase(holder))
     except OSError as exc:
-        raise ConfigError(f"{named}: {exc.strerror or exc}") from exc
+        raise ConfigError(f"{named}: {explain_unusable(exc, certificate.path, holder.path)}") from exc
+
+
+def explain_unusable(exc: OSError, certificate: str, key: str) -> str:
+    """Why these files were refused, as a sentence: OpenSSL's own texts name no file. An empty path: not given."""
+    if not isinstance(exc, ssl.SSLError):
+        return exc.strerror or str(exc)
+    for path, label, content in ((certificate, b"CERTIFICATE-----", "certificate"), (key, b"KEY-----", "private key")):
+        if path and label not in Path(path).read_bytes():
+            return f"{path} has no {content} in PEM"
+    if exc.reason == "KEY_VALUES_MISMATCH":
+        return "the key is not that of the certificate"
+    return f"the certificate{' or the key' if key else ''} is damaged: {exc.reason or exc}"
+
+
+def explain_unconnected(exc: Exception, tls: ssl.SSLContext | None) -> str:
+    """Why a connection could not be opened; with TLS, with a hint where the server seems not to speak it."""
+    text = str(getattr(exc, "strerror", None) or exc)
+    # With an alert it answered in TLS; with a refusal nothing listens.
+    is_answer_of_tls = isinstance(exc, ssl.SSLError) and "ALERT" in str(exc.reason)
+    is_lost = isinstance(exc, ConnectionError) and not isinstance(exc, ConnectionRefusedError)
+    if tls is None or is_answer_of_tls or not (is_lost or isinstance(exc, ssl.SSLError)):
+        return text
+    return f"{text} (is this port a TLS listener (usually 8883)?)"
 
 
 def _refuse_passphrase(key: TlsFile) -> Callable[[], str]:

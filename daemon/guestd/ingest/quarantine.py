@@ -23,7 +23,7 @@ from guestd.core.transport import Transport
 from guestd.ingest.prepare import CommandLinesOf, Preparer
 from guestd.rows.model import Rows
 from guestd.spool.file import Frame
-from guestd.store.batch_writer import SEARCH_WINDOW, describe_refusals, open_store_on
+from guestd.store.batch_writer import SEARCH_WINDOW, describe_refusals, open_store_on, summarise_refusals
 from guestd.store.connection import ROW_SECONDS, WRITE_SECONDS, store_deadline
 from guestd.telemetry.registry import PrepareMetrics
 from guestd.wire.events import Event
@@ -58,7 +58,7 @@ class QuarantinedFrame:
     seq: int
     reason: str
     detail: str
-    refusals: list[dict[str, str]]
+    refusals: list[dict[str, str | None]]
     stored: bool
     attempts: int
     frameDigest: int | None  # noqa: N815 -- the column's name
@@ -121,9 +121,8 @@ async def retry_frame(connection: Connection, frame_id: UUID, command_lines: Com
             if not await store.store_missing(content, sample_at=await _sample_at(connection, frame, content)):
                 return await _record_failure(connection, frame, "unknown_machine", "the store has no such Machine")
             if isinstance(content, Rows) and content.refusals:
-                return await _record_failure(
-                    connection, frame, "row_refused", f"{len(content.refusals)} rows refused", content
-                )
+                summary = summarise_refusals(content.refusals)
+                return await _record_failure(connection, frame, "row_refused", summary, content)
             await delete_frames(connection, ids=[frame_id], reason=None, older_than=None)
             return RetryResult(is_stored=True, why="")
     except RowsRejected as exc:

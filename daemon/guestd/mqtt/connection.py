@@ -30,6 +30,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from guestd.core import broker
 from guestd.core.address import format_host_port
 from guestd.core.errors import SourceLost
+from guestd.core.tls import explain_unconnected
 from guestd.mqtt.client import ManualClient, Message
 from guestd.mqtt.options import BrokerOptions
 
@@ -372,7 +373,7 @@ async def _open(options: BrokerOptions) -> BrokerConnection:
     except ssl.SSLCertVerificationError as exc:
         raise SourceLost(f"{_address(options)}{exc.verify_message} (mqtt.tls_ca_file, mqtt.host)") from exc
     except (OSError, UnicodeError) as exc:  # a UnicodeError for text that is not a host name
-        raise SourceLost(f"{_address(options)}{getattr(exc, 'strerror', None) or exc}") from exc
+        raise SourceLost(f"{_address(options)}{explain_unconnected(exc, options.tls)}") from exc
     connection = BrokerConnection(client, options)
     try:
         await connection.wait_for_connack()

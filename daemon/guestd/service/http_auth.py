@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from guestd.core.errors import ConfigError
-from guestd.core.tls import TlsFile, load_certificate
+from guestd.core.tls import TlsFile, explain_unusable, load_certificate
 
 # A bcrypt check takes a tenth of a second, and Prometheus sends the same credentials every few seconds.
 MAX_CACHED = 100
@@ -122,7 +122,8 @@ def _build_tls_context(chosen: _Tls, directory: Path) -> ssl.SSLContext:
             context.load_verify_locations(directory / chosen.client_ca_file)
             context.verify_mode = ssl.CERT_REQUIRED
     except OSError as exc:  # an SSLError is one too
-        raise ConfigError(f"{named}client_ca_file {chosen.client_ca_file}: {exc.strerror or exc}") from exc
+        reason = explain_unusable(exc, str(directory / chosen.client_ca_file), "")
+        raise ConfigError(f"{named}client_ca_file {chosen.client_ca_file}: {reason}") from exc
     return context
 
 

@@ -207,7 +207,7 @@ class Store:
                 contents.append(content)
                 if content.refusals:
                     outcome.stored_in_part += 1
-                    if await self._quarantine(spool_id, frame, "row_refused", f"{len(content.refusals)} rows refused"):
+                    if await self._quarantine(spool_id, frame, "row_refused", summarise_refusals(content.refusals)):
                         outcome.quarantined_bytes += len(frame.payload)
                 else:
                     outcome.stored += 1
@@ -360,10 +360,22 @@ class Store:
         return cursor.rowcount == 1
 
 
-def describe_refusals(refusals: Sequence[Refusal]) -> list[dict[str, str]]:
-    """Refused rows as QuarantinedFrame.refusals has them."""
+def summarise_refusals(refusals: Sequence[Refusal]) -> str:
+    """The number of refused rows and the first of them, for QuarantinedFrame.detail; at least one is given."""
+    first = refusals[0]
+    name = first.table if first.key is None else f"{first.table} {first.key}"
+    number = "1 row refused" if len(refusals) == 1 else f"{len(refusals)} rows refused, the first"
+    return f"{number}: {name}: {first.reason}"
+
+
+def describe_refusals(refusals: Sequence[Refusal]) -> list[dict[str, str | None]]:
+    """Refused rows as QuarantinedFrame.refusals has them; the key of a row without one is null."""
     return [
-        {"table": each.table, "key": escape_to_ascii(each.key), "reason": escape_to_ascii(each.reason)}
+        {
+            "table": each.table,
+            "key": None if each.key is None else escape_to_ascii(each.key),
+            "reason": escape_to_ascii(each.reason),
+        }
         for each in refusals
     ]
 

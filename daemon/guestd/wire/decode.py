@@ -45,7 +45,7 @@ class Refusal:
     """One list entry that could not become a row."""
 
     table: str
-    key: str
+    key: str | None
     reason: str
 
 
@@ -208,19 +208,20 @@ class _PartReader:
                 raise
         return convert_with_repairs(raw, target, self.repairs)
 
-    def _refuse(self, table: str, key: str, reason: str) -> None:
+    def _refuse(self, table: str, key: str | None, reason: str) -> None:
         if len(self.refusals) == limits.REFUSALS:
             raise BadFrame("shape", f"more than {limits.REFUSALS} wrong list entries; the last: {reason}"[:300])
-        self.refusals.append(Refusal(table, key[:100], reason[:200]))
+        self.refusals.append(Refusal(table, key and key[:100], reason[:200]))
 
 
-def _key_of(raw: msgspec.Raw, key: str) -> str:
-    """The key of a list entry, as text."""
+def _key_of(raw: msgspec.Raw, key: str) -> str | None:
+    """The key of a list entry, as text: a string itself, another value as JSON; None when it has none."""
     with suppress(msgspec.ValidationError):
         raw = _OBJECT.decode(raw).get(key, msgspec.Raw(b"null"))
     if len(memoryview(raw)) > limits.KEY_PATH_CHARS:
         return bytes(raw)[:100].decode(errors="replace")
     try:
-        return str(msgspec.json.decode(raw))
+        value = msgspec.json.decode(raw)
     except msgspec.ValidationError:  # a number that no type can hold
-        return bytes(raw)[:100].decode()
+        return bytes(raw).decode()
+    return value if value is None or isinstance(value, str) else bytes(raw).decode(errors="replace")

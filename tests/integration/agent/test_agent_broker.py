@@ -207,6 +207,19 @@ async def test_a_certificate_without_authorities_speaks_tls_and_sends_nothing_in
             await eventually_async(lambda: "as guestd-agent" in broker.read_log(), "TLS", DEADLINE_SECONDS)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.asyncio
+async def test_tls_to_a_listener_without_it_is_logged_with_the_port_as_the_possible_cause(directory: Path) -> None:
+    with capture_logs() as logs, running_broker(directory) as broker:
+        words = ["agent", "--mqtt", f"127.0.0.1:{broker.port}", "--mqtt-tls"]
+        async with reporting(read_broker(make_parser().parse_args(words))):
+            await is_logged(logs, "is this port a TLS listener (usually 8883)?")
+    with capture_logs() as logs:  # nobody listens there any more, which is not for TLS to explain
+        async with reporting(read_broker(make_parser().parse_args(words))):
+            await is_logged(logs, "refused")
+        assert "TLS" not in str(errors_of(logs))
+
+
 @pytest.mark.asyncio
 async def test_an_agent_ends_although_its_broker_hangs(directory: Path) -> None:
     with running_broker(directory) as broker, subscribed(broker):

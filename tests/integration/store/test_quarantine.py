@@ -107,6 +107,27 @@ def test_show_neither_waits_for_a_retry_nor_needs_the_right_to_write(tmp_path: P
     assert f"id: {frame['id']}" in shown.splitlines()
 
 
+def test_refused_rows_are_listed_with_the_first_and_shown_one_a_line(tmp_path: Path, dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    wrong = [{"id": 7, "name": []}, {"name": "without an id"}]
+    one, two = set_aside(tmp_path, dsn, machine_id, *(metrics_line(processes=wrong[:most]) for most in (1, 2)))[::-1]
+    if one["refused"] == 2:
+        one, two = two, one
+    assert one["detail"].startswith("1 row refused: ProcessSnapshot 7: Expected `str`")
+    assert two["detail"].startswith("2 rows refused, the first: ProcessSnapshot 7: Expected `str`")
+    listed = quarantine(dsn, "list")
+    assert one["detail"] in listed
+    assert two["detail"] in listed
+    lines = [line for line in quarantine(dsn, "show", two["id"]).splitlines() if line.startswith("refused: ")]
+    refusals = json.loads(quarantine(dsn, "show", two["id"], "--json"))["refusals"]
+    assert [(each["table"], each["key"]) for each in refusals] == [("ProcessSnapshot", "7"), ("ProcessSnapshot", None)]
+    assert lines == [
+        f"refused: ProcessSnapshot 7: {refusals[0]['reason']}", f"refused: ProcessSnapshot: {refusals[1]['reason']}",
+    ]  # fmt: skip
+    quarantine(dsn, "retry", one["id"], status=1)
+    assert json.loads(quarantine(dsn, "show", one["id"], "--json"))["detail"] == one["detail"]
+
+
 def test_the_rest_of_a_frame_that_was_stored_in_part_joins_its_sample(tmp_path: Path, dsn: str) -> None:
     machine_id = add_machine(dsn)
     execute(dsn, """ALTER TABLE "ProcessSnapshot" ADD CONSTRAINT "test_only" CHECK ("name" <> 'poison')""")
