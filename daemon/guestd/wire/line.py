@@ -122,7 +122,7 @@ def _separate(text: bytes) -> list[bytes]:
         if end is None:
             place = text.find(_START, place + 1)
             continue
-        parts += _cut_halves(text[begin:place], text[place : place + len(_OPENING)])
+        parts += _cut_halves(text[begin:place], text[place:end])
         parts.append(text[place:end])
         begin = place = end
         messages += 1
@@ -133,10 +133,16 @@ def _separate(text: bytes) -> list[bytes]:
 _OPENING = b'{"type":"metrics"'
 
 
-def _cut_halves(broken: bytes, opening: bytes) -> list[bytes]:
-    """What stands before a message, cut where another half of it may begin."""
-    first, *halves = broken.split(opening, limits.MESSAGES)
-    return [first, *(opening + half for half in halves)]
+def _cut_halves(broken: bytes, message: bytes) -> list[bytes]:
+    """What stands before a message, and apart from it each half of that message with which it ends."""
+    opening, halves, end = message[: len(_OPENING)], list[bytes](), len(broken)
+    while len(halves) < limits.MESSAGES and (start := broken.rfind(opening, 0, end)) >= 0:
+        half = broken[start:end].strip(BLANK)
+        if not message.startswith(half):
+            break
+        halves.insert(0, half)
+        end = start
+    return [broken[:end], *halves]
 
 
 # The error of a text behind a value says where it begins, and so where the value ends; a test would see a change.
@@ -168,7 +174,7 @@ def _read_part(part: bytes, later: Sequence[bytes]) -> Line:
     if is_whole(part):
         return read_line(part)
     # A sender whose write came to a halt in the middle sends the whole line again, and nothing is lost.
-    if any(each.startswith(part) for each in later):
+    if any(each.startswith(part) and is_whole(each) for each in later):
         return Line(FRAGMENT, None, part)
     return _read_broken(part)
 
