@@ -92,6 +92,42 @@ async def test_a_run_that_this_process_does_not_know_is_continued_behind_the_sam
     assert [at for _, at in moments] == [now + timedelta(milliseconds=1), now + timedelta(milliseconds=2)]
 
 
+@pytest.mark.asyncio
+@pytest.mark.parametrize("moved_ms", [0, 10])
+async def test_lines_that_another_host_has_stored_meanwhile_place_the_next_line_where_that_host_does(
+    moved_ms: int,
+) -> None:
+    machine_id, boot_id, now = UUID(int=1), "0d3f3a5e-8d0b-4a55-9c0b-5d5e4a2f7c11", datetime.now(UTC)
+
+    def frame(seq: int) -> Prepared:
+        line_id = LineId(boot_id, seq)
+        return Prepared(
+            seq, machine_id, now, b"{}", BadFrame("json", ""), line_digest(line_id), line_id=line_id,
+        )  # fmt: skip
+
+    def after(milliseconds: int) -> datetime:
+        return now + timedelta(milliseconds=milliseconds)
+
+    frames = [frame(1), frame(2)]
+    of_other_host = {(machine_id, each.digest): after(moved_ms + n) for n, each in enumerate(frames)}
+
+    async def none_stored(_: Sequence[tuple[UUID, int, datetime]]) -> dict[tuple[UUID, int], datetime]:
+        return {}
+
+    async def stored(_: Sequence[tuple[UUID, int, datetime]]) -> dict[tuple[UUID, int], datetime]:
+        return {(machine, digest): at for (machine, digest), at in of_other_host.items() if digest is not None}
+
+    async def all_free(_: Sequence[Moment]) -> set[Moment]:
+        return set()
+
+    times, same = FreeTimes(), [(machine_id, now)] * 2
+    assert await times.follow_stored(same, frames, none_stored) == set()
+    assert await times.find(same, all_free, frames) == [(machine_id, after(0)), (machine_id, after(1))]
+    # The other host has committed the same lines: the keys conflict.
+    assert await times.follow_stored(same, frames, stored) == {1, 2}
+    assert await times.find([(machine_id, now)], all_free, [frame(3)]) == [(machine_id, after(moved_ms + 2))]
+
+
 def test_the_traceback_of_a_bug_is_logged_once_however_many_frames_reach_it() -> None:
     telemetry = Telemetry()
     preparer = Preparer(telemetry.writer.preparing)

@@ -126,8 +126,14 @@ class Preparer:
     async def move_occupied(
         self, frames: Sequence[Prepared], find_occupied: FindOccupied, find_samples: FindSamples = find_none
     ) -> list[Prepared]:
-        """The same frames, with those moved whose timestamp is occupied by another sample, or before an earlier one."""
+        """The same frames, with those moved whose timestamp is occupied by another sample, or before an earlier one.
+
+        Frames whose samples are stored are not moved: writing them finds that they are duplicates.
+        """
         with_rows = [(frame, frame.content) for frame in frames if isinstance(frame.content, Rows)]
+        desired = [(frame.machine_id, rows.shared.timestamp) for frame, rows in with_rows]
+        stored = await self._free_times.follow_stored(desired, [frame for frame, _ in with_rows], find_samples)
+        with_rows = [(frame, rows) for frame, rows in with_rows if frame.seq not in stored]
         desired = [(frame.machine_id, rows.shared.timestamp) for frame, rows in with_rows]
         frames_with_rows = [frame for frame, _ in with_rows]
         await self._free_times.find_lines_before(frames_with_rows, find_samples)

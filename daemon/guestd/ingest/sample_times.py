@@ -127,6 +127,36 @@ class FreeTimes:
             found = await find_samples([(*line, placed.at) for line, placed in sought.items()])
             self._placed |= {line[0]: replace(sought[line], at=at) for line, at in found.items()}
 
+    async def follow_stored(
+        self, desired: Sequence[Moment], frames: Sequence[Prepared], find_samples: FindSamples
+    ) -> set[int]:
+        """The numbers of the frames whose samples are stored; later lines of their runs are placed behind those.
+
+        Two hosts may store the lines of one machine at the same moment, after a migration. Neither sees the other's
+        open transaction, and only equal keys show that a sample is stored twice: both must place a line alike. The
+        store is asked only where a machine's time does not advance.
+        """
+        sought = [
+            (machine_id, frame.digest, at)
+            for (machine_id, at), frame in zip(desired, frames, strict=True)
+            if frame.digest is not None and at <= self._latest.get(machine_id, at)
+        ]
+        found = await find_samples(sought) if sought else {}
+        lines = {(frame.machine_id, frame.line_id.boot_id, frame.line_id.seq) for frame in frames if frame.line_id}
+        stored = set()
+        for frame in frames:
+            at = None if frame.digest is None else found.get((frame.machine_id, frame.digest))
+            if at is None:
+                continue
+            stored.add(frame.seq)
+            if frame.line_id is not None:
+                here = Placed(frame.line_id.boot_id, frame.line_id.seq, at)
+                placed = self._placed.get(frame.machine_id, here)
+                # A line of these frames was placed by an attempt that failed.
+                is_undone = (frame.machine_id, placed.boot_id, placed.seq) in lines
+                self._placed[frame.machine_id] = here if is_undone else here.or_later(placed)
+        return stored
+
     async def find(
         self, desired: Sequence[Moment], find_occupied: FindOccupied, frames: Sequence[Prepared]
     ) -> list[Moment]:

@@ -197,7 +197,7 @@ class Writer:
                 log.warning("keys of rows are occupied in the store, moving or leaving out these rows", error=str(exc))
                 self._metrics.key_conflicts.inc()
                 frames = await store.without_stored(
-                    await self._preparer.move_occupied(frames, store.find_stored_timestamps)
+                    await self._preparer.move_occupied(frames, store.find_stored_timestamps, store.find_sample_times)
                 )
             except RowsRejected as exc:
                 await self._write_parts(store, frames, exc)
