@@ -19,6 +19,7 @@ SAMPLES = 'SELECT "timestamp" FROM "SystemMetrics" WHERE "machineId" = %s ORDER 
 # The agent's clocks run so much faster. It sends again what is not acknowledged within 5 s of its own time.
 SPEED = 40
 AWAY_SECONDS = 600
+BUFFER_BYTES = 128 * 1024 * 1024
 INTERVAL_SECONDS = 10
 YEAR_SECONDS = 365 * 86_400
 SEED = 7
@@ -85,7 +86,8 @@ def test_what_an_agent_measured_before_guestd_came_is_stored_as_it_was_taken(
     add_machine(daemon.dsn, machine_id)
     channel = daemon.channels / f"{machine_id}.socket"
     words = {
-        "agent": ["agent", "--listen", str(channel)],
+        # A sample of a machine that runs all these tests may have thousands of sockets.
+        "agent": ["agent", "--listen", str(channel), "--buffer-bytes", str(BUFFER_BYTES)],
         "simulate": ["simulate", "--guests", "1", "--seed", str(SEED), "--directory", str(daemon.channels)],
     }
     agent = command("guestd", *words[program], "--interval", str(INTERVAL_SECONDS))

@@ -160,8 +160,9 @@ async def _show(arguments: argparse.Namespace, settings: Settings) -> int:
             print_line(console, f"{name}: {value}")
             continue
         for refusal in frame.refusals:
-            key = "" if refusal["key"] is None else f" {refusal['key']}"
-            print_line(console, f"refused: {refusal['table']}{key}: {refusal['reason']}")
+            # The store's JSON may have any shape.
+            row = " ".join(str(refusal[part]) for part in ("table", "key") if refusal.get(part) is not None)
+            print_line(console, f"refused: {row}: {refusal.get('reason')}")
     return 0
 
 
