@@ -93,10 +93,12 @@ async def test_a_run_that_this_process_does_not_know_is_continued_behind_the_sam
 
 
 @pytest.mark.asyncio
+@pytest.mark.parametrize("numbers", [(1, 2), (2, 1)])
 @pytest.mark.parametrize("moved_ms", [0, 10])
 async def test_lines_that_another_host_has_stored_meanwhile_place_the_next_line_where_that_host_does(
-    moved_ms: int,
+    moved_ms: int, numbers: tuple[int, int]
 ) -> None:
+    """In their order, or in another one as a broker may deliver them."""
     machine_id, boot_id, now = UUID(int=1), "0d3f3a5e-8d0b-4a55-9c0b-5d5e4a2f7c11", datetime.now(UTC)
 
     def frame(seq: int) -> Prepared:
@@ -108,8 +110,8 @@ async def test_lines_that_another_host_has_stored_meanwhile_place_the_next_line_
     def after(milliseconds: int) -> datetime:
         return now + timedelta(milliseconds=milliseconds)
 
-    frames = [frame(1), frame(2)]
-    of_other_host = {(machine_id, each.digest): after(moved_ms + n) for n, each in enumerate(frames)}
+    frames = [frame(number) for number in numbers]
+    of_other_host = {(machine_id, each.digest): after(moved_ms + each.seq - 1) for each in frames}
 
     async def none_stored(_: Sequence[tuple[UUID, int, datetime]]) -> dict[tuple[UUID, int], datetime]:
         return {}

@@ -23,7 +23,7 @@ _MILLISECOND = timedelta(milliseconds=1)
 
 # Which of these (machine, timestamp) have a sample in the store.
 FindOccupied = Callable[[Sequence[Moment]], Awaitable[set[Moment]]]
-# The timestamps of those samples of (machine, digest, near this time) that are in the store, by machine and digest.
+# The timestamps of those samples of (machine, digest, time to search around) that are in the store, by machine and digest.
 FindSamples = Callable[[Sequence[tuple[UUID, int, datetime]]], Awaitable[Mapping[tuple[UUID, int], datetime]]]
 
 
@@ -130,11 +130,13 @@ class FreeTimes:
     async def follow_stored(
         self, desired: Sequence[Moment], frames: Sequence[Prepared], find_samples: FindSamples
     ) -> set[int]:
-        """The numbers of the frames whose samples are stored; later lines of their runs are placed behind those.
+        """Of the frames whose time does not advance, the numbers of those whose samples are stored.
+
+        Later lines of their runs are placed behind those samples.
 
         Two hosts may store the lines of one machine at the same moment, after a migration. Neither sees the other's
-        open transaction, and only equal keys show that a sample is stored twice: both must place a line alike. The
-        store is asked only where a machine's time does not advance.
+        open transaction, and only equal keys show that a sample is stored twice: both must place a line alike.
+        The store is asked only where a machine's time does not advance, or where nothing is remembered of the machine.
         """
         sought = [
             (machine_id, frame.digest, at)
@@ -143,7 +145,8 @@ class FreeTimes:
         ]
         found = await find_samples(sought) if sought else {}
         lines = {(frame.machine_id, frame.line_id.boot_id, frame.line_id.seq) for frame in frames if frame.line_id}
-        stored = set()
+        stored: set[int] = set()
+        last: dict[UUID, Placed] = {}
         for frame in frames:
             at = None if frame.digest is None else found.get((frame.machine_id, frame.digest))
             if at is None:
@@ -151,10 +154,12 @@ class FreeTimes:
             stored.add(frame.seq)
             if frame.line_id is not None:
                 here = Placed(frame.line_id.boot_id, frame.line_id.seq, at)
-                placed = self._placed.get(frame.machine_id, here)
-                # A line of these frames was placed by an attempt that failed.
-                is_undone = (frame.machine_id, placed.boot_id, placed.seq) in lines
-                self._placed[frame.machine_id] = here if is_undone else here.or_later(placed)
+                last[frame.machine_id] = here.or_later(last.get(frame.machine_id))
+        for machine_id, here in last.items():
+            placed = self._placed.get(machine_id, here)
+            # A line of these frames was placed by an attempt that failed.
+            is_undone = (machine_id, placed.boot_id, placed.seq) in lines
+            self._placed[machine_id] = here if is_undone else here.or_later(placed)
         return stored
 
     async def find(
@@ -162,7 +167,7 @@ class FreeTimes:
     ) -> list[Moment]:
         """Free timestamps for the frames of a batch; in each run in the order of its lines.
 
-        The store is asked only where a machine's time does not advance.
+        The store is asked only where a machine's time does not advance, or where nothing is remembered of the machine.
         """
         checked: set[Moment] = set()
         occupied: set[Moment] = set()

@@ -117,7 +117,10 @@ class Store:
             return {(machine_id, timestamp) for machine_id, timestamp in await cursor.fetchall()}
 
     async def find_sample_times(self, frames: Sequence[tuple[UUID, int, datetime]]) -> dict[tuple[UUID, int], datetime]:
-        """The timestamps of samples by machine and frame digest; each is searched before and around a time."""
+        """The timestamps of samples by machine and frame digest.
+
+        All are searched from SEARCH_WINDOW before the earliest of the given times to SEARCH_WINDOW after the latest.
+        """
         machine_ids, digests, times = zip(*frames, strict=True)
         window = {"earliest": min(times) - SEARCH_WINDOW, "latest": max(times) + SEARCH_WINDOW}
         async with store_deadline(WRITE_SECONDS):
