@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 
@@ -152,6 +154,21 @@ def test_a_sample_that_takes_too_long_is_given_without_the_parts_that_are_left()
     assert parts.read_each("files", [1], lambda number: number, LONG_SECONDS) == {}
     assert [each.part for each in parts.end_sample()] == ["disks", "files"]
     assert parts.read("disks", lambda: 7, 0) == 7
+
+
+def test_without_a_thread_for_it_a_call_is_not_made() -> None:
+    program = """
+import resource, threading
+from guestd.agent.deadlines import Deadlines, NoAnswer
+threading.stack_size(2**30)
+resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+try:
+    Deadlines().call("file", lambda: 7, 30.0)
+except NoAnswer as exc:
+    print(exc)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("no call was made: can't start new thread\n", "")
 
 
 def test_a_part_of_many_is_named_with_the_first_that_failed() -> None:

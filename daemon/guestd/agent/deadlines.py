@@ -24,7 +24,7 @@ Value = TypeVar("Value")
 
 
 class NoAnswer(Exception):
-    """A call did not return by its deadline, or was not made because such a call has not returned yet."""
+    """A call did not return by its deadline, or was not made: an earlier one hangs, or there is no thread for it."""
 
 
 class Deadlines:
@@ -73,7 +73,7 @@ class Deadlines:
             try:
                 threading.Thread(target=reading.work, name=f"read {kind}", daemon=True).start()
             except RuntimeError as exc:  # the limit of threads
-                outcomes.update(dict.fromkeys(pending, exc))
+                outcomes.update(dict.fromkeys(pending, NoAnswer(f"no call was made: {exc}")))
                 break
             done = reading.wait(seconds, ends_at, lambda key: _hold(hanging, group(key)))
             outcomes.update(zip(pending, done, strict=False))
