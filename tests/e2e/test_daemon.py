@@ -111,10 +111,15 @@ def test_a_message_without_a_line_end_is_stored_when_its_connection_ends_and_hal
     eventually(functools.partial(_has_accepted, daemon, 5), "both messages of a connection")
     write_and_hang_up(metrics_line()[:60])
     eventually(lambda: daemon.metric("guestd_frames_refused_total", reason="cut_off") == 1, "half of a message")
+    repeated = metrics_line().strip()
+    write_and_hang_up(repeated[:60] + repeated)
+    eventually(functools.partial(_has_accepted, daemon, 6), "a message behind its half")
+    assert daemon.metric("guestd_frames_refused_total", reason="fragment") == 1
+    assert daemon.metric("guestd_frames_refused_total", reason="cut_off") == 1
     guest.write(metrics_line().strip())
     daemon.stop()  # reads what has arrived
     daemon.start()
-    eventually(lambda: _samples(daemon) == 5, "the messages of five lines; of two equal ones one is a duplicate")
+    eventually(lambda: _samples(daemon) == 6, "the messages of six lines; of two equal ones one is a duplicate")
     assert _quarantined(daemon) == []
     daemon.stop()
 

@@ -32,7 +32,7 @@ from guestd.ingest.gate import Gate
 from guestd.telemetry.registry import ChannelMetrics
 from guestd.wire import replies
 from guestd.wire.framing import Framer, Oversize
-from guestd.wire.line import Line, is_whole, read_first_line, read_lines
+from guestd.wire.line import FRAGMENT, Line, is_whole, read_first_line, read_lines
 
 log = structlog.get_logger()
 
@@ -239,18 +239,19 @@ class _Reader:
         return await self._pass_on()
 
     async def _accept_rest(self) -> int:
-        """Pass on the messages that have arrived without their line end, and return how many there are.
+        """Pass on the messages that have arrived without their line end, and return how many lines were passed on.
 
-        Half of one is lost with the connection.
+        Half of one is lost with the connection, unless the whole one stands behind it.
         """
         rest = self._framer.take_rest()
         lines = [] if rest is None else self._read(rest)
-        whole = [line for line in lines if line.payload is not None and is_whole(line.payload)]
-        if lost_lines := len(lines) - len(whole):
+        # The gate counts fragments, of which nothing is lost.
+        passed = [each for each in lines if each.kind == FRAGMENT or (each.payload and is_whole(each.payload))]
+        if lost_lines := len(lines) - len(passed):
             self._gate.refuse("cut_off", lost_lines)
-        if whole:
-            self.write(await self._gate.accept(self._machine_id, whole))
-        return len(whole)
+        if passed:
+            self.write(await self._gate.accept(self._machine_id, passed))
+        return len(passed)
 
     async def _pass_on(self) -> int:
         passed = 0
