@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -160,10 +160,16 @@ async def _show(arguments: argparse.Namespace, settings: Settings) -> int:
             print_line(console, f"{name}: {value}")
             continue
         for refusal in frame.refusals:
-            # The store's JSON may have any shape.
-            row = " ".join(str(refusal[part]) for part in ("table", "key") if refusal.get(part) is not None)
-            print_line(console, f"refused: {row}: {refusal.get('reason')}")
+            print_line(console, f"refused: {_describe_refusal(refusal)}")
     return 0
+
+
+def _describe_refusal(refusal: Any) -> str:
+    """A refused row on one line. Any program may write the table: it may be no object, and parts may be missing."""
+    if not isinstance(refusal, dict):
+        return str(refusal)
+    row = " ".join(str(refusal[part]) for part in ("table", "key") if refusal.get(part) is not None)
+    return ": ".join(str(part) for part in (row, refusal.get("reason")) if part)
 
 
 async def _retry(arguments: argparse.Namespace, settings: Settings) -> int:

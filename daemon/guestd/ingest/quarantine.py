@@ -58,7 +58,7 @@ class QuarantinedFrame:
     seq: int
     reason: str
     detail: str
-    refusals: list[dict[str, str | None]]
+    refusals: list[Any]
     stored: bool
     attempts: int
     frameDigest: int | None  # noqa: N815 -- the column's name

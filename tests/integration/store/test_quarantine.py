@@ -126,6 +126,9 @@ def test_refused_rows_are_listed_with_the_first_and_shown_one_a_line(tmp_path: P
     ]  # fmt: skip
     quarantine(dsn, "retry", one["id"], status=1)
     assert json.loads(quarantine(dsn, "show", one["id"], "--json"))["detail"] == one["detail"]
+    execute(dsn, """UPDATE "QuarantinedFrame" SET "refusals" = '[7, "a text", {"reason": "a reason"}, {}]'""")
+    lines = [line for line in quarantine(dsn, "show", two["id"]).splitlines() if line.startswith("refused: ")]
+    assert lines == ["refused: 7", "refused: a text", "refused: a reason", "refused: "]
 
 
 def test_the_rest_of_a_frame_that_was_stored_in_part_joins_its_sample(tmp_path: Path, dsn: str) -> None:
