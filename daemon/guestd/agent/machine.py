@@ -57,7 +57,7 @@ class MachineWatch:
         self._core_times: Sequence[CoreTimes] = ()
         self._disk_rates = _Rates(lambda: _disk_counters(self._fail_disks))
         self._interface_rates = _Rates(_interface_counters)
-        self.cpu()
+        parts.read("cpu", self._core_percents, list[float]())
         self._disk_io()
 
     def cpu(self) -> Cpu:

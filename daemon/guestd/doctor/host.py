@@ -14,7 +14,7 @@ from contextlib import closing
 from http.client import HTTPException
 from pathlib import Path
 
-from guestd.core.address import format_url
+from guestd.core.address import format_host_port, format_url
 from guestd.core.config import Settings, SpoolSettings, TelemetrySettings, VirtioSettings
 from guestd.core.errors import ConfigError
 from guestd.core.mounts import parse_mounts
@@ -183,7 +183,9 @@ def _check_pages(settings: TelemetrySettings) -> Iterator[Finding]:
     try:
         healthz = _fetch_page(settings, "/healthz")
     except ConnectionRefusedError:
-        yield warning("guestd", f"does not run: nothing listens on {host} port {port}", "systemctl start guestd")
+        yield warning(
+            "guestd", f"does not run: nothing listens on {format_host_port(host, port)}", "systemctl start guestd"
+        )
         return
     except (OSError, HTTPException) as exc:
         healthz = str(exc)
@@ -192,7 +194,7 @@ def _check_pages(settings: TelemetrySettings) -> Iterator[Finding]:
         return
     if healthz != "alive\n":
         fix = "set telemetry.listen_port to a free port, or stop the program that uses it: ss -ltnp"
-        yield fault("port", f"another program answers on {host} port {port}", fix)
+        yield fault("port", f"another program answers on {format_host_port(host, port)}", fix)
         return
     problems = [line for line in _fetch_page(settings, "/readyz").splitlines() if line != "ready"]
     if not problems:

@@ -19,7 +19,7 @@ from uuid import UUID
 
 import structlog
 
-from guestd.core.broker import SESSION_TAKEN_OVER, TakeoverWatch
+from guestd.core.broker import EARLY_SECONDS, SESSION_TAKEN_OVER, TakeoverWatch
 from guestd.core.errors import SourceLost
 from guestd.core.machines import MachineRegistry
 from guestd.core.tasks import Backoff, run_with_retry, wait_for_event
@@ -105,7 +105,9 @@ class MqttSource:
         self._metrics.taken_over.inc()
         if is_taken_over:
             return exc
-        return SourceLost(f"{exc}, each time within 120 s: does another client have our id? (mqtt.client_id)")
+        return SourceLost(
+            f"{exc}, each time within {EARLY_SECONDS:g} s: does another client have our id? (mqtt.client_id)"
+        )
 
     def _begin(self, connection: BrokerConnection) -> None:
         announced = connection.announced

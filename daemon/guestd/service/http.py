@@ -11,6 +11,7 @@ from aiohttp import web
 from prometheus_client.exposition import choose_encoder
 
 from guestd import __version__
+from guestd.core.address import format_host_port
 from guestd.core.errors import ConfigError
 from guestd.core.text import escape_controls
 from guestd.service.http_auth import WebAuth
@@ -76,7 +77,7 @@ async def serve_pages(
             await site.start()
         except OSError as exc:
             raise ConfigError(
-                f"telemetry: cannot listen on {host} port {port}: {exc.strerror}"
+                f"telemetry: cannot listen on {format_host_port(host, port)}: {exc.strerror}"
                 " (telemetry.listen_host, telemetry.listen_port)"
             ) from exc
         yield runner.addresses[0][1]

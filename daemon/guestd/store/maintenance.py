@@ -19,7 +19,14 @@ from guestd.core.config import Settings
 from guestd.core.errors import RowsRejected, StoreUnavailable
 from guestd.core.tasks import Backoff, run_with_retry, wait_for_event, warn_once
 from guestd.store.batch_writer import Outcome
-from guestd.store.connection import BULK_SECONDS, LockHeld, connection_to, set_lock_timeout, store_deadline
+from guestd.store.connection import (
+    BULK_SECONDS,
+    LockHeld,
+    connection_to,
+    set_lock_timeout,
+    store_deadline,
+    translate_errors,
+)
 from guestd.store.locks import DelayedSteps
 from guestd.telemetry.registry import MaintenanceMetrics
 from gueststore import catalogue
@@ -166,7 +173,7 @@ async def _enforce_retention(connection: Connection, _: Settings, result: Mainte
     cursor = await connection.execute(query("maintenance/read_retention"))
     for relation, *_rest in await cursor.fetchall():
         try:
-            async with store_deadline(BULK_SECONDS):
+            async with translate_errors():
                 cursor = await connection.execute(query("maintenance/enforce_retention"), {"relation": relation})
                 (dropped,) = await cursor.fetchone() or (0,)
                 result.retired += dropped
