@@ -27,7 +27,7 @@ EARLY_CLOSES = 3
 
 
 def describe_reason(reason: object, properties: object, remedies: Mapping[str, str]) -> str:
-    """A reason of CONNACK or DISCONNECT as text: its name, what the broker adds to it, and what to do about it.
+    """A reason of CONNACK, PUBACK or DISCONNECT as text: its name, what the broker adds to it, and what to do about it.
 
     `properties` has the attributes `ReasonString` and `ServerReference` where the broker sent them.
     """

@@ -20,7 +20,7 @@ Count = Annotated[int, Meta(gt=0, le=2**31 - 1)]
 Bytes = Annotated[int, Meta(gt=0, le=2**50)]
 # What is held in memory whole.
 BufferBytes = Annotated[int, Meta(gt=0, le=2**30)]
-# MQTT's longest packet is a byte longer.
+# The largest remaining length of an MQTT packet: no message is longer.
 MessageBytes = Annotated[int, Meta(gt=0, le=268_435_455)]
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 # Names, paths and addresses; libraries and kernels end a text at a NUL.

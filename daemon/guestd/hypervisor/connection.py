@@ -32,7 +32,7 @@ _events_thread: threading.Thread | None = None
 
 
 def require_bindings(uri: str) -> None:
-    """Raise ConfigError if libvirt is configured and its bindings are not installed, or its URI has no effect."""
+    """Raise ConfigError if libvirt is configured without its bindings, or for a URI that `check_uri` refuses."""
     check_uri(uri)
     if uri and libvirt is None:
         raise ConfigError(

@@ -1,7 +1,7 @@
 """Frames become rows: decode, find a free timestamp, normalise.
 
-This module has the only `except Exception` of the code base: guests are not trusted, and a bug that one of them can
-trigger costs that frame and is counted; the other frames are not affected.
+`Preparer.guard` catches every exception: guests are not trusted, and a bug that one of them can trigger costs that
+frame and is counted; the other frames are not affected.
 """
 
 from __future__ import annotations

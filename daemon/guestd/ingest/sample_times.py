@@ -23,7 +23,7 @@ _MILLISECOND = timedelta(milliseconds=1)
 
 # Which of these (machine, timestamp) have a sample in the store.
 FindOccupied = Callable[[Sequence[Moment]], Awaitable[set[Moment]]]
-# The timestamps of those samples of (machine, digest, time to search around) that are in the store, by machine and digest.
+# The timestamps of the samples of (machine, digest, time to search around) that are stored, by machine and digest.
 FindSamples = Callable[[Sequence[tuple[UUID, int, datetime]]], Awaitable[Mapping[tuple[UUID, int], datetime]]]
 
 

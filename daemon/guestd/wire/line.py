@@ -130,12 +130,13 @@ def _separate(text: bytes) -> list[bytes]:
     return [part for each in parts if (part := each.strip(BLANK))]
 
 
-_OPENING = b'{"type":"metrics"'
+# A half that is shorter is not looked for: many messages begin alike.
+_OPENING_BYTES = len(b'{"type":"metrics"')
 
 
 def _cut_halves(broken: bytes, message: bytes) -> list[bytes]:
-    """What stands before a message, and apart from it each half of that message with which it ends."""
-    opening, halves, end = message[: len(_OPENING)], list[bytes](), len(broken)
+    """The text before a message, divided: what is no half of that message, then each half of it at the text's end."""
+    opening, halves, end = message[:_OPENING_BYTES], list[bytes](), len(broken)
     while len(halves) < limits.MESSAGES and (start := broken.rfind(opening, 0, end)) >= 0:
         half = broken[start:end].strip(BLANK)
         if not message.startswith(half):
