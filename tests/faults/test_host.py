@@ -1,6 +1,7 @@
 """What happens to a host: its clock is stepped, a thousand guests come at once and go, one guest fills its share of the
 spool, a second guestd is started."""
 
+import shutil
 from collections import defaultdict
 from pathlib import Path
 from uuid import UUID
@@ -130,3 +131,61 @@ def test_a_second_guestd_on_one_spool_is_refused_under_load_and_takes_over_when_
     assert daemon.stop() == 0
     tally = count_fleet(daemon.dsn, load.manifest)
     reliability.record("two daemons on one spool, the running one killed", rounds, tally)
+
+
+def test_two_hosts_that_use_copies_of_one_spool_lose_and_double_nothing(
+    daemon: Daemon, reliability: Reliability
+) -> None:
+    rounds, tally = reliability.rounds(quick=1, full=10), Tally()
+    home = daemon.directory / "clone"
+    home.mkdir()
+    clone = Daemon(home, daemon.dsn)
+    hosts = (daemon, clone)
+    try:
+        for number in range(rounds):
+            _clone_spool(daemon, clone)
+            first = 100 * number
+            with (
+                fleet(daemon, guests=5, count=300, interval_seconds=0.1, first=first) as load,
+                fleet(clone, guests=5, count=300, interval_seconds=0.1, first=first + 50) as other_load,
+            ):
+                for host in hosts:
+                    host.start()
+                for host in hosts:
+                    _is_ready(host)
+                    _reads(host, channels=5)
+                with store_closed(daemon.dsn):
+                    for host in hosts:
+                        _has_frames(host)
+                        host.kill()
+                # One stores under these numbers while the other is down.
+                for host, each in zip(hosts, (load, other_load), strict=True):
+                    host.start()
+                    each.finish(host)
+                    assert host.stop() == 0
+            for each in (load, other_load):
+                tally += count_fleet(daemon.dsn, each.manifest)
+    finally:
+        if clone.process is not None and clone.ended() is None:
+            clone.kill()
+    reliability.record("a spool cloned to a second host, one stores while the other is down", rounds, tally)
+
+
+def _is_ready(daemon: Daemon) -> None:
+    eventually(lambda: daemon.page("/readyz")[0] == 200, "ready")
+
+
+def _reads(daemon: Daemon, channels: int) -> None:
+    eventually(lambda: daemon.metric("guestd_channels_connected") == channels, "all channels are read")
+
+
+def _has_frames(daemon: Daemon) -> None:
+    eventually(lambda: daemon.metric("guestd_spool_frames") >= 20, "frames wait")
+
+
+def _clone_spool(daemon: Daemon, clone: Daemon) -> None:
+    daemon.start()
+    _is_ready(daemon)
+    assert daemon.stop() == 0
+    shutil.rmtree(clone.spool, ignore_errors=True)
+    shutil.copytree(daemon.spool, clone.spool)

@@ -35,6 +35,7 @@ from tools.bench.server import own_store, truncate
 from tools.bench.suite import add_load_options, add_rounds_option, run
 from tools.harness import prisma
 
+from guestd.core.ledger import Ledger
 from guestd.core.transport import Transport
 from guestd.ingest.prepare import Preparer
 from guestd.rows.model import Rows, Values, whole_rows
@@ -142,7 +143,7 @@ async def _guestd(dsn: str, frames: Sequence[Frame]) -> float:
     """As the writer does: the next batch is prepared while the server works on one."""
     preparer, spool_id, rows = _preparer(), uuid4(), 0
     async with open_store(dsn) as store:
-        await store.set_ledger(spool_id, None, 0)
+        await store.set_ledger(spool_id, None, Ledger(0))
         began = time.perf_counter()
         writing: asyncio.Task[int] | None = None
         for some in _parts(frames, FRAMES_AT_ONCE):
@@ -154,7 +155,7 @@ async def _guestd(dsn: str, frames: Sequence[Frame]) -> float:
 
 
 async def _stored(store: Store, spool_id: UUID, seq: int, prepared: Sequence[Any]) -> int:
-    outcome = await store.write(spool_id, seq, prepared)
+    outcome = await store.write(spool_id, Ledger(seq), prepared)
     return sum(outcome.rows[table.name] for table in TABLES)
 
 

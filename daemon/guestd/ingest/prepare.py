@@ -31,7 +31,7 @@ from guestd.ingest.sample_times import (
     find_batch_ceilings,
     find_none,
 )
-from guestd.rows.batch import Prepared, digest
+from guestd.rows.batch import Prepared, digest, place_digest
 from guestd.rows.model import Rows
 from guestd.rows.normalise import GuestHistory, normalise
 from guestd.rows.times import uuid7
@@ -91,6 +91,8 @@ class Preparer:
             # An event is recognised by its own id.
             return _prepared(frame, message, digest=None)
         known_by = digest(frame.payload, frame.line_id, message)
+        if known_by is None:
+            known_by = place_digest(frame.payload, frame.seq, frame.received_at)
         command_lines = await self._command_lines_of(frame.machine_id)
         content: Rows | BadFrame
         if isinstance(message, BadFrame):

@@ -17,6 +17,7 @@ from uuid import UUID
 import structlog
 
 from guestd.core.errors import BadFrame, RowsRejected, StoreUnavailable
+from guestd.core.ledger import Ledger
 from guestd.core.tasks import Backoff, run_with_retry
 from guestd.ingest.prefetch import OnPrepared, Prefetch
 from guestd.ingest.prepare import CommandLinesOf, Preparer, redact_all
@@ -123,35 +124,37 @@ class Writer:
                 self._uncommitted = ()
 
     async def _resume(self, store: Store) -> None:
-        """Find where to continue; after this the ledger is at `_committed_seq`."""
+        """Find where to continue; after this the ledger is at `_committed_seq`, and its owner is this opening."""
         spool = self._spool
-        ledger_seq = await store.read_ledger(spool.spool_id)
-        resumption = resume.plan_resume(ledger_seq, oldest_seq=spool.oldest_seq, own_seq=self._own_seq())
+        await spool.record_owner()
+        ledger = await store.read_ledger(spool.spool_id)
+        resumption = resume.plan_resume(
+            ledger,
+            owners=spool.owners,
+            oldest_seq=spool.oldest_seq,
+            own_seq=self._own_seq(),
+            since_seq=spool.since_seq,
+        )
         committed_seq = resumption.committed_seq
-        if isinstance(resumption, resume.Rename) and self._has_resumed:
+        if isinstance(resumption, resume.Rename | resume.Separate) and self._has_resumed:
             # Another daemon writes under our id (a cloned host): only what we know of is certainly stored of ours.
             committed_seq = self._committed_seq
         # First, so that a crash in here can only leave less to do.
         await spool.trim(committed_seq)
-        match resumption:
-            case resume.Resume() if ledger_seq is None:
-                await store.set_ledger(spool.spool_id, None, committed_seq)
-            case resume.Resume():
-                pass
-            case resume.Adopt(_, missing_from, missing_to):
-                log.error(
-                    "store lacks frames that it had confirmed, they are lost; was it restored from a backup?",
-                    spool=str(spool.spool_id), missing_from=missing_from, missing_to=missing_to,
-                )  # fmt: skip
-                await store.set_ledger(spool.spool_id, ledger_seq, committed_seq)
-            case resume.Rename():
-                log.error(
-                    "ledger ahead of this spool, continuing under a new spool id; was an older copy of the spool put"
-                    " back, or does another guestd run on a copy?",
-                    old=str(spool.spool_id),
-                )
-                await spool.rename(committed_seq)
-                await store.set_ledger(spool.spool_id, None, committed_seq)
+        if isinstance(resumption, resume.Rename | resume.Separate):
+            old_id, ledger = spool.spool_id, None
+            await spool.rename(committed_seq)
+            _log_new_id(resumption, old_id, spool)
+        elif isinstance(resumption, resume.Adopt):
+            log.error(
+                "store lacks frames that it had confirmed, at most these are lost; was it restored from a backup?",
+                spool=str(spool.spool_id),
+                missing_from=resumption.missing_from,
+                missing_to=resumption.missing_to,
+            )
+        position = Ledger(committed_seq, spool.owner)
+        if ledger != position:
+            await store.set_ledger(spool.spool_id, ledger, position)
         await spool.settle()
         if committed_seq < self._committed_seq:
             # The store was restored and the spool still holds what it lost: continue there, and leave nothing out.
@@ -209,7 +212,8 @@ class Writer:
     async def _commit(self, store: Store, frames: Sequence[Prepared]) -> None:
         started = self._waiting_since = time.monotonic()
         try:
-            outcome = await store.write(self._spool.spool_id, self._committed_seq, frames)
+            position = Ledger(self._committed_seq, self._spool.owner)
+            outcome = await store.write(self._spool.spool_id, position, frames)
         except LedgerMoved:
             raise
         except StoreUnavailable:
@@ -237,6 +241,19 @@ class Writer:
             raise exc
         log.warning("store rejected a frame, quarantining it", machine=str(frame.machine_id), error=str(exc))
         await self._write(store, [replace(frame, content=BadFrame("rejected_by_store", str(exc)))])
+
+
+def _log_new_id(resumption: resume.Rename | resume.Separate, old_id: UUID, spool: Spool) -> None:
+    event = (
+        "ledger ahead of this spool, continuing under a new spool id; was an older copy of the spool put back, or does "
+        "another guestd run on a copy?"
+    )
+    if isinstance(resumption, resume.Separate):
+        event = (
+            "another guestd stores under this spool's id, continuing under a new one; frames of the file are written "
+            "again, and those that are stored are left out; was this host cloned, or the spool copied?"
+        )
+    log.error(event, old=str(old_id), new=str(spool.spool_id), frames=spool.frames)
 
 
 def _count(outcome: Outcome, metrics: WriterMetrics) -> None:

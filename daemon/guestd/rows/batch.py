@@ -55,6 +55,12 @@ def digest(payload: bytes, line_id: LineId | None, message: Decoded | BadFrame) 
     return None
 
 
+def place_digest(payload: bytes, seq: int, received_at: datetime) -> int:
+    """Identifies a frame by its place in its spool, in 63 bits: a spool under a new id writes its frames again."""
+    place = b"%d %d " % (seq, round(received_at.timestamp() * 1000))
+    return _to_number(blake2b(place + payload, digest_size=8, person=b"place").digest())
+
+
 def line_digest(line_id: LineId) -> int:
     """Identifies a numbered line, in 63 bits: by its mark, else by boot_id and number.
 

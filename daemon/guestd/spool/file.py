@@ -18,12 +18,13 @@ from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
 from typing import IO
-from uuid import UUID, uuid4
+from uuid import UUID
 
 import structlog
 
 from guestd.core.errors import ConfigError
 from guestd.core.transport import Transport
+from guestd.spool import identity
 from guestd.wire.line import KINDS, Line, LineId, read_line
 
 log = structlog.get_logger()
@@ -59,7 +60,6 @@ CREATE TABLE IF NOT EXISTS sender (
     mark TEXT,
     below BLOB
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS identity (spool_id TEXT NOT NULL, unsettled_seq INTEGER) STRICT;
 """
 # Columns that files of earlier versions lack. Their frames came by virtio channels, the only ones at the time; a frame
 # without a kind is read again when it leaves the spool, for rewriting gigabytes here would need as much of the disk.
@@ -71,7 +71,6 @@ _ADDED = (
     ("frame", "mark", "TEXT"),
     ("sender", "mark", "TEXT"),
     ("sender", "below", "BLOB"),
-    ("identity", "unsettled_seq", "INTEGER"),
 )
 _LAST_MS = int(datetime.max.replace(tzinfo=UTC).timestamp()) * 1000
 _INVALID_ROWS = """
@@ -216,17 +215,15 @@ def _open(file: Path) -> sqlite3.Connection:
         # Debian's SQLite overwrites what it deletes unless told not to: trimming would write as much as it frees,
         # and on a full disk need room for it.
         connection.execute("PRAGMA secure_delete=OFF")
-        connection.executescript(_SCHEMA)
-        for table, column, definition in _ADDED:
+        connection.executescript(_SCHEMA + identity.SCHEMA)
+        for table, column, definition in _ADDED + identity.ADDED:
             _add_column(connection, table, column, definition)
         # Both read the whole file, which may be gigabytes, and delay the start: at the same time.
         with ThreadPoolExecutor(1, thread_name_prefix="spool-check") as beside:
             checking = beside.submit(_check_pages, file)
             _check_values(connection)
             checking.result()
-        if connection.execute("SELECT count(*) FROM identity").fetchone() == (0,):
-            replace_identity(connection, 0)
-        _check_identity(connection)
+        identity.ensure_identity(connection)
     except BaseException:
         connection.close()
         raise
@@ -251,13 +248,6 @@ def _check_values(connection: sqlite3.Connection) -> None:
     invalid = connection.execute(_INVALID_ROWS, valid).fetchone()
     if invalid is not None:
         raise sqlite3.DatabaseError("{} {} cannot be read".format(*invalid))
-
-
-def _check_identity(connection: sqlite3.Connection) -> None:
-    try:
-        read_identity(connection)
-    except ValueError as exc:
-        raise sqlite3.DatabaseError(f"its id cannot be read: {exc}") from exc
 
 
 def _add_column(connection: sqlite3.Connection, table: str, name: str, definition: str) -> None:
@@ -335,45 +325,6 @@ def _write_rows(connection: sqlite3.Connection, into: str, rows: Sequence[tuple[
         some = rows[place : place + _ROWS_AT_ONCE]
         row = f"({', '.join('?' * len(some[0]))})"
         connection.execute(f"{into} VALUES {', '.join([row] * len(some))}", list(chain.from_iterable(some)))
-
-
-def replace_identity(connection: sqlite3.Connection, stored_seq: int) -> UUID:
-    """Give the file a new id, and in the same transaction delete what is stored under the id before."""
-    spool_id = uuid4()
-    with connection:
-        connection.execute("BEGIN IMMEDIATE")
-        delete_frames(connection, stored_seq)
-        connection.execute("DELETE FROM identity")
-        connection.execute("INSERT INTO identity (spool_id) VALUES (?)", (str(spool_id),))
-    return spool_id
-
-
-def read_identity(connection: sqlite3.Connection) -> UUID:
-    """The id by which the store's ledger knows this file."""
-    (spool_id,) = connection.execute("SELECT spool_id FROM identity").fetchone()
-    return UUID(spool_id)
-
-
-def read_last_seq(connection: sqlite3.Connection) -> int:
-    """The highest sequence number ever issued; 0 before the first."""
-    row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'frame'").fetchone()
-    return row[0] if row else 0
-
-
-def mark_unsettled(connection: sqlite3.Connection, last_seq: int) -> int:
-    """Record the last number issued until `clear_unsettled`, unless one is recorded; returns what is recorded.
-
-    Frames that are appended meanwhile do not tell how old this file is: it may be a copy that was put back.
-    """
-    with connection:
-        connection.execute("UPDATE identity SET unsettled_seq = ? WHERE unsettled_seq IS NULL", (last_seq,))
-    (seq,) = connection.execute("SELECT unsettled_seq FROM identity").fetchone()
-    return int(seq)
-
-
-def clear_unsettled(connection: sqlite3.Connection) -> None:
-    """The store's ledger and this file agree."""
-    connection.execute("UPDATE identity SET unsettled_seq = NULL")
 
 
 def read_senders(connection: sqlite3.Connection) -> dict[UUID, SenderState]:

@@ -19,11 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import IO, TypeVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import structlog
 
-from guestd.spool import file
+from guestd.spool import file, identity
 from guestd.spool.file import Entry, Frame, SenderState
 from guestd.telemetry.registry import SpoolMetrics
 
@@ -57,9 +57,13 @@ class Spool:
         self.max_bytes = max_bytes
         self._share_bytes = share_bytes
         self._metrics = metrics
-        self.spool_id = file.read_identity(writing)
-        self.last_seq = file.read_last_seq(writing)
-        self.unsettled_seq = file.mark_unsettled(writing, self.last_seq)
+        self.spool_id = identity.read_identity(writing)
+        self.since_seq = identity.read_since_seq(writing)
+        self.owner = uuid4()
+        """This opening of the file, to the store's ledger."""
+        self.owners = identity.read_owners(writing)
+        self.last_seq = identity.read_last_seq(writing)
+        self.unsettled_seq = identity.mark_unsettled(writing, self.last_seq)
         self.senders_at_open: Mapping[UUID, SenderState] = file.read_senders(writing)
         self._sizes: deque[tuple[int, UUID, int]] = deque(file.read_sizes(writing))
         self._bytes_by_machine: Counter[UUID] = Counter()
@@ -302,14 +306,29 @@ class Spool:
         Returns when that is on disk. Until then nothing may be stored: after a crash the ledger would be ahead of what
         the file says of itself, as if an older copy of it had been put back.
         """
-        await self._until_written(lambda: file.clear_unsettled(self._writing))
+        await self._until_written(lambda: identity.clear_unsettled(self._writing))
+
+    async def record_owner(self) -> None:
+        """Record `owner` in the file; returns when that is on disk. Only then may it stand in the store's ledger."""
+        if self.owner not in self.owners:
+            await self._until_written(lambda: identity.add_owner(self._writing, self.owner))
+            self.owners.add(self.owner)
 
     async def rename(self, stored_seq: int) -> None:
-        """Take a new id: the store's ledger knows frames of the old one that this file never issued.
+        """Take a new id: the store's ledger of the old one is another's, or knows frames that this file never issued.
 
         What is stored is deleted in the same transaction, for the new id's ledger does not know of it.
         """
-        self.spool_id = await self._until_written(lambda: file.replace_identity(self._writing, stored_seq))
+        since_seq = max(stored_seq, self.oldest_seq - 1)
+        replace = partial(
+            identity.replace_identity,
+            self._writing,
+            stored_seq=stored_seq,
+            since_seq=since_seq,
+            owner=self.owner,
+        )
+        self.spool_id = await self._until_written(replace)
+        self.since_seq, self.owners = since_seq, {self.owner}
 
     async def forget(self, machine_ids: Collection[UUID]) -> None:
         """Delete the stream states of machines that are gone."""

@@ -1,13 +1,18 @@
 """Where to resume writing: the store's ledger compared with the spool. Pure.
 
-The ledger says up to which sequence number this spool's frames are in the store; the spool says which it still holds.
-They disagree after a crash between COMMIT and trim (harmless), after the store was restored from a backup, and
-after an older copy of the spool was put back.
+The ledger says up to which sequence number this spool's frames are in the store, and who advanced it; the spool says
+which frames it still holds, and who it was. They disagree after a crash between COMMIT and trim (harmless), after the
+store was restored from a backup, after an older copy of the spool was put back, and when a copy is used by another
+guestd.
 """
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass
+from uuid import UUID
+
+from guestd.core.ledger import Ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +38,31 @@ class Rename:
     committed_seq: int
 
 
-def plan_resume(ledger_seq: int | None, *, oldest_seq: int, own_seq: int) -> Resume | Adopt | Rename:
-    """What to do about a ledger at `ledger_seq` (None: it does not know this spool).
+@dataclass(frozen=True, slots=True)
+class Separate:
+    """Another guestd advanced the ledger from a copy of this spool, with frames of its own under the same numbers.
 
-    `own_seq` is the highest number to which this spool's own daemon can have advanced it.
+    Continue under a new spool id and write again all that is held after `committed_seq`: what is stored already is
+    recognised by its digest.
+    """
+
+    committed_seq: int
+
+
+def plan_resume(
+    ledger: Ledger | None, *, owners: Set[UUID], oldest_seq: int, own_seq: int, since_seq: int = 0
+) -> Resume | Adopt | Rename | Separate:
+    """What to do about the ledger (None: it does not know this spool).
+
+    `owners` are those of this file, `own_seq` is the highest number to which this spool's own daemon can have advanced
+    the ledger, `since_seq` the last one that was stored under an earlier id.
     """
     trimmed_to = oldest_seq - 1
-    if ledger_seq is not None and ledger_seq > own_seq:
+    if ledger is not None and ledger.owner is not None and ledger.owner not in owners:
+        return Separate(trimmed_to)
+    if ledger is not None and ledger.committed_seq > own_seq:
         return Rename(own_seq)
-    if trimmed_to > (ledger_seq or 0):
-        return Adopt(trimmed_to, (ledger_seq or 0) + 1, trimmed_to)
-    return Resume(ledger_seq or 0)
+    ledger_seq = since_seq if ledger is None else ledger.committed_seq
+    if trimmed_to > ledger_seq:
+        return Adopt(trimmed_to, ledger_seq + 1, trimmed_to)
+    return Resume(ledger_seq)

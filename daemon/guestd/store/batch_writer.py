@@ -24,6 +24,7 @@ from psycopg.rows import class_row
 from psycopg.types.json import Jsonb
 
 from guestd.core.errors import BadFrame, RowsRejected, StoreUnavailable
+from guestd.core.ledger import Ledger
 from guestd.core.text import escape_to_ascii
 from guestd.rows import redact
 from guestd.rows.batch import Prepared
@@ -91,20 +92,23 @@ class Store:
         self._dialects: dict[UUID, str] = {}
         self._inventories: dict[UUID, _Inventory] = {}
 
-    async def read_ledger(self, spool_id: UUID) -> int | None:
-        """The sequence number up to which a spool's frames are stored; None when the store does not know the spool."""
+    async def read_ledger(self, spool_id: UUID) -> Ledger | None:
+        """How far a spool's frames are stored; None when the store does not know the spool."""
         async with store_deadline(WRITE_SECONDS):
             cursor = await self._connection.execute(query("ingest/read_ledger"), {"spool_id": spool_id, "lane": LANE})
             row = await cursor.fetchone()
-        return None if row is None else row[0]
+        return None if row is None else Ledger(*row)
 
-    async def set_ledger(self, spool_id: UUID, expected_seq: int | None, committed_seq: int) -> None:
-        """Open the ledger of a spool (expected None), or advance it without rows."""
-        position = {"spool_id": spool_id, "lane": LANE, "expected_seq": expected_seq, "committed_seq": committed_seq}
+    async def set_ledger(self, spool_id: UUID, expected: Ledger | None, new: Ledger) -> None:
+        """Open the ledger of a spool (expected None), or advance it without rows. LedgerMoved: it is elsewhere."""
         async with store_deadline(WRITE_SECONDS):
-            await self._connection.execute(
-                query("ingest/insert_ledger" if expected_seq is None else "ingest/advance_ledger"), position
-            )
+            if expected is not None:
+                await self._advance(spool_id, expected, new)
+                return
+            position = {"spool_id": spool_id, "lane": LANE, "committed_seq": new.committed_seq, "owner": new.owner}
+            cursor = await self._connection.execute(query("ingest/insert_ledger"), position)
+            if cursor.rowcount != 1:
+                raise LedgerMoved(f"another guestd has opened the ledger of spool {spool_id}")
 
     async def find_stored_timestamps(self, moments: Sequence[tuple[UUID, datetime]]) -> set[tuple[UUID, datetime]]:
         """Those of these (machine, timestamp) that already have a sample."""
@@ -143,10 +147,10 @@ class Store:
             contents[frame.seq] = replace(left, refusals=[*rows.refusals, *refusals])
         return [replace(frame, content=contents.get(frame.seq, frame.content)) for frame in frames]
 
-    async def write(self, spool_id: UUID, expected_seq: int, frames: Sequence[Prepared]) -> Outcome:
-        """Store a batch and advance the ledger from `expected_seq` to its last frame, or change nothing at all."""
+    async def write(self, spool_id: UUID, expected: Ledger, frames: Sequence[Prepared]) -> Outcome:
+        """Store a batch and advance the ledger to its last frame, or change nothing at all. LedgerMoved: as above."""
         async with store_deadline(WRITE_SECONDS), self._connection.transaction():
-            outcome = await self._write(spool_id, expected_seq, frames)
+            outcome = await self._write(spool_id, expected, frames)
         self._dialects |= outcome.dialects
         self._inventories |= outcome.inventories
         return outcome
@@ -198,9 +202,9 @@ class Store:
         new = [row for row in rows.ports if identity_of(row) not in stored]
         return replace(rows, ports=[row._replace(ordinal=ordinal) for ordinal, row in enumerate(new, behind)])
 
-    async def _write(self, spool_id: UUID, expected_seq: int, frames: Sequence[Prepared]) -> Outcome:
+    async def _write(self, spool_id: UUID, expected: Ledger, frames: Sequence[Prepared]) -> Outcome:
         outcome = Outcome()
-        await self._advance(spool_id, expected_seq, frames[-1].seq)
+        await self._advance(spool_id, expected, Ledger(frames[-1].seq, expected.owner))
         known = await self._lock_machines({frame.machine_id for frame in frames})
         contents: list[Rows] = []
         reported: list[Event] = []
@@ -268,11 +272,18 @@ class Store:
         else:
             outcome.duplicate += 1
 
-    async def _advance(self, spool_id: UUID, expected_seq: int, committed_seq: int) -> None:
-        position = {"spool_id": spool_id, "lane": LANE, "expected_seq": expected_seq, "committed_seq": committed_seq}
+    async def _advance(self, spool_id: UUID, expected: Ledger, new: Ledger) -> None:
+        position = {
+            "spool_id": spool_id,
+            "lane": LANE,
+            "expected_seq": expected.committed_seq,
+            "expected_owner": expected.owner,
+            "committed_seq": new.committed_seq,
+            "owner": new.owner,
+        }
         cursor = await self._connection.execute(query("ingest/advance_ledger"), position)
         if cursor.rowcount != 1:
-            raise LedgerMoved(f"the ledger of spool {spool_id} is not at {expected_seq}")
+            raise LedgerMoved(f"the ledger of spool {spool_id} is not at {expected.committed_seq} of this guestd")
 
     async def _lock_machines(self, machine_ids: set[UUID]) -> set[UUID]:
         cursor = await self._connection.execute(query("ingest/lock_machines"), {"ids": list(machine_ids)})

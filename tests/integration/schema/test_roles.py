@@ -86,9 +86,10 @@ def test_a_reader_writes_nothing_and_calls_nothing(reader: Connection) -> None:
 
 
 def test_the_daemons_whole_transaction_works_as_the_writer(connection: Connection, writer: Connection) -> None:
-    machine, spool = make_machine(connection), uuid.uuid4()
+    machine, spool, owner = make_machine(connection), uuid.uuid4(), uuid.uuid4()
     before = rows(connection, 'SELECT "updatedAt" FROM "Machine"')
-    writer.execute(query("ingest/insert_ledger"), {"spool_id": spool, "lane": 0, "committed_seq": 0})
+    ledger = {"spool_id": spool, "lane": 0, "committed_seq": 0, "owner": owner}
+    assert writer.execute(query("ingest/insert_ledger"), ledger).fetchall() == [(0,)]
     with writer.transaction(), writer.cursor() as cursor:
         known = cursor.execute(query("ingest/lock_machines"), {"ids": [machine, uuid.uuid4()]}).fetchall()
         cursor.execute(query("ingest/read_stored_timestamps"), {"machine_ids": [machine], "timestamps": [NOW]})
@@ -105,10 +106,18 @@ def test_the_daemons_whole_transaction_works_as_the_writer(connection: Connectio
         rest = {"detail": "", "refusals": Jsonb([]), "stored": False, "payload": b"", "digest": 1}
         cursor.execute(query("ingest/insert_quarantined_frame"), frame | rest)
         moved = cursor.execute(
-            query("ingest/advance_ledger"), {"spool_id": spool, "lane": 0, "expected_seq": 0, "committed_seq": 1}
+            query("ingest/advance_ledger"),
+            {
+                "spool_id": spool,
+                "lane": 0,
+                "expected_seq": 0,
+                "committed_seq": 1,
+                "expected_owner": owner,
+                "owner": owner,
+            },
         ).fetchall()
     assert (known, moved) == ([(machine,)], [(1,)])
-    assert writer.execute(query("ingest/read_ledger"), {"spool_id": spool, "lane": 0}).fetchall() == [(1,)]
+    assert writer.execute(query("ingest/read_ledger"), {"spool_id": spool, "lane": 0}).fetchall() == [(1, owner)]
     assert writer.execute(query("machines/read_machines")).fetchall() == rows(
         connection, 'SELECT "id", "internalName", "commandLines", "isCollected" FROM "Machine"'
     )

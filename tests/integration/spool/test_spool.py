@@ -224,7 +224,6 @@ BITS_FLIPPED = {
     "a channel that is none": "UPDATE frame SET channel = 'virtiO' WHERE seq = 7",
     "a machine that is none": "UPDATE frame SET machine_id = x'00' WHERE seq = 7",
     "a time that is none": f"UPDATE frame SET received_at_ms = {2**62} WHERE seq = 7",
-    "an id that is none": "UPDATE identity SET spool_id = replace(spool_id, '-', '+')",
 }
 
 
@@ -240,6 +239,20 @@ async def test_a_damaged_file_is_set_aside_and_a_new_spool_begins(tmp_path: Path
         assert spool.frames == 0
         await spool.append([entry()])
     assert len(_set_aside(tmp_path)) == 1
+
+
+@pytest.mark.asyncio
+async def test_an_id_that_cannot_be_read_is_replaced_and_no_frame_is_left_out(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        await spool.append([entry() for _ in range(5)])
+        await spool.trim(2)
+        old_id = spool.spool_id
+    with closing(sqlite3.connect(tmp_path / "spool.db")) as connection, connection:
+        connection.execute("UPDATE identity SET spool_id = replace(spool_id, '-', '+')")
+    async with opened(tmp_path) as spool:
+        assert spool.spool_id != old_id
+        assert (spool.frames, spool.since_seq, spool.last_seq) == (3, 2, 5)
+    assert _set_aside(tmp_path) == []
 
 
 def _damage(file: Path, damage: str) -> None:

@@ -61,13 +61,21 @@ async def test_a_line_without_a_number_that_is_redelivered_is_stored_once(tmp_pa
 
 
 @pytest.mark.asyncio
-async def test_equal_lines_that_say_no_time_are_different_samples(tmp_path: Path, dsn: str) -> None:
+async def test_equal_lines_that_say_no_time_are_different_samples_and_each_is_known_again_in_a_copy_of_the_spool(
+    tmp_path: Path, dsn: str
+) -> None:
     machine_id = add_machine(dsn)
     line = metrics_line().replace(b'"timestamp": "2025-10-01T12:00:30.125000000+00:00", ', b"")
     assert b"timestamp" not in line
-    tally = await through_a_spool_of_its_own(tmp_path, dsn, machine_id, [line] * 3)
-    assert (tally.frames["stored"], tally.frames["duplicate"]) == (3, 0)
-    assert known_by(dsn) == [None] * 3
+    async with spooled(tmp_path / "spool", machine_id, [line.strip()] * 3):
+        pass
+    shutil.copytree(tmp_path / "spool", tmp_path / "copy")
+    for place, name in enumerate(("spool", "copy")):
+        async with spooled(tmp_path / name, machine_id, []) as spool:
+            await spool.rename(0)
+            tally = await drain(spool, dsn)
+            assert (tally.frames["stored"], tally.frames["duplicate"]) == (3 - 3 * place, 3 * place)
+    assert len(set(known_by(dsn))) == 3
 
 
 @pytest.mark.asyncio

@@ -11,6 +11,7 @@ import pytest
 from psycopg import sql
 from psycopg.rows import dict_row
 
+from guestd.core.ledger import Ledger
 from guestd.rows.batch import Prepared
 from guestd.rows.normalise import GuestHistory
 from guestd.store.batch_writer import open_store
@@ -69,12 +70,12 @@ async def test_the_series_hold_what_a_vector_says(dsn: str, name: str) -> None:
         with psycopg.connect(dsn, autocommit=True) as connection:
             insert(connection, "Machine", **MACHINE_ROW, templateId=make_template(connection))
         async with open_store(dsn) as store:
-            await store.set_ledger(spool_id, None, 0)
+            await store.set_ledger(spool_id, None, Ledger(0))
             for seq, (message, expected) in enumerate(zip(messages, expectations, strict=True), 1):
                 payload = message.payload
                 if payload is not None and not expected.keys() & {"bad_frame", "fragment"}:
                     frame = Prepared(seq, MACHINE, RECEIVED, payload, rows_of(payload, history), None)
-                    await store.write(spool_id, seq - 1, [frame])
+                    await store.write(spool_id, Ledger(seq - 1), [frame])
                     assert_stored(reader, expected)
                 else:
-                    await store.set_ledger(spool_id, seq - 1, seq)
+                    await store.set_ledger(spool_id, Ledger(seq - 1), Ledger(seq))

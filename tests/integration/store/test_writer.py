@@ -16,6 +16,7 @@ from tools.harness.waiting import eventually
 
 from guestd.agent.outbox import Outbox
 from guestd.core.errors import BadFrame
+from guestd.core.ledger import Ledger
 from guestd.core.transport import Transport
 from guestd.ingest.prepare import Preparer
 from guestd.rows.batch import Limits, Moment, Prepared
@@ -186,13 +187,13 @@ async def test_what_is_set_aside_tells_no_more_secrets_than_what_is_stored(tmp_p
 async def test_frames_that_were_committed_but_not_trimmed_are_not_stored_again(tmp_path: Path, dsn: str) -> None:
     machine_id = add_machine(dsn)
     async with spooled(tmp_path, machine_id, [b"rubbish"]) as spool, open_store(dsn) as store:
-        await store.set_ledger(spool.spool_id, None, 0)
+        await store.set_ledger(spool.spool_id, None, Ledger(0))
         await spool.settle()
         received_at = datetime.now(UTC)
         frame = Prepared(
             1, machine_id, received_at, b"rubbish", BadFrame("json", "as if by a writer that was killed"), None
         )
-        await store.write(spool.spool_id, 0, [frame])
+        await store.write(spool.spool_id, Ledger(0), [frame])
     async with spooled(tmp_path, machine_id, []) as spool:
         tally = await drain(spool, dsn)
     assert tally.quarantined == {}
@@ -204,14 +205,14 @@ async def test_a_commit_that_is_still_under_way_is_waited_for(dsn: str) -> None:
     """The connection was lost, and the server, slow to its disk, is not done with what came before."""
     spool_id = uuid4()
     async with open_store(dsn) as store:
-        await store.set_ledger(spool_id, None, 5)
+        await store.set_ledger(spool_id, None, Ledger(5))
         with psycopg.connect(dsn) as slow:
             slow.execute('UPDATE "IngestLedger" SET "committedSeq" = 9 WHERE "spoolId" = %s', (spool_id,))
             asked = asyncio.create_task(store.read_ledger(spool_id))
             waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
             await asyncio.to_thread(eventually, lambda: rows(dsn, waiting) == [(1,)], "the ledger row is waited for")
             slow.commit()
-        assert await asked == 9
+        assert await asked == Ledger(9)
 
 
 @pytest.mark.asyncio
