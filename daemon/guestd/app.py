@@ -18,6 +18,7 @@ import secrets
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -61,6 +62,9 @@ from guestd.wire import signing
 
 log = structlog.get_logger()
 
+# Threads for calls that wait for a disk or a peer: more than guestd has places that make one, each of which makes one
+# at a time (tests/meta/test_blocking_calls.py). So no such call waits for another. The pages have threads of their own.
+BLOCKING_CALLS = 32
 # Without a store only the spool's last commit is worth waiting for.
 NO_STORE_GRACE_SECONDS = 1.0
 
@@ -69,6 +73,7 @@ async def run(settings: Settings, reread: Callable[[], Settings]) -> None:
     """Run guestd until SIGTERM. `reread` reads the settings again. ConfigError: the operator must change them."""
     check_dsn(settings.store.dsn)
     _allow_many_channels()
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(BLOCKING_CALLS, "blocking-call"))
     stop = asyncio.Event()
     _stop_on_signals(stop)
     auth = http_auth.read_web_config(settings.telemetry.web_config_file)

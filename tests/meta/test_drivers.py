@@ -21,7 +21,7 @@ DRIVERS = {
         "guestd/filters/driver.py",
     },
     "paho": {"guestd/mqtt", "guestd/agent/mqtt.py"},
-    "prometheus_client": {"guestd/telemetry", "guestd/service/http.py"},
+    "prometheus_client": {"guestd/telemetry", "guestd/service/metrics_page.py"},
     "psutil": {"guestd/agent"},
     # Each part of layer 3 that has tables of its own reads and writes them in one module.
     "psycopg": {

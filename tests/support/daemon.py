@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -131,6 +132,10 @@ class Guest:
             self._connection, _ = self._listener.accept()
             self._connection.settimeout(90)
         return self._connection
+
+    def has_a_connection(self) -> bool:
+        """Whether guestd has connected, without waiting for it."""
+        return self._connection is not None or bool(select.select([self._listener], [], [], 0)[0])
 
     def write(self, content: bytes) -> None:
         """Send bytes."""

@@ -82,6 +82,8 @@ QUESTIONS = (
     ("", "guestd_filters_pending"),
     ("", "guestd_filters_reports"),
     ("", "guestd_filters_held"),
+    ("a connection of the pages was ended, a login to them was refused", "guestd_pages_connections_closed_total"),
+    ("", "guestd_pages_logins_refused_total"),
     ("a frame triggered a bug", "guestd_bugs_total"),
 )
 
@@ -108,6 +110,7 @@ def _all() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
     groups = [
         telemetry.channels, telemetry.gate, telemetry.broker, telemetry.spool, telemetry.writer,
         telemetry.writer.preparing, telemetry.maintenance, telemetry.vms, telemetry.filters,
+        telemetry.pages,
     ]  # fmt: skip
     for group in groups:
         for metric in vars(group).values():

@@ -23,6 +23,7 @@ from uuid import UUID
 
 import structlog
 
+from guestd.core.descriptors import KEPT_FROM_CHANNELS, is_kept
 from guestd.core.errors import SourceLost
 from guestd.core.machines import MachineRegistry
 from guestd.core.tasks import Backoff, run_with_retry, wait_for_event
@@ -277,6 +278,9 @@ async def _connect(path: Path) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     except OSError as exc:
         raise SourceLost(f"{path}: {exc.strerror}") from exc
+    if is_kept(connection.fileno(), KEPT_FROM_CHANNELS):
+        connection.close()
+        raise SourceLost(f"{path}: the last file descriptors are kept for spool and store; raise LimitNOFILE")
     try:
         async with asyncio.timeout(CONNECT_SECONDS):
             await asyncio.get_running_loop().sock_connect(connection, str(path))

@@ -10,8 +10,12 @@ import asyncio
 import base64
 import binascii
 import hashlib
+import re
+import secrets
 import ssl
+from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,8 +29,9 @@ from guestd.core.tls import TlsFile, explain_unusable, load_certificate
 
 # A bcrypt check takes a tenth of a second, and Prometheus sends the same credentials every few seconds.
 MAX_CACHED = 100
-# Checked for an unknown user, so that the response time does not reveal whether the user exists.
-_UNKNOWN_USER_HASH = b"$2b$10$YE60/e0sBzc90GdGz3A51upr4LXfXjIHzIGl5rUhXU7CcZ40crU2."
+# Passwords that wait for their check or are being checked, of all addresses and of one.
+MAX_CHECKS, MAX_CHECKS_OF_ADDRESS = 16, 2
+_BCRYPT_HASH = re.compile(rb"\$2[aby]\$(?:0[4-9]|[12][0-9]|3[01])\$[./A-Za-z0-9]{53}")
 
 
 _FileName = Annotated[str, Meta(min_length=1)]
@@ -45,23 +50,56 @@ class _File(Struct, frozen=True, forbid_unknown_fields=True):
     basic_auth_users: dict[str, str] = {}
 
 
+class TooManyLogins(Exception):
+    """A password is not checked, because too many others wait for their check."""
+
+
+class PasswordChecks:
+    """bcrypt on one thread of its own, whoever asks: it takes a core for as long as strangers send passwords."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="password-check")
+        self._waiting: Counter[str] = Counter()
+
+    async def check(self, password: bytes, hashed: bytes, address: str) -> bool:
+        """Check a password that came from this address. Raises TooManyLogins."""
+        if self._waiting.total() >= MAX_CHECKS or self._waiting[address] >= MAX_CHECKS_OF_ADDRESS:
+            raise TooManyLogins
+        self._waiting[address] += 1
+        try:
+            # bcrypt uses 72 bytes at most, and newer versions reject longer passwords.
+            return await asyncio.get_running_loop().run_in_executor(self._thread, bcrypt.checkpw, password[:72], hashed)
+        finally:
+            self._waiting -= Counter({address: 1})  # drops it at 0
+
+
 @dataclass(slots=True)
 class WebAuth:
     """Access to the pages. `tls` None: no TLS. No users: no login."""
 
     tls: ssl.SSLContext | None = None
     users: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    _checks: PasswordChecks = field(default_factory=PasswordChecks, repr=False)
+    _cache_key: bytes = field(default_factory=lambda: secrets.token_bytes(32), repr=False)
     _cached: set[bytes] = field(default_factory=set, repr=False)
 
-    async def is_authorised(self, authorization: str) -> bool:
-        """Check the Authorization header of a request."""
+    async def is_authorised(self, authorization: str, address: str) -> bool:
+        """Check the Authorization header of a request from this address. Raises TooManyLogins.
+
+        What was right before needs no check, so that nobody who sends wrong passwords delays it.
+        """
         if not self.users:
             return True
-        key = hashlib.sha256(authorization.encode("utf-8", "replace")).digest()
+        key = hashlib.blake2b(authorization.encode("utf-8", "replace"), key=self._cache_key).digest()
         if key in self._cached:
             return True
-        user, password = _parse_credentials(authorization)
-        is_correct = await asyncio.to_thread(_check_password, password, self.users.get(user, _UNKNOWN_USER_HASH))
+        credentials = _parse_credentials(authorization)
+        if credentials is None:
+            return False
+        user, password = credentials
+        # For an unknown user too, so that the response time does not reveal whether the user exists.
+        hashed = self.users.get(user) or max(self.users.values(), key=_get_cost)
+        is_correct = await self._checks.check(password, hashed, address)
         if not is_correct or user not in self.users:
             return False
         if len(self._cached) >= MAX_CACHED:
@@ -85,7 +123,7 @@ def read_web_config(file: str) -> WebAuth:
         _check_client_authorities(found.tls_server_config, file)
     users = {user: hashed.encode() for user, hashed in found.basic_auth_users.items()}
     for user, hashed in users.items():
-        if not hashed.startswith((b"$2a$", b"$2b$", b"$2y$")):
+        if not _BCRYPT_HASH.fullmatch(hashed):
             raise ConfigError(
                 f"telemetry.web_config_file {file}: the password of {user} is no bcrypt hash; run: htpasswd -nBC 10"
             )
@@ -110,6 +148,8 @@ def _check_client_authorities(chosen: _Tls, file: str) -> None:
 def _build_tls_context(chosen: _Tls, directory: Path) -> ssl.SSLContext:
     """Build the TLS context; relative file names are relative to the configuration file."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    # A client that negotiates again and again would have the event loop compute for it.
+    context.options |= ssl.OP_NO_RENEGOTIATION
     context.minimum_version = ssl.TLSVersion.TLSv1_3 if chosen.min_version == "TLS13" else ssl.TLSVersion.TLSv1_2
     named = "telemetry.web_config_file: "
     load_certificate(
@@ -127,16 +167,19 @@ def _build_tls_context(chosen: _Tls, directory: Path) -> ssl.SSLContext:
     return context
 
 
-def _parse_credentials(authorization: str) -> tuple[str, bytes]:
+def _parse_credentials(authorization: str) -> tuple[str, bytes] | None:
+    """User and password of a header; None for another kind of header, or none."""
     kind, _, encoded = authorization.partition(" ")
+    if kind.lower() != "basic":
+        return None
     try:
-        decoded = base64.b64decode(encoded, validate=True) if kind.lower() == "basic" else b""
+        decoded = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
-        decoded = b""
+        return None
     user, _, password = decoded.partition(b":")
     return user.decode("utf-8", "replace"), password
 
 
-def _check_password(password: bytes, hashed: bytes) -> bool:
-    # bcrypt uses 72 bytes at most, and newer versions reject longer passwords.
-    return bcrypt.checkpw(password[:72], hashed)
+def _get_cost(hashed: bytes) -> bytes:
+    """Get the two digits of a hash that say how long a check takes."""
+    return hashed[4:6]

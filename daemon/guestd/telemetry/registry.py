@@ -38,6 +38,11 @@ SKEW_HELP = (
 SCHEMA_HELP = "Differences between the live schema and the migrations; `gueststore check` lists them."
 DELAYED_HELP = "1 while the last attempt of a step of maintenance or roll-ups failed for a lock of another session."
 SPOOL_HELP = "Time from the first append of a group commit to its fsync; acknowledgements wait for it."
+PAGES_CLOSED_HELP = (
+    "Connections of the pages that guestd ended: deadline (slow or idle), replaced (by a newer one), descriptors "
+    "(refused: the last ones are kept)."
+)
+LOGINS_HELP = "Logins to the pages without success: wrong, busy (not checked, because too many others waited)."
 LAG_HELP = "Time from the receipt of a batch's oldest frame to its commit."
 
 
@@ -197,6 +202,16 @@ class FilterMetrics:
         )
 
 
+class PageMetrics:
+    """The HTTP pages."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        counter = partial(Counter, registry=registry)
+        self.connections = Gauge("guestd_pages_connections", "Open connections of the pages.", registry=registry)
+        self.closed = counter("guestd_pages_connections_closed", PAGES_CLOSED_HELP, ["reason"])
+        self.logins_refused = counter("guestd_pages_logins_refused", LOGINS_HELP, ["reason"])
+
+
 class Telemetry:
     """All metrics, grouped by part. It has a registry of its own, so that two daemons in one test do not collide."""
 
@@ -211,6 +226,7 @@ class Telemetry:
         self.maintenance = MaintenanceMetrics(registry)
         self.vms = VmMetrics(registry)
         self.filters = FilterMetrics(registry)
+        self.pages = PageMetrics(registry)
         self._sources: list[Callable[[], Sequence[Family]]] = []
 
     def add_source(self, build_families: Callable[[], Sequence[Family]]) -> None:
