@@ -46,6 +46,27 @@ $$;
 COMMENT ON FUNCTION public.guestd_announce_wishes() IS
 'Notifies guestd_wish: the desired state of machines has changed. Listeners read the tables again.';
 
+CREATE OR REPLACE FUNCTION public.guestd_keep_desired_since() RETURNS trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        IF new."desiredStatus" IS NOT NULL THEN
+            new."desiredSince" := clock_timestamp();
+        END IF;
+    ELSIF new."desiredStatus" IS DISTINCT FROM old."desiredStatus" THEN
+        new."desiredSince" := clock_timestamp();
+    ELSE
+        new."desiredSince" := old."desiredSince";
+    END IF;
+    RETURN new;
+END;
+$$;
+
+COMMENT ON FUNCTION public.guestd_keep_desired_since() IS
+'Keeps Machine.desiredSince: when desiredStatus last changed.';
+
 CREATE OR REPLACE FUNCTION public.guestd_announce_filters() RETURNS trigger
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp

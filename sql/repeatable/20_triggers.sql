@@ -44,8 +44,12 @@ CREATE OR REPLACE TRIGGER "Machine_announce"
 AFTER INSERT OR DELETE OR UPDATE OF "commandLines", "isCollected" ON "Machine"
 FOR EACH STATEMENT EXECUTE FUNCTION public.guestd_announce_machines();
 
+CREATE OR REPLACE TRIGGER "Machine_desired_since"
+BEFORE INSERT OR UPDATE OF "desiredStatus", "desiredSince" ON "Machine"
+FOR EACH ROW EXECUTE FUNCTION public.guestd_keep_desired_since();
+
 CREATE OR REPLACE TRIGGER "Machine_announce_wish"
-AFTER INSERT OR DELETE OR UPDATE OF "desiredStatus", "internalName" ON "Machine"
+AFTER INSERT OR DELETE OR UPDATE OF "desiredStatus", "internalName", "confirmedSince" ON "Machine"
 FOR EACH STATEMENT EXECUTE FUNCTION public.guestd_announce_wishes();
 
 CREATE OR REPLACE TRIGGER "Machine_announce_filters"

@@ -8,8 +8,9 @@ GRANT SELECT, INSERT ON "ServiceStateHistory" TO guestd_writer;
 GRANT SELECT, INSERT, DELETE ON "GuestEvent" TO guestd_writer;
 GRANT SELECT, INSERT, UPDATE, DELETE ON "QuarantinedFrame" TO guestd_writer;
 GRANT SELECT ON "Machine", "SchemaMigration", "SchemaRepeatable", "DeletedMachine" TO guestd_writer;
-GRANT UPDATE ("updatedAt", "status", "hostId") ON "Machine" TO guestd_writer;
+GRANT UPDATE ("updatedAt", "status", "hostId", "confirmedSince") ON "Machine" TO guestd_writer;
 GRANT SELECT, INSERT, UPDATE ON "Host", "MachineDomain", "MachineAgent", "VmPort" TO guestd_writer;
+GRANT SELECT, INSERT, UPDATE, DELETE ON "MachineLease" TO guestd_writer;
 GRANT SELECT, INSERT, DELETE ON "ReconcileEvent" TO guestd_writer;
 GRANT UPDATE ("outcome") ON "ReconcileEvent" TO guestd_writer;
 GRANT SELECT ("id", "machineId", "graphicProtocol", "graphicPort", "graphicHost"),
@@ -41,6 +42,7 @@ GRANT SELECT ON
 "Host",
 "MachineDomain",
 "MachineAgent",
+"MachineLease",
 "ReconcileEvent",
 "FilterHostState",
 "MachineState",
@@ -134,6 +136,7 @@ REVOKE ALL ON FUNCTION
 public.guestd_touch_updated_at(),
 public.guestd_announce_machines(),
 public.guestd_announce_wishes(),
+public.guestd_keep_desired_since(),
 public.guestd_announce_filters(),
 public.guestd_keep_machine_id(),
 public.guestd_end_session(),

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from guestd.hypervisor.domains import Domain
-from guestd.hypervisor.driver import Hypervisor
+from guestd.hypervisor.driver import Hypervisor, Target
 
 libvirt = pytest.importorskip("libvirt", reason="libvirt-python is not installed: ./dev builds it where it can")
 
@@ -61,6 +61,11 @@ async def wait_for_domain(hypervisor: Hypervisor, name: str, condition: Callable
                 if domain.name == name and condition(domain):
                     return domain
             await observed.wait()
+
+
+def target_of(domain: Domain) -> Target:
+    """A domain as the target of an action."""
+    return Target(domain.uuid, domain.name, domain.state, domain.boot)
 
 
 def own_connection(hypervisor: Hypervisor) -> Any:

@@ -199,6 +199,12 @@ REQUIRED: dict[str, Callable[[Connection], Row]] = {
         "uuid": uuid.uuid4(),
         "isBound": False,
     },
+    "MachineLease": lambda c: {
+        "machineId": make_machine(c),
+        "hostId": insert(c, "Host", **REQUIRED["Host"](c))["id"],
+        "hostBoot": "",
+        "domainUuid": uuid.uuid4(),
+    },
     "MachineAgent": lambda c: {"machineId": make_machine(c), "dialect": "guestd"},
     "ReconcileEvent": lambda c: {"name": "vm", "action": "start", "reason": "desired", "outcome": "done"},
     "SystemMetrics": lambda c: {

@@ -2,27 +2,31 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
 from hypothesis import strategies as st
 
 from guestd.hypervisor.domains import Domain, DomainChannel, DomainDescription, Graphics
-from guestd.vms import plan
+from guestd.vms import plan, power
 from guestd.vms.model import (
     Absence,
     Attempts,
     Claim,
     Destroy,
     DomainFacts,
+    DropLease,
     KeepFacts,
     KeepGraphics,
+    Lease,
     PowerAction,
     Resume,
     SetStatus,
     Shutdown,
     Start,
     Suspend,
+    TakeLease,
     VmPlan,
     VmPolicy,
     VmRow,
@@ -35,11 +39,13 @@ OF_OTHERS = ("building", "updating_hardware", "powering_off_update", "failed", "
 SAME = {"stopped": "off", "paused": "suspended"}
 AGENT = "org.infinibay.agent"
 BORN = 1000.0
+SINCE = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def policy(**changes: Any) -> VmPolicy:
     before = VmPolicy(
-        host_id=HERE, is_converging=True, may_destroy=False, shutdown_seconds=60.0, channel_names=(AGENT,)
+        host_id=HERE, is_converging=True, may_destroy=False, shutdown_seconds=60.0, channel_names=(AGENT,),
+        most_changes=100, most_changes_share=1.0, host_boot="boot 1",
     )  # fmt: skip
     return replace(before, **changes)
 
@@ -68,6 +74,11 @@ def machine(number: int = 1, status: str = "running", **changes: Any) -> VmRow:
         id=UUID(int=number), name=f"vm{number}", status=status, desired=None, host_id=HERE, is_holder_live=True,
         cpu_cores=0, ram_gb=0, graphics=None, facts=None,
     )  # fmt: skip
+    return replace(before, **changes)
+
+
+def attempts_of(desired: str, action: str, accepted: int, at: float, **changes: Any) -> Attempts:
+    before = Attempts(desired=desired, desired_since=None, action=action, accepted=accepted, failed=0, at=at)
     return replace(before, **changes)
 
 
@@ -114,8 +125,16 @@ class World:
             assert seen.is_active or row.host_id is None
             self.machines[row.id] = replace(row, host_id=HERE, is_holder_live=True)
             return
-        assert row.host_id == HERE, f"{step}: the machine is not assigned here"
+        is_lease = isinstance(step, TakeLease | DropLease)
+        assert row.host_id == HERE or is_lease, f"{step}: the machine is not assigned here"
         match step:
+            case TakeLease():
+                assert (None if row.lease is None else row.lease.host_id) == step.holder
+                self.machines[row.id] = replace(row, lease=Lease(HERE, "here", step.host_boot, step.domain_uuid))
+            case DropLease():
+                assert row.lease is not None
+                assert row.lease.host_id == HERE
+                self.machines[row.id] = replace(row, lease=None)
             case SetStatus():
                 assert row.status == step.before
                 assert row.status in SETTLED, f"{step}: another program is working on it"
@@ -131,10 +150,13 @@ class World:
         assert row.desired == step.desired
         assert row.status in SETTLED, f"{step}: another program is working on it"
         assert seen.name == row.name
-        self.attempts[row.id] = plan.record_attempt(self.attempts.get(row.id), step, self.now)
+        assert row.facts is None or row.facts.domain_uuid in (None, seen.uuid), f"{step}: another domain"
+        self.attempts[row.id] = power.record_accepted(self.attempts.get(row.id), step, self.now)
         match step:
             case Start():
                 assert not seen.is_active
+                assert row.lease is None or row.lease.host_id == HERE, f"{step}: it may run elsewhere"
+                self.machines[row.id] = replace(row, lease=Lease(HERE, "here", "boot 1", seen.uuid))
                 self._becomes(seen, "running", "booted")
             case Resume():
                 assert seen.state == "paused"
@@ -188,6 +210,15 @@ def domains(draw: st.DrawFn, number: int) -> Domain:
     return domain(number, state, reason, since=since, description=described)
 
 
+def leases(number: int) -> list[Lease]:
+    """Leases of this host in this boot and in an earlier one, of another domain, and of another host."""
+    uuid = UUID(int=100 + number)
+    return [
+        Lease(HERE, "here", "boot 1", uuid), Lease(HERE, "here", "boot 0", uuid),
+        Lease(HERE, "here", "boot 1", UUID(int=7)), Lease(THERE, "there", "boot 1", uuid),
+    ]  # fmt: skip
+
+
 @st.composite
 def machines(draw: st.DrawFn, number: int) -> VmRow:
     uuid = draw(st.sampled_from([100 + number, 7]))
@@ -201,6 +232,7 @@ def machines(draw: st.DrawFn, number: int) -> VmRow:
         cpu_cores=draw(st.integers(0, 2)),
         graphics=draw(GRAPHICS),
         facts=draw(st.sampled_from([None, DomainFacts(UUID(int=uuid), seen, "unknown", 1, 1, "absent", None)])),
+        lease=draw(st.sampled_from([None, None, *leases(number)])),
     )
 
 
@@ -238,6 +270,10 @@ def ended(world: World) -> tuple[Any, ...]:
 def unreachable(world: World, row: VmRow, seen: Domain) -> bool:
     """Whether the desired state needs manual action, or more time than this world has."""
     is_plain = seen.state in ("running", "blocked", "shutoff") or (seen.state, seen.reason) == ("paused", "user")
+    if row.facts is not None and row.facts.domain_uuid != seen.uuid:
+        return True
+    if seen.state == "shutoff" and row.lease is not None:
+        return True
     is_stuck = row.desired == "off" and world.is_stubborn and not world.may_destroy
     return not is_plain or is_stuck or (row.desired == "suspended" and seen.state == "shutoff")
 
@@ -250,4 +286,5 @@ def steps(row: VmRow | None, seen: Domain | None, **changes: Any) -> list[str]:
         [row] if row else [], [seen] if seen else [], attempts=attempts, absences=changes.pop("absences", {}), now=now,
         policy=policy(**changes),
     )  # fmt: skip
-    return [str(step) for step in (*found.writes, *found.actions, *found.reports) if not isinstance(step, KeepFacts)]
+    kept = (KeepFacts, TakeLease, DropLease)  # these are tested by themselves
+    return [str(step) for step in (*found.writes, *found.actions, *found.reports) if not isinstance(step, kept)]

@@ -81,7 +81,7 @@ class _Host:
     def __init__(self, dsn: str, hypervisor: Hypervisor) -> None:
         self.hypervisor = hypervisor
         self._run_ended = asyncio.Event()
-        policy = VmPolicy(UUID(int=0), True, False, 60.0, ("org.infinibay.agent",))
+        policy = VmPolicy(UUID(int=0), True, False, 60.0, ("org.infinibay.agent",), 10, 0.5)
         metrics = VmMetrics()
         metrics.reconcile_seconds = _RunSignal(self._run_ended)
         self.reconciler = VmReconciler(hypervisor, dsn=dsn, host_name="bench", policy=policy, metrics=metrics)

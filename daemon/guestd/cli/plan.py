@@ -49,5 +49,6 @@ def run(arguments: argparse.Namespace) -> int:
     require_libvirt(settings)
     found = asyncio.run(vms_service.preview_plan(settings))
     filter_steps = plan_filter_steps(settings)
-    print_steps([*found.writes, *found.actions, *found.reports, *filter_steps], as_json=arguments.json)
+    held = vms_service.list_held(found)
+    print_steps([*found.writes, *found.actions, *found.reports, *held, *filter_steps], as_json=arguments.json)
     return 0

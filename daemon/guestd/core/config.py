@@ -164,7 +164,11 @@ class LibvirtSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     shutdown_seconds: Seconds = 120.0
     """Time a guest has to shut down before guestd requests it again, or destroys the domain (may_destroy)."""
     may_destroy: bool = False
-    """Allow destroying a domain that does not shut down, or is in error, when its desired state is off."""
+    """Allow destroying a domain that does not shut down, or has crashed, when its desired state is off."""
+    most_changes: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 10
+    """If more VMs than this would change at once, guestd holds the changes; guestd plan shows how to confirm them."""
+    most_changes_share: Annotated[float, Meta(ge=0, le=1)] = 0.5
+    """The same for a larger share of the VMs of this host (0 to 1). Two VMs may always change."""
 
 
 class FiltersSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

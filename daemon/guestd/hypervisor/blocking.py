@@ -14,8 +14,9 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, InvalidStateError
+from contextlib import asynccontextmanager
 from typing import TypeVar
 
 from guestd.core.errors import SourceLost
@@ -25,8 +26,12 @@ from guestd.telemetry.registry import VmMetrics
 T = TypeVar("T")
 
 
-class TooManyStuck(SourceLost):
-    """The call was not made, because too many abandoned calls still hang."""
+class NotSent(SourceLost):
+    """The call was not made."""
+
+
+class TooManyStuck(NotSent):
+    """Too many abandoned calls still hang."""
 
 
 class BlockingCalls:
@@ -48,31 +53,44 @@ class BlockingCalls:
         """Abandoned calls that have not returned."""
 
     async def run(self, function: Callable[[], T], *, deadline_seconds: float) -> T:
-        """Run a blocking function; returns its result or raises its exception, SourceLost after the deadline.
-
-        Raises TooManyStuck, and does not call the function, at the cap.
-        """
-        async with self._slots:
-            if self.stuck >= self._max_stuck:
-                raise TooManyStuck(f"{self._name}: {self.stuck} calls hang, not making more; restart libvirtd")
-            # Thread-safe: either the thread sets the outcome or this side cancels it, never both.
-            outcome: Future[T] = Future()
-            returned = asyncio.Event()
-            started = time.perf_counter()
-            threading.Thread(
-                target=self._work,
-                args=(asyncio.get_running_loop(), function, outcome, returned),
-                name=f"{self._name}-call",
-                daemon=True,
-            ).start()
+        """Run a blocking function in a slot; returns and raises what `run_in_slot` does."""
+        async with self.slot():
             try:
-                await self._wait(outcome, returned, deadline_seconds)
-                result = outcome.result()
+                return await self.run_in_slot(function, deadline_seconds=deadline_seconds)
             finally:
-                # An error's traceback holds this frame; the frame must not hold the error.
-                del function, outcome
-            self._metrics.call_seconds.observe(time.perf_counter() - started)
-            return result
+                del function  # as in `run_in_slot`
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        """Wait for one of the places for calls, and hold it."""
+        async with self._slots:
+            yield
+
+    async def run_in_slot(self, function: Callable[[], T], *, deadline_seconds: float) -> T:
+        """Run a blocking function while the caller holds a slot; returns its result or raises its exception.
+
+        Raises SourceLost after the deadline, and TooManyStuck, without calling the function, at the cap.
+        """
+        if self.stuck >= self._max_stuck:
+            raise TooManyStuck(f"{self._name}: {self.stuck} calls hang, not making more; restart libvirtd")
+        # Thread-safe: either the thread sets the outcome or this side cancels it, never both.
+        outcome: Future[T] = Future()
+        returned = asyncio.Event()
+        started = time.perf_counter()
+        threading.Thread(
+            target=self._work,
+            args=(asyncio.get_running_loop(), function, outcome, returned),
+            name=f"{self._name}-call",
+            daemon=True,
+        ).start()
+        try:
+            await self._wait(outcome, returned, deadline_seconds)
+            result = outcome.result()
+        finally:
+            # An error's traceback holds this frame; the frame must not hold the error.
+            del function, outcome
+        self._metrics.call_seconds.observe(time.perf_counter() - started)
+        return result
 
     async def _wait(self, outcome: Future[T], returned: asyncio.Event, deadline_seconds: float) -> None:
         try:

@@ -31,6 +31,10 @@ _REASONS = {
 # libvirt's virDomainEventStoppedDetailType, in the words of shutoff.
 _STOPS = ("shutdown", "destroyed", "crashed", "migrated", "saved", "failed", "from_snapshot")
 
+# Reasons of shutoff that say that the domain ended here. Not `unknown`, which is all that a libvirtd that was restarted
+# since reports, also of a domain that was migrated away.
+KNOWN_ENDS = frozenset({"shutdown", "destroyed", "crashed", "saved", "failed", "from_snapshot", "daemon"})
+
 # Paused domains are mapped by reason; the other states (shutdown, nostate) have no status.
 _STATUSES = {
     "running": "running",
@@ -83,6 +87,22 @@ class DomainDescription:
 
 
 @dataclass(frozen=True, slots=True)
+class Boot:
+    """One uninterrupted run of a domain, as far as libvirt reports it.
+
+    `connection` counts guestd's connections to libvirt; `event` is the number in it of the domain's last lifecycle or
+    reboot event; `id` is libvirt's, -1 while the domain is off. Two that are equal are the same run.
+    """
+
+    connection: int
+    event: int
+    id: int
+
+
+NO_BOOT = Boot(0, 0, -1)
+
+
+@dataclass(frozen=True, slots=True)
 class Domain:
     """A virtual machine in libvirt. `since` is the monotonic time at which this state was first observed.
 
@@ -97,6 +117,7 @@ class Domain:
     since: float
     description: DomainDescription | None
     problem: str | None = None
+    boot: Boot = NO_BOOT
 
 
 def name_state(state: int, reason: int) -> tuple[str, str]:

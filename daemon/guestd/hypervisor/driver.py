@@ -11,8 +11,8 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -20,7 +20,7 @@ import structlog
 
 from guestd.core.errors import SourceLost
 from guestd.core.tasks import Backoff, run_with_retry, wait_for_event
-from guestd.hypervisor.blocking import BlockingCalls, call_in_loop
+from guestd.hypervisor.blocking import BlockingCalls, NotSent, call_in_loop
 from guestd.hypervisor.connection import (
     abandoned_on_failure,
     call_or_refuse,
@@ -33,7 +33,7 @@ from guestd.hypervisor.connection import (
     start_closing,
     translate_errors,
 )
-from guestd.hypervisor.domains import Domain, DomainDescription, name_state, name_stop, parse_description
+from guestd.hypervisor.domains import Boot, Domain, DomainDescription, name_state, name_stop, parse_description
 from guestd.hypervisor.xml import Unreadable
 from guestd.telemetry.registry import VmMetrics
 
@@ -69,6 +69,16 @@ class _CachedDomain:
     problem: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The domain of an action, as it was observed. libvirt is called only while the domain still is all of this."""
+
+    uuid: UUID
+    name: str
+    state: str
+    boot: Boot
+
+
 class Hypervisor:
     """One libvirt, connected while `run` runs; the other methods raise SourceLost while it is not connected."""
 
@@ -95,6 +105,9 @@ class Hypervisor:
         self._changed: set[UUID] = set()
         # The last stop of each domain that was reported since the last snapshot began.
         self._new_stops: dict[str, str] = {}
+        # Of each domain the number of its last lifecycle or reboot event, in this connection.
+        self._last_events: dict[UUID, int] = {}
+        self._connection_count = self._event_count = 0
         self._is_closed = False
         self._cached: Mapping[UUID, _CachedDomain] = {}
         self._subscribers: list[asyncio.Event] = []
@@ -133,6 +146,8 @@ class Hypervisor:
             began = time.monotonic()
             connection, changed, new_stops = self._get_connection(), self._changed, self._new_stops
             self._changed, self._new_stops = set(), {}
+            # Read before the snapshot: an event during it makes the boot that it reports an earlier one.
+            events, number, count = dict(self._last_events), self._connection_count, self._event_count
             try:
                 self._cached, domains = await self._call(
                     lambda: _take_snapshot(connection, self._cached, changed, began)
@@ -141,6 +156,13 @@ class Hypervisor:
                 self._changed |= changed
                 self._new_stops = new_stops | self._new_stops
                 raise
+            domains = tuple(
+                replace(domain, boot=Boot(number, events.get(domain.uuid, 0), domain.boot.id)) for domain in domains
+            )
+            uuids = {domain.uuid for domain in domains}
+            self._last_events = {
+                uuid: event for uuid, event in self._last_events.items() if uuid in uuids or event > count
+            }
             present = {domain.name for domain in domains}
             stops = {name: why for name, why in (self.stops | new_stops).items() if name not in present}
             self.stops = dict(list(stops.items())[-MAX_STOPS:])
@@ -154,39 +176,56 @@ class Hypervisor:
         connection = self._get_connection()
         return await self._call(lambda: describe_version(connection))
 
-    async def start(self, uuid: UUID) -> str | None:
-        """Boot a domain. Returns None on success, or libvirt's error message; so do the following methods."""
-        return await self._run_action(uuid, lambda domain: domain.create())
+    def action_slot(self) -> AbstractAsyncContextManager[None]:
+        """Wait for one of the places for actions, and hold it: whether an action is still due is checked inside."""
+        return self._actions.slot()
 
-    async def resume(self, uuid: UUID) -> str | None:
+    def is_current(self, target: Target) -> bool:
+        """Whether libvirt has reported no change of a domain since it was observed."""
+        event = self._last_events.get(target.uuid, 0)
+        return (target.boot.connection, target.boot.event) == (self._connection_count, event)
+
+    async def start(self, target: Target) -> str | None:
+        """Boot a domain; the caller holds a slot. Returns None on success, or libvirt's error message.
+
+        Raises NotSent if libvirt was not called, because the domain has changed or libvirt is not connected, and
+        SourceLost if it has not answered: the call may have taken effect. So do the following methods.
+        """
+        return await self._run_action(target, lambda domain: domain.create())
+
+    async def resume(self, target: Target) -> str | None:
         """Resume a paused domain."""
-        return await self._run_action(uuid, lambda domain: domain.resume())
+        return await self._run_action(target, lambda domain: domain.resume())
 
-    async def suspend(self, uuid: UUID) -> str | None:
+    async def suspend(self, target: Target) -> str | None:
         """Pause a running domain."""
-        return await self._run_action(uuid, lambda domain: domain.suspend())
+        return await self._run_action(target, lambda domain: domain.suspend())
 
-    async def shutdown(self, uuid: UUID) -> str | None:
+    async def shutdown(self, target: Target) -> str | None:
         """Request the guest to shut down; returns before it has."""
-        return await self._run_action(uuid, lambda domain: domain.shutdown())
+        return await self._run_action(target, lambda domain: domain.shutdown())
 
-    async def destroy(self, uuid: UUID) -> str | None:
+    async def destroy(self, target: Target) -> str | None:
         """Power a domain off."""
-        return await self._run_action(uuid, lambda domain: domain.destroy())
+        return await self._run_action(target, lambda domain: domain.destroy())
 
-    async def _run_action(self, uuid: UUID, act: Callable[[Any], object]) -> str | None:
+    async def _run_action(self, target: Target, act: Callable[[Any], object]) -> str | None:
         def run(connection: Any) -> None:
-            act(connection.lookupByUUID(uuid.bytes))
+            domain = connection.lookupByUUID(target.uuid.bytes)
+            _check_target(domain, target)
+            act(domain)
 
         current = self._get_connection()
+        if not self.is_current(target):
+            raise NotSent(f"{target.name}: libvirt has reported a change of the domain since")
         with translate_errors(self.uri):
-            return await self._actions.run(
+            return await self._actions.run_in_slot(
                 lambda: call_or_refuse(current, run), deadline_seconds=ACTION_DEADLINE_SECONDS
             )
 
     def _get_connection(self) -> Any:
         if self._connection is None:
-            raise SourceLost(f"{self.uri}: {self.error}")
+            raise NotSent(f"{self.uri}: {self.error}")
         return self._connection
 
     async def _call(self, function: Callable[[], T]) -> T:
@@ -203,6 +242,8 @@ class Hypervisor:
         self._connection = connection
         # What was reported before may not be the last that happened.
         self.stops, self._new_stops = {}, {}
+        self._last_events = {}
+        self._connection_count += 1
         try:
             yield
         finally:
@@ -225,20 +266,27 @@ class Hypervisor:
         def on_change(_connection: Any, domain: Any, *_: object) -> None:
             call_in_loop(loop, self._on_domain_event, UUID(bytes=domain.UUID()))
 
+        def on_reboot(_connection: Any, domain: Any, *_: object) -> None:
+            call_in_loop(loop, self._on_boot_event, UUID(bytes=domain.UUID()))
+
         def on_lifecycle(_connection: Any, domain: Any, event: int, detail: int, _: object) -> None:
             if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
                 call_in_loop(loop, self._on_stop_event, domain.name(), name_stop(detail))
-            call_in_loop(loop, self._on_domain_event, UUID(bytes=domain.UUID()))
+            call_in_loop(loop, self._on_boot_event, UUID(bytes=domain.UUID()))
 
         def on_close(*_: object) -> None:
             call_in_loop(loop, self._on_close_event, connection)
 
+        callbacks: dict[int, Callable[..., None]] = {
+            libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE: on_lifecycle,
+            libvirt.VIR_DOMAIN_EVENT_ID_REBOOT: on_reboot,
+        }
         callback_ids: list[int] = []
         try:
             connection.registerCloseCallback(on_close, None)
             for kind in _list_event_kinds():
                 # Not a comprehension: if one fails, those before it are removed.
-                callback = on_lifecycle if kind == libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE else on_change
+                callback = callbacks.get(kind, on_change)
                 callback_ids.append(connection.domainEventRegisterAny(None, kind, callback, None))
         except libvirt.libvirtError:
             close_unused(connection, callback_ids)
@@ -249,6 +297,11 @@ class Hypervisor:
     def _on_domain_event(self, uuid: UUID) -> None:
         self._changed.add(uuid)
         self._wake.set()
+
+    def _on_boot_event(self, uuid: UUID) -> None:
+        self._event_count += 1
+        self._last_events[uuid] = self._event_count
+        self._on_domain_event(uuid)
 
     def _on_stop_event(self, name: str, reason: str) -> None:
         self._new_stops.pop(name, None)  # the dictionary is ordered by the last stop
@@ -263,6 +316,13 @@ class Hypervisor:
     def _notify_subscribers(self) -> None:
         for event in self._subscribers:
             event.set()
+
+
+def _check_target(domain: Any, target: Target) -> None:
+    """Raise NotSent where a domain is no longer as it was observed; blocks."""
+    state, _ = name_state(*domain.state())
+    if (domain.name(), domain.ID(), state) != (target.name, target.boot.id, target.state):
+        raise NotSent(f"{target.name}: the domain is no longer {target.state} as observed")
 
 
 def _list_event_kinds() -> tuple[int, ...]:
@@ -301,8 +361,11 @@ def _take_snapshot(
                 entry = _CachedDomain(key, since, now, read, None)
         found[uuid] = entry
         domains.append(
-            Domain(uuid, handle.name(), state, reason, number >= 0, entry.since, entry.description, entry.problem)
-        )
+            Domain(
+                uuid, handle.name(), state, reason, number >= 0, entry.since, entry.description, entry.problem,
+                Boot(0, 0, number),
+            )
+        )  # fmt: skip
     return found, tuple(domains)
 
 

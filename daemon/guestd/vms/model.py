@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
-from guestd.hypervisor.domains import Graphics
+from guestd.hypervisor.domains import NO_BOOT, Boot, Graphics
 
-REPORT_KINDS = ("unmatched", "missing", "duplicate", "drift", "left", "cannot", "unreadable")
+REPORT_KINDS = (
+    "unmatched", "missing", "duplicate", "drift", "left", "cannot", "unreadable", "failing", "elsewhere", "replaced",
+    "renamed", "held",
+)  # fmt: skip
+
+# The platform's synonyms of our statuses: they are not overwritten.
+SYNONYMS = {"stopped": "off", "paused": "suspended"}
+# Any other status means that another program is working on the machine.
+SETTLED_STATUSES = frozenset({"running", "off", "suspended", "error", *SYNONYMS})
 
 
 @dataclass(frozen=True, slots=True)
 class DomainFacts:
-    """A row of MachineDomain: the domain as the assigned host last observed it."""
+    """A row of MachineDomain: the domain as the assigned host last observed it.
+
+    `domain_uuid` stays that of the machine's own domain. `reached_since` is the VmRow.desired_since of the last desired
+    state that it reached.
+    """
 
     domain_uuid: UUID | None
     state: str
@@ -21,6 +34,7 @@ class DomainFacts:
     memory_kib: int
     channel: str
     problem: str | None
+    reached_since: datetime | None = None
 
     @property
     def is_active(self) -> bool:
@@ -29,8 +43,24 @@ class DomainFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class Lease:
+    """A row of MachineLease: the host that runs a machine or may run it.
+
+    `host_boot` is the boot of that host's kernel in which the domain was last active there, empty if it is not known.
+    """
+
+    host_id: UUID
+    host_name: str
+    host_boot: str
+    domain_uuid: UUID
+
+
+@dataclass(frozen=True, slots=True)
 class VmRow:
-    """A row of Machine with its console and facts. `is_holder_live`: the assigned host has reported recently."""
+    """A row of Machine with its console, facts and lease. `is_holder_live`: the assigned host has reported recently.
+
+    `desired_since` is when the desired state last changed, `confirmed_since` that of the change that was confirmed.
+    """
 
     id: UUID
     name: str
@@ -42,6 +72,9 @@ class VmRow:
     ram_gb: int
     graphics: Graphics | None
     facts: DomainFacts | None
+    desired_since: datetime | None = None
+    confirmed_since: datetime | None = None
+    lease: Lease | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +129,43 @@ class KeepFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class TakeLease:
+    """Record that this host runs the machine. `holder`: the expected holder, None for none."""
+
+    machine_id: UUID
+    name: str
+    holder: UUID | None
+    host_boot: str
+    domain_uuid: UUID
+
+    def __str__(self) -> str:
+        return f"lease of {self.name}: taken, its domain is active here"
+
+
+@dataclass(frozen=True, slots=True)
+class DropLease:
+    """Record that this host no longer runs the machine."""
+
+    machine_id: UUID
+    name: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"lease of {self.name}: given back, {self.why}"
+
+
+@dataclass(frozen=True, slots=True)
 class PowerAction:
-    """One libvirt call that changes a domain."""
+    """One libvirt call that changes a domain, which is to be as it was observed: `state` and `boot`."""
 
     machine_id: UUID
     name: str
     domain_uuid: UUID
     desired: str
     why: str
+    state: str = "nostate"
+    boot: Boot = NO_BOOT
+    desired_since: datetime | None = None
 
     def __str__(self) -> str:
         return f"{type(self).__name__.lower()} {self.name}: {self.why}"
@@ -129,7 +191,7 @@ class Destroy(PowerAction):
     """Power the domain off."""
 
 
-Write = Claim | SetStatus | KeepGraphics | KeepFacts
+Write = Claim | TakeLease | DropLease | SetStatus | KeepGraphics | KeepFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,24 +210,51 @@ class VmReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Attempts:
-    """Recent attempts to bring a machine to its desired state. `at` is the monotonic time of the last one."""
+class ShutdownRequest:
+    """A request to shut down that libvirt accepted: of which boot of the domain, and at what monotonic time."""
 
-    desired: str
-    action: str
-    count: int
+    boot: Boot
     at: float
 
 
 @dataclass(frozen=True, slots=True)
+class Attempts:
+    """Recent attempts to bring a machine to its desired state, by one kind of action.
+
+    `accepted` counts the calls that libvirt accepted, `failed` those since then that it did not: `error` is why the
+    last of these failed. `at` is the monotonic time of the last attempt. `asked` is the last accepted request to shut
+    down.
+    """
+
+    desired: str
+    desired_since: datetime | None
+    action: str
+    accepted: int
+    failed: int
+    at: float
+    error: str | None = None
+    asked: ShutdownRequest | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class VmPolicy:
-    """What guestd may do on this host, from the configuration."""
+    """What guestd may do on this host, from the configuration.
+
+    `host_boot` is the boot of this host's kernel, empty if libvirt is on another machine. `starts_from` is the
+    monotonic time before which it starts nothing: the other hosts may be about to report what they run.
+    `silent_hosts` are the other hosts of the store that have not reported recently, by name.
+    """
 
     host_id: UUID
     is_converging: bool
     may_destroy: bool
     shutdown_seconds: float
     channel_names: tuple[str, ...]
+    most_changes: int
+    most_changes_share: float
+    host_boot: str = ""
+    starts_from: float = 0.0
+    silent_hosts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +278,13 @@ class Recheck:
 
 @dataclass(frozen=True, slots=True)
 class VmPlan:
-    """The result of planning. `recheck_seconds`: plan again after this long even without an event; None: not needed."""
+    """The result of planning. `recheck_seconds`: plan again after this long even without an event; None: not needed.
+
+    `held` are the actions that an operator must confirm first.
+    """
 
     writes: tuple[Write, ...]
     actions: tuple[PowerAction, ...]
     reports: tuple[VmReport, ...]
     recheck_seconds: float | None
+    held: tuple[PowerAction, ...] = ()

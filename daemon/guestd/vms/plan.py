@@ -7,6 +7,8 @@ Pure. Invariants of every plan:
   although its old definition remains.
 * A status that guestd did not set (building, updating_hardware, any unknown word) means that another program is working
   on the machine: neither the row nor the domain is changed.
+* A machine's domain has its name and the UUID that was first stored. One of its name with another UUID was defined anew
+  or cloned by somebody: it is reported, and never started or stopped.
 * A domain that is not observed is unknown. Its machine becomes off when this host had the domain, libvirt answers, and
   either has reported how the domain ended, or nobody has claimed the machine for a while (a transient domain has no
   definition that remains). It never does when the domain was migrated away, and it cannot be started.
@@ -14,6 +16,7 @@ Pure. Invariants of every plan:
 * Every write states the value it expects; if another writer was faster, the write is skipped and the next run plans
   again.
 * Writes come before actions, and each machine gets one action: its result is observed by the next run, not assumed.
+* Actions that change too many machines at once are held until an operator confirms them (`guestd.vms.guard`).
 """
 
 from __future__ import annotations
@@ -22,28 +25,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from uuid import UUID
 
-from guestd.hypervisor.domains import Domain, DomainDescription, Graphics, derive_status
+from guestd.hypervisor.domains import KNOWN_ENDS, Domain, DomainDescription, Graphics, derive_status
+from guestd.vms.guard import count_allowed, find_held
+from guestd.vms.leases import plan_lease
 from guestd.vms.model import (
+    SETTLED_STATUSES,
+    SYNONYMS,
     Absence,
     Attempts,
     Claim,
-    Destroy,
     DomainFacts,
+    DropLease,
     KeepFacts,
     KeepGraphics,
     PowerAction,
     Recheck,
-    Resume,
     SetStatus,
-    Shutdown,
-    Start,
-    Suspend,
     VmPlan,
     VmPolicy,
     VmReport,
     VmRow,
     Write,
 )
+from guestd.vms.power import plan_power
 
 # A reboot from outside appears as shutoff followed by running: shutoff counts as off only after this long.
 SHUTOFF_DEBOUNCE_SECONDS = 3.0
@@ -55,15 +59,10 @@ DUPLICATE_RECHECK_SECONDS = 1.0
 MISSING_SECONDS = 60.0
 # A start has succeeded when the machine has run for this long.
 HEALTHY_SECONDS = 600.0
-MAX_START_ATTEMPTS = 5
-FIRST_DELAY_SECONDS = 2.0
-MAX_DELAY_SECONDS = 300.0
 KIB_PER_GB = 1024 * 1024
 
 
-# The platform's synonyms of our statuses: they are not overwritten.
-_SYNONYMS = {"stopped": "off", "paused": "suspended"}
-_SETTLED_STATUSES = frozenset({"running", "off", "suspended", "error", *_SYNONYMS})
+_Step = Write | PowerAction | VmReport | Recheck
 
 
 def plan_vms(
@@ -80,24 +79,35 @@ def plan_vms(
     `machines` are those assigned to this host and those that have a domain on it; `absences` come from `find_absences`.
     """
     by_name = {domain.name: domain for domain in domains}
+    by_uuid = {domain.uuid: domain for domain in domains}
     known = {machine.name for machine in machines}
-    steps: list[Write | PowerAction | VmReport | Recheck] = [
+    steps: list[_Step] = [
         VmReport("unmatched", domain.name, "no Machine has this domain name as its internalName")
         for domain in domains
         if domain.name not in known
     ]
     steps += [VmReport("unreadable", domain.name, domain.problem) for domain in domains if domain.problem is not None]
     for machine in machines:
-        domain = by_name.get(machine.name)
+        domain, own_uuid = by_name.get(machine.name), _get_own_uuid(machine)
+        renamed = None if own_uuid is None else by_uuid.get(own_uuid)
         if domain is not None:
             steps += _plan_observed(machine, domain, attempts.get(machine.id), now, policy)
+        elif renamed is not None:
+            steps += _plan_renamed(machine, renamed, policy)
         elif machine.host_id == policy.host_id and _is_settled(machine.status):
-            steps += _plan_missing(machine, absences.get(machine.id), now)
+            steps += _plan_missing(machine, absences.get(machine.id), now, policy)
+    actions = [step for step in steps if isinstance(step, PowerAction)]
+    held = find_held(actions, {machine.id: machine for machine in machines}, policy)
+    text = f"more than {count_allowed(machines, policy)} VMs would change at once; guestd plan shows how to confirm it"
     return VmPlan(
-        writes=tuple(step for step in steps if isinstance(step, Claim | SetStatus | KeepGraphics | KeepFacts)),
-        actions=tuple(step for step in steps if isinstance(step, PowerAction)),
-        reports=tuple(step for step in steps if isinstance(step, VmReport)),
+        writes=tuple(step for step in steps if isinstance(step, Write)),
+        actions=tuple(action for action in actions if action not in held),
+        reports=(
+            *(step for step in steps if isinstance(step, VmReport)),
+            *(VmReport("held", action.name, f"{action}: held: {text}") for action in held),
+        ),
         recheck_seconds=min((step.seconds for step in steps if isinstance(step, Recheck)), default=None),
+        held=held,
     )
 
 
@@ -109,7 +119,9 @@ def keep_recent_attempts(
     recent = {}
     for machine in machines:
         last, domain = attempts.get(machine.id), by_name.get(machine.name)
-        if last is None or domain is None or last.desired != machine.desired:
+        if last is None or domain is None:
+            continue
+        if (last.desired, last.desired_since) != (machine.desired, machine.desired_since):
             continue
         if derive_status(domain) != machine.desired or now - max(domain.since, last.at) < HEALTHY_SECONDS:
             recent[machine.id] = last
@@ -137,18 +149,25 @@ def find_absences(
     }
 
 
-def record_attempt(before: Attempts | None, action: PowerAction, now: float) -> Attempts:
-    """Add an action to a machine's attempts, whether or not it succeeded."""
-    name = type(action).__name__
-    again = before is not None and before.desired == action.desired and before.action == name
-    return Attempts(action.desired, name, before.count + 1 if again and before is not None else 1, now)
-
-
 def _is_settled(status: str) -> bool:
-    return status in _SETTLED_STATUSES
+    return status in SETTLED_STATUSES
 
 
-def _plan_missing(machine: VmRow, absence: Absence | None, now: float) -> Iterator[Write | VmReport | Recheck]:
+def _get_own_uuid(machine: VmRow) -> UUID | None:
+    """Get the UUID of the machine's own domain, None if none was ever stored."""
+    return None if machine.facts is None else machine.facts.domain_uuid
+
+
+def _plan_renamed(machine: VmRow, domain: Domain, policy: VmPolicy) -> Iterator[_Step]:
+    """Plan for a machine whose domain has another name here: it is reported, and its lease says where it runs."""
+    text = f"its domain, UUID {domain.uuid}, has the name {domain.name} here: rename the domain, or set internalName"
+    yield VmReport("renamed", machine.name, text)
+    yield from plan_lease(machine, domain, is_ours=False, is_off=False, policy=policy)
+    if machine.host_id == policy.host_id and machine.facts is not None and machine.facts.problem != text:
+        yield KeepFacts(machine.id, machine.name, replace(machine.facts, problem=text))
+
+
+def _plan_missing(machine: VmRow, absence: Absence | None, now: float, policy: VmPolicy) -> Iterator[_Step]:
     text = "assigned to this host, which has no domain of that name"
     if machine.desired in ("running", "suspended"):
         text += "; it cannot be started until it is defined"
@@ -161,6 +180,10 @@ def _plan_missing(machine: VmRow, absence: Absence | None, now: float) -> Iterat
         # Without a UUID there never was one here.
         if before.domain_uuid is not None:
             yield from _plan_end(machine, absence, reason, now)
+        lease = machine.lease
+        mine = lease is not None and (lease.host_id, lease.domain_uuid) == (policy.host_id, before.domain_uuid)
+        if mine and absence is not None and reason in KNOWN_ENDS:
+            yield DropLease(machine.id, machine.name, f"its domain is gone ({reason})")
     if facts != before:
         yield KeepFacts(machine.id, machine.name, facts)
 
@@ -177,7 +200,7 @@ def _get_stop_reason(facts: DomainFacts | None, absence: Absence | None) -> str:
 
 def _plan_end(machine: VmRow, absence: Absence | None, reason: str, now: float) -> Iterator[Write | Recheck]:
     """Plan the status of a machine whose domain was here and is gone."""
-    if absence is None or reason == "migrated" or _SYNONYMS.get(machine.status, machine.status) == "off":
+    if absence is None or reason == "migrated" or SYNONYMS.get(machine.status, machine.status) == "off":
         return
     wait = MISSING_SECONDS if reason == "unknown" else SHUTOFF_DEBOUNCE_SECONDS
     left = absence.since + wait - now
@@ -191,36 +214,52 @@ def _plan_end(machine: VmRow, absence: Absence | None, reason: str, now: float) 
 
 def _plan_observed(
     machine: VmRow, domain: Domain, attempts: Attempts | None, now: float, policy: VmPolicy
-) -> Iterator[Write | PowerAction | VmReport | Recheck]:
+) -> Iterator[_Step]:
     domain = _keep_migrated(machine.facts, domain)
-    if machine.host_id != policy.host_id:
+    is_ours = machine.host_id == policy.host_id
+    left = SHUTOFF_DEBOUNCE_SECONDS - (now - domain.since)
+    is_debounced = domain.state == "shutoff" and left > 0
+    if not is_ours:
         reason = _get_claim_reason(machine, domain)
         if reason is None:
+            yield from plan_lease(machine, domain, is_ours=False, is_off=not is_debounced, policy=policy)
             if domain.is_active and derive_status(domain) is not None:
                 text = f"also runs on host {machine.host_id}, to which it is assigned"
                 yield VmReport("duplicate", machine.name, text)
                 yield Recheck(DUPLICATE_RECHECK_SECONDS)
             return
         yield Claim(machine.id, machine.name, machine.host_id, reason)
+    yield from plan_lease(machine, domain, is_ours=True, is_off=not is_debounced, policy=policy)
     yield from _report_drift(machine, domain)
-    power: PowerAction | VmReport | Recheck | None = None
+    power: list[PowerAction | VmReport | Recheck] = []
     problem = None
-    left = SHUTOFF_DEBOUNCE_SECONDS - (now - domain.since)
-    if domain.state == "shutoff" and left > 0:
+    if is_debounced:
         problem = None if machine.facts is None else machine.facts.problem
         yield Recheck(left)
     else:
         yield from _plan_status(machine, domain)
-        # The row must be assigned in the store already; a claim in this plan may still fail.
-        if policy.is_converging and machine.host_id == policy.host_id and _is_settled(machine.status):
-            power = _plan_power(machine, domain, attempts, now, policy)
-            problem = power.text if isinstance(power, VmReport) else None
+        power = list(_plan_power(machine, domain, attempts, now, policy)) if is_ours else []
+        problem = next((step.text for step in power if isinstance(step, VmReport)), None)
     yield from _plan_graphics(machine, domain)
     facts = _build_facts(machine, domain, policy, problem or domain.problem)
     if facts != machine.facts:
         yield KeepFacts(machine.id, machine.name, facts)
-    if power is not None:
-        yield power
+    yield from power
+
+
+def _plan_power(
+    machine: VmRow, domain: Domain, attempts: Attempts | None, now: float, policy: VmPolicy
+) -> Iterator[PowerAction | VmReport | Recheck]:
+    """Plan the power of a machine that is assigned to this host in the store; a claim in this plan may still fail."""
+    own_uuid = _get_own_uuid(machine)
+    if own_uuid not in (None, domain.uuid):
+        text = (
+            f"the domain of this name has the UUID {domain.uuid}, and the machine's has {own_uuid}: it is not started"
+            " or stopped; if it is the machine's now, set MachineDomain.domainUuid to NULL"
+        )
+        yield VmReport("replaced", machine.name, text)
+    elif policy.is_converging and _is_settled(machine.status):
+        yield from plan_power(machine, domain, attempts, now, policy)
 
 
 def _keep_migrated(facts: DomainFacts | None, domain: Domain) -> Domain:
@@ -252,7 +291,7 @@ def _get_claim_reason(machine: VmRow, domain: Domain) -> str | None:
 
 def _plan_status(machine: VmRow, domain: Domain) -> Iterator[SetStatus]:
     after = derive_status(domain)
-    if after is None or not _is_settled(machine.status) or _SYNONYMS.get(machine.status, machine.status) == after:
+    if after is None or not _is_settled(machine.status) or SYNONYMS.get(machine.status, machine.status) == after:
         return
     yield SetStatus(machine.id, machine.name, machine.status, after, f"domain is {domain.state} ({domain.reason})")
 
@@ -284,7 +323,13 @@ def _build_facts(machine: VmRow, domain: Domain, policy: VmPolicy, problem: str 
         vcpus, memory_kib, channel = 0, 0, "absent"
     if channel == "connected" and not domain.is_active:
         channel = "disconnected"  # it is as last read, where the domain cannot be read now
-    return DomainFacts(domain.uuid, domain.state, domain.reason, vcpus, memory_kib, channel, problem)
+    reached_since = None if before is None else before.reached_since
+    if machine.desired is not None and derive_status(domain) == machine.desired:
+        reached_since = machine.desired_since
+    own_uuid = _get_own_uuid(machine) or domain.uuid
+    return DomainFacts(
+        own_uuid, domain.state, domain.reason, vcpus, memory_kib, channel, problem, reached_since
+    )  # fmt: skip
 
 
 def _get_channel_state(described: DomainDescription, names: Sequence[str]) -> str:
@@ -304,60 +349,3 @@ def _report_drift(machine: VmRow, domain: Domain) -> Iterator[VmReport]:
         yield VmReport("drift", machine.name, f"cpuCores is {machine.cpu_cores}, the domain has {observed.vcpus} vCPUs")
     if machine.ram_gb and observed.memory_kib and machine.ram_gb * KIB_PER_GB != observed.memory_kib:
         yield VmReport("drift", machine.name, f"ramGB is {machine.ram_gb}, the domain has {observed.memory_kib} KiB")
-
-
-def _plan_power(
-    machine: VmRow, domain: Domain, attempts: Attempts | None, now: float, policy: VmPolicy
-) -> PowerAction | VmReport | Recheck | None:
-    """Plan one step to the desired state: an action, a report why there is none, or a wait; None if it is reached."""
-    desired, actual = machine.desired, derive_status(domain)
-    if desired is None or actual is None or actual == desired:
-        return None
-    if attempts is not None and attempts.desired != desired:
-        attempts = None
-    kind, reason = _choose_action(desired, actual, domain, attempts, policy)
-    if kind is None:
-        return VmReport("cannot", machine.name, reason)
-    count = 0 if attempts is None or attempts.action != kind.__name__ else attempts.count
-    if kind is Start and count >= MAX_START_ATTEMPTS:
-        return VmReport(
-            "left",
-            machine.name,
-            f"started {count} times, never ran for 10 minutes; fix the guest, then set desiredStatus again",
-        )
-    left = 0.0 if attempts is None else attempts.at + _get_delay_seconds(attempts, policy) - now
-    if left > 0:
-        return Recheck(left)
-    return kind(machine.id, machine.name, domain.uuid, desired, reason)
-
-
-def _choose_action(
-    desired: str, actual: str, domain: Domain, attempts: Attempts | None, policy: VmPolicy
-) -> tuple[type[PowerAction] | None, str]:
-    """Choose the action and its reason; None and the reason if there is no suitable action."""
-    was_requested = attempts is not None and attempts.action in (Shutdown.__name__, Destroy.__name__)
-    step: tuple[type[PowerAction] | None, str]
-    match desired, actual:
-        case "running", "off":
-            step = Start, "off, desired state is running"
-        case "running", "suspended" if domain.state == "paused":
-            step = Resume, "suspended, desired state is running"
-        case "suspended", "running":
-            step = Suspend, "running, desired state is suspended"
-        case "off", "running" if was_requested and policy.may_destroy:
-            step = Destroy, "the guest did not shut down in time"
-        case "off", "running":
-            step = Shutdown, "running, desired state is off"
-        case "off", "suspended" if domain.state == "paused":
-            step = Resume, "suspended, desired state is off; it must run to shut down"
-        case "off", "error" if policy.may_destroy:
-            step = Destroy, f"{domain.state} ({domain.reason}), desired state is off"
-        case _:
-            step = None, f"{domain.state} ({domain.reason}), desired state is {desired}: needs manual action"
-    return step
-
-
-def _get_delay_seconds(attempts: Attempts, policy: VmPolicy) -> float:
-    """Get the delay between the last attempt and the next: exponential, and at least a shutdown's time."""
-    delay = min(MAX_DELAY_SECONDS, FIRST_DELAY_SECONDS * 2.0 ** (attempts.count - 1))
-    return max(delay, policy.shutdown_seconds) if attempts.action == Shutdown.__name__ else delay

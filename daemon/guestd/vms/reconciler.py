@@ -18,8 +18,9 @@ import structlog
 
 from guestd.core.errors import RowsRejected, SourceLost, StoreUnavailable
 from guestd.core.tasks import Backoff, run_with_retry, unwrapping_task_group, wait_for_event, warn_once
+from guestd.hypervisor.blocking import NotSent
 from guestd.hypervisor.domains import Domain
-from guestd.hypervisor.driver import Hypervisor
+from guestd.hypervisor.driver import Hypervisor, Target
 from guestd.telemetry.registry import VmMetrics
 from guestd.vms.model import (
     REPORT_KINDS,
@@ -27,6 +28,7 @@ from guestd.vms.model import (
     Attempts,
     Claim,
     Destroy,
+    DropLease,
     PowerAction,
     Resume,
     Shutdown,
@@ -36,7 +38,8 @@ from guestd.vms.model import (
     VmPolicy,
     VmReport,
 )
-from guestd.vms.plan import find_absences, keep_recent_attempts, plan_vms, record_attempt
+from guestd.vms.plan import find_absences, keep_recent_attempts, plan_vms
+from guestd.vms.power import record_accepted, record_failed
 from guestd.vms.store import HostLocked, VmStore, listen_for_desired_state, open_vm_store, read_host_machines
 
 log = structlog.get_logger()
@@ -44,6 +47,11 @@ log = structlog.get_logger()
 RECONCILE_SECONDS = 10.0
 # A second less than the interval, so that every run that the timer starts also reports the host as live.
 HEARTBEAT_SECONDS = 9.0
+# After the store was lost, or restored from a backup, the other hosts have as long to report what they run, before this
+# one starts anything: they connect again within 5 s.
+SETTLE_SECONDS = 15.0
+# An action that was not due any more when its turn came is planned again after this.
+AGAIN_SECONDS = 1.0
 UNKNOWN_HOST = UUID(int=0)
 _FAILURES = (SourceLost, StoreUnavailable, RowsRejected)
 
@@ -52,12 +60,20 @@ class VmReconciler:
     """Reconciles the machines of one host. `policy.host_id` is set once the store has assigned it."""
 
     def __init__(
-        self, hypervisor: Hypervisor, *, dsn: str, host_name: str, policy: VmPolicy, metrics: VmMetrics
+        self,
+        hypervisor: Hypervisor,
+        *,
+        dsn: str,
+        host_name: str,
+        policy: VmPolicy,
+        metrics: VmMetrics,
+        settle_seconds: float = SETTLE_SECONDS,
     ) -> None:
         self._hypervisor = hypervisor
         self._dsn = dsn
         self._host_name = host_name
         self._policy = policy
+        self._settle_seconds = settle_seconds
         self._metrics = metrics
         self._wake = hypervisor.subscribe()
         self._used_snapshot: float | None = None
@@ -95,7 +111,8 @@ class VmReconciler:
         version = await self._hypervisor.get_version()
         uri = self._hypervisor.uri
         async with open_vm_store(self._dsn, name=self._host_name, uri=uri, version=version) as store:
-            self._policy = replace(self._policy, host_id=store.host_id)
+            starts_from = time.monotonic() + self._settle_seconds
+            self._policy = replace(self._policy, host_id=store.host_id, starts_from=starts_from)
             log.info("VM reconciler started", host=self._host_name, uri=uri, id=str(store.host_id))
             self._used_snapshot = None
             # The attempts of this process are more recent than the stored ones.
@@ -112,7 +129,7 @@ class VmReconciler:
         began = time.monotonic()
         self._used_snapshot, domains = self._hypervisor.observed_at, self._hypervisor.domains
         self._wake.clear()
-        machines = await store.read_machines([domain.name for domain in domains])
+        machines, silent_hosts = await store.read_machines(domains)
         self._attempts = keep_recent_attempts(self._attempts, machines, domains, began)
         self._absences = find_absences(
             self._absences,
@@ -123,7 +140,12 @@ class VmReconciler:
             now=began,
         )
         plan = plan_vms(
-            machines, domains, attempts=self._attempts, absences=self._absences, now=began, policy=self._policy
+            machines,
+            domains,
+            attempts=self._attempts,
+            absences=self._absences,
+            now=began,
+            policy=replace(self._policy, silent_hosts=silent_hosts),
         )
         await self._write(store, plan)
         for action in plan.actions:
@@ -142,60 +164,87 @@ class VmReconciler:
         return min(RECONCILE_SECONDS, plan.recheck_seconds or RECONCILE_SECONDS)
 
     async def _write(self, store: VmStore, plan: VmPlan) -> None:
-        if not plan.writes:
+        # An action that has begun may be a start, which keeps its lease.
+        writes = [w for w in plan.writes if not (isinstance(w, DropLease) and w.machine_id in self._acting)]
+        if not writes:
             return
-        written = await store.write(plan.writes)
-        for write in plan.writes:
+        written = await store.write(writes)
+        for write in writes:
             self._metrics.writes.labels(type(write).__name__).inc()
-        self._metrics.writes_skipped.inc(len(plan.writes) - len(written))
+        self._metrics.writes_skipped.inc(len(writes) - len(written))
         for write in written:
             log.info("VM row written", change=str(write), machine=str(write.machine_id))
 
     async def _perform(self, store: VmStore, action: PowerAction) -> None:
-        """Perform one action. What the store does not let begin is no attempt: the domain was left alone."""
+        """Perform one action if it is still due when its turn has come: that may take a minute."""
+        again_seconds = AGAIN_SECONDS
         try:
-            attempt = record_attempt(self._attempts.get(action.machine_id), action, time.monotonic())
-            event_id = await store.begin_action(action, attempt.count)
-            if event_id is not None:
-                try:
+            async with self._hypervisor.action_slot():
+                event_id = None
+                if self._hypervisor.is_current(_get_target(action)):
+                    attempts = self._attempts.get(action.machine_id)
+                    attempt = record_accepted(attempts, action, time.monotonic()).accepted
+                    event_id = await store.begin_action(action, attempt, self._policy.host_boot)
+                # Without a row nothing is recorded: the domain was left alone.
+                if event_id is not None:
+                    again_seconds = 0.0
                     await self._perform_audited(store, action, event_id)
-                finally:
-                    self._attempts[action.machine_id] = replace(attempt, at=time.monotonic())
         finally:
             self._acting.discard(action.machine_id)
-            self._wake.set()
+            asyncio.get_running_loop().call_later(again_seconds, self._wake.set)
 
     async def _perform_audited(self, store: VmStore, action: PowerAction, event_id: UUID) -> None:
         """Perform an action whose audit row is written, and store its outcome."""
         log.info("VM action started", action=str(action), machine=str(action.machine_id))
+        # If this task is cancelled, the call may have been made.
+        result, error = "no_answer", "guestd did not wait for the answer"
+        try:
+            result, error = await self._call(action)
+        finally:
+            self._record(action, result, error)
+        if isinstance(action, Start) and result in ("refused", "not_sent"):
+            await store.delete_lease(action.machine_id)
+        await store.end_action(event_id, result if result == "done" else f"{result}: {error}")
+
+    async def _call(self, action: PowerAction) -> tuple[str, str]:
+        """Make the libvirt call of an action; returns done, refused, not_sent or no_answer, and the error."""
         try:
             error = await self._apply(action)
-            result = "done" if error is None else "refused"
+        except NotSent as exc:
+            return "not_sent", str(exc)
         except SourceLost as exc:
-            error, result = str(exc), "no_answer"
+            return "no_answer", str(exc)
+        return ("done", "") if error is None else ("refused", error)
+
+    def _record(self, action: PowerAction, result: str, error: str) -> None:
+        """Record the result of an action: only what libvirt accepted counts as done."""
         self._metrics.actions.labels(type(action).__name__.lower(), result).inc()
-        if error is not None:
-            log.warning(
-                "VM action failed, retrying after a delay",
-                action=str(action),
-                machine=str(action.machine_id),
-                error=error,
-            )
-        await store.end_action(event_id, "done" if error is None else f"{result}: {error}")
+        before, now = self._attempts.get(action.machine_id), time.monotonic()
+        if result == "done":
+            self._attempts[action.machine_id] = record_accepted(before, action, now)
+            return
+        self._attempts[action.machine_id] = record_failed(before, action, error, now)
+        log.warning(
+            "VM action failed, retrying after a delay",
+            action=str(action),
+            machine=str(action.machine_id),
+            error=error,
+        )
 
     async def _apply(self, action: PowerAction) -> str | None:
         """Make the libvirt call of an action; returns libvirt's error message, None on success."""
+        target = _get_target(action)
         match action:
             case Start():
-                error = await self._hypervisor.start(action.domain_uuid)
+                error = await self._hypervisor.start(target)
             case Resume():
-                error = await self._hypervisor.resume(action.domain_uuid)
+                error = await self._hypervisor.resume(target)
             case Suspend():
-                error = await self._hypervisor.suspend(action.domain_uuid)
+                error = await self._hypervisor.suspend(target)
             case Shutdown():
-                error = await self._hypervisor.shutdown(action.domain_uuid)
+                error = await self._hypervisor.shutdown(target)
             case Destroy():
-                error = await self._hypervisor.destroy(action.domain_uuid)
+                error = await self._hypervisor.destroy(target)
             case _:
                 raise AssertionError(action)
         return error
@@ -213,13 +262,16 @@ class VmReconciler:
             self._metrics.reports.labels(kind).set(kinds[kind])
 
 
+def _get_target(action: PowerAction) -> Target:
+    return Target(action.domain_uuid, action.name, action.state, action.boot)
+
+
 async def preview_vm_plan(hypervisor: Hypervisor, *, dsn: str, host_name: str, policy: VmPolicy) -> VmPlan:
     """Plan what a reconciler that starts now would do, with a connected hypervisor; changes nothing."""
     # No debounce: a single plan cannot wait for a domain that is off, or gone, to come back.
     long_ago = float("-inf")
     domains: list[Domain] = [replace(domain, since=long_ago) for domain in await hypervisor.observe()]
-    names = [domain.name for domain in domains]
-    host_id, machines = await read_host_machines(dsn, name=host_name, uri=hypervisor.uri, domains=names)
-    policy = replace(policy, host_id=host_id or UNKNOWN_HOST)
+    host_id, machines, silent_hosts = await read_host_machines(dsn, name=host_name, uri=hypervisor.uri, domains=domains)
+    policy = replace(policy, host_id=host_id or UNKNOWN_HOST, silent_hosts=silent_hosts)
     absences = find_absences({}, machines, domains, stops={}, host_id=policy.host_id, now=long_ago)
     return plan_vms(machines, domains, attempts={}, absences=absences, now=time.monotonic(), policy=policy)

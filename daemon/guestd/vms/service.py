@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
+
 from guestd.core.config import LibvirtSettings, Settings, get_host_name
 from guestd.core.tasks import TaskCoroutine
 from guestd.hypervisor.domain_stats import DomainStatsPoller
 from guestd.hypervisor.driver import Hypervisor
+from guestd.hypervisor.uri import get_transport
 from guestd.telemetry.registry import Telemetry, VmMetrics
-from guestd.vms.model import VmPlan, VmPolicy
+from guestd.vms.guard import digest_changes
+from guestd.vms.model import PowerAction, VmPlan, VmPolicy
 from guestd.vms.reconciler import UNKNOWN_HOST, VmReconciler, preview_vm_plan
+from guestd.vms.store import confirm_changes
 
 
 class VmService:
@@ -58,7 +64,44 @@ def build_policy(settings: LibvirtSettings) -> VmPolicy:
         may_destroy=settings.may_destroy,
         shutdown_seconds=settings.shutdown_seconds,
         channel_names=settings.channel_names,
+        most_changes=settings.most_changes,
+        most_changes_share=settings.most_changes_share,
+        host_boot=read_host_boot(settings.uri),
     )
+
+
+def read_host_boot(uri: str) -> str:
+    """Read the ID of this host's boot, empty if libvirt is on another machine."""
+    file = Path("/proc/sys/kernel/random/boot_id")
+    return file.read_text().strip() if get_transport(uri) == "unix" and file.exists() else ""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldChanges:
+    """The changes that an operator must confirm. `digest` names exactly these."""
+
+    count: int
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.count} changes of VMs are held; to confirm exactly these: guestd apply --vms {self.digest}"
+
+
+def list_held(plan: VmPlan) -> list[HeldChanges]:
+    """The changes that a plan holds, if there are any."""
+    return [HeldChanges(len(plan.held), digest_changes(plan.held))] if plan.held else []
+
+
+async def confirm_held(settings: Settings, digest: str) -> list[PowerAction]:
+    """Confirm the changes that are held now; returns those that it confirmed: none if they are not the digest's.
+
+    A change whose machine got another desired state meanwhile is left out. Raises SourceLost or StoreUnavailable.
+    """
+    held = (await preview_plan(settings)).held
+    if digest_changes(held) != digest:
+        return []
+    confirmed = await confirm_changes(settings.store.dsn, held)
+    return [action for action in held if action.machine_id in confirmed]
 
 
 async def preview_plan(settings: Settings) -> VmPlan:

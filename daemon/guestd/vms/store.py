@@ -15,14 +15,31 @@ import psycopg
 from psycopg.rows import dict_row
 
 from guestd.core.errors import StoreUnavailable
-from guestd.hypervisor.domains import Graphics
+from guestd.hypervisor.domains import Domain, Graphics
 from guestd.store.connection import ROW_SECONDS, check_schema, connection_to, listen, store_deadline
-from guestd.vms.model import Attempts, Claim, DomainFacts, KeepFacts, KeepGraphics, PowerAction, SetStatus, VmRow, Write
+from guestd.vms.model import (
+    SETTLED_STATUSES,
+    Attempts,
+    Claim,
+    DomainFacts,
+    DropLease,
+    KeepFacts,
+    KeepGraphics,
+    Lease,
+    PowerAction,
+    SetStatus,
+    TakeLease,
+    VmRow,
+    Write,
+)
 from guestd.vms.plan import HEALTHY_SECONDS
 from gueststore.queries import query
 
 # A host may write only machines that are assigned to it, so claims come first.
-WRITE_ORDER = ("vms/update_holder", "vms/update_status", "vms/upsert_graphics", "vms/upsert_domain")
+WRITE_ORDER = (
+    "vms/update_holder", "vms/take_lease", "vms/delete_lease", "vms/update_status", "vms/upsert_graphics",
+    "vms/upsert_domain",
+)  # fmt: skip
 
 
 class HostLocked(StoreUnavailable):
@@ -38,10 +55,10 @@ class VmStore:
         # Actions finish during a reconcile run and must not write into its transaction.
         self._lock = asyncio.Lock()
 
-    async def read_machines(self, names: Sequence[str]) -> list[VmRow]:
-        """Read the machines assigned to this host, and those with these domain names."""
+    async def read_machines(self, domains: Sequence[Domain]) -> tuple[list[VmRow], tuple[str, ...]]:
+        """Read the machines of this host and of these domains, and the other hosts that do not report."""
         async with self._lock, store_deadline(ROW_SECONDS):
-            return await _read_machines(self._connection, self.host_id, names)
+            return await _read_machines(self._connection, self.host_id, domains)
 
     async def write(self, writes: Sequence[Write]) -> list[Write]:
         """Write all in one transaction; returns those that changed a row. A row that changed meanwhile is skipped."""
@@ -62,23 +79,26 @@ class VmStore:
         return [write for (write, _, _), cursor in zip(statements, cursors, strict=True) if cursor.rowcount]
 
     async def read_attempts(self, now: float) -> dict[UUID, Attempts]:
-        """Read the last attempts of an earlier guestd on this host's machines. `now` is monotonic."""
+        """Read the last attempts of an earlier guestd that libvirt accepted. `now` is monotonic."""
         values = {"host_id": self.host_id, "healthy_seconds": HEALTHY_SECONDS}
         async with self._lock, store_deadline(ROW_SECONDS):
             cursor = await self._connection.execute(query("vms/read_attempts"), values)
             return {
-                machine_id: Attempts(desired, action.capitalize(), attempt, now - seconds_ago)
-                for machine_id, desired, action, attempt, seconds_ago in await cursor.fetchall()
+                machine_id: Attempts(desired, since, action.capitalize(), attempt, 0, now - seconds_ago)
+                for machine_id, desired, since, action, attempt, seconds_ago in await cursor.fetchall()
             }
 
-    async def begin_action(self, action: PowerAction, attempt: int) -> UUID | None:
-        """Insert the audit row of an action; None if the action must not run: host or desired state have changed.
+    async def begin_action(self, action: PowerAction, attempt: int, host_boot: str) -> UUID | None:
+        """Insert the audit row of an action, and take the lease of a machine that is to start.
 
-        `attempt` numbers consecutive attempts of the same action, from 1.
+        None if the action must not run: the host, the desired state, another program's work or another host's lease
+        forbid it. `attempt` numbers consecutive attempts of the same action, from 1.
         """
         values = {
             "host_id": self.host_id, "machine_id": action.machine_id, "name": action.name, "desired": action.desired,
             "action": type(action).__name__.lower(), "reason": action.why, "attempt": attempt,
+            "desired_since": action.desired_since, "statuses": sorted(SETTLED_STATUSES), "host_boot": host_boot,
+            "domain_uuid": action.domain_uuid,
         }  # fmt: skip
         async with self._lock, store_deadline(ROW_SECONDS):
             cursor = await self._connection.execute(query("vms/insert_event"), values)
@@ -89,6 +109,12 @@ class VmStore:
         """Store the outcome of an action."""
         async with self._lock, store_deadline(ROW_SECONDS):
             await self._connection.execute(query("vms/update_event"), {"event_id": event_id, "outcome": outcome})
+
+    async def delete_lease(self, machine_id: UUID) -> None:
+        """Give the lease of a machine back that was not started."""
+        values = {"machine_id": machine_id, "host_id": self.host_id}
+        async with self._lock, store_deadline(ROW_SECONDS):
+            await self._connection.execute(query("vms/delete_lease"), values)
 
     async def touch_host(self) -> None:
         """Store that libvirt on this host has just answered."""
@@ -117,15 +143,28 @@ async def open_vm_store(dsn: str, *, name: str, uri: str, version: str) -> Async
 
 
 async def read_host_machines(
-    dsn: str, *, name: str, uri: str, domains: Sequence[str]
-) -> tuple[UUID | None, list[VmRow]]:
-    """Read a host's ID (None before the first guestd there) and its machines; changes nothing."""
+    dsn: str, *, name: str, uri: str, domains: Sequence[Domain]
+) -> tuple[UUID | None, list[VmRow], tuple[str, ...]]:
+    """Read a host's ID (None before the first guestd there), its machines and the hosts that do not report."""
     async with connection_to(dsn) as connection:
         await check_schema(connection)
         async with store_deadline(ROW_SECONDS):
             cursor = await connection.execute(query("hosts/read_host"), {"name": name, "uri": uri})
             (host_id,) = await cursor.fetchone() or (None,)
-            return host_id, await _read_machines(connection, host_id, domains)
+            return host_id, *await _read_machines(connection, host_id, domains)
+
+
+async def confirm_changes(dsn: str, changes: Sequence[PowerAction]) -> set[UUID]:
+    """Confirm changes of the desired state that are held; returns the machines whose has not changed meanwhile."""
+    values = {
+        "ids": [change.machine_id for change in changes],
+        "since": [change.desired_since for change in changes],
+    }
+    async with connection_to(dsn) as connection:
+        await check_schema(connection)
+        async with store_deadline(ROW_SECONDS):
+            cursor = await connection.execute(query("vms/update_confirmed"), values)
+            return {machine_id for (machine_id,) in await cursor.fetchall()}
 
 
 async def listen_for_desired_state(dsn: str, changed: asyncio.Event) -> None:
@@ -138,15 +177,22 @@ async def listen_for_desired_state(dsn: str, changed: asyncio.Event) -> None:
 
 
 async def _read_machines(
-    connection: psycopg.AsyncConnection[Any], host_id: UUID | None, names: Sequence[str]
-) -> list[VmRow]:
+    connection: psycopg.AsyncConnection[Any], host_id: UUID | None, domains: Sequence[Domain]
+) -> tuple[list[VmRow], tuple[str, ...]]:
+    values = {
+        "host_id": host_id,
+        "names": [domain.name for domain in domains],
+        "uuids": [domain.uuid for domain in domains],
+    }
     async with connection.cursor(binary=True, row_factory=dict_row) as cursor:
-        await cursor.execute(query("vms/read_machines"), {"host_id": host_id, "names": list(names)})
-        return [_build_row(row) for row in await cursor.fetchall()]
+        await cursor.execute(query("vms/read_machines"), values)
+        machines = [_build_row(row) for row in await cursor.fetchall()]
+        await cursor.execute(query("vms/read_silent_hosts"), {"host_id": host_id})
+        return machines, tuple(row["name"] for row in await cursor.fetchall())
 
 
 def _build_row(row: Mapping[str, Any]) -> VmRow:
-    graphics = facts = None
+    graphics = facts = lease = None
     if row["hasGraphics"]:
         graphics = Graphics(row["graphicProtocol"], row["graphicPort"], row["graphicHost"])
     if row["hasFacts"]:
@@ -158,7 +204,10 @@ def _build_row(row: Mapping[str, Any]) -> VmRow:
             memory_kib=row["memoryKB"],
             channel=row["channel"],
             problem=row["problem"],
+            reached_since=row["reachedSince"],
         )
+    if row["leaseHostId"] is not None:
+        lease = Lease(row["leaseHostId"], row["leaseHostName"], row["leaseHostBoot"], row["leaseDomainUuid"])
     return VmRow(
         id=row["id"],
         name=row["internalName"],
@@ -170,6 +219,9 @@ def _build_row(row: Mapping[str, Any]) -> VmRow:
         ram_gb=row["ramGB"],
         graphics=graphics,
         facts=facts,
+        desired_since=row["desiredSince"],
+        confirmed_since=row["confirmedSince"],
+        lease=lease,
     )
 
 
@@ -178,6 +230,12 @@ def _build_statement(write: Write) -> tuple[str, dict[str, Any]]:
     match write:
         case Claim():
             return "vms/update_holder", {"holder": write.holder, "reason": write.why}
+        case TakeLease():
+            return "vms/take_lease", {
+                "holder": write.holder, "host_boot": write.host_boot, "domain_uuid": write.domain_uuid,
+            }  # fmt: skip
+        case DropLease():
+            return "vms/delete_lease", {}
         case SetStatus():
             return "vms/update_status", {"before": write.before, "after": write.after, "reason": write.why}
         case KeepGraphics(graphics=graphics):
@@ -187,4 +245,5 @@ def _build_statement(write: Write) -> tuple[str, dict[str, Any]]:
             return "vms/upsert_domain", {
                 "domain_uuid": facts.domain_uuid, "state": facts.state, "reason": facts.reason, "vcpus": facts.vcpus,
                 "memory_kib": facts.memory_kib, "channel": facts.channel, "problem": facts.problem,
+                "reached_since": facts.reached_since,
             }  # fmt: skip

@@ -1,19 +1,48 @@
--- Records that an action on a domain begins. One row: id. %(host_id)s, %(machine_id)s: uuid. %(name)s, %(action)s,
--- %(reason)s, %(desired)s: text. %(attempt)s: integer.
--- No row when the host no longer holds the machine or its desired state has changed: then the action must not run.
+-- Records that an action on a domain begins; a start takes the machine's lease with it. One row: id.
+-- %(host_id)s, %(machine_id)s, %(domain_uuid)s: uuid. %(name)s, %(action)s, %(reason)s, %(desired)s, %(host_boot)s: text.
+-- %(desired_since)s: timestamptz, may be NULL. %(attempt)s: integer. %(statuses)s: text[], in which guestd may act.
+-- No row when the action must not run: the host no longer holds the machine, its desired state has changed or is being
+-- changed, another program works on it, or another host has its lease.
+WITH due AS (
+    SELECT machine."id"
+    FROM "Machine" AS machine
+    WHERE
+        machine."id" = %(machine_id)s
+        AND machine."hostId" = %(host_id)s
+        AND machine."desiredStatus" = %(desired)s
+        AND machine."desiredSince" IS NOT DISTINCT FROM %(desired_since)s::timestamptz
+        AND machine."status" = ANY(%(statuses)s::text [])
+    FOR SHARE SKIP LOCKED
+),
+
+lease AS (
+    INSERT INTO "MachineLease" ("machineId", "hostId", "hostBoot", "domainUuid")
+    SELECT
+        due."id",
+        %(host_id)s,
+        %(host_boot)s,
+        %(domain_uuid)s
+    FROM due
+    WHERE %(action)s::text = 'start'
+    ON CONFLICT ("machineId") DO UPDATE
+        SET
+            "hostBoot" = excluded."hostBoot",
+            "domainUuid" = excluded."domainUuid",
+            "takenAt" = now()
+        WHERE "MachineLease"."hostId" = excluded."hostId"
+    RETURNING "machineId"
+)
+
 INSERT INTO "ReconcileEvent" ("hostId", "machineId", "name", "action", "reason", "outcome", "desired", "attempt")
 SELECT
     %(host_id)s,
-    machine."id",
+    due."id",
     %(name)s,
     %(action)s,
     %(reason)s,
     'begun',
     %(desired)s,
     %(attempt)s::integer
-FROM "Machine" AS machine
-WHERE
-    machine."id" = %(machine_id)s
-    AND machine."hostId" = %(host_id)s
-    AND machine."desiredStatus" = %(desired)s
+FROM due
+WHERE %(action)s::text <> 'start' OR EXISTS (SELECT FROM lease)
 RETURNING "id";

@@ -1,10 +1,13 @@
--- The machines that a host holds and those of the given domains, with their graphics and domain facts.
--- %(host_id)s: uuid, NULL for none. %(names)s: text[]. guestd.vms.store reads the columns by name.
+-- The machines that a host holds or has a lease of, and those of the given domains, with their graphics, domain facts
+-- and leases. %(host_id)s: uuid, NULL for none. %(names)s: text[]. %(uuids)s: uuid[], of these domains.
+-- guestd.vms.store reads the columns by name.
 SELECT
     machine."id",
     machine."internalName",
     machine."status",
     machine."desiredStatus",
+    machine."desiredSince",
+    machine."confirmedSince",
     machine."hostId",
     coalesce(host."lastSeen" > now() - INTERVAL '60 seconds', FALSE) AS "isHolderLive",
     machine."cpuCores",
@@ -20,10 +23,21 @@ SELECT
     domain."vcpus",
     domain."memoryKB",
     domain."channel",
-    domain."problem"
+    domain."problem",
+    domain."reachedSince",
+    lease."hostId" AS "leaseHostId",
+    lease."hostBoot" AS "leaseHostBoot",
+    lease."domainUuid" AS "leaseDomainUuid",
+    coalesce(leased."name", '') AS "leaseHostName"
 FROM "Machine" AS machine
 LEFT JOIN "Host" AS host ON machine."hostId" = host."id"
 LEFT JOIN "MachineConfiguration" AS configuration ON machine."id" = configuration."machineId"
 LEFT JOIN "MachineDomain" AS domain ON machine."id" = domain."machineId"
-WHERE machine."hostId" = %(host_id)s::uuid OR machine."internalName" = ANY(%(names)s::text [])
+LEFT JOIN "MachineLease" AS lease ON machine."id" = lease."machineId"
+LEFT JOIN "Host" AS leased ON lease."hostId" = leased."id"
+WHERE
+    machine."hostId" = %(host_id)s::uuid
+    OR lease."hostId" = %(host_id)s::uuid
+    OR machine."internalName" = ANY(%(names)s::text [])
+    OR domain."domainUuid" = ANY(%(uuids)s::uuid [])
 ORDER BY machine."id";

@@ -1,8 +1,8 @@
 -- The facts about a machine's domain, while the host holds the machine. %(machine_id)s, %(host_id)s: uuid.
 -- %(domain_uuid)s: uuid, may be NULL. %(state)s, %(reason)s, %(channel)s, %(problem)s: text, the last may be NULL.
--- %(vcpus)s: integer. %(memory_kib)s: bigint.
+-- %(vcpus)s: integer. %(memory_kib)s: bigint. %(reached_since)s: timestamptz, may be NULL.
 INSERT INTO "MachineDomain" (
-    "machineId", "domainUuid", "state", "reason", "vcpus", "memoryKB", "channel", "problem"
+    "machineId", "domainUuid", "state", "reason", "vcpus", "memoryKB", "channel", "problem", "reachedSince"
 )
 SELECT
     machine."id",
@@ -12,7 +12,8 @@ SELECT
     %(vcpus)s,
     %(memory_kib)s,
     %(channel)s,
-    %(problem)s
+    %(problem)s,
+    %(reached_since)s::timestamptz
 FROM "Machine" AS machine
 WHERE machine."id" = %(machine_id)s AND machine."hostId" = %(host_id)s
 ON CONFLICT ("machineId") DO UPDATE SET
@@ -23,4 +24,5 @@ ON CONFLICT ("machineId") DO UPDATE SET
     "memoryKB" = excluded."memoryKB",
     "channel" = excluded."channel",
     "problem" = excluded."problem",
+    "reachedSince" = excluded."reachedSince",
     "changedAt" = now();

@@ -20,7 +20,7 @@ from guestd.hypervisor.driver import Hypervisor
 from guestd.telemetry.domains import Statistics, build_families
 from guestd.telemetry.exposition import render
 from guestd.telemetry.registry import Telemetry, VmMetrics
-from support.libvirt import domain_xml, running, uri_of
+from support.libvirt import domain_xml, running, target_of, uri_of
 
 pytestmark = pytest.mark.asyncio
 
@@ -45,7 +45,7 @@ async def test_every_running_domain_has_statistics(tmp_path: Path) -> None:
         poller = DomainStatsPoller(uri, lambda: hypervisor.domains, metrics=VmMetrics())
         await poller.poll_once()
         assert states(poller) == {"one": 1, "two": 1}
-        await hypervisor.destroy(next(domain.uuid for domain in hypervisor.domains if domain.name == "two"))
+        await hypervisor.destroy(next(target_of(domain) for domain in hypervisor.domains if domain.name == "two"))
         await hypervisor.observe()
         await poller.poll_once()
         assert states(poller) == {"one": 1}

@@ -5,6 +5,8 @@ import socket
 import threading
 import time
 import weakref
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -14,12 +16,12 @@ from prometheus_client import CollectorRegistry
 from tools.harness.waiting import eventually
 
 from guestd.core.errors import SourceLost
-from guestd.hypervisor.blocking import BlockingCalls
+from guestd.hypervisor.blocking import BlockingCalls, NotSent
 from guestd.hypervisor.connection import open_read_only, start_closing
-from guestd.hypervisor.domains import DomainChannel
+from guestd.hypervisor.domains import Domain, DomainChannel
 from guestd.hypervisor.driver import Hypervisor
 from guestd.telemetry.registry import VmMetrics
-from support.libvirt import AGENT_CHANNEL, domain_xml, own_connection, running, uri_of, wait_for_domain
+from support.libvirt import AGENT_CHANNEL, domain_xml, own_connection, running, target_of, uri_of, wait_for_domain
 
 pytestmark = pytest.mark.asyncio
 
@@ -101,24 +103,68 @@ async def test_a_domain_that_is_defined_or_undefined_is_observed(tmp_path: Path)
 
 async def test_every_action_changes_the_domain(tmp_path: Path) -> None:
     async with running(of_two(tmp_path)) as hypervisor:
-        one = UUID(int=1)
-        assert await hypervisor.suspend(one) is None
-        await wait_for_domain(hypervisor, "one", lambda domain: domain.state == "paused")
-        assert await hypervisor.resume(one) is None
-        await wait_for_domain(hypervisor, "one", lambda domain: domain.state == "running")
-        assert await hypervisor.shutdown(one) is None
-        await wait_for_domain(hypervisor, "one", lambda domain: domain.state == "shutoff")
-        assert await hypervisor.start(one) is None
-        await wait_for_domain(hypervisor, "one", lambda domain: domain.state == "running")
-        assert await hypervisor.destroy(one) is None
-        await wait_for_domain(hypervisor, "one", lambda domain: domain.state == "shutoff")
+        one = await wait_for_domain(hypervisor, "one", lambda domain: domain.state == "running")
+        for act, expected in (
+            (hypervisor.suspend, "paused"),
+            (hypervisor.resume, "running"),
+            (hypervisor.shutdown, "shutoff"),
+            (hypervisor.start, "running"),
+            (hypervisor.destroy, "shutoff"),
+        ):
+            assert await act(target_of(one)) is None
+            one = await wait_for_domain(hypervisor, "one", partial(is_current_in, hypervisor, expected))
+
+
+def is_current_in(hypervisor: Hypervisor, state: str, domain: Domain) -> bool:
+    return domain.state == state and hypervisor.is_current(target_of(domain))
 
 
 async def test_a_refused_action_returns_the_error_and_keeps_the_connection(tmp_path: Path) -> None:
     async with running(of_two(tmp_path)) as hypervisor:
-        assert "already running" in str(await hypervisor.start(UUID(int=1)))
-        assert "Domain not found" in str(await hypervisor.start(UUID(int=9)))
+        one = await wait_for_domain(hypervisor, "one", lambda domain: domain.state == "running")
+        assert "already running" in str(await hypervisor.start(target_of(one)))
+        assert "Domain not found" in str(await hypervisor.start(replace(target_of(one), uuid=UUID(int=9))))
         assert len(await hypervisor.observe()) == 2
+
+
+async def test_libvirt_is_not_called_for_a_domain_that_is_no_longer_as_observed(tmp_path: Path) -> None:
+    async with running(of_two(tmp_path)) as hypervisor:
+        one = await wait_for_domain(hypervisor, "one", lambda domain: domain.state == "running")
+        target = target_of(one)
+        for changed in (
+            replace(target, name="two"),
+            replace(target, state="paused"),
+            replace(target, boot=replace(target.boot, id=99)),
+            replace(target, boot=replace(target.boot, event=99)),
+            replace(target, boot=replace(target.boot, connection=99)),
+        ):
+            with pytest.raises(NotSent):
+                await hypervisor.destroy(changed)
+        # Started again by somebody since: another run of the same domain, in the same state.
+        domain = own_connection(hypervisor).lookupByName("one")
+        domain.destroy()
+        domain.create()
+        with pytest.raises(NotSent):
+            await hypervisor.destroy(target)
+        assert domain.isActive()
+
+
+async def test_every_lifecycle_event_and_each_connection_begins_another_boot(tmp_path: Path) -> None:
+    hypervisor = of_two(tmp_path)
+    async with running(hypervisor):
+        one = await wait_for_domain(hypervisor, "one", lambda domain: domain.state == "running")
+        assert (await hypervisor.observe(), hypervisor.is_current(target_of(one)))[1]
+        domain = own_connection(hypervisor).lookupByName("one")
+        domain.suspend()
+        domain.resume()
+        again = await wait_for_domain(hypervisor, "one", lambda each: each.boot.event >= 2)
+        assert (again.state, again.boot.id) == ("running", one.boot.id)
+        assert not hypervisor.is_current(target_of(one))
+        hypervisor._on_boot_event(one.uuid)  # a reboot, of which the test driver sends no event
+        assert not hypervisor.is_current(target_of(again))
+    async with running(hypervisor):
+        assert not hypervisor.is_current(target_of(again))
+        assert (await wait_for_domain(hypervisor, "one", lambda _: True)).boot.connection == 2
 
 
 async def test_the_version_names_libvirt_and_its_driver(tmp_path: Path) -> None:
