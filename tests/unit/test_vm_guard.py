@@ -1,0 +1,113 @@
+"""A plan that changes too many machines at once is held until an operator confirms exactly that."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from guestd.hypervisor.domains import Domain
+from guestd.vms import plan
+from guestd.vms.guard import count_allowed, digest_changes
+from guestd.vms.model import VmPlan, VmRow
+from support.vm_world import BORN, SINCE, THERE, domain, facts_of, machine, policy
+
+
+def plan_of(machines: list[VmRow], domains: list[Domain], **changes: object) -> VmPlan:
+    return plan.plan_vms(machines, domains, attempts={}, absences={}, now=BORN, policy=policy(**changes))
+
+
+def many(count: int, **changes: Any) -> list[VmRow]:
+    return [machine(number, desired="off", desired_since=SINCE, **changes) for number in range(1, count + 1)]
+
+
+def running(count: int) -> list[Domain]:
+    return [domain(number) for number in range(1, count + 1)]
+
+
+def test_an_update_of_all_machines_is_held_and_reported() -> None:
+    found = plan_of(many(12), running(12), most_changes=10)
+    assert (found.actions, len(found.held)) == ((), 12)
+    held = [report for report in found.reports if report.kind == "held"]
+    assert str(held[0]) == (
+        "held: vm1: shutdown vm1: running, desired state is off: held: more than 10 VMs would change at once;"
+        " guestd plan shows how to confirm it"
+    )
+    assert len(held) == 12
+
+
+@pytest.mark.parametrize(("count", "is_held"), [(1, False), (2, False), (3, True), (10, True)])
+def test_half_of_the_machines_may_change_at_once_and_always_two(count: int, is_held: bool) -> None:
+    found = plan_of(many(count), running(count), most_changes=10, most_changes_share=0.5)
+    assert (len(found.held), len(found.actions)) == ((count, 0) if is_held else (0, count))
+
+
+def test_only_the_machines_of_this_host_are_counted_for_the_share() -> None:
+    machines = [*many(4), machine(9, host_id=THERE)]
+    assert count_allowed(machines, policy(most_changes=10, most_changes_share=0.75)) == 3
+    assert count_allowed(machines, policy(most_changes=10, most_changes_share=0.8)) == 3
+    assert count_allowed(many(100), policy(most_changes=10, most_changes_share=0.5)) == 10
+    assert count_allowed([], policy(most_changes=0, most_changes_share=0.0)) == 2
+
+
+def test_what_is_confirmed_is_not_held_and_not_counted() -> None:
+    confirmed = many(12, confirmed_since=SINCE)
+    found = plan_of(confirmed, running(12), most_changes=10)
+    assert (len(found.actions), found.held) == (12, ())
+    later = [replace(row, desired_since=SINCE + timedelta(seconds=1)) for row in confirmed]
+    assert len(plan_of(later, running(12), most_changes=10).held) == 12
+    two = [*confirmed[:10], *many(12)[10:]]
+    assert plan_of(two, running(12), most_changes=2).held == ()
+    three = [*confirmed[:9], *many(12)[9:]]
+    found = plan_of(three, running(12), most_changes=2)
+    assert [action.name for action in found.held] == ["vm10", "vm11", "vm12"]
+    assert len(found.actions) == 9
+
+
+def test_a_desired_state_without_a_time_is_never_confirmed() -> None:
+    rows = [replace(row, desired_since=None, confirmed_since=None) for row in many(12)]
+    assert len(plan_of(rows, running(12), most_changes=10).held) == 12
+
+
+def test_machines_that_ran_as_desired_and_crashed_are_started_all_at_once() -> None:
+    domains = [domain(number, "shutoff", "crashed") for number in range(1, 13)]
+    reached = [
+        machine(number, "off", desired="running", desired_since=SINCE, facts=facts_of(seen, reached_since=SINCE))
+        for number, seen in enumerate(domains, 1)
+    ]
+    assert len(plan_of(reached, domains, most_changes=10).actions) == 12
+    for row in (
+        replace(reached[0], facts=None),
+        replace(reached[0], facts=facts_of(domains[0], reached_since=SINCE - timedelta(days=1))),
+    ):
+        rows = [replace(row, id=each.id, name=each.name) for each in reached]
+        rows = [replace(each, facts=row.facts and replace(row.facts, domain_uuid=None)) for each in rows]
+        assert len(plan_of(rows, domains, most_changes=10).held) == 12
+
+
+def test_machines_that_somebody_started_although_they_should_be_off_are_held() -> None:
+    rows = [replace(row, facts=facts_of(domain(number), reached_since=SINCE)) for number, row in enumerate(many(12), 1)]
+    assert len(plan_of(rows, running(12), most_changes=10).held) == 12
+
+
+def test_a_reached_state_is_stored_and_stays_until_another_is_reached() -> None:
+    reached = machine(desired="running", desired_since=SINCE)
+    stored = plan_of([reached], [domain()]).writes[-1]
+    assert stored.facts.reached_since == SINCE  # type: ignore[union-attr]
+    wanted = replace(reached, desired="off", desired_since=BORN, facts=stored.facts)  # type: ignore[union-attr, arg-type]
+    paused = plan_of([wanted], [domain(state="paused", reason="user")]).writes[-1]
+    assert paused.facts.reached_since == SINCE  # type: ignore[union-attr]
+    assert plan_of([machine()], [domain()]).writes[-1].facts.reached_since is None  # type: ignore[union-attr]
+
+
+def test_the_digest_names_exactly_a_set_of_changes() -> None:
+    first = plan_of(many(12), running(12), most_changes=10).held
+    assert digest_changes(first) == digest_changes(tuple(reversed(first)))
+    others = (
+        first[1:],
+        (replace(first[0], desired="suspended"), *first[1:]),
+        (replace(first[0], desired_since=SINCE + timedelta(milliseconds=1)), *first[1:]),
+        (replace(first[0], desired_since=None), *first[1:]),
+    )
+    assert len({digest_changes(each) for each in (first, *others)}) == 5
+    assert len(digest_changes(())) == 12

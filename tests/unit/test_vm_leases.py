@@ -1,0 +1,176 @@
+"""Which host may start a machine, and what a host writes of a machine's lease."""
+
+from dataclasses import replace
+from uuid import UUID
+
+import pytest
+
+from guestd.hypervisor.domains import KNOWN_ENDS, Domain
+from guestd.vms import plan
+from guestd.vms.leases import ELSEWHERE_SECONDS, RELEASE
+from guestd.vms.model import Absence, DomainFacts, DropLease, KeepFacts, Lease, TakeLease, VmPlan, VmRow
+from support.vm_world import BORN, HERE, THERE, domain, facts_of, machine, policy, steps
+
+OURS = Lease(HERE, "here", "boot 1", UUID(int=101))
+EARLIER = replace(OURS, host_boot="boot 0")
+THEIRS = Lease(THERE, "there", "boot 1", UUID(int=101))
+START = ["start vm1: off, desired state is running"]
+MIGRATED = (
+    f"elsewhere: vm1: not started: libvirt does not report how it ended here, so it may have been migrated; {RELEASE}"
+)
+
+
+def row(lease: Lease | None, **changes: object) -> VmRow:
+    return replace(machine(status="off", desired="running", lease=lease), **changes)  # type: ignore[arg-type]
+
+
+def off(reason: str = "unknown") -> Domain:
+    return domain(state="shutoff", reason=reason)
+
+
+def leases_of(machine_row: VmRow, seen: Domain | None, **changes: object) -> list[TakeLease | DropLease]:
+    found = plan_of(machine_row, seen, **changes)
+    return [step for step in found.writes if isinstance(step, TakeLease | DropLease)]
+
+
+def plan_of(machine_row: VmRow, seen: Domain | None, **changes: object) -> VmPlan:
+    absences = {machine_row.id: Absence(BORN - 900, None)}
+    return plan.plan_vms(
+        [machine_row], [seen] if seen else [], attempts={}, absences=absences, now=BORN, policy=policy(**changes)
+    )  # fmt: skip
+
+
+def test_a_machine_that_no_host_runs_is_started() -> None:
+    assert steps(row(None), off()) == START
+    assert steps(row(None), off("destroyed")) == START
+
+
+def test_a_machine_whose_lease_another_host_has_is_not_started() -> None:
+    text = f"elsewhere: vm1: not started: host there runs it, or may run it; {RELEASE}"
+    for reason in ("unknown", *KNOWN_ENDS):
+        assert steps(row(THEIRS), off(reason)) == [text]
+
+
+@pytest.mark.parametrize("reason", sorted(KNOWN_ENDS))
+def test_a_machine_that_ended_here_is_started_again(reason: str) -> None:
+    assert steps(row(OURS), off(reason)) == START
+    assert steps(row(EARLIER), off(reason), silent_hosts=("there",)) == START
+
+
+def test_a_machine_that_ended_here_in_a_way_that_is_not_known_is_not_started_in_the_same_boot_of_the_host() -> None:
+    assert steps(row(OURS), off()) == [MIGRATED]
+    assert steps(row(replace(OURS, host_boot="")), off()) == [MIGRATED]
+    # Where libvirt is on another machine, its boot is not known.
+    assert steps(row(EARLIER), off(), host_boot="") == [MIGRATED]
+    # What is known of another domain says nothing of this one.
+    assert steps(row(replace(OURS, domain_uuid=UUID(int=9))), off("destroyed")) == [MIGRATED]
+
+
+def test_after_a_restart_of_the_host_a_machine_is_started_when_all_hosts_report_and_none_claims_it() -> None:
+    silent = f"elsewhere: vm1: not started: it may run on a host that does not report: a, b; {RELEASE}"
+    assert steps(row(EARLIER), off(), silent_hosts=("a", "b")) == [silent]
+    seen = domain(state="shutoff", since=BORN - ELSEWHERE_SECONDS + 1)
+    assert (steps(row(EARLIER), seen), plan_of(row(EARLIER), seen).recheck_seconds) == ([], 1)
+    assert steps(row(EARLIER), domain(state="shutoff", since=BORN - ELSEWHERE_SECONDS)) == START
+
+
+def test_nothing_is_started_before_the_other_hosts_could_report() -> None:
+    assert steps(row(None), off(), starts_from=BORN + 1) == []
+    assert plan_of(row(None), off(), starts_from=BORN + 1).recheck_seconds == 1
+    assert steps(row(None), off(), starts_from=BORN) == START
+
+
+def test_a_lease_concerns_starts_only() -> None:
+    running = machine(desired="off", lease=THEIRS)
+    assert steps(running, domain()) == ["shutdown vm1: running, desired state is off"]
+
+
+def test_a_host_takes_the_lease_of_what_is_active_there() -> None:
+    taken = TakeLease(UUID(int=1), "vm1", None, "boot 1", UUID(int=101))
+    assert leases_of(machine(), domain()) == [taken]
+    assert leases_of(machine(host_id=THERE), domain()) == [taken]
+    assert leases_of(machine(lease=OURS), domain()) == []
+    for lease in (EARLIER, replace(OURS, domain_uuid=UUID(int=9)), THEIRS):
+        assert leases_of(machine(lease=lease), domain()) == [replace(taken, holder=lease.host_id)]
+    assert leases_of(machine(host_id=THERE, lease=EARLIER), domain()) == [replace(taken, holder=HERE)]
+
+
+def test_a_host_that_cannot_claim_a_machine_does_not_take_its_lease() -> None:
+    held = machine(host_id=THERE, lease=THEIRS, facts=facts_of(domain()))
+    assert leases_of(held, domain()) == []
+    migrated = domain(reason="migrated")
+    assert leases_of(held, migrated) == [TakeLease(UUID(int=1), "vm1", THERE, "boot 1", UUID(int=101))]
+
+
+@pytest.mark.parametrize("state", [("paused", "migration"), ("paused", "starting_up"), ("nostate", "unknown")])
+def test_while_a_domain_is_on_its_way_the_lease_stays(state: tuple[str, str]) -> None:
+    for lease in (None, OURS, THEIRS):
+        assert leases_of(machine(lease=lease), domain(1, *state, is_active=True)) == []
+
+
+def test_a_lease_is_given_back_when_the_domain_has_ended_here() -> None:
+    dropped = [DropLease(UUID(int=1), "vm1", "its domain is shutoff (destroyed)")]
+    assert leases_of(machine(lease=OURS), off("destroyed")) == dropped
+    assert leases_of(machine(host_id=THERE, lease=OURS), off("destroyed")) == dropped
+    assert leases_of(machine(lease=OURS), domain(state="shutoff", reason="destroyed", since=BORN)) == []
+    for kept in (off(), off("migrated")):
+        assert leases_of(machine(lease=OURS), kept) == []
+    for lease in (None, THEIRS, replace(OURS, domain_uuid=UUID(int=9))):
+        assert leases_of(machine(lease=lease), off("destroyed")) == []
+
+
+def gone(reason: str, lease: Lease | None) -> VmRow:
+    return machine(status="off", lease=lease, facts=facts_of(domain(state="shutoff", reason=reason)))
+
+
+def test_the_lease_of_a_domain_that_is_gone_is_given_back_when_it_ended_here() -> None:
+    assert leases_of(gone("destroyed", OURS), None) == [
+        DropLease(UUID(int=1), "vm1", "its domain is gone (destroyed)")
+    ]  # fmt: skip
+    for reason in ("migrated", "unknown"):
+        assert leases_of(gone(reason, OURS), None) == []
+    for lease in (None, THEIRS, replace(OURS, domain_uuid=UUID(int=9))):
+        assert leases_of(gone("destroyed", lease), None) == []
+    never = plan.plan_vms([gone("destroyed", OURS)], [], attempts={}, absences={}, now=BORN, policy=policy())
+    assert not any(isinstance(step, DropLease) for step in never.writes)
+
+
+@pytest.mark.parametrize("seen", [domain(), off("destroyed")])
+def test_another_domain_under_the_machines_name_is_reported_and_not_powered(seen: Domain) -> None:
+    other = DomainFacts(UUID(int=9), "shutoff", "destroyed", 1, 1, "absent", None)
+    for desired in ("running", "off", "suspended"):
+        held = machine(status="off", desired=desired, facts=other)
+        found = plan_of(held, seen, may_destroy=True)
+        assert found.actions == ()
+        (report,) = found.reports
+        assert (report.kind, str(UUID(int=9)) in report.text, str(seen.uuid) in report.text) == ("replaced", True, True)
+        (stored,) = [step.facts for step in found.writes if isinstance(step, KeepFacts)]
+        assert (stored.domain_uuid, stored.problem) == (UUID(int=9), report.text)
+    # An operator accepts it.
+    accepted = machine(status="off", desired="off", facts=replace(other, domain_uuid=None))
+    (stored,) = [step.facts for step in plan_of(accepted, seen).writes if isinstance(step, KeepFacts)]
+    assert stored.domain_uuid == seen.uuid
+    # It does not take the lease of the machine's own domain.
+    assert leases_of(machine(lease=replace(OURS, domain_uuid=UUID(int=9)), facts=other), domain()) == []
+
+
+def test_a_machine_whose_domain_has_another_name_is_reported_and_not_off() -> None:
+    renamed = replace(domain(), name="other")
+    held = machine(desired="running", facts=facts_of(domain()))
+    found = plan_of(held, renamed)
+    text = f"its domain, UUID {renamed.uuid}, has the name other here: rename the domain, or set internalName"
+    assert [(report.kind, report.name) for report in found.reports] == [("unmatched", "other"), ("renamed", "vm1")]
+    assert [str(step) for step in found.writes] == [
+        "lease of vm1: taken, its domain is active here",
+        f"facts of vm1: running (unknown), {text}",
+    ]
+    assert found.actions == ()
+    known = machine(facts=facts_of(domain(), problem=text), lease=OURS)
+    assert plan_of(known, renamed).writes == ()
+    assert leases_of(machine(facts=facts_of(domain()), lease=OURS), replace(off("destroyed"), name="other")) == []
+
+
+def test_another_host_that_has_the_machines_domain_under_another_name_takes_its_lease() -> None:
+    held = machine(host_id=THERE, facts=facts_of(domain()))
+    (taken,) = plan_of(held, replace(domain(), name="other")).writes
+    assert isinstance(taken, TakeLease)
