@@ -5,8 +5,9 @@
     MqttSource -> MqttGate --+             |
                                            +-> on_prepared: rate limit, latest samples; on_stored: maintenance
 
-Start: spool, pages, READY, then all tasks at once. Stop: the sources end, the writer drains the spool within the grace
-period, the rest stays in the spool for the next start.
+Start: spool, pages, READY, then all tasks at once. Every task but the spool's is supervised: one that fails is started
+again. Only a spool that is lost, or a database that this guestd cannot work with, ends guestd. Stop: the sources end,
+the writer drains the spool within the grace period, the rest stays in the spool for the next start.
 """
 
 from __future__ import annotations
@@ -16,13 +17,15 @@ import gc
 import resource
 import secrets
 import signal
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, TypeVar
 from uuid import UUID
 
 import structlog
@@ -30,10 +33,11 @@ import structlog
 from guestd import __version__
 from guestd.core.address import format_url
 from guestd.core.config import CommandLines, Settings, get_host_name
-from guestd.core.errors import ConfigError
+from guestd.core.errors import ConfigError, SpoolLost
 from guestd.core.machines import MachineRegistry
 from guestd.core.secrets import read_secret
-from guestd.core.tasks import TaskCoroutine, run_until
+from guestd.core.supervision import Supervisor
+from guestd.core.tasks import Backoff, TaskCoroutine, TaskFunction, UnexpectedExit, run_until
 from guestd.filters.service import FilterService
 from guestd.ingest.discovery import ChannelDiscovery, DirectoryDiscovery, LibvirtDiscovery
 from guestd.ingest.gate import Gate
@@ -61,10 +65,13 @@ from guestd.vms.service import VmService
 from guestd.wire import signing
 
 log = structlog.get_logger()
+T = TypeVar("T")
 
 # Threads for calls that wait for a disk or a peer: more than guestd has places that make one, each of which makes one
 # at a time (tests/meta/test_blocking_calls.py). So no such call waits for another. The pages have threads of their own.
 BLOCKING_CALLS = 32
+# Machines are rarely deleted, and what is remembered of one is small.
+FORGET_SECONDS = 600.0
 # Without a store only the spool's last commit is worth waiting for.
 NO_STORE_GRACE_SECONDS = 1.0
 
@@ -84,6 +91,8 @@ async def run(settings: Settings, reread: Callable[[], Settings]) -> None:
             fix=exposure.fix,
         )
     telemetry = Telemetry()
+    supervisor = Supervisor(count_failure=telemetry.tasks.count_failure, show_failing=telemetry.tasks.show_failing)
+    _note_bugs_outside_of_tasks(supervisor)
     async with AsyncExitStack() as resources:
         spool = open_spool(
             Path(settings.spool.directory),
@@ -92,7 +101,7 @@ async def run(settings: Settings, reread: Callable[[], Settings]) -> None:
             metrics=telemetry.spool,
         )
         resources.callback(spool.close)
-        parts = _wire(settings, reread, telemetry, spool)
+        parts = _wire(settings, reread, telemetry, spool, supervisor)
         port = await resources.enter_async_context(
             serve_pages(
                 telemetry,
@@ -112,7 +121,7 @@ async def run(settings: Settings, reread: Callable[[], Settings]) -> None:
         await run_until(
             stop,
             inputs=parts.inputs(),
-            drains={"spool": spool.run(), "writer": parts.writer.run()},
+            drains=parts.drains(),
             background=parts.background(),
             seal=lambda: _seal(spool),
             grace_seconds=parts.grace_seconds,
@@ -124,6 +133,7 @@ async def run(settings: Settings, reread: Callable[[], Settings]) -> None:
 class _Parts:
     """The parts that run until guestd is stopped."""
 
+    supervisor: Supervisor
     spool: Spool
     gate: Gate
     writer: Writer
@@ -138,27 +148,47 @@ class _Parts:
     rollup_refresher: RollupRefresher
 
     def inputs(self) -> dict[str, TaskCoroutine]:
-        mqtt = {"mqtt": self.mqtt_source.run()} if self.mqtt_source else {}
-        return {"virtio": self.virtio_source.run()} | mqtt
+        mqtt = {"mqtt": self.mqtt_source.run} if self.mqtt_source else {}
+        return self._supervise({"virtio": self.virtio_source.run} | mqtt)
+
+    def drains(self) -> dict[str, TaskCoroutine]:
+        writer = self.supervisor.run(
+            "writer",
+            self.writer.run,
+            backoff=Backoff(cap_seconds=5),
+            ends_with=(ConfigError, SpoolLost),
+            may_return=lambda: self.spool.has_ended,
+        )
+        return {"spool": self.spool.run(), "writer": writer}
 
     def background(self) -> dict[str, TaskCoroutine]:
-        return {
-            "maintenance": self.maintenance.run(self._forget_deleted_machines),
-            "machine-registry": watch_machines(self.reloader.settings.store.dsn, self.machine_registry),
-            "rollups": self.rollup_refresher.run(),
-            "status": systemd.report_status(self._describe_status),
-            "watchdog": self.watchdog.run(),
-            "reload": self.reloader.run(),
-        } | self._reconcilers()
+        return self._supervise(
+            {
+                "maintenance": self.maintenance.run,
+                "tidying": self._forget_deleted_machines,
+                "machine-registry": lambda: watch_machines(self.reloader.settings.store.dsn, self.machine_registry),
+                "rollups": self.rollup_refresher.run,
+                "status": lambda: systemd.report_status(self._describe_status),
+                "watchdog": self.watchdog.run,
+                "reload": self.reloader.run,
+            }
+            | self._reconcilers()
+        )
 
-    def _reconcilers(self) -> dict[str, TaskCoroutine]:
+    def _supervise(self, tasks: Mapping[str, TaskFunction]) -> dict[str, TaskCoroutine]:
+        return {name: self.supervisor.run(name, task) for name, task in tasks.items()}
+
+    def _reconcilers(self) -> dict[str, TaskFunction]:
         if self.vm_service is None or self.filter_service is None:
             return {}
         return self.vm_service.get_tasks() | self.filter_service.get_tasks(self.vm_service.hypervisor)
 
     async def _forget_deleted_machines(self) -> None:
-        self.writer.forget(self.machine_registry.knows)
-        await self.gate.forget(self.machine_registry.knows)
+        await self.machine_registry.loaded.wait()
+        while True:
+            self.writer.forget(self.machine_registry.knows)
+            await self.gate.forget(self.machine_registry.knows)
+            await asyncio.sleep(FORGET_SECONDS)
 
     def grace_seconds(self) -> float:
         return NO_STORE_GRACE_SECONDS if self.writer.store_error else self.reloader.settings.stop_grace_seconds
@@ -166,7 +196,12 @@ class _Parts:
     def problems(self) -> list[str]:
         """What is wrong, a sentence each, for /readyz and systemd's status."""
         spool = self.spool
-        problems = [] if self.vm_service is None else self.vm_service.list_problems()
+        problems = [
+            *self.supervisor.list_problems(),
+            *self._list_libvirt_problems(),
+            *self.maintenance.problems,
+            *self.rollup_refresher.problems,
+        ]
         if self.watchdog.problem is not None:
             problems.append(f"guestd: {self.watchdog.problem}")
         if self.mqtt_source is not None and self.mqtt_source.problem is not None:
@@ -182,19 +217,33 @@ class _Parts:
             problems.append(f"spool: {used}; guestd stops reading when it is full")
         return problems
 
+    def _list_libvirt_problems(self) -> list[str]:
+        if self.vm_service is None or self.filter_service is None:
+            return []
+        problems = self.vm_service.list_problems()
+        # Without libvirt no filter can be applied: one problem, not two.
+        return problems if self.vm_service.hypervisor.error else problems + self.filter_service.list_problems()
+
     def _describe_status(self) -> str:
         problems = "; ".join(self.problems())
         return f"{self.virtio_source.connected} channels, {self.spool.frames} frames in the spool; {problems or 'ok'}"
 
 
-def _wire(settings: Settings, reread: Callable[[], Settings], telemetry: Telemetry, spool: Spool) -> _Parts:
+def _wire(
+    settings: Settings, reread: Callable[[], Settings], telemetry: Telemetry, spool: Spool, supervisor: Supervisor
+) -> _Parts:
     """Create each part with those that it works with. Raises ConfigError."""
+
+    def guard(callback: Callable[[T], None]) -> Callable[[T], None]:
+        return supervisor.guard("callback", callback)
+
     machine_registry = MachineRegistry()
     telemetry.channels.machines.set_function(lambda: machine_registry.count)
     samples = LatestSamples()
     telemetry.add_source(lambda: samples.build_families(machine_registry.get_domain_names(), datetime.now(UTC)))
     rate_limit = RateLimit(_read_rates(settings))
     gate = Gate(spool, telemetry.gate, _now_ms, rate_limit)
+    reloader = ConfigReloader(settings, read_settings=reread, on_reload=lambda now: _apply(now, writer, rate_limit))
     maintenance = StoreMaintenance(lambda: reloader.settings, telemetry.maintenance)
     writer = Writer(
         spool,
@@ -202,22 +251,22 @@ def _wire(settings: Settings, reread: Callable[[], Settings], telemetry: Telemet
         limits=_read_batch_limits(settings),
         metrics=telemetry.writer,
         command_lines_of=lambda machine_id: _get_command_lines(machine_registry, reloader.settings, machine_id),
-        on_prepared=(gate.charge_batch, samples.add),
-        on_stored=(maintenance.note_quarantined,),
+        on_prepared=(guard(gate.charge_batch), guard(samples.add)),
+        on_stored=(guard(maintenance.note_quarantined),),
     )
-    reloader = ConfigReloader(settings, read_settings=reread, on_reload=lambda now: _apply(now, writer, rate_limit))
     vm_service = VmService(settings, telemetry) if settings.libvirt.uri else None
     filter_service = FilterService(settings, telemetry) if settings.libvirt.uri else None
     if vm_service is not None and filter_service is not None:
         vms, filters = vm_service, filter_service
         telemetry.vms.calls_stuck.set_function(lambda: vms.stuck + filters.stuck)
     return _Parts(
+        supervisor=supervisor,
         spool=spool,
         gate=gate,
         writer=writer,
         reloader=reloader,
         maintenance=maintenance,
-        watchdog=Watchdog(spool, writer),
+        watchdog=Watchdog(spool, writer, machine_registry),
         machine_registry=machine_registry,
         virtio_source=VirtioSource(
             _create_discovery(settings, machine_registry, vm_service),
@@ -226,6 +275,7 @@ def _wire(settings: Settings, reread: Callable[[], Settings], telemetry: Telemet
             metrics=telemetry.channels,
             max_frame_bytes=settings.virtio.max_frame_bytes,
             wrap=_create_wrapper(settings.virtio.master_secret_file),
+            supervisor=supervisor,
         ),
         mqtt_source=_create_mqtt_source(settings, telemetry, gate=gate, machine_registry=machine_registry, spool=spool),
         vm_service=vm_service,
@@ -356,6 +406,22 @@ def _stop_on_signals(stop: asyncio.Event) -> None:
             stop.set()
 
         loop.add_signal_handler(number, on_signal)
+
+
+def _note_bugs_outside_of_tasks(supervisor: Supervisor) -> None:
+    """Log and count what callbacks of the event loop and threads raise: nobody waits for them."""
+
+    def on_callback(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        exc = context.get("exception") or UnexpectedExit(context["message"])
+        supervisor.note_bug("callback", exc, message=context["message"])
+
+    def on_thread(arguments: threading.ExceptHookArgs) -> None:
+        if arguments.exc_value is not None:
+            name = None if arguments.thread is None else arguments.thread.name
+            supervisor.note_bug("thread", arguments.exc_value, thread=name)
+
+    asyncio.get_running_loop().set_exception_handler(on_callback)
+    threading.excepthook = on_thread
 
 
 def _seal(spool: Spool) -> None:

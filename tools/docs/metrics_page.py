@@ -85,6 +85,8 @@ QUESTIONS = (
     ("a connection of the pages was ended, a login to them was refused", "guestd_pages_connections_closed_total"),
     ("", "guestd_pages_logins_refused_total"),
     ("a frame triggered a bug", "guestd_bugs_total"),
+    ("a task failed; tasks that fail now", "guestd_task_failures_total"),
+    ("", "guestd_tasks_failing"),
 )
 
 
@@ -108,7 +110,7 @@ def _all() -> Iterator[tuple[str, str, tuple[str, ...], str]]:
     """Name, kind, labels and explanation of each: the registry's, then those that exist only in a scrape."""
     telemetry = Telemetry()
     groups = [
-        telemetry.channels, telemetry.gate, telemetry.broker, telemetry.spool, telemetry.writer,
+        telemetry.tasks, telemetry.channels, telemetry.gate, telemetry.broker, telemetry.spool, telemetry.writer,
         telemetry.writer.preparing, telemetry.maintenance, telemetry.vms, telemetry.filters,
         telemetry.pages,
     ]  # fmt: skip

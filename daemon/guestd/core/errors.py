@@ -1,4 +1,7 @@
-"""The six exceptions that guestd raises and handles. Each names who acts; a bug is none of them and is not caught."""
+"""The seven exceptions that guestd raises and handles. Each names who acts.
+
+A bug is none of them: it costs the task in which it is raised a delay (`guestd.core.supervision`).
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,10 @@ class SchemaMismatch(ConfigError):
 
 class SourceLost(Exception):
     """The connection to a peer (libvirt, broker, channel) is lost: `run_with_retry` reconnects after a backoff."""
+
+
+class SpoolLost(Exception):
+    """The spool's file cannot be used any more: guestd exits; the next start opens it, or sets it aside if damaged."""
 
 
 class BadFrame(Exception):

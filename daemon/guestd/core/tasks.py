@@ -1,7 +1,8 @@
 """Retry, backoff, and the order in which tasks start and stop.
 
 Stopping is ordered: first the inputs, then the drains, then the background tasks. A task that should never return and
-does is an error. An exception in any task ends all of them and reaches `__main__`.
+does is an error. An exception in any task ends all of them and reaches `__main__`; `guestd.core.supervision` lets none
+through but those that make ingest impossible.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from guestd.core.errors import RowsRejected, SourceLost, StoreUnavailable
 log = structlog.get_logger()
 
 TaskCoroutine = Coroutine[Any, Any, None]
+TaskFunction = Callable[[], TaskCoroutine]
 # Longer than any backoff.
 REPEAT_SECONDS = 300.0
 # Failures of a peer, not of guestd: callers retry them.
@@ -58,7 +60,8 @@ async def run_with_retry(
 ) -> None:
     """Run `attempt` until it returns. After an `expected` error call `on_failure(error, delay_seconds)`, wait, repeat.
 
-    One attempt is the lifetime of one connection, so reconnecting needs no state. Other exceptions propagate.
+    One attempt is the lifetime of one connection, so reconnecting needs no state. Other exceptions propagate, in guestd
+    to the supervisor, which logs their tracebacks (`guestd.core.supervision`).
     """
     while True:
         started = time.monotonic()

@@ -78,9 +78,12 @@ class FilterReconciler:
             on_failure=warn_once("LISTEN lost, edits of filters wait for the next full run"),
         )
 
-    async def watch_domains(self, hypervisor: Hypervisor) -> None:
-        """Request a full run when domains are defined, undefined, started or stopped, until cancelled."""
-        observed, before = hypervisor.subscribe(), None
+    async def watch_domains(self, hypervisor: Hypervisor, observed: asyncio.Event) -> None:
+        """Request a full run when domains are defined, undefined, started or stopped, until cancelled.
+
+        `observed` is set at every snapshot of the hypervisor.
+        """
+        before = None
         while True:
             await observed.wait()
             observed.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from guestd.core.config import Settings, get_host_name
-from guestd.core.tasks import TaskCoroutine
+from guestd.core.tasks import TaskFunction
 from guestd.filters.apply import FilterRuns, RunResult
 from guestd.filters.cache import FilterCache
 from guestd.filters.diff import FilterDiff, Permissions, diff_filters, plan_host_interfaces
@@ -37,12 +37,17 @@ class FilterService:
         """The number of calls that timed out and have not returned."""
         return self._driver.stuck
 
-    def get_tasks(self, hypervisor: Hypervisor) -> dict[str, TaskCoroutine]:
+    def list_problems(self) -> list[str]:
+        """What is wrong."""
+        return [] if self._reconciler.error is None else [f"filter reconciler: {self._reconciler.error}"]
+
+    def get_tasks(self, hypervisor: Hypervisor) -> dict[str, TaskFunction]:
         """The background tasks, by name."""
+        observed = hypervisor.subscribe()
         return {
-            "filter-reconciler": self._reconciler.run(),
-            "filter-edits": self._reconciler.watch_edits(),
-            "filter-domains": self._reconciler.watch_domains(hypervisor),
+            "filter-reconciler": self._reconciler.run,
+            "filter-edits": self._reconciler.watch_edits,
+            "filter-domains": lambda: self._reconciler.watch_domains(hypervisor, observed),
         }
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
+from guestd.core.bugs import BugLog
 from guestd.core.errors import ConfigError, SourceLost
 from guestd.core.text import escape_controls
 from guestd.hypervisor.uri import check_uri
@@ -166,9 +167,16 @@ def _start_event_loop() -> None:
     libvirt.registerErrorHandler(lambda *_: None, None)  # errors are raised as exceptions; do not print them as well
     libvirt.virEventRegisterDefaultImpl()
 
+    bugs = BugLog()
+
     def run_loop() -> None:
         while True:
-            libvirt.virEventRunDefaultImpl()
+            try:
+                libvirt.virEventRunDefaultImpl()
+            except Exception as exc:
+                # Without this thread no event arrives and no timer runs, for as long as guestd runs.
+                bugs.error("libvirt's event loop failed, running it again; report the traceback", exc)
+                time.sleep(RELEASE_SECONDS)
 
     _events_thread = threading.Thread(target=run_loop, name="libvirt-events", daemon=True)
     _events_thread.start()

@@ -45,7 +45,13 @@ class Prefetch:
         prepared for the next call.
         """
         self._in_flight = ()
-        batch = await self._start_after(after_seq)
+        task = self._start_after(after_seq)
+        try:
+            batch = await task
+        except BaseException:
+            if task.done():
+                self._task = None  # the next call prepares it again
+            raise
         # Only now: a query in the middle of another batch's transaction would see half of it, and fail with it.
         moved = await self._preparer.move_occupied(batch, find_occupied, find_samples)
         self._task = None

@@ -10,7 +10,6 @@ import asyncio
 import functools
 import os
 import time
-import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -18,8 +17,7 @@ from datetime import datetime
 from typing import TypeVar
 from uuid import UUID
 
-import structlog
-
+from guestd.core.bugs import BugLog
 from guestd.core.config import CommandLines
 from guestd.core.errors import BadFrame
 from guestd.core.transport import Transport
@@ -40,16 +38,12 @@ from guestd.telemetry.registry import PrepareMetrics
 from guestd.wire import decode, events
 from guestd.wire.events import Event
 
-log = structlog.get_logger()
-
 T = TypeVar("T")
 # How to store the command lines of a machine.
 CommandLinesOf = Callable[[UUID], Awaitable[CommandLines]]
 
 # The time for which frames are prepared, or one frame, before yielding to the event loop.
 YIELD_AFTER_SECONDS = 0.002
-# A bug's traceback is logged once in this time, however many frames trigger it.
-BUG_LOG_SECONDS = 60.0
 
 
 async def redact_all(_: UUID) -> CommandLines:
@@ -67,7 +61,7 @@ class Preparer:
         self._claimed_times = ClaimedTimes(metrics)
         self._free_times = FreeTimes()
         self._yielded_at = 0.0
-        self._silent_until: dict[tuple[str, int], float] = {}
+        self._bugs = BugLog()
 
     async def prepare(
         self, frames: Sequence[Frame], find_occupied: FindOccupied, find_samples: FindSamples = find_none
@@ -155,20 +149,14 @@ class Preparer:
             return exc
         except Exception as exc:
             self._metrics.bugs.inc()
-            self._log_bug(frame, exc)
-            return BadFrame("bug", f"{type(exc).__name__}: {exc}")
-
-    def _log_bug(self, frame: Frame, exc: Exception) -> None:
-        """Log the traceback, of each line of code once a minute: guests may send such frames without end."""
-        *_, (step, line_number) = traceback.walk_tb(exc.__traceback__)
-        place = step.f_code.co_filename, line_number
-        if time.monotonic() >= self._silent_until.get(place, 0.0):
-            self._silent_until[place] = time.monotonic() + BUG_LOG_SECONDS
-            log.exception(
+            # Not without end: guests may send such frames forever.
+            self._bugs.error(
                 "frame triggered a bug in guestd and is quarantined; report the traceback",
+                exc,
                 machine=str(frame.machine_id),
                 seq=frame.seq,
             )
+            return BadFrame("bug", f"{type(exc).__name__}: {exc}")
 
     def _normalise(
         self,

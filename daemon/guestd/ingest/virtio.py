@@ -26,6 +26,7 @@ import structlog
 from guestd.core.descriptors import KEPT_FROM_CHANNELS, is_kept
 from guestd.core.errors import SourceLost
 from guestd.core.machines import MachineRegistry
+from guestd.core.supervision import Supervisor
 from guestd.core.tasks import Backoff, run_with_retry, wait_for_event
 from guestd.ingest.channel_plan import ChannelSocket, Close, Open, plan_channels
 from guestd.ingest.discovery import ChannelDiscovery
@@ -67,8 +68,10 @@ class VirtioSource:
         metrics: ChannelMetrics,
         max_frame_bytes: int,
         wrap: Callable[[UUID, bytes], bytes],
+        supervisor: Supervisor,
     ) -> None:
         self._discovery = discovery
+        self._supervisor = supervisor
         self._wrap = wrap
         self._gate = gate
         self._machine_registry = machine_registry
@@ -81,20 +84,30 @@ class VirtioSource:
         metrics.connected.set_function(lambda: self.connected)
 
     async def run(self) -> None:
-        """Read all channels until cancelled."""
+        """Read all channels until cancelled.
+
+        Each channel is supervised by itself, and discovery apart from them: no failure closes another channel.
+        """
+        self._running.clear()  # the readers of an earlier run have ended with it
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._discovery.watch(self._rescan.set), name="virtio-watch")
-            tasks.create_task(self._watch_registry(), name="virtio-registry")
-            await wait_for_event(self._machine_registry.attempted, REGISTRY_SECONDS)
-            while True:
-                self._rescan.clear()
-                found = await self._discovery.discover()
-                if found is not None:
-                    self._report(found.unknown)
-                    running = {key: each.channel for key, each in self._running.items()}
-                    await self._apply(plan_channels(self._collected(found.channels), running), tasks)
-                self._metrics.channels.set(len(self._running))
-                await wait_for_event(self._rescan, RESCAN_SECONDS)
+            for name, task in {
+                "channel-watch": lambda: self._discovery.watch(self._rescan.set),
+                "channel-registry": self._watch_registry,
+                "channel-discovery": lambda: self._follow_discovery(tasks),
+            }.items():
+                tasks.create_task(self._supervisor.run(name, task), name=name)
+
+    async def _follow_discovery(self, tasks: asyncio.TaskGroup) -> None:
+        await wait_for_event(self._machine_registry.attempted, REGISTRY_SECONDS)
+        while True:
+            self._rescan.clear()
+            found = await self._discovery.discover()
+            if found is not None:
+                self._report(found.unknown)
+                running = {key: each.channel for key, each in self._running.items()}
+                await self._apply(plan_channels(self._collected(found.channels), running), tasks)
+            self._metrics.channels.set(len(self._running))
+            await wait_for_event(self._rescan, RESCAN_SECONDS)
 
     def _report(self, unknown: frozenset[str]) -> None:
         for machine in sorted(unknown - self._unknown):
@@ -117,7 +130,10 @@ class VirtioSource:
         for action in actions:
             if isinstance(action, Open):
                 channel = action.channel
-                reader = tasks.create_task(self._read(channel), name=f"virtio-{channel.machine_id}")
+                reading = self._supervisor.run(
+                    "channel", functools.partial(self._read, channel), subject=str(channel.machine_id)
+                )
+                reader = tasks.create_task(reading, name=f"virtio-{channel.machine_id}")
                 self._running[channel.machine_id] = _Running(channel, reader)
 
     async def _watch_registry(self) -> None:

@@ -7,6 +7,7 @@ connection. After a lost answer to COMMIT the ledger tells whether they are stor
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
@@ -74,7 +75,10 @@ class Writer:
         """Grows with every commit, and with every attempt that failed."""
 
     async def run(self) -> None:
-        """Write until the spool is sealed and empty. Raises SchemaMismatch; waits for an unreachable store."""
+        """Write until the spool is sealed and empty. Raises SchemaMismatch; waits for an unreachable store.
+
+        After any other exception it may run again: it continues where the ledger says.
+        """
 
         def on_failure(exc: Exception, delay_seconds: float) -> None:
             self.store_error = str(exc)
@@ -90,8 +94,13 @@ class Writer:
             await run_with_retry(
                 self._run_connection, expected=StoreUnavailable, backoff=backoff, on_failure=on_failure
             )
-        finally:
+        except Exception:
+            # A failed attempt is progress for the watchdog. What was prepared is kept for the next one.
+            self.steps += 1
+            raise
+        except asyncio.CancelledError:
             await self._prefetch.discard()
+            raise
 
     @property
     def problem(self) -> str | None:
@@ -214,9 +223,10 @@ class Writer:
         try:
             position = Ledger(self._committed_seq, self._spool.owner)
             outcome = await store.write(self._spool.spool_id, position, frames)
-        except LedgerMoved:
+        except (LedgerMoved, RowsRejected):
             raise
-        except StoreUnavailable:
+        except Exception:
+            # The store may have committed it; after an unexpected exception too.
             self._is_in_doubt = True
             raise
         finally:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from prometheus_client.exposition import choose_encoder
 
-from guestd.telemetry.exposition import append_to_page, render
+from guestd.telemetry.exposition import append_to_page
 from guestd.telemetry.registry import Telemetry
 
 # After a page that took a second to write, the next one is begun this many seconds later at the earliest.
@@ -65,5 +65,5 @@ class MetricsPage:
 
     def _render(self, is_openmetrics: bool) -> Content:
         encode, content_type = choose_encoder(f"{_OPENMETRICS}; version=1.0.0" if is_openmetrics else "")
-        families = render(self._telemetry.build_families(), is_openmetrics=is_openmetrics)
+        families = self._telemetry.render_families(is_openmetrics=is_openmetrics)
         return Content(append_to_page(encode(self._telemetry.registry), families), content_type)

@@ -62,8 +62,11 @@ class ConfigReloader:
             await self._requested.wait()
             self._requested.clear()
             systemd.notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
-            await self._reload()
-            systemd.notify("READY=1")
+            try:
+                await self._reload()
+            finally:
+                # Whatever became of it: systemd waits for the end of a reload.
+                systemd.notify("READY=1")
 
     async def _reload(self) -> None:
         try:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import re
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 
 from guestd.core.text import escape_controls
 
 STATUS_SECONDS = 5.0
+
+
+@functools.cache
+def _open_socket() -> socket.socket:
+    """The socket to send from, open for good: a guestd that has no descriptor left must still feed the watchdog."""
+    return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
 
 
 def notify(*states: str) -> None:
@@ -20,11 +28,8 @@ def notify(*states: str) -> None:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
-        try:
-            channel.sendto("\n".join(map(escape_controls, states)).encode(), address)
-        except OSError:
-            return
+    with suppress(OSError):
+        _open_socket().sendto("\n".join(map(escape_controls, states)).encode(), address)
 
 
 def get_watchdog_seconds() -> float | None:

@@ -7,6 +7,7 @@ import time
 
 import structlog
 
+from guestd.core.machines import MachineRegistry
 from guestd.ingest.writer import Writer
 from guestd.service import systemd
 from guestd.service.progress import MonitoredPart, ProgressMonitor
@@ -23,11 +24,15 @@ PINGS_PER_LIMIT = 4
 class Watchdog:
     """Pings systemd while spool and writer make progress."""
 
-    def __init__(self, spool: Spool, writer: Writer) -> None:
+    def __init__(self, spool: Spool, writer: Writer, machine_registry: MachineRegistry) -> None:
+        def has_writer_work() -> bool:
+            # Without the machines' settings no row is made: then the registry is what fails, and a restart is no help.
+            return not writer.is_idle and machine_registry.loaded.is_set()
+
         parts = {
             "spool": MonitoredPart(lambda: spool.is_writing, lambda: spool.attempts),
             # The spool's steps count too: on a full disk both retry, and a restart would not help.
-            "writer": MonitoredPart(lambda: not writer.is_idle, lambda: writer.steps + spool.attempts),
+            "writer": MonitoredPart(has_writer_work, lambda: writer.steps + spool.attempts),
         }
         self._monitor = ProgressMonitor(parts, limit_seconds=STUCK_SECONDS)
         self.problem: str | None = None

@@ -23,6 +23,7 @@ from uuid import UUID, uuid4
 
 import structlog
 
+from guestd.core.errors import SpoolLost
 from guestd.spool import file, identity
 from guestd.spool.file import Entry, Frame, SenderState
 from guestd.telemetry.registry import SpoolMetrics
@@ -142,7 +143,7 @@ class Spool:
     async def run(self) -> None:
         """Commit what is pending, group after group, until `seal`. A failing disk is retried.
 
-        Raises OSError when the file was deleted, as soon as what it held is stored.
+        Raises SpoolLost when the file was deleted, as soon as what it held is stored, and for a damaged file.
         """
         while self._pending or not self._sealed:
             await self._work.wait()
@@ -174,18 +175,17 @@ class Spool:
     async def _commit_until_done(self, entries: list[Entry]) -> None:
         if not entries:
             return
-        loop = asyncio.get_running_loop()
         while True:
             started = time.perf_counter()
             self.attempts += 1
             try:
-                first_seq = await loop.run_in_executor(self._write_thread, self._commit_or_make_room, entries)
+                first_seq = await self._call(self._write_thread, partial(self._commit_or_make_room, entries))
             except sqlite3.OperationalError as exc:
                 self.error = str(exc)
                 log.error("spool write failed, acknowledging nothing, retrying", error=self.error, retry_seconds=1)
                 await asyncio.sleep(1)
                 if self._inode != file.get_inode(self._file) and not self._sizes:
-                    raise OSError(
+                    raise SpoolLost(
                         f"{self._file}: {self.error}; all its frames are stored, restarting with a new file"
                     ) from exc
                 continue
@@ -241,16 +241,26 @@ class Spool:
         return first_seq
 
     async def read(self, after_seq: int, *, max_frames: int, max_bytes: int) -> list[Frame]:
-        """The next frames after `after_seq`, in order, at least one if there is any."""
+        """The next frames after `after_seq`, in order, at least one if there is any. Raises SpoolLost."""
         read = partial(file.read_frames, self._reading, after_seq, max_frames=max_frames, max_bytes=max_bytes)
-        return await asyncio.get_running_loop().run_in_executor(self._read_thread, read)
+        return await self._call(self._read_thread, read)
+
+    async def _call(self, thread: ThreadPoolExecutor, function: Callable[[], T]) -> T:
+        """Call a function that uses the file, on its thread. sqlite3.OperationalError: it may succeed later."""
+        try:
+            return await asyncio.get_running_loop().run_in_executor(thread, function)
+        except sqlite3.OperationalError:
+            raise
+        except (sqlite3.DatabaseError, ValueError) as exc:  # a ValueError for a value that guestd never writes
+            raise SpoolLost(
+                f"{self._file}: {exc}; opening it again at the next start, which sets a damaged file aside"
+            ) from exc
 
     async def trim(self, up_to_seq: int) -> None:
         """Delete frames that the store has committed."""
         self._trim_up_to_seq = up_to_seq
-        loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(self._write_thread, self._delete, up_to_seq)
+            await self._call(self._write_thread, partial(self._delete, up_to_seq))
         except sqlite3.OperationalError as exc:
             # The ledger has advanced: what is still here is skipped, and the next trim deletes it too.
             self.error = str(exc)
@@ -335,11 +345,10 @@ class Spool:
         await self._until_written(lambda: file.delete_senders(self._writing, machine_ids))
 
     async def _until_written(self, write: Callable[[], T]) -> T:
-        loop = asyncio.get_running_loop()
         while True:
             self.attempts += 1
             try:
-                written = await loop.run_in_executor(self._write_thread, self._with_reserve, write)
+                written = await self._call(self._write_thread, partial(self._with_reserve, write))
             except sqlite3.OperationalError as exc:
                 self.error = str(exc)
                 log.error("spool write failed, storing nothing, retrying", error=self.error, retry_seconds=1)

@@ -1,13 +1,15 @@
-"""Locks that other sessions hold: a step of background work gives up, names the session, and is tried again later.
+"""Steps of background work, each independent of the others.
 
-A session that waits for an exclusive lock blocks every later query on the same table, and a reader such as pg_dump
-holds its locks for hours: so the steps wait for seconds, and the next steps do not depend on them.
+A step that waits for another session's lock gives up, names the session, and is tried again later. A session that
+waits for an exclusive lock blocks every later query on the same table, and a reader such as pg_dump holds its locks for
+hours: so the steps wait for seconds.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import psycopg
 import structlog
 
+from guestd.core.bugs import BugLog, describe_error
 from guestd.core.errors import RowsRejected, StoreUnavailable
 from guestd.store.connection import ROW_SECONDS, LockHeld, connection_to, store_deadline
 from guestd.telemetry.registry import MaintenanceMetrics
@@ -29,42 +32,72 @@ LOOK_SECONDS = 0.5
 LOG_SECONDS = 3600.0
 
 
-class DelayedSteps:
-    """The steps that wait for another session's lock: each is logged, when that begins, every hour and when it ends."""
+class IndependentSteps:
+    """The steps of background work on one connection: one that fails does not stop the others.
+
+    A step that waits for another session's lock is logged when that begins, every hour and when it ends. Any other
+    failure is logged, counted and listed in `problems` until the step succeeds.
+    """
 
     def __init__(self, dsn: str, metrics: MaintenanceMetrics) -> None:
         self._dsn = dsn
         self._metrics = metrics
         self._logged_at: dict[str, float] = {}
+        self._failures: dict[str, str] = {}
+        self._bugs: defaultdict[str, BugLog] = defaultdict(BugLog)
 
-    def __bool__(self) -> bool:
-        """Whether the last attempt of any step failed for a lock."""
-        return bool(self._logged_at)
+    @property
+    def is_retry_due(self) -> bool:
+        """Whether the last attempt of any step failed, for a lock or for another reason."""
+        return bool(self._logged_at or self._failures)
+
+    @property
+    def problems(self) -> list[str]:
+        """The steps whose last attempt failed for another reason than a lock, a sentence each."""
+        return [f"store maintenance: {name} failed, retrying: {error}" for name, error in self._failures.items()]
 
     @asynccontextmanager
     async def step(self, name: str, connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:
-        """Run one step; a lock that another session holds ends the block without an exception.
-
-        Whatever else the step raises is raised: that is no delay by a lock.
-        """
-        is_delayed = False
+        """Run one step. What it raises ends the block and is not raised again, unless the connection is lost."""
+        self._metrics.failures.labels(name)
         try:
             async with name_blockers(self._dsn, connection):
                 yield
         except LockHeld as exc:
-            is_delayed = True
-            self._metrics.delayed.labels(name).set(1)
-            now = time.monotonic()
-            if now >= self._logged_at.get(name, float("-inf")) + LOG_SECONDS:
-                self._logged_at[name] = now
-                log.warning("store maintenance delayed by a lock, retrying", step=name, error=str(exc))
+            self._note_delay(name, exc)
+            self._failures.pop(name, None)
+        except Exception as exc:
+            if connection.closed:
+                raise
+            self._note_failure(name, exc)
+            self._end_delay(name)
         else:
             if name in self._logged_at:
                 log.info("store maintenance no longer delayed", step=name)
-        finally:
-            if not is_delayed:
-                self._metrics.delayed.labels(name).set(0)
-                self._logged_at.pop(name, None)
+            if self._failures.pop(name, None) is not None:
+                log.info("store maintenance no longer fails", step=name)
+            self._end_delay(name)
+
+    def _note_delay(self, name: str, exc: LockHeld) -> None:
+        self._metrics.delayed.labels(name).set(1)
+        now = time.monotonic()
+        if now >= self._logged_at.get(name, float("-inf")) + LOG_SECONDS:
+            self._logged_at[name] = now
+            log.warning("store maintenance delayed by a lock, retrying", step=name, error=str(exc))
+
+    def _end_delay(self, name: str) -> None:
+        self._metrics.delayed.labels(name).set(0)
+        self._logged_at.pop(name, None)
+
+    def _note_failure(self, name: str, exc: Exception) -> None:
+        self._metrics.failures.labels(name).inc()
+        is_expected = isinstance(exc, StoreUnavailable | RowsRejected)
+        error = str(exc) if is_expected else describe_error(exc)
+        if not is_expected:
+            self._bugs[name].error("store maintenance failed, retrying; report the traceback", exc, step=name)
+        elif self._failures.get(name) != error:
+            log.warning("store maintenance failed, retrying; the other steps are done", step=name, error=error)
+        self._failures[name] = error
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ not get its locks. The steps are independent: one that fails does not stop the o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,7 +27,7 @@ from guestd.store.connection import (
     store_deadline,
     translate_errors,
 )
-from guestd.store.locks import DelayedSteps
+from guestd.store.locks import IndependentSteps
 from guestd.telemetry.registry import MaintenanceMetrics
 from gueststore import catalogue
 from gueststore.errors import ConfigurationError, StoreError
@@ -45,13 +45,14 @@ LOCK_SECONDS = 2.0
 
 @dataclass(slots=True)
 class MaintenanceResult:
-    """What one run of maintenance has deleted, and the frames left in the quarantine (None if that step failed)."""
+    """What one run of maintenance has deleted, and what it has counted (None if that step failed)."""
 
     samples_of_deleted_machines: int = 0
     old_events: int = 0
     quarantined_dropped: int = 0
     quarantined_remaining: int | None = None
     retired: int = 0
+    schema_differences: int | None = None
 
     @property
     def has_deleted(self) -> bool:
@@ -74,6 +75,12 @@ class StoreMaintenance:
         self._metrics = metrics
         self._new_frames = self._new_bytes = 0
         self._is_early_run_due = asyncio.Event()
+        self._steps = IndependentSteps(get_settings().store.dsn, metrics)
+
+    @property
+    def problems(self) -> list[str]:
+        """The steps that failed in the last run, a sentence each."""
+        return self._steps.problems
 
     def note_quarantined(self, outcome: Outcome) -> None:
         """Count the frames that a batch has added to the quarantine; many of them trigger an early run."""
@@ -85,61 +92,50 @@ class StoreMaintenance:
         if is_frame_share_reached or self._new_bytes > EARLY_RUN_SHARE * limits.max_bytes:
             self._is_early_run_due.set()
 
-    async def run(self, on_run_done: Callable[[], Awaitable[None]]) -> None:
-        """Run maintenance periodically; never returns. Calls `on_run_done` after each run."""
-        delayed = DelayedSteps(self._get_settings().store.dsn, self._metrics)
+    async def run(self) -> None:
+        """Run maintenance periodically; never returns."""
 
         async def run_periodically() -> None:
             while True:
                 self._new_frames = self._new_bytes = 0
                 self._is_early_run_due.clear()
-                await self._run_once(delayed)
-                await on_run_done()
+                await self._run_once()
                 await asyncio.sleep(self._min_interval_seconds)
-                if not delayed:
+                if not self._steps.is_retry_due:
                     await wait_for_event(self._is_early_run_due, INTERVAL_SECONDS - self._min_interval_seconds)
 
         await run_with_retry(
             run_periodically,
-            # A statement that is rejected stays so until an operator acts; the samples do not wait for that.
             expected=(StoreUnavailable, RowsRejected),
             backoff=Backoff(cap_seconds=60),
             on_failure=warn_once("store maintenance failed, retrying"),
         )
 
-    async def _run_once(self, delayed: DelayedSteps) -> None:
+    async def _run_once(self) -> None:
         settings, metrics = self._get_settings(), self._metrics
         metrics.quarantine_limit.set(settings.quarantine.max_frames)
-        result, failures = await maintain_store(settings, delayed)
+        result = await maintain_store(settings, self._steps)
         if result.quarantined_remaining is not None:
             metrics.quarantine_frames.set(result.quarantined_remaining)
         metrics.quarantine_dropped.inc(result.quarantined_dropped)
         if result.has_deleted:
             log.info("store maintenance done", **asdict(result))
-        if failures:
-            raise failures[0]
-        async with store_deadline(BULK_SECONDS):
-            differences = await asyncio.to_thread(_count_schema_differences, settings.store.dsn)
-        metrics.schema_differences.set(differences)
+        if result.schema_differences is not None:
+            metrics.schema_differences.set(result.schema_differences)
 
 
-async def maintain_store(settings: Settings, delayed: DelayedSteps) -> tuple[MaintenanceResult, list[Exception]]:
-    """Run every step once; returns what they have deleted, and the errors of steps that failed.
+async def maintain_store(settings: Settings, steps: IndependentSteps) -> MaintenanceResult:
+    """Run every step once; returns what they have deleted and counted.
 
-    A step that waits for another session's lock is left to `delayed`. StoreUnavailable when the connection is lost.
+    A step that fails is noted in `steps`. StoreUnavailable when the connection is lost.
     """
-    result, failures = MaintenanceResult(), list[Exception]()
+    result = MaintenanceResult()
     async with connection_to(settings.store.dsn) as connection:
         await set_lock_timeout(connection, LOCK_SECONDS)
         for name, step in _STEPS.items():
-            try:
-                async with delayed.step(name, connection), store_deadline(BULK_SECONDS):
-                    await step(connection, settings, result)
-            except (StoreUnavailable, RowsRejected) as exc:
-                if connection.closed:
-                    raise
-                failures.append(exc)
-    return result, failures
+            async with steps.step(name, connection), store_deadline(BULK_SECONDS):
+                await step(connection, settings, result)
+    return result
 
 
 Connection = psycopg.AsyncConnection[Any]
@@ -168,8 +164,11 @@ async def _delete_excess_frames(connection: Connection, settings: Settings, resu
 
 
 async def _enforce_retention(connection: Connection, _: Settings, result: MaintenanceResult) -> None:
-    """Drop chunks, and rows of plain tables, past their retention; each relation is a transaction of its own."""
-    held = None
+    """Drop chunks, and rows of plain tables, past their retention; each relation is a transaction of its own.
+
+    Raises what the last relation raised that failed, when the others are done.
+    """
+    failure: Exception | None = None
     cursor = await connection.execute(query("maintenance/read_retention"))
     for relation, *_rest in await cursor.fetchall():
         try:
@@ -177,23 +176,32 @@ async def _enforce_retention(connection: Connection, _: Settings, result: Mainte
                 cursor = await connection.execute(query("maintenance/enforce_retention"), {"relation": relation})
                 (dropped,) = await cursor.fetchone() or (0,)
                 result.retired += dropped
-        except LockHeld as exc:
-            held = exc
-    if held is not None:
-        raise held
+        except (StoreUnavailable, RowsRejected) as exc:
+            if connection.closed:
+                raise
+            # A lock is waited for; anything else needs an operator, and is what is reported of the two.
+            if failure is None or not isinstance(exc, LockHeld):
+                failure = exc
+    if failure is not None:
+        raise failure
 
 
-# In this order; the names are labels of guestd_maintenance_delayed.
+async def _count_schema_differences(_: Connection, settings: Settings, result: MaintenanceResult) -> None:
+    result.schema_differences = await asyncio.to_thread(_find_drift, settings.store.dsn)
+
+
+# In this order; the names are labels of guestd_maintenance_delayed and guestd_maintenance_failures_total.
 _STEPS = {
     "chunks": _create_chunks,
     "deleted_machines": _delete_missed_samples,
     "events": _delete_old_events,
     "quarantine": _delete_excess_frames,
     "retention": _enforce_retention,
+    "schema": _count_schema_differences,
 }
 
 
-def _count_schema_differences(dsn: str) -> int:
+def _find_drift(dsn: str) -> int:
     try:
         return len(catalogue.find_drift(dsn))
     except (StoreError, ConfigurationError) as exc:

@@ -18,7 +18,7 @@ import structlog
 from guestd.core.errors import RowsRejected, StoreUnavailable
 from guestd.core.tasks import Backoff, run_with_retry, warn_once
 from guestd.store.connection import BULK_SECONDS, ROW_SECONDS, connection_to, set_lock_timeout, store_deadline
-from guestd.store.locks import DelayedSteps
+from guestd.store.locks import IndependentSteps
 from guestd.telemetry.exposition import Family
 from guestd.telemetry.registry import MaintenanceMetrics, VmMetrics
 from gueststore.alarms import Alarm, read_alarms
@@ -50,7 +50,7 @@ class RollupRefresher:
         self, dsn: str, *, host_name: str, uri: str, metrics: VmMetrics, maintenance: MaintenanceMetrics
     ) -> None:
         self._dsn = dsn
-        self._delayed = DelayedSteps(dsn, maintenance)
+        self._steps = IndependentSteps(dsn, maintenance)
         self._host = {"name": host_name, "uri": uri}
         self._metrics = metrics
         self._without_data_since: Mapping[str, float] = {}
@@ -74,6 +74,11 @@ class RollupRefresher:
             Family("guestd_store_alarms", ALARMS_HELP, False, ("kind",), alarms),
         ]
 
+    @property
+    def problems(self) -> list[str]:
+        """The steps that failed in the last refresh, a sentence each."""
+        return self._steps.problems
+
     async def run(self) -> None:
         """Refresh once a minute; never returns."""
 
@@ -92,25 +97,20 @@ class RollupRefresher:
     async def refresh(self) -> None:
         """Refresh ports and roll-ups for all hosts, unless another guestd is doing it, and this host's machines.
 
-        A step that waits for another session's lock does not stop the others; nor does a failed health check, which is
-        raised at the end.
+        A step that fails, or waits for another session's lock, does not stop the others. StoreUnavailable when the
+        connection is lost.
         """
-        failure = None
         async with connection_to(self._dsn) as connection:
             await set_lock_timeout(connection, LOCK_SECONDS)
-            async with self._delayed.step("ports", connection):
+            async with self._steps.step("ports", connection):
                 await _merge_ports(connection)
             # Before the roll-ups: it reports roll-ups that fail.
-            try:
+            async with self._steps.step("health", connection):
                 await self._check_health()
-            except StoreUnavailable as exc:
-                failure = exc
-            async with self._delayed.step("rollups", connection):
+            async with self._steps.step("rollups", connection):
                 await _roll_up(connection)
-            async with self._delayed.step("machines", connection):
+            async with self._steps.step("machines", connection):
                 await self._read_machines(connection)
-        if failure is not None:
-            raise failure
 
     async def _read_machines(self, connection: psycopg.AsyncConnection[Any]) -> None:
         async with store_deadline(ROW_SECONDS):

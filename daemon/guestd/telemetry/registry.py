@@ -11,7 +11,9 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 
 from guestd import __version__
-from guestd.telemetry.exposition import Family
+from guestd.core.bugs import BugLog
+from guestd.telemetry.exposition import Family, render
+from guestd.telemetry.isolation import IsolatingRegistry
 
 COMMIT_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 SKEW_BUCKETS = (0.1, 1, 5, 30, 60, 300, 3600, 86400)
@@ -37,6 +39,12 @@ SKEW_HELP = (
 )
 SCHEMA_HELP = "Differences between the live schema and the migrations; `gueststore check` lists them."
 DELAYED_HELP = "1 while the last attempt of a step of maintenance or roll-ups failed for a lock of another session."
+TASK_FAILURES_HELP = (
+    "Unexpected errors, by task: the task starts again; the log has the traceback. `metrics`: a family left out of a"
+    " scrape; `callback` and `thread`: what ran outside of a task."
+)
+TASKS_FAILING_HELP = "Tasks that failed and are not healthy again yet, by task."
+STEP_FAILURES_HELP = "Failed steps of maintenance and roll-ups, other than for a lock of another session, by step."
 SPOOL_HELP = "Time from the first append of a group commit to its fsync; acknowledgements wait for it."
 PAGES_CLOSED_HELP = (
     "Connections of the pages that guestd ended: deadline (slow or idle), replaced (by a newer one), descriptors "
@@ -44,6 +52,24 @@ PAGES_CLOSED_HELP = (
 )
 LOGINS_HELP = "Logins to the pages without success: wrong, busy (not checked, because too many others waited)."
 LAG_HELP = "Time from the receipt of a batch's oldest frame to its commit."
+
+
+class TaskMetrics:
+    """The tasks that guestd supervises."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        gauge, counter = partial(Gauge, registry=registry), partial(Counter, registry=registry)
+        self.failures = counter("guestd_task_failures", TASK_FAILURES_HELP, ["task"])
+        self.failing = gauge("guestd_tasks_failing", TASKS_FAILING_HELP, ["task"])
+
+    def show_failing(self, task: str, number: int) -> None:
+        """Set how many tasks of a name fail; both metrics exist from then on."""
+        self.failures.labels(task)
+        self.failing.labels(task).set(number)
+
+    def count_failure(self, task: str) -> None:
+        """Count a failure."""
+        self.failures.labels(task).inc()
 
 
 class ChannelMetrics:
@@ -154,6 +180,7 @@ class MaintenanceMetrics:
         )
         self.schema_differences = gauge("guestd_schema_differences", SCHEMA_HELP)
         self.delayed = gauge("guestd_maintenance_delayed", DELAYED_HELP, ["step"])
+        self.failures = counter("guestd_maintenance_failures", STEP_FAILURES_HELP, ["step"])
 
 
 class VmMetrics:
@@ -216,8 +243,9 @@ class Telemetry:
     """All metrics, grouped by part. It has a registry of its own, so that two daemons in one test do not collide."""
 
     def __init__(self) -> None:
-        registry = self.registry = CollectorRegistry()
+        registry = self.registry = IsolatingRegistry(self._note_failure)
         _identify(registry)
+        self.tasks = TaskMetrics(registry)
         self.channels = ChannelMetrics(registry)
         self.gate = GateMetrics(registry)
         self.broker = BrokerMetrics(registry)
@@ -228,14 +256,26 @@ class Telemetry:
         self.filters = FilterMetrics(registry)
         self.pages = PageMetrics(registry)
         self._sources: list[Callable[[], Sequence[Family]]] = []
+        self._bugs = BugLog()
 
     def add_source(self, build_families: Callable[[], Sequence[Family]]) -> None:
         """Add a function that builds further metric families at each scrape."""
         self._sources.append(build_families)
 
-    def build_families(self) -> list[Family]:
-        """Build the families of all sources."""
-        return [family for build in self._sources for family in build()]
+    def render_families(self, *, is_openmetrics: bool) -> bytes:
+        """The lines of all sources. One that fails is left out, logged and counted; so is a metric of the registry."""
+        return b"".join(self._render_source(build, is_openmetrics) for build in self._sources)
+
+    def _render_source(self, build_families: Callable[[], Sequence[Family]], is_openmetrics: bool) -> bytes:
+        try:
+            return render(build_families(), is_openmetrics=is_openmetrics)
+        except Exception as exc:
+            self._note_failure(exc)
+            return b""
+
+    def _note_failure(self, exc: Exception) -> None:
+        self.tasks.count_failure("metrics")
+        self._bugs.error("metrics left out of the page, the others are served; report the traceback", exc)
 
 
 def _identify(registry: CollectorRegistry | None = None) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from guestd.core.config import LibvirtSettings, Settings, get_host_name
-from guestd.core.tasks import TaskCoroutine
+from guestd.core.tasks import TaskFunction
 from guestd.hypervisor.domain_stats import DomainStatsPoller
 from guestd.hypervisor.driver import Hypervisor
 from guestd.hypervisor.uri import get_transport
@@ -40,13 +40,14 @@ class VmService:
         """Abandoned libvirt calls that have not returned."""
         return self.hypervisor.stuck + self._stats_poller.stuck
 
-    def get_tasks(self) -> dict[str, TaskCoroutine]:
+    def get_tasks(self) -> dict[str, TaskFunction]:
         """Get the background tasks by name."""
+        observed = self.hypervisor.subscribe()
         return {
-            "libvirt": self.hypervisor.run(),
-            "vm-reconciler": self._reconciler.run(),
-            "vm-desired-state": self._reconciler.watch_desired_state(),
-            "domain-stats": self._stats_poller.run(self.hypervisor.subscribe()),
+            "libvirt": self.hypervisor.run,
+            "vm-reconciler": self._reconciler.run,
+            "vm-desired-state": self._reconciler.watch_desired_state,
+            "domain-stats": lambda: self._stats_poller.run(observed),
         }
 
     def list_problems(self) -> list[str]:

@@ -192,6 +192,6 @@ async def test_a_libvirtd_that_never_answers_yields_no_statistics(tmp_path: Path
 async def test_statistics_are_exposed_with_the_other_metrics() -> None:
     telemetry = Telemetry()
     telemetry.add_source(lambda: build_families({"one": {"state.state": 1, "cpu.time": 5 * 10**9}}, []))
-    page = render(telemetry.build_families(), is_openmetrics=False).decode()
+    page = telemetry.render_families(is_openmetrics=False).decode()
     assert 'libvirt_domain_info_cpu_time_seconds_total{domain="one"} 5.0\n' in page
     assert 'libvirt_domain_info_state{domain="one"} 1.0\n' in page

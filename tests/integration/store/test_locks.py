@@ -17,7 +17,7 @@ from guestd.core.config import Settings, StoreSettings
 from guestd.core.errors import StoreUnavailable
 from guestd.doctor.store import check_store
 from guestd.store.connection import LockHeld, connection_to, set_lock_timeout, store_deadline
-from guestd.store.locks import DelayedSteps
+from guestd.store.locks import IndependentSteps
 from guestd.store.maintenance import StoreMaintenance, maintain_store
 from guestd.store.rollups import RollupRefresher
 from guestd.telemetry.registry import MaintenanceMetrics, VmMetrics
@@ -68,13 +68,7 @@ def delayed(metrics: MaintenanceMetrics) -> set[str]:
 async def maintained(dsn: str, metrics: MaintenanceMetrics) -> AsyncIterator[None]:
     """Maintenance that tries again at once."""
     settings = Settings(store=StoreSettings(dsn=dsn))
-
-    async def on_run_done() -> None:
-        pass
-
-    running = asyncio.create_task(
-        StoreMaintenance(lambda: settings, metrics, min_interval_seconds=0.01).run(on_run_done)
-    )
+    running = asyncio.create_task(StoreMaintenance(lambda: settings, metrics, min_interval_seconds=0.01).run())
     try:
         yield
         assert not running.done()
@@ -112,7 +106,7 @@ async def test_a_reader_that_stays_delays_retention_and_nothing_else(old_dsn: st
 
 async def test_a_step_that_waits_for_a_lock_does_not_stop_the_others(old_dsn: str) -> None:
     metrics, settings = MaintenanceMetrics(), Settings(store=StoreSettings(dsn=old_dsn))
-    steps = DelayedSteps(old_dsn, metrics)
+    steps = IndependentSteps(old_dsn, metrics)
     refresher = RollupRefresher(old_dsn, host_name="h", uri="", metrics=VmMetrics(), maintenance=metrics)
     add_sample(old_dsn)
     execute(
@@ -124,12 +118,12 @@ async def test_a_step_that_waits_for_a_lock_does_not_stop_the_others(old_dsn: st
         SELECT 22, 22, 'tcp', TRUE, FALSE, FALSE, "id", now() - interval '1 day' FROM "Machine" """,
     )
     with session(old_dsn, 'SELECT FROM "GuestEvent", "VmPort" FOR UPDATE'):
-        result, failures = await maintain_store(settings, steps)
-        assert (failures, result.quarantined_remaining, result.retired) == ([], 0, 3)
+        result = await maintain_store(settings, steps)
+        assert (steps.problems, result.quarantined_remaining, result.retired) == ([], 0, 3)
         await refresher.refresh()
         assert delayed(metrics) == {"events", "ports"}
         assert rows(old_dsn, 'SELECT sum("samples") FROM "SystemMetricsMinute"') == [(1,)]
-    result, _ = await maintain_store(settings, steps)
+    result = await maintain_store(settings, steps)
     await refresher.refresh()
     assert (delayed(metrics), result.old_events) == (set(), 1)
 
@@ -156,15 +150,33 @@ async def test_a_lock_that_does_not_come_keeps_the_connection_and_the_rows(dsn: 
 
 async def test_a_step_that_fails_for_another_reason_is_no_longer_delayed_by_a_lock(dsn: str) -> None:
     metrics = MaintenanceMetrics()
-    steps = DelayedSteps(dsn, metrics)
+    steps = IndependentSteps(dsn, metrics)
     async with connection_to(dsn) as connection:
         async with steps.step("retention", connection):
             raise LockHeld("another session holds a lock")
-        assert (bool(steps), delayed(metrics)) == (True, {"retention"})
-        with pytest.raises(StoreUnavailable, match="gone"):
-            async with steps.step("retention", connection):
-                raise StoreUnavailable("gone")
-    assert (bool(steps), delayed(metrics)) == (False, set())
+        assert (steps.is_retry_due, steps.problems, delayed(metrics)) == (True, [], {"retention"})
+        async with steps.step("retention", connection):
+            raise StoreUnavailable("a missing right")
+        assert (steps.is_retry_due, delayed(metrics)) == (True, set())
+        assert steps.problems == ["store maintenance: retention failed, retrying: a missing right"]
+        async with steps.step("retention", connection):
+            pass
+        assert (steps.is_retry_due, steps.problems) == (False, [])
+
+
+async def test_a_bug_in_a_step_costs_only_that_step_and_a_lost_connection_ends_them_all(dsn: str) -> None:
+    steps = IndependentSteps(dsn, MaintenanceMetrics())
+    with capture_logs() as logs:
+        async with connection_to(dsn) as connection:
+            async with steps.step("ports", connection):
+                raise RecursionError
+            assert steps.problems == ["store maintenance: ports failed, retrying: RecursionError"]
+            await connection.close()
+            with pytest.raises(StoreUnavailable):
+                async with steps.step("rollups", connection):
+                    raise StoreUnavailable("the connection is lost")
+    assert [(entry["step"], entry["log_level"]) for entry in logs] == [("ports", "error")]
+    assert len(steps.problems) == 1
 
 
 @pytest.mark.parametrize("name", ["guestd", "guestd on node-3"])

@@ -4,12 +4,14 @@ import asyncio
 from collections import Counter
 
 import pytest
+from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 from tools.harness.waiting import eventually
 
 from guestd.core.config import EventsSettings, QuarantineSettings, Settings, StoreSettings
 from guestd.store.batch_writer import Outcome
-from guestd.store.maintenance import StoreMaintenance
+from guestd.store.locks import IndependentSteps
+from guestd.store.maintenance import StoreMaintenance, maintain_store
 from guestd.telemetry.registry import MaintenanceMetrics
 from support.daemon import execute, rows
 
@@ -27,14 +29,10 @@ def frames(number: int) -> str:
 async def test_a_flood_into_the_quarantine_triggers_an_early_run(dsn: str, flood: Outcome) -> None:
     settings = Settings(store=StoreSettings(dsn=dsn), quarantine=QuarantineSettings(max_frames=100))
     maintenance = StoreMaintenance(lambda: settings, MaintenanceMetrics(), min_interval_seconds=0.01)
-    has_run = asyncio.Event()
-
-    async def on_run_done() -> None:
-        has_run.set()
-
-    running = asyncio.create_task(maintenance.run(on_run_done))
+    execute(dsn, frames(101))
+    running = asyncio.create_task(maintenance.run())
     try:
-        await asyncio.wait_for(has_run.wait(), 60)
+        await asyncio.to_thread(eventually, lambda: rows(dsn, HELD) == [(100,)], "the first run")
         execute(dsn, frames(300))
         maintenance.note_quarantined(flood)
         await asyncio.to_thread(eventually, lambda: rows(dsn, HELD) == [(100,)], "the quarantine is within its limits")
@@ -44,31 +42,53 @@ async def test_a_flood_into_the_quarantine_triggers_an_early_run(dsn: str, flood
 
 
 @pytest.mark.asyncio
-async def test_a_statement_that_the_store_rejects_is_logged_once_and_does_not_end_maintenance(dsn: str) -> None:
+async def test_a_step_that_fails_is_logged_once_counted_and_listed_and_the_others_are_done(dsn: str) -> None:
     # No configuration file may name so many days: no date lies so far back.
-    settings = Settings(store=StoreSettings(dsn=dsn), events=EventsSettings(keep_days=3_000_000))
-    attempts = 0
-    has_run = asyncio.Event()
+    settings = Settings(
+        store=StoreSettings(dsn=dsn),
+        events=EventsSettings(keep_days=3_000_000),
+        quarantine=QuarantineSettings(max_frames=100),
+    )
+    registry = CollectorRegistry()
+    maintenance = StoreMaintenance(lambda: settings, MaintenanceMetrics(registry), min_interval_seconds=0.01)
 
-    def get_settings() -> Settings:
-        nonlocal attempts
-        attempts += 1
-        return settings
+    def failures(step: str) -> float:
+        return registry.get_sample_value("guestd_maintenance_failures_total", {"step": step}) or 0
 
-    async def on_run_done() -> None:
-        has_run.set()
-
-    maintenance = StoreMaintenance(get_settings, MaintenanceMetrics())
+    execute(dsn, frames(101))
     with capture_logs() as logs:
-        running = asyncio.create_task(maintenance.run(on_run_done))
+        running = asyncio.create_task(maintenance.run())
         try:
-            await asyncio.to_thread(eventually, lambda: attempts > 2 or running.done(), "two failures")
+            await asyncio.to_thread(eventually, lambda: failures("events") > 1 or running.done(), "two failures")
             assert not running.done()
+            assert rows(dsn, HELD) == [(100,)]
+            (problem,) = maintenance.problems
+            assert problem.startswith("store maintenance: events failed, retrying: 22008")
             settings = Settings(store=StoreSettings(dsn=dsn))
-            await asyncio.wait_for(has_run.wait(), 60)
+            await asyncio.to_thread(eventually, lambda: not maintenance.problems, "it is done")
         finally:
             running.cancel()
             await asyncio.wait([running])
-    (entry,) = logs
-    assert entry["event"] == "store maintenance failed, retrying"
-    assert "22008" in entry["error"]
+    assert [entry["event"] for entry in logs if entry.get("step") == "events"] == [
+        "store maintenance failed, retrying; the other steps are done",
+        "store maintenance no longer fails",
+    ]
+    assert failures("quarantine") == 0
+
+
+@pytest.mark.asyncio
+async def test_a_relation_whose_retention_cannot_be_enforced_does_not_stop_the_other_relations(dsn: str) -> None:
+    steps = IndependentSteps(dsn, MaintenanceMetrics())
+    execute(
+        dsn,
+        frames(1),
+        """UPDATE "QuarantinedFrame" SET "createdAt" = now() - INTERVAL '10 days' """,
+        """INSERT INTO "RetentionSetting" ("relation", "keepDays") VALUES ('QuarantinedFrame', 1)
+        ON CONFLICT ("relation") DO UPDATE SET "keepDays" = 1""",
+        # The first of the relations, by name, which is then not found under its name.
+        'ALTER TABLE "ApplicationUsageHistory" RENAME TO "Elsewhere"',
+    )
+    await maintain_store(Settings(store=StoreSettings(dsn=dsn)), steps)
+    assert rows(dsn, HELD) == [(0,)]
+    (problem,) = [each for each in steps.problems if "retention" in each]
+    assert "ApplicationUsageHistory" in problem

@@ -13,7 +13,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from guestd.core.config import EventsSettings, QuarantineSettings, Settings, StoreSettings
-from guestd.store.locks import DelayedSteps
+from guestd.store.locks import IndependentSteps
 from guestd.store.maintenance import MaintenanceResult, maintain_store
 from guestd.telemetry.registry import MaintenanceMetrics
 from support.daemon import add_machine, command, environment, execute, metrics_line, rows
@@ -24,8 +24,9 @@ HELD = 'SELECT "reason", "stored", "attempts" FROM "QuarantinedFrame"'
 
 
 async def maintain(settings: Settings) -> MaintenanceResult:
-    result, failures = await maintain_store(settings, DelayedSteps(settings.store.dsn, MaintenanceMetrics()))
-    assert not failures
+    steps = IndependentSteps(settings.store.dsn, MaintenanceMetrics())
+    result = await maintain_store(settings, steps)
+    assert not steps.problems
     return result
 
 

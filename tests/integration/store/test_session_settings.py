@@ -20,7 +20,7 @@ from guestd.filters.snapshot import FilterHostState
 from guestd.filters.store import open_filter_store, read_store_snapshot
 from guestd.hypervisor.domains import Domain
 from guestd.store.connection import connection_to, listen, translate_errors
-from guestd.store.locks import DelayedSteps
+from guestd.store.locks import IndependentSteps
 from guestd.store.maintenance import maintain_store
 from guestd.store.rollups import RollupRefresher
 from guestd.telemetry.registry import MaintenanceMetrics, VmMetrics
@@ -97,7 +97,8 @@ async def work(dsn: str, directory: Path, now: datetime) -> list[Any]:
         dsn, host_name="h", uri="", metrics=VmMetrics(None), maintenance=(metrics := MaintenanceMetrics())
     )
     await refresher.refresh()
-    result, failures = await maintain_store(Settings(store=StoreSettings(dsn=dsn)), DelayedSteps(dsn, metrics))
+    steps = IndependentSteps(dsn, metrics)
+    result = await maintain_store(Settings(store=StoreSettings(dsn=dsn)), steps)
     async with open_vm_store(dsn, name="h", uri="", version="1") as vms:
         seen = Domain(MACHINE, "vm", "running", "booted", True, 0.0, None)
         rows, silent_hosts = await vms.read_machines([seen])
@@ -121,7 +122,7 @@ async def work(dsn: str, directory: Path, now: datetime) -> list[Any]:
         ]
     stored = [query(dsn, statement) for statement in STORED]
     filter_names = [each.name for each in snapshot.filters]
-    return [tally.frames, tally.quarantined, result, failures, machines, states, filter_names, found, stored]
+    return [tally.frames, tally.quarantined, result, steps.problems, machines, states, filter_names, found, stored]
 
 
 @pytest.mark.asyncio
