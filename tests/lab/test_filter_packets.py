@@ -11,7 +11,7 @@ import pytest
 from guestd.filters.desired import CompiledRows, build_desired, compile_rows
 from guestd.filters.explain import CLIENT_PORT, VERDICTS, Question, decide_packets, explain_connection
 from guestd.filters.model import ROOT, Filter, Reference, Rule, build_matches
-from guestd.filters.packet_match import OPPOSITE, UNKNOWN, Packet, PlacedRule, order_rules
+from guestd.filters.packet_match import OPPOSITE, UNKNOWN, Packet
 from guestd.filters.plan import Define, Guard, plan_filters
 from guestd.filters.snapshot import ObservedFilters, StoreSnapshot
 from guestd.filters.xml import parse_filter, render_filter
@@ -86,13 +86,12 @@ class Guest:
         self.bind(found.machine_filters[rows.machines[0].id])
         return found
 
-    def install(self, tree: Sequence[Filter]) -> list[PlacedRule]:
-        """Define filters as they are, bind the last, and return its rules."""
+    def install(self, tree: Sequence[Filter]) -> None:
+        """Define filters as they are, and bind the last."""
         self.unbind()
         for each in tree:
             self.connection.nwfilterDefineXML(render_filter(each))
         self.bind(tree[-1])
-        return order_rules(tree[-1], {each.name: each for each in tree})
 
     def bind(self, top: Filter) -> None:
         self.binding = self.connection.nwfilterBindingCreateXML(
@@ -114,12 +113,12 @@ class Guest:
 
     def try_packet(self, found: CompiledRows, rows: StoreSnapshot, packet: Packet) -> Trial:
         """Send a single packet."""
-        return self.compare(packet, order_rules(found.machine_filters[rows.machines[0].id], found.filters))
+        return self.compare(packet, [*found.filters.values(), found.machine_filters[rows.machines[0].id]])
 
-    def compare(self, packet: Packet, placed: Sequence[PlacedRule]) -> Trial:
-        """Send a single packet, to be decided by these rules."""
+    def compare(self, packet: Packet, tree: Sequence[Filter]) -> Trial:
+        """Send a single packet, on which the last of these filters decides."""
         self.wire.forget_connections()
-        (found,) = decide_packets([packet], placed)
+        (found,) = decide_packets([packet], tree[-1], {each.name: each for each in tree})
         flags = SYN_ACK if packet.state == "INVALID" else SYN
         passed = self.wire.arrives(packet, flags)
         is_predicted = None if found.action == UNKNOWN else found.action in ("accept", "return")
@@ -182,8 +181,8 @@ def test_rules_and_references_in_any_order_and_lists_of_values_decide_as_predict
     rounds = reliability.rounds(quick=15, full=150)
     for _ in range(rounds):
         tree = ordered(dice)
-        placed = guest.install(tree)
-        found = [guest.compare(packet, placed) for packet in ordered_packets()]
+        guest.install(tree)
+        found = [guest.compare(packet, tree) for packet in ordered_packets()]
         described = "\n".join(f"  {each.name}: {each.chain} {entry}" for each in tree for entry in each.entries)
         wrong += [f"{each}\n{described}" for each in found if each.is_wrong or each.predicted is None]
         tried += found
@@ -201,8 +200,8 @@ def test_a_rule_and_a_reference_of_equal_priority_decide_by_their_order(guest: G
     drops = Filter("ibay-ordered1", uuid5(SPACE, "ibay-ordered1"), ROOT, 0, (replace(accept, action="drop"),))
     entries = (accept, Reference(drops.name)) if is_rule_first else (Reference(drops.name), accept)
     top = Filter("ibay-ordered3", uuid5(SPACE, "ibay-ordered3"), ROOT, 0, entries)
-    placed = guest.install([drops, top])
-    tried = guest.compare(Packet("in", "tcp", PEERS[0], GUEST[0], 49152, 22), placed)
+    guest.install([drops, top])
+    tried = guest.compare(Packet("in", "tcp", PEERS[0], GUEST[0], 49152, 22), [drops, top])
     assert (tried.predicted, tried.passed) == (is_rule_first, is_rule_first)
 
 

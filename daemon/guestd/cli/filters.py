@@ -121,7 +121,6 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _show(arguments: argparse.Namespace) -> int:
     from guestd.cli.terminal import make_console, print_json, print_line
     from guestd.filters import explain
-    from guestd.filters.packet_match import order_rules
 
     if (found := _read_machine(arguments)) is None:
         return EXIT_FAILURE
@@ -132,7 +131,7 @@ def _show(arguments: argparse.Namespace) -> int:
             print_line(console, line)
         return 0
     top = compiled.machine_filters[machine.id]
-    rules = [_describe_rule(each, compiled.titles) for each in order_rules(top, compiled.filters)]
+    rules = [_describe_rule(each, compiled.titles) for each in explain.list_rules(compiled, machine) or ()]
     problems = [*explain.list_problems(compiled, machine), *failures]
     print_json({"id": machine.id, "name": machine.name, "filter": top.name, "rules": rules, "problems": problems})
     return 0

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from guestd.filters.model import ROOT, Filter, Rule
 from guestd.filters.packet_match import PlacedRule, order_rules
+from guestd.filters.variables import NotEvaluated
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,10 @@ class ChainConflict:
 
 def find_chain_conflict(top: Filter, filters: Mapping[str, Filter]) -> ChainConflict | None:
     """The conflict that prevents libvirt from installing a tree, or None."""
-    placed = [each for each in order_rules(top, filters) if each.rule.is_link]
+    try:
+        placed = [each for each in order_rules(top, filters) if each.rule.is_link]
+    except NotEvaluated:  # no tree of libvirt's: the plan refuses it for another reason
+        return None
     last = {(each.filter.chain, direction): each.filter for each in placed for direction in _directions(each.rule)}
     reached = -1001
     for each in placed:

@@ -15,7 +15,7 @@ from guestd.filters.addresses import read_addresses
 from guestd.filters.chain_conflict import find_chain_conflict
 from guestd.filters.desired import CompiledRows
 from guestd.filters.graph import list_edges, reach
-from guestd.filters.model import Match, canonical_address, has_ports
+from guestd.filters.model import Filter, Match, canonical_address, has_ports
 from guestd.filters.packet_match import (
     OPPOSITE,
     UNKNOWN,
@@ -111,17 +111,26 @@ def describe_failures(
             yield f"failed: {compiled.titles.get(name, name)} ({name}) on host {host}: {problem}"
 
 
+def list_rules(compiled: CompiledRows, machine: MachineRow) -> list[PlacedRule] | None:
+    """The rules of a machine in the order in which they match; None where its filters are no tree (`list_problems`)."""
+    try:
+        return order_rules(compiled.machine_filters[machine.id], compiled.filters)
+    except NotEvaluated:
+        return None
+
+
 def describe_rules(compiled: CompiledRows, machine: MachineRow) -> Iterator[str]:
     """The effective rules of a machine in the order in which they match, then their problems."""
-    top = compiled.machine_filters[machine.id]
-    placed = order_rules(top, compiled.filters)
+    top, placed = compiled.machine_filters[machine.id], list_rules(compiled, machine)
     yield f"machine {machine.name} ({machine.id}), filter {top.name}"
     for title, is_link in (("packets (iptables), first match decides", False), ("frames (ebtables)", True)):
-        chosen = [each for each in placed if each.rule.is_link == is_link]
+        chosen = [each for each in placed or () if each.rule.is_link == is_link]
         if chosen:
             yield f"{title}:"
             yield from (f"  {_describe(each, compiled.titles)}" for each in chosen)
-    if not placed:
+    if placed is None:
+        yield "the rules cannot be listed"
+    elif not placed:
         yield "no rules: everything passes"
     yield from list_problems(compiled, machine)
 
@@ -138,22 +147,23 @@ def explain_connection(compiled: CompiledRows, machine: MachineRow, question: Qu
 
 def list_verdicts(compiled: CompiledRows, machine: MachineRow, question: Question) -> list[PacketVerdict]:
     """What happens to the first packet of a connection, to its answers and to the packets after them."""
-    placed = order_rules(compiled.machine_filters[machine.id], compiled.filters)
     first = _first_packet(machine, question)
     answer = replace(
         first, direction=OPPOSITE[first.direction], source=first.destination, destination=first.source, answer=True,
         source_port=first.destination_port, destination_port=first.source_port, state="ESTABLISHED",
     )  # fmt: skip
     packets = {"first packet": first, "answers": answer, "later packets": replace(first, state="ESTABLISHED")}
+    decisions = decide_packets(packets.values(), compiled.machine_filters[machine.id], compiled.filters)
     return [
         PacketVerdict(name, packet.direction, VERDICTS[found.action], found.rule, found.unknown)
-        for (name, packet), found in zip(packets.items(), decide_packets(packets.values(), placed), strict=True)
+        for (name, packet), found in zip(packets.items(), decisions, strict=True)
     ]
 
 
-def decide_packets(packets: Iterable[Packet], placed: Sequence[PlacedRule]) -> list[Decision]:
-    """What happens to each packet."""
+def decide_packets(packets: Iterable[Packet], top: Filter, filters: Mapping[str, Filter]) -> list[Decision]:
+    """What a tree does to each packet."""
     try:
+        placed = order_rules(top, filters)
         packet_rules = build_packet_rules(placed)
     except NotEvaluated as exc:
         return [Decision(UNKNOWN, None, str(exc)) for _ in packets]
@@ -162,7 +172,11 @@ def decide_packets(packets: Iterable[Packet], placed: Sequence[PlacedRule]) -> l
 
 def list_doubts(compiled: CompiledRows, machine: MachineRow) -> list[str]:
     """Rules of a machine that are valid and may not do what was meant. They are reported and never changed."""
-    return list(_describe_doubts(order_rules(compiled.machine_filters[machine.id], compiled.filters), compiled.titles))
+    try:
+        placed = order_rules(compiled.machine_filters[machine.id], compiled.filters)
+    except NotEvaluated as exc:
+        return [f"undecided: {exc}"]
+    return list(_describe_doubts(placed, compiled.titles))
 
 
 def find_own_address(machine: MachineRow, question: Question) -> str | None:

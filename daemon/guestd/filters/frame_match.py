@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from ipaddress import ip_address
 from itertools import combinations
 
 from guestd.filters import packet_match
@@ -24,6 +23,7 @@ from guestd.filters.packet_match import (
     PacketRule,
     PlacedRule,
     find_unknown,
+    parse_address,
     resolve_network,
 )
 from guestd.filters.variables import list_instances
@@ -193,7 +193,7 @@ def _rules_of_chain(chain: str, rules: Sequence[PlacedRule]) -> list[PlacedRule]
 
 
 def _kind(packet: Packet) -> str:
-    return "arp" if packet.protocol == "arp" else str(ip_address(packet.source).version)
+    return "arp" if packet.protocol == "arp" else str(parse_address(packet.source).version)
 
 
 def _is_match(rule: Rule, packet: Packet) -> bool:
@@ -209,4 +209,4 @@ def _is_match(rule: Rule, packet: Packet) -> bool:
 
 def _is_within(address: str, rule: Rule, side: str) -> bool:
     network = resolve_network(rule, f"arp{side}" if rule.protocol == "arp" else side)
-    return network is None or ip_address(address) in network
+    return network is None or parse_address(address) in network

@@ -133,21 +133,26 @@ def _count_own_rules(each: Filter) -> Counter[str]:
 
 
 def _include(
-    name: str, filters: Mapping[str, Filter], needs: Needs, available: Collection[str]
+    top: str, filters: Mapping[str, Filter], needs: Needs, available: Collection[str]
 ) -> Iterator[tuple[str, str]]:
     """What to include for a filter: names, each with the reason why it cannot be enforced, or an empty one.
 
-    libvirt enforces nothing of a tree that has a variable without a value.
+    libvirt enforces nothing of a tree that has a variable without a value. Of a filter that needs one and has no rules
+    of its own, its references are included instead. Filters may include each other: each is looked at once.
     """
-    missing = sorted(needs.get(name, {}).keys() - set(available))
-    if not missing:
-        yield name, ""
-    elif filters[name].rules or is_stand_in(filters[name]):
-        yield name, f"filter {name} cannot be enforced: no address for {', '.join(missing)} in Machine.allowedIps"
-    else:
-        # Without rules of its own: include its references instead.
-        for reference in filters[name].references:
-            yield from _include(reference.target, filters, needs, available)
+    waiting, met = [top], set[str]()
+    while waiting:
+        name = waiting.pop()
+        if name in met:
+            continue
+        met.add(name)
+        missing = sorted(needs.get(name, {}).keys() - set(available))
+        if not missing:
+            yield name, ""
+        elif filters[name].rules or is_stand_in(filters[name]):
+            yield name, f"filter {name} cannot be enforced: no address for {', '.join(missing)} in Machine.allowedIps"
+        else:
+            waiting += [reference.target for reference in reversed(filters[name].references)]
 
 
 def _refer(name: str, needs: Needs, values: Mapping[str, Sequence[str]]) -> Reference:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from itertools import combinations, product
 from typing import Any
 
-from guestd.filters.model import ROOT, STATES, Filter, Match, Rule, is_ipv6, is_mac
-from guestd.filters.variables import OWN_MAC, Variables, list_instances, pass_on
+from guestd.filters.graph import MAX_TREE_ENTRIES
+from guestd.filters.model import ROOT, STATES, Filter, Match, Reference, Rule, is_ipv6, is_mac
+from guestd.filters.variables import OWN_MAC, NotEvaluated, Variables, list_instances, pass_on
 
 Network = IPv4Network | IPv6Network
 Range = tuple[int, int]
@@ -26,6 +28,8 @@ UNKNOWN = "unknown"
 ADDRESSES = frozenset({"srcmacaddr", "srcipaddr", "srcipmask", "dstipaddr", "dstipmask"})
 EVALUATED = ADDRESSES | {"srcportstart", "srcportend", "dstportstart", "dstportend", "state"}
 _STATES = frozenset(STATES) - {"NONE"}
+# The same few addresses are compared with hundreds of rules.
+parse_address = lru_cache(1024)(ip_address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,18 +99,35 @@ class Packet:
 
 
 def order_rules(top: Filter, filters: Mapping[str, Filter]) -> list[PlacedRule]:
-    """All rules of a tree in the order in which they match."""
-    found: list[PlacedRule] = []
-    _collect(top, (), filters, found)
+    """All rules of a tree in the order in which they match.
+
+    Raises NotEvaluated where a filter includes itself, and for trees larger than MAX_TREE_ENTRIES: neither is ever in
+    libvirt.
+    """
+    found = [PlacedRule(*each) for each in _walk(top, filters)]
     return sorted(found, key=lambda each: (each.filter.chain != ROOT, each.rule.priority))
 
 
-def _collect(current: Filter, variables: Variables, filters: Mapping[str, Filter], found: list[PlacedRule]) -> None:
-    for each in current.entries:
-        if isinstance(each, Rule):
-            found.append(PlacedRule(current, each, variables))
-        elif each.target in filters:
-            _collect(filters[each.target], pass_on(variables, each), filters, found)
+def _walk(top: Filter, filters: Mapping[str, Filter]) -> Iterator[tuple[Filter, Rule, Variables]]:
+    """The rules of a tree as libvirt reaches them; a filter that is included twice is walked twice."""
+    path: dict[str, tuple[Filter, Variables, Iterator[Rule | Reference]]] = {top.name: (top, (), iter(top.entries))}
+    walked = 0
+    while path:
+        current, variables, entries = path[next(reversed(path))]
+        entry = next(entries, None)
+        if entry is None:
+            path.popitem()
+            continue
+        walked += 1
+        if walked > MAX_TREE_ENTRIES:
+            raise NotEvaluated(f"filter {top.name} includes more than {MAX_TREE_ENTRIES} rules and references")
+        if isinstance(entry, Rule):
+            yield current, entry, variables
+        elif entry.target in path:
+            raise NotEvaluated(f"filter {entry.target} includes itself")
+        elif entry.target in filters:
+            included = filters[entry.target]
+            path[entry.target] = included, pass_on(variables, entry), iter(included.entries)
 
 
 def build_packet_rules(placed: Sequence[PlacedRule]) -> list[PacketRule]:
@@ -214,7 +235,7 @@ def find_deciding_rule(packet: Packet, packet_rules: Sequence[PacketRule]) -> Pa
 
 
 def _is_match(rule: PacketRule, packet: Packet) -> bool:
-    source, destination = ip_address(packet.source), ip_address(packet.destination)
+    source, destination = parse_address(packet.source), parse_address(packet.destination)
     return (
         rule.direction == packet.direction
         and rule.version == source.version

@@ -11,6 +11,7 @@ Pure. These rules hold after every single action of a plan, because guestd may d
 * Where something cannot be read, what it uses is unknown: no filter is removed.
 * A refused filter (a row that libvirt would not install as it is, a cycle, a missing target, filters that libvirt
   cannot install together) stays as libvirt last had it.
+* A plan that removes many filters, or opens many machines (`filters.exposure`), waits until an operator confirms it.
 
 A uuid cannot move to another name, nor a name to another uuid: the old filter and all that include it are removed
 first, which is only done where no interface uses any of them. If that waits for another action of the same plan, the
@@ -28,6 +29,7 @@ from uuid import UUID
 from guestd.filters import ordering
 from guestd.filters.chain_conflict import ChainConflict
 from guestd.filters.desired import DesiredFilters
+from guestd.filters.exposure import find_opened
 from guestd.filters.graph import list_edges, order_targets_first, reach
 from guestd.filters.model import PREFIX, Filter
 from guestd.filters.refusals import find_blocking, find_refusals, is_own
@@ -101,14 +103,14 @@ class FilterPlan:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """Plans that remove more filters, or a larger share of guestd's filters, need to be confirmed."""
+    """Plans that remove more filters, or open more machines, or a larger share of them, need to be confirmed."""
 
     most_removals: int
     most_removals_share: float = 1.0
 
 
 def plan_filters(desired: DesiredFilters, observed: ObservedFilters, guard: Guard) -> FilterPlan:
-    """The actions that lead from the observed to the desired state. The guard marks a plan that removes too much."""
+    """The actions that lead from the observed to the desired state. The guard marks a plan that takes too much away."""
     refused: dict[str, str] = {}
     conflicts: dict[str, ChainConflict] = {}
     while True:
@@ -132,14 +134,19 @@ def plan_filters(desired: DesiredFilters, observed: ObservedFilters, guard: Guar
         *(Define(each, _describe_change(observed.filters.get(each.name), each)) for each in definitions),
         *_removals(unused - first, observed, "the store has no such filter"),
     )
-    standing = ordering.find_standing_conflicts({**remaining, **{each.name: each for each in definitions}}, tops)
+    installed = {**remaining, **{each.name: each for each in definitions}}
+    standing = ordering.find_standing_conflicts(installed, tops)
+    opened = find_opened(observed.bound, observed.filters, installed)
+    checks = (_check_removals(actions, desired, observed, guard), _check_opened(opened, observed, guard))
+    held = [reason for reason in checks if reason is not None]
     reports = (
         *(FilterReport("refused", name, text) for name, text in sorted(refused.items())),
         *_report_conflicts([*conflicts.items(), *standing], refused),
         *_report_kept(rowless - unused, used),
         *(FilterReport("foreign", name, FOREIGN) for name in _find_foreign(desired, observed)),
+        *(FilterReport("held", name, text) for name, text in opened.items() if held),
     )
-    return FilterPlan(actions, reports, _check_guard(actions, desired, observed, guard))
+    return FilterPlan(actions, reports, "; ".join(held) or None)
 
 
 def _report_conflicts(found: Iterable[tuple[str, ChainConflict]], refused: Collection[str]) -> list[FilterReport]:
@@ -213,7 +220,7 @@ def _describe_change(before: Filter | None, after: Filter) -> str:
     return "; ".join(changes) or "the order of its rules and references differs"
 
 
-def _check_guard(
+def _check_removals(
     actions: Iterable[FilterAction], desired: DesiredFilters, observed: ObservedFilters, guard: Guard
 ) -> str | None:
     """Why an operator must confirm the actions: a removed or emptied filter protects nothing any more."""
@@ -230,3 +237,13 @@ def _check_guard(
     if not lost or len(lost) <= most:
         return None
     return f"it would remove or empty {len(lost)} of {len(own)} filters, and {max(0, int(most))} are allowed at once"
+
+
+def _check_opened(opened: Mapping[str, str], observed: ObservedFilters, guard: Guard) -> str | None:
+    """Why an operator must confirm that interfaces pass more: one machine's may at once, for that is an edit of it."""
+    allowed = int(max(1, min(guard.most_removals, guard.most_removals_share * len(observed.bound))))
+    if len(opened) <= allowed:
+        return None
+    name, text = next(iter(opened.items()))
+    share = f"{len(opened)} of {len(observed.bound)} machines"
+    return f"it would open {share}, and {allowed} may be opened at once; {name}: {text}"

@@ -1,4 +1,4 @@
-"""Why a filter cannot be defined: another one has its name or uuid, or it includes itself or a missing filter.
+"""Why a filter cannot be defined: another has its name or uuid, it includes itself or a missing one, or too much.
 
 Pure.
 """
@@ -9,9 +9,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from uuid import UUID
 
 from guestd.filters.desired import DesiredFilters
-from guestd.filters.graph import list_edges, list_includers, order_targets_first, reach
+from guestd.filters.graph import (
+    MAX_TREE_ENTRIES,
+    count_tree_entries,
+    list_edges,
+    list_includers,
+    order_targets_first,
+    reach,
+)
 from guestd.filters.model import PREFIX, Filter
 from guestd.filters.snapshot import ObservedFilters
+
+# A path is printed with this many names at most.
+SHOWN_PATH = 10
+
+TOO_LARGE = (
+    f"it includes more than {MAX_TREE_ENTRIES} rules and references, those of a filter as often as it is included: "
+    "libvirt could not install it on an interface"
+)
 
 
 def find_refusals(desired: DesiredFilters, observed: ObservedFilters, refused: Mapping[str, str]) -> dict[str, str]:
@@ -25,12 +40,7 @@ def find_refusals(desired: DesiredFilters, observed: ObservedFilters, refused: M
     if not found:
         gone = find_blocking(accepted, observed)
         remaining = {name: each for name, each in observed.filters.items() if name not in gone}
-        edges = list_edges(remaining) | list_edges(accepted)
-        found = {
-            name: reason
-            for name in _find_unresolvable(edges)
-            if name in accepted and (reason := _find_bad_path(name, edges))
-        }
+        found = _find_bad_trees(accepted, remaining)
     return found
 
 
@@ -47,6 +57,22 @@ def is_own(name: str, desired: DesiredFilters, observed: ObservedFilters) -> boo
     row = desired.filters.get(name)
     is_row = row is not None and row.uuid == there.uuid
     return name.startswith(PREFIX) and (is_row or (name, there.uuid) in desired.known)
+
+
+def _find_bad_trees(accepted: Mapping[str, Filter], remaining: Mapping[str, Filter]) -> dict[str, str]:
+    """The accepted filters that include themselves or a missing filter; else those whose trees are too large."""
+    filters = {**remaining, **accepted}
+    edges = list_edges(filters)
+    found = {
+        name: reason
+        for name in _find_unresolvable(edges)
+        if name in accepted and (reason := _find_bad_path(name, edges))
+    }
+    return found or {
+        name: TOO_LARGE
+        for name, count in count_tree_entries(filters).items()
+        if name in accepted and count > MAX_TREE_ENTRIES
+    }
 
 
 def _find_unresolvable(edges: Mapping[str, Sequence[str]]) -> set[str]:
@@ -95,16 +121,25 @@ def _list_users(names: Iterable[str], observed: ObservedFilters) -> list[str]:
 
 def _find_bad_path(start: str, edges: Mapping[str, Sequence[str]]) -> str | None:
     """The path from a filter back to itself, or to a missing one; None where neither exists."""
-    paths: list[tuple[str, ...]] = [(start,)]
-    met = {start}
-    while paths:
-        path = paths.pop()
-        for target in edges[path[-1]]:
+    waiting, includer_of = [start], {start: ""}
+    while waiting:
+        name = waiting.pop()
+        for target in edges[name]:
             if target == start:
-                return f"it includes itself: {' -> '.join((*path, target))}"
+                return f"it includes itself: {_describe_path(name, target, includer_of)}"
             if target not in edges:
-                return f"it includes a filter that libvirt does not have: {' -> '.join((*path, target))}"
-            if target not in met:
-                met.add(target)
-                paths.append((*path, target))
+                return f"it includes a filter that libvirt does not have: {_describe_path(name, target, includer_of)}"
+            if target not in includer_of:
+                includer_of[target] = name
+                waiting.append(target)
     return None
+
+
+def _describe_path(name: str, end: str, includer_of: Mapping[str, str]) -> str:
+    path = [end]
+    while name:
+        path.append(name)
+        name = includer_of[name]
+    if len(path) > SHOWN_PATH:
+        path[SHOWN_PATH // 2 : -SHOWN_PATH // 2] = [f"({len(path) - SHOWN_PATH} more)"]
+    return " -> ".join(reversed(path))
