@@ -139,6 +139,40 @@ def test_many_removals_need_confirmation(filter_host: FilterHost) -> None:
     assert filter_host.filters()[edited].rules[0].value("dstportstart") == "2"
 
 
+def test_machines_that_would_lose_their_last_drop_at_once_need_confirmation(filter_host: FilterHost) -> None:
+    machines = [filter_host.add_machine(is_running=number == 0)[0] for number in range(3)]
+    for each in machines:
+        filter_host.assign(each, "Drop All", SSH)
+    assert filter_host.reconcile(ENFORCE).held is None
+    assert filter_host.reconcile(ENFORCE).steps == ()
+    drop_all = """DELETE FROM "VMNWFilter" WHERE "vmId" = ANY(%s)
+        AND "nwFilterId" = (SELECT "id" FROM "NWFilter" WHERE "name" = 'Drop All')"""
+    tops = {machine_filter_name(each) for each in machines}
+    before = {name: each for name, each in filter_host.filters().items() if name in tops}
+    filter_host.run(drop_all, machines)
+    result = filter_host.reconcile(ENFORCE)
+    assert result.held is not None
+    assert "it would open 3 of 3 machines, and 1 may be opened at once" in result.held
+    assert {name: each for name, each in filter_host.filters().items() if name in tops} == before
+    assert {each.name for each in result.reports if each.kind == "held"} == {"all", *tops}
+    status, printed = filter_host.guestd("apply", attach="enforce")
+    assert (status, sum("would pass, and is blocked now" in line for line in printed)) == (1, 4)
+    status, printed = filter_host.guestd("apply", "--yes", attach="enforce")
+    assert (status, filter_host.reconcile(ENFORCE).steps) == (0, ()), printed
+
+
+def test_one_machine_that_loses_its_last_drop_is_opened_at_once(filter_host: FilterHost) -> None:
+    machines = [filter_host.add_machine()[0] for _ in range(3)]
+    for each in machines:
+        filter_host.assign(each, "Drop All")
+    filter_host.reconcile(ENFORCE)
+    filter_host.reconcile(ENFORCE)
+    filter_host.run('DELETE FROM "VMNWFilter" WHERE "vmId" = %s', machines[0])
+    result = filter_host.reconcile(ENFORCE)
+    assert result.held is None
+    assert [str(outcome) for _, outcome in result.steps] == ["done"]
+
+
 def test_a_port_counts_as_open_when_an_interface_names_the_filter_that_opens_it(filter_host: FilterHost) -> None:
     machine_id, _ = filter_host.add_machine()
     filter_host.run(

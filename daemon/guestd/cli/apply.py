@@ -48,7 +48,7 @@ def add_parser(subparsers: Subparsers) -> None:
         epilog=EPILOG,
     )
     add_config_option(parser)
-    yes_help = "remove filters even if they are more than filters.most_removals"
+    yes_help = "remove filters, or open machines, even if they are more than filters.most_removals"
     parser.add_argument("--yes", action="store_true", help=yes_help)
     take_help = "replace the filter of interfaces that name another program's filter"
     parser.add_argument("--take", action="store_true", help=take_help)

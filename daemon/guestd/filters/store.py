@@ -221,9 +221,17 @@ def _decode_rule(rule: Mapping[str, Any]) -> RuleRow:
         src_port_end=rule["srcPortEnd"],
         dst_port_start=rule["dstPortStart"],
         dst_port_end=rule["dstPortEnd"],
-        state=rule["state"],
+        state=_decode_state(rule["state"]),
         comment=rule["comment"],
     )
+
+
+def _decode_state(text: str | None) -> object:
+    """The value of FWRule.state; its own text where it is nested too deep to decode, which the compiler refuses."""
+    try:
+        return None if text is None else msgspec.json.decode(text)
+    except RecursionError:
+        return text
 
 
 def _build_machine(row: Mapping[str, Any]) -> MachineRow:

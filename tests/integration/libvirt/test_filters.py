@@ -128,6 +128,32 @@ def test_a_refused_rule_is_shown_with_its_column(platform: Platform) -> None:
     assert printed[2].endswith("dstPortStart: libvirt ignores it: protocol icmp has no ports, and the rule would match all its packets")  # fmt: skip  # noqa: E501 -- the sentence is tested
 
 
+def test_a_state_that_is_nested_too_deep_is_refused_with_its_filter_alone(platform: Platform) -> None:
+    state = '{"new": ' + "[" * 3000 + "]" * 3000 + "}"
+    platform.run(
+        """UPDATE "FWRule" SET "state" = %s::jsonb
+        WHERE "nwFilterId" = (SELECT "id" FROM "NWFilter" WHERE "name" = 'Use Ping')""",
+        state,
+    )
+    found, _ = platform.compile()
+    (problems,) = found.problems.values()
+    assert {each.column for each in problems} == {"state"}
+    assert len(found.filters) == 66
+
+
+def test_filters_that_include_each_other_are_shown_as_such(platform: Platform) -> None:
+    ids = dict(platform.run('SELECT "name", "id" FROM "NWFilter" WHERE "name" = ANY(%s)', ["Use Ping", "Drop All"]))
+    for source, target in (("Use Ping", "Drop All"), ("Drop All", "Use Ping")):
+        statement = 'INSERT INTO "FilterReference" ("sourceFilterId", "targetFilterId") VALUES (%s, %s)'
+        platform.run(statement, ids[source], ids[target])
+    platform.use("VMNWFilter", "vmId", platform.machine_id, "Use Ping")
+    for verb in (["show"], ["explain"]):
+        question = ["tcp", "10.0.0.5:22", "in"] if verb == ["explain"] else []
+        status, lines = platform.guestd("filters", *verb, str(platform.machine_id), *question)
+        assert status == 0, lines
+        assert any("includes itself" in line for line in lines)
+
+
 def test_the_rules_of_a_machine_are_shown_in_the_order_in_which_they_match(platform: Platform) -> None:
     platform.use(
         "VMNWFilter", "vmId", platform.machine_id, "Drop All", "Provides SSH service", "Respond to Ping requests"
