@@ -40,6 +40,7 @@ class MachineRegistry:
             self.ids_by_name = {machine.internal_name: machine.machine_id for machine in by_id.values()}
             self._by_id = by_id
             self.changed.set()
+        self._error = None
         self.attempted.set()
         self.loaded.set()
 
@@ -50,8 +51,8 @@ class MachineRegistry:
 
     @property
     def problem(self) -> str | None:
-        """Why the machines are not known yet; None once they have been read."""
-        return None if self.loaded.is_set() else self._error
+        """Why the machines could not be read; None when the last attempt succeeded, and before the first."""
+        return self._error
 
     def get_domain_names(self) -> dict[UUID, str]:
         """Get the name of each machine's domain."""

@@ -163,8 +163,8 @@ class VirtioSource:
         machine_id = channel.machine_id
         wrap = functools.partial(self._wrap, machine_id)
         reader = _Reader(machine_id, connection, self._gate, Framer(self._max_frame_bytes), wrap)
-        reader.write([replies.COLLECT])
         try:
+            reader.write([replies.COLLECT])
             await reader.run()
         except asyncio.CancelledError:
             await reader.read_rest()

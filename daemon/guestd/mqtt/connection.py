@@ -87,7 +87,7 @@ class BrokerConnection:
         self._socket = connected_socket
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
-        self._lost: SourceLost | None = None
+        self._lost: Exception | None = None
         self._last_error = ""
         self._is_reading = False
         self._unacknowledged_bytes = 0
@@ -223,6 +223,9 @@ class BrokerConnection:
             except _UNREADABLE as exc:
                 self._fail_unreadable(str(exc))
                 break
+            except Exception as exc:
+                self._fail_with(exc)
+                break
             if not is_read:
                 self._fail("the connection was lost")
                 break
@@ -248,7 +251,12 @@ class BrokerConnection:
         if self._lost is not None:
             return
         self._cork(1)
-        if self._client.loop_write() != MQTTErrorCode.MQTT_ERR_SUCCESS:
+        try:
+            is_written = self._client.loop_write() == MQTTErrorCode.MQTT_ERR_SUCCESS
+        except Exception as exc:
+            self._fail_with(exc)
+            return
+        if not is_written:
             self._fail("the connection was lost")
         self._cork(0)
 
@@ -260,7 +268,12 @@ class BrokerConnection:
         """Ping when it is quiet, and detect a broker that does not answer, unless we have stopped reading."""
         if not self._is_reading:
             self._client.reset_keepalive()
-        if self._client.loop_misc() != MQTTErrorCode.MQTT_ERR_SUCCESS:
+        try:
+            is_answering = self._client.loop_misc() == MQTTErrorCode.MQTT_ERR_SUCCESS
+        except Exception as exc:
+            self._fail_with(exc)
+            return
+        if not is_answering:
             self._fail("no answer")
         self._tick = self._loop.call_later(TICK_SECONDS, self._keep_alive)
 
@@ -274,8 +287,15 @@ class BrokerConnection:
             await self._wake.wait()
 
     def _fail(self, reason: str) -> None:
+        self._fail_with(SourceLost(_address(self._options) + (self._last_error or reason)))
+
+    def _fail_with(self, exc: Exception) -> None:
+        """End the connection with an exception, that `receive` raises.
+
+        What a callback of the event loop raises would be lost, and the callback called again at once.
+        """
         if self._lost is None:
-            self._lost = SourceLost(_address(self._options) + (self._last_error or reason))
+            self._lost = exc
             self._tick.cancel()
             self._wake.set()
 

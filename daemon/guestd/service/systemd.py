@@ -13,6 +13,7 @@ from contextlib import suppress
 from guestd.core.text import escape_controls
 
 STATUS_SECONDS = 5.0
+REPEATED = ("STATUS=", "WATCHDOG=")
 
 
 @functools.cache
@@ -28,8 +29,10 @@ def notify(*states: str) -> None:
         return
     if address.startswith("@"):
         address = "\0" + address[1:]
+    # What is sent again within seconds does not wait for a systemd that does not read: the event loop would wait too.
+    flags = socket.MSG_DONTWAIT if states[0].startswith(REPEATED) else 0
     with suppress(OSError):
-        _open_socket().sendto("\n".join(map(escape_controls, states)).encode(), address)
+        _open_socket().sendto("\n".join(map(escape_controls, states)).encode(), flags, address)
 
 
 def get_watchdog_seconds() -> float | None:

@@ -2,8 +2,10 @@
 
 import asyncio
 from collections import Counter
+from typing import get_args, get_type_hints
 
 import pytest
+from msgspec import Meta, convert
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 from tools.harness.waiting import eventually
@@ -74,6 +76,28 @@ async def test_a_step_that_fails_is_logged_once_counted_and_listed_and_the_other
         "store maintenance no longer fails",
     ]
     assert failures("quarantine") == 0
+
+
+def bounds_of(kind: object) -> tuple[int, int]:
+    """The smallest and the largest value of an integer that a setting accepts."""
+    (meta,) = [each for each in get_args(kind) if isinstance(each, Meta)]
+    assert isinstance(meta.gt, int)
+    assert isinstance(meta.le, int)
+    return meta.gt + 1, meta.le
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("place", [0, 1], ids=["smallest", "largest"])
+async def test_no_value_that_a_setting_accepts_makes_a_step_fail(dsn: str, place: int) -> None:
+    tables = {
+        name: {key: bounds_of(each)[place] for key, each in get_type_hints(kind, include_extras=True).items()}
+        for name, kind in (("events", EventsSettings), ("quarantine", QuarantineSettings))
+    }
+    settings = convert({"store": {"dsn": dsn}} | tables, Settings)
+    steps = IndependentSteps(dsn, MaintenanceMetrics())
+    execute(dsn, frames(10), f'UPDATE "RetentionSetting" SET "keepDays" = {(1, 36500)[place]}')
+    await maintain_store(settings, steps)
+    assert steps.problems == []
 
 
 @pytest.mark.asyncio
