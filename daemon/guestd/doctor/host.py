@@ -21,7 +21,7 @@ from guestd.core.mounts import parse_mounts
 from guestd.doctor.finding import Finding, fault, ok, warning
 from guestd.service import http_auth
 from guestd.service.http import UNAUTHORIZED
-from guestd.spool.file import FILE, list_damaged_files
+from guestd.spool.file import FILE, FORMAT, list_damaged_files
 
 # One per channel, and some for guestd itself.
 MIN_DESCRIPTORS = 4096
@@ -107,6 +107,7 @@ def _check_spool_file(file: Path, max_bytes: int) -> Iterator[Finding]:
             # Only whether it can be opened and read; guestd checks all of it at its start.
             connection.execute("SELECT spool_id FROM identity").fetchone()
             connection.execute("SELECT max(seq) FROM frame").fetchone()
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
             used_bytes = _read_used_bytes(connection)
     except sqlite3.OperationalError as exc:
         yield fault("spool", f"{file} cannot be read: {exc}", f"let guestd's user read and write {file.parent}")
@@ -114,6 +115,10 @@ def _check_spool_file(file: Path, max_bytes: int) -> Iterator[Finding]:
     except sqlite3.DatabaseError as exc:
         fix = "restart guestd: it keeps the damaged file under another name and creates a new one"
         yield fault("spool", f"{file} is damaged: {exc}", fix)
+        return
+    if version > FORMAT:
+        fix = "install that guestd again, and let it store everything before you go back"
+        yield fault("spool", f"{file} has format {version}, of a newer guestd; this one knows up to {FORMAT}", fix)
         return
     if used_bytes > FULL_SHARE * max_bytes:
         fix = "restore the store; the spool then drains by itself. At its limit guestd stops reading"

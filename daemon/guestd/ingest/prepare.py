@@ -201,6 +201,8 @@ def _prepared(
 
 
 def _decode(frame: Frame) -> decode.Decoded | Event:
+    if frame.problem is not None:
+        raise BadFrame("spool", frame.problem)
     if frame.kind in events.TYPES:
         event = events.read_event(frame.payload, machine_id=frame.machine_id, received_at=frame.received_at)
         return events.with_repeatable_id(event, frame.payload) if frame.transport is Transport.MQTT else event

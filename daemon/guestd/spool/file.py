@@ -7,12 +7,10 @@ is freed when the disk is full, so that what is stored can be deleted.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import sqlite3
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
@@ -25,13 +23,16 @@ import structlog
 from guestd.core.errors import ConfigError
 from guestd.core.transport import Transport
 from guestd.spool import identity
-from guestd.wire.line import KINDS, Line, LineId, read_line
+from guestd.wire.line import KINDS, UNKNOWN, Line, LineId, read_line
 
 log = structlog.get_logger()
 
 FILE = "spool.db"
 # The name on disk is older than the term.
 RESERVE_FILE = "ballast"
+# In the file's user_version; 0 before it was written there. It is raised only by a change after which an older guestd
+# must not use the file: for a new column, kind or transport it need not be.
+FORMAT = 1
 # A frame fits on few pages then, at two thirds of the work; still larger ones would make each small commit dearer.
 _PAGE_BYTES = 16 * 1024
 # SQLite's log is moved into the file when it is this long.
@@ -73,15 +74,9 @@ _ADDED = (
     ("sender", "below", "BLOB"),
 )
 _LAST_MS = int(datetime.max.replace(tzinfo=UTC).timestamp()) * 1000
-_INVALID_ROWS = """
-SELECT 'frame', seq
-FROM frame
-WHERE length(machine_id) <> 16 OR received_at_ms NOT BETWEEN 0 AND :last_ms
-    OR channel NOT IN (SELECT value FROM json_each(:channels)) OR kind NOT IN (SELECT value FROM json_each(:kinds))
-    OR (boot_id IS NULL) <> (line_seq IS NULL)
-UNION ALL
-SELECT 'the sender', hex(machine_id) FROM sender WHERE length(machine_id) <> 16
-LIMIT 1"""
+_CHANNELS = {each.value: each for each in Transport}
+# The machine of a frame whose own cannot be read.
+UNREADABLE_MACHINE = UUID(int=0)
 _INSERT_FRAMES = "INSERT INTO frame (seq, machine_id, received_at_ms, payload, channel, kind, boot_id, line_seq, mark)"
 _REPLACE_SENDERS = "REPLACE INTO sender (machine_id, received_at_ms, boot_id, seq, mark, below)"
 _SELECT_FRAMES = """
@@ -134,10 +129,15 @@ class Frame:
     transport: Transport
     kind: str
     line_id: LineId | None
+    problem: str | None = None
+    """Why the frame cannot be stored: a newer guestd wrote it, or a bit flipped. Only its payload is whole then."""
 
 
 def open_or_create(directory: Path) -> sqlite3.Connection:
-    """Open the file or create one; a damaged one is renamed. Raises sqlite3.OperationalError for all but damage."""
+    """Open the file or create one; a damaged one is renamed.
+
+    Raises ConfigError for a file of a newer format, and sqlite3.OperationalError for all else but damage.
+    """
     try:
         return _open(directory / FILE)
     except sqlite3.OperationalError:
@@ -207,6 +207,7 @@ def connect(file: Path) -> sqlite3.Connection:
 def _open(file: Path) -> sqlite3.Connection:
     connection = connect(file)
     try:
+        version = _check_format(connection, file)
         connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")  # of a new file; others stay as they are
         connection.execute("PRAGMA journal_mode=WAL")
         (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
@@ -218,11 +219,9 @@ def _open(file: Path) -> sqlite3.Connection:
         connection.executescript(_SCHEMA + identity.SCHEMA)
         for table, column, definition in _ADDED + identity.ADDED:
             _add_column(connection, table, column, definition)
-        # Both read the whole file, which may be gigabytes, and delay the start: at the same time.
-        with ThreadPoolExecutor(1, thread_name_prefix="spool-check") as beside:
-            checking = beside.submit(_check_pages, file)
-            _check_values(connection)
-            checking.result()
+        if version != FORMAT:
+            connection.execute(f"PRAGMA user_version={FORMAT}")
+        _check_pages(connection)
         identity.ensure_identity(connection)
     except BaseException:
         connection.close()
@@ -230,24 +229,23 @@ def _open(file: Path) -> sqlite3.Connection:
     return connection
 
 
-def _check_pages(file: Path) -> None:
+def _check_format(connection: sqlite3.Connection, file: Path) -> int:
+    """The file's format. Raises ConfigError for one that this version must not use; the file is left as it is."""
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version > FORMAT:
+        raise ConfigError(
+            f"spool.directory: {file} has format {version}, of a newer guestd; this one knows formats up to {FORMAT}: "
+            "install the newer guestd again. To go back to this one, let the newer one store everything first "
+            "(guestd_spool_frames is 0), stop it, and move the file away"
+        )
+    return int(version)
+
+
+def _check_pages(connection: sqlite3.Connection) -> None:
     """Raise sqlite3.DatabaseError where the file's pages are inconsistent."""
-    with closing(connect(file)) as connection:
-        (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
         raise sqlite3.DatabaseError(verdict)
-
-
-def _check_values(connection: sqlite3.Connection) -> None:
-    """Raise sqlite3.DatabaseError for a value that guestd never writes, on sound pages: a bit may have flipped."""
-    valid = {
-        "last_ms": _LAST_MS,
-        "channels": json.dumps([each.value for each in Transport]),
-        "kinds": json.dumps(sorted(KINDS)),
-    }
-    invalid = connection.execute(_INVALID_ROWS, valid).fetchone()
-    if invalid is not None:
-        raise sqlite3.DatabaseError("{} {} cannot be read".format(*invalid))
 
 
 def _add_column(connection: sqlite3.Connection, table: str, name: str, definition: str) -> None:
@@ -278,15 +276,60 @@ def read_frames(connection: sqlite3.Connection, after_seq: int, *, max_frames: i
     rows = connection.execute(_SELECT_FRAMES, (after_seq, max_frames))
     frames: list[Frame] = []
     total_bytes = 0
-    for seq, machine_id, received_at_ms, payload, transport, known_kind, *numbering in rows:
-        total_bytes += len(payload)
+    for row in rows:
+        frame = _read_frame(*row)
+        total_bytes += len(frame.payload)
         if frames and total_bytes > max_bytes:
             break
-        kind, line_id = _line_of(payload, known_kind, *numbering)
-        received_at = from_milliseconds(received_at_ms)
-        frames.append(Frame(seq, UUID(bytes=machine_id), received_at, payload, Transport(transport), kind, line_id))
+        frames.append(frame)
     rows.close()
+    if broken := [frame for frame in frames if frame.problem is not None]:
+        log.error(
+            "frames of the spool cannot be read, quarantining them; did a newer guestd write them, or is the disk bad?",
+            frames=len(broken), seq=broken[0].seq, problem=broken[0].problem,
+        )  # fmt: skip
     return frames
+
+
+def _read_frame(
+    seq: int,
+    key: bytes,
+    received_at_ms: int,
+    payload: bytes,
+    channel: str,
+    known_kind: str | None,
+    boot_id: str | None,
+    line_seq: int | None,
+    mark: str | None,
+) -> Frame:
+    """A row as a frame; one with a value that this version does not know or that cannot be has a `problem`."""
+    kind, line_id = _line_of(payload, known_kind, boot_id, line_seq, mark)
+    problem = None
+    if kind not in KINDS:
+        kind, problem = UNKNOWN, f"kind {kind!r} is unknown to this guestd"
+    if channel not in _CHANNELS:
+        problem = f"transport {channel!r} is unknown to this guestd"
+    if len(key) != len(UNREADABLE_MACHINE.bytes):
+        problem = f"{key.hex()!r} is no machine"
+    if not 0 <= received_at_ms <= _LAST_MS:
+        problem = f"{received_at_ms} is no time of receipt"
+        received_at_ms = time.time_ns() // 1_000_000
+    if (boot_id is None) != (line_seq is None):
+        problem = f"half of the number of a line: {boot_id!r}, {line_seq!r}"
+    return Frame(
+        seq,
+        _machine_of(key),
+        from_milliseconds(received_at_ms),
+        payload,
+        _CHANNELS.get(channel, Transport.VIRTIO),
+        kind,
+        line_id if problem is None else None,
+        problem,
+    )
+
+
+def _machine_of(key: bytes) -> UUID:
+    return UUID(bytes=key) if len(key) == len(UNREADABLE_MACHINE.bytes) else UNREADABLE_MACHINE
 
 
 def _line_of(
@@ -328,12 +371,23 @@ def _write_rows(connection: sqlite3.Connection, into: str, rows: Sequence[tuple[
 
 
 def read_senders(connection: sqlite3.Connection) -> dict[UUID, SenderState]:
-    """The state of each machine's stream."""
+    """The state of each machine's stream.
+
+    One that cannot be read is left out: its machine's next line is then the first of a run, and the store recognises
+    what it has of it.
+    """
+    senders, unreadable = dict[UUID, SenderState](), 0
     rows = connection.execute("SELECT machine_id, received_at_ms, boot_id, seq, mark, below FROM sender")
-    return {
-        UUID(bytes=machine_id): SenderState(received_at_ms, boot_id, seq, mark, _from_bytes(below))
-        for machine_id, received_at_ms, boot_id, seq, mark, below in rows
-    }
+    for key, received_at_ms, boot_id, seq, mark, below in rows:
+        is_number = (boot_id is None) == (seq is None) and (seq is None or seq > 0)
+        is_time = 0 <= received_at_ms <= _LAST_MS
+        if _machine_of(key) == UNREADABLE_MACHINE or not is_number or not is_time:
+            unreadable += 1
+        else:
+            senders[UUID(bytes=key)] = SenderState(received_at_ms, boot_id, seq, mark, _from_bytes(below))
+    if unreadable:
+        log.error("states of senders in the spool cannot be read, ignoring them; check the disk", senders=unreadable)
+    return senders
 
 
 def delete_senders(connection: sqlite3.Connection, machine_ids: Iterable[UUID]) -> None:
@@ -358,4 +412,4 @@ def read_sizes(connection: sqlite3.Connection) -> Iterable[tuple[int, UUID, int]
     # One object a machine: there may be millions of frames.
     machines: dict[bytes, UUID] = {}
     for seq, key, length in rows:
-        yield seq, machines.setdefault(key, UUID(bytes=key)), length + _OVERHEAD_BYTES
+        yield seq, machines.setdefault(key, _machine_of(key)), length + _OVERHEAD_BYTES

@@ -23,7 +23,7 @@ from uuid import UUID, uuid4
 
 import structlog
 
-from guestd.core.errors import SpoolLost
+from guestd.core.errors import ConfigError, SpoolLost
 from guestd.spool import file, identity
 from guestd.spool.file import Entry, Frame, SenderState
 from guestd.telemetry.registry import SpoolMetrics
@@ -369,7 +369,8 @@ class Spool:
 def open_spool(directory: Path, *, max_bytes: int, share: float, metrics: SpoolMetrics) -> Spool:
     """Open the spool of a directory or create one; a damaged file is renamed. `share` is a machine's part, 0-1.
 
-    Raises ConfigError when another daemon has it or it cannot be created, OSError when the disk is full or fails.
+    Raises ConfigError when another daemon has it, a newer one wrote it or it cannot be created, OSError when the disk
+    is full or fails.
     """
     lock, reserve_file = file.lock_directory(directory), directory / file.RESERVE_FILE
     while True:
@@ -378,6 +379,9 @@ def open_spool(directory: Path, *, max_bytes: int, share: float, metrics: SpoolM
             return Spool(
                 directory, lock, writing, max_bytes=max_bytes, share_bytes=int(max_bytes * share), metrics=metrics
             )
+        except ConfigError:
+            lock.close()
+            raise
         except sqlite3.OperationalError as exc:
             # A full or failing disk, a file that another process holds: the frames are sound.
             if reserve_file.exists() and "full" in str(exc):
