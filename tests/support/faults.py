@@ -15,7 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,10 @@ def count_fleet(
         if payload.startswith(b"{")
     ]
     sender_gap = sum(member["given_up"] for member in members)
-    return _compare(sent, stored, quarantined, Tally(refused=refused, sender_gap=sender_gap), destroyed or {})
+    tally = _compare(sent, stored, quarantined, Tally(refused=refused, sender_gap=sender_gap), destroyed or {})
+    # Of what a sender dropped after it had sent it, without an answer, some was received: the tables show how much.
+    unconfirmed = min(max(0, tally.lost), sum(member["unconfirmed"] for member in members))
+    return replace(tally, sender_gap=sender_gap + unconfirmed, lost=tally.lost - unconfirmed)
 
 
 def sample_ms(payload: bytes) -> int:

@@ -125,6 +125,23 @@ async def test_lines_that_the_agent_gave_up_are_counted_and_passed_over(tmp_path
 
 
 @pytest.mark.asyncio
+async def test_lines_that_the_agent_gave_up_are_counted_once_though_the_next_one_is_sent_again(tmp_path: Path) -> None:
+    async with gate_on(tmp_path, max_bytes=500) as rig:
+        await rig.accept(numbered(1))
+        broken = numbered(6, oldest=6)[:-1]
+        assert await rig.accept(broken) == resend(1)
+        assert rig.counts["dropped_by_agent"] == 0
+        waiting = asyncio.create_task(rig.accept(numbered(6, oldest=6)))
+        await asyncio.sleep(0)
+        waiting.cancel()  # its channel is closed while the spool is full
+        await asyncio.wait([waiting])
+        assert rig.counts["dropped_by_agent"] == 0
+        await rig.spool.trim(rig.spool.last_seq)
+        assert await rig.accept(numbered(6, oldest=6)) == ack(6)
+        assert rig.counts["dropped_by_agent"] == 4
+
+
+@pytest.mark.asyncio
 async def test_a_new_run_of_the_agent_counts_from_one_again(tmp_path: Path) -> None:
     async with gate_on(tmp_path) as rig:
         await rig.accept(numbered(1), numbered(2))

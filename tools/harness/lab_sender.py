@@ -63,7 +63,7 @@ async def report(base: int, outbox: Outbox, every_seconds: float) -> None:
     """Print the progress on the console."""
     last = ""
     while True:
-        state = f"{base} {outbox.last} {outbox.last - outbox.held_lines} {outbox.dropped}"
+        state = f"{base} {outbox.last} {outbox.last - outbox.held_lines} {outbox.dropped + outbox.unconfirmed}"
         if state != last:
             print(f"lab-sender {state}", flush=True)
             last = state

@@ -11,6 +11,7 @@ line that is not ours means that ours never arrived. The lines that are held the
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
 from hashlib import blake2b
 from uuid import UUID
 
@@ -21,10 +22,17 @@ LINE_LIMIT_BYTES = 1024 * 1024
 BODY_LIMIT_BYTES = LINE_LIMIT_BYTES - 200
 # What the first line of a run follows.
 NO_MARK = "0" * 16
+# A late answer about a dropped line is recognised by its mark; of more dropped lines the marks are not kept.
+_DROPPED_MARKS = 1000
+# So many gaps are remembered; of lines before an older one it stays unknown whether the host has them.
+_MOST_GAPS = 1000
 
 
 class Outbox:
     """Numbered lines of one run of an agent, kept until they are acknowledged or the buffer is full.
+
+    Each line is acknowledged, held, or one of these. `dropped`: dropped, and the host or broker certainly does not have
+    it. `unconfirmed`: dropped after it was written and before an answer came: it may have it.
 
     `is_overflowing`: a line was dropped for want of room, and since then the buffer was never half empty.
 
@@ -34,6 +42,7 @@ class Outbox:
     def __init__(self, boot_id: str, limit_bytes: int) -> None:
         self.boot_id = boot_id
         self.dropped = 0
+        self.unconfirmed = 0
         self.acknowledged = 0
         self.rewound = 0
         self.is_overflowing = False
@@ -45,6 +54,14 @@ class Outbox:
         self._oldest = 1
         self._cursor = 1
         self._progress_at = 0.0
+        # What the host or broker may have: lines up to here; of a broker up to the last whose answer was lost.
+        self._sent_up_to = 0
+        self._unanswered_up_to = 0
+        # Up to here it is known which lines were dropped and not received.
+        self._known_up_to = 0
+        # Lines written as the oldest that is held, behind a dropped one: the host accepts them without those before.
+        self._gaps: deque[int] = deque()
+        self._dropped_marks: deque[str] = deque(maxlen=_DROPPED_MARKS)  # of the lines `.. oldest - 1`
 
     @property
     def last(self) -> int:
@@ -82,8 +99,7 @@ class Outbox:
         self._marks.append(blake2b(body, digest_size=8).hexdigest())
         self._held_bytes += len(body) - 1
         while self._held_bytes > self._limit_bytes and len(self._held) > 1:
-            self._drop_oldest()
-            self.dropped += 1
+            self._drop_oldest(self._sent_up_to)
             self.is_overflowing = True
         return self.last
 
@@ -103,8 +119,14 @@ class Outbox:
         """As `next_line` but without a timeout, for a transport that itself sends again what is lost."""
         if self._cursor > self.last:
             return None
-        line = self._line(self._cursor, now_seconds)
+        seq = self._cursor
+        line = self._line(seq, now_seconds)
         self._cursor += 1
+        self._sent_up_to = max(self._sent_up_to, seq)
+        if seq == self._oldest > self._known_up_to + 1 and (not self._gaps or self._gaps[-1] < seq):
+            self._gaps.append(seq)
+            if len(self._gaps) > _MOST_GAPS:
+                self._known_up_to = self._gaps.popleft() - 1
         return line
 
     def acknowledge(self, boot_id: str, seq: int, now_seconds: float, mark: str = "") -> None:
@@ -118,27 +140,42 @@ class Outbox:
             self._start_new_run(seq, mark)
             return
         if seq < self._oldest:
+            if self._is_dropped(seq, mark):
+                self._confirm_dropped(seq)
             return
+        self._confirm_dropped(seq)
         while self._oldest <= seq:
-            self._drop_oldest()
+            self._forget_oldest()
             self.acknowledged += 1
+        self._dropped_marks.clear()
         self._progress_at = now_seconds
         self._note_room()
 
     def confirm(self, seq: int) -> None:
         """The broker has this line and all before it; it may have been dropped here while it was in flight."""
         if seq < self._oldest:
-            self.dropped -= 1
+            self._resolve(seq)
             self.acknowledged += 1
             return
         self.acknowledge(self.boot_id, seq, self._progress_at)
 
     def give_up(self, seq: int) -> None:
         """Drop this line, and all before it that are still held: the broker never takes it."""
+        if seq < self._oldest:
+            self._note_refused(seq)
         while self._oldest <= min(seq, self.last):
-            self._drop_oldest()
-            self.dropped += 1
+            self._drop_oldest(self._unanswered_up_to)
+        self._known_up_to = max(self._known_up_to, seq)
         self._note_room()
+
+    def republish(self, *, refused: Iterable[int], unanswered: Iterable[int]) -> None:
+        """Start again from the first line held; of all lines in flight the answers are known, or are lost."""
+        self._unanswered_up_to = max([self._unanswered_up_to, *unanswered])
+        for seq in refused:
+            if seq < self._oldest:
+                self._note_refused(seq)
+        self._sent_up_to = self._unanswered_up_to
+        self.restart()
 
     def resend_after(self, boot_id: str, seq: int, now_seconds: float, mark: str = "") -> None:
         """As `acknowledge`, then write everything that is still held again."""
@@ -155,6 +192,13 @@ class Outbox:
         seed = f"{self.boot_id} {self._marks[-1]} {seq} {mark}".encode()
         self.boot_id = str(UUID(bytes=blake2b(seed, digest_size=16).digest(), version=4))
         self._marks[0] = NO_MARK
+        # The lines that are held have other numbers, and may have arrived under the old ones.
+        before = self._oldest - 1
+        self._sent_up_to = max(0, self._sent_up_to - before)
+        self._unanswered_up_to = max(0, self._unanswered_up_to - before)
+        self._known_up_to = 0
+        self._gaps.clear()
+        self._dropped_marks.clear()
         self._oldest = self._cursor = 1
         self.rewound += 1
 
@@ -174,9 +218,44 @@ class Outbox:
         )  # fmt: skip
         return b"%s%s\n" % (header, self._held[seq - self._oldest])
 
-    def _drop_oldest(self) -> None:
+    def _drop_oldest(self, received_up_to: int) -> None:
+        """Drop the oldest line; the host may have lines up to `received_up_to`."""
+        if self._oldest <= received_up_to:
+            self.unconfirmed += 1
+        else:
+            self.dropped += 1
+        self._dropped_marks.append(self._mark(self._oldest))
+        self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
         self._held_bytes -= len(self._held.popleft())
         self._marks.popleft()
         self._added_at.popleft()
         self._oldest += 1
         self._cursor = max(self._cursor, self._oldest)
+
+    def _is_dropped(self, seq: int, mark: str) -> bool:
+        """Whether an answer is about a line of ours that was dropped."""
+        place = seq - self._oldest  # -1: the last one dropped
+        return -len(self._dropped_marks) <= place < 0 and mark in ("", self._dropped_marks[place])
+
+    def _confirm_dropped(self, seq: int) -> None:
+        """The host has this line: of those before it that were dropped it has all that are behind the last gap."""
+        behind = max([self._known_up_to, *(gap - 1 for gap in self._gaps if gap <= seq)])
+        received = max(0, min(seq, self._oldest - 1, self._sent_up_to) - behind)
+        self.unconfirmed -= received
+        self.acknowledged += received
+        self._known_up_to = max(self._known_up_to, seq)
+        while self._gaps and self._gaps[0] <= seq:
+            self._gaps.popleft()
+
+    def _resolve(self, seq: int) -> None:
+        """It is known now what became of a line that was dropped in flight."""
+        self.unconfirmed -= 1
+        self._known_up_to = max(self._known_up_to, seq)
+
+    def _note_refused(self, seq: int) -> None:
+        # An earlier copy, whose answer was lost, may have arrived.
+        if seq > max(self._unanswered_up_to, self._known_up_to):
+            self._resolve(seq)
+            self.dropped += 1

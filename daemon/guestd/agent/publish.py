@@ -60,12 +60,14 @@ async def publish_lines(link: Link, topic: str, sender: ReliableSender) -> None:
             await link.wait_connected()
         elif not in_flight or not in_flight[0][1].done():
             await sender.wait_for_wake()
-        elif not _settle(sender, *in_flight.popleft()):
-            answers = await asyncio.gather(*(later for _, later in in_flight))
+        elif not _settle(sender, *(first := in_flight.popleft())):
+            answers = {seq: await answer for seq, answer in (first, *in_flight)}
             in_flight.clear()
-            if Answer.LOST not in answers and link.is_connected:
+            if Answer.LOST not in answers.values() and link.is_connected:
                 await asyncio.sleep(REPUBLISH_SECONDS)
-            outbox.restart()
+            refused = [seq for seq, answer in answers.items() if answer in (Answer.REFUSED, Answer.GIVEN_UP)]
+            # One that the broker has accepted behind a refused one is published again as well.
+            outbox.republish(refused=refused, unanswered=answers.keys() - set(refused))
 
 
 def _settle(sender: ReliableSender, seq: int, answer: asyncio.Future[Answer]) -> bool:

@@ -99,8 +99,9 @@ async def _run(options: Options, open_: ExitStack) -> None:
     await run_until_signal(work())
     await sampler.close()
     _log.info(
-        "agent stopped", acknowledged=outbox.acknowledged, unacknowledged=outbox.held_lines, dropped=outbox.dropped
-    )
+        "agent stopped", acknowledged=outbox.acknowledged, unacknowledged=outbox.held_lines, dropped=outbox.dropped,
+        unconfirmed=outbox.unconfirmed,
+    )  # fmt: skip
 
 
 def _report_to(

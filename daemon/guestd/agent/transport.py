@@ -53,12 +53,12 @@ class ReliableSender:
         self._on_request = on_request
         self._to_write = asyncio.Event()
         self._acknowledged = asyncio.Event()
-        # `outbox.dropped` before the buffer overflowed; None while it does not.
-        self._dropped_before: int | None = None
+        # `dropped` and `unconfirmed` of the outbox before the buffer overflowed; None while it does not.
+        self._dropped_before: tuple[int, int] | None = None
 
     def post(self, body: bytes) -> None:
         """Add a message; the writer, when a channel is open, writes it."""
-        dropped = self.outbox.dropped
+        dropped = self.outbox.dropped, self.outbox.unconfirmed
         self.outbox.add(body, time.monotonic())
         self._to_write.set()
         if self.outbox.is_overflowing and self._dropped_before is None:
@@ -126,10 +126,12 @@ class ReliableSender:
     def _note_forgotten(self) -> None:
         self._acknowledged.set()
         if self._dropped_before is not None and not self.outbox.is_overflowing:
+            dropped, unconfirmed = self._dropped_before
             _log.info(
-                "buffer has room again: the samples that were dropped before are lost",
-                dropped=self.outbox.dropped - self._dropped_before,
-            )
+                "buffer has room again: the samples that were dropped are lost; the unconfirmed ones had been sent, "
+                "and at most all of them are lost",
+                dropped=self.outbox.dropped - dropped, unconfirmed=max(0, self.outbox.unconfirmed - unconfirmed),
+            )  # fmt: skip
             self._dropped_before = None
 
 

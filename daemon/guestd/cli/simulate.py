@@ -28,7 +28,8 @@ examples:
   guestd simulate --mqtt 127.0.0.1:1883 --mqtt-user simulator --mqtt-password-file FILE --guests 50
 
 manifest, one JSON object a guest: machine (id), boot_id, sent, acknowledged, given_up (messages dropped because the
-buffer was full), timestamps_ms (of the messages, with --count)
+buffer was full), unconfirmed (the same, but they had been sent: they may have arrived), timestamps_ms (of the messages,
+with --count)
 
 exit status: 0 done, or stopped by a signal; 1 stopped before --count was reached, or a socket cannot be served;
 2 wrong usage; 78 an option names a file or an address that cannot be used

@@ -22,6 +22,7 @@ class Decision:
     answer_to: str | None = None  # the boot_id of numbered lines
     has_gap: bool = False
     unnumbered: int = 0
+    agent_dropped: int = 0  # lines before these that their agent no longer had
     # By the kind that they answer, the latest: the replies to a guest stay shorter than its lines.
     replies: dict[str, bytes] = field(default_factory=dict)
 

@@ -61,6 +61,7 @@ class Gate:
             await self._wait_for_room(decision)
             # From here on these lines are settled, even if the caller is cancelled: the spool will commit them.
             self.senders[machine_id] = decision.sender
+            self._metrics.agent_dropped.inc(decision.agent_dropped)
             await self.append(decision.entries)
         elif decision.answer_to is not None:
             # A duplicate of a line whose commit is still running (its first reader was closed) is not safe yet.
@@ -175,6 +176,9 @@ class Gate:
             return
         if header is not None and self._is_truncated(header, line, decision):
             return
+        # Of an unknown run nothing is missing that we were ever to get.
+        if header is not None and (last_seq := decision.last_seq(header.boot_id)):
+            decision.agent_dropped += min(header.seq - last_seq - 1, MAX_DROPPED)
         if line.payload is None:
             self._metrics.refused.labels("oversize").inc()
         # An oversize line is not stored, but a numbered one is settled, or its agent would resend it without end.
@@ -209,8 +213,6 @@ class Gate:
             # The number is due, but it follows a line that is not ours: its machine was put back to a snapshot.
             self._metrics.refused.labels("rewound" if header.seq == last_seq + 1 else "out_of_order").inc()
             return False
-        if last_seq:  # of an unknown run nothing is missing that we were ever to get
-            self._metrics.agent_dropped.inc(min(header.seq - last_seq - 1, MAX_DROPPED))
         return True
 
     def _is_truncated(self, header: Header, line: Line, decision: Decision) -> bool:

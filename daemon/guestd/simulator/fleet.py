@@ -74,6 +74,7 @@ class SimulatedGuest:
             "sent": outbox.last,
             "acknowledged": outbox.acknowledged,
             "given_up": outbox.dropped,
+            "unconfirmed": outbox.unconfirmed,
             "timestamps_ms": list(self.timestamps_ms),
         }
 

@@ -24,13 +24,15 @@ REFUSED_HELP = (
     "requested again: out_of_order, rewound, cut_off (also lines lost with their channel)."
 )
 AGENT_DROPPED_HELP = (
-    "Lines that agents no longer had: discarded by the agent, or accepted by another host of a migrated machine."
+    "Lines that agents no longer had, by their numbers. At most so many are lost: some may have been accepted by "
+    "another host of a migrated machine, or into a spool of which an older copy is used."
 )
 SESSIONS_HELP = "Reconnects to a broker that had lost guestd's session and the messages queued in it."
 TAKEN_OVER_HELP = "Connections to a broker that another client with guestd's client id ended, as far as it shows."
 LATE_HELP = "Acknowledgements not sent because their connection was closed."
 MISSING_HELP = (
-    "Numbered lines that never arrived: discarded by agents, or dropped by the broker. Not counted in a shared group."
+    "Numbered lines that had not arrived when a later one did: discarded by agents, or dropped by the broker. At most "
+    "so many are lost: one that comes late is not subtracted. Not counted in a shared group."
 )
 DROPPED_HELP = "Messages dropped by the broker, by its own count ($SYS)."
 DONE_HELP = "Accepted frames by outcome: stored, stored_in_part, quarantined, duplicate."
