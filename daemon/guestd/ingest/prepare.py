@@ -32,7 +32,7 @@ from guestd.ingest.sample_times import (
 from guestd.rows.batch import Prepared, digest, place_digest
 from guestd.rows.model import Rows
 from guestd.rows.normalise import GuestHistory, normalise
-from guestd.rows.times import uuid7
+from guestd.rows.times import guest_time, uuid7
 from guestd.spool.file import Frame
 from guestd.telemetry.registry import PrepareMetrics
 from guestd.wire import decode, events
@@ -89,9 +89,11 @@ class Preparer:
             known_by = place_digest(frame.payload, frame.seq, frame.received_at)
         command_lines = await self._command_lines_of(frame.machine_id)
         content: Rows | BadFrame
+        claimed_at = None
         if isinstance(message, BadFrame):
             content = message
         else:
+            claimed_at = guest_time(message.metrics.timestamp)
             step = functools.partial(
                 self._normalise,
                 message=message,
@@ -100,7 +102,7 @@ class Preparer:
                 command_lines=command_lines,
             )
             content = self.guard(frame, step)
-        return _prepared(frame, content, digest=known_by, command_lines=command_lines)
+        return _prepared(frame, content, digest=known_by, command_lines=command_lines, claimed_at=claimed_at)
 
     def forget(self, is_known: Callable[[UUID], bool]) -> None:
         """Forget what is remembered of machines that are gone."""
@@ -185,7 +187,12 @@ class Preparer:
 
 
 def _prepared(
-    frame: Frame, content: Rows | Event | BadFrame, *, digest: int | None, command_lines: CommandLines = "redacted"
+    frame: Frame,
+    content: Rows | Event | BadFrame,
+    *,
+    digest: int | None,
+    command_lines: CommandLines = "redacted",
+    claimed_at: datetime | None = None,
 ) -> Prepared:
     return Prepared(
         seq=frame.seq,
@@ -197,6 +204,7 @@ def _prepared(
         command_lines=command_lines,
         transport=frame.transport,
         line_id=frame.line_id,
+        claimed_at=claimed_at,
     )
 
 

@@ -31,6 +31,15 @@ class Prepared:
     command_lines: CommandLines = "redacted"
     transport: Transport = Transport.VIRTIO
     line_id: LineId | None = None
+    claimed_at: datetime | None = None
+    """The time of its sample by the guest, if the message has one."""
+
+    @property
+    def has_hosts_time(self) -> bool:
+        """Whether its sample is not at the guest's time: another host that receives the same line has another one."""
+        if not isinstance(self.content, Rows):
+            return False
+        return self.claimed_at is None or abs(self.content.shared.timestamp - self.claimed_at) >= _MILLISECOND
 
     @property
     def times(self) -> tuple[datetime, ...]:

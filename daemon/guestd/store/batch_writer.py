@@ -206,6 +206,7 @@ class Store:
         outcome = Outcome()
         await self._advance(spool_id, expected, Ledger(frames[-1].seq, expected.owner))
         known = await self._lock_machines({frame.machine_id for frame in frames})
+        await self._lock_against_other_hosts(frames)
         contents: list[Rows] = []
         reported: list[Event] = []
         for frame in await self._drop_duplicates(frames, outcome):
@@ -288,6 +289,11 @@ class Store:
     async def _lock_machines(self, machine_ids: set[UUID]) -> set[UUID]:
         cursor = await self._connection.execute(query("ingest/lock_machines"), {"ids": list(machine_ids)})
         return {machine_id for (machine_id,) in await cursor.fetchall()}
+
+    async def _lock_against_other_hosts(self, frames: Sequence[Prepared]) -> None:
+        """Lock machines with samples at a time of this host: only for others do equal lines of two hosts conflict."""
+        if machine_ids := {frame.machine_id for frame in frames if frame.has_hosts_time}:
+            await self._connection.execute(query("ingest/lock_machines_alone"), {"ids": list(machine_ids)})
 
     async def _copy_series(self, tables: Sequence[contract.Table], contents: Sequence[Rows], outcome: Outcome) -> None:
         started = time.perf_counter()

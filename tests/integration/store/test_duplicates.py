@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from tools.harness.waiting import eventually
 
 from guestd.rows.batch import Limits
 from guestd.store.batch_writer import open_store
@@ -141,6 +142,34 @@ async def test_two_hosts_that_store_the_same_lines_at_the_same_moment_store_each
     assert sum(tally.frames["duplicate"] for tally in tallies) == 200
     tally = count_samples(dsn, {machine_id: range(1, 201)})
     assert (tally.stored, tally.duplicated, tally.lost) == (200, 0, 0)
+
+
+@pytest.mark.asyncio
+async def test_two_hosts_that_store_the_same_lines_of_a_guest_with_a_wrong_clock_at_the_same_moment_store_each_once(
+    tmp_path: Path, dsn: str
+) -> None:
+    """Each host has placed them at its own time of receipt, so that no key of theirs is equal."""
+    machine_id, boot_id = add_machine(dsn), uuid4()
+    lines = [sample_line(number, boot_id).strip() for number in range(1, 21)]
+    async with (
+        spooled(tmp_path / "one", machine_id, lines) as one,
+        spooled(tmp_path / "two", machine_id, []) as two,
+        await psycopg.AsyncConnection.connect(dsn) as busy,
+    ):
+        later_ms = int((datetime.now(UTC) + timedelta(seconds=2)).timestamp() * 1000)
+        await two.append([entry(machine_id, later_ms + place, line) for place, line in enumerate(lines)])
+        # Both transactions have looked for stored frames before either has written its samples.
+        await busy.execute('LOCK TABLE "SystemMetrics" IN SHARE MODE')
+        draining = [asyncio.create_task(drain(spool, dsn)) for spool in (one, two)]
+        waiting = """SELECT count(*) FROM pg_stat_activity
+            WHERE application_name = 'guestd' AND wait_event_type = 'Lock' AND datname = current_database()"""
+        await asyncio.to_thread(eventually, lambda: rows(dsn, waiting) == [(2,)], "both wait")
+        await busy.rollback()
+        tallies = await asyncio.wait_for(asyncio.gather(*draining), 60)
+    assert sum(tally.frames["stored"] for tally in tallies) == 20
+    assert sum(tally.frames["duplicate"] for tally in tallies) == 20
+    tally = count_samples(dsn, {machine_id: range(1, 21)})
+    assert (tally.stored, tally.duplicated, tally.lost) == (20, 0, 0)
 
 
 def _now() -> datetime:
