@@ -73,6 +73,49 @@ def test_the_unit_reads_a_guest_as_its_own_user(host: Host) -> None:
     host.is_up(after=pid)
 
 
+def test_the_unit_ends_before_a_virtual_machine_when_memory_does(host: Host) -> None:
+    host.run("systemctl", "start", "guestd")
+    host.is_up()
+    adjusted = int(host.run("cat", f"/proc/{host.show('MainPID')}/oom_score_adj"))
+    # The most that there is; libvirt starts QEMU with 0.
+    assert adjusted == 1000
+    assert int(host.show("MemoryHigh")) < int(host.show("MemoryMax")) == 2 * 2**30
+    assert host.show("TasksMax") == "512"
+    assert host.show("OOMPolicy") == "continue"
+    threads = len(host.run("ls", f"/proc/{host.show('MainPID')}/task").split())
+    assert threads < 512 / 4
+
+
+def test_the_group_that_is_as_good_as_root_is_the_units_only_with_libvirt(host: Host) -> None:
+    host.run("systemctl", "start", "guestd")
+    host.is_up()
+    assert "libvirt" not in groups_of_the_unit(host)
+    host.configure('[libvirt]\nuri = "qemu:///system"\n')
+    said = host.follow("First start")
+    assert "guestd-libvirt.conf: written" in said
+    host.run("systemctl", "restart", "guestd")
+    host.is_up()
+    assert "libvirt" in groups_of_the_unit(host)
+    # And back, as setup and the doctor say.
+    host.configure()
+    setup = host.run("sh", "-c", "PATH=/opt/bin:$PATH guestd setup")
+    assert "guestd-libvirt.conf: removed" in setup
+    assert "gpasswd --delete guestd libvirt" in setup
+    doctor = host.run("/opt/bin/guestd", "doctor", "--config", "/etc/guestd/guestd.toml")
+    assert "can do what root can" in doctor
+    host.run("gpasswd", "--delete", "guestd", "libvirt")
+    host.run("systemctl", "restart", "guestd")
+    host.is_up()
+    assert "libvirt" not in groups_of_the_unit(host)
+
+
+def groups_of_the_unit(host: Host) -> list[str]:
+    """The names of the groups of guestd's process."""
+    status = host.run("cat", f"/proc/{host.show('MainPID')}/status")
+    numbers = next(line for line in status.splitlines() if line.startswith("Groups:")).split()[1:]
+    return host.run("getent", "group", *numbers).replace(":", " ").split()
+
+
 def test_a_credential_of_the_unit_is_changed_by_a_restart(host: Host) -> None:
     host.port = free_port()
     host.configure('web_config_file = "/run/credentials/guestd.service/guestd_web.yml"\n')

@@ -40,6 +40,10 @@ def test_the_unit_reads_a_real_guests_channel_found_through_libvirt(host: Host, 
     register(host.dsn, guest)
     eventually(guest.runs, f"{guest.name} has booted", BOOT_SECONDS)
     host.configure(f'[libvirt]\nuri = "{libvirt_lab.uri}"\n', virtio='discovery = "libvirt"')
+    # The group of libvirt's socket is for hosts with libvirt.uri.
+    assert "libvirt" not in host.run("id", "--name", "--groups", "guestd").split()
+    host.run("sh", "-c", "PATH=/opt/bin:$PATH guestd setup")
+    assert "libvirt" in host.run("id", "--name", "--groups", "guestd").split()
     host.run("systemctl", "start", "guestd")
     host.is_up()
     # Both are root's in the lab. On a host libvirt's socket is its group's, and a channel is QEMU's.

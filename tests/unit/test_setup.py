@@ -6,11 +6,13 @@ import pytest
 
 from guestd.cli.setup import (
     CONFIGURATION,
+    LIBVIRT_GROUP,
     NOTIFY_RELOAD,
     TMPFILES,
     UNIT,
     find_program,
     install_configuration,
+    install_libvirt_group,
     install_unit,
 )
 from guestd.core.errors import ConfigError
@@ -44,6 +46,44 @@ def test_a_configuration_that_is_there_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / CONFIGURATION).write_text("mine\n")
     assert list(install_configuration(tmp_path)) == [f"{tmp_path / CONFIGURATION}: exists, kept"]
     assert (tmp_path / CONFIGURATION).read_text() == "mine\n"
+
+
+def configure(root: Path, text: str) -> None:
+    (root / CONFIGURATION).parent.mkdir(parents=True, exist_ok=True)
+    (root / CONFIGURATION).write_text(text)
+
+
+def test_the_group_that_is_as_good_as_root_is_given_only_where_libvirt_is_used(tmp_path: Path) -> None:
+    list(install_unit(tmp_path, PROGRAM, 252))
+    list(install_configuration(tmp_path))
+    assert list(install_libvirt_group(tmp_path, set())) == []
+    installed = [file.read_text() for file in tmp_path.rglob("*") if file.is_file() and file.suffix != ".toml"]
+    lines = [line for text in installed for line in text.splitlines() if not line.startswith("#")]
+    assert [
+        line for line in lines if "libvirt" in line.replace("libvirt-qemu", "").replace("libvirtd.service", "")
+    ] == []
+    configure(tmp_path, '[libvirt]\nuri = "qemu:///system"\n')
+    assert list(install_libvirt_group(tmp_path, set())) == [f"{tmp_path / LIBVIRT_GROUP}: written"]
+    assert "m guestd libvirt" in (tmp_path / LIBVIRT_GROUP).read_text()
+
+
+def test_the_group_is_taken_back_where_libvirt_is_not_used_any_more(tmp_path: Path) -> None:
+    configure(tmp_path, '[libvirt]\nuri = "qemu:///system"\n')
+    list(install_libvirt_group(tmp_path, set()))
+    configure(tmp_path, '[libvirt]\nuri = "qemu+tls://other/system"\n')
+    removed, still = install_libvirt_group(tmp_path, {"guestd", "libvirt"})
+    assert removed.startswith(f"{tmp_path / LIBVIRT_GROUP}: removed")
+    assert "gpasswd --delete guestd libvirt" in still
+    assert not (tmp_path / LIBVIRT_GROUP).exists()
+
+
+def test_a_configuration_that_cannot_be_read_changes_no_group(tmp_path: Path) -> None:
+    configure(tmp_path, '[libvirt]\nuri = "qemu:///system"\n')
+    list(install_libvirt_group(tmp_path, set()))
+    configure(tmp_path, "[nonsense]\n")
+    (said,) = install_libvirt_group(tmp_path, {"libvirt"})
+    assert "left as it is" in said
+    assert (tmp_path / LIBVIRT_GROUP).exists()
 
 
 def test_a_program_that_the_unit_could_not_start_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

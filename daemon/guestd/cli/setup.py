@@ -9,13 +9,16 @@ import argparse
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from guestd.cli.arguments import add_verb
+from guestd.core.config import load_settings
 from guestd.core.errors import ConfigError
+from guestd.core.groups import GROUP, TAKE_GROUP, USER, list_groups
+from guestd.hypervisor.uri import get_socket
 
 if TYPE_CHECKING:
     from guestd.cli.arguments import Subparsers
@@ -29,6 +32,8 @@ _FILES = {
     "systemd/tmpfiles.conf": TMPFILES,
     "systemd/guestd.service": UNIT,
 }
+# Only where libvirt.uri is set: its group can do what root can.
+LIBVIRT_GROUP = Path("etc/sysusers.d/guestd-libvirt.conf")
 NOTIFY_RELOAD = Path("etc/systemd/system/guestd.service.d/notify-reload.conf")
 # The first release with Type=notify-reload.
 NOTIFY_RELOAD_SYSTEMD = 253
@@ -38,7 +43,8 @@ SHIPPED_PROGRAM, HOMES = "/usr/local/bin/guestd", ("/home", "/root", "/run/user"
 DESCRIPTION = """\
 Installs guestd on this host, as root: the user, the directories, the systemd unit, and a configuration with every
 setting at its default. It overwrites the unit of an earlier release and leaves an existing configuration alone. Run it
-again after an upgrade. It neither starts nor restarts anything.
+again after an upgrade, and after libvirt.uri was set or cleared: where it names the libvirtd of this host, guestd's
+user gets the group of libvirt's socket. It neither starts nor restarts anything.
 """
 EPILOG = """\
 next steps:
@@ -78,9 +84,11 @@ def install() -> Iterator[str]:
     root, program = Path("/"), find_program()
     version = re.search(r"systemd (\d+)", _run_command("systemctl", "--version"))
     yield from install_unit(root, program, int(version[1]) if version else 0)
-    _run_command("systemd-sysusers", str(root / _FILES["systemd/sysusers.conf"]))
-    _run_command("systemd-tmpfiles", "--create", str(root / TMPFILES))
     yield from install_configuration(root)
+    yield from install_libvirt_group(root, list_groups())
+    groups = [str(root / LIBVIRT_GROUP)] if (root / LIBVIRT_GROUP).exists() else []
+    _run_command("systemd-sysusers", str(root / _FILES["systemd/sysusers.conf"]), *groups)
+    _run_command("systemd-tmpfiles", "--create", str(root / TMPFILES))
     _run_command("systemctl", "daemon-reload")
     yield "systemd has loaded the unit; next: `guestd check`, then `systemctl restart guestd`"
 
@@ -110,6 +118,27 @@ def install_configuration(root: Path) -> Iterator[str]:
     """Write the configuration with its defaults, unless there is one."""
     place = root / CONFIGURATION
     yield f"{place}: exists, kept" if place.exists() else _write(place, _read_shipped("guestd.toml"))
+
+
+def install_libvirt_group(root: Path, groups: Set[str]) -> Iterator[str]:
+    """Give guestd's user the group of libvirt's socket if the configuration names it; otherwise say how to take it.
+
+    `groups`: those that the user has.
+    """
+    place = root / LIBVIRT_GROUP
+    try:
+        socket = get_socket(load_settings(root / CONFIGURATION).libvirt.uri)
+    except (ConfigError, ValueError) as exc:
+        yield f"{place}: left as it is, because the configuration cannot be read: {exc}"
+        return
+    if socket:
+        yield _write(place, _read_shipped("systemd/sysusers-libvirt.conf"))
+        return
+    if place.exists():
+        place.unlink()
+        yield f"{place}: removed, because libvirt.uri names no libvirtd of this host"
+    if GROUP in groups:
+        yield f"{USER} is still in the group {GROUP}, which can do what root can: {TAKE_GROUP}"
 
 
 def _read_shipped(name: str) -> str:

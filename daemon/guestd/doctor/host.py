@@ -7,9 +7,10 @@ import resource
 import shutil
 import sqlite3
 import ssl
+import stat
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import closing
 from http.client import HTTPException
 from pathlib import Path
@@ -17,8 +18,10 @@ from pathlib import Path
 from guestd.core.address import format_host_port, format_url
 from guestd.core.config import Settings, SpoolSettings, TelemetrySettings, VirtioSettings
 from guestd.core.errors import ConfigError
+from guestd.core.groups import GROUP, TAKE_GROUP, USER, find_group_name, list_groups
 from guestd.core.mounts import parse_mounts
 from guestd.doctor.finding import Finding, fault, ok, warning
+from guestd.hypervisor.uri import get_socket
 from guestd.service import http_auth
 from guestd.service.http import UNAUTHORIZED
 from guestd.spool.file import FILE, FORMAT, list_damaged_files
@@ -35,6 +38,7 @@ _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "::1"}  # noqa: S1
 def check_host(settings: Settings) -> Iterator[Finding]:
     """Run all checks of the host."""
     yield from _check_user()
+    yield from _report_errors("libvirt", check_libvirt_group(settings.libvirt.uri, list_groups()))
     yield from _report_errors("spool", _check_spool(settings.spool))
     yield from _report_errors("channels", _check_channels(settings.virtio))
     yield from _check_descriptors(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
@@ -54,6 +58,20 @@ def _check_user() -> Iterator[Finding]:
     if os.geteuid() == 0:
         fix = "run it as guestd's user: runuser -u guestd -- guestd doctor --config FILE"
         yield warning("rights", "runs as root: access rights of guestd's user are not checked", fix)
+
+
+def check_libvirt_group(uri: str, groups: Set[str]) -> Iterator[Finding]:
+    """Check that guestd's user, who has these groups, has that of libvirt's socket if it needs it, and only then."""
+    socket = get_socket(uri)
+    if not socket and GROUP in groups:
+        text = f"{USER} is in the group {GROUP}, which can do what root can, and libvirt.uri needs no socket here"
+        yield warning("rights", text, TAKE_GROUP)
+    elif socket and groups and Path(socket).exists():
+        status = Path(socket).stat()
+        group = find_group_name(status.st_gid)
+        if group not in groups and not status.st_mode & stat.S_IWOTH:
+            fix = f"as root: guestd setup (group {GROUP}), or usermod -aG {group} {USER}; then systemctl restart guestd"
+            yield fault("libvirt", f"{USER} is not in the group {group} of {socket}, and cannot connect", fix)
 
 
 def _check_spool(settings: SpoolSettings) -> Iterator[Finding]:

@@ -50,7 +50,9 @@ def explain_libvirt_error(uri: str, error: str) -> Finding:
     """Find the fix for a libvirt that cannot be reached."""
     if "ermission denied" in error or "authentication" in error or "polkit" in error:
         return fault(
-            "libvirt", error, "add guestd's user to the group libvirt: usermod -aG libvirt guestd; restart guestd"
+            "libvirt",
+            error,
+            "add guestd's user to the group libvirt: guestd setup, or usermod -aG libvirt guestd; restart guestd",
         )
     if "user record" in error or "group record" in error:
         fix = "create guestd's user and group where libvirtd runs, with the same IDs: groupadd, useradd"

@@ -29,3 +29,14 @@ def get_transport(uri: str) -> str:
 def get_query(uri: str, name: str) -> str:
     """A parameter of the URI, empty if it is not given."""
     return parse_qs(urlsplit(uri).query, keep_blank_values=True).get(name, [""])[-1]
+
+
+def get_socket(uri: str) -> str:
+    """The path of libvirtd's socket on this host; empty for an empty URI, another host, and drivers without a daemon.
+
+    The modular daemon of QEMU has the same path as a symbolic link.
+    """
+    parts = urlsplit(uri)
+    if parts.netloc or get_transport(uri) != "unix" or parts.path != "/system":
+        return ""
+    return get_query(uri, "socket") or "/run/libvirt/libvirt-sock"
