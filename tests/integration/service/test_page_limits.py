@@ -242,6 +242,17 @@ async def test_what_is_no_request_is_refused_without_a_line_in_the_log(
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("said", [b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00\x01" + b"\xff" * 600, b""])
+@on_uvloop
+async def test_what_is_no_handshake_is_refused_without_a_line_in_the_log(
+    said: bytes, tls: WebAuth, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with serving(SHORT, tls) as port:
+        for _ in range(10):
+            assert b"HTTP" not in await say(port, said)
+    assert capfd.readouterr().err == ""
+
+
 OTHER_METHODS = ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "PROPFIND"]
 
 
