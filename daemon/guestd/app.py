@@ -109,6 +109,7 @@ async def run(settings: Settings, reread: Callable[[], Settings]) -> None:
                 port=settings.telemetry.listen_port,
                 list_problems=parts.problems,
                 auth=auth,
+                supervisor=supervisor,
             )
         )
         _tune_garbage_collector()

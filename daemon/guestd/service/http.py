@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from html import escape
@@ -16,6 +18,7 @@ from aiohttp.typedefs import Middleware
 from guestd import __version__
 from guestd.core.address import format_host_port
 from guestd.core.errors import ConfigError
+from guestd.core.supervision import Supervisor
 from guestd.core.tasks import warn_once
 from guestd.core.text import escape_controls
 from guestd.service.connections import REQUESTS_A_SECOND, Connections, Deadlines, Pace, listen
@@ -55,6 +58,7 @@ async def serve_pages(
     port: int,
     list_problems: Callable[[], list[str]],
     auth: WebAuth,
+    supervisor: Supervisor,
     deadlines: Deadlines = Deadlines(),  # noqa: B008 -- frozen
 ) -> AsyncIterator[int]:
     """Serve the pages for the duration of the context; yields the port. `list_problems`: why guestd is not ready."""
@@ -88,13 +92,21 @@ async def serve_pages(
     )
     routes = {"/": landing, "/metrics": metrics, "/healthz": healthz, "/readyz": readyz}
     application.add_routes([web.get(path, handler) for path, handler in routes.items()])
-    async with _serve(application, connections, host=host, port=port, auth=auth) as bound_port:
+    async with _serve(
+        application, connections, host=host, port=port, tls=auth.tls, supervisor=supervisor
+    ) as bound_port:
         yield bound_port
 
 
 @asynccontextmanager
 async def _serve(
-    application: web.Application, connections: Connections, *, host: str, port: int, auth: WebAuth
+    application: web.Application,
+    connections: Connections,
+    *,
+    host: str,
+    port: int,
+    tls: ssl.SSLContext | None,
+    supervisor: Supervisor,
 ) -> AsyncIterator[int]:
     runner = web.AppRunner(
         application,
@@ -120,10 +132,11 @@ async def _serve(
             f"telemetry: cannot listen on {format_host_port(host, port)}: {exc.strerror}"
             " (telemetry.listen_host, telemetry.listen_port)"
         ) from exc
-    accepting = [
-        asyncio.create_task(connections.accept_all(each, runner.server, auth.tls), name="pages-accept")
-        for each in listeners
-    ]
+    accepting = []
+    for each in listeners:
+        accept = functools.partial(connections.accept_all, each, runner.server, tls)
+        supervised = supervisor.run("pages", accept, subject=str(each.getsockname()[0]))
+        accepting.append(asyncio.create_task(supervised, name="pages-accept"))
     try:
         yield listeners[0].getsockname()[1]
     finally:

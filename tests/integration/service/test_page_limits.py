@@ -19,6 +19,7 @@ import pytest
 import trustme
 import uvloop
 
+from guestd.core.supervision import Supervisor
 from guestd.service import http_auth
 from guestd.service.connections import MAX_CONNECTIONS, Deadlines
 from guestd.service.http import serve_pages
@@ -67,6 +68,7 @@ async def serving(
         port=0,
         list_problems=list,
         auth=auth or WebAuth(),
+        supervisor=Supervisor(count_failure=lambda _: None, show_failing=lambda *_: None),
         deadlines=deadlines,
     ) as port:
         yield port

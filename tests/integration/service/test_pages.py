@@ -18,6 +18,7 @@ from tools.harness.waiting import eventually
 
 from guestd.core.config import Settings, TelemetrySettings
 from guestd.core.errors import ConfigError
+from guestd.core.supervision import Supervisor
 from guestd.doctor.host import check_host
 from guestd.service import http_auth
 from guestd.service.http import serve_pages
@@ -25,13 +26,19 @@ from guestd.service.http_auth import WebAuth
 from guestd.telemetry.registry import Telemetry
 from support.daemon import Daemon, execute, metrics_line
 
+SUPERVISOR = Supervisor(count_failure=lambda _: None, show_failing=lambda *_: None)
 OPENMETRICS = "application/openmetrics-text; version=1.0.0"
 USERS = f'basic_auth_users:\n  alice: "{bcrypt.hashpw(b"secret", bcrypt.gensalt(4)).decode()}"\n'
 
 
 def serving(auth: WebAuth | None = None, problems: Sequence[str] = ()) -> AbstractAsyncContextManager[int]:
     return serve_pages(
-        Telemetry(), host="127.0.0.1", port=0, list_problems=lambda: list(problems), auth=auth or WebAuth()
+        Telemetry(),
+        host="127.0.0.1",
+        port=0,
+        list_problems=lambda: list(problems),
+        auth=auth or WebAuth(),
+        supervisor=SUPERVISOR,
     )
 
 
@@ -103,7 +110,9 @@ async def test_pages_are_encrypted_with_a_configured_certificate(tmp_path: Path)
 async def test_the_doctor_finds_the_pages_wherever_they_listen(listen_host: str) -> None:
     telemetry = TelemetrySettings(listen_host=listen_host, listen_port=free_port())
     host, port = telemetry.listen_host, telemetry.listen_port
-    async with serve_pages(Telemetry(), host=host, port=port, list_problems=list, auth=WebAuth()):
+    async with serve_pages(
+        Telemetry(), host=host, port=port, list_problems=list, auth=WebAuth(), supervisor=SUPERVISOR
+    ):
         found = await asyncio.to_thread(lambda: list(check_host(Settings(telemetry=telemetry))))
     assert f"runs and is ready (port {port})" in [each.text for each in found if each.subject == "guestd"]
 
