@@ -168,7 +168,7 @@ class _Parts:
                 "maintenance": self.maintenance.run,
                 "tidying": self._forget_deleted_machines,
                 "machine-registry": lambda: watch_machines(self.reloader.settings.store.dsn, self.machine_registry),
-                "rollups": self.rollup_refresher.run,
+                **self.rollup_refresher.get_tasks(),
                 "status": lambda: systemd.report_status(self._describe_status),
                 "watchdog": self.watchdog.run,
                 "reload": self.reloader.run,

@@ -286,3 +286,56 @@ $$;
 
 COMMENT ON FUNCTION public.guestd_trim_events(integer, integer) IS
 'Deletes events of guests older than keep_days, and all but the newest keep_per_machine of each machine; returns the number deleted.';
+
+CREATE OR REPLACE FUNCTION public.guestd_trim_ports(keep_per_machine integer) RETURNS bigint
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    total bigint;
+BEGIN
+    -- A wrong argument must not delete all rows.
+    IF keep_per_machine IS NULL OR keep_per_machine < 1 THEN
+        RAISE EXCEPTION 'At least 1 automatic port per machine is kept, not %.', keep_per_machine
+            USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    WITH crowded AS (
+        SELECT port."vmId"
+        FROM public."VmPort" AS port
+        WHERE port."isAutomatic"
+        GROUP BY port."vmId"
+        HAVING count(*) > keep_per_machine
+    ),
+    ranked AS (
+        SELECT
+            port."id",
+            row_number() OVER (
+                PARTITION BY port."vmId" ORDER BY port."running" DESC, port."lastSeen" DESC, port."id"
+            ) AS place
+        FROM public."VmPort" AS port
+        INNER JOIN crowded ON crowded."vmId" = port."vmId"
+        WHERE port."isAutomatic"
+    )
+    DELETE FROM public."VmPort" AS port USING ranked
+    WHERE port."id" = ranked."id" AND ranked.place > keep_per_machine AND port."isAutomatic" AND NOT port."running";
+    GET DIAGNOSTICS total = ROW_COUNT;
+    RETURN total;
+END;
+$$;
+
+COMMENT ON FUNCTION public.guestd_trim_ports(integer) IS
+'Deletes automatic rows of VmPort that do not listen, beyond keep_per_machine automatic rows of each machine, the longest silent first; returns the number deleted.';
+
+CREATE OR REPLACE FUNCTION public.guestd_keep_port() RETURNS trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    NEW."isAutomatic" := FALSE;
+    RETURN NEW;
+END;
+$$;
+
+COMMENT ON FUNCTION public.guestd_keep_port() IS
+'A row of VmPort that somebody has changed is no longer removed automatically.';

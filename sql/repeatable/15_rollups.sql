@@ -74,7 +74,8 @@ BEGIN
         SELECT waits."machineId", waits."bucket", waits."id"
         FROM public."RollupPending" AS waits
         WHERE waits."unit" = wanted_unit AND waits."bucket" < closed
-        ORDER BY waits."bucket", waits."machineId", waits."id"
+        -- The newest first: people read those, and late samples of one machine do not hold up those of the others.
+        ORDER BY waits."bucket" DESC, waits."machineId" DESC, waits."id" DESC
         LIMIT most
     ) AS due;
     -- Lock the machines as a foreign key would, and first: the deletion of a machine takes its locks in the same order.
@@ -100,7 +101,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_take_pending(text, timestamptz, integer) IS
-'Removes the oldest closed buckets from RollupPending and returns them as pairs of machine and bucket. A visible row was committed together with its samples.';
+'Removes the newest closed buckets from RollupPending and returns them as pairs of machine and bucket. A visible row was committed together with its samples.';
 
 CREATE OR REPLACE FUNCTION public.guestd_roll_up_minutes(most integer) RETURNS integer
 LANGUAGE plpgsql
@@ -419,24 +420,36 @@ SET search_path = pg_catalog, pg_temp
 AS $$
     UPDATE public."RollupState" AS state
     SET "coveredUntil" = moved."until"
-    FROM (
+    FROM public."RollupState" AS before
+    CROSS JOIN LATERAL (
+        -- What is pending before coveredUntil is late: it appears in the view after its roll-up, within a minute or an
+        -- hour, and does not hold up the others.
         SELECT least(
             closed,
-            (SELECT min(waits."bucket") FROM public."RollupPending" AS waits WHERE waits."unit" = 'minute'),
-            CASE WHEN rolled NOT IN ('SystemMetricsMinute', 'SystemFleetMinute') THEN
-                (SELECT min(waits."bucket") FROM public."RollupPending" AS waits WHERE waits."unit" = 'hour')
-            END,
-            CASE WHEN rolled = 'ProcessFleetHour' THEN
-                (SELECT min(waits."bucket") FROM public."RollupPending" AS waits WHERE waits."unit" = 'fleet')
-            END
+            -- An hour is covered when all its minutes are.
+            date_trunc(
+                CASE WHEN rolled IN ('SystemMetricsMinute', 'SystemFleetMinute') THEN 'minute' ELSE 'hour' END,
+                (
+                    SELECT min(waits."bucket") FROM public."RollupPending" AS waits
+                    WHERE waits."unit" = 'minute' AND waits."bucket" >= before."coveredUntil"
+                ),
+                'UTC'
+            ),
+            CASE WHEN rolled NOT IN ('SystemMetricsMinute', 'SystemFleetMinute') THEN (
+                SELECT min(waits."bucket") FROM public."RollupPending" AS waits
+                WHERE waits."unit" = 'hour' AND waits."bucket" >= before."coveredUntil"
+            ) END,
+            CASE WHEN rolled = 'ProcessFleetHour' THEN (
+                SELECT min(waits."bucket") FROM public."RollupPending" AS waits
+                WHERE waits."unit" = 'fleet' AND waits."bucket" >= before."coveredUntil"
+            ) END
         ) AS "until"
     ) AS moved
-    -- It never goes back: a late sample appears in the view after its roll-up, within a minute or an hour.
-    WHERE state."relation" = rolled AND state."coveredUntil" < moved."until"
+    WHERE state."relation" = rolled AND before."relation" = rolled AND state."coveredUntil" < moved."until"
 $$;
 
 COMMENT ON FUNCTION public.guestd_advance_rollup(text, timestamptz) IS
-'Advances coveredUntil of a roll-up to a time, or to its oldest pending bucket.';
+'Advances coveredUntil of a roll-up to a time, or to its oldest pending bucket that is not covered yet.';
 
 CREATE OR REPLACE FUNCTION public.guestd_covered_until(raw text) RETURNS timestamptz
 LANGUAGE sql
@@ -494,6 +507,20 @@ BEGIN
         GET DIAGNOSTICS dropped = ROW_COUNT;
     WHEN 'QuarantinedFrame' THEN
         DELETE FROM public."QuarantinedFrame" WHERE "createdAt" < cutoff;
+        GET DIAGNOSTICS dropped = ROW_COUNT;
+    WHEN 'VmPort' THEN
+        DELETE FROM public."VmPort" WHERE "isAutomatic" AND NOT "running" AND "lastSeen" < cutoff;
+        GET DIAGNOSTICS dropped = ROW_COUNT;
+    WHEN 'WindowsService' THEN
+        -- The newest lists of a machine that is off stay: only a newer list shows that a service is gone.
+        DELETE FROM public."WindowsService" AS gone
+        WHERE gone."lastSeen" < cutoff
+            AND gone."machineId" IN (
+                SELECT listed."machineId" FROM public."WindowsService" AS listed WHERE listed."lastSeen" >= cutoff
+            );
+        GET DIAGNOSTICS dropped = ROW_COUNT;
+    WHEN 'ServiceStateHistory' THEN
+        DELETE FROM public."ServiceStateHistory" WHERE "timestamp" < cutoff;
         GET DIAGNOSTICS dropped = ROW_COUNT;
     ELSE
         SELECT count(*) INTO dropped

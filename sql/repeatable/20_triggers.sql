@@ -107,6 +107,14 @@ CREATE OR REPLACE TRIGGER "VmPort_announce_filters_delete"
 AFTER DELETE ON "VmPort"
 FOR EACH ROW WHEN (old."enabled" OR old."toEnable") EXECUTE FUNCTION public.guestd_announce_filters();
 
+CREATE OR REPLACE TRIGGER "VmPort_keep"
+BEFORE UPDATE OF "vmId", "portStart", "portEnd", "protocol", "enabled", "toEnable" ON "VmPort"
+FOR EACH ROW WHEN (
+    (old."vmId", old."portStart", old."portEnd", old."protocol", old."enabled", old."toEnable")
+    IS DISTINCT FROM (new."vmId", new."portStart", new."portEnd", new."protocol", new."enabled", new."toEnable")
+)
+EXECUTE FUNCTION public.guestd_keep_port();
+
 CREATE OR REPLACE TRIGGER "Machine_keep_id"
 BEFORE UPDATE OF "id" ON "Machine"
 FOR EACH ROW WHEN (old."id" <> new."id") EXECUTE FUNCTION public.guestd_keep_machine_id();

@@ -328,6 +328,26 @@ SELECT
                 SELECT count(*) FROM "QuarantinedFrame" AS aside
                 WHERE aside."createdAt" < bound."cutoff"
             )
+        WHEN 'VmPort'
+            THEN (
+                SELECT count(*) FROM "VmPort" AS port
+                WHERE port."isAutomatic" AND NOT port."running" AND port."lastSeen" < bound."cutoff"
+            )
+        WHEN 'WindowsService'
+            THEN (
+                SELECT count(*) FROM "WindowsService" AS gone
+                WHERE
+                    gone."lastSeen" < bound."cutoff"
+                    AND gone."machineId" IN (
+                        SELECT listed."machineId" FROM "WindowsService" AS listed
+                        WHERE listed."lastSeen" >= bound."cutoff"
+                    )
+            )
+        WHEN 'ServiceStateHistory'
+            THEN (
+                SELECT count(*) FROM "ServiceStateHistory" AS changed
+                WHERE changed."timestamp" < bound."cutoff"
+            )
         ELSE (
             SELECT count(*) FROM timescaledb_information.chunks AS chunk
             WHERE

@@ -276,5 +276,7 @@ def _count(outcome: Outcome, metrics: WriterMetrics) -> None:
     metrics.copy_seconds.observe(outcome.copy_seconds)
     if outcome.left_out:
         metrics.preparing.adjusted.labels("inventory_full").inc(outcome.left_out)
+    if outcome.changes_left_out:
+        metrics.preparing.adjusted.labels("history_full").inc(outcome.changes_left_out)
     for table, rows in outcome.rows.items():
         metrics.rows_written.labels(table).inc(rows)

@@ -59,6 +59,8 @@ class Outcome:
     rows: Counter[str] = field(default_factory=Counter)
     left_out: int = 0
     """Inventory rows beyond the limit of a machine."""
+    changes_left_out: int = 0
+    """Changes of services that are not in the history: beyond the limit of a machine."""
     quarantined_bytes: int = 0
     copy_seconds: float = 0.0
     dialects: dict[UUID, str] = field(default_factory=dict)
@@ -303,13 +305,22 @@ class Store:
 
     async def _merge_inventories(self, contents: Sequence[Rows], outcome: Outcome) -> None:
         news = self._changed(contents, outcome)
-        for table, name, merged in _INVENTORIES:
-            copied = await self._copy(table, news)
-            outcome.rows[merged] += copied
-            if copied:
-                cursor = await self._connection.execute(query(f"ingest/limit_{name}"), {"most": limits.INVENTORY})
-                outcome.left_out += cursor.rowcount
-                await self._connection.execute(query(f"ingest/merge_{name}"))
+        copied = await self._copy(contract.INCOMING_APPLICATION, news)
+        outcome.rows["ApplicationUsage"] += copied
+        if copied:
+            cursor = await self._connection.execute(query("ingest/limit_applications"), {"most": limits.INVENTORY})
+            outcome.left_out += cursor.rowcount
+            await self._connection.execute(query("ingest/merge_applications"))
+        copied = await self._copy(contract.INCOMING_SERVICE, news)
+        outcome.rows["WindowsService"] += copied
+        if copied:
+            cursor = await self._connection.execute(query("ingest/limit_services"), {"most": limits.INVENTORY})
+            outcome.left_out += cursor.rowcount
+            await self._connection.execute(query("ingest/lock_services"))
+            cursor = await self._connection.execute(
+                query("ingest/merge_services"), {"history_per_day": limits.HISTORY_PER_DAY}
+            )
+            ((outcome.changes_left_out,),) = await cursor.fetchall()
 
     def _changed(self, contents: Sequence[Rows], outcome: Outcome) -> list[Rows]:
         """The rows whose inventories differ from the last that were merged of their machine; most do not."""
@@ -398,13 +409,6 @@ def describe_refusals(refusals: Sequence[Refusal]) -> list[dict[str, str | None]
         }
         for each in refusals
     ]
-
-
-# Where a message's inventories are copied to, the queries that bound and merge them, and the table that has them then.
-_INVENTORIES = (
-    (contract.INCOMING_APPLICATION, "applications", "ApplicationUsage"),
-    (contract.INCOMING_SERVICE, "services", "WindowsService"),
-)
 
 
 def _inventory_hash(rows: Rows) -> int:

@@ -33,9 +33,8 @@ CONNECT_SECONDS = 5
 WRITE_SECONDS = 60
 # of some rows that are read or written,
 ROW_SECONDS = 30
-# and of bulk work in the background: the deletions of a maintenance run, or one transaction of a roll-up, which take
-# seconds, and minutes on a store that was left alone for months.
-BULK_SECONDS = 3600
+# and of a statement that the server itself ends after a limit (`set_timeouts`): this much longer.
+REPLY_SECONDS = 30
 # Notifications only wake a reader; this bounds the delay if one is lost.
 LISTEN_REFRESH_SECONDS = 30
 
@@ -55,6 +54,10 @@ class KeyConflict(RowsRejected):
 
 class LockHeld(StoreUnavailable):
     """Another session held a lock for longer than `lock_timeout` of this session; nothing was changed."""
+
+
+class StatementTimeout(StoreUnavailable):
+    """The server ended a statement that took longer than `statement_timeout` of this session; nothing was changed."""
 
 
 def check_dsn(dsn: str) -> None:
@@ -133,10 +136,18 @@ async def _set_settings(connection: psycopg.AsyncConnection[Any], dsn: str) -> N
             raise StoreUnavailable(explain_setting(server_name(dsn), exc)) from exc
 
 
-async def set_lock_timeout(connection: psycopg.AsyncConnection[Any], seconds: float) -> None:
-    """Wait no longer for a lock from now on; LockHeld then ends the statement."""
+async def set_timeouts(
+    connection: psycopg.AsyncConnection[Any], *, lock_seconds: float, statement_seconds: float = 0
+) -> None:
+    """Wait no longer for a lock and for a statement from now on; LockHeld or StatementTimeout then ends the statement.
+
+    0 seconds: no limit.
+    """
     async with store_deadline(ROW_SECONDS):
-        await connection.execute("SELECT set_config('lock_timeout', %s, FALSE)", (f"{seconds * 1000:.0f}ms",))
+        await connection.execute(
+            "SELECT set_config('lock_timeout', %s, FALSE), set_config('statement_timeout', %s, FALSE)",
+            (f"{lock_seconds * 1000:.0f}ms", f"{statement_seconds * 1000:.0f}ms"),
+        )
 
 
 def _defaults(dsn: str) -> dict[str, Any]:
@@ -231,6 +242,8 @@ def _translate(exc: psycopg.Error) -> Exception:
         return KeyConflict(message)
     if state == "55P03":
         return LockHeld(f"{state}: another session holds a lock; `guestd doctor` names it")
+    if state == "57014":
+        return StatementTimeout(f"{state}: the statement took longer than its limit, or an operator cancelled it")
     if state.startswith(_REFUSED_CLASSES):
         return RowsRejected(message)
     if state.startswith("42"):

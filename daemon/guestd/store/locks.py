@@ -1,4 +1,4 @@
-"""Steps of background work, each independent of the others.
+"""Steps of background work, each independent of the others: with a connection and limits of its own.
 
 A step that waits for another session's lock gives up, names the session, and is tried again later. A session that
 waits for an exclusive lock blocks every later query on the same table, and a reader such as pg_dump holds its locks for
@@ -19,7 +19,7 @@ import structlog
 
 from guestd.core.bugs import BugLog, describe_error
 from guestd.core.errors import RowsRejected, StoreUnavailable
-from guestd.store.connection import ROW_SECONDS, LockHeld, connection_to, store_deadline
+from guestd.store.connection import ROW_SECONDS, LockHeld, connection_to, set_timeouts, store_deadline
 from guestd.telemetry.registry import MaintenanceMetrics
 from gueststore.queries import query
 
@@ -33,7 +33,7 @@ LOG_SECONDS = 3600.0
 
 
 class IndependentSteps:
-    """The steps of background work on one connection: one that fails does not stop the others.
+    """The steps of background work: one that fails or is slow neither stops nor delays the others.
 
     A step that waits for another session's lock is logged when that begins, every hour and when it ends. Any other
     failure is logged, counted and listed in `problems` until the step succeeds.
@@ -55,6 +55,16 @@ class IndependentSteps:
     def problems(self) -> list[str]:
         """The steps whose last attempt failed for another reason than a lock, a sentence each."""
         return [f"store maintenance: {name} failed, retrying: {error}" for name, error in self._failures.items()]
+
+    @asynccontextmanager
+    async def connection_of(
+        self, name: str, *, lock_seconds: float, statement_seconds: float
+    ) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """A step with a connection of its own, which waits no longer for a lock or for a statement; else as `step`."""
+        async with connection_to(self._dsn) as connection:
+            await set_timeouts(connection, lock_seconds=lock_seconds, statement_seconds=statement_seconds)
+            async with self.step(name, connection):
+                yield connection
 
     @asynccontextmanager
     async def step(self, name: str, connection: psycopg.AsyncConnection[Any]) -> AsyncIterator[None]:

@@ -19,14 +19,7 @@ from guestd.core.config import Settings
 from guestd.core.errors import RowsRejected, StoreUnavailable
 from guestd.core.tasks import Backoff, run_with_retry, wait_for_event, warn_once
 from guestd.store.batch_writer import Outcome
-from guestd.store.connection import (
-    BULK_SECONDS,
-    LockHeld,
-    connection_to,
-    set_lock_timeout,
-    store_deadline,
-    translate_errors,
-)
+from guestd.store.connection import REPLY_SECONDS, LockHeld, store_deadline
 from guestd.store.locks import IndependentSteps
 from guestd.telemetry.registry import MaintenanceMetrics
 from gueststore import catalogue
@@ -41,6 +34,10 @@ MIN_INTERVAL_SECONDS = 60.0
 EARLY_RUN_SHARE = 0.1
 # While retention waits for its lock on a chunk, every later query on that chunk waits behind it.
 LOCK_SECONDS = 2.0
+# Of a statement: deletions take seconds, and minutes on a store that was left alone for months. Beyond it the step
+# fails, is reported, and starts again with the next run.
+STATEMENT_SECONDS = 600.0
+CHECK_SECONDS = 300.0
 
 
 @dataclass(slots=True)
@@ -124,17 +121,25 @@ class StoreMaintenance:
             metrics.schema_differences.set(result.schema_differences)
 
 
-async def maintain_store(settings: Settings, steps: IndependentSteps) -> MaintenanceResult:
-    """Run every step once; returns what they have deleted and counted.
+async def maintain_store(
+    settings: Settings, steps: IndependentSteps, *, statement_seconds: float = STATEMENT_SECONDS
+) -> MaintenanceResult:
+    """Run every step once, side by side; returns what they have deleted and counted.
 
-    A step that fails is noted in `steps`. StoreUnavailable when the connection is lost.
+    A step that fails, or has a statement that takes longer than `statement_seconds`, is noted in `steps`.
+    StoreUnavailable at the end when a connection is lost.
     """
     result = MaintenanceResult()
-    async with connection_to(settings.store.dsn) as connection:
-        await set_lock_timeout(connection, LOCK_SECONDS)
-        for name, step in _STEPS.items():
-            async with steps.step(name, connection), store_deadline(BULK_SECONDS):
-                await step(connection, settings, result)
+
+    async def run_step(name: str) -> None:
+        async with steps.connection_of(
+            name, lock_seconds=LOCK_SECONDS, statement_seconds=statement_seconds
+        ) as connection:
+            await _STEPS[name](connection, settings, result)
+
+    for lost in await asyncio.gather(*map(run_step, _STEPS), return_exceptions=True):
+        if lost is not None:
+            raise lost
     return result
 
 
@@ -142,25 +147,29 @@ Connection = psycopg.AsyncConnection[Any]
 
 
 async def _create_chunks(connection: Connection, _: Settings, __: MaintenanceResult) -> None:
-    await connection.execute(query("maintenance/create_chunks"))
+    await _run_statement(connection, "create_chunks")
 
 
 async def _delete_missed_samples(connection: Connection, _: Settings, result: MaintenanceResult) -> None:
-    cursor = await connection.execute(query("maintenance/delete_missed_samples"))
-    (result.samples_of_deleted_machines,) = await cursor.fetchone() or (0,)
+    (result.samples_of_deleted_machines,) = await _run_statement(connection, "delete_missed_samples")
 
 
 async def _delete_old_events(connection: Connection, settings: Settings, result: MaintenanceResult) -> None:
-    kept = {"keep_days": settings.events.keep_days, "keep_per_machine": settings.events.keep_per_machine}
-    cursor = await connection.execute(query("maintenance/delete_old_guest_events"), kept)
-    (result.old_events,) = await cursor.fetchone() or (0,)
+    events = settings.events
+    (result.old_events,) = await _run_statement(
+        connection, "delete_old_guest_events", keep_days=events.keep_days, keep_per_machine=events.keep_per_machine
+    )
 
 
 async def _delete_excess_frames(connection: Connection, settings: Settings, result: MaintenanceResult) -> None:
     limits = settings.quarantine
-    kept = {"keep_days": limits.keep_days, "max_frames": limits.max_frames, "max_bytes": limits.max_bytes}
-    cursor = await connection.execute(query("maintenance/delete_excess_frames"), kept)
-    result.quarantined_dropped, result.quarantined_remaining = await cursor.fetchone() or (0, 0)
+    result.quarantined_dropped, result.quarantined_remaining = await _run_statement(
+        connection,
+        "delete_excess_frames",
+        keep_days=limits.keep_days,
+        max_frames=limits.max_frames,
+        max_bytes=limits.max_bytes,
+    )
 
 
 async def _enforce_retention(connection: Connection, _: Settings, result: MaintenanceResult) -> None:
@@ -169,13 +178,13 @@ async def _enforce_retention(connection: Connection, _: Settings, result: Mainte
     Raises what the last relation raised that failed, when the others are done.
     """
     failure: Exception | None = None
-    cursor = await connection.execute(query("maintenance/read_retention"))
-    for relation, *_rest in await cursor.fetchall():
+    async with store_deadline(STATEMENT_SECONDS + REPLY_SECONDS):
+        cursor = await connection.execute(query("maintenance/read_retention"))
+        settings = await cursor.fetchall()
+    for relation, *_rest in settings:
         try:
-            async with translate_errors():
-                cursor = await connection.execute(query("maintenance/enforce_retention"), {"relation": relation})
-                (dropped,) = await cursor.fetchone() or (0,)
-                result.retired += dropped
+            (dropped,) = await _run_statement(connection, "enforce_retention", relation=relation)
+            result.retired += dropped
         except (StoreUnavailable, RowsRejected) as exc:
             if connection.closed:
                 raise
@@ -186,11 +195,20 @@ async def _enforce_retention(connection: Connection, _: Settings, result: Mainte
         raise failure
 
 
+async def _run_statement(connection: Connection, name: str, **parameters: object) -> tuple[Any, ...]:
+    """Run a query of sql/queries/maintenance that has rows; returns the first."""
+    async with store_deadline(STATEMENT_SECONDS + REPLY_SECONDS):
+        cursor = await connection.execute(query(f"maintenance/{name}"), parameters)
+        first: tuple[Any, ...] = (await cursor.fetchall())[0]
+    return first
+
+
 async def _count_schema_differences(_: Connection, settings: Settings, result: MaintenanceResult) -> None:
-    result.schema_differences = await asyncio.to_thread(_find_drift, settings.store.dsn)
+    async with store_deadline(CHECK_SECONDS):
+        result.schema_differences = await asyncio.to_thread(_find_drift, settings.store.dsn)
 
 
-# In this order; the names are labels of guestd_maintenance_delayed and guestd_maintenance_failures_total.
+# The names are labels of guestd_maintenance_delayed and guestd_maintenance_failures_total.
 _STEPS = {
     "chunks": _create_chunks,
     "deleted_machines": _delete_missed_samples,

@@ -47,6 +47,7 @@ TASK_FAILURES_HELP = (
 )
 TASKS_FAILING_HELP = "Tasks that failed and are not healthy again yet, by task."
 STEP_FAILURES_HELP = "Failed steps of maintenance and roll-ups, other than for a lock of another session, by step."
+PORTS_HELP = "Listening ports of all machines of the store without a row in VmPort: beyond the limit of a machine."
 SPOOL_HELP = "Time from the first append of a group commit to its fsync; acknowledgements wait for it."
 PAGES_CLOSED_HELP = (
     "Connections of the pages that guestd ended: deadline (slow or idle), replaced (by a newer one), descriptors "
@@ -182,6 +183,7 @@ class MaintenanceMetrics:
         )
         self.schema_differences = gauge("guestd_schema_differences", SCHEMA_HELP)
         self.delayed = gauge("guestd_maintenance_delayed", DELAYED_HELP, ["step"])
+        self.ports_left_out = gauge("guestd_ports_left_out", PORTS_HELP)
         self.failures = counter("guestd_maintenance_failures", STEP_FAILURES_HELP, ["step"])
 
 

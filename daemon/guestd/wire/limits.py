@@ -32,6 +32,10 @@ SERVICES = 2_000
 APPLICATIONS = 2_000
 # Rows of one machine in each inventory: entries that it no longer reports remain for a while.
 INVENTORY = 10_000
+# Rows of VmPort of one machine that guestd makes for the ports that it listens on. Servers have a hundred.
+PORTS = 1_000
+# Changes of one machine's services that become history within 24 hours. A start of Windows makes some hundred.
+HISTORY_PER_DAY = 1_000
 CORES = 4_096
 DISKS = 1_000
 INTERFACES = 1_000

@@ -1,21 +1,14 @@
--- Merges incoming_service into WindowsService and ServiceStateHistory. Two statements, no parameters.
--- Every change of state between two messages of a machine, the stored one included, becomes a row of history; the
--- first sight of a service makes none; rows that are not newer than what is stored are ignored.
-
--- All rows of these machines, always in one order: two daemons wait for each other and never deadlock, whatever the
--- other adds in between. The next statement then sees what it committed.
-SELECT COUNT(*)
-FROM (
-    SELECT stored."id"
-    FROM "WindowsService" AS stored
-    WHERE stored."machineId" IN (SELECT incoming."machineId" FROM incoming_service AS incoming)
-    ORDER BY stored."machineId", stored."serviceName"
-    FOR UPDATE
-) AS locked;
-
+-- Merges incoming_service into WindowsService and ServiceStateHistory, after lock_services. %(history_per_day)s: integer,
+-- the changes of a machine that become history within 24 hours. One row: the number of changes beyond it, which are
+-- only counted in stateChangeCount.
+-- Every change of state between two messages of a machine, the stored one included, becomes a row of history, the
+-- earliest first; the first sight of a service makes none; rows that are not newer than what is stored are ignored.
+-- What is derived is joined by one "key": the planner has no statistics of it, and may merge by the machine alone, which
+-- compares every change of a machine with every service of it.
 WITH fresh AS (
     SELECT
         incoming.*,
+        incoming."machineId"::text || incoming."serviceName" AS "key",
         LAG(incoming."currentState", 1, stored."currentState") OVER service_in_order AS "previousState"
     FROM incoming_service AS incoming
     LEFT JOIN "WindowsService" AS stored
@@ -32,16 +25,41 @@ WITH fresh AS (
 transition AS (
     SELECT
         "machineId",
-        "serviceName",
+        "key",
         "previousState",
         "currentState",
-        "receivedAt"
+        "receivedAt",
+        ROW_NUMBER() OVER (PARTITION BY "machineId" ORDER BY "receivedAt", "serviceName") AS "place"
     FROM fresh
     WHERE "previousState" <> "currentState"
 ),
 
+allowance AS (
+    SELECT
+        changing."machineId",
+        %(history_per_day)s - history."rows" AS "left"
+    FROM (
+        SELECT
+            transition."machineId",
+            MAX(transition."receivedAt") - INTERVAL '24 hours' AS "since"
+        FROM transition
+        GROUP BY transition."machineId"
+    ) AS changing
+    CROSS JOIN LATERAL (
+        SELECT COUNT(*) AS "rows"
+        FROM (
+            SELECT 1
+            FROM "WindowsService" AS service
+            INNER JOIN "ServiceStateHistory" AS changed ON service."id" = changed."serviceId"
+            WHERE service."machineId" = changing."machineId" AND changed."timestamp" > changing."since"
+            LIMIT %(history_per_day)s
+        ) AS counted
+    ) AS history
+),
+
 newest AS (
     SELECT DISTINCT ON ("machineId", "serviceName")
+        "key",
         "machineId",
         "serviceName",
         "displayName",
@@ -57,8 +75,7 @@ newest AS (
 
 last_known AS (
     SELECT
-        "machineId",
-        "serviceName",
+        "key",
         MIN("receivedAt") AS "firstSeen",
         (ARRAY_AGG("description" ORDER BY "receivedAt" DESC) FILTER (WHERE "description" IS NOT NULL))[1]
             AS "description",
@@ -69,7 +86,7 @@ last_known AS (
         COUNT(*) FILTER (WHERE "previousState" <> "currentState") AS "changeCount",
         MAX("receivedAt") FILTER (WHERE "previousState" <> "currentState") AS "lastChange"
     FROM fresh
-    GROUP BY "machineId", "serviceName"
+    GROUP BY "key"
 ),
 
 merged AS (
@@ -108,7 +125,7 @@ merged AS (
         newest."receivedAt"
     FROM newest
     INNER JOIN last_known
-        ON newest."machineId" = last_known."machineId" AND newest."serviceName" = last_known."serviceName"
+        ON newest."key" = last_known."key"
     ORDER BY newest."machineId", newest."serviceName"
     ON CONFLICT ("machineId", "serviceName") DO UPDATE
         SET
@@ -149,17 +166,27 @@ merged AS (
                 excluded."isDefaultService"
             )
         )
-    RETURNING stored."id", stored."machineId", stored."serviceName"
+    RETURNING
+        stored."id",
+        stored."machineId"::text || stored."serviceName" AS "key"
+),
+
+recorded AS (
+    INSERT INTO "ServiceStateHistory" ("serviceId", "fromState", "toState", "reason", "timestamp")
+    SELECT
+        merged."id",
+        transition."previousState",
+        transition."currentState",
+        'automatic' AS "reason",
+        transition."receivedAt"
+    FROM transition
+    INNER JOIN allowance ON transition."machineId" = allowance."machineId"
+    INNER JOIN merged ON transition."key" = merged."key"
+    WHERE transition."place" <= allowance."left"
+    ORDER BY merged."id", transition."receivedAt"
 )
 
-INSERT INTO "ServiceStateHistory" ("serviceId", "fromState", "toState", "reason", "timestamp")
-SELECT
-    merged."id",
-    transition."previousState",
-    transition."currentState",
-    'automatic' AS "reason",
-    transition."receivedAt"
+SELECT COUNT(*)
 FROM transition
-INNER JOIN merged
-    ON transition."machineId" = merged."machineId" AND transition."serviceName" = merged."serviceName"
-ORDER BY merged."id", transition."receivedAt";
+INNER JOIN allowance ON transition."machineId" = allowance."machineId"
+WHERE transition."place" > allowance."left";

@@ -16,7 +16,7 @@ from support.schema import rows
 
 # (damage, what must be named)
 DAMAGES = [
-    ('ALTER TABLE "VmPort" DROP COLUMN "running"', "column VmPort.running is missing"),
+    ('ALTER TABLE "ApplicationUsage" DROP COLUMN "fileSize"', "column ApplicationUsage.fileSize is missing"),
     ('ALTER TABLE "Node" ADD COLUMN "colour" text', "column Node.colour should not be there"),
     ('ALTER TABLE "Node" ALTER COLUMN "ram" TYPE bigint', "column Node.ram is `bigint NOT NULL`"),
     ('ALTER TABLE "Node" ALTER COLUMN "cores" DROP NOT NULL', "column Node.cores is `integer`"),

@@ -53,14 +53,17 @@ def service(
     }
 
 
-def merge(connection: Connection, *batch: dict[str, object]) -> None:
-    """Store a batch as the daemon does: COPY, merge, commit."""
+def merge(connection: Connection, *batch: dict[str, object], history_per_day: int = 1000) -> int:
+    """Store a batch as the daemon does: COPY, merge, commit. Returns the changes beyond those that become history."""
     with connection.transaction(), connection.cursor() as cursor:
         cursor.execute(query("ingest/create_incoming"))
         with cursor.copy(COPY) as copy:
             for row in batch:
                 copy.write_row(tuple(row.values()))
-        cursor.execute(query("ingest/merge_services"))
+        cursor.execute(query("ingest/lock_services"))
+        cursor.execute(query("ingest/merge_services"), {"history_per_day": history_per_day})
+        ((left_out,),) = cursor.fetchall()
+    return int(left_out)
 
 
 def changes(connection: Connection, machine: uuid.UUID, name: str = "sshd") -> list[tuple[str, str, float]]:
@@ -206,3 +209,55 @@ def test_two_daemons_with_the_same_services_neither_deadlock_nor_count_twice(dsn
     assert counts == [(True,)]
     history = rows(connection, 'SELECT "serviceId", "timestamp" FROM "ServiceStateHistory"')
     assert len(history) == len(set(history)) > 0
+
+
+def test_changes_beyond_those_of_a_day_are_counted_and_the_state_is_right(
+    connection: Connection, machine: uuid.UUID
+) -> None:
+    other = make_machine(connection)
+    merge(connection, service(machine, 0), service(machine, 0, name="cron"), service(other, 0))
+    states = ["stopped", "running"]
+    left_out = merge(
+        connection,
+        *(service(machine, second, states[second % 2]) for second in range(1, 7)),
+        service(machine, 3, "stopped", name="cron"),
+        service(other, 1, "stopped"),
+        history_per_day=4,
+    )
+    assert left_out == 3
+    # The earliest ones are history.
+    assert [at for _, _, at in changes(connection, machine)] == [1, 2, 3]
+    assert len(changes(connection, machine, "cron")) == len(changes(connection, other)) == 1
+    state = (
+        'SELECT "currentState", "stateChangeCount", "lastStateChange" FROM "WindowsService" WHERE "serviceName" = %s'
+    )
+    assert rows(connection, state + ' AND "machineId" = %s', "sshd", machine) == [
+        ("stopped", 6, START + timedelta(seconds=6))
+    ]
+    assert merge(connection, service(machine, 60, "running"), history_per_day=4) == 1
+    assert len(changes(connection, machine)) == 3
+    # A day later there is room again.
+    day = timedelta(days=1).total_seconds()
+    assert merge(connection, service(machine, day + 4, "stopped"), history_per_day=4) == 0
+    assert changes(connection, machine)[-1] == ("running", "stopped", day + 4)
+
+
+def test_services_that_a_machine_no_longer_lists_are_removed_after_their_retention(
+    connection: Connection, machine: uuid.UUID
+) -> None:
+    off, year = make_machine(connection), timedelta(days=366)
+    for each, name, age in ((machine, "old", year), (machine, "new", timedelta()), (off, "last", year)):
+        merge(connection, service(each, 0, name=name) | {"receivedAt": datetime.now(UTC) - age})
+    assert rows(connection, """SELECT "due" FROM "RetentionDue" WHERE "relation" = 'WindowsService'""") == [(1,)]
+    assert rows(connection, "SELECT guestd_enforce_retention('WindowsService')") == [(1,)]
+    assert rows(connection, 'SELECT "serviceName" FROM "WindowsService" ORDER BY 1') == [("last",), ("new",)]
+
+
+def test_history_is_removed_after_its_retention(connection: Connection, machine: uuid.UUID) -> None:
+    merge(connection, service(machine, 0))
+    merge(connection, service(machine, 1, "stopped"), service(machine, 2))
+    connection.execute(
+        """UPDATE "ServiceStateHistory" SET "timestamp" = now() - INTERVAL '366 days' WHERE "toState" = 'stopped'"""
+    )
+    assert rows(connection, "SELECT guestd_enforce_retention('ServiceStateHistory')") == [(1,)]
+    assert rows(connection, 'SELECT "toState" FROM "ServiceStateHistory"') == [("running",)]

@@ -3,10 +3,8 @@
 There are enough rows for the planner to have a choice; auto_explain logs the plans of the statements in functions.
 """
 
-import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -14,6 +12,7 @@ import pytest
 
 from gueststore.database import Connection
 from gueststore.queries import query
+from support.plans import explain, list_scans, load_plans
 from support.rollups import roll_up
 from support.schema import rows
 from support.store import Server, database
@@ -105,11 +104,7 @@ def filled(cluster: Server, template: str) -> Iterator[Connection]:
             connection.execute(statement.encode())
         roll_up(connection, most=5000)
         connection.execute("ANALYZE")
-        connection.execute("LOAD 'auto_explain'")
-        for setting in ("log_min_duration = 0", "log_nested_statements = on", "log_analyze = on", "log_timing = off"):
-            connection.execute(f"SET auto_explain.{setting}".encode())
-        connection.execute("SET auto_explain.log_format = json")
-        connection.execute("SET auto_explain.log_level = notice")
+        load_plans(connection)
         yield connection
 
 
@@ -124,7 +119,6 @@ def filled(cluster: Server, template: str) -> Iterator[Connection]:
 def test_a_query_uses_the_index_or_roll_up_that_is_meant_for_it(
     filled: Connection, name: str, span: timedelta, parameters: dict[str, object], reads: set[str], avoids: set[str]
 ) -> None:
-    filled.execute("SET auto_explain.log_min_duration = -1")
     ((machine,),) = rows(filled, 'SELECT "id" FROM "Machine" ORDER BY "id" LIMIT 1')
     tables = dict(rows(filled, "SELECT chunk_name::text, hypertable_name::text FROM timescaledb_information.chunks"))
     given = {"machine_id": machine, "since": NOW - span, "until": NOW + HOUR} | parameters
@@ -138,28 +132,3 @@ def test_a_query_uses_the_index_or_roll_up_that_is_meant_for_it(
     assert not avoids & read
     for table, node in scans:
         assert table not in LARGE or node["Node Type"] in ("Index Scan", "Index Only Scan", "Bitmap Heap Scan"), node
-
-
-def explain(connection: Connection, statement: bytes, given: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the plan of a statement and of each statement that a function of it runs."""
-    messages: list[str] = []
-
-    def note(diagnostic: psycopg.errors.Diagnostic) -> None:
-        messages.append(diagnostic.message_primary or "")
-
-    connection.execute("SET auto_explain.log_min_duration = 0")
-    connection.add_notice_handler(note)
-    connection.execute(statement, given)
-    connection.remove_notice_handler(note)
-    return [json.loads(each.partition("plan:")[2])["Plan"] for each in messages if "plan:" in each]
-
-
-def list_scans(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield every executed node of a plan that reads a relation."""
-    if plan.get("Actual Loops", 1) == 0:
-        return
-    # The node of a hypertable reads nothing: those of its chunks do.
-    if "Relation Name" in plan and plan["Node Type"] != "Custom Scan":
-        yield plan
-    for child in plan.get("Plans", ()):
-        yield from list_scans(child)

@@ -102,7 +102,8 @@ def test_the_daemons_whole_transaction_works_as_the_writer(connection: Connectio
             with cursor.copy(sql.SQL("COPY {} ({}) FROM STDIN").format(sql.Identifier(table.name), names)) as copy:
                 copy.write_row([a_value(machine, name, kind) for name, kind in table.types.items()])
         cursor.execute(query("ingest/merge_applications"))
-        cursor.execute(query("ingest/merge_services"))
+        cursor.execute(query("ingest/lock_services"))
+        cursor.execute(query("ingest/merge_services"), {"history_per_day": 1000})
         frame = {"machine_id": machine, "received_at": NOW, "spool_id": spool, "seq": 1, "reason": "json"}
         rest = {"detail": "", "refusals": Jsonb([]), "stored": False, "payload": b"", "digest": 1}
         cursor.execute(query("ingest/insert_quarantined_frame"), frame | rest)

@@ -16,7 +16,7 @@ from tools.harness.waiting import eventually
 from guestd.core.config import Settings, StoreSettings
 from guestd.core.errors import StoreUnavailable
 from guestd.doctor.store import check_store
-from guestd.store.connection import LockHeld, connection_to, set_lock_timeout, store_deadline
+from guestd.store.connection import LockHeld, connection_to, set_timeouts, store_deadline
 from guestd.store.locks import IndependentSteps
 from guestd.store.maintenance import StoreMaintenance, maintain_store
 from guestd.store.rollups import RollupRefresher
@@ -141,7 +141,7 @@ def add_sample(dsn: str) -> None:
 async def test_a_lock_that_does_not_come_keeps_the_connection_and_the_rows(dsn: str) -> None:
     async with connection_to(dsn) as connection:
         with session(dsn, 'LOCK TABLE "IngestLedger" IN ACCESS EXCLUSIVE MODE'):
-            await set_lock_timeout(connection, 0.1)
+            await set_timeouts(connection, lock_seconds=0.1)
             with pytest.raises(LockHeld, match="another session holds a lock; `guestd doctor` names it"):
                 async with store_deadline(30):
                     await connection.execute('SELECT 1 FROM "IngestLedger"')

@@ -1,94 +1,14 @@
-"""Data derived from samples once a minute: listening ports, roll-ups, machines without data, store alarms."""
+"""Data derived from samples once a minute: roll-ups, machines without data, store alarms."""
 
-from datetime import UTC, datetime, timedelta
-from typing import Any
-from uuid import UUID
+from datetime import timedelta
 
-import psycopg
 import pytest
 from prometheus_client import CollectorRegistry
-from psycopg.conninfo import make_conninfo
 
-from guestd.store.rollups import RollupRefresher
-from guestd.telemetry.registry import MaintenanceMetrics, VmMetrics
 from support.daemon import add_machine, execute, rows
+from support.reports import refresher_of, report
 
 pytestmark = pytest.mark.asyncio
-PORTS = 'SELECT "portStart", "portEnd", "protocol", "running", "enabled" FROM "VmPort" ORDER BY "portStart", "protocol"'
-
-
-def refresher_of(dsn: str, registry: CollectorRegistry | None = None) -> RollupRefresher:
-    # With exactly the rights of the daemon.
-    as_writer = make_conninfo(dsn, options="-c role=guestd_writer")
-    return RollupRefresher(
-        as_writer, host_name="host", uri="", metrics=VmMetrics(registry), maintenance=MaintenanceMetrics()
-    )
-
-
-def report(dsn: str, machine_id: UUID, *listening: tuple[int, str], age: timedelta = timedelta()) -> datetime:
-    """A sample with these listeners and one port that is merely connected."""
-    moment = datetime.now(UTC).replace(microsecond=0) - age
-    with psycopg.connect(dsn) as connection:
-        connection.execute(
-            """INSERT INTO "SystemMetrics" ("machineId", "timestamp", "cpuUsagePercent", "cpuCoresUsage",
-            "totalMemoryKB", "usedMemoryKB", "availableMemoryKB", "diskUsageStats", "diskIOStats", "networkStats",
-            "uptime")
-            VALUES (%s, %s, 0, '[]', 0, 0, 0, '[]', '{}', '[]', 0)""",
-            (machine_id, moment),
-        )
-        usage: list[tuple[Any, ...]] = [(port, protocol, "LISTEN", True) for port, protocol in listening]
-        for ordinal, each in enumerate([*usage, (50000, "TCP", "ESTABLISHED", False)]):
-            connection.execute(
-                """INSERT INTO "PortUsage" ("machineId", "timestamp", "ordinal", "port", "protocol", "state",
-                "isListening") VALUES (%s, %s, %s, %s, %s, %s, %s)""",
-                (machine_id, moment, ordinal, *each),
-            )
-    return moment
-
-
-async def test_a_listening_port_has_a_row(dsn: str) -> None:
-    machine_id = add_machine(dsn)
-    report(dsn, machine_id, (22, "TCP"), (22, "TCP6"), (53, "UDP"), age=timedelta(seconds=60))
-    await refresher_of(dsn).refresh()
-    assert rows(dsn, PORTS) == [(22, 22, "tcp", True, False), (53, 53, "udp", True, False)]
-    report(dsn, machine_id, (53, "UDP"))
-    await refresher_of(dsn).refresh()
-    assert rows(dsn, PORTS) == [(22, 22, "tcp", False, False), (53, 53, "udp", True, False)]
-
-
-async def test_an_enabled_range_covers_the_ports_within_it(dsn: str) -> None:
-    machine_id = add_machine(dsn)
-    execute(
-        dsn,
-        f"""INSERT INTO "VmPort" ("portStart", "portEnd", "protocol", "running", "enabled", "toEnable", "vmId")
-        VALUES (8000, 9000, 'tcp', FALSE, TRUE, TRUE, '{machine_id}')""",
-    )
-    report(dsn, machine_id, (8080, "TCP"), (8080, "UDP"))
-    await refresher_of(dsn).refresh()
-    assert rows(dsn, PORTS) == [(8000, 9000, "tcp", True, True), (8080, 8080, "udp", True, False)]
-
-
-async def test_nothing_listens_in_a_machine_that_is_off(dsn: str) -> None:
-    machine_id = add_machine(dsn)
-    report(dsn, machine_id, (22, "TCP"))
-    await refresher_of(dsn).refresh()
-    execute(dsn, """UPDATE "Machine" SET "status" = 'off'""")
-    await refresher_of(dsn).refresh()
-    assert rows(dsn, PORTS) == [(22, 22, "tcp", False, False)]
-
-
-async def test_ports_that_have_not_changed_are_not_written(dsn: str) -> None:
-    machine_id = add_machine(dsn)
-    seen = report(dsn, machine_id, (22, "TCP"), age=timedelta(minutes=6))
-    await refresher_of(dsn).refresh()
-    before = rows(dsn, 'SELECT xmin::text, "lastSeen" FROM "VmPort"')
-    report(dsn, machine_id, (22, "TCP"), age=timedelta(minutes=4))
-    await refresher_of(dsn).refresh()
-    assert rows(dsn, 'SELECT xmin::text, "lastSeen" FROM "VmPort"') == before
-    assert before[0][1] == seen
-    newest = report(dsn, machine_id, (22, "TCP"))
-    await refresher_of(dsn).refresh()
-    assert rows(dsn, 'SELECT "lastSeen" FROM "VmPort"') == [(newest,)]
 
 
 async def test_a_machine_without_data_is_listed_with_the_time_of_its_last_sample(dsn: str) -> None:
