@@ -1,5 +1,6 @@
 """docs/trust.md lists every limit with its value, and every reason by which adjustments are counted."""
 
+import json
 import re
 from pathlib import Path
 
@@ -31,3 +32,25 @@ def test_every_reason_of_an_adjustment_is_a_word_of_the_code_and_every_documente
 
 
 MODULES = ("rows/json_columns", "wire/decode", "wire/repair", "rows/normalise", "rows/processes", "ingest/prepare")
+
+
+# Written by people, by the platform, by libvirt's part of guestd, and by guestd and the migrations for themselves.
+NOT_OF_GUESTS = {
+    "Application", "DeletedMachine", "Department", "DepartmentConfiguration", "DepartmentNWFilter",
+    "DepartmentServiceConfig", "Disk", "FWRule", "FilterHostState", "FilterReference", "GlobalServiceConfig",
+    "Host", "IngestLedger", "Machine", "MachineApplication", "MachineConfiguration", "MachineDomain",
+    "MachineLease", "MachineTemplate", "MachineTemplateCategory", "NWFilter", "Node", "Notification",
+    "PendingCommand", "ReconcileEvent", "RetentionSetting", "RollupState", "SchemaMigration",
+    "SchemaRepeatable", "User", "VMNWFilter", "VMServiceConfig",
+}  # fmt: skip
+
+
+def test_every_table_to_which_a_guest_adds_rows_is_documented_with_its_bound() -> None:
+    """A new table is in the list of docs/trust.md, with what bounds and what removes its rows, or named here."""
+    tables = set(json.loads((ROOT / "schema/gueststore/catalogue.json").read_text())["table"])
+    section = TRUST.partition("## What a guest can add to the store")[2].partition("\n## ")[0]
+    lines = [line.split("|") for line in section.splitlines() if line.startswith("| `")]
+    bounded = [names for _, names, bound, removed, _ in lines if bound.strip() and removed.strip()]
+    documented = set(re.findall(r"`(\w+)`", "".join(bounded)))
+    assert documented | NOT_OF_GUESTS == tables
+    assert not documented & NOT_OF_GUESTS

@@ -66,6 +66,7 @@ QUESTIONS = (
     ("the store's health check fails: roll-ups or retention behind, bloat", "guestd_store_alarms"),
     ("the schema differs from the migrations", "guestd_schema_differences"),
     ("maintenance or roll-ups wait for a lock of another session", "guestd_maintenance_delayed"),
+    ("listening ports have no row in VmPort: beyond the limit of a machine", "guestd_ports_left_out"),
     ("a machine runs and does not report: number, name, time of the last sample", "guestd_machines_without_data"),
     ("", "guestd_machine_without_data_since_timestamp_seconds"),
     ("the connection to libvirt is lost, a call is slow or hangs", "guestd_libvirt_lost_total"),

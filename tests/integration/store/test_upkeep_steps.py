@@ -1,0 +1,111 @@
+"""Steps of upkeep are independent: each has a connection and a limit, and a slow or failed one costs only itself."""
+
+import asyncio
+
+import psycopg
+import pytest
+from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
+from tools.harness.waiting import eventually
+
+from guestd.core.config import Settings, StoreSettings
+from guestd.core.errors import StoreUnavailable
+from guestd.store import maintenance
+from guestd.store.connection import StatementTimeout, connection_to
+from guestd.store.locks import DelayedSteps
+from guestd.store.rollups import RollUps
+from guestd.telemetry.registry import MaintenanceMetrics
+from support.daemon import add_machine, execute, rows
+from support.reports import refresher_of, report
+
+pytestmark = pytest.mark.asyncio
+# In the place of guestd's function, as a table of any size would make it.
+SLOW = """CREATE OR REPLACE FUNCTION guestd_trim_events(keep_days integer, keep_per_machine integer) RETURNS bigint
+LANGUAGE sql AS 'SELECT 0 FROM pg_sleep(1e6)'"""
+BROKEN_PORTS = """CREATE OR REPLACE FUNCTION guestd_trim_ports(keep_per_machine integer) RETURNS bigint
+LANGUAGE plpgsql AS 'BEGIN RETURN 1 / 0; END'"""
+SLOW_FOR_MANY = """CREATE FUNCTION slow_for_many(most integer) RETURNS integer LANGUAGE plpgsql AS $$
+BEGIN
+    IF most > 3 THEN PERFORM pg_sleep(1e6); END IF;
+    RETURN 0;
+END $$"""
+FRAME = """INSERT INTO "QuarantinedFrame" ("receivedAt", "spoolId", "seq", "reason", "detail", "payload", "createdAt")
+VALUES (now(), gen_random_uuid(), 1, 'json', '', '', now() - INTERVAL '91 days')"""
+
+
+def failed(metrics: MaintenanceMetrics) -> set[str]:
+    (family,) = metrics.failed.collect()
+    return {sample.labels["step"] for sample in family.samples if sample.value}
+
+
+async def test_a_step_that_takes_too_long_neither_delays_nor_stops_the_others(dsn: str) -> None:
+    metrics, settings = MaintenanceMetrics(), Settings(store=StoreSettings(dsn=dsn))
+    execute(dsn, SLOW, FRAME)
+    running = asyncio.create_task(
+        maintenance.maintain_store(settings, DelayedSteps(dsn, metrics), statement_seconds=20)
+    )
+    # Retention is the last step; it is done while the events are waited for.
+    await asyncio.to_thread(
+        eventually, lambda: rows(dsn, 'SELECT count(*) FROM "QuarantinedFrame"') == [(0,)], "retention"
+    )
+    assert not running.done()
+    result, failures = await running
+    assert list(failures) == ["events"]
+    assert isinstance(failures["events"], StatementTimeout)
+    assert result.quarantined_remaining == 0
+    assert failed(metrics) == {"events"}
+
+
+async def test_a_step_of_the_refresh_that_fails_does_not_stop_the_others(dsn: str) -> None:
+    machine_id, registry = add_machine(dsn), CollectorRegistry()
+    report(dsn, machine_id, (22, "TCP"))
+    execute(dsn, BROKEN_PORTS)
+    refresher = refresher_of(dsn, registry)
+    with pytest.raises(Exception, match="division by zero"):
+        await refresher.refresh()
+    assert registry.get_sample_value("guestd_maintenance_failed", {"step": "ports"}) == 1
+    assert registry.get_sample_value("guestd_maintenance_failed", {"step": "rollups"}) == 0
+    assert rows(dsn, """SELECT "coveredUntil" > now() - INTERVAL '1 hour' FROM "RollupState" LIMIT 1""") == [(True,)]
+    assert rows(dsn, 'SELECT count(*) FROM "VmPort"') == [(0,)]
+
+
+async def test_a_lost_store_fails_every_step_and_says_so(dsn: str) -> None:
+    unreachable = dsn.replace("dbname=", "dbname=no_such_")
+    settings = Settings(store=StoreSettings(dsn=unreachable))
+    _, failures = await maintenance.maintain_store(settings, DelayedSteps(unreachable, MaintenanceMetrics()))
+    assert len(failures) == 5
+    assert all(isinstance(each, StoreUnavailable) for each in failures.values())
+
+
+async def test_a_roll_up_that_takes_too_long_is_retried_with_fewer_periods(dsn: str) -> None:
+    with psycopg.connect(dsn, autocommit=True) as owner, capture_logs() as logs:
+        owner.execute(SLOW_FOR_MANY.encode())
+        owner.execute(
+            b"CREATE OR REPLACE FUNCTION guestd_roll_up_minutes(most integer) RETURNS integer AS "
+            b"'SELECT slow_for_many(most)' LANGUAGE sql"
+        )
+        kinds = (("rollups/roll_up_minutes", 5_000, 1.0), ("rollups/roll_up_hours", 500, 1.0))
+        async with connection_to(dsn) as connection:
+            await RollUps(kinds, statement_seconds=0.2).run(connection)
+    assert [each["event"] for each in logs] == ["roll-up took longer than its limit, retrying with fewer periods"] * 4
+
+
+async def test_old_periods_of_one_machine_do_not_hold_up_the_newest_of_the_others(dsn: str) -> None:
+    """A guest chooses the times of numbered lines within seven days."""
+    hostile, other = add_machine(dsn), add_machine(dsn)
+    execute(
+        dsn,
+        f"""INSERT INTO "RollupPending" ("unit", "bucket", "machineId")
+        SELECT 'minute', date_trunc('minute', now(), 'UTC') - number * INTERVAL '1 minute', '{hostile}'
+        FROM generate_series(60, 8000) AS number""",
+        """UPDATE "RollupState" SET "coveredUntil" = date_trunc('hour', now(), 'UTC') - INTERVAL '30 minutes'""",
+        f"""INSERT INTO "SystemMetrics" ("machineId", "timestamp", "cpuUsagePercent", "cpuCoresUsage", "totalMemoryKB",
+        "usedMemoryKB", "availableMemoryKB", "diskUsageStats", "diskIOStats", "networkStats", "uptime")
+        VALUES ('{other}', now() - INTERVAL '3 minutes', 0, '[]', 0, 0, 0, '[]', '{{}}', '[]', 0)""",
+        "SELECT guestd_roll_up_minutes(10)",
+    )
+    assert rows(dsn, 'SELECT "machineId" FROM "SystemMetricsMinute"') == [(other,)]
+    # The views read the roll-up up to now: late periods do not hold them back.
+    covered = """SELECT "coveredUntil" > now() - INTERVAL '3 minutes' FROM "RollupState"
+    WHERE "relation" = 'SystemMetricsMinute'"""
+    assert rows(dsn, covered) == [(True,)]
