@@ -216,7 +216,7 @@ def test_changes_beyond_those_of_a_day_are_counted_and_the_state_is_right(
 ) -> None:
     other = make_machine(connection)
     merge(connection, service(machine, 0), service(machine, 0, name="cron"), service(other, 0))
-    states = ["stopped", "running"]
+    states = ["running", "stopped"]
     left_out = merge(
         connection,
         *(service(machine, second, states[second % 2]) for second in range(1, 7)),
@@ -232,14 +232,14 @@ def test_changes_beyond_those_of_a_day_are_counted_and_the_state_is_right(
         'SELECT "currentState", "stateChangeCount", "lastStateChange" FROM "WindowsService" WHERE "serviceName" = %s'
     )
     assert rows(connection, state + ' AND "machineId" = %s', "sshd", machine) == [
-        ("stopped", 6, START + timedelta(seconds=6))
+        ("running", 6, START + timedelta(seconds=6))
     ]
-    assert merge(connection, service(machine, 60, "running"), history_per_day=4) == 1
+    assert merge(connection, service(machine, 60, "stopped"), history_per_day=4) == 1
     assert len(changes(connection, machine)) == 3
     # A day later there is room again.
     day = timedelta(days=1).total_seconds()
-    assert merge(connection, service(machine, day + 4, "stopped"), history_per_day=4) == 0
-    assert changes(connection, machine)[-1] == ("running", "stopped", day + 4)
+    assert merge(connection, service(machine, day + 4), history_per_day=4) == 0
+    assert changes(connection, machine)[-1] == ("stopped", "running", day + 4)
 
 
 def test_services_that_a_machine_no_longer_lists_are_removed_after_their_retention(

@@ -5,6 +5,7 @@ import asyncio
 import psycopg
 import pytest
 from prometheus_client import CollectorRegistry
+from psycopg.conninfo import make_conninfo
 from structlog.testing import capture_logs
 from tools.harness.waiting import eventually
 
@@ -70,7 +71,7 @@ async def test_a_step_of_the_refresh_that_fails_does_not_stop_the_others(dsn: st
 
 
 async def test_a_lost_store_fails_every_step_and_says_so(dsn: str) -> None:
-    unreachable = dsn.replace("dbname=", "dbname=no_such_")
+    unreachable = make_conninfo(dsn, dbname="no_such_database")
     settings = Settings(store=StoreSettings(dsn=unreachable))
     _, failures = await maintenance.maintain_store(settings, DelayedSteps(unreachable, MaintenanceMetrics()))
     assert len(failures) == 5
@@ -98,7 +99,7 @@ async def test_old_periods_of_one_machine_do_not_hold_up_the_newest_of_the_other
         f"""INSERT INTO "RollupPending" ("unit", "bucket", "machineId")
         SELECT 'minute', date_trunc('minute', now(), 'UTC') - number * INTERVAL '1 minute', '{hostile}'
         FROM generate_series(60, 8000) AS number""",
-        """UPDATE "RollupState" SET "coveredUntil" = date_trunc('hour', now(), 'UTC') - INTERVAL '30 minutes'""",
+        """UPDATE "RollupState" SET "coveredUntil" = date_trunc('minute', now(), 'UTC') - INTERVAL '30 minutes'""",
         f"""INSERT INTO "SystemMetrics" ("machineId", "timestamp", "cpuUsagePercent", "cpuCoresUsage", "totalMemoryKB",
         "usedMemoryKB", "availableMemoryKB", "diskUsageStats", "diskIOStats", "networkStats", "uptime")
         VALUES ('{other}', now() - INTERVAL '3 minutes', 0, '[]', 0, 0, 0, '[]', '{{}}', '[]', 0)""",
