@@ -171,9 +171,9 @@ async def test_a_bug_in_a_step_costs_only_that_step_and_a_lost_connection_ends_t
             async with steps.step("ports", connection):
                 raise RecursionError
             assert steps.problems == ["store maintenance: ports failed, retrying: RecursionError"]
-            await connection.close()
             with pytest.raises(StoreUnavailable):
                 async with steps.step("rollups", connection):
+                    await connection.close()
                     raise StoreUnavailable("the connection is lost")
     assert [(entry["step"], entry["log_level"]) for entry in logs] == [("ports", "error")]
     assert len(steps.problems) == 1
