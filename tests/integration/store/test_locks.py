@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -172,11 +173,15 @@ async def test_a_bug_in_a_step_costs_only_that_step_and_a_lost_connection_ends_t
                 raise RecursionError
             assert steps.problems == ["store maintenance: ports failed, retrying: RecursionError"]
             with pytest.raises(StoreUnavailable):
-                async with steps.step("rollups", connection):
-                    await connection.close()
-                    raise StoreUnavailable("the connection is lost")
+                await lose_connection(steps, connection)
     assert [(entry["step"], entry["log_level"]) for entry in logs] == [("ports", "error")]
     assert len(steps.problems) == 1
+
+
+async def lose_connection(steps: IndependentSteps, connection: psycopg.AsyncConnection[Any]) -> None:
+    async with steps.step("rollups", connection):
+        await connection.close()
+        raise StoreUnavailable("the connection is lost")
 
 
 @pytest.mark.parametrize("name", ["guestd", "guestd on node-3"])
