@@ -43,10 +43,12 @@ from guestd.ingest.discovery import ChannelDiscovery, DirectoryDiscovery, Libvir
 from guestd.ingest.gate import Gate
 from guestd.ingest.mqtt import MqttSource
 from guestd.ingest.mqtt_gate import MqttGate
+from guestd.ingest.mqtt_session import BrokerSession
 from guestd.ingest.rate_limit import Rate, RateLimit, Rates
 from guestd.ingest.virtio import VirtioSource
 from guestd.ingest.writer import Writer
 from guestd.mqtt.options import read_options
+from guestd.mqtt.session_file import SessionFile, open_session_file
 from guestd.mqtt.topics import Topics
 from guestd.rows.batch import Limits
 from guestd.service import http_auth, systemd
@@ -54,6 +56,7 @@ from guestd.service.exposures import list_exposures
 from guestd.service.http import serve_pages
 from guestd.service.reload import ConfigReloader
 from guestd.service.watchdog import Watchdog
+from guestd.spool.file import FILE as SPOOL_FILE
 from guestd.spool.queue import Spool, open_spool
 from guestd.store.connection import check_dsn, server_name
 from guestd.store.machines import watch_machines
@@ -93,15 +96,19 @@ async def run(settings: Settings, reread: Callable[[], Settings]) -> None:
     telemetry = Telemetry()
     supervisor = Supervisor(count_failure=telemetry.tasks.count_failure, show_failing=telemetry.tasks.show_failing)
     _note_bugs_outside_of_tasks(supervisor)
+    directory = Path(settings.spool.directory)
+    is_upgrade = (directory / SPOOL_FILE).exists()
     async with AsyncExitStack() as resources:
         spool = open_spool(
-            Path(settings.spool.directory),
+            directory,
             max_bytes=settings.spool.max_bytes,
             share=settings.spool.machine_share,
             metrics=telemetry.spool,
         )
         resources.callback(spool.close)
-        parts = _wire(settings, reread, telemetry, spool, supervisor)
+        chosen = settings.mqtt
+        session_file = open_session_file(directory, chosen.client_id, is_upgrade=is_upgrade) if chosen.host else None
+        parts = _wire(settings, reread, telemetry, spool, supervisor, session_file)
         port = await resources.enter_async_context(
             serve_pages(
                 telemetry,
@@ -231,7 +238,12 @@ class _Parts:
 
 
 def _wire(
-    settings: Settings, reread: Callable[[], Settings], telemetry: Telemetry, spool: Spool, supervisor: Supervisor
+    settings: Settings,
+    reread: Callable[[], Settings],
+    telemetry: Telemetry,
+    spool: Spool,
+    supervisor: Supervisor,
+    session_file: SessionFile | None,
 ) -> _Parts:
     """Create each part with those that it works with. Raises ConfigError."""
 
@@ -278,7 +290,9 @@ def _wire(
             wrap=_create_wrapper(settings.virtio.master_secret_file),
             supervisor=supervisor,
         ),
-        mqtt_source=_create_mqtt_source(settings, telemetry, gate=gate, machine_registry=machine_registry, spool=spool),
+        mqtt_source=_create_mqtt_source(
+            settings, telemetry, session_file, gate=gate, machine_registry=machine_registry, spool=spool
+        ),
         vm_service=vm_service,
         filter_service=filter_service,
         rollup_refresher=_create_rollup_refresher(settings, telemetry),
@@ -342,12 +356,19 @@ def _create_wrapper(master_secret_file: str) -> Callable[[UUID, bytes], bytes]:
 
 
 def _create_mqtt_source(
-    settings: Settings, telemetry: Telemetry, *, spool: Spool, gate: Gate, machine_registry: MachineRegistry
+    settings: Settings,
+    telemetry: Telemetry,
+    session_file: SessionFile | None,
+    *,
+    spool: Spool,
+    gate: Gate,
+    machine_registry: MachineRegistry,
 ) -> MqttSource | None:
     """The source for the configured broker, if there is one. Raises ConfigError for files that cannot be used."""
     chosen = settings.mqtt
-    if not chosen.host:
+    if session_file is None:
         return None
+    options = read_options(chosen)
     mqtt_gate = MqttGate(
         spool,
         gate,
@@ -358,8 +379,9 @@ def _create_mqtt_source(
         max_frame_bytes=chosen.max_frame_bytes,
     )
     return MqttSource(
-        read_options(chosen),
+        options,
         Topics(chosen.prefix, chosen.shared_group),
+        session=BrokerSession(options, session_file, telemetry.broker),
         gate=mqtt_gate,
         machine_registry=machine_registry,
         metrics=telemetry.broker,

@@ -6,10 +6,10 @@ import sqlite3
 from pathlib import Path
 from uuid import UUID
 
-from tools.harness.broker import Broker
+from tools.harness.broker import DEPLOY, Broker, prefix
 from tools.harness.waiting import eventually, wait_seconds
 
-from support.broker import Load, Publisher, is_connected, known_machine, mqtt_table
+from support.broker import Load, Publisher, is_connected, known_machine, mqtt_table, started
 from support.daemon import Daemon, rows
 from support.faults import Reliability, count_samples, sample_line, store_closed
 from support.proxy import Proxy
@@ -235,31 +235,46 @@ def test_a_machine_that_fills_its_share_is_refused_and_the_others_go_on(
     assert daemon.stop() == 0
 
 
+def with_second_daemon(directory: Path) -> Broker:
+    """A broker with a second user who may do what guestd may: a user has one session."""
+    acl, shipped = directory / "acl", (DEPLOY / "acl").read_text()
+    lines = shipped.partition("user guestd\n")[2].partition("\n\n")[0]
+    acl.write_text(f"{shipped}\nuser guestd-2\n{lines}\n")
+    acl.chmod(0o600)
+    broker = Broker(directory / "broker", prefix=prefix(), access=[f"acl_file {acl}"])
+    broker.add_user("guestd-2")
+    return broker
+
+
 def test_two_daemons_of_a_shared_group_divide_the_messages_whatever_becomes_of_one(
-    daemon: Daemon, broker: Broker, reliability: Reliability
+    daemon: Daemon, directory: Path, reliability: Reliability
 ) -> None:
     rounds = reliability.rounds(quick=2, full=10)
     other_home = daemon.directory / "other"
     other_home.mkdir()
     other = Daemon(other_home, daemon.dsn)
     try:
-        for place, each in enumerate((daemon, other)):
-            each.more_tables = mqtt_table(broker, client_id=f"guestd-{place}", shared_group="guestd")
-            each.start()
-            is_connected(each)
-        with Publisher(broker.port) as guests, Load(guests, machines_of(daemon)) as load:
-            for _ in range(rounds):
-                load.grows_by(60)
-                daemon.kill()
-                load.grows_by(20)
-                daemon.start()
-                is_connected(daemon)
-            load.finish()
-            all_is_stored(daemon, load)
-            all_is_stored(other, load)
-        assert other.metric("guestd_frames_accepted_total") > 0
-        assert other.metric("guestd_mqtt_lines_missing_total") == 0
-        assert other.stop() == 0
+        with started(with_second_daemon(directory)) as broker:
+            for user, each in (("guestd", daemon), ("guestd-2", other)):
+                password_file = str(broker.directory / f"{user}.password")
+                each.more_tables = mqtt_table(
+                    broker, username=user, password_file=password_file, shared_group="5d1f3a60c2"
+                )
+                each.start()
+                is_connected(each)
+            with Publisher(broker.port) as guests, Load(guests, machines_of(daemon)) as load:
+                for _ in range(rounds):
+                    load.grows_by(60)
+                    daemon.kill()
+                    load.grows_by(20)
+                    daemon.start()
+                    is_connected(daemon)
+                load.finish()
+                all_is_stored(daemon, load)
+                all_is_stored(other, load)
+            assert other.metric("guestd_frames_accepted_total") > 0
+            assert other.metric("guestd_mqtt_lines_missing_total") == 0
+            assert other.stop() == 0
     finally:
         if other.process is not None and other.process.poll() is None:
             other.kill()

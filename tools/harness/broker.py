@@ -26,6 +26,8 @@ from tools.harness.ports import free_port
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy/mosquitto"
 START_SECONDS = 30.0
 USERS = ("guestd", "simulator")
+# Lines of deploy/mosquitto/mosquitto.conf that each broker here has with a place of its own.
+_PLACES = ("listener", "password_file", "acl_file", "persistence_location", "include_dir")
 
 
 class BrokerError(Exception):
@@ -35,8 +37,8 @@ class BrokerError(Exception):
 class Broker:
     """One broker in `directory`, from the programs under `prefix` (see `prefix()`).
 
-    `lines` go to its configuration, of the listener first, `overrides` to its end; `access` is what decides who may say
-    and hear what, else deploy/mosquitto/acl. `start` and `stop` raise BrokerError.
+    `lines` go to its configuration, after those of the listener in deploy/mosquitto, `overrides` to its end; `access`
+    is what decides who may say and hear what, else deploy/mosquitto/acl. `start` and `stop` raise BrokerError.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class Broker:
         acl.chmod(0o600)
         own = [
             f"listener {self.port} {self._address}",
+            *_list_listener_lines(),
             *self._lines,
             f"password_file {passwords}",
             *(self._access or [f"acl_file {acl}"]),
@@ -181,6 +184,12 @@ class Broker:
 
     def _run(self, program: str, *arguments: str | Path) -> None:
         subprocess.run([self._prefix / "usr/bin" / program, *arguments], check=True, capture_output=True)
+
+
+def _list_listener_lines() -> list[str]:
+    """List the lines of the listener in deploy/mosquitto that are no place of the installation: what it refuses."""
+    lines = (DEPLOY / "mosquitto.conf").read_text().splitlines()
+    return [line for line in lines if line and line.split()[0] not in _PLACES and not line.startswith("#")]
 
 
 def prefix() -> Path:

@@ -127,7 +127,9 @@ def _warn(event: str) -> Callable[[str], None]:
 
 async def serve_broker(address: Address, machine_id: UUID, sender: ReliableSender) -> None:
     """Report one machine to a broker without end."""
-    link = BrokerLink(address, f"guestd-agent-{machine_id}", address.topic(machine_id, "status"))
+    # Some brokers require a client id that is the user's name.
+    client_id = str(machine_id) if address.user == str(machine_id) else f"guestd-agent-{machine_id}"
+    link = BrokerLink(address, client_id, address.topic(machine_id, "status"))
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(link.run(), name="broker")
         tasks.create_task(publish_lines(link, address.topic(machine_id, "metrics"), sender), name="publish")

@@ -43,7 +43,7 @@ _REMEDIES = {
     "Not authorized": "--mqtt-user, --mqtt-password-file, or the broker's ACL",
     "No matching subscribers": "no guestd is subscribed, or to another --mqtt-prefix",
     "Unsupported protocol version": "the broker must support MQTT 5",
-    "Session taken over": "another client has our id: does another agent run with this --machine-id?",
+    "Session taken over": "another client has our id: does another agent run with this --machine-id or --mqtt-user?",
     "Packet too large": "the broker's max_packet_size",
     "QoS not supported": "the broker must accept QoS 1: max_qos",
     "Retain not supported": "connecting without a status topic",

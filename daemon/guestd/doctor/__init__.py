@@ -37,10 +37,10 @@ def _start_connected_checks(settings: Settings) -> Sequence[AsyncIterator[Findin
     try:
         check_dsn(settings.store.dsn)
     except ConfigError:
-        return [check_broker(settings.mqtt)]  # the other checks need the store's address
+        return [check_broker(settings)]  # the other checks need the store's address
     return [
         check_store(settings.store.dsn),
-        check_broker(settings.mqtt),
+        check_broker(settings),
         check_machines(settings),
         check_filters(settings),
     ]

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
 from uuid import UUID
 
 from guestd.agent.outbox import LINE_LIMIT_BYTES
-from guestd.core.address import format_host_port
 from guestd.core.broker import count_packet_bytes
-from guestd.core.config import MqttSettings
+from guestd.core.config import Settings
 from guestd.core.errors import ConfigError, SourceLost
 from guestd.doctor.finding import Finding, fault, ok, warning
-from guestd.mqtt.connection import Announced, BrokerConnection, Subscribed, connect
-from guestd.mqtt.options import read_options
+from guestd.doctor.host import fetch_metrics
+from guestd.mqtt.connection import ANSWER_SECONDS, Announced, BrokerConnection, BrokerRefused, Subscribed, connect
+from guestd.mqtt.options import BrokerOptions, read_options
+from guestd.mqtt.session_file import KnownSession, make_public_name, read_known_session
 from guestd.mqtt.topics import BROKER_DROPS, Topics
 
 # The broker retains its counters and the status of guests, and sends both to every new subscriber.
 LISTEN_SECONDS = 3.0
+_DROPPED = re.compile(r"^guestd_mqtt_broker_dropped_messages (\S+)$", re.MULTILINE)
 
 _FIXES = {
     "mqtt.tls_ca_file": "set mqtt.tls_ca_file to the CA of the broker's certificate, or correct mqtt.host",
@@ -28,28 +34,118 @@ _FIXES = {
 }
 
 
-async def check_broker(settings: MqttSettings) -> AsyncIterator[Finding]:
-    """Check that the broker accepts the connection and the subscriptions, and whether it has dropped messages."""
-    if not settings.host:
+async def check_broker(settings: Settings) -> AsyncIterator[Finding]:
+    """Check that the broker accepts the connection and the subscriptions, what it dropped, and who may take sessions.
+
+    A session that guestd has is not entered: whoever enters it ends guestd's connection.
+    """
+    chosen = settings.mqtt
+    if not chosen.host:
         return
     try:
-        ours = read_options(settings)
+        ours = replace(read_options(chosen), will_topic="")
     except ConfigError:
         return  # reported by check_configuration
-    # With a client ID of its own, because a second client with guestd's would disconnect it; no session, no will.
-    ours = replace(ours, client_id=f"{ours.client_id}-doctor", session_seconds=0, will_topic="")
+    metrics = await asyncio.to_thread(fetch_metrics, settings.telemetry)
     try:
-        async with connect(ours) as connection:
-            yield ok("broker", f"{format_host_port(settings.host, settings.port)} accepts the connection")
-            for limit in _check_limits(connection.announced, settings.prefix):
-                yield limit
-            async for finding in _check_topics(connection, settings.prefix):
-                yield finding
+        findings = _choose_check(ours, chosen.prefix, Path(settings.spool.directory), metrics)
+        async for finding in findings:
+            yield finding
     except SourceLost as exc:
         fix = next((fix for words, fix in _FIXES.items() if words in str(exc)), "")
         yield fault(
             "broker", str(exc), fix or "start the broker (systemctl start mosquitto), or correct mqtt.host and port"
         )
+
+
+def _choose_check(ours: BrokerOptions, prefix: str, spool: Path, metrics: str) -> AsyncIterator[Finding]:
+    """Choose the check that does not enter the session of guestd."""
+    try:
+        known = read_known_session(spool)
+    except ConfigError as exc:
+        return _report_unknown(ours, str(exc))
+    if known is None or known.broker != ours.address:
+        is_earlier_version = known is None and "guestd_mqtt_connected 1" in metrics
+        return _report_unknown(ours, "start this version") if is_earlier_version else _check_inside(ours, prefix, None)
+    if not known.client_id:
+        return _check_from_outside(ours, known, metrics)
+    if not ours.is_version_5:
+        return _report_unknown(ours, 'set mqtt.version = "5"')
+    return _check_inside(ours, prefix, known)
+
+
+async def _check_from_outside(ours: BrokerOptions, known: KnownSession, metrics: str) -> AsyncIterator[Finding]:
+    """Check a broker at which every connection of this user enters guestd's session."""
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            _, writer = await asyncio.open_connection(ours.host, ours.port, ssl=ours.tls)
+        writer.close()
+    except (OSError, UnicodeError, TimeoutError) as exc:
+        raise SourceLost(f"{ours.address}: {exc or 'no answer'}") from exc
+    yield ok("broker", f"{ours.address} is reached; guestd's own connection shows the rest, in /readyz and its log")
+    seen = datetime.fromtimestamp(known.seen_at, UTC)
+    yield ok("client id", f"the broker names sessions by the user, as guestd saw at {seen:%Y-%m-%d %H:%M} UTC")
+    if (found := _DROPPED.search(metrics)) is not None:
+        yield _check_drops(float(found[1]))
+
+
+async def _report_unknown(ours: BrokerOptions, reason: str) -> AsyncIterator[Finding]:
+    """Report that only a connection which may end guestd's could show more."""
+    text = (
+        f"not connected to {ours.address}: that may end guestd's connection, if the broker names sessions by the user"
+    )
+    yield warning("client id", text, f"let guestd find out how the broker names sessions: {reason}, and restart it")
+
+
+async def _check_inside(ours: BrokerOptions, prefix: str, known: KnownSession | None) -> AsyncIterator[Finding]:
+    """Check by a connection as guestd's user, under another client id. Raises SourceLost."""
+    # The session is kept until it is certain that it is the doctor's: some brokers enter guestd's after all.
+    ours = replace(ours, client_id=f"guestd-doctor-{secrets.token_hex(8)}")
+    if ours.is_version_5 and ours.username and known is None:
+        with suppress(BrokerRefused):
+            async with connect(replace(ours, client_id="")) as connection:
+                connection.forgets_session = not connection.announced.has_session
+                if connection.announced.assigned_id == ours.username:
+                    yield ok("client id", "the broker names sessions by the user: no guest can take guestd's")
+                    async for finding in _check_connection(connection, ours, prefix):
+                        yield finding
+                    return
+    try:
+        async with connect(ours) as connection:
+            connection.forgets_session = not connection.announced.has_session
+            yield _report_free_ids(ours, known)
+            if connection.announced.has_session or ours.is_version_5:
+                async for finding in _check_connection(connection, ours, prefix):
+                    yield finding
+                return
+        # MQTT 3.1.1 ends a session by the next connection only.
+        async with connect(replace(ours, session_seconds=0)) as connection:
+            async for finding in _check_connection(connection, ours, prefix):
+                yield finding
+    except BrokerRefused as exc:
+        if known is None:
+            raise
+        yield ok("client id", f"the broker refuses this user another client id than guestd's: {exc}")
+
+
+def _report_free_ids(ours: BrokerOptions, known: KnownSession | None) -> Finding:
+    text = "the broker lets a user choose its client id: one that sends guestd's takes the messages queued for it"
+    if known is not None and known.client_id == make_public_name():
+        text += ", and guestd's can be guessed"
+    fix = "set use_username_as_clientid true for each listener in mosquitto.conf; docs/how-to/mqtt.md has the steps"
+    if not ours.username:
+        fix = "give guestd and each guest a user (mqtt.username), and " + fix
+    return warning("client id", text, fix)
+
+
+async def _check_connection(connection: BrokerConnection, ours: BrokerOptions, prefix: str) -> AsyncIterator[Finding]:
+    yield ok("broker", f"{ours.address} accepts the connection")
+    for limit in _check_limits(connection.announced, prefix):
+        yield limit
+    if connection.announced.has_session:
+        return  # of a guestd that is not known here
+    async for finding in _check_topics(connection, prefix):
+        yield finding
 
 
 async def _check_topics(connection: BrokerConnection, prefix: str) -> AsyncIterator[Finding]:

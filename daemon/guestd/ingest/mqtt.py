@@ -24,8 +24,9 @@ from guestd.core.errors import SourceLost
 from guestd.core.machines import MachineRegistry
 from guestd.core.tasks import Backoff, run_with_retry, wait_for_event
 from guestd.ingest.mqtt_gate import MachineMessage, MqttGate
+from guestd.ingest.mqtt_session import SEEN_EVERY_SECONDS, BrokerSession
 from guestd.mqtt.client import Message
-from guestd.mqtt.connection import BrokerConnection, Subscribed, connect
+from guestd.mqtt.connection import BrokerConnection, Subscribed
 from guestd.mqtt.options import BrokerOptions
 from guestd.mqtt.topics import BROKER_DROPS, Topics
 from guestd.telemetry.registry import BrokerMetrics, GateMetrics
@@ -49,6 +50,7 @@ class MqttSource:
         options: BrokerOptions,
         topics: Topics,
         *,
+        session: BrokerSession,
         gate: MqttGate,
         machine_registry: MachineRegistry,
         metrics: BrokerMetrics,
@@ -61,7 +63,8 @@ class MqttSource:
         self._metrics = metrics
         self._refused = gate_metrics.refused
         self._online: set[UUID] = set()
-        self._had_session = False
+        self._session = session
+        self._former_topic: str | None = None
         self._backoff = Backoff(cap_seconds=10)
         self._takeovers = TakeoverWatch(self._backoff)
         self.problem: str | None = "not connected yet"
@@ -84,9 +87,9 @@ class MqttSource:
         """One connection's life."""
         connection = None
         try:
-            async with connect(self._options) as connection:
+            async with self._session.connect() as connection:
                 try:
-                    self._begin(connection)
+                    await self._begin(connection)
                     await self._receive(connection)
                 finally:
                     self._metrics.connected.set(0)
@@ -106,18 +109,13 @@ class MqttSource:
         if is_taken_over:
             return exc
         return SourceLost(
-            f"{exc}, each time within {EARLY_SECONDS:g} s: does another client have our id? (mqtt.client_id)"
+            f"{exc}, each time within {EARLY_SECONDS:g} s: does another client have our id? "
+            "(mqtt.client_id; mqtt.username, if the broker names sessions by it)"
         )
 
-    def _begin(self, connection: BrokerConnection) -> None:
+    async def _begin(self, connection: BrokerConnection) -> None:
         announced = connection.announced
-        if self._had_session and not announced.has_session:
-            self._metrics.sessions_lost.inc()
-            log.error(
-                "broker lost our session and the messages queued in it; check its persistence and session expiry",
-                host=self._options.host,
-            )
-        self._had_session = True
+        self._former_topic = await self._session.begin(connection, self._topics.metrics)
         if announced.session_seconds is not None and announced.session_seconds < self._options.session_seconds:
             log.warning(
                 "broker keeps our session shorter than mqtt.session_seconds: later it drops what it has queued",
@@ -138,9 +136,11 @@ class MqttSource:
             if answer.refusal:
                 log.info("broker refuses an optional topic, its metric stays empty", topic=topic, error=answer.refusal)
         if connection.publishes_status:
-            connection.publish(self._topics.own_status(self._options.client_id), b"online")
+            connection.publish(self._options.will_topic, b"online")
         else:
             log.warning("broker keeps no retained messages, our status is not published")
+        if self._former_topic is not None:
+            connection.unsubscribe(self._former_topic)
         self.problem = None
         if not own.qos:
             self.problem = f"the broker grants QoS 0 only: it keeps nothing while guestd is away (max_qos), {metrics}"
@@ -156,7 +156,9 @@ class MqttSource:
     async def _receive(self, connection: BrokerConnection) -> None:
         backlog: list[tuple[Message, MachineMessage | None]] = []
         while True:
-            messages = await connection.receive(BATCH_MESSAGES - len(backlog), RETRY_SECONDS if backlog else None)
+            wait_seconds = RETRY_SECONDS if backlog else SEEN_EVERY_SECONDS
+            messages = await connection.receive(BATCH_MESSAGES - len(backlog), wait_seconds)
+            await self._session.note_seen()
             self._metrics.received.inc(_count_qos1(messages))
             backlog += [(message, self._read(message)) for message in messages]
             settled = await self._accept(connection, backlog)

@@ -28,7 +28,6 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from guestd.core import broker
-from guestd.core.address import format_host_port
 from guestd.core.errors import SourceLost
 from guestd.core.tls import explain_unconnected
 from guestd.mqtt.client import ManualClient, Message
@@ -41,12 +40,19 @@ READ_AT_ONCE = 100
 # The setting to check, by the broker's reason.
 _REMEDIES = {
     "Bad user name or password": "mqtt.username, mqtt.password_file",
-    "Not authorized": "mqtt.username, mqtt.password_file, or the broker's ACL",
-    "Client identifier not valid": "mqtt.client_id; or, with 3.1.1, mqtt.keepalive_seconds above its max_keepalive",
+    "Not authorized": (
+        "mqtt.username, mqtt.password_file, or the broker's ACL; or mqtt.client_id, if it must be mqtt.username there"
+    ),
+    "Client identifier not valid": (
+        "mqtt.client_id, which some brokers require to be mqtt.username; "
+        "or, with 3.1.1, mqtt.keepalive_seconds above its max_keepalive"
+    ),
     "Packet too large": "the broker's max_packet_size",
     "Shared subscription not supported": "mqtt.shared_group",
     "Unsupported protocol version": "mqtt.version",
-    "Session taken over": "another client has our id: mqtt.client_id",
+    "Session taken over": (
+        "another client has our id: mqtt.client_id; mqtt.username, if the broker names sessions by it"
+    ),
 }
 # What paho raises for a packet that it cannot read.
 _UNREADABLE = (MQTTException, struct.error, ValueError, LookupError, TypeError)
@@ -58,10 +64,12 @@ _WILL_REFUSED = (broker.RETAIN_NOT_SUPPORTED, broker.QOS_NOT_SUPPORTED)
 class Announced:
     """What the broker offers, by its CONNACK: of MQTT 3.1.1 the defaults, for it announces nothing.
 
-    `session_seconds`: how long it keeps our session, if not as long as we requested.
+    `session_seconds`: how long it keeps our session, if not as long as we requested. `assigned_id`: the client id that
+    it has for us, if we sent none.
     """
 
     has_session: bool
+    assigned_id: str
     packet_bytes: int
     has_qos1: bool
     retains: bool
@@ -77,7 +85,10 @@ class Subscribed:
 
 
 class BrokerConnection:
-    """A connection that is up, until `receive` or `acknowledge` raise SourceLost. Created by `connect`."""
+    """A connection that is up, until `receive` or `acknowledge` raise SourceLost. Created by `connect`.
+
+    With `forgets_session` set, closing it ends the session too (MQTT 5).
+    """
 
     def __init__(self, client: ManualClient, options: BrokerOptions) -> None:
         self._client = client
@@ -97,6 +108,7 @@ class BrokerConnection:
         self.unacknowledged = 0
         self.end_code: int | None = None
         self.is_closed_by_broker = False
+        self.forgets_session = False
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
         client.on_disconnect = self._on_disconnect
@@ -152,6 +164,10 @@ class BrokerConnection:
         assert mid is not None
         self._subscribing[mid] = on_answer
 
+    def unsubscribe(self, topic: str) -> None:
+        """End a subscription that the session has of an earlier configuration."""
+        self._client.unsubscribe(topic)
+
     def fail(self, reason: str) -> None:
         """Treat the connection as lost."""
         self._last_error = ""
@@ -184,12 +200,12 @@ class BrokerConnection:
         self._read_if_room()
 
     def close(self) -> None:
-        """Disconnect cleanly, as far as the socket accepts it; the session stays."""
+        """Disconnect cleanly, as far as the socket accepts it; the session stays, unless `forgets_session` is set."""
         self._tick.cancel()
         if self._lost is None:
             if self._announced is not None and self.publishes_status:
                 self.publish(self._options.will_topic, b"offline")
-            self._client.disconnect()
+            self._client.disconnect(properties=_no_session() if self.forgets_session else None)
             self._write()
         self._fail("closed")
         if self._client.socket() is not None:  # the last packets did not fit
@@ -309,6 +325,7 @@ class BrokerConnection:
             self._accepted_at = time.monotonic()
             self._announced = Announced(
                 has_session=bool(flags.session_present),
+                assigned_id=getattr(properties, "AssignedClientIdentifier", ""),
                 packet_bytes=getattr(properties, "MaximumPacketSize", broker.PROTOCOL_PACKET_BYTES),
                 has_qos1=getattr(properties, "MaximumQoS", 1) > 0,
                 retains=bool(getattr(properties, "RetainAvailable", 1)),
@@ -355,15 +372,21 @@ class BrokerConnection:
 
 
 def _address(options: BrokerOptions) -> str:
-    return f"{format_host_port(options.host, options.port)}: "
+    return f"{options.address}: "
+
+
+def _no_session() -> Properties:
+    properties = Properties(PacketTypes.DISCONNECT)  # type: ignore[no-untyped-call]  # paho's only untyped class
+    properties.SessionExpiryInterval = 0
+    return properties
 
 
 @asynccontextmanager
 async def connect(options: BrokerOptions) -> AsyncIterator[BrokerConnection]:
     """Connect, with the session that the broker keeps under our id; closed cleanly on leaving.
 
-    Raises SourceLost when it cannot be reached or refuses us; the text names the setting to check. A broker that
-    cannot keep our status is connected to without it.
+    Raises BrokerRefused when the broker refuses us, SourceLost when it cannot be reached; the text names the setting to
+    check. A broker that cannot keep our status is connected to without it.
     """
     try:
         connection = await _open(options)
@@ -375,7 +398,11 @@ async def connect(options: BrokerOptions) -> AsyncIterator[BrokerConnection]:
         connection.close()
 
 
-class _WillRefusedError(SourceLost):
+class BrokerRefused(SourceLost):
+    """The broker answered, and refuses the connection."""
+
+
+class _WillRefusedError(BrokerRefused):
     """The broker does not take our last will."""
 
 
@@ -399,9 +426,11 @@ async def _open(options: BrokerOptions) -> BrokerConnection:
         await connection.wait_for_connack()
     except BaseException as exc:
         connection.close()
-        if isinstance(exc, SourceLost) and options.will_topic and connection.end_code in _WILL_REFUSED:
+        if not isinstance(exc, SourceLost) or connection.end_code is None:
+            raise
+        if options.will_topic and connection.end_code in _WILL_REFUSED:
             raise _WillRefusedError(str(exc)) from exc
-        raise
+        raise BrokerRefused(str(exc)) from exc
     return connection
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from paho.mqtt.enums import MQTTProtocolVersion
 
-from guestd.core.config import MqttSettings, get_local_name
+from guestd.core.address import format_host_port
+from guestd.core.config import MqttSettings
 from guestd.core.errors import ConfigError
 from guestd.core.secrets import read_secret_text
 from guestd.core.tls import TlsFile, make_client_context
+from guestd.mqtt.session_file import make_public_name
 from guestd.mqtt.topics import Topics
 
 _VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv311}
@@ -21,7 +23,8 @@ _VERSIONS = {"5": MQTTProtocolVersion.MQTTv5, "3.1.1": MQTTProtocolVersion.MQTTv
 class BrokerOptions:
     """Address, user and protocol options. `tls` None: no encryption.
 
-    `session_seconds` 0: the broker keeps no session. `will_topic` empty: no status is published.
+    `client_id` empty: the broker assigns one. `session_seconds` 0: the broker keeps no session. `will_topic` empty: no
+    status is published.
     """
 
     host: str
@@ -39,18 +42,25 @@ class BrokerOptions:
     will_topic: str
 
     @property
+    def address(self) -> str:
+        """Host and port, as text."""
+        return format_host_port(self.host, self.port)
+
+    @property
     def is_version_5(self) -> bool:
         """Whether it is MQTT 5, with reasons and properties."""
         return self.version is MQTTProtocolVersion.MQTTv5
 
 
 def read_options(settings: MqttSettings) -> BrokerOptions:
-    """The options of the settings. Raises ConfigError for files that cannot be used, or that would be ignored."""
-    client_id = settings.client_id or f"guestd-{get_local_name()}"
+    """The options of the settings; without `mqtt.client_id` the id is empty (`mqtt.session_file` has one).
+
+    Raises ConfigError for files that cannot be used, or that would be ignored.
+    """
     return BrokerOptions(
         host=settings.host,
         port=settings.port,
-        client_id=client_id,
+        client_id=settings.client_id,
         version=_VERSIONS[settings.version],
         username=settings.username,
         password=_read_password(settings),
@@ -61,7 +71,8 @@ def read_options(settings: MqttSettings) -> BrokerOptions:
         # Twice, so that a message that is a little too large arrives and is counted; the broker drops far larger ones.
         max_message_bytes=2 * settings.max_frame_bytes,
         unacknowledged_bytes=settings.unacknowledged_bytes,
-        will_topic=Topics(settings.prefix, settings.shared_group).own_status(client_id),
+        # Others may read it: an id that nobody may know is not part of it.
+        will_topic=Topics(settings.prefix, settings.shared_group).own_status(settings.client_id or make_public_name()),
     )
 
 

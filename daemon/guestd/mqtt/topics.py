@@ -25,9 +25,9 @@ class Topics:
         """The topic filter of guests' status: `online` or `offline`, retained."""
         return f"{self.prefix}/+/status"
 
-    def own_status(self, client_id: str) -> str:
+    def own_status(self, name: str) -> str:
         """The topic of a daemon's own status."""
-        return f"{self.prefix}/host/{client_id}/status"
+        return f"{self.prefix}/host/{name}/status"
 
     def parse(self, topic: str) -> tuple[str, str]:
         """(machine, kind) of a guest's topic; two empty strings for any other."""

@@ -13,6 +13,9 @@ from guestd.service.http_auth import read_web_config
 from guestd.store.connection import list_remote_hosts
 from gueststore.tls import OPTIONAL_TLS, read_options
 
+# Of a text that nobody guesses.
+_SECRET_CHARS = 16
+
 
 class Exposure(Struct, frozen=True):
     """A risk, and the setting that ends it."""
@@ -34,6 +37,12 @@ def _list_mqtt(chosen: MqttSettings) -> Iterator[Exposure]:
         yield Exposure(
             f"mqtt.password_file: the password is sent unencrypted to {chosen.host}",
             "set mqtt.tls = true, and mqtt.tls_ca_file unless a public authority signed the broker's certificate",
+        )
+
+    if chosen.host and 0 < len(chosen.shared_group) < _SECRET_CHARS:
+        yield Exposure(
+            "mqtt.shared_group can be guessed: a user of the broker that joins it takes a part of the messages",
+            "set a random text on all daemons (openssl rand -hex 16), unless the broker refuses that to guests",
         )
 
 

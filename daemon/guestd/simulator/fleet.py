@@ -5,7 +5,6 @@ over a few connections to a broker.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import resource
 import time
 import uuid
@@ -31,8 +30,6 @@ WINDOW_LINES = 8
 # A listening socket and a client for each guest, and what the interpreter and the logs need.
 DESCRIPTORS_PER_GUEST = 2
 SPARE_DESCRIPTORS = 64
-# To a broker.
-BROKER_CONNECTIONS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +78,10 @@ class SimulatedGuest:
 
 @dataclass(frozen=True, slots=True)
 class OpenFleet:
-    """The guests, and their connections to a broker, if they share some."""
+    """The guests, and their connection to a broker, if they share one."""
 
     guests: list[SimulatedGuest]
-    links: list[BrokerLink]
+    link: BrokerLink | None
 
 
 def raise_descriptor_limit(guests: int) -> None:
@@ -107,19 +104,20 @@ def open_fleet(fleet: Fleet, open_: ExitStack) -> OpenFleet:
     Raises OSError when one cannot listen.
     """
     start_s = int(time.time())
-    links: list[BrokerLink] = []
+    link: BrokerLink | None = None
     if isinstance(fleet.target, Path):
         connect = _connect_by_socket(fleet.target, open_)
     else:
-        links = _make_links(fleet.target)
-        connect = _connect_by_broker(fleet.target, links)
+        # One: a broker may name sessions by the user, and all guests are one user's.
+        link = BrokerLink(fleet.target, f"guestd-simulate-{uuid.uuid4()}")
+        connect = _connect_by_broker(fleet.target, link)
     guests = []
     for number in range(fleet.first, fleet.first + fleet.guests):
         guest = Guest(number, seed=fleet.seed, processes=fleet.processes, start_s=start_s)
         sender = ReliableSender(Outbox(str(uuid.uuid4()), BUFFER_BYTES), on_request=_ignore_request)
         deliver = connect(guest.machine_id, sender)
         guests.append(SimulatedGuest(guest, sender, deliver, deque(maxlen=fleet.count or 0)))
-    return OpenFleet(guests, links)
+    return OpenFleet(guests, link)
 
 
 def _connect_by_socket(directory: Path, open_: ExitStack) -> _Connect:
@@ -134,16 +132,9 @@ def _connect_by_socket(directory: Path, open_: ExitStack) -> _Connect:
     return connect
 
 
-def _make_links(address: Address) -> list[BrokerLink]:
-    run = uuid.uuid4()
-    return [BrokerLink(address, f"guestd-simulate-{run}-{number}") for number in range(BROKER_CONNECTIONS)]
-
-
-def _connect_by_broker(address: Address, links: list[BrokerLink]) -> _Connect:
-    next_link = itertools.cycle(links)
-
+def _connect_by_broker(address: Address, link: BrokerLink) -> _Connect:
     def connect(machine_id: uuid.UUID, sender: ReliableSender) -> Callable[[], Coroutine[Any, Any, None]]:
-        return partial(publish_lines, next(next_link), address.topic(machine_id, "metrics"), sender)
+        return partial(publish_lines, link, address.topic(machine_id, "metrics"), sender)
 
     return connect
 
@@ -157,7 +148,8 @@ async def run_fleet(opened: OpenFleet, fleet: Fleet) -> None:
     async with asyncio.TaskGroup() as tasks:
         guests = opened.guests
         delivering = [tasks.create_task(guest.deliver(), name=f"deliver {guest.name}") for guest in guests]
-        delivering += [tasks.create_task(link.run(), name="broker") for link in opened.links]
+        if opened.link is not None:
+            delivering.append(tasks.create_task(opened.link.run(), name="broker"))
         async with asyncio.TaskGroup() as reports:
             for place, guest in enumerate(guests):
                 # Spread over the interval, so that a host sees a stream and not a wave.

@@ -27,7 +27,10 @@ AGENT_DROPPED_HELP = (
     "Lines that agents no longer had, by their numbers. At most so many are lost: some may have been accepted by "
     "another host of a migrated machine, or into a spool of which an older copy is used."
 )
-SESSIONS_HELP = "Reconnects to a broker that had lost guestd's session and the messages queued in it."
+SESSIONS_HELP = (
+    "Connections to a broker that no longer had guestd's session, with the messages queued in it, also over a restart."
+)
+EXPIRED_HELP = "The same, after guestd was away for longer than the broker keeps a session."
 TAKEN_OVER_HELP = "Connections to a broker that another client with guestd's client id ended, as far as it shows."
 LATE_HELP = "Acknowledgements not sent because their connection was closed."
 MISSING_HELP = (
@@ -113,6 +116,7 @@ class BrokerMetrics:
         self.connected = gauge("guestd_mqtt_connected", "1 while subscribed to the broker.")
         self.lost = counter("guestd_mqtt_connections_lost", "Connections to the broker that ended or failed.")
         self.sessions_lost = counter("guestd_mqtt_sessions_lost", SESSIONS_HELP)
+        self.sessions_expired = counter("guestd_mqtt_sessions_expired", EXPIRED_HELP)
         self.taken_over = counter("guestd_mqtt_sessions_taken_over", TAKEN_OVER_HELP)
         self.received = counter("guestd_mqtt_messages_received", "QoS 1 messages delivered by the broker.")
         self.acknowledged = counter("guestd_mqtt_messages_acknowledged", "Messages acknowledged to the broker.")
