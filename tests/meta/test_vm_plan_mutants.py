@@ -6,8 +6,14 @@ import pytest
 
 from support.mutants import survivors
 
-MODULES = ("guestd.vms.plan", "guestd.vms.model", "guestd.hypervisor.domains")
-TESTS = ("tests/unit/test_vm_plan.py", "tests/unit/test_vm_plan_gone.py", "tests/unit/test_domains.py")
+MODULES = (
+    "guestd.vms.plan", "guestd.vms.power", "guestd.vms.leases", "guestd.vms.guard", "guestd.vms.model",
+    "guestd.hypervisor.domains",
+)  # fmt: skip
+TESTS = (
+    "tests/unit/test_vm_plan.py", "tests/unit/test_vm_plan_gone.py", "tests/unit/test_vm_power.py",
+    "tests/unit/test_vm_leases.py", "tests/unit/test_vm_guard.py", "tests/unit/test_domains.py",
+)  # fmt: skip
 # Mutants that change nothing that can be observed, and why.
 EQUIVALENT = {
     "plan.record_attempt: operand dropped 4": "`again` implies the other operand, which is there for the type checker",
