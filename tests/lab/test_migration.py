@@ -8,7 +8,7 @@ import pytest
 from tools.harness.waiting import eventually, wait_seconds
 
 from guestd.vms.plan import SHUTOFF_DEBOUNCE_SECONDS
-from support.daemon import Daemon, rows
+from support.daemon import Daemon, execute, rows
 from support.faults import Reliability
 from support.lab import BOOT_SECONDS, LabGuest, LabGuests, World, started_lab
 
@@ -89,3 +89,32 @@ def test_a_transient_guest_that_is_migrated_to_a_host_without_guestd_is_never_of
     changed = 'SELECT "reason" FROM "ReconcileEvent" WHERE "action" = %s ORDER BY "occurredAt"'
     assert rows(world.daemon.dsn, changed, "status") == []
     assert rows(world.daemon.dsn, 'SELECT "status" FROM "Machine"') == [("running",)]
+
+
+def test_a_guest_that_was_migrated_while_guestd_was_stopped_is_not_started_again(world: World, hosts: Hosts) -> None:
+    world.daemon.more_tables += 'vms = "converge"\n'
+    (guest,) = world.take()
+    world.status_becomes(guest, "running")
+    execute(world.daemon.dsn, """UPDATE "Machine" SET "desiredStatus" = 'running'""")
+    facts = 'SELECT "state" FROM "MachineDomain" WHERE "machineId" = %s'
+    running = [("running",)]
+    eventually(lambda: rows(world.daemon.dsn, facts, guest.uuid) == running, "its domain is known", BOOT_SECONDS)
+    world.daemon.stop()
+    guest.migrate(hosts.worlds["b"].lab)
+    # It forgets why the domain is off.
+    world.lab.stop_libvirtd()
+    world.lab.start_libvirtd()
+    left_behind = LabGuest(world.lab, guest.name, guest.uuid)
+    assert "shut off" in left_behind.virsh("domstate")
+    world.daemon.start()
+    problem = 'SELECT "problem" FROM "MachineDomain" WHERE "problem" LIKE %s'
+    asked = "%may have been migrated%"
+    eventually(lambda: rows(world.daemon.dsn, problem, asked), "host a does not start it", BOOT_SECONDS)
+    wait_seconds(2 * SHUTOFF_DEBOUNCE_SECONDS)
+    assert "shut off" in left_behind.virsh("domstate")
+    hosts.worlds["b"].daemon.start()
+    hosts.holds(guest, "b")
+    starts = """SELECT 1 FROM "ReconcileEvent" WHERE "action" IN ('start', 'resume')"""
+    assert rows(world.daemon.dsn, starts) == []
+    guest.migrate(world.lab)
+    hosts.holds(guest, "a")

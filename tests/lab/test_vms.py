@@ -81,6 +81,22 @@ def test_desired_states_are_reached_on_a_real_libvirt(world: World, two: tuple[L
     assert [action for (action,) in done if action != "shutdown"] == ["suspend", "resume", "destroy", "start"]
 
 
+def test_a_guest_that_was_reset_after_it_was_asked_to_shut_down_is_asked_again_before_it_is_destroyed(
+    world: World, two: tuple[LabGuest, LabGuest]
+) -> None:
+    guest, _ = two
+    world.daemon.more_tables += 'vms = "converge"\nmay_destroy = true\nshutdown_seconds = 10.0\n'
+    world.daemon.start()
+    world.status_becomes(guest, "running")
+    set_desired(world, guest, "off")
+    actions = """SELECT "action" FROM "ReconcileEvent" WHERE "outcome" = 'done'
+    AND "action" IN ('shutdown', 'destroy') ORDER BY "occurredAt" """
+    eventually(lambda: rows(world.daemon.dsn, actions) == [("shutdown",)], "it is asked", BOOT_SECONDS)
+    guest.virsh("reset")
+    world.status_becomes(guest, "off")
+    assert rows(world.daemon.dsn, actions) == [("shutdown",), ("shutdown",), ("destroy",)]
+
+
 def test_a_transient_domain_that_ends_is_off_and_its_machine_runs_when_it_is_created_again(
     world: World, two: tuple[LabGuest, LabGuest]
 ) -> None:

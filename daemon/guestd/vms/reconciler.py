@@ -48,7 +48,7 @@ RECONCILE_SECONDS = 10.0
 # A second less than the interval, so that every run that the timer starts also reports the host as live.
 HEARTBEAT_SECONDS = 9.0
 # After the store was lost, or restored from a backup, the other hosts have as long to report what they run, before this
-# one starts anything: they connect again within 5 s.
+# one starts anything: they connect again within 5 s. The same for a machine that this host has just claimed.
 SETTLE_SECONDS = 15.0
 # An action that was not due any more when its turn came is planned again after this.
 AGAIN_SECONDS = 1.0
@@ -80,6 +80,7 @@ class VmReconciler:
         self._attempts: dict[UUID, Attempts] = {}
         self._absences: dict[UUID, Absence] = {}
         self._acting: set[UUID] = set()
+        self._claimed_at: dict[UUID, float] = {}
         self._reports: frozenset[VmReport] = frozenset()
         self._heartbeat_at = float("-inf")
         self.error: str | None = "not started yet"
@@ -149,7 +150,7 @@ class VmReconciler:
         )
         await self._write(store, plan)
         for action in plan.actions:
-            if action.machine_id not in self._acting:
+            if action.machine_id not in self._acting and not self._is_just_claimed(action, began):
                 self._acting.add(action.machine_id)
                 actions.create_task(self._perform(store, action), name=f"vms-{action.name}")
         self._report(plan.reports)
@@ -173,7 +174,14 @@ class VmReconciler:
             self._metrics.writes.labels(type(write).__name__).inc()
         self._metrics.writes_skipped.inc(len(writes) - len(written))
         for write in written:
+            if isinstance(write, Claim):
+                self._claimed_at[write.machine_id] = time.monotonic()
             log.info("VM row written", change=str(write), machine=str(write.machine_id))
+
+    def _is_just_claimed(self, action: PowerAction, now: float) -> bool:
+        """Whether a machine is to start that this host has claimed a moment ago: it may run on a host that has not."""
+        claimed_at = self._claimed_at.get(action.machine_id, float("-inf"))
+        return isinstance(action, Start) and now - claimed_at < self._settle_seconds
 
     async def _perform(self, store: VmStore, action: PowerAction) -> None:
         """Perform one action if it is still due when its turn has come: that may take a minute."""

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import subprocess
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,20 @@ async def test_nothing_is_started_soon_after_the_store_was_lost(dsn: str, tmp_pa
         set_desired(dsn, "one", "running")
         await host.another_run(3)
         assert not host.has_acted
+
+
+async def test_a_machine_that_was_just_claimed_is_not_started_at_once(dsn: str, tmp_path: Path) -> None:
+    host = Host(dsn, hypervisor_that_is_off(tmp_path / "node.xml"), settle_seconds=5.0)
+    async with reconciling(host):
+        await host.eventually(lambda: time.monotonic() > host.reconciler._policy.starts_from, "it may start machines")
+        add(dsn, "one", desiredStatus="running")
+        await host.becomes("one", domainState="running")
+    waited = rows(
+        dsn,
+        """SELECT extract(epoch FROM max("occurredAt") FILTER (WHERE "action" = 'start')
+        - min("occurredAt") FILTER (WHERE "action" = 'claim'))::float FROM "ReconcileEvent" """,
+    )
+    assert waited[0][0] >= 4.9
 
 
 async def test_another_domain_under_the_machines_name_is_reported_and_not_powered(dsn: str, tmp_path: Path) -> None:
