@@ -11,6 +11,7 @@ from guestd.vms.plan import SHUTOFF_DEBOUNCE_SECONDS
 from support.daemon import Daemon, execute, rows
 from support.faults import Reliability
 from support.lab import BOOT_SECONDS, LabGuest, LabGuests, World, started_lab
+from support.libvirt import libvirt
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -99,9 +100,14 @@ def test_a_guest_that_was_migrated_while_guestd_was_stopped_is_not_started_again
     facts = 'SELECT "state" FROM "MachineDomain" WHERE "machineId" = %s'
     running = [("running",)]
     eventually(lambda: rows(world.daemon.dsn, facts, guest.uuid) == running, "its domain is known", BOOT_SECONDS)
+    connection = libvirt.open(world.lab.uri)
+    try:
+        connection.defineXML(guest.virsh("dumpxml"))  # another test may have undefined it
+    finally:
+        connection.close()
     world.daemon.stop()
     guest.migrate(hosts.worlds["b"].lab)
-    # It forgets why the domain is off.
+    # libvirtd forgets why the domain is off.
     world.lab.stop_libvirtd()
     world.lab.start_libvirtd()
     left_behind = LabGuest(world.lab, guest.name, guest.uuid)

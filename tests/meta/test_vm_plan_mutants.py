@@ -16,7 +16,7 @@ TESTS = (
 )  # fmt: skip
 # Mutants that change nothing that can be observed, and why.
 EQUIVALENT = {
-    "plan.record_attempt: operand dropped 4": "`again` implies the other operand, which is there for the type checker",
+    "plan._plan_renamed: operand dropped 1": "a renamed domain implies facts: for the type checker",
     "plan._plan_observed: if true 8": "a step that is None is filtered out by its type",
 }
 

@@ -98,6 +98,9 @@ def test_a_host_takes_the_lease_of_what_is_active_there() -> None:
 def test_a_host_that_cannot_claim_a_machine_does_not_take_its_lease() -> None:
     held = machine(host_id=THERE, lease=THEIRS, facts=facts_of(domain()))
     assert leases_of(held, domain()) == []
+    assert leases_of(replace(held, lease=EARLIER), domain()) == [
+        TakeLease(UUID(int=1), "vm1", HERE, "boot 1", UUID(int=101))
+    ]  # fmt: skip
     migrated = domain(reason="migrated")
     assert leases_of(held, migrated) == [TakeLease(UUID(int=1), "vm1", THERE, "boot 1", UUID(int=101))]
 

@@ -8,7 +8,7 @@ import pytest
 
 from guestd.hypervisor.domains import Boot, Domain
 from guestd.vms import plan, power
-from guestd.vms.model import Attempts, Destroy, PowerAction, Shutdown, ShutdownRequest, Start
+from guestd.vms.model import Attempts, Destroy, PowerAction, Resume, Shutdown, ShutdownRequest, Start
 from support.vm_world import BORN, SINCE, attempts_of, domain, machine, policy, steps
 
 FIRST, SECOND = Boot(1, 0, 7), Boot(1, 3, 7)
@@ -37,6 +37,7 @@ def test_a_request_that_libvirt_did_not_accept_is_no_request(error: str) -> None
     assert (failed.accepted, failed.failed, failed.asked) == (0, 1, None)
     report = f"failing: vm1: shutdown failed: {error}; guestd tries again, at least every 5 minutes"
     assert plan_steps(failed, domain(boot=FIRST), 1) == [report]
+    assert plan_steps(failed, domain(boot=FIRST), 2) == [*ASKED_AGAIN, report]
     assert plan_steps(failed, domain(boot=FIRST), 900) == [*ASKED_AGAIN, report]
 
 
@@ -70,6 +71,12 @@ def test_a_request_stays_one_when_another_or_the_destroy_failed() -> None:
     asked = power.record_accepted(None, SHUTDOWN, BORN)
     again = power.record_failed(asked, SHUTDOWN, "busy", BORN + 10)
     assert (again.asked, again.accepted, again.failed) == (asked.asked, 1, 1)
+    assert plan_steps(again, domain(boot=FIRST), 59) == []
+    assert plan_steps(again, domain(boot=FIRST), 60) == DESTROYED
+    known = {ROW.id: again}
+    text = "failing: vm1: shutdown failed: busy; guestd tries again, at least every 5 minutes"
+    assert steps(ROW, domain(boot=FIRST), attempts=known, now=BORN + 13) == [text]
+    assert steps(ROW, domain(boot=FIRST), attempts=known, now=BORN + 14) == [*ASKED_AGAIN, text]
     destroy = Destroy(*[getattr(SHUTDOWN, name) for name in SHUTDOWN.__slots__ or PowerAction.__slots__])
     refused = power.record_failed(again, destroy, "busy", BORN + 60)
     assert (refused.asked, refused.action, refused.accepted, refused.failed) == (asked.asked, "Destroy", 0, 1)
@@ -134,3 +141,37 @@ def test_an_action_names_the_domain_as_it_was_observed() -> None:
     seen = domain(boot=SECOND)
     (action,) = plan.plan_vms([ROW], [seen], attempts={}, absences={}, now=BORN, policy=policy()).actions
     assert (action.state, action.boot, action.desired_since) == ("running", SECOND, SINCE)
+
+
+def test_a_guest_has_its_time_between_two_requests() -> None:
+    known = {ROW.id: power.record_accepted(None, SHUTDOWN, BORN)}
+    seen = domain(boot=FIRST)
+    assert steps(ROW, seen, attempts=known, now=BORN + 59) == []
+    assert steps(ROW, seen, attempts=known, now=BORN + 60) == ASKED_AGAIN
+    found = plan.plan_vms([ROW], [seen], attempts=known, absences={}, now=BORN + 59, policy=policy())
+    assert found.recheck_seconds == 1
+
+
+def test_a_request_stays_one_when_another_action_is_accepted() -> None:
+    asked = power.record_accepted(None, SHUTDOWN, BORN)
+    resume = Resume(UUID(int=1), "vm1", UUID(int=101), "off", "", "paused", FIRST, SINCE)
+    assert power.record_accepted(asked, resume, BORN + 1).asked == asked.asked
+
+
+def test_failures_towards_another_desired_state_do_not_count() -> None:
+    failed = power.record_failed(None, SHUTDOWN, "busy", BORN)
+    later = replace(SHUTDOWN, desired_since=SINCE + timedelta(seconds=1))
+    assert power.record_failed(failed, later, "busy", BORN).failed == 1
+    assert power.record_failed(failed, SHUTDOWN, "busy", BORN).failed == 2
+
+
+def test_a_machine_that_was_started_often_and_is_paused_is_resumed() -> None:
+    row = machine(status="suspended", desired="running")
+    started = {row.id: attempts_of("running", "Start", power.MAX_START_ATTEMPTS, BORN - 900)}
+    seen = domain(state="paused", reason="user")
+    assert steps(row, seen, attempts=started) == ["resume vm1: suspended, desired state is running"]
+
+
+def test_a_guest_that_suspended_itself_is_not_resumed() -> None:
+    row = machine(status="suspended", desired="running")
+    assert steps(row, domain(state="pmsuspended", reason="user"))[0].startswith("cannot")

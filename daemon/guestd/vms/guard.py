@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from uuid import UUID
 
 from guestd.vms.model import PowerAction, Start, VmPolicy, VmRow
@@ -33,7 +32,7 @@ def count_allowed(machines: Iterable[VmRow], policy: VmPolicy) -> int:
 
 def digest_changes(actions: Sequence[PowerAction]) -> str:
     """The name of a set of changes: the same machines with the same changes of their desired states."""
-    lines = sorted(f"{action.machine_id} {action.desired} {_print_time(action.desired_since)}" for action in actions)
+    lines = sorted(f"{action.machine_id} {action.desired} {action.desired_since}" for action in actions)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
 
@@ -43,7 +42,3 @@ def _is_change(action: PowerAction, machine: VmRow) -> bool:
         return True
     is_reached = machine.facts is not None and machine.facts.reached_since == since
     return machine.confirmed_since != since and not (isinstance(action, Start) and is_reached)
-
-
-def _print_time(at: datetime | None) -> str:
-    return "" if at is None else str(at.timestamp())

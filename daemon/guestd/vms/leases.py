@@ -50,21 +50,20 @@ def find_obstacle(machine: VmRow, domain: Domain, now: float, policy: VmPolicy) 
     if lease is not None and lease.host_id != policy.host_id:
         text = f"not started: host {lease.host_name} runs it, or may run it; {RELEASE}"
         return VmReport("elsewhere", machine.name, text)
-    if now < policy.starts_from:
-        return Recheck(policy.starts_from - now)
-    if lease is None or _has_ended(lease, domain, policy):
-        return None
-    if not policy.host_boot or lease.host_boot in ("", policy.host_boot):
-        text = f"not started: libvirt does not report how it ended here, so it may have been migrated; {RELEASE}"
-        return VmReport("elsewhere", machine.name, text)
-    if policy.silent_hosts:
-        text = f"not started: it may run on a host that does not report: {', '.join(policy.silent_hosts)}; {RELEASE}"
-        return VmReport("elsewhere", machine.name, text)
-    left = domain.since + ELSEWHERE_SECONDS - now
-    return Recheck(left) if left > 0 else None
+    starts_from = policy.starts_from
+    if lease is not None and not _has_ended(lease, domain, policy):
+        if not policy.host_boot or lease.host_boot in ("", policy.host_boot):
+            text = f"not started: libvirt does not report how it ended here, so it may have been migrated; {RELEASE}"
+            return VmReport("elsewhere", machine.name, text)
+        if policy.silent_hosts:
+            names = ", ".join(policy.silent_hosts)
+            text = f"not started: it may run on a host that does not report: {names}; {RELEASE}"
+            return VmReport("elsewhere", machine.name, text)
+        starts_from = max(starts_from, domain.since + ELSEWHERE_SECONDS)
+    return Recheck(starts_from - now) if now < starts_from else None
 
 
 def _has_ended(lease: Lease | None, domain: Domain, policy: VmPolicy) -> bool:
-    """Whether this host's lease is of a domain that is off, and libvirt reports how it ended here."""
+    """Whether this host has the lease of a domain that is off, and libvirt reports how it ended here."""
     mine = lease is not None and (lease.host_id, lease.domain_uuid) == (policy.host_id, domain.uuid)
-    return mine and not domain.is_active and domain.reason in KNOWN_ENDS
+    return mine and domain.reason in KNOWN_ENDS

@@ -79,7 +79,7 @@ def plan_vms(
     `machines` are those assigned to this host and those that have a domain on it; `absences` come from `find_absences`.
     """
     by_name = {domain.name: domain for domain in domains}
-    by_uuid = {domain.uuid: domain for domain in domains}
+    by_uuid: dict[UUID | None, Domain] = {domain.uuid: domain for domain in domains}
     known = {machine.name for machine in machines}
     steps: list[_Step] = [
         VmReport("unmatched", domain.name, "no Machine has this domain name as its internalName")
@@ -88,8 +88,7 @@ def plan_vms(
     ]
     steps += [VmReport("unreadable", domain.name, domain.problem) for domain in domains if domain.problem is not None]
     for machine in machines:
-        domain, own_uuid = by_name.get(machine.name), _get_own_uuid(machine)
-        renamed = None if own_uuid is None else by_uuid.get(own_uuid)
+        domain, renamed = by_name.get(machine.name), by_uuid.get(_get_own_uuid(machine))
         if domain is not None:
             steps += _plan_observed(machine, domain, attempts.get(machine.id), now, policy)
         elif renamed is not None:
@@ -324,7 +323,7 @@ def _build_facts(machine: VmRow, domain: Domain, policy: VmPolicy, problem: str 
     if channel == "connected" and not domain.is_active:
         channel = "disconnected"  # it is as last read, where the domain cannot be read now
     reached_since = None if before is None else before.reached_since
-    if machine.desired is not None and derive_status(domain) == machine.desired:
+    if derive_status(domain) == machine.desired:
         reached_since = machine.desired_since
     own_uuid = _get_own_uuid(machine) or domain.uuid
     return DomainFacts(
