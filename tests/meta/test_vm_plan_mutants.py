@@ -17,7 +17,6 @@ TESTS = (
 # Mutants that change nothing that can be observed, and why.
 EQUIVALENT = {
     "plan._plan_renamed: operand dropped 1": "a renamed domain implies facts: for the type checker",
-    "plan._plan_observed: if true 8": "a step that is None is filtered out by its type",
 }
 
 
