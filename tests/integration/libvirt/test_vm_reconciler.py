@@ -322,8 +322,8 @@ async def test_guestd_plan_prints_the_plan_and_changes_nothing(dsn: str, tmp_pat
     plan = await asyncio.to_thread(shown)
     assert plan.splitlines() == [
         "claim one: not assigned to any host",
-        "status of one: off -> running: domain is running (unknown)",
         "lease of one: taken, its domain is active here",
+        "status of one: off -> running: domain is running (unknown)",
         "facts of one: running (unknown), no problem",
         "unmatched: two: no Machine has this domain name as its internalName",
     ]
