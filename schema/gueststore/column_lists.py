@@ -31,7 +31,9 @@ class RollupColumn:
         minute = f'minute."{self.name}"'
         if not self.name.endswith("Avg"):
             return f"{self.name[-3:].lower()}({minute})"
-        return f'sum({minute} * minute."samples") / sum(minute."samples") FILTER (WHERE {minute} IS NOT NULL)'
+        weight = 'greatest(minute."samples", 1)'
+        bounded = f"public.guestd_bounded({minute})"
+        return f"sum({bounded} * {weight}) / sum({weight}) FILTER (WHERE {minute} IS NOT NULL)"
 
 
 _DISK = "public.guestd_number_of(sample.\"diskIOStats\", '{}')"
@@ -73,7 +75,7 @@ LISTS = {
         *(f'{each.of_samples} AS "{each.name}"' for each in COLUMNS),
     ),
     "rollup_of_minutes": (
-        'sum(minute."samples")::integer AS "samples"',
+        'least(greatest(sum(minute."samples"), 0), 2147483647)::integer AS "samples"',
         *(f'{each.of_minutes} AS "{each.name}"' for each in COLUMNS),
     ),
     "rollup_updates": tuple(f'"{name}" = excluded."{name}"' for name in ("samples", *(each.name for each in COLUMNS))),

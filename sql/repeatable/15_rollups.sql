@@ -1,12 +1,46 @@
 -- Roll-ups and retention. Design: docs/decisions/0037 and 0038.
 -- %(rollup_...)s are lists of columns: gueststore.column_lists.
 
+-- No SET of search_path here and in guestd_process_usage: the planner then puts the expression into the query.
+CREATE OR REPLACE FUNCTION public.guestd_bounded(figure double precision) RETURNS double precision
+LANGUAGE sql
+IMMUTABLE
+PARALLEL SAFE
+AS $$
+    -- NaN is greater than every number.
+    SELECT CASE
+        WHEN figure > 1e18 THEN 1e18
+        WHEN figure < -1e18 THEN -1e18
+        WHEN figure > -1e-18 AND figure < 1e-18 THEN 0
+        ELSE figure
+    END
+$$;
+
+COMMENT ON FUNCTION public.guestd_bounded(double precision) IS
+'A figure that sums, means, products and quotients of any number of rows can hold: within -10^18 and 10^18, 0 nearer to 0 than 10^-18, 10^18 for NaN.';
+
+CREATE OR REPLACE FUNCTION public.guestd_bounded(figure numeric) RETURNS double precision
+LANGUAGE sql
+IMMUTABLE
+PARALLEL SAFE
+AS $$
+    SELECT CASE
+        WHEN figure > 1e18 THEN 1e18
+        WHEN figure < -1e18 THEN -1e18
+        WHEN figure > -1e-18 AND figure < 1e-18 THEN 0
+        ELSE figure::double precision
+    END
+$$;
+
+COMMENT ON FUNCTION public.guestd_bounded(numeric) IS
+'The same of a number of a JSON text, which may have any number of digits.';
+
 CREATE OR REPLACE FUNCTION public.guestd_sum_of(stats jsonb, key text) RETURNS double precision
 LANGUAGE sql
 IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT sum(least((element -> key)::double precision, 1e18))
+    SELECT sum(public.guestd_bounded((element -> key)::numeric))
     FROM jsonb_array_elements(CASE jsonb_typeof(stats) WHEN 'array' THEN stats ELSE '[]' END) AS element
     WHERE jsonb_typeof(element -> key) = 'number'
 $$;
@@ -19,10 +53,73 @@ LANGUAGE sql
 IMMUTABLE
 SET search_path = pg_catalog, pg_temp
 AS $$
-    SELECT CASE jsonb_typeof(stats -> key) WHEN 'number' THEN least((stats -> key)::double precision, 1e18) END
+    SELECT CASE jsonb_typeof(stats -> key) WHEN 'number' THEN public.guestd_bounded((stats -> key)::numeric) END
 $$;
 
-COMMENT ON FUNCTION public.guestd_number_of(jsonb, text) IS 'A number of an object; NULL when the object has none.';
+COMMENT ON FUNCTION public.guestd_number_of(jsonb, text) IS
+'A number of an object, bounded by guestd_bounded; NULL when the object has none.';
+
+CREATE OR REPLACE FUNCTION public.guestd_process_names_kept() RETURNS integer
+LANGUAGE sql
+IMMUTABLE
+PARALLEL SAFE
+AS $$
+    SELECT 1000
+$$;
+
+COMMENT ON FUNCTION public.guestd_process_names_kept() IS
+'Process names of a machine that an hour of ProcessUsageHour keeps; docs/decisions says why so many.';
+
+CREATE OR REPLACE FUNCTION public.guestd_process_usage(machine uuid, since timestamptz, until timestamptz)
+RETURNS TABLE (
+    "bucket" timestamptz,
+    "name" text,
+    "samples" bigint,
+    "cpuUsagePercentSum" double precision,
+    "cpuUsagePercentMax" double precision,
+    "memoryUsageKBSum" bigint,
+    "memoryUsageKBMax" bigint
+)
+LANGUAGE sql
+STABLE
+AS $$
+    SELECT
+        ranked.hour,
+        -- A process of that name is one of the others.
+        CASE WHEN ranked.place <= public.guestd_process_names_kept() THEN ranked.name ELSE '(other)' END AS kept,
+        sum(ranked.samples)::bigint,
+        sum(ranked.cpu)::double precision / 4294967296,
+        max(ranked.cpu_max),
+        least(greatest(sum(ranked.memory), -9223372036854775808), 9223372036854775807)::bigint,
+        max(ranked.memory_max)
+    FROM (
+        SELECT
+            named.*,
+            row_number() OVER (
+                PARTITION BY named.hour
+                ORDER BY named.cpu DESC, named.memory DESC, named.samples DESC, named.name COLLATE "C"
+            ) AS place
+        FROM (
+            SELECT
+                date_bin(INTERVAL '1 hour', process."timestamp", '2000-01-01 00:00:00+00') AS hour,
+                process."name" AS name,
+                count(*) AS samples,
+                -- In whole 2^-32 of a percent: a sum of whole numbers is the same in every order, so that an hour that
+                -- is computed again keeps the same names.
+                sum((least(greatest(process."cpuUsagePercent", 0), 1e6) * 4294967296)::bigint) AS cpu,
+                max(least(greatest(process."cpuUsagePercent", 0), 1e6)) AS cpu_max,
+                sum(process."memoryUsageKB") AS memory,
+                max(process."memoryUsageKB") AS memory_max
+            FROM public."ProcessSnapshot" AS process
+            WHERE process."machineId" = machine AND process."timestamp" >= since AND process."timestamp" < until
+            GROUP BY 1, 2
+        ) AS named
+    ) AS ranked
+    GROUP BY 1, 2
+$$;
+
+COMMENT ON FUNCTION public.guestd_process_usage(uuid, timestamptz, timestamptz) IS
+'The rows of ProcessUsageHour for a machine, computed from its samples in [since, until): of each hour the names that used most CPU, then most memory, and all others together as (other).';
 
 CREATE OR REPLACE FUNCTION public.guestd_note_pending() RETURNS trigger
 LANGUAGE plpgsql
@@ -214,60 +311,90 @@ COMMENT ON FUNCTION public.guestd_roll_up_system_hours(uuid [], timestamptz []) 
 'Recomputes hours of SystemMetricsHour from their minutes, weighted by samples.';
 
 CREATE OR REPLACE FUNCTION public.guestd_roll_up_process_hours(machines uuid [], buckets timestamptz []) RETURNS void
-LANGUAGE sql
+LANGUAGE plpgsql
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-    INSERT INTO public."ProcessUsageHour" AS rolled
-    SELECT pair.machine, pair.bucket, hour.*
+DECLARE
+    before record;
+BEGIN
+    -- Hours that were computed before: a name that they kept may now be one of the others.
+    FOR before IN
+        SELECT pair.machine, pair.bucket, pair.place, stored."samples"
+        FROM unnest(machines, buckets) WITH ORDINALITY AS pair (machine, bucket, place)
+        CROSS JOIN LATERAL (
+            SELECT sum(rolled."samples") AS "samples"
+            FROM public."ProcessUsageHour" AS rolled
+            WHERE rolled."machineId" = pair.machine AND rolled."bucket" = pair.bucket
+        ) AS stored
+        WHERE stored."samples" IS NOT NULL
+    LOOP
+        IF before."samples" > (
+            SELECT count(*) FROM public."ProcessSnapshot" AS process
+            WHERE process."machineId" = before.machine
+                AND process."timestamp" >= before.bucket AND process."timestamp" < before.bucket + INTERVAL '1 hour'
+        ) THEN
+            -- Retention has dropped samples of this hour: what is stored is more complete.
+            machines[before.place] := NULL;
+        ELSE
+            DELETE FROM public."ProcessUsageHour" AS rolled
+            WHERE rolled."machineId" = before.machine AND rolled."bucket" = before.bucket;
+        END IF;
+    END LOOP;
+    INSERT INTO public."ProcessUsageHour"
+    SELECT pair.machine, used.*
     FROM unnest(machines, buckets) AS pair (machine, bucket)
-    CROSS JOIN LATERAL (
-        SELECT
-            process."name",
-            count(*),
-            sum(least(process."cpuUsagePercent", 1e18)),
-            max(process."cpuUsagePercent"),
-            least(sum(process."memoryUsageKB"), 9223372036854775807)::bigint,
-            max(process."memoryUsageKB")
-        FROM public."ProcessSnapshot" AS process
-        WHERE process."machineId" = pair.machine
-            AND process."timestamp" >= pair.bucket AND process."timestamp" < pair.bucket + INTERVAL '1 hour'
-        GROUP BY process."name"
-    ) AS hour
-    ON CONFLICT ("machineId", "bucket", "name") DO UPDATE SET
-        "samples" = excluded."samples",
-        "cpuUsagePercentSum" = excluded."cpuUsagePercentSum",
-        "cpuUsagePercentMax" = excluded."cpuUsagePercentMax",
-        "memoryUsageKBSum" = excluded."memoryUsageKBSum",
-        "memoryUsageKBMax" = excluded."memoryUsageKBMax"
+    CROSS JOIN LATERAL public.guestd_process_usage(pair.machine, pair.bucket, pair.bucket + INTERVAL '1 hour') AS used;
+END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_roll_up_process_hours(uuid [], timestamptz []) IS
-'Recomputes hours of ProcessUsageHour from their samples.';
+'Recomputes hours of ProcessUsageHour from their samples; each hour of a machine must be given once.';
+
+CREATE OR REPLACE FUNCTION public.guestd_day_rows_kept() RETURNS integer
+LANGUAGE sql
+IMMUTABLE
+PARALLEL SAFE
+AS $$
+    SELECT 4000
+$$;
+
+COMMENT ON FUNCTION public.guestd_day_rows_kept() IS
+'Rows of a machine that a day of ApplicationUsageDay, and of ListeningPortDay, keeps; docs/decisions says why so many.';
 
 CREATE OR REPLACE FUNCTION public.guestd_roll_up_days(machines uuid [], buckets timestamptz []) RETURNS void
-LANGUAGE sql
+LANGUAGE plpgsql
 SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
-    -- A day is the minimum and maximum of its hours: merging an hour twice changes nothing.
+BEGIN
+    -- A day is the minimum and maximum of its hours: merging an hour twice changes nothing. Of too many rows a day keeps
+    -- the first by their key, which are the same in whatever order hours are merged.
     INSERT INTO public."ApplicationUsageDay" AS rolled
-    SELECT
-        pair.machine,
-        date_trunc('day', pair.bucket, 'UTC'),
-        used."executablePath",
-        min(used."totalUsageMinutes"),
-        max(used."totalUsageMinutes"),
-        min(used."accessCount"),
-        max(used."accessCount")
-    FROM unnest(machines, buckets) AS pair (machine, bucket)
-    CROSS JOIN LATERAL (
-        SELECT usage."executablePath", usage."totalUsageMinutes", usage."accessCount"
-        FROM public."ApplicationUsageHistory" AS usage
-        WHERE usage."machineId" = pair.machine
-            AND usage."timestamp" >= pair.bucket AND usage."timestamp" < pair.bucket + INTERVAL '1 hour'
+    SELECT used.machine, used.day, used."executablePath", used.minutes_min, used.minutes_max, used.starts_min, used.starts_max
+    FROM (
+        SELECT
+            pair.machine,
+            date_trunc('day', pair.bucket, 'UTC') AS day,
+            usage."executablePath",
+            min(usage."totalUsageMinutes") AS minutes_min,
+            max(usage."totalUsageMinutes") AS minutes_max,
+            min(usage."accessCount") AS starts_min,
+            max(usage."accessCount") AS starts_max,
+            row_number() OVER (
+                PARTITION BY pair.machine, date_trunc('day', pair.bucket, 'UTC')
+                ORDER BY usage."executablePath" COLLATE "C"
+            ) AS place
+        FROM unnest(machines, buckets) AS pair (machine, bucket)
+        CROSS JOIN LATERAL (
+            SELECT used."executablePath", used."totalUsageMinutes", used."accessCount"
+            FROM public."ApplicationUsageHistory" AS used
+            WHERE used."machineId" = pair.machine
+                AND used."timestamp" >= pair.bucket AND used."timestamp" < pair.bucket + INTERVAL '1 hour'
+        ) AS usage
+        GROUP BY 1, 2, 3
     ) AS used
-    GROUP BY pair.machine, date_trunc('day', pair.bucket, 'UTC'), used."executablePath"
+    WHERE used.place <= public.guestd_day_rows_kept()
     ON CONFLICT ("machineId", "bucket", "executablePath") DO UPDATE SET
         "totalUsageMinutesMin" = least(rolled."totalUsageMinutesMin", excluded."totalUsageMinutesMin"),
         "totalUsageMinutesMax" = greatest(rolled."totalUsageMinutesMax", excluded."totalUsageMinutesMax"),
@@ -275,39 +402,96 @@ AS $$
         "accessCountMax" = greatest(rolled."accessCountMax", excluded."accessCountMax");
     INSERT INTO public."ListeningPortDay" AS rolled
     SELECT
-        pair.machine,
-        date_trunc('day', pair.bucket, 'UTC'),
-        listening."port",
-        listening."protocol",
-        coalesce(listening."processName", ''),
-        max(listening."executablePath" COLLATE "C"),
-        min(listening."timestamp"),
-        max(listening."timestamp"),
-        max(listening."connectionCount")
-    FROM unnest(machines, buckets) AS pair (machine, bucket)
-    CROSS JOIN LATERAL (
+        listening.machine, listening.day, listening."port", listening."protocol", listening.process, listening.path,
+        listening.first_seen, listening.last_seen, listening.connections
+    FROM (
         SELECT
-            usage."port", usage."protocol", usage."processName", usage."executablePath", usage."timestamp",
-            usage."connectionCount"
-        FROM public."PortUsage" AS usage
-        WHERE usage."machineId" = pair.machine AND usage."isListening"
-            AND usage."timestamp" >= pair.bucket AND usage."timestamp" < pair.bucket + INTERVAL '1 hour'
+            pair.machine,
+            date_trunc('day', pair.bucket, 'UTC') AS day,
+            usage."port",
+            usage."protocol",
+            coalesce(usage."processName", '') AS process,
+            max(usage."executablePath" COLLATE "C") AS path,
+            min(usage."timestamp") AS first_seen,
+            max(usage."timestamp") AS last_seen,
+            max(usage."connectionCount") AS connections,
+            row_number() OVER (
+                PARTITION BY pair.machine, date_trunc('day', pair.bucket, 'UTC')
+                ORDER BY usage."port", usage."protocol" COLLATE "C", coalesce(usage."processName", '') COLLATE "C"
+            ) AS place
+        FROM unnest(machines, buckets) AS pair (machine, bucket)
+        CROSS JOIN LATERAL (
+            SELECT
+                used."port", used."protocol", used."processName", used."executablePath", used."timestamp",
+                used."connectionCount"
+            FROM public."PortUsage" AS used
+            WHERE used."machineId" = pair.machine AND used."isListening"
+                AND used."timestamp" >= pair.bucket AND used."timestamp" < pair.bucket + INTERVAL '1 hour'
+        ) AS usage
+        GROUP BY 1, 2, 3, 4, 5
     ) AS listening
-    GROUP BY
-        pair.machine,
-        date_trunc('day', pair.bucket, 'UTC'),
-        listening."port",
-        listening."protocol",
-        coalesce(listening."processName", '')
+    WHERE listening.place <= public.guestd_day_rows_kept()
     ON CONFLICT ("machineId", "bucket", "port", "protocol", "processName") DO UPDATE SET
         "executablePath" = greatest(rolled."executablePath" COLLATE "C", excluded."executablePath" COLLATE "C"),
         "firstSeen" = least(rolled."firstSeen", excluded."firstSeen"),
         "lastSeen" = greatest(rolled."lastSeen", excluded."lastSeen"),
-        "connectionCountMax" = greatest(rolled."connectionCountMax", excluded."connectionCountMax")
+        "connectionCountMax" = greatest(rolled."connectionCountMax", excluded."connectionCountMax");
+    PERFORM public.guestd_trim_days(machines, buckets);
+END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_roll_up_days(uuid [], timestamptz []) IS
-'Merges hours into the days of ApplicationUsageDay and ListeningPortDay.';
+'Merges hours into the days of ApplicationUsageDay and ListeningPortDay, of which each keeps guestd_day_rows_kept() rows of a machine.';
+
+CREATE OR REPLACE FUNCTION public.guestd_trim_days(machines uuid [], buckets timestamptz []) RETURNS void
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    trimmed record;
+BEGIN
+    -- Day by day through the index: a join would read the whole table. Hardly any day has too many rows.
+    FOR trimmed IN
+        SELECT pair.machine, pair.day, beyond."executablePath"
+        FROM (
+            SELECT DISTINCT hour.machine, date_trunc('day', hour.bucket, 'UTC') AS day
+            FROM unnest(machines, buckets) AS hour (machine, bucket)
+        ) AS pair
+        CROSS JOIN LATERAL (
+            SELECT rolled."executablePath" FROM public."ApplicationUsageDay" AS rolled
+            WHERE rolled."machineId" = pair.machine AND rolled."bucket" = pair.day
+            ORDER BY rolled."executablePath" COLLATE "C"
+            OFFSET public.guestd_day_rows_kept() LIMIT 1
+        ) AS beyond
+    LOOP
+        DELETE FROM public."ApplicationUsageDay" AS rolled
+        WHERE rolled."machineId" = trimmed.machine AND rolled."bucket" = trimmed.day
+            AND rolled."executablePath" COLLATE "C" >= trimmed."executablePath";
+    END LOOP;
+    FOR trimmed IN
+        SELECT pair.machine, pair.day, beyond."port", beyond."protocol", beyond."processName"
+        FROM (
+            SELECT DISTINCT hour.machine, date_trunc('day', hour.bucket, 'UTC') AS day
+            FROM unnest(machines, buckets) AS hour (machine, bucket)
+        ) AS pair
+        CROSS JOIN LATERAL (
+            SELECT rolled."port", rolled."protocol", rolled."processName" FROM public."ListeningPortDay" AS rolled
+            WHERE rolled."machineId" = pair.machine AND rolled."bucket" = pair.day
+            ORDER BY rolled."port", rolled."protocol" COLLATE "C", rolled."processName" COLLATE "C"
+            OFFSET public.guestd_day_rows_kept() LIMIT 1
+        ) AS beyond
+    LOOP
+        DELETE FROM public."ListeningPortDay" AS rolled
+        WHERE rolled."machineId" = trimmed.machine AND rolled."bucket" = trimmed.day
+            AND (rolled."port", rolled."protocol" COLLATE "C", rolled."processName" COLLATE "C")
+            >= (trimmed."port", trimmed."protocol", trimmed."processName");
+    END LOOP;
+END;
+$$;
+
+COMMENT ON FUNCTION public.guestd_trim_days(uuid [], timestamptz []) IS
+'Deletes from the days of these hours the rows beyond guestd_day_rows_kept(): the last programs by path, the highest ports.';
 
 CREATE OR REPLACE FUNCTION public.guestd_note_fleet(hours timestamptz []) RETURNS void
 LANGUAGE sql
@@ -357,9 +541,9 @@ AS $$
     CROSS JOIN LATERAL (
         SELECT
             count(*) AS machines,
-            avg(rolled."cpuUsagePercentAvg"),
+            avg(public.guestd_bounded(rolled."cpuUsagePercentAvg")),
             max(rolled."cpuUsagePercentMax"),
-            avg(rolled."usedMemoryKBAvg")
+            avg(public.guestd_bounded(rolled."usedMemoryKBAvg"))
         FROM public."SystemMetricsMinute" AS rolled
         WHERE rolled."bucket" = minute
     ) AS fleet
@@ -398,8 +582,8 @@ BEGIN
         used."bucket",
         used."name",
         count(*),
-        sum(used."cpuUsagePercentSum" / messages."samples"),
-        sum(used."memoryUsageKBSum" / messages."samples"::double precision)
+        sum(public.guestd_bounded(used."cpuUsagePercentSum") / greatest(messages."samples", 1)),
+        sum(used."memoryUsageKBSum" / greatest(messages."samples", 1)::double precision)
     FROM public."ProcessUsageHour" AS used
     INNER JOIN public."SystemMetricsHour" AS messages
         ON messages."machineId" = used."machineId" AND messages."bucket" = used."bucket"

@@ -116,9 +116,9 @@ UNION ALL
 SELECT
     newer."bucket",
     count(*)::integer AS "machines",
-    avg(newer."cpuUsagePercentAvg") AS "cpuUsagePercentAvg",
+    avg(public.guestd_bounded(newer."cpuUsagePercentAvg")) AS "cpuUsagePercentAvg",
     max(newer."cpuUsagePercentMax") AS "cpuUsagePercentMax",
-    avg(newer."usedMemoryKBAvg") AS "usedMemoryKBAvg"
+    avg(public.guestd_bounded(newer."usedMemoryKBAvg")) AS "usedMemoryKBAvg"
 FROM "SystemMetrics_1m" AS newer
 WHERE
     newer."bucket" >= (
@@ -141,10 +141,10 @@ SELECT
     "name",
     "samples",
     "cpuUsagePercentSum",
-    "cpuUsagePercentSum" / "samples" AS "cpuUsagePercentAvg",
+    public.guestd_bounded("cpuUsagePercentSum") / greatest("samples", 1) AS "cpuUsagePercentAvg",
     "cpuUsagePercentMax",
     "memoryUsageKBSum",
-    "memoryUsageKBSum"::double precision / "samples" AS "memoryUsageKBAvg",
+    "memoryUsageKBSum"::double precision / greatest("samples", 1) AS "memoryUsageKBAvg",
     "memoryUsageKBMax"
 FROM "ProcessUsageHour"
 WHERE
@@ -155,28 +155,25 @@ WHERE
 UNION ALL
 SELECT
     machine."id",
-    rolled.*
+    used."bucket",
+    used."name",
+    used."samples",
+    used."cpuUsagePercentSum",
+    used."cpuUsagePercentSum" / used."samples" AS "cpuUsagePercentAvg",
+    used."cpuUsagePercentMax",
+    used."memoryUsageKBSum",
+    used."memoryUsageKBSum"::double precision / used."samples" AS "memoryUsageKBAvg",
+    used."memoryUsageKBMax"
 FROM "Machine" AS machine
-CROSS JOIN LATERAL (
-    SELECT
-        date_trunc('hour', process."timestamp", 'UTC') AS "bucket",
-        process."name",
-        count(*) AS "samples",
-        sum(process."cpuUsagePercent") AS "cpuUsagePercentSum",
-        avg(process."cpuUsagePercent") AS "cpuUsagePercentAvg",
-        max(process."cpuUsagePercent") AS "cpuUsagePercentMax",
-        sum(process."memoryUsageKB")::bigint AS "memoryUsageKBSum",
-        avg(process."memoryUsageKB"::double precision) AS "memoryUsageKBAvg",
-        max(process."memoryUsageKB") AS "memoryUsageKBMax"
-    FROM "ProcessSnapshot" AS process
-    WHERE
-        process."machineId" = machine."id"
-        AND process."timestamp" >= (
+CROSS JOIN
+    LATERAL public.guestd_process_usage(
+        machine."id",
+        (
             SELECT state."coveredUntil" FROM "RollupState" AS state
             WHERE state."relation" = 'ProcessUsageHour'
-        )
-    GROUP BY date_trunc('hour', process."timestamp", 'UTC'), process."name"
-) AS rolled;
+        ),
+        'infinity'
+    ) AS used;
 
 COMMENT ON VIEW "ProcessUsage_1h" IS 'ProcessSnapshot by machine, hour and name, up to the last sample.';
 COMMENT ON COLUMN "ProcessUsage_1h"."machineId" IS 'The Machine.';
@@ -197,8 +194,8 @@ SELECT
     "bucket",
     "executablePath",
     -- An agent that lost its state counts from 0 again, and a day has 1,440 minutes.
-    least(max("totalUsageMinutesMax") - min("totalUsageMinutesMin"), 1440) AS "usageMinutes",
-    max("accessCountMax") - min("accessCountMin") AS "starts"
+    least(max("totalUsageMinutesMax")::bigint - min("totalUsageMinutesMin"), 1440)::integer AS "usageMinutes",
+    least(max("accessCountMax")::bigint - min("accessCountMin"), 2147483647)::integer AS "starts"
 FROM (
     SELECT
         "machineId",

@@ -244,8 +244,8 @@ BEGIN
                 hour."bucket",
                 hour."name",
                 count(*)::integer,
-                sum(hour."cpuUsagePercentSum" / messages."samples"),
-                sum(hour."memoryUsageKBSum" / messages."samples"::double precision)
+                sum(public.guestd_bounded(hour."cpuUsagePercentSum") / greatest(messages."samples", 1)),
+                sum(hour."memoryUsageKBSum" / greatest(messages."samples", 1)::double precision)
             FROM public."ProcessUsageHour" AS hour
             INNER JOIN public."SystemMetricsHour" AS messages
                 ON messages."machineId" = hour."machineId" AND messages."bucket" = hour."bucket"
@@ -257,8 +257,8 @@ BEGIN
         SELECT
             hours."name",
             max(hours."machines")::bigint,
-            sum(hours."cpuUsagePercent") / (SELECT count(DISTINCT hours."bucket") FROM hours),
-            sum(hours."memoryUsageKB") / (SELECT count(DISTINCT hours."bucket") FROM hours)
+            sum(public.guestd_bounded(hours."cpuUsagePercent")) / (SELECT count(DISTINCT hours."bucket") FROM hours),
+            sum(public.guestd_bounded(hours."memoryUsageKB")) / (SELECT count(DISTINCT hours."bucket") FROM hours)
         FROM hours
         GROUP BY hours."name"
         ORDER BY 3 DESC, 1
@@ -275,7 +275,7 @@ BEGIN
         CROSS JOIN LATERAL (
             SELECT
                 process."name",
-                sum(process."cpuUsagePercent") / messages."samples" AS cpu,
+                sum(public.guestd_bounded(process."cpuUsagePercent")) / messages."samples" AS cpu,
                 sum(process."memoryUsageKB") / messages."samples"::double precision AS memory
             FROM public."ProcessSnapshot" AS process
             WHERE process."machineId" = machine."id"
@@ -306,7 +306,7 @@ BEGIN
     IF until - since <= INTERVAL '6 hours' THEN
         RETURN QUERY
         WITH used AS MATERIALIZED (
-            SELECT process."timestamp" AS at, process."name", sum(process."cpuUsagePercent") AS cpu
+            SELECT process."timestamp" AS at, process."name", sum(public.guestd_bounded(process."cpuUsagePercent")) AS cpu
             FROM public."ProcessSnapshot" AS process
             WHERE process."machineId" = machine AND process."timestamp" >= since AND process."timestamp" < until
             GROUP BY process."timestamp", process."name"
@@ -318,7 +318,8 @@ BEGIN
     ELSE
         RETURN QUERY
         WITH used AS MATERIALIZED (
-            SELECT hour."bucket" AS at, hour."name", hour."cpuUsagePercentSum" / messages."samples" AS cpu
+            SELECT hour."bucket" AS at, hour."name", 
+                public.guestd_bounded(hour."cpuUsagePercentSum") / greatest(messages."samples", 1) AS cpu
             FROM public."ProcessUsage_1h" AS hour
             INNER JOIN public."SystemMetrics_1h" AS messages ON messages."bucket" = hour."bucket"
             WHERE hour."machineId" = machine AND messages."machineId" = machine
@@ -363,8 +364,11 @@ BEGIN
         RETURN QUERY
         SELECT
             date_trunc('hour', fleet."bucket", 'UTC'), max(fleet."machines")::bigint,
-            sum(fleet."cpuUsagePercentAvg" * fleet."machines") / sum(fleet."machines"), max(fleet."cpuUsagePercentMax"),
-            sum(fleet."usedMemoryKBAvg" * fleet."machines") / sum(fleet."machines")
+            sum(public.guestd_bounded(fleet."cpuUsagePercentAvg") * greatest(fleet."machines", 1))
+            / sum(greatest(fleet."machines", 1)),
+            max(fleet."cpuUsagePercentMax"),
+            sum(public.guestd_bounded(fleet."usedMemoryKBAvg") * greatest(fleet."machines", 1))
+            / sum(greatest(fleet."machines", 1))
         FROM public."SystemFleet_1m" AS fleet
         WHERE fleet."bucket" >= date_trunc('hour', since, 'UTC') AND fleet."bucket" < until
         GROUP BY 1

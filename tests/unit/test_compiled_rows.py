@@ -82,6 +82,16 @@ def test_rows_of_any_kinds_are_written_as_the_format_says(data: st.DataObject) -
     assert encode(groups, letters) == b"".join(as_documented(each, letters) for each in whole)
 
 
+class Far:
+    """Any distance from the epoch: more than two datetimes ever have."""
+
+    def __init__(self, distance: timedelta) -> None:
+        self._distance = distance
+
+    def __sub__(self, _: datetime) -> timedelta:
+        return self._distance
+
+
 @pytest.mark.parametrize(
     ("letter", "value", "error"),
     [
@@ -98,6 +108,9 @@ def test_rows_of_any_kinds_are_written_as_the_format_says(data: st.DataObject) -
         ("t", 12, TypeError),
         ("t", float("nan"), OverflowError),
         ("t", 1e300, OverflowError),
+        ("t", -9e12, OverflowError),
+        ("t", Far(timedelta.max), OverflowError),
+        ("t", Far(timedelta.min), OverflowError),
     ],
 )
 def test_what_a_column_cannot_hold_is_refused(letter: str, value: object, error: type[Exception]) -> None:

@@ -90,21 +90,24 @@ MACHINE = Board(
         Panel("CPU", "timeseries", "percent", warns_at=80, alarms_at=95,
               sql='SELECT "timestamp" AS time, "cpuUsagePercent" AS "CPU" ' + _SAMPLE),
         Panel("Memory", "timeseries", "bytes", sql=(
-            'SELECT "timestamp" AS time, "usedMemoryKB" * 1024 AS "used", "totalMemoryKB" * 1024 AS "total" ' + _SAMPLE
+            'SELECT "timestamp" AS time, "usedMemoryKB" * 1024.0 AS "used", "totalMemoryKB" * 1024.0 AS "total" '
+            + _SAMPLE
         )),
         Panel("File systems", "timeseries", "percent", warns_at=80, alarms_at=95, sql=(
             'SELECT "timestamp" AS time, disk ->> \'mountPoint\' AS metric,'
-            " 100 * least(1, (disk ->> 'usedGB')::float / nullif((disk ->> 'totalGB')::float, 0)) AS \"used\""
+            " 100 * least(1, guestd_number_of(disk, 'usedGB')"
+            " / nullif(guestd_number_of(disk, 'totalGB'), 0)) AS \"used\""
             ' FROM "SystemMetrics", jsonb_array_elements("diskUsageStats") AS disk'
             ' WHERE "machineId" = \'$machine\' AND $__timeFilter("timestamp") ORDER BY 1'
         )),
         Panel("Disk traffic", "timeseries", "Bps", sql=(
-            'SELECT "timestamp" AS time, ("diskIOStats" ->> \'readBytesPerSec\')::float AS "read",'
-            ' ("diskIOStats" ->> \'writeBytesPerSec\')::float AS "written" ' + _SAMPLE
+            'SELECT "timestamp" AS time, guestd_number_of("diskIOStats", \'readBytesPerSec\') AS "read",'
+            ' guestd_number_of("diskIOStats", \'writeBytesPerSec\') AS "written" ' + _SAMPLE
         )),
         Panel("Network", "timeseries", "Bps", sql=(
             'SELECT "timestamp" AS time, interface ->> \'interface\' AS metric,'
-            " (interface ->> 'bytesReceived')::float AS \"received\", (interface ->> 'bytesSent')::float AS \"sent\""
+            " guestd_number_of(interface, 'bytesReceived') AS \"received\","
+            " guestd_number_of(interface, 'bytesSent') AS \"sent\""
             ' FROM "SystemMetrics", jsonb_array_elements("networkStats") AS interface'
             ' WHERE "machineId" = \'$machine\' AND $__timeFilter("timestamp") ORDER BY 1'
         )),
@@ -149,7 +152,8 @@ DEPARTMENTS = Board(
             ' LEFT JOIN "Host" AS host ON machine."hostId" = host."id" GROUP BY 1 ORDER BY 1'
         )),
         Panel("Idle machines, by whole hours", "table", "short", links_to="guestd-machine", sql=(
-            'SELECT machine."id", machine."name", round(avg(hour."cpuUsagePercentAvg")::numeric, 1) AS "CPU %"'
+            'SELECT machine."id", machine."name",'
+            ' round(avg(guestd_bounded(hour."cpuUsagePercentAvg"))::numeric, 1) AS "CPU %"'
             ' FROM "Machine" AS machine LEFT JOIN "SystemMetricsHour" AS hour ON hour."machineId" = machine."id"'
             ' AND $__timeFilter(hour."bucket") GROUP BY 1, 2 ORDER BY 3 LIMIT 20'
         )),

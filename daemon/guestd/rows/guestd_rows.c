@@ -13,6 +13,9 @@
 #include <stdint.h>
 #include <string.h>
 
+/* Days whose microseconds are an int64; no two datetimes are as far apart. */
+#define MOST_DAYS 100000000
+
 /* Unix time of PostgreSQL's epoch, 2000-01-01, microseconds. */
 #define EPOCH_MICROSECONDS INT64_C(946684800000000)
 
@@ -139,8 +142,14 @@ static int put_time(Buffer *out, PyObject *value) {
         PyErr_SetString(PyExc_TypeError, "a time is required");
         return -1;
     }
+    int days = PyDateTime_DELTA_GET_DAYS(since);
+    if (days < -MOST_DAYS || days > MOST_DAYS) {
+        Py_DECREF(since);
+        PyErr_SetString(PyExc_OverflowError, "not a time");
+        return -1;
+    }
     int64_t microseconds =
-        (PyDateTime_DELTA_GET_DAYS(since) * INT64_C(86400) + PyDateTime_DELTA_GET_SECONDS(since)) * 1000000 +
+        (days * INT64_C(86400) + PyDateTime_DELTA_GET_SECONDS(since)) * 1000000 +
         PyDateTime_DELTA_GET_MICROSECONDS(since);
     Py_DECREF(since);
     return put_sized(out, (uint64_t)microseconds, 8);

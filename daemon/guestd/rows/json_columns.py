@@ -13,7 +13,6 @@ from guestd.wire import limits
 from guestd.wire.schema import DiskIo, DiskUsage, Interface, LoadAverage, Number
 
 _encode = msgspec.json.Encoder().encode
-MOST_AMOUNT = 1e18
 _PSEUDO_FILE_SYSTEMS = frozenset(
     {
         "autofs", "binfmt_misc", "bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "devtmpfs", "efivarfs",
@@ -95,7 +94,7 @@ def load_average(load: LoadAverage, adjustments: list[str]) -> bytes:
 
 
 def _amount(value: Number, adjustments: list[str]) -> Number:
-    if value is None or 0 <= value <= MOST_AMOUNT:
+    if value is None or 0 <= value <= limits.AMOUNT:
         return value
     adjustments.append("negative_nulled" if value < 0 else "too_large_nulled")
     return None

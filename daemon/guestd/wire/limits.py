@@ -44,6 +44,19 @@ DEPENDENCIES = 256
 # Items of a list within an entry, when the entry is repaired.
 ITEMS = 4_096
 
+# Figures beyond what any machine has: a larger one is wrong, and would outweigh a fleet in every sum. The store's
+# aggregates hold any number of such figures (tests/integration/schema/test_extremes.py).
+# CPU of a process, percent of one core.
+PROCESS_PERCENT = 100 * CORES
+# An EiB, in KiB; a PiB, if the agent reports bytes.
+MEMORY_KB = 2**50
+# Bytes that a process has read or written, size of a file; what a JSON column holds.
+AMOUNT = 10**18
+# Three centuries.
+UPTIME_SECONDS = 10**10
+# Either side of 0.
+CELSIUS = 1_000
+
 # Characters of a text.
 STATE_CHARS = 40
 PROTOCOL_CHARS = 16

@@ -158,7 +158,7 @@ def _fit(value: Any, target: inspect.Type, repairs: list[str]) -> Any:  # noqa: 
         case inspect.IntType():
             return _fit_whole(value, target, repairs)
         case inspect.FloatType() if isinstance(value, int | float) and not isinstance(value, bool):
-            return _fit_float(value)
+            return _fit_float(value, target)
         case inspect.StrType() if isinstance(value, str):
             return _fit_text(value, target, repairs)
         case inspect.BoolType() if isinstance(value, bool):
@@ -220,7 +220,9 @@ def _fit_one_of(value: Any, types: Iterable[inspect.Type], repairs: list[str]) -
     raise _Unfit
 
 
-def _fit_float(value: float) -> float:
+def _fit_float(value: float, target: inspect.FloatType) -> float:
+    if not _at_least(target.ge, value) or not _at_least(value, target.le):
+        raise _Unfit
     try:
         return float(value)
     except OverflowError:

@@ -16,13 +16,18 @@ from guestd.wire import limits
 
 Int4 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 ProcessId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
-Amount = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Milliseconds = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+Amount = Annotated[int, Meta(ge=0, le=limits.AMOUNT)]
+Kibibytes = Annotated[int, Meta(ge=0, le=limits.MEMORY_KB)]
+UptimeSeconds = Annotated[int, Meta(ge=0, le=limits.UPTIME_SECONDS)]
 PortNumber = Annotated[int, Meta(ge=0, le=65535)]
 # Only for texts that are rarely too long: a longer one makes the whole frame be decoded part by part.
 Name = Annotated[str, Meta(max_length=limits.NAME_CHARS)]
 FilePath = Annotated[str, Meta(max_length=limits.PATH_CHARS)]
 KeyPath = Annotated[str, Meta(max_length=limits.KEY_PATH_CHARS)]
 Number = float | None  # agents turn NaN and infinities into null
+ProcessPercent = Annotated[float, Meta(le=limits.PROCESS_PERCENT)] | None
+Celsius = Annotated[float, Meta(ge=-limits.CELSIUS, le=limits.CELSIUS)] | None
 
 
 class Cpu(Struct, frozen=True, gc=False):
@@ -30,17 +35,17 @@ class Cpu(Struct, frozen=True, gc=False):
 
     usage_percent: Number = None
     cores_usage: list[Number] | None = None
-    temperature: Number = None
+    temperature: Celsius = None
 
 
 class Memory(Struct, frozen=True, gc=False):
     """KiB; agents before 2025-08-25 sent bytes under these names."""
 
-    total_kb: Amount
-    used_kb: Amount
-    available_kb: Amount
-    swap_total_kb: Amount | None = None
-    swap_used_kb: Amount | None = None
+    total_kb: Kibibytes
+    used_kb: Kibibytes
+    available_kb: Kibibytes
+    swap_total_kb: Kibibytes | None = None
+    swap_used_kb: Kibibytes | None = None
 
 
 class DiskUsage(Struct, frozen=True, gc=False):
@@ -100,7 +105,7 @@ class LoadAverage(Struct, frozen=True, gc=False):
 class SystemInfo(Struct, frozen=True, gc=False):
     """D1's place of uptime and load."""
 
-    uptime_seconds: Amount | None = None
+    uptime_seconds: UptimeSeconds | None = None
     load_average: LoadAverage | None = None
 
 
@@ -109,8 +114,8 @@ class ProcessD1(Struct, frozen=True, gc=False):
 
     id: ProcessId
     name: Name
-    memory_usage_kb: Amount
-    cpu_usage_percent: Number = None
+    memory_usage_kb: Kibibytes
+    cpu_usage_percent: ProcessPercent = None
     parent_id: ProcessId | None = None
     executable_path: FilePath | None = None
     command_line: str | None = None
@@ -125,8 +130,8 @@ class ProcessD2(Struct, frozen=True, gc=False):
 
     pid: ProcessId
     name: Name
-    memory_kb: Amount
-    cpu_percent: Number = None
+    memory_kb: Kibibytes
+    cpu_percent: ProcessPercent = None
     ppid: ProcessId | None = None
     exe_path: FilePath | None = None
     cmd_line: str | None = None
@@ -194,7 +199,7 @@ class System(Struct, frozen=True, gc=False):
     disk: Disk = Disk()
     network: Network = Network()
     system: SystemInfo | None = None
-    uptime_seconds: Amount | None = None
+    uptime_seconds: UptimeSeconds | None = None
     load_average: LoadAverage | None = None
     processes: list[ProcessD1] | None = None
     ports: list[Port] | None = None
@@ -225,7 +230,7 @@ class Metrics(Struct, frozen=True, gc=False):
     type: str = ""
     timestamp: str | float | None = None
     boot_id: str | None = None
-    age_ms: Amount | None = None
+    age_ms: Milliseconds | None = None
     vm_id: str | None = None
     camel_vm_id: str | None = msgspec.field(default=None, name="vmId")
     failed_parts: list[FailedPart] | None = None

@@ -138,7 +138,8 @@ merged AS (
             "currentState" = excluded."currentState",
             "processId" = excluded."processId",
             "lastStateChange" = COALESCE(excluded."lastStateChange", stored."lastStateChange"),
-            "stateChangeCount" = stored."stateChangeCount" + excluded."stateChangeCount",
+            "stateChangeCount"
+            = LEAST(stored."stateChangeCount"::bigint + excluded."stateChangeCount", 2147483647),
             "isDefaultService" = excluded."isDefaultService",
             "lastSeen" = excluded."lastSeen"
         WHERE
