@@ -1,20 +1,19 @@
 -- Roll-ups and retention. Design: docs/decisions/0037 and 0038.
 -- %(rollup_...)s are lists of columns: gueststore.column_lists.
 
--- No SET of search_path here and in guestd_process_usage: the planner then puts the expression into the query.
+-- Functions without SET are put into the queries that call them, which costs nothing for a row; RETURN is parsed now, so
+-- that no search_path changes it.
+-- NaN is greater than every number.
 CREATE OR REPLACE FUNCTION public.guestd_bounded(figure double precision) RETURNS double precision
 LANGUAGE sql
 IMMUTABLE
 PARALLEL SAFE
-AS $$
-    -- NaN is greater than every number.
-    SELECT CASE
-        WHEN figure > 1e18 THEN 1e18
-        WHEN figure < -1e18 THEN -1e18
-        WHEN figure > -1e-18 AND figure < 1e-18 THEN 0
-        ELSE figure
-    END
-$$;
+RETURN CASE
+    WHEN figure > 1e18 THEN 1e18
+    WHEN figure < -1e18 THEN -1e18
+    WHEN figure > -1e-18 AND figure < 1e-18 THEN 0
+    ELSE figure
+END;
 
 COMMENT ON FUNCTION public.guestd_bounded(double precision) IS
 'A figure that sums, means, products and quotients of any number of rows can hold: within -10^18 and 10^18, 0 nearer to 0 than 10^-18, 10^18 for NaN.';
@@ -23,14 +22,12 @@ CREATE OR REPLACE FUNCTION public.guestd_bounded(figure numeric) RETURNS double 
 LANGUAGE sql
 IMMUTABLE
 PARALLEL SAFE
-AS $$
-    SELECT CASE
-        WHEN figure > 1e18 THEN 1e18
-        WHEN figure < -1e18 THEN -1e18
-        WHEN figure > -1e-18 AND figure < 1e-18 THEN 0
-        ELSE figure::double precision
-    END
-$$;
+RETURN CASE
+    WHEN figure > 1e18 THEN 1e18
+    WHEN figure < -1e18 THEN -1e18
+    WHEN figure > -1e-18 AND figure < 1e-18 THEN 0
+    ELSE figure::double precision
+END;
 
 COMMENT ON FUNCTION public.guestd_bounded(numeric) IS
 'The same of a number of a JSON text, which may have any number of digits.';
@@ -63,9 +60,7 @@ CREATE OR REPLACE FUNCTION public.guestd_process_names_kept() RETURNS integer
 LANGUAGE sql
 IMMUTABLE
 PARALLEL SAFE
-AS $$
-    SELECT 1000
-$$;
+RETURN 1000;
 
 COMMENT ON FUNCTION public.guestd_process_names_kept() IS
 'Process names of a machine that an hour of ProcessUsageHour keeps; docs/decisions says why so many.';
@@ -82,6 +77,7 @@ RETURNS TABLE (
 )
 LANGUAGE sql
 STABLE
+SET search_path = pg_catalog, pg_temp
 AS $$
     SELECT
         ranked.hour,
@@ -355,9 +351,7 @@ CREATE OR REPLACE FUNCTION public.guestd_day_rows_kept() RETURNS integer
 LANGUAGE sql
 IMMUTABLE
 PARALLEL SAFE
-AS $$
-    SELECT 4000
-$$;
+RETURN 4000;
 
 COMMENT ON FUNCTION public.guestd_day_rows_kept() IS
 'Rows of a machine that a day of ApplicationUsageDay, and of ListeningPortDay, keeps; docs/decisions says why so many.';

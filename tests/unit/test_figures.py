@@ -1,4 +1,4 @@
-"""Figures that no machine has are not stored: a sum over a fleet would be theirs alone. docs/trust.md lists the bounds."""
+"""Figures that no machine has are not stored: they would outweigh a fleet in every sum. docs/trust.md lists them."""
 
 import copy
 import json

@@ -213,7 +213,7 @@ def test_functions_with_the_owners_rights_ignore_the_callers_search_path(
     unpinned = rows(
         connection,
         "SELECT proname FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND proname LIKE 'guestd%%'"
-        " AND NOT COALESCE(proconfig @> ARRAY['search_path=pg_catalog, pg_temp'], FALSE) AND %s",
+        " AND prosqlbody IS NULL AND NOT COALESCE(proconfig @> ARRAY['search_path=pg_catalog, pg_temp'], FALSE) AND %s",
         True,
     )
     assert unpinned == []
