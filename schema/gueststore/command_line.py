@@ -45,6 +45,9 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print usage and error; exit with 2."""
+        if any(each.startswith("--dsn") for each in sys.argv) and ("unrecognized" in message or "choice" in message):
+            # They may be words of a password.
+            message = "words beside the arguments: a connection string with spaces is quoted as a whole"
         super().error(_shorten(message))
 
 

@@ -8,6 +8,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.rows import TupleRow
 
+from gueststore.dsn import find_malformation
 from gueststore.errors import ConfigurationError, StoreError
 from gueststore.queries import query
 from gueststore.tls import find_ignored_option
@@ -89,11 +90,10 @@ def _open(dsn: str) -> Connection:
 
 def describe(dsn: str) -> str:
     """Return the database and host of a DSN without its password. ConfigurationError when it is malformed."""
-    try:
-        parts = conninfo_to_dict(dsn)
-    except (psycopg.ProgrammingError, UnicodeEncodeError) as exc:
-        why = "it is not UTF-8" if isinstance(exc, UnicodeEncodeError) else str(exc).strip()
-        raise ConfigurationError(f"the DSN is malformed: {why}") from exc
+    malformed = find_malformation(dsn)
+    if malformed is not None:
+        raise ConfigurationError(f"the DSN is malformed: {malformed}")
+    parts = conninfo_to_dict(dsn)
     database = parts.get("dbname") or parts.get("user") or "the default database"
     host = parts.get("host") or parts.get("hostaddr") or "the local socket"
     port = parts.get("port") or "5432"

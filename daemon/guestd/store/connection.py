@@ -22,6 +22,7 @@ from guestd.core.address import is_loopback
 from guestd.core.errors import ConfigError, RowsRejected, SchemaMismatch, StoreUnavailable
 from gueststore import contract
 from gueststore.database import comes_from_driver, explain_setting
+from gueststore.dsn import find_malformation
 from gueststore.queries import query
 from gueststore.tls import find_ignored_option
 
@@ -62,15 +63,14 @@ class StatementTimeout(StoreUnavailable):
 
 def check_dsn(dsn: str) -> None:
     """Raise ConfigError for a connection string that cannot be valid for any server."""
-    try:
-        parts = conninfo_to_dict(dsn)
-    except (psycopg.ProgrammingError, UnicodeEncodeError) as exc:
-        why = "not UTF-8" if isinstance(exc, UnicodeEncodeError) else str(exc).strip()
-        raise ConfigError(f"store.dsn: {why}") from exc
+    malformed = find_malformation(dsn)
+    if malformed is not None:
+        raise ConfigError(f"store.dsn: {malformed}")
+    parts = conninfo_to_dict(dsn)
     for name in ("port", "connect_timeout"):
         numbers = str(parts.get(name) or "0").split(",")
         if not all(number.isascii() and number.isdigit() for number in numbers):
-            raise ConfigError(f"store.dsn: {name} must be a number and is {parts[name]!r}")
+            raise ConfigError(f"store.dsn: {name} must be a number")
     root = str(parts.get("sslrootcert") or "system")
     if root != "system" and not Path(root).is_file():
         raise ConfigError(f"store.dsn: sslrootcert: there is no file {root}")
