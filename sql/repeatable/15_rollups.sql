@@ -63,7 +63,7 @@ PARALLEL SAFE
 RETURN 1000;
 
 COMMENT ON FUNCTION public.guestd_process_names_kept() IS
-'Process names of a machine that an hour of ProcessUsageHour keeps; docs/decisions says why so many.';
+'Process names of a machine that an hour of ProcessUsageHour keeps; docs/decisions/0041 says why so many.';
 
 CREATE OR REPLACE FUNCTION public.guestd_process_usage(machine uuid, since timestamptz, until timestamptz)
 RETURNS TABLE (
@@ -354,7 +354,7 @@ PARALLEL SAFE
 RETURN 4000;
 
 COMMENT ON FUNCTION public.guestd_day_rows_kept() IS
-'Rows of a machine that a day of ApplicationUsageDay, and of ListeningPortDay, keeps; docs/decisions says why so many.';
+'Rows of a machine that a day of ApplicationUsageDay, and of ListeningPortDay, keeps; docs/decisions/0041 says why so many.';
 
 CREATE OR REPLACE FUNCTION public.guestd_roll_up_days(machines uuid [], buckets timestamptz []) RETURNS void
 LANGUAGE plpgsql
