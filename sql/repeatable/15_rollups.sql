@@ -85,7 +85,7 @@ AS $$
         CASE WHEN ranked.place <= public.guestd_process_names_kept() THEN ranked.name ELSE '(other)' END AS kept,
         sum(ranked.samples)::bigint,
         sum(ranked.cpu)::double precision / 4294967296,
-        max(ranked.cpu_max),
+        least(max(ranked.cpu_max), 1e6),
         least(greatest(sum(ranked.memory), -9223372036854775808), 9223372036854775807)::bigint,
         max(ranked.memory_max)
     FROM (
@@ -102,8 +102,8 @@ AS $$
                 count(*) AS samples,
                 -- In whole 2^-32 of a percent: a sum of whole numbers is the same in every order, so that an hour that
                 -- is computed again keeps the same names.
-                sum((least(greatest(process."cpuUsagePercent", 0), 1e6) * 4294967296)::bigint) AS cpu,
-                max(least(greatest(process."cpuUsagePercent", 0), 1e6)) AS cpu_max,
+                sum((least(process."cpuUsagePercent", 1e6) * 4294967296)::bigint) AS cpu,
+                max(process."cpuUsagePercent") AS cpu_max,
                 sum(process."memoryUsageKB") AS memory,
                 max(process."memoryUsageKB") AS memory_max
             FROM public."ProcessSnapshot" AS process
