@@ -2,7 +2,7 @@
 
 A broker may name the session by the user, whatever id a client sends (mosquitto's `use_username_as_clientid`): nobody
 else can take it then. guestd finds out by connecting without an id, for MQTT 5 has the broker answer with the one that
-it assigns (docs/how-to/mqtt.md).
+it assigns (docs/decisions/0065-one-session-for-each-user-of-the-broker.md).
 """
 
 from __future__ import annotations
