@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
+from guestd.ingest.prefetch import OnPrepared
 from guestd.ingest.writer import Writer
 from guestd.rows.batch import Limits, Prepared
 from guestd.rows.model import Rows
@@ -25,9 +26,9 @@ class Tally:
         self.telemetry = Telemetry()
         self.prepared: list[Prepared] = []
 
-    def writer(self, spool: Spool, dsn: str, limits: Limits) -> Writer:
-        metrics = self.telemetry.writer
-        return Writer(spool, dsn=dsn, limits=limits, metrics=metrics, on_prepared=[self.prepared.extend])
+    def writer(self, spool: Spool, dsn: str, limits: Limits, *on_prepared: OnPrepared) -> Writer:
+        metrics, subscribers = self.telemetry.writer, [*on_prepared, self.prepared.extend]
+        return Writer(spool, dsn=dsn, limits=limits, metrics=metrics, on_prepared=subscribers)
 
     def _by_label(self, metric: str) -> Counter[str]:
         samples = [each for family in self.telemetry.registry.collect() for each in family.samples]

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 
 from guestd.core.tasks import wait_for_event
 from guestd.ingest.prepare import Preparer
-from guestd.ingest.sample_times import FindOccupied, FindSamples, find_none
 from guestd.rows.batch import Limits, Prepared, is_due
 from guestd.spool.queue import Spool
 
@@ -36,26 +35,15 @@ class Prefetch:
         self._in_flight = [(frame.seq, len(frame.payload)) for frame in in_flight]
         self._start_after(in_flight[-1].seq)
 
-    async def get(
-        self, after_seq: int, find_occupied: FindOccupied, find_samples: FindSamples = find_none
-    ) -> Sequence[Prepared]:
-        """The next batch; empty when the spool is sealed and nothing is left.
-
-        Both functions query the store, which has all batches up to `after_seq`. Raises what they raise; the rows stay
-        prepared for the next call.
-        """
+    async def get(self, after_seq: int) -> Sequence[Prepared]:
+        """The next batch, at the times that its messages claim; empty when the spool is sealed and nothing is left."""
         self._in_flight = ()
         task = self._start_after(after_seq)
         try:
-            batch = await task
-        except BaseException:
+            return await task
+        finally:
             if task.done():
-                self._task = None  # the next call prepares it again
-            raise
-        # Only now: a query in the middle of another batch's transaction would see half of it, and fail with it.
-        moved = await self._preparer.move_occupied(batch, find_occupied, find_samples)
-        self._task = None
-        return moved
+                self._task = None  # after a failure the next call prepares it again
 
     async def discard(self) -> None:
         """Drop the batch ahead: the next one may start elsewhere."""

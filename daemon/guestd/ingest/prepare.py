@@ -144,11 +144,13 @@ class Preparer:
         return [replace(frame, content=contents[frame.seq]) if frame.seq in contents else frame for frame in frames]
 
     def guard(self, frame: Frame, step: Callable[[Frame], T]) -> T | BadFrame:
-        """The result of a step; BadFrame for whatever it raises."""
+        """The result of a step; BadFrame for whatever it raises, but MemoryError, which is no frame's fault."""
         try:
             return step(frame)
         except BadFrame as exc:
             return exc
+        except MemoryError:
+            raise
         except Exception as exc:
             self._metrics.bugs.inc()
             # Not without end: guests may send such frames forever.
@@ -206,6 +208,11 @@ def _prepared(
         line_id=frame.line_id,
         claimed_at=claimed_at,
     )
+
+
+def _identify(frame: Frame, message: decode.Decoded | BadFrame) -> int:
+    known_by = digest(frame.payload, frame.line_id, message)
+    return place_digest(frame.payload, frame.seq, frame.received_at) if known_by is None else known_by
 
 
 def _decode(frame: Frame) -> decode.Decoded | Event:

@@ -3,6 +3,9 @@
 A write has three outcomes. Accept: the rows are stored. Reject: the store will never take them; the batch is halved
 until the frame is found and quarantined. Keep: the store cannot take them now; the same rows are written again on a new
 connection. After a lost answer to COMMIT the ledger tells whether they are stored.
+
+After an unexpected exception, a bug, the same: a new connection, the ledger, the same rows. Where it always fails, the
+batch is written by halves until the frame is found, which is quarantined if another sample can be written.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TypeVar
@@ -17,9 +21,12 @@ from uuid import UUID
 
 import structlog
 
-from guestd.core.errors import BadFrame, RowsRejected, StoreUnavailable
+from guestd.core.bugs import BugLog, describe_error
+from guestd.core.errors import BadFrame, ConfigError, RowsRejected, SpoolLost, StoreUnavailable
 from guestd.core.ledger import Ledger
 from guestd.core.tasks import Backoff, run_with_retry
+from guestd.ingest.bisection import Bisection
+from guestd.ingest.plain_sample import make_plain_sample
 from guestd.ingest.prefetch import OnPrepared, Prefetch
 from guestd.ingest.prepare import CommandLinesOf, Preparer, redact_all
 from guestd.rows.batch import Limits, Prepared, split_batch
@@ -35,10 +42,18 @@ log = structlog.get_logger()
 KEY_TRIES = 3
 # A batch is stored within a second; a server that needs this long is worth reporting, though it may answer yet.
 SILENT_SECONDS = 5.0
+# Between two tries to write a batch that fails unexpectedly, until its frame is found.
+BISECTION_SECONDS = 0.1
+# Errors that are nobody's frame.
+_OF_NO_FRAME = (StoreUnavailable, ConfigError, SpoolLost, MemoryError)
 
 OnStored = Callable[[Outcome], None]
 Asked = TypeVar("Asked")
 Found = TypeVar("Found")
+
+
+class _PartFailed(Exception):
+    """Writing frames failed unexpectedly, and is tried again with all of them or with fewer."""
 
 
 class Writer:
@@ -66,7 +81,12 @@ class Writer:
         self._prefetch = Prefetch(spool, self._preparer, limits, on_prepared)
         # Prepared and not known to be committed. It outlives a connection, for what was prepared is not prepared again.
         self._uncommitted: Sequence[Prepared] = ()
+        # Up to this one they are at free timestamps.
+        self._moved_seq = 0
         self._committed_seq = 0
+        self._bisection = Bisection()
+        self._last_bug = ""
+        self._bugs = BugLog()
         self._has_resumed = False
         self._is_in_doubt = False
         self.store_error: str | None = "not connected yet"
@@ -77,7 +97,8 @@ class Writer:
     async def run(self) -> None:
         """Write until the spool is sealed and empty. Raises SchemaMismatch; waits for an unreachable store.
 
-        After any other exception it may run again: it continues where the ledger says.
+        After any other exception it may run again: it continues where the ledger says. One that a single frame causes
+        does not leave it.
         """
 
         def on_failure(exc: Exception, delay_seconds: float) -> None:
@@ -91,9 +112,14 @@ class Writer:
 
         backoff = Backoff(cap_seconds=5)
         try:
-            await run_with_retry(
-                self._run_connection, expected=StoreUnavailable, backoff=backoff, on_failure=on_failure
-            )
+            while True:
+                with suppress(_PartFailed):
+                    await run_with_retry(
+                        self._run_connection, expected=StoreUnavailable, backoff=backoff, on_failure=on_failure
+                    )
+                    return
+                self.steps += 1
+                await asyncio.sleep(BISECTION_SECONDS)
         except Exception:
             # A failed attempt is progress for the watchdog. What was prepared is kept for the next one.
             self.steps += 1
@@ -127,10 +153,47 @@ class Writer:
         async with open_store(self._dsn) as store:
             await self._resume(store)
             self.store_error = None
-            while frames := await self._next(store):
+            while frames := await self._next():
                 self._prefetch.start(frames)
-                await self._write(store, frames)
-                self._uncommitted = ()
+                await self._write_some(store, frames)
+                self._uncommitted = [frame for frame in self._uncommitted if frame.seq > self._committed_seq]
+
+    async def _write_some(self, store: Store, frames: Sequence[Prepared]) -> None:
+        """Commit the first of these frames: all, unless that fails unexpectedly."""
+        part = self._bisection.choose(frames)
+        try:
+            if part[0].seq == self._bisection.found_seq:
+                await self._quarantine_found(store, part[0])
+                return
+            if part[-1].seq > self._moved_seq:
+                part = await self._move(store, part)
+                self._uncommitted = [*part, *self._uncommitted[len(part) :]]
+                self._moved_seq = part[-1].seq
+            await self._write(store, part)
+        except _OF_NO_FRAME:
+            raise
+        except Exception as exc:
+            if not self._bisection.note_failure(part):
+                raise
+            self._last_bug = describe_error(exc)
+            self._bugs.error("batch could not be written, retrying; report the traceback", exc, frames=len(part))
+            # On a new connection: what was committed of it, the ledger knows.
+            raise _PartFailed from exc
+
+    async def _quarantine_found(self, store: Store, frame: Prepared) -> None:
+        """Quarantine a frame that fails alone. Raises if another sample fails as well: then it is not the frame."""
+        position = Ledger(self._committed_seq, self._spool.owner)
+        with suppress(RowsRejected):  # its place may be occupied: the store has judged it
+            await store.try_write(self._spool.spool_id, position, make_plain_sample(frame))
+        await self._commit(store, [replace(frame, content=BadFrame("bug", self._last_bug))])
+        self._metrics.preparing.bugs.inc()
+        self._bisection.note_quarantined()
+        log.warning(
+            "frame could not be written because of a bug in guestd and is quarantined; report the traceback above",
+            machine=str(frame.machine_id),
+            seq=frame.seq,
+            error=self._last_bug,
+        )
 
     async def _resume(self, store: Store) -> None:
         """Find where to continue; after this the ledger is at `_committed_seq`, and its owner is this opening."""
@@ -180,13 +243,18 @@ class Writer:
         # An answer to COMMIT may have been lost; otherwise we know how far we came.
         return self._uncommitted[-1].seq if self._is_in_doubt and self._uncommitted else self._committed_seq
 
-    async def _next(self, store: Store) -> Sequence[Prepared]:
+    async def _next(self) -> Sequence[Prepared]:
         """The frames to write: those that were not committed, or the next batch; empty when all is done."""
         if not self._uncommitted:
-            self._uncommitted = await self._prefetch.get(
-                self._committed_seq, self._watched(store.find_stored_timestamps), self._watched(store.find_sample_times)
-            )
+            self._uncommitted = await self._prefetch.get(self._committed_seq)
+            self._moved_seq = self._committed_seq
         return self._uncommitted
+
+    async def _move(self, store: Store, frames: Sequence[Prepared]) -> Sequence[Prepared]:
+        """The frames at free timestamps; the store has all frames before them, and no transaction is open."""
+        return await self._preparer.move_occupied(
+            frames, self._watched(store.find_stored_timestamps), self._watched(store.find_sample_times)
+        )
 
     def _watched(self, find: Callable[[Asked], Awaitable[Found]]) -> Callable[[Asked], Awaitable[Found]]:
         """The same query, with the time that it takes shown in `problem`."""

@@ -157,6 +157,11 @@ class Store:
         self._inventories |= outcome.inventories
         return outcome
 
+    async def try_write(self, spool_id: UUID, expected: Ledger, frames: Sequence[Prepared]) -> None:
+        """Store a batch as `write` does and undo it: raises what `write` would raise."""
+        async with store_deadline(WRITE_SECONDS), self._connection.transaction(force_rollback=True):
+            await self._write(spool_id, expected, frames)
+
     async def store_missing(self, content: Rows | Event, *, sample_at: datetime | None) -> bool:
         """Store the rows of a frame that are not stored yet; its sample is stored at `sample_at` if that is given.
 
