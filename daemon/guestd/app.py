@@ -265,7 +265,7 @@ def _wire(
         metrics=telemetry.writer,
         command_lines_of=lambda machine_id: _get_command_lines(machine_registry, reloader.settings, machine_id),
         on_prepared=(guard(gate.charge_batch), guard(samples.add)),
-        on_stored=(guard(maintenance.note_quarantined),),
+        on_stored=(guard(gate.charge_outcome), guard(maintenance.note_quarantined)),
     )
     vm_service = VmService(settings, telemetry) if settings.libvirt.uri else None
     filter_service = FilterService(settings, telemetry) if settings.libvirt.uri else None
@@ -287,6 +287,7 @@ def _wire(
             machine_registry=machine_registry,
             metrics=telemetry.channels,
             max_frame_bytes=settings.virtio.max_frame_bytes,
+            max_partial_bytes=max(settings.virtio.partial_bytes, 2 * settings.virtio.max_frame_bytes),
             wrap=_create_wrapper(settings.virtio.master_secret_file),
             supervisor=supervisor,
         ),

@@ -66,6 +66,14 @@ def floods(hostile: Hostile, rounds: int) -> None:
         hostile.guest.write(b"".join(hostile.line() for _ in range(2000)))
 
 
+def floods_with_many_rows(hostile: Hostile, rounds: int) -> None:
+    for _ in range(rounds):
+        line = hostile.line()
+        process = '{"id":%d,"name":"p%d-%d","memory_usage_kb":1}'
+        processes = ",".join(process % (place, hostile.sent[-1], place) for place in range(4000))
+        hostile.guest.write(_with(line, ("data", "system", "processes"), f"[{processes}]".encode()))
+
+
 def floods_without_metrics(hostile: Hostile, rounds: int) -> None:
     for _ in range(rounds):
         hostile.guest.write(b'{"type":"keep_alive"}\n' * 5000 + b"\n" * 500_000)
@@ -119,6 +127,7 @@ ATTACKS: list[tuple[Callable[[Hostile, int], None], int, int]] = [
     (writes_a_byte_a_second, 1, 12),
     (never_sends_a_newline, 1, 10),
     (floods, 2, 20),
+    (floods_with_many_rows, 10, 100),
     (floods_without_metrics, 1, 10),
     (sends_10_megabytes_of_digits, 1, 10),
     (nests_deeply, 1, 10),

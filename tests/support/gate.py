@@ -21,8 +21,8 @@ DEADLINE_SECONDS = 5
 MACHINE, OTHER = UUID(int=1), UUID(int=2)
 BOOT, NEXT_BOOT = "0d3f3a5e-8d0b-4a55-9c0b-5d5e4a2f7c11", "5d5e4a2f-7c11-4a55-9c0b-0d3f3a5e8d0b"
 PLAIN = b'{"type":"metrics","data":{}}'
-# A burst of 1,000 bytes, 10 frames, 50 rows; of each a thousandth more comes back in a second.
-RATES = Rates(size_bytes=Rate(1, 1000), frames=Rate(0.01, 10), rows=Rate(0.05, 50))
+# A burst of 1,000 bytes, 10 frames, 500 rows; of each a thousandth more comes back in a second.
+RATES = Rates(size_bytes=Rate(1, 1000), frames=Rate(0.01, 10), rows=Rate(0.5, 500))
 # What the gate's metrics are called here; of those with a label its value.
 NAMES = {
     "guestd_frames_accepted_total": "accepted",

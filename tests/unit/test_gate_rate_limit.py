@@ -34,8 +34,8 @@ async def test_what_a_broker_kept_of_a_machine_is_taken_though_it_comes_faster_t
     tmp_path: Path,
 ) -> None:
     async with gate_on(tmp_path) as rig:
-        rig.gate.charge_rows(MACHINE, 52)
-        assert rig.gate.admit(MACHINE, 10)
+        rig.gate.charge_rows(MACHINE, 520)
+        assert rig.gate.admit(MACHINE, b"x" * 10) is not None
         assert rig.counts == {}
 
 
@@ -43,31 +43,30 @@ async def test_what_a_broker_kept_of_a_machine_is_taken_though_it_comes_faster_t
 async def test_who_was_silent_for_a_day_may_send_a_days_backlog_and_nobody_else(tmp_path: Path) -> None:
     async with gate_on(tmp_path) as rig:
         await rig.gate.accept(MACHINE, read_lines(PLAIN))
-        await rig.gate.accept(OTHER, read_lines(PLAIN))
         rig.now_ms += 24 * 3600 * 1000
         await rig.gate.accept(OTHER, read_lines(PLAIN))
-        assert rig.gate.admit(MACHINE, 10)
+        assert rig.gate.admit(MACHINE, b"x" * 10) is not None
         await rig.gate.accept(MACHINE, read_lines(PLAIN))
         for machine_id in (MACHINE, OTHER):
-            rig.gate.charge_rows(machine_id, 90)
-        assert rig.gate.admit(MACHINE, 10)
-        assert not rig.gate.admit(OTHER, 10)
-        rig.gate.charge_rows(MACHINE, 10)
-        assert not rig.gate.admit(MACHINE, 10)
+            rig.gate.charge_rows(machine_id, 900)
+        assert rig.gate.admit(MACHINE, b"x" * 10) is not None
+        assert rig.gate.admit(OTHER, b"x" * 10) is None
+        rig.gate.charge_rows(MACHINE, 100)
+        assert rig.gate.admit(MACHINE, b"x" * 10) is None
 
 
 @pytest.mark.asyncio
 async def test_a_machine_is_refused_for_the_rows_that_its_frames_became(tmp_path: Path) -> None:
     async with gate_on(tmp_path) as rig:
-        assert rig.gate.admit(MACHINE, 10)
-        rig.gate.charge_rows(MACHINE, 54)
-        assert not rig.gate.admit(MACHINE, 10)
-        assert rig.gate.admit(OTHER, 10)
+        assert rig.gate.admit(MACHINE, b"x" * 10) is not None
+        rig.gate.charge_rows(MACHINE, 540)
+        assert rig.gate.admit(MACHINE, b"x" * 10) is None
+        assert rig.gate.admit(OTHER, b"x" * 10) is not None
         assert rig.counts == {"rate": 1}
 
 
 @pytest.mark.asyncio
 async def test_what_is_refused_for_its_rate_is_not_charged(tmp_path: Path) -> None:
     async with gate_on(tmp_path) as rig:
-        assert [rig.gate.admit(MACHINE, 400) for _ in range(100)] == [True] * 3 + [False] * 97
+        assert [rig.gate.admit(MACHINE, b"x" * 400) is not None for _ in range(100)] == [True] * 3 + [False] * 97
         assert rig.counts["rate"] == 97

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,9 +19,10 @@ LINE_TO_ROW = """
 
 
 @contextmanager
-def fleet(channels: Path, guests: int, *, interval_seconds: float, processes: int) -> Iterator[None]:
-    """Simulated guests with a socket each in `channels`, which report at this interval."""
-    command = [sys.executable, "-m", "guestd", "simulate", "--directory", str(channels), "--seed", str(SEED)]
+def fleet(target: Path | Sequence[str], guests: int, *, interval_seconds: float, processes: int) -> Iterator[None]:
+    """Simulated guests with a socket each in a directory, or with these options, which report at this interval."""
+    to = ["--directory", str(target)] if isinstance(target, Path) else target
+    command = [sys.executable, "-m", "guestd", "simulate", *to, "--seed", str(SEED)]
     command += ["--interval", str(interval_seconds), "--processes", str(processes)]
     simulators = [
         subprocess.Popen(

@@ -89,7 +89,7 @@ def _phase(dsn: str, url: str, flooder: object, channels: Path, kind: str, secon
         wait_seconds(seconds)
     else:
         path = channels / f"{flooder}.socket"
-        with subprocess.Popen([sys.executable, "-m", "tools.bench.flood", str(path), kind]) as flood:
+        with subprocess.Popen([sys.executable, "-m", "tools.bench.flood", kind, str(path)]) as flood:
             wait_seconds(seconds)
             flood.send_signal(signal.SIGTERM)
         path.unlink()

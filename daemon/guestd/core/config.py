@@ -80,6 +80,8 @@ class VirtioSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Directory with the sockets, named `<Machine.id>.socket`."""
     max_frame_bytes: BufferBytes = 4 * 1024 * 1024
     """Maximum length of a line; longer lines are rejected."""
+    partial_bytes: BufferBytes = 64 * 1024 * 1024
+    """Memory for lines that have not arrived whole, of all channels; above it the oldest are refused."""
     master_secret_file: Text = ""
     """File with the secret that signs lines to guests (agents since 2026-06), in its first line; empty: unsigned."""
 

@@ -25,6 +25,7 @@ from guestd.mqtt.topics import BROKER_DROPS, Topics
 
 # The broker retains its counters and the status of guests, and sends both to every new subscriber.
 LISTEN_SECONDS = 3.0
+LISTEN_BYTES = 1024 * 1024
 _DROPPED = re.compile(r"^guestd_mqtt_broker_dropped_messages (\S+)$", re.MULTILINE)
 
 _FIXES = {
@@ -210,7 +211,7 @@ async def _listen(connection: BrokerConnection) -> tuple[float | None, int]:
     with suppress(TimeoutError, ValueError):
         async with asyncio.timeout(LISTEN_SECONDS):
             while dropped is None or not guests:
-                for message in await connection.receive(100, None):
+                for message in await connection.receive(100, LISTEN_BYTES, None):
                     if message.topic == BROKER_DROPS:
                         dropped = float(message.payload)
                     else:

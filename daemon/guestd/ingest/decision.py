@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from guestd.ingest.turns import estimate_rows
 from guestd.spool.file import Entry, SenderState
 from guestd.wire.line import Header, Line
 
@@ -23,6 +24,7 @@ class Decision:
     has_gap: bool = False
     unnumbered: int = 0
     agent_dropped: int = 0  # lines before these that their agent no longer had
+    rows: int = 0  # the work of the entries
     # By the kind that they answer, the latest: the replies to a guest stay shorter than its lines.
     replies: dict[str, bytes] = field(default_factory=dict)
 
@@ -55,6 +57,7 @@ class Decision:
         self.sender = SenderState(received_ms, boot_id, seq, mark, below)
         self.unnumbered += header is None
         self.entries.append(Entry(self.machine_id, line, self.sender))
+        self.rows += estimate_rows(line.payload) if line.payload is not None else 0
 
 
 def get_received_at_ms(sender: SenderState | None, now_ms: int) -> int:

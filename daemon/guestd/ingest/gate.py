@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from uuid import UUID
 
+from guestd.core.errors import BadFrame
 from guestd.ingest.decision import Decision
 from guestd.ingest.rate_limit import RateLimit
+from guestd.ingest.turns import TURN_ROWS, Turns, estimate_rows, least_rows
 from guestd.rows.batch import Prepared
 from guestd.rows.model import Rows
 from guestd.spool.file import Entry, SenderState, from_milliseconds
 from guestd.spool.queue import Spool
+from guestd.store.batch_writer import Outcome
 from guestd.telemetry.registry import GateMetrics
 from guestd.wire import events, replies
 from guestd.wire.line import FRAGMENT, METRICS, Header, Line, is_whole
@@ -33,6 +37,16 @@ MAX_DEBT_SECONDS = 60.0
 AWAY_SECONDS, MAX_AWAY_SECONDS, BACKLOG_SHARE = 600.0, 86_400.0, 0.01
 # A machine that is held back is checked again this often: more rows may have been charged to it meanwhile.
 RECHECK_SECONDS = 1.0
+# The same for the machine whose turn is next,
+TURN_RECHECK_SECONDS = 0.05
+# unless the store has taken nothing for so long: then everybody waits, and the spool is there to take what comes.
+STORE_SILENT_SECONDS = 5.0
+# Bytes of lines that wait in memory for their machine's turn; further ones wait on disk.
+MAX_WAITING_BYTES = 32 * 1024 * 1024
+# Merging an entry of an inventory that has changed takes as long as so many rows more.
+MERGE_ROWS = 3
+# The same for bytes of a frame that is quarantined whole.
+QUARANTINED_BYTES_PER_ROW = 256
 
 
 class Gate:
@@ -44,6 +58,10 @@ class Gate:
         self._now_ms = now_ms
         self._rate_limit = rate_limit
         self._returned: dict[UUID, tuple[float, float]] = {}  # when, and after how long
+        self._refused_ms: dict[UUID, int] = {}
+        self._turns = Turns()
+        self._next_turn = asyncio.Lock()
+        self._waiting_bytes = 0
         self.senders: dict[UUID, SenderState] = dict(spool.senders_at_open)
         self._events = events.EventLimiter()
         self._resend_requests: dict[UUID, tuple[str, int, int]] = {}
@@ -58,11 +76,12 @@ class Gate:
         for line in lines:
             self._decide(line, decision)
         if decision.entries and decision.sender is not None:
+            entries = self._charge_rows_of(decision)
             await self._wait_for_room(decision)
             # From here on these lines are settled, even if the caller is cancelled: the spool will commit them.
             self.senders[machine_id] = decision.sender
             self._metrics.agent_dropped.inc(decision.agent_dropped)
-            await self.append(decision.entries)
+            await self.append(entries)
         elif decision.answer_to is not None:
             # A duplicate of a line whose commit is still running (its first reader was closed) is not safe yet.
             await self._spool.append(())
@@ -87,6 +106,49 @@ class Gate:
             self._metrics.refused.labels("cut_off").inc(decision.unnumbered)
             raise
 
+    def _charge_rows_of(self, decision: Decision) -> Sequence[Entry]:
+        """Charge a machine for the rows of its entries; the entries, with the work of those that need a turn."""
+        machine_id, now_seconds = decision.machine_id, asyncio.get_running_loop().time()
+        silent_seconds = self._silent_seconds(machine_id, now_seconds)
+        self._rate_limit.charge(machine_id, now_seconds, rows=decision.rows)
+        if self._turns.take_light(machine_id, now_seconds, decision.rows, silent_seconds):
+            return decision.entries
+        self._turns.take_turn(now_seconds, decision.rows)
+        return [replace(entry, heavy_rows=decision.rows // len(decision.entries) + 1) for entry in decision.entries]
+
+    async def wait_for_turn(self, machine_id: UUID, lines: Sequence[bytes]) -> None:
+        """Wait until these lines of a machine may be accepted without delaying the others; `accept` takes the turn.
+
+        Returns at once for a machine that sends little, and when memory is short.
+        """
+        loop = asyncio.get_running_loop()
+        rows, size_bytes, began = sum(map(estimate_rows, lines)), sum(map(len, lines)), loop.time()
+        silent_seconds = self._silent_seconds(machine_id, began)
+        if self._turns.is_light(machine_id, began, rows, silent_seconds):
+            return
+        self._turns.note_heavy(machine_id, began)
+        if self._waiting_bytes + size_bytes > MAX_WAITING_BYTES:
+            return
+        self._waiting_bytes += size_bytes
+        try:
+            with self._metrics.held_back.track_inprogress():
+                async with self._next_turn:
+                    while not self._has_turn(rows, loop.time()):
+                        await self._spool.wait_for_trim(TURN_RECHECK_SECONDS)
+        finally:
+            self._waiting_bytes -= size_bytes
+            self._metrics.held_back_seconds.inc(loop.time() - began)
+
+    def _has_turn(self, rows: int, now_seconds: float) -> bool:
+        """Whether frames of a heavy machine may go now."""
+        if self._turns.are_most_heavy(now_seconds):
+            return True
+        waiting_rows = self._spool.heavy_rows
+        is_little = not waiting_rows or waiting_rows + rows <= TURN_ROWS
+        return not self._turns.wait_seconds(now_seconds) and (
+            is_little or self._spool.idle_seconds > STORE_SILENT_SECONDS
+        )
+
     async def pace(self, machine_id: UUID, *, size_bytes: int, frames: int) -> None:
         """Charge a machine for what was read of it, and wait until it is within its rate limit again.
 
@@ -101,29 +163,54 @@ class Gate:
                 await asyncio.sleep(min(wait_seconds, RECHECK_SECONDS))
                 self._metrics.held_back_seconds.inc(loop.time() - began)
 
-    def admit(self, machine_id: UUID, size_bytes: int) -> bool:
-        """Charge a machine for one frame, or refuse it (counted as `rate`) when it is far over its rate limit.
-
-        For a source where one connection carries many machines, and waiting for one would delay all.
-        """
+    def admits(self, machine_id: UUID, payload: bytes) -> bool:
+        """Whether a frame of a machine would be admitted now."""
         now_seconds = asyncio.get_running_loop().time()
-        max_debt_seconds = self._max_debt_seconds(machine_id, now_seconds)
-        if self._rate_limit.wait_seconds(machine_id, now_seconds) > max_debt_seconds:
-            self._metrics.refused.labels("rate").inc()
+        if self._rate_limit.wait_seconds(machine_id, now_seconds) > self._max_debt_seconds(machine_id, now_seconds):
             return False
-        self._rate_limit.charge(machine_id, now_seconds, size_bytes=size_bytes, frames=1)
-        return True
+        silent_seconds = self._silent_seconds(machine_id, now_seconds)
+
+        def is_admitted(rows: int) -> bool:
+            is_light = self._turns.is_light(machine_id, now_seconds, rows, silent_seconds)
+            return is_light or self._has_turn(rows, now_seconds)
+
+        # Most of what is refused is so for its size alone, which takes no time to find.
+        return is_admitted(least_rows(payload)) and is_admitted(estimate_rows(payload))
+
+    def admit(self, machine_id: UUID, payload: bytes) -> int | None:
+        """Charge a machine for one frame and return the rows of the turn that it took, 0 if it needs none.
+
+        None: it is refused (counted as `rate`). For a source where one connection carries many machines, and waiting
+        for one would delay all.
+        """
+        if not self.admits(machine_id, payload):
+            self.refuse("rate")
+            self._refused_ms[machine_id] = self._now_ms()
+            self._turns.note_heavy(machine_id, asyncio.get_running_loop().time())
+            return None
+        now_seconds, rows, heavy_rows = asyncio.get_running_loop().time(), estimate_rows(payload), 0
+        if not self._turns.take_light(machine_id, now_seconds, rows, self._silent_seconds(machine_id, now_seconds)):
+            self._turns.take_turn(now_seconds, rows)
+            heavy_rows = rows
+        self._rate_limit.charge(machine_id, now_seconds, size_bytes=len(payload), frames=1, rows=rows)
+        return heavy_rows
 
     def _max_debt_seconds(self, machine_id: UUID, now_seconds: float) -> float:
-        sender = self.senders.get(machine_id)
-        away_seconds = (self._now_ms() - sender.received_at_ms) / 1000 if sender is not None else 0.0
-        if away_seconds > AWAY_SECONDS:
-            self._returned[machine_id] = (now_seconds, min(away_seconds, MAX_AWAY_SECONDS))
-        returned_at_seconds, away_seconds = self._returned.get(machine_id, (now_seconds, 0.0))
-        if now_seconds - returned_at_seconds > away_seconds:
-            self._returned.pop(machine_id, None)
-            return MAX_DEBT_SECONDS
-        return MAX_DEBT_SECONDS + away_seconds * BACKLOG_SHARE
+        silent_seconds = self._silent_seconds(machine_id, now_seconds)
+        return MAX_DEBT_SECONDS + (silent_seconds * BACKLOG_SHARE if silent_seconds > AWAY_SECONDS else 0.0)
+
+    def _silent_seconds(self, machine_id: UUID, now_seconds: float) -> float:
+        """How long a machine was silent before what it sends now; for as long again that counts."""
+        sender, now_ms = self.senders.get(machine_id), self._now_ms()
+        # What was refused of it may have left no trace in its state.
+        refused_ms = self._refused_ms.get(machine_id, now_ms if sender is None else 0)
+        last_ms = refused_ms if sender is None else max(refused_ms, sender.received_at_ms)
+        silent_seconds = (now_ms - last_ms) / 1000
+        returned_at_seconds, counted_seconds = self._returned.get(machine_id, (now_seconds, 0.0))
+        if min(silent_seconds, MAX_AWAY_SECONDS) > counted_seconds - (now_seconds - returned_at_seconds):
+            returned_at_seconds, counted_seconds = now_seconds, min(silent_seconds, MAX_AWAY_SECONDS)
+            self._returned[machine_id] = (returned_at_seconds, counted_seconds)
+        return counted_seconds
 
     async def forget(self, is_known: Callable[[UUID], bool]) -> None:
         """Forget machines that are gone. Should one return, the store knows what it has of it."""
@@ -133,6 +220,7 @@ class Gate:
         for machine_id in gone:
             del self.senders[machine_id]
             self._returned.pop(machine_id, None)
+            self._refused_ms.pop(machine_id, None)
             self._resend_requests.pop(machine_id, None)
             self._truncated.pop(machine_id, None)
         await self._spool.forget(gone)
@@ -142,16 +230,25 @@ class Gate:
         self._rate_limit.charge(machine_id, asyncio.get_running_loop().time(), size_bytes=size_bytes, frames=1)
 
     def charge_batch(self, batch: Sequence[Prepared]) -> None:
-        """Charge machines for the rows of a batch: how many a frame has is known only when it is prepared."""
+        """Charge machines for rows of a batch that were not estimated: of a frame that is more than it seemed."""
         for frame in batch:
             if isinstance(frame.content, Rows):
-                self.charge_rows(frame.machine_id, frame.content.count)
-            elif isinstance(frame.content, events.Event):
-                self.charge_rows(frame.machine_id, 1)
+                self.charge_rows(frame.machine_id, frame.content.count - estimate_rows(frame.payload))
+            elif isinstance(frame.content, BadFrame):
+                self.charge_rows(frame.machine_id, len(frame.payload) // QUARANTINED_BYTES_PER_ROW)
+
+    def charge_outcome(self, outcome: Outcome) -> None:
+        """Charge machines for the entries of their inventories that had to be merged, and for time, what it took."""
+        self._turns.note_stored(outcome.machine_ids, asyncio.get_running_loop().time(), outcome.seconds)
+        for machine_id, entries in outcome.merged.items():
+            self.charge_rows(machine_id, entries * MERGE_ROWS)
 
     def charge_rows(self, machine_id: UUID, rows: int) -> None:
-        """Charge a machine for rows."""
-        self._rate_limit.charge(machine_id, asyncio.get_running_loop().time(), rows=rows)
+        """Charge a machine for rows that its frames had and that were not estimated, if there are any."""
+        if rows > 0:
+            now_seconds = asyncio.get_running_loop().time()
+            self._rate_limit.charge(machine_id, now_seconds, rows=rows)
+            self._turns.charge(machine_id, now_seconds, rows)
 
     def admit_message(self, kind: str, machine_id: UUID) -> bool:
         """Count a message without metrics; whether it is an event to store, within the machine's allowance."""

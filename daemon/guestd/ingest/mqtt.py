@@ -35,6 +35,8 @@ log = structlog.get_logger()
 
 # About one group commit; while it is being written the next ones are read.
 BATCH_MESSAGES = 500
+# Bytes of messages that are read before yielding to the event loop.
+BATCH_BYTES = 1024 * 1024
 # Messages that did not fit in the spool are tried again this often.
 RETRY_SECONDS = 0.2
 LAST_ACKNOWLEDGEMENT_SECONDS = 2.0
@@ -157,7 +159,7 @@ class MqttSource:
         backlog: list[tuple[Message, MachineMessage | None]] = []
         while True:
             wait_seconds = RETRY_SECONDS if backlog else SEEN_EVERY_SECONDS
-            messages = await connection.receive(BATCH_MESSAGES - len(backlog), wait_seconds)
+            messages = await connection.receive(BATCH_MESSAGES - len(backlog), BATCH_BYTES, wait_seconds)
             await self._session.note_seen()
             self._metrics.received.inc(_count_qos1(messages))
             backlog += [(message, self._read(message)) for message in messages]

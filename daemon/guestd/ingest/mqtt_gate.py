@@ -66,7 +66,7 @@ class MqttGate:
             if not self._spool.fits(len(message.payload), size_bytes):
                 break
             settled += 1
-            for line in self._read(message.payload):
+            for line in self._read(message):
                 entry = self._decide(message.machine_id, line, pending, now_ms)
                 if entry is not None:
                     entries.append(entry)
@@ -77,9 +77,15 @@ class MqttGate:
             await self._gate.append(entries)
         return settled
 
-    def _read(self, payload: bytes) -> list[Line]:
-        """What a broker delivers is one line; it may be longer than any line of a channel."""
-        return read_lines(payload) if len(payload) <= self._max_frame_bytes else [read_line(payload.lstrip(BLANK))]
+    def _read(self, message: MachineMessage) -> list[Line]:
+        """What a broker delivers is one line; it may be longer than any line of a channel.
+
+        What is refused as a whole is not searched for several messages, which takes longer than all else.
+        """
+        payload = message.payload
+        if len(payload) > self._max_frame_bytes or not self._gate.admits(message.machine_id, payload):
+            return [read_line(payload.lstrip(BLANK))]
+        return read_lines(payload)
 
     def _decide(self, machine_id: UUID, line: Line, pending: Counter[UUID], now_ms: int) -> Entry | None:
         size_bytes = len(line.payload or b"")
@@ -93,13 +99,15 @@ class MqttGate:
             if window is None and _is_settled(line.header, sender):
                 self._metrics.duplicate.inc()
                 return None
-        is_admitted = self._admits(machine_id, size_bytes, pending[machine_id])
-        if not is_admitted and line.header is None:
+        heavy_rows = self._admit(machine_id, line.payload or b"", pending[machine_id])
+        if heavy_rows is None and line.header is None:
             return None
         state = _get_state(sender, line.header, window, now_ms)
         self._gate.senders[machine_id] = state
         # A numbered line that is refused is settled: it is not missing, and does not come again.
-        return Entry(machine_id, line if is_admitted else replace(line, payload=None), state, Transport.MQTT)
+        if heavy_rows is None:
+            return Entry(machine_id, replace(line, payload=None), state, Transport.MQTT)
+        return Entry(machine_id, line, state, Transport.MQTT, heavy_rows)
 
     def _advance(self, header: Header, sender: SenderState | None) -> ReplayWindow | None:
         """The sender's window with this line; None when it is settled already."""
@@ -116,17 +124,15 @@ class MqttGate:
             return False
         return self._gate.admit_message(kind, machine_id)
 
-    def _admits(self, machine_id: UUID, size_bytes: int, pending_bytes: int) -> bool:
-        """Whether a line is within its machine's limits; counts it if it is not."""
-        if size_bytes > self._max_frame_bytes:
+    def _admit(self, machine_id: UUID, payload: bytes, pending_bytes: int) -> int | None:
+        """The rows of the turn that a line took, 0 if it needs none; None, and counted, beyond its machine's limits."""
+        if len(payload) > self._max_frame_bytes:
             self._metrics.refused.labels("oversize").inc()
-            return False
-        if not self._gate.admit(machine_id, size_bytes):
-            return False
-        if not self._spool.has_share(machine_id, size_bytes, pending_bytes):
+            return None
+        if not self._spool.has_share(machine_id, len(payload), pending_bytes):
             self._metrics.refused.labels("share").inc()
-            return False
-        return True
+            return None
+        return self._gate.admit(machine_id, payload)
 
 
 def _get_state(

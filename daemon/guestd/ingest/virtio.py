@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,7 @@ from guestd.core.tasks import Backoff, run_with_retry, wait_for_event
 from guestd.ingest.channel_plan import ChannelSocket, Close, Open, plan_channels
 from guestd.ingest.discovery import ChannelDiscovery
 from guestd.ingest.gate import Gate
+from guestd.ingest.partial_lines import PartialLines
 from guestd.telemetry.registry import ChannelMetrics
 from guestd.wire import replies
 from guestd.wire.framing import Framer, Oversize
@@ -67,6 +69,7 @@ class VirtioSource:
         machine_registry: MachineRegistry,
         metrics: ChannelMetrics,
         max_frame_bytes: int,
+        max_partial_bytes: int,
         wrap: Callable[[UUID, bytes], bytes],
         supervisor: Supervisor,
     ) -> None:
@@ -77,6 +80,7 @@ class VirtioSource:
         self._machine_registry = machine_registry
         self._metrics = metrics
         self._max_frame_bytes = max_frame_bytes
+        self._partial_lines = PartialLines(max_partial_bytes)
         self._running: dict[UUID, _Running] = {}
         self._unknown: frozenset[str] = frozenset()
         self._rescan = asyncio.Event()
@@ -162,7 +166,8 @@ class VirtioSource:
         self.connected += 1
         machine_id = channel.machine_id
         wrap = functools.partial(self._wrap, machine_id)
-        reader = _Reader(machine_id, connection, self._gate, Framer(self._max_frame_bytes), wrap)
+        framer = Framer(self._max_frame_bytes)
+        reader = _Reader(machine_id, connection, self._gate, framer, self._partial_lines, wrap)
         try:
             reader.write([replies.COLLECT])
             await reader.run()
@@ -183,6 +188,7 @@ class _Reader:
         connection: socket.socket,
         gate: Gate,
         framer: Framer,
+        partial_lines: PartialLines,
         wrap: Callable[[bytes], bytes],
     ) -> None:
         self._wrap = wrap
@@ -190,6 +196,9 @@ class _Reader:
         self._connection = connection
         self._gate = gate
         self._framer = framer
+        self._partial_lines = partial_lines
+        self._is_given_up = False
+        self._is_stopping = False
         self._lines: deque[bytes | Oversize] = deque()
         self._is_first_line = True
         self._unsent = bytearray()
@@ -204,6 +213,9 @@ class _Reader:
                 await self._end(exc.strerror or str(exc))
             if not chunk:
                 await self._end("closed by the other side")
+            if self._is_given_up:
+                # In the middle of the line. Our agent sends it again to the next connection.
+                raise SourceLost("its line did not end, and other channels needed the memory (virtio.partial_bytes)")
             frames, size_bytes = await self._accept(chunk), len(chunk)
             # Ten thousand waiting channels, each with the chunk that it read last, would use hundreds of megabytes.
             del chunk
@@ -221,11 +233,12 @@ class _Reader:
 
         Bounded in time, for the spool may be full and a guest may never stop writing.
         """
+        self._is_stopping = True
         try:
             async with asyncio.timeout(LAST_READ_SECONDS):
                 await self._pass_on()
                 with suppress(OSError):  # nothing more has arrived
-                    while chunk := self._connection.recv(READ_BYTES):
+                    while not self._is_given_up and (chunk := self._connection.recv(READ_BYTES)):
                         await self._accept(chunk)
                         # Yield to the event loop, for the timeout to take effect.
                         await asyncio.sleep(0)
@@ -233,8 +246,15 @@ class _Reader:
         except TimeoutError:
             pass
 
+    def give_up(self) -> None:
+        """Free the memory of the line that has not arrived whole; what follows of it ends the connection."""
+        self._framer.take_rest()
+        self._gate.refuse("memory")
+        self._is_given_up = True
+
     def close(self) -> None:
         """Close the socket; lines that are lost with it are counted."""
+        self._partial_lines.note(self, 0, is_new=True)
         if lost_lines := len(self._lines) + bool(self._framer.pending_bytes):
             self._gate.refuse("cut_off", lost_lines)
         self._connection.close()
@@ -252,7 +272,9 @@ class _Reader:
 
     async def _accept(self, chunk: bytes) -> int:
         """Pass the lines that a chunk completes to the gate; returns how many."""
-        self._lines.extend(self._framer.feed(chunk))
+        lines = self._framer.feed(chunk)
+        self._partial_lines.note(self, self._framer.kept_bytes, is_new=bool(lines))
+        self._lines.extend(lines)
         return await self._pass_on()
 
     async def _accept_rest(self) -> int:
@@ -273,6 +295,11 @@ class _Reader:
     async def _pass_on(self) -> int:
         passed = 0
         while self._lines:
+            if not self._is_stopping:
+                # They stay in `_lines` meanwhile, for `read_rest`.
+                waiting = itertools.islice(self._lines, LINES_AT_ONCE)
+                whole = [each for each in waiting if not isinstance(each, Oversize)]
+                await self._gate.wait_for_turn(self._machine_id, whole)
             lines: list[Line] = []
             while self._lines and len(lines) < LINES_AT_ONCE:
                 lines += self._read(self._lines.popleft())

@@ -36,7 +36,7 @@ from guestd.mqtt.options import BrokerOptions
 ANSWER_SECONDS = 10.0
 TICK_SECONDS = 1.0
 # Packets read before yielding to the event loop: some 3 ms.
-READ_AT_ONCE = 100
+READ_AT_ONCE, READ_AT_ONCE_BYTES = 100, 1024 * 1024
 # The setting to check, by the broker's reason.
 _REMEDIES = {
     "Bad user name or password": "mqtt.username, mqtt.password_file",
@@ -177,13 +177,18 @@ class BrokerConnection:
         """Publish a retained message."""
         self._client.publish(topic, payload, qos=0, retain=True)
 
-    async def receive(self, max_messages: int, timeout_seconds: float | None) -> list[Message]:
+    async def receive(self, max_messages: int, max_bytes: int, timeout_seconds: float | None) -> list[Message]:
         """The next messages, in order: at least one, unless the timeout passes. Raises SourceLost."""
         received = self._client.received
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 await self._wait(lambda: bool(received))
-        return [received.popleft() for _ in range(min(max_messages, len(received)))]
+        messages: list[Message] = []
+        size_bytes = 0
+        while received and len(messages) < max_messages and size_bytes < max_bytes:
+            messages.append(received.popleft())
+            size_bytes += len(messages[-1].payload)
+        return messages
 
     def acknowledge(self, messages: Iterable[Message]) -> None:
         """Acknowledge messages: the oldest that are not acknowledged yet, in order.
@@ -229,9 +234,12 @@ class BrokerConnection:
                 self._loop.remove_reader(self._socket)
 
     def _read(self) -> None:
-        received = self._client.received
+        received, allowed_bytes = self._client.received, READ_AT_ONCE_BYTES
         for _ in range(READ_AT_ONCE):
             before = len(received)
+            if allowed_bytes <= 0:
+                self._loop.call_soon(self._read)
+                break
             if not self._is_reading or self._lost is not None:
                 break
             try:
@@ -248,6 +256,7 @@ class BrokerConnection:
             if len(received) > before:
                 self.unacknowledged += 1
                 self._unacknowledged_bytes += len(received[-1].payload)
+                allowed_bytes -= len(received[-1].payload)
                 self._read_if_room()
             elif not self._has_more():
                 break

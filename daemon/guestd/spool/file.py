@@ -111,6 +111,8 @@ class Entry:
     line: Line
     sender: SenderState
     transport: Transport = Transport.VIRTIO
+    heavy_rows: int = 0
+    """Its work, if it took a turn (`guestd.ingest.turns`)."""
 
     @property
     def size_bytes(self) -> int:

@@ -24,6 +24,7 @@ from uuid import UUID, uuid4
 import structlog
 
 from guestd.core.errors import ConfigError, SpoolLost
+from guestd.core.tasks import wait_for_event
 from guestd.spool import file, identity
 from guestd.spool.file import Entry, Frame, SenderState
 from guestd.telemetry.registry import SpoolMetrics
@@ -71,6 +72,10 @@ class Spool:
         for _, machine_id, size_bytes in self._sizes:
             self._bytes_by_machine[machine_id] += size_bytes
         self.bytes = sum(self._bytes_by_machine.values())
+        self.heavy_rows = 0
+        """Work of the frames that took a turn and are not stored yet; of those before this start it is not known."""
+        self._heavy: deque[tuple[int, int]] = deque()
+        self._trimmed_at = 0.0
         self._pending_by_machine: Counter[UUID] = Counter()
         self._pending_bytes = 0
         self._pending: list[tuple[Sequence[Entry], asyncio.Future[None]]] = []
@@ -121,11 +126,21 @@ class Spool:
         used_bytes = self._bytes_by_machine.get(machine_id, 0) + self._pending_by_machine[machine_id] + ahead_bytes
         return not used_bytes or used_bytes + size_bytes <= self._share_bytes
 
+    @property
+    def idle_seconds(self) -> float:
+        """Time since frames were last stored, while some wait."""
+        return time.monotonic() - self._trimmed_at if self._sizes else 0.0
+
     async def wait_for_room(self, machine_id: UUID, size_bytes: int) -> None:
         """Wait until `has_room`."""
         while not self.has_room(machine_id, size_bytes):
             self._trimmed.clear()
             await self._trimmed.wait()
+
+    async def wait_for_trim(self, timeout_seconds: float) -> None:
+        """Wait until frames have been stored, for so long at most."""
+        self._trimmed.clear()
+        await wait_for_event(self._trimmed, timeout_seconds)
 
     async def append(self, entries: Sequence[Entry]) -> None:
         """Write frames to disk; returns after the fsync of these and of all that was appended before them.
@@ -136,6 +151,7 @@ class Spool:
         if not self._pending:
             self._oldest_pending_at = time.perf_counter()
         self._count_pending(entries, 1)
+        self.heavy_rows += sum(entry.heavy_rows for entry in entries if entry.line.payload is not None)
         self._pending.append((entries, done))
         self._work.set()
         await done
@@ -197,12 +213,16 @@ class Spool:
     def _account(self, entries: list[Entry], first_seq: int) -> None:
         seq = first_seq
         self._count_pending(entries, -1)
+        if not self._sizes:
+            self._trimmed_at = time.monotonic()
         for entry in entries:
             if entry.line.payload is None:
                 continue
             self._sizes.append((seq, entry.machine_id, entry.size_bytes))
             self._bytes_by_machine[entry.machine_id] += entry.size_bytes
             self.bytes += entry.size_bytes
+            if entry.heavy_rows:
+                self._heavy.append((seq, entry.heavy_rows))
             self.last_seq = seq
             seq += 1
 
@@ -272,7 +292,10 @@ class Spool:
             if not self._bytes_by_machine[machine_id]:
                 del self._bytes_by_machine[machine_id]
             self.bytes -= size_bytes
+        while self._heavy and self._heavy[0][0] <= up_to_seq:
+            self.heavy_rows -= self._heavy.popleft()[1]
         self.error = None
+        self._trimmed_at = time.monotonic()
         self._trimmed.set()
 
     @property

@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -63,10 +63,16 @@ class Outcome:
     """Changes of services that are not in the history: beyond the limit of a machine."""
     quarantined_bytes: int = 0
     copy_seconds: float = 0.0
+    seconds: float = 0.0
+    """How long the transaction took."""
+    machine_ids: frozenset[UUID] = frozenset()
+    """Machines of the frames."""
     dialects: dict[UUID, str] = field(default_factory=dict)
     """Dialects of agents, where they changed."""
     inventories: dict[UUID, _Inventory] = field(default_factory=dict)
     """Machines whose inventories were merged."""
+    merged: Counter[UUID] = field(default_factory=Counter)
+    """Entries of these inventories."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +157,10 @@ class Store:
 
     async def write(self, spool_id: UUID, expected: Ledger, frames: Sequence[Prepared]) -> Outcome:
         """Store a batch and advance the ledger to its last frame, or change nothing at all. LedgerMoved: as above."""
+        started = time.perf_counter()
         async with store_deadline(WRITE_SECONDS), self._connection.transaction():
             outcome = await self._write(spool_id, expected, frames)
+        outcome.seconds = time.perf_counter() - started
         self._dialects |= outcome.dialects
         self._inventories |= outcome.inventories
         return outcome
@@ -212,7 +220,8 @@ class Store:
     async def _write(self, spool_id: UUID, expected: Ledger, frames: Sequence[Prepared]) -> Outcome:
         outcome = Outcome()
         await self._advance(spool_id, expected, Ledger(frames[-1].seq, expected.owner))
-        known = await self._lock_machines({frame.machine_id for frame in frames})
+        outcome.machine_ids = frozenset(frame.machine_id for frame in frames)
+        known = await self._lock_machines(outcome.machine_ids)
         await self._lock_against_other_hosts(frames)
         contents: list[Rows] = []
         reported: list[Event] = []
@@ -293,7 +302,7 @@ class Store:
         if cursor.rowcount != 1:
             raise LedgerMoved(f"the ledger of spool {spool_id} is not at {expected.committed_seq} of this guestd")
 
-    async def _lock_machines(self, machine_ids: set[UUID]) -> set[UUID]:
+    async def _lock_machines(self, machine_ids: Collection[UUID]) -> set[UUID]:
         cursor = await self._connection.execute(query("ingest/lock_machines"), {"ids": list(machine_ids)})
         return {machine_id for (machine_id,) in await cursor.fetchall()}
 
@@ -338,6 +347,7 @@ class Store:
             last = outcome.inventories.get(machine_id) or self._inventories.get(machine_id)
             if last is None or not last.covers(inventory):
                 outcome.inventories[machine_id] = inventory
+                outcome.merged[machine_id] += len(rows.applications) + len(rows.services)
                 changed.append(rows)
         return changed
 

@@ -20,7 +20,7 @@ SKEW_BUCKETS = (0.1, 1, 5, 30, 60, 300, 3600, 86400)
 LAG_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 5, 10, 30, 60, 300, 1800)
 
 REFUSED_HELP = (
-    "Lines not accepted: oversize, rate, share, fragment, topic, unknown_machine, not_collected, event_flood; "
+    "Lines not accepted: oversize, memory, rate, share, fragment, topic, unknown_machine, not_collected, event_flood; "
     "requested again: out_of_order, rewound, cut_off (also lines lost with their channel)."
 )
 AGENT_DROPPED_HELP = (
@@ -104,7 +104,9 @@ class GateMetrics:
         self.duplicate = counter("guestd_frames_duplicate", "Lines sent again that were already on disk.")
         self.agent_dropped = counter("guestd_agent_lines_dropped", AGENT_DROPPED_HELP)
         self.other_messages = counter("guestd_other_messages", "Guest messages without metrics, by type.", ["type"])
-        self.held_back = gauge("guestd_guests_held_back", "Guests over their rate limit, not read at the moment.")
+        self.held_back = gauge(
+            "guestd_guests_held_back", "Guests over their rate limit or waiting for a turn, not read."
+        )
         self.held_back_seconds = counter("guestd_held_back_seconds", "Time that guests over their limit were not read.")
 
 

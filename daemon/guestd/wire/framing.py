@@ -44,6 +44,11 @@ class Framer:
         """Bytes of the incomplete line."""
         return self._size_bytes + len(self._held)
 
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of it that are in memory."""
+        return len(self._partial) + len(self._held)
+
     def feed(self, chunk: bytes) -> list[bytes | Oversize]:
         """Add the next bytes; return the lines that they complete, without line ends and without blank lines."""
         if self._held:

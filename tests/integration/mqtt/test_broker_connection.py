@@ -41,7 +41,7 @@ async def test_a_granted_qos_and_a_refusal_are_distinguished() -> None:
     answers: list[Subscribed] = []
     async with scripted_broker(script) as port, connect(options_of(port)) as connection:
         connection.subscribe([("a", 1), ("b", 1), ("c", 1)], answers.extend)
-        assert await connection.receive(1, 1.0) == []
+        assert await connection.receive(1, 1000, 1.0) == []
     assert answers == [Subscribed("", 0), Subscribed("", 1), Subscribed("Not authorized", 0)]
 
 
@@ -71,7 +71,7 @@ async def test_each_reason_of_a_broker_is_in_the_error(script: Callable[[Peer], 
     async with scripted_broker(script) as port:
         with pytest.raises(SourceLost) as caught:
             async with connect(options_of(port)) as connection:
-                await connection.receive(1, 20.0)
+                await connection.receive(1, 1000, 20.0)
     assert [word for word in words if word not in str(caught.value)] == []
 
 
@@ -83,7 +83,7 @@ async def test_a_broker_of_the_older_protocol_that_closes_is_distinguished_from_
     async with scripted_broker(script) as port:
         with pytest.raises(SourceLost, match="the connection was lost"):
             async with connect(options_of(port, version="3.1.1")) as connection:
-                await connection.receive(1, 20.0)
+                await connection.receive(1, 1000, 20.0)
         assert connection.is_closed_by_broker
         assert connection.end_code is None
         assert connection.lived_seconds is not None
