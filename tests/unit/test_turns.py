@@ -26,6 +26,7 @@ def with_guests(now_seconds: float = 0.0) -> Turns:
         (b"{" * 10_000_000, 5 + MAX_OBJECTS + 10_000_000 // 1024),
         (b"x" * 4096, 9),
         (b"\\" * 1000, 15),
+        (b'{"exe_path":"/"}' * 2000, 5 + 31 + 2000 * 3),
     ],
 )
 def test_the_work_of_a_frame_is_estimated_by_its_objects_its_size_and_its_escapes(payload: bytes, rows: int) -> None:

@@ -16,6 +16,8 @@ from guestd.wire import limits
 
 # A frame without rows, and these many bytes or backslashes, take about as long as so many rows, or as one.
 FRAME_ROWS, BYTES_PER_ROW, ESCAPES_PER_ROW = 5, 1024, 100
+# What only applications have, each of which takes as long as so many rows more when it is new: it is merged.
+APPLICATION_KEY, APPLICATION_ROWS = b'exe_path"', 2
 # Objects of a message that become rows: an application becomes two.
 MAX_OBJECTS = limits.PROCESSES + limits.SOCKETS + limits.SERVICES + 2 * limits.APPLICATIONS
 # A hundredth of the writer's time, and ten times what a large machine sends; at once a tenth of a second.
@@ -32,7 +34,8 @@ HEAVY_SECONDS, ACTIVE_SECONDS = 10.0, 600.0
 def estimate_rows(payload: bytes) -> int:
     """The work of a frame, without decoding it: an upper bound, except for inventories that change."""
     objects = min(payload.count(b"{"), MAX_OBJECTS)
-    return least_rows(payload) + objects + payload.count(b"\\") // ESCAPES_PER_ROW
+    applications = min(payload.count(APPLICATION_KEY), limits.APPLICATIONS)
+    return least_rows(payload) + objects + applications * APPLICATION_ROWS + payload.count(b"\\") // ESCAPES_PER_ROW
 
 
 def least_rows(payload: bytes) -> int:
