@@ -63,6 +63,7 @@ async def test_a_bug_in_a_channel_or_in_discovery_costs_no_other_channel(
             machine_registry=registry,
             metrics=rig.telemetry.channels,
             max_frame_bytes=1_000_000,
+            max_partial_bytes=64 * 1024 * 1024,
             wrap=wrap,
             supervisor=supervisor,
         )
