@@ -51,7 +51,7 @@ class OpenSession:
         """Receive and acknowledge so many messages."""
         received = 0
         while received < count:
-            messages = await self.connection.receive(100, 20.0)
+            messages = await self.connection.receive(100, 1024 * 1024, 20.0)
             assert messages
             self.connection.acknowledge(messages)
             received += len(messages)

@@ -234,4 +234,4 @@ async def test_the_subscription_of_an_earlier_prefix_is_known(broker: Broker, di
         assert session.former_topic is None
     publish(broker, 5)
     async with guestd.start().connected("other/v1/+/metrics") as session:
-        assert await session.connection.receive(1, 1.0) == []
+        assert await session.connection.receive(1, 1000, 1.0) == []
