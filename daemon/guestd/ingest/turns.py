@@ -3,7 +3,7 @@
 The spool is read in order, so what waits in it delays everybody. A frame's work is estimated before it is accepted, in
 rows: what takes as long as a row to decode and store, about 20 microseconds. A machine that stays within `LIGHT` is
 never stopped. The frames of all others, together, are a small part of what the writer does, and few of them wait at a
-time, however many machines send them (docs/decisions/0065-heavy-machines-take-turns.md).
+time, however many machines send them (docs/decisions/0066-heavy-machines-take-turns.md).
 """
 
 from __future__ import annotations
