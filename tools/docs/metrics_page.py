@@ -86,6 +86,7 @@ QUESTIONS = (
     ("a connection of the pages was ended, a login to them was refused", "guestd_pages_connections_closed_total"),
     ("", "guestd_pages_logins_refused_total"),
     ("a frame triggered a bug", "guestd_bugs_total"),
+    ("a line triggered a bug on arrival", "guestd_gate_bugs_total"),
     ("a task failed; tasks that fail now", "guestd_task_failures_total"),
     ("", "guestd_tasks_failing"),
 )

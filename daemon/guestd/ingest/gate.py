@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from uuid import UUID
 
+from guestd.core.bugs import BugLog
 from guestd.core.errors import BadFrame
 from guestd.ingest.decision import Decision
 from guestd.ingest.rate_limit import RateLimit
@@ -22,7 +23,7 @@ from guestd.spool.queue import Spool
 from guestd.store.batch_writer import Outcome
 from guestd.telemetry.registry import GateMetrics
 from guestd.wire import events, replies
-from guestd.wire.line import FRAGMENT, METRICS, Header, Line, is_whole
+from guestd.wire.line import FRAGMENT, METRICS, Header, Line, is_stored, is_whole
 
 # An agent needs this long to read a resend request and to write again; lines that it wrote before cause no other one.
 RESEND_REQUEST_MS = 1000
@@ -64,6 +65,7 @@ class Gate:
         self._waiting_bytes = 0
         self.senders: dict[UUID, SenderState] = dict(spool.senders_at_open)
         self._events = events.EventLimiter()
+        self._bugs = BugLog()
         self._resend_requests: dict[UUID, tuple[str, int, int]] = {}
         self._truncated: dict[UUID, tuple[str, int, int]] = {}
 
@@ -74,7 +76,7 @@ class Gate:
         """
         decision = Decision(machine_id, self.senders.get(machine_id))
         for line in lines:
-            self._decide(line, decision)
+            self._judge(line, decision)
         if decision.entries and decision.sender is not None:
             entries = self._charge_rows_of(decision)
             await self._wait_for_room(decision)
@@ -263,6 +265,36 @@ class Gate:
     def refuse(self, reason: str, lines: int = 1) -> None:
         """Count lines that a source could not read."""
         self._metrics.refused.labels(reason).inc(lines)
+
+    def note_bug(self, machine_id: UUID, exc: Exception) -> None:
+        """Log and count what a line of a machine has raised here; MemoryError is no line's fault and is raised."""
+        if isinstance(exc, MemoryError):
+            raise exc
+        self._metrics.bugs.inc()
+        self._bugs.error(
+            "line triggered a bug in guestd, accepting it without its checks; report the traceback",
+            exc,
+            machine=str(machine_id),
+        )
+
+    def _judge(self, line: Line, decision: Decision) -> None:
+        """Decide about a line. One that triggers a bug is accepted where it is due: its sender would repeat it."""
+        try:
+            self._decide(line, decision)
+        except Exception as exc:
+            self.note_bug(decision.machine_id, exc)
+            if decision.entries and decision.entries[-1].line is line:
+                return
+            header = line.header
+            if header is not None:
+                decision.answer_to = header.boot_id
+                if header.seq <= decision.last_seq(header.boot_id):
+                    return
+                if header.seq != header.oldest and not decision.is_next(header):
+                    decision.has_gap = True
+                    return
+            if is_stored(line) and line.payload is not None:
+                decision.accept(line, self._now_ms())
 
     def _decide(self, line: Line, decision: Decision) -> None:
         if line.kind != METRICS:

@@ -9,7 +9,7 @@ does everybody wait, in the broker.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from uuid import UUID
 
@@ -22,7 +22,7 @@ from guestd.spool.file import Entry, SenderState
 from guestd.spool.queue import Spool
 from guestd.telemetry.registry import GateMetrics
 from guestd.wire.framing import BLANK
-from guestd.wire.line import FRAGMENT, METRICS, Header, Line, read_line, read_lines
+from guestd.wire.line import FRAGMENT, METRICS, Header, Line, is_stored, read_line, read_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,7 @@ class MqttGate:
         """
         entries: list[Entry] = []
         pending: Counter[UUID] = Counter()
+        senders: dict[UUID, SenderState] = {}
         size_bytes = settled = 0
         now_ms = self._now_ms()
         for message in messages:
@@ -67,11 +68,14 @@ class MqttGate:
                 break
             settled += 1
             for line in self._read(message):
-                entry = self._decide(message.machine_id, line, pending, now_ms)
+                entry = self._judge(message.machine_id, line, pending[message.machine_id], senders, now_ms)
                 if entry is not None:
                     entries.append(entry)
+                    senders[entry.machine_id] = entry.sender
                     pending[entry.machine_id] += entry.size_bytes
                     size_bytes += entry.size_bytes
+        # Only now: if something above fails, nothing is settled, and all is delivered again.
+        self._gate.senders |= senders
         if settled:
             # Without entries too: a duplicate may be of a line whose commit is still running.
             await self._gate.append(entries)
@@ -83,27 +87,48 @@ class MqttGate:
         What is refused as a whole is not searched for several messages, which takes longer than all else.
         """
         payload = message.payload
-        if len(payload) > self._max_frame_bytes or not self._gate.admits(message.machine_id, payload):
-            return [read_line(payload.lstrip(BLANK))]
-        return read_lines(payload)
+        try:
+            if len(payload) > self._max_frame_bytes or not self._gate.admits(message.machine_id, payload):
+                return [read_line(payload.lstrip(BLANK))]
+            return read_lines(payload)
+        except Exception as exc:
+            self._gate.note_bug(message.machine_id, exc)
+            return [Line(METRICS, None, payload)]
 
-    def _decide(self, machine_id: UUID, line: Line, pending: Counter[UUID], now_ms: int) -> Entry | None:
+    def _judge(
+        self, machine_id: UUID, line: Line, pending_bytes: int, senders: Mapping[UUID, SenderState], now_ms: int
+    ) -> Entry | None:
+        """Decide about a line. One that triggers a bug is kept: otherwise the broker would deliver it for ever.
+
+        Its number is not settled; the store knows by it whether it has the line.
+        """
+        sender = senders.get(machine_id, self._gate.senders.get(machine_id))
+        try:
+            return self._decide(machine_id, line, sender, pending_bytes, now_ms)
+        except Exception as exc:
+            self._gate.note_bug(machine_id, exc)
+            payload = line.payload or b""
+            if not is_stored(line) or not self._has_room(machine_id, len(payload), pending_bytes):
+                return None
+            return Entry(machine_id, line, _get_state(sender, None, None, now_ms), Transport.MQTT)
+
+    def _decide(
+        self, machine_id: UUID, line: Line, sender: SenderState | None, pending_bytes: int, now_ms: int
+    ) -> Entry | None:
         size_bytes = len(line.payload or b"")
         if line.kind != METRICS and not self._admits_message(line.kind, machine_id):
             self._gate.charge(machine_id, size_bytes)
             return None
-        sender = self._gate.senders.get(machine_id)
         window = None
         if line.header is not None:
             window = self._advance(line.header, sender)
             if window is None and _is_settled(line.header, sender):
                 self._metrics.duplicate.inc()
                 return None
-        heavy_rows = self._admit(machine_id, line.payload or b"", pending[machine_id])
+        heavy_rows = self._admit(machine_id, line.payload or b"", pending_bytes)
         if heavy_rows is None and line.header is None:
             return None
         state = _get_state(sender, line.header, window, now_ms)
-        self._gate.senders[machine_id] = state
         # A numbered line that is refused is settled: it is not missing, and does not come again.
         if heavy_rows is None:
             return Entry(machine_id, replace(line, payload=None), state, Transport.MQTT)
@@ -126,13 +151,17 @@ class MqttGate:
 
     def _admit(self, machine_id: UUID, payload: bytes, pending_bytes: int) -> int | None:
         """The rows of the turn that a line took, 0 if it needs none; None, and counted, beyond its machine's limits."""
-        if len(payload) > self._max_frame_bytes:
-            self._metrics.refused.labels("oversize").inc()
-            return None
-        if not self._spool.has_share(machine_id, len(payload), pending_bytes):
-            self._metrics.refused.labels("share").inc()
+        if not self._has_room(machine_id, len(payload), pending_bytes):
             return None
         return self._gate.admit(machine_id, payload)
+
+    def _has_room(self, machine_id: UUID, size_bytes: int, pending_bytes: int) -> bool:
+        """Whether a line is within the size limit and its machine's share of the spool; counts it if it is not."""
+        reason = "oversize" if size_bytes > self._max_frame_bytes else "share"
+        if reason == "share" and self._spool.has_share(machine_id, size_bytes, pending_bytes):
+            return True
+        self._metrics.refused.labels(reason).inc()
+        return False
 
 
 def _get_state(

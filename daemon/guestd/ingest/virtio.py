@@ -36,7 +36,7 @@ from guestd.ingest.partial_lines import PartialLines
 from guestd.telemetry.registry import ChannelMetrics
 from guestd.wire import replies
 from guestd.wire.framing import Framer, Oversize
-from guestd.wire.line import FRAGMENT, Line, is_whole, read_first_line, read_lines
+from guestd.wire.line import FRAGMENT, METRICS, Line, is_whole, read_first_line, read_lines
 
 log = structlog.get_logger()
 
@@ -310,10 +310,12 @@ class _Reader:
         return passed
 
     def _read(self, line: bytes | Oversize) -> list[Line]:
-        if self._is_first_line:
-            self._is_first_line = False
-            return read_first_line(line)
-        return read_lines(line)
+        is_first_line, self._is_first_line = self._is_first_line, False
+        try:
+            return read_first_line(line) if is_first_line else read_lines(line)
+        except Exception as exc:
+            self._gate.note_bug(self._machine_id, exc)
+            return [Line(METRICS, None, None if isinstance(line, Oversize) else line)]
 
 
 async def _connect(path: Path) -> socket.socket:

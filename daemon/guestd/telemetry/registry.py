@@ -27,6 +27,9 @@ AGENT_DROPPED_HELP = (
     "Lines that agents no longer had, by their numbers. At most so many are lost: some may have been accepted by "
     "another host of a migrated machine, or into a spool of which an older copy is used."
 )
+GATE_BUGS_HELP = (
+    "Lines that triggered a bug in guestd on arrival and were accepted unchecked; the log has the traceback."
+)
 SESSIONS_HELP = (
     "Connections to a broker that no longer had guestd's session, with the messages queued in it, also over a restart."
 )
@@ -103,6 +106,7 @@ class GateMetrics:
         self.refused = counter("guestd_frames_refused", REFUSED_HELP, ["reason"])
         self.duplicate = counter("guestd_frames_duplicate", "Lines sent again that were already on disk.")
         self.agent_dropped = counter("guestd_agent_lines_dropped", AGENT_DROPPED_HELP)
+        self.bugs = counter("guestd_gate_bugs", GATE_BUGS_HELP)
         self.other_messages = counter("guestd_other_messages", "Guest messages without metrics, by type.", ["type"])
         self.held_back = gauge(
             "guestd_guests_held_back", "Guests over their rate limit or waiting for a turn, not read."

@@ -70,6 +70,11 @@ class Line:
         return None if self.header is None else self.header.line_id
 
 
+def is_stored(line: Line) -> bool:
+    """Whether a line of this kind becomes rows; the others are answered or counted."""
+    return line.kind == METRICS or line.kind in EVENTS
+
+
 def read_lines(line: bytes | Oversize) -> list[Line]:
     """The messages of a line, in order: none in a blank one, and several if their sender left out line ends.
 
@@ -183,7 +188,7 @@ def _read_part(part: bytes, later: Sequence[bytes]) -> Line:
 def _read_broken(text: bytes) -> Line:
     """Read what is no whole message. It may contain metrics: all but an event is kept and quarantined as these are."""
     line = read_line(text)
-    return line if line.kind == METRICS or line.kind in EVENTS else Line(METRICS, None, text)
+    return line if is_stored(line) else Line(METRICS, None, text)
 
 
 _HEADER = re.compile(

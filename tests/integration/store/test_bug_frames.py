@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psycopg
 import pytest
@@ -18,14 +19,17 @@ from tools.harness.waiting import eventually
 
 from guestd.core.supervision import Supervisor
 from guestd.core.tasks import Backoff
+from guestd.ingest.mqtt_gate import MachineMessage, MqttGate
 from guestd.ingest.prefetch import OnPrepared
 from guestd.ingest.writer import Writer
 from guestd.rows.batch import Limits, Prepared
 from guestd.rows.model import Rows
 from guestd.spool.queue import Spool
 from support.daemon import add_machine, execute, metrics_line, rows
+from support.faults import sample_line
+from support.gate import MACHINE, gate_on
 from support.proxy import Proxy
-from support.spooled import EVENT, Tally, entry, line, spooled
+from support.spooled import EVENT, Tally, drain, entry, line, spooled
 
 LIMITS = Limits(100, 1_000_000, 0.01)
 FAULTY_CPU = 99.5
@@ -268,3 +272,29 @@ async def test_the_plain_sample_is_written_to_every_table_and_leaves_nothing(tmp
         await write(spool, dsn, unhashable)
     for table in ("SystemMetrics", "ProcessSnapshot", "PortUsage", "ApplicationUsage", "WindowsService", "GuestEvent"):
         assert rows(dsn, f'SELECT count(*) FROM "{table}"') == [(0,)]
+
+
+@pytest.mark.asyncio
+async def test_a_message_with_which_the_gate_fails_is_stored_once_however_often_the_broker_delivers_it(
+    tmp_path: Path, dsn: str
+) -> None:
+    add_machine(dsn, MACHINE)
+    boot_id = uuid4()
+
+    def broken(missing: int) -> None:
+        raise LookupError(f"{missing} are missing")
+
+    async with gate_on(tmp_path) as rig:
+        gate = MqttGate(
+            rig.spool,
+            rig.gate,
+            metrics=rig.telemetry.gate,
+            count_missing=broken,
+            now_ms=lambda: rig.now_ms,
+            max_frame_bytes=10_000,
+        )
+        for seq in (1, 5, 5, 2):
+            assert await gate.accept([MachineMessage(MACHINE, sample_line(seq, boot_id).strip())]) == 1
+        tally = await drain(rig.spool, dsn)
+    assert (tally.frames["stored"], tally.frames["duplicate"]) == (3, 1)
+    assert rows(dsn, 'SELECT count(*) FROM "SystemMetrics"') == [(3,)]
