@@ -137,8 +137,8 @@ async def test_a_store_restored_from_before_the_last_start_is_no_other_guestds(t
     assert (lost["missing_from"], lost["missing_to"]) == (2, 3)
 
 
-class Killed(Exception):
-    """The process ends between COMMIT and trim."""
+class Killed(BaseException):
+    """The process ends between COMMIT and trim; nothing handles that."""
 
 
 class Hosts:

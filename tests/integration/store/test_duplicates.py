@@ -210,6 +210,7 @@ async def test_a_sample_whose_time_somebody_takes_at_the_last_moment_moves_on(tm
         async with open_store(dsn) as store:
             frames = await spool.read(0, max_frames=1, max_bytes=1)
             consumer._uncommitted = await consumer._preparer.prepare(frames, store.find_stored_timestamps)
+            consumer._moved_seq = frames[-1].seq
         insert_sample(dsn, machine_id, at)
         spool.seal()
         await asyncio.wait_for(consumer.run(), 60)
