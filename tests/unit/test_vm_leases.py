@@ -54,7 +54,22 @@ def test_a_machine_whose_lease_another_host_has_is_not_started() -> None:
 @pytest.mark.parametrize("reason", sorted(KNOWN_ENDS))
 def test_a_machine_that_ended_here_is_started_again(reason: str) -> None:
     assert steps(row(OURS), off(reason)) == START
-    assert steps(row(EARLIER), off(reason), silent_hosts=("there",)) == START
+    # That a start failed after the host was restarted does not say how it ended before.
+    is_started = steps(row(EARLIER), off(reason), silent_hosts=("there",)) == START
+    assert is_started == (reason != "failed")
+
+
+@pytest.mark.parametrize("reason", ["unknown", "failed"])
+@pytest.mark.parametrize("state", ["shutoff", "missing"])
+def test_a_machine_that_was_migrated_away_is_not_off_and_not_started_when_libvirt_forgets_it(
+    state: str, reason: str
+) -> None:
+    """libvirtd is restarted, the domain is undefined and defined again, or somebody's start fails."""
+    facts = replace(facts_of(off("migrated")), state=state)
+    running = row(OURS, status="running", facts=facts)
+    for host_boot in ("boot 1", "boot 2"):
+        assert steps(running, off(reason), host_boot=host_boot) == []
+        assert leases_of(running, off(reason), host_boot=host_boot) == []
 
 
 def test_a_machine_that_ended_here_in_a_way_that_is_not_known_is_not_started_in_the_same_boot_of_the_host() -> None:

@@ -65,5 +65,8 @@ def find_obstacle(machine: VmRow, domain: Domain, now: float, policy: VmPolicy) 
 
 def _has_ended(lease: Lease | None, domain: Domain, policy: VmPolicy) -> bool:
     """Whether this host has the lease of a domain that is off, and libvirt reports how it ended here."""
-    mine = lease is not None and (lease.host_id, lease.domain_uuid) == (policy.host_id, domain.uuid)
-    return mine and domain.reason in KNOWN_ENDS
+    if lease is None or (lease.host_id, lease.domain_uuid) != (policy.host_id, domain.uuid):
+        return False
+    # A start that failed after this host was restarted says nothing of how it ended before.
+    is_new_boot = domain.reason == "failed" and lease.host_boot != policy.host_boot
+    return domain.reason in KNOWN_ENDS and not is_new_boot

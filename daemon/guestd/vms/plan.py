@@ -262,11 +262,14 @@ def _plan_power(
 
 
 def _keep_migrated(facts: DomainFacts | None, domain: Domain) -> Domain:
-    """Keep the reason of a domain that was migrated away: a libvirtd that is restarted forgets it."""
-    if facts is None or (domain.uuid, domain.state, domain.reason) != (facts.domain_uuid, "shutoff", "unknown"):
+    """Keep the reason of a domain that was migrated away.
+
+    A libvirtd that is restarted forgets it, as does one where the domain is defined again, and a start that fails.
+    """
+    if facts is None or facts.is_active or (domain.uuid, domain.state) != (facts.domain_uuid, "shutoff"):
         return domain
-    is_elsewhere = (facts.state, facts.reason) == ("shutoff", "migrated")
-    return replace(domain, reason="migrated") if is_elsewhere else domain
+    is_forgotten = facts.reason == "migrated" and domain.reason in ("unknown", "failed")
+    return replace(domain, reason="migrated") if is_forgotten else domain
 
 
 def _get_claim_reason(machine: VmRow, domain: Domain) -> str | None:
