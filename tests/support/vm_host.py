@@ -16,7 +16,7 @@ from tools.harness.waiting import eventually
 from guestd.hypervisor.driver import Hypervisor
 from guestd.telemetry.registry import VmMetrics
 from guestd.vms.model import VmPolicy
-from guestd.vms.reconciler import UNKNOWN_HOST, VmReconciler
+from guestd.vms.reconciler import SEND_SECONDS, UNKNOWN_HOST, VmReconciler
 from support.daemon import add_machine, rows
 from support.libvirt import domain_xml, own_connection, running, uri_of
 
@@ -29,7 +29,13 @@ class Host:
     """One host: domains of the test driver, and the reconciler of their machines."""
 
     def __init__(
-        self, dsn: str, hypervisor: Hypervisor, name: str = "host", settle_seconds: float = 0.0, **changes: Any
+        self,
+        dsn: str,
+        hypervisor: Hypervisor,
+        name: str = "host",
+        settle_seconds: float = 0.0,
+        send_seconds: float = SEND_SECONDS,
+        **changes: Any,
     ) -> None:
         self.dsn = dsn
         self.hypervisor = hypervisor
@@ -46,6 +52,7 @@ class Host:
             policy=VmPolicy(**policy | changes),
             metrics=VmMetrics(self._registry),
             settle_seconds=settle_seconds,
+            send_seconds=send_seconds,
         )
 
     @property

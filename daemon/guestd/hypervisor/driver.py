@@ -8,6 +8,7 @@ that never wait for a QEMU: all states in one call, and the XML of domains that 
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -71,12 +72,16 @@ class _CachedDomain:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The domain of an action, as it was observed. libvirt is called only while the domain still is all of this."""
+    """The domain of an action, as it was observed. libvirt is called only while the domain still is all of this.
+
+    `send_until` is the monotonic time after which it is not called, because nobody knows whether that is still wanted.
+    """
 
     uuid: UUID
     name: str
     state: str
     boot: Boot
+    send_until: float = math.inf
 
 
 class Hypervisor:
@@ -213,6 +218,11 @@ class Hypervisor:
         def run(connection: Any) -> None:
             domain = connection.lookupByUUID(target.uuid.bytes)
             _check_target(domain, target)
+            # This thread goes on when libvirt answers at last, also after its caller has given up.
+            if time.monotonic() > target.send_until or not self.is_current(target):
+                raise NotSent(
+                    f"{target.name}: too much time has passed, or the domain has changed, since it was checked"
+                )
             act(domain)
 
         current = self._get_connection()

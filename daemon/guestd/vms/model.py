@@ -10,7 +10,7 @@ from guestd.hypervisor.domains import NO_BOOT, Boot, Graphics
 
 REPORT_KINDS = (
     "unmatched", "missing", "duplicate", "drift", "left", "cannot", "unreadable", "failing", "elsewhere", "replaced",
-    "renamed", "held",
+    "renamed", "held", "unwritten",
 )  # fmt: skip
 
 # The platform's synonyms of our statuses: they are not overwritten.

@@ -37,6 +37,7 @@ from guestd.vms.model import (
     VmPlan,
     VmPolicy,
     VmReport,
+    Write,
 )
 from guestd.vms.plan import find_absences, keep_recent_attempts, plan_vms
 from guestd.vms.power import record_accepted, record_failed
@@ -52,6 +53,9 @@ HEARTBEAT_SECONDS = 9.0
 SETTLE_SECONDS = 15.0
 # An action that was not due any more when its turn came is planned again after this.
 AGAIN_SECONDS = 1.0
+# What the store allowed is sent to libvirt no later than this after guestd asked the store: a store or a libvirtd that
+# hangs, or a guestd that was stopped, may answer when nobody wants it any more.
+SEND_SECONDS = 10.0
 UNKNOWN_HOST = UUID(int=0)
 _FAILURES = (SourceLost, StoreUnavailable, RowsRejected)
 
@@ -68,12 +72,14 @@ class VmReconciler:
         policy: VmPolicy,
         metrics: VmMetrics,
         settle_seconds: float = SETTLE_SECONDS,
+        send_seconds: float = SEND_SECONDS,
     ) -> None:
         self._hypervisor = hypervisor
         self._dsn = dsn
         self._host_name = host_name
         self._policy = policy
         self._settle_seconds = settle_seconds
+        self._send_seconds = send_seconds
         self._metrics = metrics
         self._wake = hypervisor.subscribe()
         self._used_snapshot: float | None = None
@@ -148,28 +154,28 @@ class VmReconciler:
             now=began,
             policy=replace(self._policy, silent_hosts=silent_hosts),
         )
-        await self._write(store, plan)
+        written, unwritten = await self._write(store, plan)
         for action in plan.actions:
             if action.machine_id not in self._acting and not self._is_just_claimed(action, began):
                 self._acting.add(action.machine_id)
                 actions.create_task(self._perform(store, action), name=f"vms-{action.name}")
-        self._report(plan.reports)
+        self._report((*plan.reports, *unwritten))
         if began - self._heartbeat_at >= HEARTBEAT_SECONDS:
             await store.touch_host()
             self._heartbeat_at = began
         self.error = None
         self._metrics.reconcile_seconds.observe(time.monotonic() - began)
         # A claimed machine can be acted on only after its row has been read again.
-        if any(isinstance(write, Claim) for write in plan.writes):
+        if any(isinstance(write, Claim) for write in written):
             return 0.0
         return min(RECONCILE_SECONDS, plan.recheck_seconds or RECONCILE_SECONDS)
 
-    async def _write(self, store: VmStore, plan: VmPlan) -> None:
+    async def _write(self, store: VmStore, plan: VmPlan) -> tuple[list[Write], list[VmReport]]:
         # An action that has begun may be a start, which keeps its lease.
         writes = [w for w in plan.writes if not (isinstance(w, DropLease) and w.machine_id in self._acting)]
         if not writes:
-            return
-        written = await store.write(writes)
+            return [], []
+        written, unwritten = await store.write(writes)
         for write in writes:
             self._metrics.writes.labels(type(write).__name__).inc()
         self._metrics.writes_skipped.inc(len(writes) - len(written))
@@ -177,6 +183,7 @@ class VmReconciler:
             if isinstance(write, Claim):
                 self._claimed_at[write.machine_id] = time.monotonic()
             log.info("VM row written", change=str(write), machine=str(write.machine_id))
+        return written, unwritten
 
     def _is_just_claimed(self, action: PowerAction, now: float) -> bool:
         """Whether a machine is to start that this host has claimed a moment ago: it may run on a host that has not."""
@@ -188,36 +195,36 @@ class VmReconciler:
         again_seconds = AGAIN_SECONDS
         try:
             async with self._hypervisor.action_slot():
-                event_id = None
-                if self._hypervisor.is_current(_get_target(action)):
+                event_id, target = None, _get_target(action, time.monotonic() + self._send_seconds)
+                if self._hypervisor.is_current(target):
                     attempts = self._attempts.get(action.machine_id)
                     attempt = record_accepted(attempts, action, time.monotonic()).accepted
                     event_id = await store.begin_action(action, attempt, self._policy.host_boot)
                 # Without a row nothing is recorded: the domain was left alone.
                 if event_id is not None:
                     again_seconds = 0.0
-                    await self._perform_audited(store, action, event_id)
+                    await self._perform_audited(store, action, target, event_id)
         finally:
             self._acting.discard(action.machine_id)
             asyncio.get_running_loop().call_later(again_seconds, self._wake.set)
 
-    async def _perform_audited(self, store: VmStore, action: PowerAction, event_id: UUID) -> None:
+    async def _perform_audited(self, store: VmStore, action: PowerAction, target: Target, event_id: UUID) -> None:
         """Perform an action whose audit row is written, and store its outcome."""
         log.info("VM action started", action=str(action), machine=str(action.machine_id))
         # If this task is cancelled, the call may have been made.
         result, error = "no_answer", "guestd did not wait for the answer"
         try:
-            result, error = await self._call(action)
+            result, error = await self._call(action, target)
         finally:
             self._record(action, result, error)
         if isinstance(action, Start) and result in ("refused", "not_sent"):
             await store.delete_lease(action.machine_id)
         await store.end_action(event_id, result if result == "done" else f"{result}: {error}")
 
-    async def _call(self, action: PowerAction) -> tuple[str, str]:
+    async def _call(self, action: PowerAction, target: Target) -> tuple[str, str]:
         """Make the libvirt call of an action; returns done, refused, not_sent or no_answer, and the error."""
         try:
-            error = await self._apply(action)
+            error = await self._apply(action, target)
         except NotSent as exc:
             return "not_sent", str(exc)
         except SourceLost as exc:
@@ -239,9 +246,8 @@ class VmReconciler:
             error=error,
         )
 
-    async def _apply(self, action: PowerAction) -> str | None:
+    async def _apply(self, action: PowerAction, target: Target) -> str | None:
         """Make the libvirt call of an action; returns libvirt's error message, None on success."""
-        target = _get_target(action)
         match action:
             case Start():
                 error = await self._hypervisor.start(target)
@@ -270,8 +276,8 @@ class VmReconciler:
             self._metrics.reports.labels(kind).set(kinds[kind])
 
 
-def _get_target(action: PowerAction) -> Target:
-    return Target(action.domain_uuid, action.name, action.state, action.boot)
+def _get_target(action: PowerAction, send_until: float) -> Target:
+    return Target(action.domain_uuid, action.name, action.state, action.boot, send_until)
 
 
 async def preview_vm_plan(hypervisor: Hypervisor, *, dsn: str, host_name: str, policy: VmPolicy) -> VmPlan:

@@ -7,16 +7,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 from uuid import UUID
 
 import psycopg
 from psycopg.rows import dict_row
 
-from guestd.core.errors import StoreUnavailable
+from guestd.core.errors import RowsRejected, StoreUnavailable
 from guestd.hypervisor.domains import Domain, Graphics
-from guestd.store.connection import ROW_SECONDS, check_schema, connection_to, listen, store_deadline
+from guestd.store.connection import (
+    ROW_SECONDS,
+    LockHeld,
+    check_schema,
+    connection_to,
+    listen,
+    set_timeouts,
+    store_deadline,
+)
 from guestd.vms.model import (
     SETTLED_STATUSES,
     Attempts,
@@ -29,6 +37,7 @@ from guestd.vms.model import (
     PowerAction,
     SetStatus,
     TakeLease,
+    VmReport,
     VmRow,
     Write,
 )
@@ -40,6 +49,10 @@ WRITE_ORDER = (
     "vms/update_holder", "vms/take_lease", "vms/delete_lease", "vms/update_status", "vms/upsert_graphics",
     "vms/upsert_domain",
 )  # fmt: skip
+# Locked rows of Machine are skipped without a wait; other rows of one machine may keep the others' as long.
+LOCK_SECONDS = 1.0
+# What concerns one machine only: somebody has locked its rows, or they break a constraint of the platform.
+_ONE_MACHINES = (LockHeld, RowsRejected)
 
 
 class HostLocked(StoreUnavailable):
@@ -60,8 +73,22 @@ class VmStore:
         async with self._lock, store_deadline(ROW_SECONDS):
             return await _read_machines(self._connection, self.host_id, domains)
 
-    async def write(self, writes: Sequence[Write]) -> list[Write]:
-        """Write all in one transaction; returns those that changed a row. A row that changed meanwhile is skipped."""
+    async def write(self, writes: Sequence[Write]) -> tuple[list[Write], list[VmReport]]:
+        """Write all in one transaction; returns those that changed a row. A row that changed meanwhile is skipped.
+
+        If the store does not take all, each machine has a transaction of its own; those that fail are reported.
+        """
+        with suppress(*_ONE_MACHINES):
+            return await self._write_together(writes), []
+        written, failed = [], []
+        for machine_id, name in {write.machine_id: write.name for write in writes}.items():
+            try:
+                written += await self._write_together([write for write in writes if write.machine_id == machine_id])
+            except _ONE_MACHINES as exc:
+                failed.append(VmReport("unwritten", name, f"the store does not take its rows: {exc}"))
+        return written, failed
+
+    async def _write_together(self, writes: Sequence[Write]) -> list[Write]:
         statements = [(write, *_build_statement(write)) for write in writes]
         statements.sort(key=lambda statement: WRITE_ORDER.index(statement[1]))
         async with (
@@ -91,8 +118,8 @@ class VmStore:
     async def begin_action(self, action: PowerAction, attempt: int, host_boot: str) -> UUID | None:
         """Insert the audit row of an action, and take the lease of a machine that is to start.
 
-        None if the action must not run: the host, the desired state, another program's work or another host's lease
-        forbid it. `attempt` numbers consecutive attempts of the same action, from 1.
+        None if the action must not run: the host, the domain, the desired state, another program's work, another host's
+        lease or a lock forbid it. `attempt` numbers consecutive attempts of the same action, from 1.
         """
         values = {
             "host_id": self.host_id, "machine_id": action.machine_id, "name": action.name, "desired": action.desired,
@@ -100,10 +127,12 @@ class VmStore:
             "desired_since": action.desired_since, "statuses": sorted(SETTLED_STATUSES), "host_boot": host_boot,
             "domain_uuid": action.domain_uuid,
         }  # fmt: skip
-        async with self._lock, store_deadline(ROW_SECONDS):
-            cursor = await self._connection.execute(query("vms/insert_event"), values)
-            row = await cursor.fetchone()
-        return None if row is None else row[0]
+        with suppress(*_ONE_MACHINES):
+            async with self._lock, store_deadline(ROW_SECONDS):
+                cursor = await self._connection.execute(query("vms/insert_event"), values)
+                row = await cursor.fetchone()
+            return None if row is None else row[0]
+        return None
 
     async def end_action(self, event_id: UUID, outcome: str) -> None:
         """Store the outcome of an action."""
@@ -113,13 +142,16 @@ class VmStore:
     async def delete_lease(self, machine_id: UUID) -> None:
         """Give the lease of a machine back that was not started."""
         values = {"machine_id": machine_id, "host_id": self.host_id}
-        async with self._lock, store_deadline(ROW_SECONDS):
-            await self._connection.execute(query("vms/delete_lease"), values)
+        with suppress(LockHeld):  # somebody is deleting it
+            async with self._lock, store_deadline(ROW_SECONDS):
+                await self._connection.execute(query("vms/delete_lease"), values)
 
     async def touch_host(self) -> None:
-        """Store that libvirt on this host has just answered."""
+        """Store that libvirt on this host has just answered. StoreUnavailable if the host has no row."""
         async with self._lock, store_deadline(ROW_SECONDS):
-            await self._connection.execute(query("hosts/update_last_seen"), {"host_id": self.host_id})
+            cursor = await self._connection.execute(query("hosts/update_last_seen"), {"host_id": self.host_id})
+        if not cursor.rowcount:
+            raise StoreUnavailable(f"the row of Host {self.host_id} was deleted: the host registers again")
 
 
 @asynccontextmanager
@@ -139,6 +171,7 @@ async def open_vm_store(dsn: str, *, name: str, uri: str, version: str) -> Async
                     f"another guestd manages the machines of host {name} ({uri}): stop one of the two, or if these are"
                     " two hosts, give one of them another libvirt.host_name"
                 )
+        await set_timeouts(connection, lock_seconds=LOCK_SECONDS)
         yield VmStore(connection, host_id)
 
 

@@ -1,14 +1,15 @@
 -- Records that an action on a domain begins; a start takes the machine's lease with it. One row: id.
 -- %(host_id)s, %(machine_id)s, %(domain_uuid)s: uuid. %(name)s, %(action)s, %(reason)s, %(desired)s, %(host_boot)s: text.
 -- %(desired_since)s: timestamptz, may be NULL. %(attempt)s: integer. %(statuses)s: text[], in which guestd may act.
--- No row when the action must not run: the host no longer holds the machine, its desired state has changed or is being
--- changed, another program works on it, or another host has its lease.
+-- No row when the action must not run: the host no longer holds the machine, it has another domain now, its desired state
+-- has changed or is being changed, another program works on it, or another host has its lease.
 WITH due AS (
     SELECT machine."id"
     FROM "Machine" AS machine
     WHERE
         machine."id" = %(machine_id)s
         AND machine."hostId" = %(host_id)s
+        AND machine."internalName" = %(name)s
         AND machine."desiredStatus" = %(desired)s
         AND machine."desiredSince" IS NOT DISTINCT FROM %(desired_since)s::timestamptz
         AND machine."status" = ANY(%(statuses)s::text [])

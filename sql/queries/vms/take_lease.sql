@@ -9,6 +9,7 @@ SELECT
     %(domain_uuid)s
 FROM "Machine" AS machine
 WHERE machine."id" = %(machine_id)s
+FOR KEY SHARE SKIP LOCKED
 ON CONFLICT ("machineId") DO UPDATE SET
     "hostId" = excluded."hostId",
     "hostBoot" = excluded."hostBoot",

@@ -1,10 +1,18 @@
 -- Sets a machine's status to that of its domain if it is unchanged since it was read and the host still holds the
--- machine; one event.
+-- machine, and nobody is changing the row; one event.
 -- %(machine_id)s, %(host_id)s: uuid. %(before)s, %(after)s, %(name)s, %(reason)s: text.
-WITH changed AS (
-    UPDATE "Machine" SET "status" = %(after)s
+WITH due AS (
+    SELECT "id"
+    FROM "Machine"
     WHERE "id" = %(machine_id)s AND "hostId" = %(host_id)s AND "status" = %(before)s
-    RETURNING "id"
+    FOR NO KEY UPDATE SKIP LOCKED
+),
+
+changed AS (
+    UPDATE "Machine" AS machine SET "status" = %(after)s
+    FROM due
+    WHERE machine."id" = due."id"
+    RETURNING machine."id"
 )
 
 INSERT INTO "ReconcileEvent" ("hostId", "machineId", "name", "action", "reason", "outcome")

@@ -16,6 +16,7 @@ SELECT
     %(reached_since)s::timestamptz
 FROM "Machine" AS machine
 WHERE machine."id" = %(machine_id)s AND machine."hostId" = %(host_id)s
+FOR KEY SHARE SKIP LOCKED
 ON CONFLICT ("machineId") DO UPDATE SET
     "domainUuid" = excluded."domainUuid",
     "state" = excluded."state",

@@ -8,6 +8,7 @@ SELECT
     %(graphic_host)s
 FROM "Machine" AS machine
 WHERE machine."id" = %(machine_id)s AND machine."hostId" = %(host_id)s
+FOR KEY SHARE SKIP LOCKED
 ON CONFLICT ("machineId") DO UPDATE SET
     "graphicProtocol" = excluded."graphicProtocol",
     "graphicPort" = excluded."graphicPort",

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import subprocess
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -134,6 +135,58 @@ async def test_an_action_is_not_sent_when_another_program_has_begun_to_work_on_t
     assert list_actions(dsn) == []
 
 
+async def test_an_action_is_not_sent_when_the_row_has_been_given_another_domain(dsn: str, tmp_path: Path) -> None:
+    add(dsn, "one", desiredStatus="running")
+    async with reconciling(Host(dsn, hypervisor_with(tmp_path, "one"))) as host:
+        await host.becomes("one", status="running")
+        places = host.hypervisor._actions._slots
+        for _ in range(4):
+            await places.acquire()
+        set_desired(dsn, "one", "off")
+        await host.eventually(lambda: host.reconciler._acting, "the shutdown waits for its turn")
+        execute(dsn, """UPDATE "Machine" SET "internalName" = 'two'""")
+        for _ in range(4):
+            places.release()
+        await host.eventually(lambda: not host.reconciler._acting, "its turn has come")
+        assert host.domain("one").isActive()
+    assert list_actions(dsn) == []
+
+
+class HungLookup:
+    """libvirt's connection, of which lookups wait: a libvirtd that is stopped."""
+
+    def __init__(self, connection: Any, may_answer: threading.Event) -> None:
+        self._connection = connection
+        self._may_answer = may_answer
+
+    def lookupByUUID(self, uuid: bytes) -> Any:  # noqa: N802 -- libvirt's name
+        """Look a domain up, at last."""
+        self._may_answer.wait()
+        return self._connection.lookupByUUID(uuid)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+
+async def test_an_action_that_libvirt_has_not_received_in_time_is_not_sent_when_libvirt_answers_at_last(
+    dsn: str, tmp_path: Path
+) -> None:
+    add(dsn, "one", desiredStatus="running")
+    async with reconciling(Host(dsn, hypervisor_with(tmp_path, "one"), send_seconds=0.5)) as host:
+        await host.becomes("one", status="running")
+        may_answer = threading.Event()
+        host.hypervisor._connection = HungLookup(own_connection(host.hypervisor), may_answer)
+        set_desired(dsn, "one", "off")
+        await host.eventually(lambda: list_actions(dsn), "libvirt is called")
+        set_desired(dsn, "one", "running")
+        given_up = time.monotonic() + 1.0
+        await host.eventually(lambda: time.monotonic() > given_up, "the time to send it is over")
+        may_answer.set()
+        await host.eventually(lambda: not host.reconciler._acting, "libvirt has answered")
+        assert host.domain("one").isActive()
+    assert [(action, outcome[:9]) for action, outcome in list_actions(dsn)] == [("shutdown", "not_sent:")]
+
+
 async def test_nothing_is_done_while_somebody_changes_the_row(dsn: str, tmp_path: Path) -> None:
     add(dsn, "one", desiredStatus="running")
     async with reconciling(Host(dsn, hypervisor_with(tmp_path, "one"))) as host:
@@ -171,6 +224,24 @@ async def test_a_machine_that_may_have_been_migrated_away_is_not_started_by_its_
         # As docs/vms.md says, where it is certain that it runs nowhere.
         execute(dsn, 'DELETE FROM "MachineLease"', "NOTIFY guestd_wish")
         await host.becomes("one", status="running", problem=None)
+
+
+async def test_a_host_whose_last_report_is_in_the_future_counts_as_one_that_does_not_report(
+    dsn: str, tmp_path: Path
+) -> None:
+    add(dsn, "one", desiredStatus="running")
+    first = hypervisor_with(tmp_path, "one")
+    async with reconciling(Host(dsn, first)) as host:
+        await host.becomes("one", status="running")
+    # The server's clock was set back since the other host has reported.
+    values = """('there', 'test:///there', '1', now() + INTERVAL '1 hour')"""
+    execute(dsn, f'INSERT INTO "Host" ("name", "uri", "version", "lastSeen") VALUES {values}')
+    # This host was restarted.
+    second = hypervisor_that_is_off(Path(first.uri.removeprefix("test://")))
+    async with reconciling(Host(dsn, second, host_boot="boot 2")) as host:
+        await host.becomes("one", status="off", domainReason="unknown")
+        await host.eventually(lambda: host.machine("one")["problem"], "it is not started")
+        assert "may run on a host that does not report: there" in host.machine("one")["problem"]
 
 
 async def test_a_machine_that_runs_on_another_host_is_not_started_when_its_row_is_moved(

@@ -1,0 +1,81 @@
+"""Rows of one machine that the store does not take cost that machine only: somebody holds a lock, or a constraint."""
+
+import asyncio
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from support.daemon import execute, rows
+from support.vm_host import Host, add, hypervisor_with, reconciling, set_desired
+
+pytestmark = pytest.mark.asyncio
+NAMES = ("one", "two", "three")
+
+
+async def stops_and_starts(host: Host, name: str) -> None:
+    """The machine follows its desired state, and so does its row."""
+    for desired in ("off", "running"):
+        await asyncio.to_thread(set_desired, host.dsn, name, desired)
+        await host.becomes(name, status=desired)
+
+
+OF_ONE = """(SELECT "id" FROM "Machine" WHERE "internalName" = 'one')"""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        f"""UPDATE "Machine" SET "name" = 'x' WHERE "id" = {OF_ONE}""",
+        f'SELECT 1 FROM "Machine" WHERE "id" = {OF_ONE} FOR UPDATE',
+        f'DELETE FROM "Machine" WHERE "id" = {OF_ONE}',
+        f'SELECT 1 FROM "MachineDomain" WHERE "machineId" = {OF_ONE} FOR UPDATE',
+        f'DELETE FROM "MachineLease" WHERE "machineId" = {OF_ONE}',
+    ],
+)
+async def test_rows_that_somebody_has_locked_do_not_stop_the_other_machines(
+    dsn: str, tmp_path: Path, change: str
+) -> None:
+    for name in NAMES:
+        add(dsn, name, desiredStatus="running")
+    async with reconciling(Host(dsn, hypervisor_with(tmp_path, *NAMES))) as host:
+        for name in NAMES:
+            await host.becomes(name, status="running")
+        with psycopg.connect(dsn) as connection:
+            connection.execute(change.encode())
+            host.domain("one").destroy()
+            await stops_and_starts(host, "two")
+            assert host.lost == 0
+            connection.rollback()
+        await host.becomes("one", status="running", domainState="running")
+        assert host.lost == 0
+
+
+async def test_a_row_that_breaks_a_constraint_is_reported_and_does_not_stop_the_other_machines(
+    dsn: str, tmp_path: Path
+) -> None:
+    for name in NAMES:
+        add(dsn, name, desiredStatus="running")
+    constraint = """CHECK ("internalName" <> 'one' OR "status" <> 'off') NOT VALID"""
+    async with reconciling(Host(dsn, hypervisor_with(tmp_path, *NAMES))) as host:
+        for name in NAMES:
+            await host.becomes(name, status="running")
+        await asyncio.to_thread(execute, dsn, f'ALTER TABLE "Machine" ADD CONSTRAINT "of_the_platform" {constraint}')
+        await asyncio.to_thread(set_desired, dsn, "one", "off")
+        await host.eventually(lambda: any(text.startswith("unwritten: one: ") for text in host.reports), "a report")
+        assert "of_the_platform" in "".join(host.reports)
+        await stops_and_starts(host, "two")
+        await asyncio.to_thread(execute, dsn, 'ALTER TABLE "Machine" DROP CONSTRAINT "of_the_platform"')
+        await host.becomes("one", status="off")
+        await host.eventually(lambda: not host.reports, "it is resolved")
+        assert host.lost == 0
+
+
+async def test_a_host_whose_row_was_deleted_registers_again(dsn: str, tmp_path: Path) -> None:
+    add(dsn, "one")
+    async with reconciling(Host(dsn, hypervisor_with(tmp_path, "one"))) as host:
+        await host.becomes("one", status="running")
+        gone = ('DELETE FROM "MachineLease"', 'UPDATE "Machine" SET "hostId" = NULL', 'DELETE FROM "Host"')
+        await asyncio.to_thread(execute, dsn, *gone, "NOTIFY guestd_wish")
+        await host.becomes("one", hostName="host", state="running")
+        await host.eventually(lambda: rows(dsn, 'SELECT 1 FROM "MachineLease"'), "it has the lease again")
