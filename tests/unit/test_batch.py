@@ -60,6 +60,15 @@ def test_a_guest_that_repeats_one_time_costs_no_more_than_its_frames() -> None:
     assert find_free_moments(wanted, set())[-1] == (MACHINES[0], START + 19_999 * MILLISECOND)
 
 
+def test_a_guest_whose_times_lie_within_a_span_of_used_ones_costs_no_more_than_its_frames_and_the_span() -> None:
+    # Each of the later ones would walk to the end of the span: 400 million steps.
+    wanted = [(MACHINES[0], START)] * 20_000 + [(MACHINES[0], START + n * MILLISECOND) for n in range(20_000)]
+    assert find_free_moments(wanted, set())[-1] == (MACHINES[0], START + 39_999 * MILLISECOND)
+    taken = {(MACHINES[0], START + n * MILLISECOND) for n in range(20_000)}
+    wanted = [(MACHINES[0], START + n * MILLISECOND) for n in reversed(range(20_000))]
+    assert set(find_free_moments(wanted, taken)).isdisjoint(taken)
+
+
 def of_run(machine_id: UUID, seq: int, boot_id: str = "b") -> Prepared:
     return Prepared(seq, machine_id, START, b"", BadFrame("json", ""), None, line_id=LineId(boot_id, seq))
 

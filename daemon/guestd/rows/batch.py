@@ -148,14 +148,16 @@ def keep_order(desired: Sequence[Moment], frames: Sequence[Prepared], placed: Ma
 def find_free_moments(desired: Sequence[Moment], occupied: Set[Moment]) -> list[Moment]:
     """The (machine, time) of each frame's rows: as desired, or moved by whole ms to the next that is free."""
     used = set(occupied)
-    # Where the search for a free moment continues, so that a guest that always sends the same time costs no more.
-    resume_at: dict[Moment, datetime] = {}
+    # Of moments that a search has passed, where it went on: nobody passes them one by one again. A guest that always
+    # sends the same time, or ever later ones within a long occupied span, costs no more than its frames and that span.
+    behind: dict[Moment, Moment] = {}
     moments = []
     for machine_id, desired_at in desired:
-        moment = resume_at.get((machine_id, desired_at), desired_at)
-        while (machine_id, moment) in used:
-            moment += _MILLISECOND
-        used.add((machine_id, moment))
-        resume_at[(machine_id, desired_at)] = moment + _MILLISECOND
-        moments.append((machine_id, moment))
+        moment, passed = (machine_id, desired_at), list[Moment]()
+        while moment in used:
+            passed.append(moment)
+            moment = behind.get(moment) or (machine_id, moment[1] + _MILLISECOND)
+        used.add(moment)
+        behind.update(dict.fromkeys(passed, moment))
+        moments.append(moment)
     return moments
