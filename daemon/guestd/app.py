@@ -173,7 +173,7 @@ class _Parts:
         return self._supervise(
             {
                 "maintenance": self.maintenance.run,
-                "tidying": self._forget_deleted_machines,
+                "deleted-machines": self._forget_deleted_machines,
                 "machine-registry": lambda: watch_machines(self.reloader.settings.store.dsn, self.machine_registry),
                 **self.rollup_refresher.get_tasks(),
                 "status": lambda: systemd.report_status(self._describe_status),

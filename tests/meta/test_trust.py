@@ -12,6 +12,13 @@ TRUST = (ROOT / "docs/trust.md").read_text()
 _COUNTED = re.compile(r'(?:append|adjusted)\(\s*"(\w+)"|\[\*repairs, "(\w+)"\]|\["(\w+)"\] if text')
 
 
+def test_every_section_is_in_the_table_of_contents_at_the_top() -> None:
+    contents, _, rest = TRUST.partition("\n## ")
+    titles = re.findall(r"^## (.*)$", f"\n## {rest}", re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    assert set(re.findall(r"\(#([\w-]+)\)", contents)) == anchors
+
+
 def test_every_limit_is_documented_with_its_value() -> None:
     documented = {name: int(value) for name, value in re.findall(r"`([A-Z_]+)` = (\d+)", TRUST)}
     assert documented == {name: value for name, value in vars(limits).items() if name.isupper()}

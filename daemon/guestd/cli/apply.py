@@ -33,8 +33,8 @@ examples:
   desired   number of filters that the database defines for this host
 With --vms it prints one object with confirmed: an array of the changes that were confirmed.
 
-exit status: 0 all is done, 1 a step failed or needs --yes, or libvirt or the store cannot be reached, 2 wrong usage,
-78 the configuration must be changed
+exit status: 0 all is done, 1 a step failed or needs --yes, --vms confirmed nothing, or libvirt or the store cannot be
+reached, 2 wrong usage, 78 the configuration must be changed
 """
 
 

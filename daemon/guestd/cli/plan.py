@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """\
 Compares the VMs and network filters of this host with their desired state in the database, and prints what a guestd
-that starts now would do: rows to write, VMs to start or stop, filters to define or remove, and what needs manual
-action. It changes nothing.
+that starts now would do: rows to write, VMs to start or stop, filters to define or remove, what is held and how to
+confirm it, and what else needs manual action. It changes nothing.
 """
 EPILOG = f"""\
 examples:

@@ -49,6 +49,7 @@ user gets the group of libvirt's socket. It neither starts nor restarts anything
 EPILOG = """\
 next steps:
   edit /etc/guestd/guestd.toml
+  guestd setup     # again, if libvirt.uri was set
   guestd check --config /etc/guestd/guestd.toml
   systemctl enable --now guestd
 

@@ -17,7 +17,7 @@ MOST_GUESTS = MOST_PROCESSES = 100_000
 DESCRIPTION = """\
 Simulates guests that report what real machines report: servers, workstations, and one Windows machine in five. With
 --directory each guest has its own unix socket, DIRECTORY/<machine id>.socket, as QEMU makes them; with --mqtt all
-guests share a few connections to a broker. Messages are numbered and kept until they are acknowledged, so none is lost
+guests share one connection to a broker. Messages are numbered and kept until they are acknowledged, so none is lost
 while guestd is down. The same seed gives the same guests. guestd collects only machines that are in the store: add
 their ids there first.
 """

@@ -1,5 +1,5 @@
 """A fleet of simulated guests in one event loop: each behind a unix socket of its own, as QEMU would serve it, or all
-over a few connections to a broker.
+over one connection to a broker.
 """
 
 from __future__ import annotations
