@@ -69,6 +69,22 @@ def test_a_retired_host_claims_no_machine(dsn: str) -> None:
     assert rows(dsn, 'SELECT "name" FROM "Host"') == [("another",)]
 
 
+def test_a_host_that_may_still_run_a_machine_cannot_be_retired(dsn: str) -> None:
+    machine = add_machine(dsn)
+    execute(
+        dsn,
+        """INSERT INTO "Host" ("name", "uri", "version") VALUES ('host-that-goes', 'a', '1')""",
+        """INSERT INTO "MachineLease" ("machineId", "hostId", "hostBoot", "domainUuid")
+        SELECT machine."id", host."id", '', machine."id" FROM "Machine" AS machine, "Host" AS host""",
+    )
+    with pytest.raises(psycopg.errors.ForeignKeyViolation, match="MachineLease_hostId_fkey"):
+        execute(dsn, section("Retire a host", "sql"))
+    vms = (REPOSITORY / "docs/vms.md").read_text().partition("\n## Leases\n")[2]
+    (release,) = re.findall(r"^(DELETE FROM .*);$", vms.partition("\n## ")[0], re.MULTILINE)
+    execute(dsn, release.replace("...", str(machine)), section("Retire a host", "sql"))
+    assert rows(dsn, 'SELECT 1 FROM "Host"') == []
+
+
 def test_the_statement_for_retention_keeps_processes_for_a_month(dsn: str) -> None:
     execute(dsn, section("Retention", "sql"))
     assert rows(dsn, """SELECT "keepDays" FROM "RetentionSetting" WHERE "relation" = 'ProcessSnapshot'""") == [(31,)]
