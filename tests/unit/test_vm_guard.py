@@ -9,7 +9,7 @@ import pytest
 from guestd.hypervisor.domains import Domain
 from guestd.vms import plan
 from guestd.vms.guard import count_allowed, digest_changes
-from guestd.vms.model import VmPlan, VmRow
+from guestd.vms.model import Hold, VmPlan, VmRow
 from support.vm_world import BORN, SINCE, THERE, domain, facts_of, machine, policy
 
 
@@ -30,7 +30,7 @@ def test_an_update_of_all_machines_is_held_and_reported() -> None:
     assert (found.actions, len(found.held)) == ((), 12)
     held = [report for report in found.reports if report.kind == "held"]
     assert str(held[0]) == (
-        "held: vm1: shutdown vm1: running, desired state is off: held: more than 10 VMs would change at once;"
+        "held: vm1: shutdown vm1: running, desired state is off: held: one of more than 10 changes at once;"
         " guestd plan shows how to confirm it"
     )
     assert len(held) == 12
@@ -40,6 +40,19 @@ def test_an_update_of_all_machines_is_held_and_reported() -> None:
 def test_half_of_the_machines_may_change_at_once_and_always_two(count: int, is_held: bool) -> None:
     found = plan_of(many(count), running(count), most_changes=10, most_changes_share=0.5)
     assert (len(found.held), len(found.actions)) == ((count, 0) if is_held else (0, count))
+
+
+def test_what_was_held_stays_held_however_few_are_left_until_it_is_confirmed() -> None:
+    found = plan_of(many(12), running(12), most_changes=10)
+    holds = [write for write in found.writes if isinstance(write, Hold)]
+    assert [hold.machine_id for hold in holds] == [row.id for row in many(12)]
+    # All but two were set back.
+    left = plan_of(many(2, is_held=True), running(2), most_changes=10)
+    assert (left.actions, len(left.held)) == ((), 2)
+    assert not any(isinstance(write, Hold) for write in left.writes)
+    both = [*many(1, is_held=True), machine(2, desired="off", desired_since=SINCE)]
+    assert [action.name for action in plan_of(both, running(2), most_changes=10).actions] == ["vm2"]
+    assert len(plan_of(many(2, is_held=True, confirmed_since=SINCE), running(2)).actions) == 2
 
 
 def test_only_the_machines_of_this_host_are_counted_for_the_share() -> None:

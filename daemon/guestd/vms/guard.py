@@ -1,7 +1,8 @@
 """Holds the power actions of a plan that changes too many machines at once, until an operator confirms them. Pure.
 
 An UPDATE without its WHERE clause sets the desired state of every machine. What only restores a state that a machine
-has reached before (a guest that crashed is started again) is not held.
+has reached before (a guest that crashed is started again) is not held. A change that was held stays held, however few
+of them are left: who sets the rows back one by one must not cause the last ones.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from uuid import UUID
 
-from guestd.vms.model import PowerAction, Start, VmPolicy, VmRow
+from guestd.vms.model import Hold, PowerAction, Start, VmPolicy, VmRow
 
 # So many machines may always change at once: on a host with few machines a share of them is less than one.
 ALWAYS_ALLOWED = 2
@@ -19,15 +20,29 @@ ALWAYS_ALLOWED = 2
 def find_held(
     actions: Sequence[PowerAction], machines: Mapping[UUID, VmRow], policy: VmPolicy
 ) -> tuple[PowerAction, ...]:
-    """Find the actions to hold: all that are not confirmed, if they are more than the policy allows at once."""
+    """Find the actions to hold: all that are not confirmed, if they are more than the policy allows at once.
+
+    Otherwise those that were held before.
+    """
     changes = tuple(action for action in actions if _is_change(action, machines[action.machine_id]))
-    return changes if len(changes) > count_allowed(machines.values(), policy) else ()
+    if len(changes) > count_allowed(machines.values(), policy):
+        return changes
+    return tuple(action for action in changes if machines[action.machine_id].is_held)
 
 
 def count_allowed(machines: Iterable[VmRow], policy: VmPolicy) -> int:
     """Count the machines of this host that may change at once."""
     own = sum(machine.host_id == policy.host_id for machine in machines)
     return max(ALWAYS_ALLOWED, min(policy.most_changes, int(policy.most_changes_share * own)))
+
+
+def list_holds(held: Sequence[PowerAction], machines: Mapping[UUID, VmRow]) -> list[Hold]:
+    """List what must be recorded of the actions that are held: those that were not before."""
+    return [
+        Hold(action.machine_id, action.name, action.desired_since, str(action))
+        for action in held
+        if action.desired_since is not None and not machines[action.machine_id].is_held
+    ]
 
 
 def digest_changes(actions: Sequence[PowerAction]) -> str:

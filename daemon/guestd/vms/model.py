@@ -60,6 +60,7 @@ class VmRow:
     """A row of Machine with its console, facts and lease. `is_holder_live`: the assigned host has reported recently.
 
     `desired_since` is when the desired state last changed, `confirmed_since` that of the change that was confirmed.
+    `is_held`: this change was held before.
     """
 
     id: UUID
@@ -75,6 +76,7 @@ class VmRow:
     desired_since: datetime | None = None
     confirmed_since: datetime | None = None
     lease: Lease | None = None
+    is_held: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,19 @@ class DropLease:
 
 
 @dataclass(frozen=True, slots=True)
+class Hold:
+    """Record that a change of the desired state is held."""
+
+    machine_id: UUID
+    name: str
+    desired_since: datetime
+    why: str
+
+    def __str__(self) -> str:
+        return f"hold {self.name}: {self.why}"
+
+
+@dataclass(frozen=True, slots=True)
 class PowerAction:
     """One libvirt call that changes a domain, which is to be as it was observed: `state` and `boot`."""
 
@@ -191,7 +206,7 @@ class Destroy(PowerAction):
     """Power the domain off."""
 
 
-Write = Claim | TakeLease | DropLease | SetStatus | KeepGraphics | KeepFacts
+Write = Claim | TakeLease | DropLease | SetStatus | KeepGraphics | KeepFacts | Hold
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from dataclasses import replace
 from uuid import UUID
 
 from guestd.hypervisor.domains import KNOWN_ENDS, Domain, DomainDescription, Graphics, derive_status
-from guestd.vms.guard import count_allowed, find_held
+from guestd.vms.guard import count_allowed, find_held, list_holds
 from guestd.vms.leases import plan_lease
 from guestd.vms.model import (
     SETTLED_STATUSES,
@@ -96,10 +96,11 @@ def plan_vms(
         elif machine.host_id == policy.host_id and _is_settled(machine.status):
             steps += _plan_missing(machine, absences.get(machine.id), now, policy)
     actions = [step for step in steps if isinstance(step, PowerAction)]
-    held = find_held(actions, {machine.id: machine for machine in machines}, policy)
-    text = f"more than {count_allowed(machines, policy)} VMs would change at once; guestd plan shows how to confirm it"
+    by_id = {machine.id: machine for machine in machines}
+    held = find_held(actions, by_id, policy)
+    text = f"one of more than {count_allowed(machines, policy)} changes at once; guestd plan shows how to confirm it"
     return VmPlan(
-        writes=tuple(step for step in steps if isinstance(step, Write)),
+        writes=(*(step for step in steps if isinstance(step, Write)), *list_holds(held, by_id)),
         actions=tuple(action for action in actions if action not in held),
         reports=(
             *(step for step in steps if isinstance(step, VmReport)),

@@ -31,6 +31,7 @@ from guestd.vms.model import (
     Claim,
     DomainFacts,
     DropLease,
+    Hold,
     KeepFacts,
     KeepGraphics,
     Lease,
@@ -47,7 +48,7 @@ from gueststore.queries import query
 # A host may write only machines that are assigned to it, so claims come first.
 WRITE_ORDER = (
     "vms/update_holder", "vms/take_lease", "vms/delete_lease", "vms/update_status", "vms/upsert_graphics",
-    "vms/upsert_domain",
+    "vms/upsert_domain", "vms/insert_hold",
 )  # fmt: skip
 # Locked rows of Machine are skipped without a wait; other rows of one machine may keep the others' as long.
 LOCK_SECONDS = 1.0
@@ -255,10 +256,11 @@ def _build_row(row: Mapping[str, Any]) -> VmRow:
         desired_since=row["desiredSince"],
         confirmed_since=row["confirmedSince"],
         lease=lease,
+        is_held=row["isHeld"],
     )
 
 
-def _build_statement(write: Write) -> tuple[str, dict[str, Any]]:
+def _build_statement(write: Write) -> tuple[str, dict[str, Any]]:  # noqa: PLR0911 -- one for each kind
     """Build the query name and the specific parameters of a write."""
     match write:
         case Claim():
@@ -271,6 +273,8 @@ def _build_statement(write: Write) -> tuple[str, dict[str, Any]]:
             return "vms/delete_lease", {}
         case SetStatus():
             return "vms/update_status", {"before": write.before, "after": write.after, "reason": write.why}
+        case Hold():
+            return "vms/insert_hold", {"desired_since": write.desired_since, "reason": write.why}
         case KeepGraphics(graphics=graphics):
             values = {"protocol": graphics.protocol, "port": graphics.port, "graphic_host": graphics.host}
             return "vms/upsert_graphics", values

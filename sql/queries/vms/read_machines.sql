@@ -8,6 +8,14 @@ SELECT
     machine."desiredStatus",
     machine."desiredSince",
     machine."confirmedSince",
+    (
+        SELECT count(*) > 0
+        FROM "ReconcileEvent" AS event
+        WHERE
+            event."machineId" = machine."id"
+            AND event."action" = 'hold'
+            AND event."occurredAt" >= machine."desiredSince"
+    ) AS "isHeld",
     machine."hostId",
     coalesce(host."lastSeen" > now() - INTERVAL '60 seconds', FALSE) AS "isHolderLive",
     machine."cpuCores",

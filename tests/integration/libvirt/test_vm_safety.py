@@ -350,6 +350,32 @@ async def test_a_change_of_all_machines_is_held_until_exactly_it_is_confirmed(ds
         assert host.domain("vm0").isActive()
 
 
+async def test_changes_that_are_held_are_dropped_when_the_rows_are_set_back_one_by_one(
+    dsn: str, tmp_path: Path
+) -> None:
+    names = [f"vm{number}" for number in range(6)]
+    for name in names:
+        add(dsn, name, desiredStatus="running")
+    first = hypervisor_with(tmp_path, *names)
+    async with reconciling(Host(dsn, first)) as host:
+        for name in names:
+            await host.becomes(name, status="running")
+        execute(dsn, """UPDATE "Machine" SET "desiredStatus" = 'off'""")
+        await host.eventually(lambda: sum(text.startswith("held") for text in host.reports) == 6, "all are held")
+        for name in names[:3]:
+            await asyncio.to_thread(set_desired, dsn, name, "running")
+        await host.another_run()
+        assert sum(text.startswith("held") for text in host.reports) == 3
+        assert not host.has_acted
+    # The next guestd knows it, too.
+    async with reconciling(Host(dsn, Hypervisor(first.uri, VmMetrics()))) as host:
+        for name in names[3:]:
+            await asyncio.to_thread(set_desired, dsn, name, "running")
+            await host.another_run()
+        assert not host.has_acted
+        assert not host.reports
+
+
 async def test_two_hosts_that_plan_a_start_at_once_start_a_machine_once(dsn: str, tmp_path: Path) -> None:
     add(dsn, "one")
     hosts = [Host(dsn, hypervisor_that_is_off(tmp_path / f"{name}.xml"), name=name) for name in ("a", "b")]
