@@ -215,22 +215,33 @@ class Hypervisor:
         return await self._run_action(target, lambda domain: domain.destroy())
 
     async def _run_action(self, target: Target, act: Callable[[Any], object]) -> str | None:
-        def run(connection: Any) -> None:
+        def look_up(connection: Any) -> Any:
             domain = connection.lookupByUUID(target.uuid.bytes)
             _check_target(domain, target)
-            # This thread goes on when libvirt answers at last, also after its caller has given up.
-            if time.monotonic() > target.send_until or not self.is_current(target):
-                raise NotSent(
-                    f"{target.name}: too much time has passed, or the domain has changed, since it was checked"
-                )
-            act(domain)
+            return domain
 
         current = self._get_connection()
         if not self.is_current(target):
             raise NotSent(f"{target.name}: libvirt has reported a change of the domain since")
+        # In a call of its own, so that it is known that nothing was sent when libvirt does not answer: a thread whose
+        # caller has given up goes on when libvirt answers at last.
+        left_seconds = max(0.0, min(ACTION_DEADLINE_SECONDS, target.send_until - time.monotonic()))
+        try:
+            with translate_errors(self.uri):
+                found = await self._actions.run_in_slot(
+                    lambda: call_or_refuse(current, look_up), deadline_seconds=left_seconds
+                )
+        except NotSent:
+            raise
+        except SourceLost as exc:
+            raise NotSent(f"{self.uri}: libvirt did not answer in time, or the connection was lost") from exc
+        if isinstance(found, str):
+            return found
+        if not self.is_current(target):
+            raise NotSent(f"{target.name}: libvirt has reported a change of the domain since")
         with translate_errors(self.uri):
             return await self._actions.run_in_slot(
-                lambda: call_or_refuse(current, run), deadline_seconds=ACTION_DEADLINE_SECONDS
+                lambda: call_or_refuse(current, lambda _: _act(act, found)), deadline_seconds=ACTION_DEADLINE_SECONDS
             )
 
     def _get_connection(self) -> Any:
@@ -326,6 +337,10 @@ class Hypervisor:
     def _notify_subscribers(self) -> None:
         for event in self._subscribers:
             event.set()
+
+
+def _act(act: Callable[[Any], object], domain: Any) -> None:
+    act(domain)
 
 
 def _check_target(domain: Any, target: Target) -> None:

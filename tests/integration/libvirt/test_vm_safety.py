@@ -187,6 +187,25 @@ async def test_an_action_that_libvirt_has_not_received_in_time_is_not_sent_when_
     assert [(action, outcome[:9]) for action, outcome in list_actions(dsn)] == [("shutdown", "not_sent:")]
 
 
+async def test_a_start_that_libvirt_has_not_received_is_not_taken_for_one_that_may_have_happened(
+    dsn: str, tmp_path: Path
+) -> None:
+    add(dsn, "one")
+    hypervisor = hypervisor_that_is_off(tmp_path / "node.xml")
+    async with reconciling(Host(dsn, hypervisor, send_seconds=0.5)) as host:
+        await host.becomes("one", domainState="shutoff")
+        connection, may_answer = own_connection(hypervisor), threading.Event()
+        hypervisor._connection = HungLookup(connection, may_answer)
+        set_desired(dsn, "one", "running")
+        await host.eventually(lambda: list_actions(dsn)[:1] and list_actions(dsn)[0][1] != "begun", "it is given up")
+        assert "not_sent: " in list_actions(dsn)[0][1]
+        assert "libvirt did not answer in time" in list_actions(dsn)[0][1]
+        await host.eventually(partial(has_no_lease, dsn), "its lease is given back")
+        hypervisor._connection = connection
+        may_answer.set()
+        await host.becomes("one", status="running", problem=None)
+
+
 async def test_nothing_is_done_while_somebody_changes_the_row(dsn: str, tmp_path: Path) -> None:
     add(dsn, "one", desiredStatus="running")
     async with reconciling(Host(dsn, hypervisor_with(tmp_path, "one"))) as host:
