@@ -63,9 +63,11 @@ class Host:
     @property
     def written(self) -> float:
         """Planned writes."""
-        kinds = ("Claim", "SetStatus", "KeepGraphics", "KeepFacts")
-        values = [self._registry.get_sample_value("guestd_vms_written_total", {"kind": kind}) for kind in kinds]
-        return sum(value or 0 for value in values)
+        return sum(map(self.count_written, ("Claim", "SetStatus", "KeepGraphics", "KeepFacts")))
+
+    def count_written(self, kind: str) -> float:
+        """Planned writes of one kind."""
+        return self._registry.get_sample_value("guestd_vms_written_total", {"kind": kind}) or 0
 
     @property
     def lost(self) -> float:

@@ -86,6 +86,8 @@ class VmReconciler:
         self._attempts: dict[UUID, Attempts] = {}
         self._absences: dict[UUID, Absence] = {}
         self._acting: set[UUID] = set()
+        # When the last action of each machine ended: a snapshot that began before may not show what it did.
+        self._acted_at: dict[UUID, float] = {}
         self._claimed_at: dict[UUID, float] = {}
         self._reports: frozenset[VmReport] = frozenset()
         self._heartbeat_at = float("-inf")
@@ -171,8 +173,7 @@ class VmReconciler:
         return min(RECONCILE_SECONDS, plan.recheck_seconds or RECONCILE_SECONDS)
 
     async def _write(self, store: VmStore, plan: VmPlan) -> tuple[list[Write], list[VmReport]]:
-        # An action that has begun may be a start, which keeps its lease.
-        writes = [w for w in plan.writes if not (isinstance(w, DropLease) and w.machine_id in self._acting)]
+        writes = [write for write in plan.writes if not (isinstance(write, DropLease) and self._is_acted_on(write))]
         if not writes:
             return [], []
         written, unwritten = await store.write(writes)
@@ -184,6 +185,11 @@ class VmReconciler:
                 self._claimed_at[write.machine_id] = time.monotonic()
             log.info("VM row written", change=str(write), machine=str(write.machine_id))
         return written, unwritten
+
+    def _is_acted_on(self, write: DropLease) -> bool:
+        """Whether an action has begun that the snapshot may not show: it may be a start, which keeps its lease."""
+        ended_at, began = self._acted_at.get(write.machine_id, float("-inf")), self._used_snapshot
+        return write.machine_id in self._acting or began is None or began <= ended_at
 
     def _is_just_claimed(self, action: PowerAction, now: float) -> bool:
         """Whether a machine is to start that this host has claimed a moment ago: it may run on a host that has not."""
@@ -206,6 +212,7 @@ class VmReconciler:
                     await self._perform_audited(store, action, target, event_id)
         finally:
             self._acting.discard(action.machine_id)
+            self._acted_at[action.machine_id] = time.monotonic()
             asyncio.get_running_loop().call_later(again_seconds, self._wake.set)
 
     async def _perform_audited(self, store: VmStore, action: PowerAction, target: Target, event_id: UUID) -> None:

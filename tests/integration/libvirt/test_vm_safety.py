@@ -15,7 +15,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from guestd.core.errors import SourceLost
-from guestd.hypervisor.driver import Hypervisor
+from guestd.hypervisor.driver import Hypervisor, Target
 from guestd.telemetry.registry import VmMetrics
 from support.daemon import command, environment, execute, rows
 from support.libvirt import domain_xml, own_connection, uri_of
@@ -455,3 +455,26 @@ async def test_a_host_that_has_leases_cannot_be_deleted(dsn: str, tmp_path: Path
         await host.becomes("one", status="running")
     with pytest.raises(psycopg.errors.ForeignKeyViolation):
         execute(dsn, 'DELETE FROM "Host"')
+
+
+class SnapshotDuringStart(Hypervisor):
+    """A libvirt of which a snapshot is taken just before it boots a domain: an event of another domain asked for it."""
+
+    async def start(self, target: Target) -> str | None:
+        """Boot a domain that the last snapshot still shows as off."""
+        await self.observe()
+        own_connection(self).lookupByUUID(target.uuid.bytes).create()
+        return None
+
+
+async def test_a_start_keeps_its_lease_where_the_snapshot_is_older_than_the_start(dsn: str, tmp_path: Path) -> None:
+    add(dsn, "one")
+    async with reconciling(Host(dsn, SnapshotDuringStart(hypervisor_with(tmp_path, "one").uri, VmMetrics()))) as host:
+        await host.becomes("one", status="running")
+        host.domain("one").destroy()
+        await host.becomes("one", status="off", domainReason="destroyed")
+        assert host.count_written("DropLease") == 1
+        set_desired(dsn, "one", "running")
+        await host.becomes("one", status="running")
+        assert host.count_actions("start") == 1
+        assert host.count_written("DropLease") == 1
