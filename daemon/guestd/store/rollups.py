@@ -20,7 +20,7 @@ import structlog
 
 from guestd.core.errors import RowsRejected, StoreUnavailable
 from guestd.core.tasks import Backoff, TaskFunction, run_with_retry, warn_once
-from guestd.store.connection import REPLY_SECONDS, StatementTimeout, set_timeouts, store_deadline
+from guestd.store.connection import REPLY_SECONDS, LockHeld, StatementTimeout, set_timeouts, store_deadline
 from guestd.store.locks import IndependentSteps
 from guestd.telemetry.exposition import Family
 from guestd.telemetry.registry import MaintenanceMetrics, VmMetrics
@@ -189,7 +189,7 @@ class RollUps:
 
     async def run(self, connection: Connection) -> None:
         """Give every kind a turn, also when another one fails; what is left waits for the next run."""
-        failure = None
+        failure: Exception | None = None
         for function, most, limit in self._kinds:
             ends_at, done = time.monotonic() + self._turn_seconds, 0
             try:
@@ -198,8 +198,12 @@ class RollUps:
                     if rolled_up == 0:
                         break
                     done += rolled_up
-            except StatementTimeout as exc:
-                failure = exc
+            except (StoreUnavailable, RowsRejected) as exc:
+                if connection.closed:
+                    raise
+                # A lock is waited for; anything else needs an operator, and is what is reported of the two.
+                if failure is None or not isinstance(exc, LockHeld):
+                    failure = exc
         if failure is not None:
             raise failure
 

@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from tools.harness.waiting import eventually
 
 from guestd.core.config import Settings, StoreSettings
-from guestd.core.errors import StoreUnavailable
+from guestd.core.errors import RowsRejected, StoreUnavailable
 from guestd.store import maintenance
 from guestd.store.connection import connection_to
 from guestd.store.locks import IndependentSteps
@@ -88,6 +88,22 @@ async def test_a_roll_up_that_takes_too_long_is_retried_with_fewer_periods(dsn: 
         async with connection_to(dsn) as connection:
             await RollUps(kinds, statement_seconds=0.2).run(connection)
     assert [each["event"] for each in logs] == ["roll-up took longer than its limit, retrying with fewer periods"] * 4
+
+
+async def test_a_kind_of_roll_up_that_fails_does_not_stop_the_others(dsn: str) -> None:
+    execute(
+        dsn,
+        """CREATE OR REPLACE FUNCTION guestd_roll_up_minutes(most integer) RETURNS integer
+        LANGUAGE plpgsql AS 'BEGIN RETURN 1 / 0; END'""",
+        "CREATE SEQUENCE runs_of_hours",
+        """CREATE OR REPLACE FUNCTION guestd_roll_up_hours(most integer) RETURNS integer
+        LANGUAGE sql AS $$ SELECT (nextval('runs_of_hours') - 1)::integer $$""",
+    )
+    kinds = (("rollups/roll_up_minutes", 5_000, 1.0), ("rollups/roll_up_hours", 500, 1.0))
+    async with connection_to(dsn) as connection:
+        with pytest.raises(RowsRejected, match="division by zero"):
+            await RollUps(kinds).run(connection)
+    assert rows(dsn, "SELECT is_called FROM runs_of_hours") == [(True,)]
 
 
 async def test_old_periods_of_one_machine_do_not_hold_up_the_newest_of_the_others(dsn: str) -> None:
