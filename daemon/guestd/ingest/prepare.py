@@ -210,11 +210,6 @@ def _prepared(
     )
 
 
-def _identify(frame: Frame, message: decode.Decoded | BadFrame) -> int:
-    known_by = digest(frame.payload, frame.line_id, message)
-    return place_digest(frame.payload, frame.seq, frame.received_at) if known_by is None else known_by
-
-
 def _decode(frame: Frame) -> decode.Decoded | Event:
     if frame.problem is not None:
         raise BadFrame("spool", frame.problem)
