@@ -187,9 +187,13 @@ class VmReconciler:
         return written, unwritten
 
     def _is_acted_on(self, write: DropLease) -> bool:
-        """Whether an action has begun that the snapshot may not show: it may be a start, which keeps its lease."""
+        """Whether an action has begun that the snapshot may not show: it may be a start, which keeps its lease.
+
+        A call that was given up may take effect yet, of whichever machine it is.
+        """
         ended_at, began = self._acted_at.get(write.machine_id, float("-inf")), self._used_snapshot
-        return write.machine_id in self._acting or began is None or began <= ended_at
+        is_shown = began is not None and began > ended_at
+        return write.machine_id in self._acting or not is_shown or self._hypervisor.stuck > 0
 
     def _is_just_claimed(self, action: PowerAction, now: float) -> bool:
         """Whether a machine is to start that this host has claimed a moment ago: it may run on a host that has not."""

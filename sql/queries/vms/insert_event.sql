@@ -2,7 +2,9 @@
 -- %(host_id)s, %(machine_id)s, %(domain_uuid)s: uuid. %(name)s, %(action)s, %(reason)s, %(desired)s, %(host_boot)s: text.
 -- %(desired_since)s: timestamptz, may be NULL. %(attempt)s: integer. %(statuses)s: text[], in which guestd may act.
 -- No row when the action must not run: the host no longer holds the machine, it has another domain now, its desired state
--- has changed or is being changed, another program works on it, or another host has its lease.
+-- has changed, another program works on it, or another host has its lease.
+-- Waits, within lock_timeout, for whoever changes the row, and for a batch of the machine's samples: with SKIP LOCKED a
+-- guest that reports all the time would keep its own machine from being shut down.
 WITH due AS (
     SELECT machine."id"
     FROM "Machine" AS machine
@@ -13,7 +15,7 @@ WITH due AS (
         AND machine."desiredStatus" = %(desired)s
         AND machine."desiredSince" IS NOT DISTINCT FROM %(desired_since)s::timestamptz
         AND machine."status" = ANY(%(statuses)s::text [])
-    FOR SHARE SKIP LOCKED
+    FOR SHARE
 ),
 
 lease AS (

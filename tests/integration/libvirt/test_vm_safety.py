@@ -13,10 +13,15 @@ from uuid import UUID
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
+from tools.harness.waiting import eventually_async
 
 from guestd.core.errors import SourceLost
 from guestd.hypervisor.driver import Hypervisor, Target
+from guestd.store.connection import set_timeouts
 from guestd.telemetry.registry import VmMetrics
+from guestd.vms.model import Shutdown
+from guestd.vms.store import open_vm_store
+from gueststore.queries import query
 from support.daemon import command, environment, execute, rows
 from support.libvirt import domain_xml, own_connection, uri_of
 from support.vm_host import Host, add, events, hypervisor_with, reconciling, set_desired
@@ -478,3 +483,47 @@ async def test_a_start_keeps_its_lease_where_the_snapshot_is_older_than_the_star
         await host.becomes("one", status="running")
         assert host.count_actions("start") == 1
         assert host.count_written("DropLease") == 1
+
+
+async def test_an_action_waits_for_a_batch_of_the_machines_samples(dsn: str) -> None:
+    """It was left out, and planned again a second later: a busy writer put it off by minutes."""
+    machine_id = add(dsn, "one", status="running", desiredStatus="off")
+    waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    async with open_vm_store(dsn, name="host", uri="test", version="1") as store:
+        await set_timeouts(store._connection, lock_seconds=60)
+        execute(dsn, f"""UPDATE "Machine" SET "hostId" = '{store.host_id}'""")
+        ((since,),) = rows(dsn, 'SELECT "desiredSince" FROM "Machine"')
+        action = Shutdown(machine_id, "one", UUID(int=1), "off", "desired state is off", desired_since=since)
+        with psycopg.connect(dsn) as writing:
+            writing.execute(query("ingest/lock_machines_alone"), {"ids": [machine_id]})
+            beginning = asyncio.create_task(store.begin_action(action, 1, ""))
+            await eventually_async(lambda: beginning.done() or rows(dsn, waits), "it waits")
+        assert await beginning is not None
+
+
+class StartThatHangs(Hypervisor):
+    """A libvirt that does not answer when it is asked to boot a domain."""
+
+    answers = threading.Event()
+
+    async def start(self, target: Target) -> str | None:
+        """Give up a call that may boot the domain yet."""
+        await self._actions.run_in_slot(self.answers.wait, deadline_seconds=0.1)
+        return None
+
+
+async def test_a_start_that_may_take_effect_yet_keeps_its_lease(dsn: str, tmp_path: Path) -> None:
+    add(dsn, "one")
+    hypervisor = StartThatHangs(hypervisor_with(tmp_path, "one").uri, VmMetrics())
+    async with reconciling(Host(dsn, hypervisor)) as host:
+        await host.becomes("one", status="running")
+        host.domain("one").destroy()
+        await host.becomes("one", status="off", domainReason="destroyed")
+        try:
+            set_desired(dsn, "one", "running")
+            await host.eventually(lambda: host.count_actions("start", "no_answer"), "it is asked")
+            await host.another_run(3)
+            assert host.count_written("DropLease") == 1
+        finally:
+            hypervisor.answers.set()
+        await host.eventually(lambda: host.count_written("DropLease") > 1, "it has not been started")
