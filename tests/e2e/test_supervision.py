@@ -125,3 +125,34 @@ def test_a_guestd_without_a_free_descriptor_feeds_the_watchdog_and_stores_what_c
         # From here on nobody reads the notifications, and nothing waits for that.
         wait_until_ready(daemon)
     assert daemon.stop() == 0
+
+
+def test_a_libvirt_without_network_filters_is_no_problem(daemon: Daemon) -> None:
+    daemon.more_tables = '[libvirt]\nuri = "test:///default"\nhost_name = "here"\n[filters]\ninterval_seconds = 1\n'
+    guest = daemon.guest()
+    daemon.start()
+    wait_until_ready(daemon)
+    # Its connection to libvirt is up, and it has been asked several times.
+    eventually(lambda: daemon.metric("guestd_libvirt_call_seconds_count") >= 20, "libvirt is asked again")
+    assert daemon.page("/readyz") == (200, "ready\n")
+    store_one(daemon, guest)
+    assert daemon.stop() == 0
+    assert sum("no network filters" in str(line.get("event")) for line in daemon.logged()) == 1
+
+
+def test_a_spool_that_is_lost_ends_guestd_with_status_1_and_its_name(daemon: Daemon) -> None:
+    """systemd starts it again, and the next start opens another file (docs/decisions/0059)."""
+    guest = daemon.guest()
+    daemon.start()
+    store_one(daemon, guest)
+    (daemon.spool / "spool.db").unlink()
+    guest.write(metrics_line())
+    assert daemon.process is not None
+    assert daemon.process.wait(60) == 1
+    ends = [
+        str(line) for line in daemon.logged() if "spool.db" in str(line) and "restarting with a new file" in str(line)
+    ]
+    assert ends
+    daemon.start()
+    store_one(daemon, guest)
+    assert daemon.stop() == 0

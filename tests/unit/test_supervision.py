@@ -1,6 +1,7 @@
 """A task that fails costs only itself: it is logged, counted, reported and started again."""
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from guestd.app import _note_bugs_outside_of_tasks
 from guestd.core.errors import ConfigError
 from guestd.core.supervision import Supervisor
 from guestd.core.tasks import Backoff, TaskFunction
@@ -207,3 +209,29 @@ async def test_a_callback_that_fails_is_counted_and_its_caller_goes_on() -> None
     assert seen == [1, 2]
     assert supervised.failures["callback"] == 2
     assert [entry["task"] for entry in logs] == ["callback"]
+
+
+async def test_what_callbacks_and_threads_raise_is_logged_and_counted() -> None:
+    supervised = Supervised()
+    hook = threading.excepthook
+
+    def fail() -> None:
+        raise LookupError("a bug")
+
+    try:
+        _note_bugs_outside_of_tasks(supervised.supervisor)
+        with capture_logs() as logged:
+            asyncio.get_running_loop().call_soon(fail)
+            thread = threading.Thread(target=fail, name="a thread")
+            thread.start()
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                await until(lambda: len(supervised.failures) == 2)
+            thread.join()
+    finally:
+        threading.excepthook = hook
+    assert supervised.failures == {"callback": 1, "thread": 1}
+    assert sorted((each["task"], type(each["exc_info"])) for each in logged) == [
+        ("callback", LookupError),
+        ("thread", LookupError),
+    ]
+    assert {each.get("thread") for each in logged} == {None, "a thread"}

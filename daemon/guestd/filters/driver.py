@@ -91,6 +91,11 @@ class FilterDriver:
         connection = self._connection
         return await self._read(lambda: describe_version(connection))
 
+    async def has_filters(self) -> bool:
+        """Whether libvirt's driver has network filters at all; false only where it certainly never has."""
+        connection = self._connection
+        return await self._read(lambda: _has_filters(connection))
+
     async def observe(self, cache: FilterCache) -> HostSnapshot:
         """All filters and what uses them now; unchanged filters are not parsed again."""
         connection = self._connection
@@ -184,6 +189,16 @@ async def observe_host(uri: str, *, read_deadline_seconds: float = READ_DEADLINE
     driver = FilterDriver(uri, VmMetrics(), read_deadline_seconds=read_deadline_seconds)
     async with driver.connect(open_read_only):
         return await driver.observe(FilterCache())
+
+
+def _has_filters(connection: Any) -> bool:
+    try:
+        connection.numOfNWFilters()
+    except libvirt.libvirtError as exc:
+        if exc.get_error_code() == libvirt.VIR_ERR_NO_SUPPORT:
+            return False
+        raise
+    return True
 
 
 def _take_snapshot(connection: Any, cache: FilterCache) -> HostSnapshot:

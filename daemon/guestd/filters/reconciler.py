@@ -11,6 +11,7 @@ import asyncio
 import gc
 import time
 from collections import Counter
+from contextlib import AsyncExitStack
 
 import structlog
 
@@ -47,6 +48,7 @@ class FilterReconciler:
         self._wake = asyncio.Event()
         self._is_full_due = True
         self._reported: frozenset[FilterReport] = frozenset()
+        self._is_unsupported = False
         self.error: str | None = "no run yet"
 
     async def run(self) -> None:
@@ -99,12 +101,13 @@ class FilterReconciler:
 
     async def _run_connected(self) -> None:
         """Runs until libvirt or the store is lost."""
-        async with (
-            self._driver.connect(),
-            open_filter_store(
-                self._dsn, name=self._host_name, uri=self._driver.uri, version=await self._driver.version()
-            ) as store,
-        ):
+        async with AsyncExitStack() as resources:
+            await resources.enter_async_context(self._driver.connect())
+            await self._wait_until_supported()
+            version = await self._driver.version()
+            store = await resources.enter_async_context(
+                open_filter_store(self._dsn, name=self._host_name, uri=self._driver.uri, version=version)
+            )
             log.info(
                 "filter reconciler started", host=self._host_name, uri=self._driver.uri, attach=self._permissions.attach
             )
@@ -126,6 +129,16 @@ class FilterReconciler:
                 if not self._is_full_due:
                     await wait_for_event(self._wake, max(0.0, last_full + self._interval_seconds - time.monotonic()))
                 await asyncio.sleep(DEBOUNCE_SECONDS)
+
+    async def _wait_until_supported(self) -> None:
+        """Wait while libvirt has no network filters, as its test driver: that is no error, and is logged once."""
+        while not await self._driver.has_filters():
+            if not self._is_unsupported:
+                self._is_unsupported = True
+                log.warning("libvirt has no network filters, those of the store are not applied", uri=self._driver.uri)
+            self.error = None
+            await asyncio.sleep(self._interval_seconds)
+        self._is_unsupported = False
 
     def _record(self, result: RunResult, seconds: float) -> None:
         """Log every step, and each issue when it is raised and when it is resolved; update the metrics."""

@@ -347,8 +347,14 @@ class BrokerConnection:
         self, _client: Client, _: object, mid: int, reasons: list[ReasonCode], _properties: object
     ) -> None:
         on_answer = self._subscribing.pop(mid, None)
-        if on_answer is not None:
-            on_answer([Subscribed(str(each), 0) if each.is_failure else Subscribed("", each.value) for each in reasons])
+        if on_answer is None:
+            return
+        answers = [Subscribed(str(each), 0) if each.is_failure else Subscribed("", each.value) for each in reasons]
+        try:
+            on_answer(answers)
+        except Exception as exc:
+            # Not to `_read`, where it could pass for a packet that cannot be read.
+            self._fail_with(exc)
 
     def _on_disconnect(
         self, _client: Client, _: object, flags: DisconnectFlags, reason: ReasonCode, properties: object

@@ -19,7 +19,6 @@ from guestd import __version__
 from guestd.core.address import format_host_port
 from guestd.core.errors import ConfigError
 from guestd.core.supervision import Supervisor
-from guestd.core.tasks import warn_once
 from guestd.core.text import escape_controls
 from guestd.service.connections import REQUESTS_A_SECOND, Connections, Deadlines, Pace, listen
 from guestd.service.http_auth import TooManyLogins, WebAuth
@@ -88,7 +87,7 @@ async def serve_pages(
 
     connections = Connections(telemetry.pages, deadlines)
     application = web.Application(
-        middlewares=[_bound_answers(connections), _require_login(auth, connections, telemetry)]
+        middlewares=[_bound_answers(connections, supervisor), _require_login(auth, connections, telemetry)]
     )
     routes = {"/": landing, "/metrics": metrics, "/healthz": healthz, "/readyz": readyz}
     application.add_routes([web.get(path, handler) for path, handler in routes.items()])
@@ -111,7 +110,7 @@ async def _serve(
     runner = web.AppRunner(
         application,
         access_log=None,
-        # A stranger's broken request is not worth a line; errors of our own are logged by `_bound_answers`.
+        # A stranger's broken request is not worth a line; errors of our own are noted by `_bound_answers`.
         logger=_create_silent_logger(),
         # Connections has the deadlines, and no connection outlives a day of them.
         keepalive_timeout=86400,
@@ -148,10 +147,9 @@ async def _serve(
         await runner.cleanup()
 
 
-def _bound_answers(connections: Connections) -> Middleware:
+def _bound_answers(connections: Connections, supervisor: Supervisor) -> Middleware:
     """A middleware: requests have a rate, and each a deadline until its answer has been read."""
     pace = Pace(REQUESTS_A_SECOND)
-    warn = warn_once("a page failed, its reader got status 500; please report the error")
 
     @web.middleware
     async def bound(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -164,7 +162,7 @@ def _bound_answers(connections: Connections) -> Middleware:
             except ConnectionError:
                 raise
             except Exception as exc:
-                warn(exc, 0.0)
+                supervisor.note_bug("pages", exc)
                 answer = web.Response(status=500, text=f"{HTTPStatus.INTERNAL_SERVER_ERROR.phrase}\n")
             # Here and not in aiohttp, which waits for the reader without a deadline.
             await answer.prepare(request)

@@ -16,6 +16,7 @@ from uuid import UUID
 
 import structlog
 
+from guestd.core.bugs import BugLog
 from guestd.core.errors import RowsRejected, SourceLost, StoreUnavailable
 from guestd.core.tasks import Backoff, run_with_retry, unwrapping_task_group, wait_for_event, warn_once
 from guestd.hypervisor.blocking import NotSent
@@ -89,6 +90,7 @@ class VmReconciler:
         # When the last action of each machine ended: a snapshot that began before may not show what it did.
         self._acted_at: dict[UUID, float] = {}
         self._claimed_at: dict[UUID, float] = {}
+        self._bugs = BugLog()
         self._reports: frozenset[VmReport] = frozenset()
         self._heartbeat_at = float("-inf")
         self.error: str | None = "not started yet"
@@ -160,7 +162,7 @@ class VmReconciler:
         for action in plan.actions:
             if action.machine_id not in self._acting and not self._is_just_claimed(action, began):
                 self._acting.add(action.machine_id)
-                actions.create_task(self._perform(store, action), name=f"vms-{action.name}")
+                actions.create_task(self._perform_isolated(store, action), name=f"vms-{action.name}")
         self._report((*plan.reports, *unwritten))
         if began - self._heartbeat_at >= HEARTBEAT_SECONDS:
             await store.touch_host()
@@ -199,6 +201,24 @@ class VmReconciler:
         """Whether a machine is to start that this host has claimed a moment ago: it may run on a host that has not."""
         claimed_at = self._claimed_at.get(action.machine_id, float("-inf"))
         return isinstance(action, Start) and now - claimed_at < self._settle_seconds
+
+    async def _perform_isolated(self, store: VmStore, action: PowerAction) -> None:
+        """Perform one action; what fails in it costs only its machine, unless libvirt or the store is lost.
+
+        The other actions of this host would be cancelled with it, and some of them have been sent.
+        """
+        try:
+            await self._perform(store, action)
+        except (SourceLost, StoreUnavailable):
+            raise
+        except Exception as exc:
+            self._metrics.actions.labels(type(action).__name__.lower(), "bug").inc()
+            self._bugs.error(
+                "VM action failed unexpectedly, retrying; the other machines are not affected, report the traceback",
+                exc,
+                action=str(action),
+                machine=str(action.machine_id),
+            )
 
     async def _perform(self, store: VmStore, action: PowerAction) -> None:
         """Perform one action if it is still due when its turn has come: that may take a minute."""

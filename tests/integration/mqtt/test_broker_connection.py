@@ -87,3 +87,24 @@ async def test_a_broker_of_the_older_protocol_that_closes_is_distinguished_from_
         assert connection.is_closed_by_broker
         assert connection.end_code is None
         assert connection.lived_seconds is not None
+
+
+@pytest.mark.parametrize("bug", [LookupError("a bug"), TypeError("a bug"), AttributeError("a bug"), MemoryError()])
+@pytest.mark.asyncio
+async def test_a_bug_in_what_is_called_back_ends_the_connection_and_reaches_the_caller(bug: Exception) -> None:
+    """It is no fault of the broker, which a caller would take for a lost connection."""
+
+    async def script(peer: Peer) -> None:
+        await peer.accept()
+        _, content = await peer.read()
+        await peer.send(0x90, content[:2] + b"\x00" + bytes([1]))
+        await peer.read_until_end()
+
+    def fail(_: list[Subscribed]) -> None:
+        raise bug
+
+    async with scripted_broker(script) as port, connect(options_of(port)) as connection:
+        connection.subscribe([("a", 1)], fail)
+        with pytest.raises(type(bug)) as caught:
+            await connection.receive(1, 1000, 20.0)
+    assert caught.value is bug
