@@ -153,6 +153,7 @@ def test_a_spool_that_is_lost_ends_guestd_with_status_1_and_its_name(daemon: Dae
         str(line) for line in daemon.logged() if "spool.db" in str(line) and "restarting with a new file" in str(line)
     ]
     assert ends
+    guest.hang_up()
     daemon.start()
     store_one(daemon, guest)
     assert daemon.stop() == 0
