@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import Any
 from uuid import UUID
 
+from guestd.core.bugs import BugLog
 from guestd.core.errors import SourceLost
 from guestd.core.tasks import unwrapping_task_group, warn_once
 from guestd.hypervisor.blocking import BlockingCalls, TooManyStuck, call_in_loop
@@ -99,6 +100,7 @@ class DomainStatsPoller:
         self._connect_lock = asyncio.Lock()
         self._pending: set[UUID] = set()
         self._last_poll = _Poll({}, frozenset())
+        self._bugs = BugLog()
         self._warn = warn_once("domain statistics incomplete in this poll, retrying at the next")
 
     @property
@@ -132,7 +134,11 @@ class DomainStatsPoller:
                     domain = queue.pop()
                     try:
                         statistics = await self._read_domain(domain.uuid)
-                    except ValueError as exc:
+                    except SourceLost:
+                        raise
+                    except Exception as exc:
+                        if not isinstance(exc, ValueError):  # which libvirt's refusal is
+                            self._bugs.error("statistics of a domain failed; report the traceback", exc)
                         refused.append(f"{domain.name}: {exc}")
                         continue
                     if statistics is None:

@@ -87,14 +87,18 @@ async def test_only_the_domain_whose_statistics_cannot_be_read_is_left_out(
             raise ValueError("refused by libvirt")
         if uuid == UUID(int=3):
             return {"block.0.path": b"\xff".decode()}
+        if uuid == UUID(int=4):
+            raise LookupError("a bug")
         return read_statistics(connection, uuid)
 
     uri = many_domains(tmp_path, 6)
     async with running(Hypervisor(uri, VmMetrics())) as hypervisor:
         poller = DomainStatsPoller(uri, lambda: hypervisor.domains, metrics=VmMetrics(), read=read)
         await poller.poll_once()
-        assert states(poller) == dict.fromkeys(["vm1", "vm4", "vm5", "vm6"], 1)
-    assert "domain statistics incomplete in this poll" in "".join(capfd.readouterr())
+        assert states(poller) == dict.fromkeys(["vm1", "vm5", "vm6"], 1)
+    logged = "".join(capfd.readouterr())
+    assert "domain statistics incomplete in this poll" in logged
+    assert logged.count("report the traceback") == 1
 
 
 def many_domains(directory: Path, count: int) -> str:
