@@ -188,6 +188,13 @@ def test_the_messages_that_are_separated_in_a_line_are_bounded_and_the_others_ar
     assert reason_of(pings[-1].payload or b"") == "json"
 
 
+def test_the_search_for_messages_in_a_broken_line_is_bounded_by_its_length() -> None:
+    opening = b'{"type":"metrics","a":'
+    assert payloads(opening * 10 + PING) == [opening * 10, PING]
+    # To find the last message, 9 MB would be read.
+    assert payloads(opening * 900 + PING) == [opening * 900 + PING]
+
+
 TYPED = D1_LINE.replace(b'"data":', b'"future":[%s],"data":' % b",".join([b'{"type":"disk"}', PING, EVENT] * 4))
 OTHER_FORMS = [
     b'{"timestamp":1,"metrics":{}}', b'{"system_metrics":{}}', b'{"data":{"x":[{"type":"ping"}]},"type":"metrics"}',

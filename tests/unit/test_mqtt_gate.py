@@ -1,6 +1,8 @@
 """What a broker delivers, judged on a real spool: what of it is kept."""
 
 import asyncio
+import itertools
+from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
@@ -15,7 +17,7 @@ from support.poison import POISON
 EVENT = b'{"type":"error_report","error_type":"e"}'
 
 
-def mqtt_gate(rig: GateRig) -> MqttGate:
+def mqtt_gate(rig: GateRig, cpu_seconds: Callable[[], float] = lambda: 0.0) -> MqttGate:
     return MqttGate(
         rig.spool,
         rig.gate,
@@ -23,6 +25,7 @@ def mqtt_gate(rig: GateRig) -> MqttGate:
         count_missing=rig.telemetry.broker.missing.inc,
         now_ms=lambda: rig.now_ms,
         max_frame_bytes=10_000,
+        cpu_seconds=cpu_seconds,
     )
 
 
@@ -228,3 +231,20 @@ async def test_poisoned_lines_are_accepted_as_on_a_channel_with_a_number_and_wit
         small = [[frame for frame in some if len(frame[1]) < 500] for some in frames]
         assert small[0] == small[1]
         assert channel.counts["fragment"] == broker.counts["fragment"] == channel.counts["cut_off"] == 0
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("line", [numbered(1), b'{"type":"ping"}'])
+async def test_who_sends_what_takes_long_to_read_is_read_no_more_though_nothing_of_it_is_kept(
+    tmp_path: Path, line: bytes
+) -> None:
+    async with gate_on(tmp_path) as rig:
+        for machine_id in (OTHER, UUID(int=3), UUID(int=4)):
+            await rig.gate.accept(machine_id, read_lines(PLAIN))
+        await deliver(rig, numbered(1))
+        # Of each message, 60 s: not even one fits.
+        calls = itertools.count()
+        gate = mqtt_gate(rig, lambda: next(calls) * 60.0)
+        await gate.accept([MachineMessage(MACHINE, line)] * 20)
+        assert next(calls) == 2
+        assert rig.gate.admits(OTHER, PLAIN)

@@ -48,6 +48,8 @@ MAX_WAITING_BYTES = 32 * 1024 * 1024
 MERGE_ROWS = 3
 # The same for bytes of a frame that is quarantined whole.
 QUARANTINED_BYTES_PER_ROW = 256
+# The same for the processor's time that reading a message takes.
+READ_ROWS_PER_SECOND = 50_000
 
 
 class Gate:
@@ -230,6 +232,11 @@ class Gate:
     def charge(self, machine_id: UUID, size_bytes: int) -> None:
         """Charge a machine for a message of which nothing is stored."""
         self._rate_limit.charge(machine_id, asyncio.get_running_loop().time(), size_bytes=size_bytes, frames=1)
+
+    def charge_reading(self, machine_id: UUID, cpu_seconds: float) -> None:
+        """Charge a machine for reading its message, also if nothing of it is kept: a broken one takes long."""
+        now_seconds, rows = asyncio.get_running_loop().time(), int(cpu_seconds * READ_ROWS_PER_SECOND)
+        self._turns.charge_reading(machine_id, now_seconds, rows, self._silent_seconds(machine_id, now_seconds))
 
     def charge_batch(self, batch: Sequence[Prepared]) -> None:
         """Charge machines for rows of a batch that were not estimated: of a frame that is more than it seemed."""

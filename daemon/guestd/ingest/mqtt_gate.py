@@ -8,6 +8,7 @@ does everybody wait, in the broker.
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -45,6 +46,7 @@ class MqttGate:
         count_missing: Callable[[int], None],
         now_ms: Callable[[], int],
         max_frame_bytes: int,
+        cpu_seconds: Callable[[], float] = time.thread_time,
     ) -> None:
         self._spool = spool
         self._gate = gate
@@ -52,6 +54,7 @@ class MqttGate:
         self._count_missing = count_missing
         self._now_ms = now_ms
         self._max_frame_bytes = max_frame_bytes
+        self._cpu_seconds = cpu_seconds
 
     async def accept(self, messages: Sequence[MachineMessage]) -> int:
         """Put messages on disk; returns how many, from the first, are settled and may be acknowledged.
@@ -90,7 +93,12 @@ class MqttGate:
         try:
             if len(payload) > self._max_frame_bytes or not self._gate.admits(message.machine_id, payload):
                 return [read_line(payload.lstrip(BLANK))]
-            return read_lines(payload)
+            began = self._cpu_seconds()
+            try:
+                return read_lines(payload)
+            finally:
+                # Of a duplicate, or a message that is not stored, nothing else is charged as work.
+                self._gate.charge_reading(message.machine_id, self._cpu_seconds() - began)
         except Exception as exc:
             self._gate.note_bug(message.machine_id, exc)
             return [Line(METRICS, None, payload)]

@@ -65,6 +65,15 @@ class Turns:
         self._charge(machine_id, now_seconds, rows)
         return True
 
+    def charge_reading(self, machine_id: UUID, now_seconds: float, rows: int, silent_seconds: float) -> None:
+        """Charge rows as which a message was read of which nothing may be kept; beyond `LIGHT` they are owed as well.
+
+        Otherwise the next message, if it seems little, would be within it again.
+        """
+        if not self.take_light(machine_id, now_seconds, rows, silent_seconds):
+            self._charge(machine_id, now_seconds, rows)
+            self.take_turn(now_seconds, rows)
+
     def is_light(self, machine_id: UUID, now_seconds: float, rows: int, silent_seconds: float) -> bool:
         """Whether a machine with these rows stays within `LIGHT`."""
         full_at = self._full_with(machine_id, now_seconds, rows)

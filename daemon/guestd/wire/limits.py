@@ -16,6 +16,9 @@ MESSAGES = 8
 # where messages may begin within a broken one. With it the most expensive lines of 4 MiB that we know of take 40 ms at
 # the gate, and 256 KiB of broken text full of NaN takes 65 ms (`./dev bench hostile`).
 SEARCHED_BYTES = 12 * 1024 * 1024
+# The same for each byte of the line, beyond a least number: else a short line takes as long as the longest.
+SEARCHED_PER_BYTE = 16
+SEARCHED_LEAST_BYTES = 64 * 1024
 # A frame that is not JSON is repaired up to this size, and quarantined beyond.
 READABLE_BYTES = 256 * 1024
 # Refused list entries, which are recorded for the operator. With more, the frame is quarantined.

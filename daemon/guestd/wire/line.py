@@ -117,7 +117,8 @@ def _separate(text: bytes) -> list[bytes]:
     scanned = replace_repairable(text)
     parts: list[bytes] = []
     begin = place = messages = searched = 0
-    while 0 <= place < len(text) and messages < limits.MESSAGES and searched < limits.SEARCHED_BYTES:
+    most_bytes = min(limits.SEARCHED_BYTES, limits.SEARCHED_LEAST_BYTES + limits.SEARCHED_PER_BYTE * len(text))
+    while 0 <= place < len(text) and messages < limits.MESSAGES and searched < most_bytes:
         searched += _SEARCH_BYTES
         end = None
         # An object inside a broken message seldom has the type of a message.
