@@ -8,6 +8,7 @@ from uuid import UUID
 
 import pytest
 
+from guestd.spool.file import SenderState
 from support.gate import DEADLINE_SECONDS, MACHINE, OTHER, PLAIN, GateRig, ack, gate_on, numbered, read_lines
 
 # As many objects as are a fifth of a second's work.
@@ -17,8 +18,10 @@ OTHERS = [UUID(int=number) for number in range(10, 20)]
 
 @asynccontextmanager
 async def busy_gate(directory: Path) -> AsyncIterator[GateRig]:
-    """A gate at which other machines report too."""
+    """A gate at which other machines report too, and all are known."""
     async with gate_on(directory) as rig, asyncio.timeout(DEADLINE_SECONDS):
+        for machine_id in (MACHINE, OTHER, UUID(int=3), *OTHERS):
+            rig.gate.senders[machine_id] = SenderState(rig.now_ms, None, None)
         for machine_id in OTHERS:
             await rig.accept(PLAIN, machine_id=machine_id)
         yield rig
@@ -81,10 +84,18 @@ async def test_over_a_broker_who_sends_much_is_refused_while_such_frames_are_not
 @pytest.mark.asyncio
 async def test_after_a_silence_a_backlog_passes_without_turns(tmp_path: Path) -> None:
     async with busy_gate(tmp_path) as rig:
-        await rig.accept(PLAIN, machine_id=MACHINE)
         rig.now_ms += 600_000
+        rig.gate.senders[OTHER] = SenderState(rig.now_ms, None, None)
         assert rig.gate.admit(OTHER, HEAVY)
         assert rig.gate.admit(MACHINE, HEAVY) == 0
+
+
+@pytest.mark.asyncio
+async def test_the_backlog_of_a_machine_of_which_nothing_is_known_passes_without_turns(tmp_path: Path) -> None:
+    async with busy_gate(tmp_path) as rig:
+        assert rig.gate.admit(OTHER, HEAVY)
+        assert rig.gate.admit(MACHINE, HEAVY) is None
+        assert rig.gate.admit(UUID(int=9), HEAVY) == 0
 
 
 @pytest.mark.asyncio

@@ -36,6 +36,9 @@ MAX_DEBT_SECONDS = 60.0
 # and more after a silence of this length: a broker has queued what it sent meanwhile, and even large samples (of 500
 # sockets, every 30 s) are less than a hundredth of the limit. After a day of silence it allows no more.
 AWAY_SECONDS, MAX_AWAY_SECONDS, BACKLOG_SHARE = 600.0, 86_400.0, 0.01
+# A machine of which nothing is known may have a backlog as well: its agent was there before guestd, its VM came from
+# another host, or the spool was lost. A full buffer of our agent (8 MiB) is up to 200 s of what needs no turn.
+UNKNOWN_SILENT_MS = 600_000
 # A machine that is held back is checked again this often: more rows may have been charged to it meanwhile.
 RECHECK_SECONDS = 1.0
 # The same for the machine whose turn is next,
@@ -207,7 +210,7 @@ class Gate:
         """How long a machine was silent before what it sends now; for as long again that counts."""
         sender, now_ms = self.senders.get(machine_id), self._now_ms()
         # What was refused of it may have left no trace in its state.
-        refused_ms = self._refused_ms.get(machine_id, now_ms if sender is None else 0)
+        refused_ms = self._refused_ms.get(machine_id, now_ms - UNKNOWN_SILENT_MS if sender is None else 0)
         last_ms = refused_ms if sender is None else max(refused_ms, sender.received_at_ms)
         silent_seconds = (now_ms - last_ms) / 1000
         returned_at_seconds, counted_seconds = self._returned.get(machine_id, (now_seconds, 0.0))
