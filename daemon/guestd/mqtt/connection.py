@@ -54,6 +54,10 @@ _REMEDIES = {
         "another client has our id: mqtt.client_id; mqtt.username, if the broker names sessions by it"
     ),
 }
+_UNANSWERED = (
+    "the broker closed the connection without an answer: see its log; it may have no memory (memory_limit) or no file "
+    "descriptor left"
+)
 # What paho raises for a packet that it cannot read.
 _UNREADABLE = (MQTTException, struct.error, ValueError, LookupError, TypeError)
 # The broker cannot keep our status.
@@ -366,7 +370,7 @@ class BrokerConnection:
             self._fail_unreadable("protocol error")
         elif reason == "Unspecified error" and self._lost is None:
             self.is_closed_by_broker = True
-        self._fail("the connection was lost")
+        self._fail("the connection was lost" if self._announced is not None else _UNANSWERED)
 
     def _fail_unreadable(self, reason: str) -> None:
         self._fail(f"the broker sent a packet that cannot be read: {reason}")

@@ -243,3 +243,26 @@ def test_a_guest_that_fills_the_memory_of_the_broker_is_disconnected_and_nothing
         assert victim.confirmed < 300
         with connected(broker.port, "guestd", "") as daemon:
             eventually(lambda: daemon.count_received() >= victim.confirmed, "what the broker accepted")
+
+
+def test_a_queue_that_fills_the_memory_of_the_broker_is_received_after_a_restart_with_more_memory(
+    directory: Path,
+) -> None:
+    with shipped_broker(directory, "memory_limit 20000000") as broker:
+        leave_session(broker.port, METRICS)
+        with connected(broker.port, VICTIM, "") as victim:
+            victim.publish(range(100))
+            eventually(lambda: victim.confirmed == 100, "the broker has them")
+        attacker = Guest(broker.port, ATTACKER, "attacker", version="3.1.1")
+        while not attacker.is_gone.is_set():
+            before = attacker.confirmed
+            for _ in range(1000):
+                attacker.client.publish(f"guestd/v1/{ATTACKER}/metrics", b"", 1)
+            eventually(lambda: attacker.confirmed == before + 1000 or attacker.is_gone.is_set(), "an answer")  # noqa: B023
+        attacker.leave()
+        broker.stop()
+        broker.overrides = ["memory_limit 60000000"]
+        broker.start()
+        with connected(broker.port, "guestd", "") as daemon:
+            daemon.subscribe(METRICS)
+            eventually(lambda: daemon.count_received() == 101, "the victim's, and the empty one")

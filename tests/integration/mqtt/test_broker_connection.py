@@ -63,8 +63,9 @@ async def disconnect(peer: Peer, body: bytes) -> None:
         (lambda peer: peer.accept(reason=0x85), ("Client identifier not valid", "mqtt.client_id")),
         (lambda peer: peer.accept(b"\xff\xff"), ("cannot be read",)),
         (lambda peer: peer.accept(), ("the connection was lost",)),
+        (lambda peer: peer.read(), ("without an answer", "memory_limit")),
     ],
-    ids=["taken over", "too large", "a text", "an unknown reason", "moved", "the id", "garbage", "closed"],
+    ids=["taken over", "too large", "a text", "an unknown reason", "moved", "the id", "garbage", "closed", "no answer"],
 )
 @pytest.mark.asyncio
 async def test_each_reason_of_a_broker_is_in_the_error(script: Callable[[Peer], Any], words: Sequence[str]) -> None:
