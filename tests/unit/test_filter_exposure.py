@@ -135,6 +135,58 @@ def test_a_departments_filter_that_blocks_as_much_is_applied_at_once(later: Filt
     assert plan_change(machines(50), machines(50), later_rows=[later]).needs_confirmation is None
 
 
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"dst_port_start": 1, "dst_port_end": 65535},
+        {"dst_port_start": 0, "dst_port_end": 65534},
+        {"dst_port_start": 1024, "dst_port_end": 65535},
+        {"src_port_start": 1024, "src_port_end": 65535},
+        {"src_ip_addr": "128.0.0.0", "src_ip_mask": "1"},
+    ],
+    ids=str,
+)
+def test_an_accept_of_most_ports_or_addresses_opens_whatever_else_rules_name(columns: dict[str, object]) -> None:
+    host = replace(ACCEPT_ALL, id=UUID(int=23), protocol="tcp", src_ip_addr="10.0.0.5", dst_port_start=22)
+    wide = replace(ACCEPT_ALL, protocol="tcp", **columns)  # type: ignore[arg-type]  # columns of several types
+    before, after = (replace(DROP_ALL, rules=(*DROP_ALL.rules, *more)) for more in ([host], [host, wide]))
+    plan = plan_change(machines(50), machines(50), [before], [after])
+    assert plan.needs_confirmation is not None
+    assert "open 50 of 50 machines" in plan.needs_confirmation
+
+
+def blocklist(addresses: range) -> FilterRow:
+    block = rule_row(action="drop", direction="inout", priority=100, protocol="all")
+    rules = [
+        replace(block, id=UUID(int=5000 + number), src_ip_addr=f"100.64.{number // 256}.{number % 256}")
+        for number in addresses
+    ]
+    return filter_row(*rules, id=UUID(int=77), name="list", internal_name="ibay-list", uuid=UUID(int=77))
+
+
+@pytest.mark.parametrize("later", [range(3001), range(1, 3000), range(3000)], ids=["longer", "shorter", "same"])
+@pytest.mark.parametrize("port", [None, 443])
+def test_an_edit_beside_a_list_of_thousands_of_addresses_is_compared_and_applied(
+    later: range, port: int | None
+) -> None:
+    rules = [] if port is None else [replace(ACCEPT_ALL, protocol="tcp", dst_port_start=port)]
+    department = (DROP_ALL.id, UUID(int=77))
+    plan = plan_change(
+        machines(50, department=department), machines(50, department=department), [DROP_ALL, blocklist(range(3000))],
+        [replace(DROP_ALL, rules=(*DROP_ALL.rules, *rules)), blocklist(later)],
+    )  # fmt: skip
+    assert plan.needs_confirmation is None
+
+
+def test_what_takes_too_many_comparisons_counts_as_opened() -> None:
+    department = (DROP_ALL.id, UUID(int=77))
+    these = machines(50, department=department)
+    rows = [DROP_ALL, blocklist(range(3000))], [DROP_ALL, blocklist(range(3000, 6000))]
+    plan = plan_change(these, these, *rows)
+    assert plan.needs_confirmation is not None
+    assert "comparisons of packets with rules" in plan.needs_confirmation
+
+
 def test_machines_that_lose_the_address_that_their_filter_needs_are_opened() -> None:
     clean = [DROP_ALL, *seeded_rows()]
     before = machines(50, department=(), is_clean=True)

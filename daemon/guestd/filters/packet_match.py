@@ -279,10 +279,11 @@ def _find_overlap(ones: Sequence[PacketRule], others: Sequence[PacketRule]) -> t
         values, other_values = (dict.fromkeys(getattr(each, name) for each in rules) for rules in (ones, others))
         if not any(meet(value, other) for value, other in product(values, other_values)):
             return None
-    return next(((one, two) for one, two in product(ones, others) if _overlap(one, two)), None)
+    return next(((one, two) for one, two in product(ones, others) if overlap(one, two)), None)
 
 
-def _overlap(one: PacketRule, two: PacketRule) -> bool:
+def overlap(one: PacketRule, two: PacketRule) -> bool:
+    """Whether some packet meets the conditions of both rules, which are of one direction and version of IP."""
     return all(meet(getattr(one, name), getattr(two, name)) for name, meet in _CONDITIONS)
 
 

@@ -227,10 +227,10 @@ def _decode_rule(rule: Mapping[str, Any]) -> RuleRow:
 
 
 def _decode_state(text: str | None) -> object:
-    """The value of FWRule.state; its own text where it is nested too deep to decode, which the compiler refuses."""
+    """The value of FWRule.state; its own text if it cannot be decoded (depth, digits), which the compiler refuses."""
     try:
         return None if text is None else msgspec.json.decode(text)
-    except RecursionError:
+    except (RecursionError, msgspec.DecodeError):
         return text
 
 
@@ -239,7 +239,8 @@ def _build_machine(row: Mapping[str, Any]) -> MachineRow:
         id=row["id"],
         name=row["name"],
         internal_name=row["internalName"],
-        allowed_ips=tuple(row["allowedIps"]),
+        # An array may contain NULL, and arrays: neither is an address, and the compiler reports their text.
+        allowed_ips=tuple("NULL" if each is None else str(each) for each in row["allowedIps"]),
         own=tuple(row["own"]),
         department=tuple(row["department"]),
         has_clean_traffic=row["isClean"],

@@ -128,8 +128,12 @@ def test_a_refused_rule_is_shown_with_its_column(platform: Platform) -> None:
     assert printed[2].endswith("dstPortStart: libvirt ignores it: protocol icmp has no ports, and the rule would match all its packets")  # fmt: skip  # noqa: E501 -- the sentence is tested
 
 
-def test_a_state_that_is_nested_too_deep_is_refused_with_its_filter_alone(platform: Platform) -> None:
-    state = '{"new": ' + "[" * 3000 + "]" * 3000 + "}"
+@pytest.mark.parametrize(
+    "state",
+    ['{"new": ' + "[" * 3000 + "]" * 3000 + "}", '{"new": 1e5000}', '{"new": -1e5000}', '{"new": 1e5000, "x": 1.5e-9}'],
+    ids=["nested", "digits", "digits below zero", "digits and a fraction"],
+)
+def test_a_state_that_cannot_be_decoded_is_refused_with_its_filter_alone(platform: Platform, state: str) -> None:
     platform.run(
         """UPDATE "FWRule" SET "state" = %s::jsonb
         WHERE "nwFilterId" = (SELECT "id" FROM "NWFilter" WHERE "name" = 'Use Ping')""",
@@ -139,6 +143,16 @@ def test_a_state_that_is_nested_too_deep_is_refused_with_its_filter_alone(platfo
     (problems,) = found.problems.values()
     assert {each.column for each in problems} == {"state"}
     assert len(found.filters) == 66
+
+
+@pytest.mark.parametrize("addresses", ["{NULL}", "{10.0.0.7,NULL}", "{{10.0.0.7,10.0.0.8}}"])
+def test_what_is_no_text_in_allowed_ips_is_reported_of_its_machine_alone(platform: Platform, addresses: str) -> None:
+    before, _ = platform.compile()
+    platform.run('UPDATE "Machine" SET "allowedIps" = %s::text[]', addresses)
+    found, machine = platform.compile()
+    assert found.filters == before.filters
+    (problem,) = [each for each in found.reports[machine.id] if "Machine.allowedIps: " in each]
+    assert problem.endswith("is not an IP address")
 
 
 def test_filters_that_include_each_other_are_shown_as_such(platform: Platform) -> None:
