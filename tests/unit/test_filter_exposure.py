@@ -17,7 +17,7 @@ from guestd.filters.model import Filter, Reference, Rule, build_matches
 from guestd.filters.network_services import Policy, Ports
 from guestd.filters.packet_match import Packet
 from guestd.filters.plan import FilterPlan, Guard, plan_filters
-from guestd.filters.snapshot import FilterRow, MachineRow, ObservedFilters, StoreSnapshot
+from guestd.filters.snapshot import FilterRow, MachineRow, ObservedFilters, StoreSnapshot, build_stand_in
 from support.filter_rows import filter_row, rule_row
 from support.filter_trees import GUEST, generated, lone_packets, ordered_packets, seeded_rows
 
@@ -256,6 +256,13 @@ def test_a_tree_that_cannot_be_evaluated_afterwards_counts_as_opened() -> None:
     without_value = rule("drop", "in", "tcp", srcipaddr="$IP")
     assert "cannot be evaluated" in opened([made(TOP, drop)], [made(TOP, drop, without_value)])[TOP]
     assert opened([made(TOP, without_value)], [made(TOP)]) == {}, "libvirt enforces nothing of it now"
+
+
+def test_a_filter_that_cannot_be_read_and_is_not_included_any_more_may_have_blocked() -> None:
+    unread = build_stand_in(INNER, UUID(int=9))
+    before, repaired = [made(TOP, Reference(INNER)), unread], [made(TOP, Reference(INNER)), made(INNER)]
+    assert "cannot be read" in opened(before, [made(TOP), unread])[TOP]
+    assert opened(before, repaired) == {}
 
 
 def test_machines_without_an_interface_that_names_their_filter_are_not_counted() -> None:

@@ -33,6 +33,7 @@ from guestd.filters.packet_match import (
     overlap,
     resolve_network,
 )
+from guestd.filters.snapshot import is_stand_in
 from guestd.filters.variables import OWN_MAC, NotEvaluated, NotInstallable, list_instances
 
 BLOCKING = ("drop", "reject")
@@ -94,13 +95,22 @@ def find_opened(tops: Collection[str], before: Mapping[str, Filter], after: Mapp
     # Machines of a department differ in their addresses only, so one of them is judged.
     judged: dict[tuple[object, object], str | None] = {}
     found, work = {}, _Work()
+    unread = {name for name, each in before.items() if is_stand_in(each)}
     for top in sorted({*reach(changed, includers)} & {*tops} & before.keys() & after.keys()):
         key = _without_addresses(before[top]), _without_addresses(after[top])
         if key not in judged:
             judged[key] = _find_opening(top, before, after, work)
-        if (opening := judged[key]) is not None:
+        if (opening := judged[key] or _find_lost(unread, top, before, after)) is not None:
             found[top] = opening
     return found
+
+
+def _find_lost(unread: set[str], top: str, before: Mapping[str, Filter], after: Mapping[str, Filter]) -> str | None:
+    """A filter that cannot be read and would not be included any more: what it blocks is unknown."""
+    if not unread:
+        return None
+    lost = unread.intersection(reach([top], list_edges(before))) - {*reach([top], list_edges(after))}
+    return f"it would not include {min(lost)} any more, which cannot be read now" if lost else None
 
 
 def _without_addresses(definition: Filter) -> object:
