@@ -121,3 +121,17 @@ async def test_rows_that_the_estimate_did_not_show_are_charged(tmp_path: Path) -
         await rig.gate.accept(MACHINE, read_lines(PLAIN))
         rig.gate.charge_rows(MACHINE, 50_000)
         assert rig.gate.admit(MACHINE, PLAIN) is None
+
+
+@pytest.mark.asyncio
+async def test_who_sends_lines_that_take_long_to_read_is_held_back_although_nothing_of_them_is_stored(
+    tmp_path: Path,
+) -> None:
+    async with busy_gate(tmp_path) as rig:
+        rig.gate.charge_reading(MACHINE, 1000.0)
+        held_back = asyncio.create_task(rig.gate.pace(MACHINE, size_bytes=1, frames=1))
+        await rig.gate.pace(OTHER, size_bytes=1, frames=1)
+        await asyncio.sleep(0)
+        assert not held_back.done()
+        assert rig.counts["held_back"] == 1
+        held_back.cancel()

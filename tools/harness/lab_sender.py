@@ -24,7 +24,7 @@ DEVICE = Path("/dev/virtio-ports/org.infinibay.agent")
 STOP = Path("/run/stop")
 BUFFER_BYTES = 8 * 1024 * 1024
 REPORT_SECONDS = 0.2
-# Seconds since then, times the samples that fit into one: a base of its own for every run, within the bound of an uptime.
+# Seconds since then, times the samples that fit into one: a base of its own for every run, and a valid uptime.
 EPOCH_SECONDS = 1_760_000_000
 SAMPLES_PER_SECOND = 100
 

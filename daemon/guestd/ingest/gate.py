@@ -239,6 +239,7 @@ class Gate:
     def charge_reading(self, machine_id: UUID, cpu_seconds: float) -> None:
         """Charge a machine for reading its message, also if nothing of it is kept: a broken one takes long."""
         now_seconds, rows = asyncio.get_running_loop().time(), int(cpu_seconds * READ_ROWS_PER_SECOND)
+        self._rate_limit.charge(machine_id, now_seconds, rows=rows)
         self._turns.charge_reading(machine_id, now_seconds, rows, self._silent_seconds(machine_id, now_seconds))
 
     def charge_batch(self, batch: Sequence[Prepared]) -> None:

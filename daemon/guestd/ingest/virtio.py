@@ -14,6 +14,7 @@ import asyncio
 import functools
 import itertools
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -311,11 +312,14 @@ class _Reader:
 
     def _read(self, line: bytes | Oversize) -> list[Line]:
         is_first_line, self._is_first_line = self._is_first_line, False
+        began = time.thread_time()
         try:
             return read_first_line(line) if is_first_line else read_lines(line)
         except Exception as exc:
             self._gate.note_bug(self._machine_id, exc)
             return [Line(METRICS, None, None if isinstance(line, Oversize) else line)]
+        finally:
+            self._gate.charge_reading(self._machine_id, time.thread_time() - began)
 
 
 async def _connect(path: Path) -> socket.socket:
