@@ -110,8 +110,12 @@ FOR EACH ROW WHEN (old."enabled" OR old."toEnable") EXECUTE FUNCTION public.gues
 CREATE OR REPLACE TRIGGER "VmPort_keep"
 BEFORE UPDATE OF "vmId", "portStart", "portEnd", "protocol", "enabled", "toEnable" ON "VmPort"
 FOR EACH ROW WHEN (
-    (old."vmId", old."portStart", old."portEnd", old."protocol", old."enabled", old."toEnable")
-    IS DISTINCT FROM (new."vmId", new."portStart", new."portEnd", new."protocol", new."enabled", new."toEnable")
+    old."vmId" IS DISTINCT FROM new."vmId"
+    OR old."portStart" IS DISTINCT FROM new."portStart"
+    OR old."portEnd" IS DISTINCT FROM new."portEnd"
+    OR old."protocol" IS DISTINCT FROM new."protocol"
+    OR old."enabled" IS DISTINCT FROM new."enabled"
+    OR old."toEnable" IS DISTINCT FROM new."toEnable"
 )
 EXECUTE FUNCTION public.guestd_keep_port();
 

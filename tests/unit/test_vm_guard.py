@@ -55,6 +55,12 @@ def test_what_was_held_stays_held_however_few_are_left_until_it_is_confirmed() -
     assert len(plan_of(many(2, is_held=True, confirmed_since=SINCE), running(2)).actions) == 2
 
 
+def test_a_change_without_a_time_is_held_and_not_recorded() -> None:
+    found = plan_of([replace(each, desired_since=None) for each in many(12)], running(12), most_changes=10)
+    assert len(found.held) == 12
+    assert not any(isinstance(write, Hold) for write in found.writes)
+
+
 def test_only_the_machines_of_this_host_are_counted_for_the_share() -> None:
     machines = [*many(4), machine(9, host_id=THERE)]
     assert count_allowed(machines, policy(most_changes=10, most_changes_share=0.75)) == 3

@@ -122,6 +122,13 @@ class Connections:
             self._opening.add(opening)
             opening.add_done_callback(self._opening.discard)
 
+    async def close(self) -> None:
+        """Close those that are still opening; the server closes the others. Nothing is accepted any more."""
+        for task in self._opening:
+            task.cancel()
+        if self._opening:
+            await asyncio.wait(self._opening)
+
     @contextmanager
     def answering(self, connection: Connection) -> Iterator[None]:
         """The time from a request's header to the end of its answer; before and after it the connection is idle."""
@@ -166,6 +173,9 @@ async def _open(connection: Connection, protocol: asyncio.BaseProtocol, tls: ssl
     except OSError:  # not TLS, no client certificate, or gone: a stranger's failures are not logged
         connection.end()
         connection.socket.close()
+    except asyncio.CancelledError:
+        connection.socket.close()
+        raise
 
 
 def choose_victim(connections: Collection[Connection]) -> Connection:

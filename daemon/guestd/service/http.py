@@ -144,6 +144,7 @@ async def _serve(
         await asyncio.wait(accepting)
         for each in listeners:
             each.close()
+        await connections.close()
         await runner.cleanup()
 
 
