@@ -29,6 +29,8 @@ MAX_CONNECTIONS = 64
 CONNECTIONS_A_SECOND = 100.0
 REQUESTS_A_SECOND = 200.0
 RETRY_SECONDS = 1.0
+# At the end, for transports to close their sockets.
+CLOSE_SECONDS = 1.0
 BACKLOG = 128
 
 
@@ -123,11 +125,17 @@ class Connections:
             opening.add_done_callback(self._opening.discard)
 
     async def close(self) -> None:
-        """Close those that are still opening; the server closes the others. Nothing is accepted any more."""
+        """End all, also those that are opening or whose peer does not read. Nothing is accepted any more."""
         for task in self._opening:
             task.cancel()
         if self._opening:
             await asyncio.wait(self._opening)
+        for each in self._connections.values():
+            each.end()
+        # Their transports close the sockets as soon as they notice.
+        last = asyncio.get_running_loop().time() + CLOSE_SECONDS
+        while self._count() and asyncio.get_running_loop().time() < last:  # noqa: ASYNC110 -- transports report nothing
+            await asyncio.sleep(0.01)
 
     @contextmanager
     def answering(self, connection: Connection) -> Iterator[None]:

@@ -144,8 +144,8 @@ async def _serve(
         await asyncio.wait(accepting)
         for each in listeners:
             each.close()
-        await connections.close()
         await runner.cleanup()
+        await connections.close()
 
 
 def _bound_answers(connections: Connections, supervisor: Supervisor) -> Middleware:
