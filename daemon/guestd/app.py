@@ -254,8 +254,7 @@ def _wire(
     telemetry.channels.machines.set_function(lambda: machine_registry.count)
     samples = LatestSamples()
     telemetry.add_source(lambda: samples.build_families(machine_registry.get_domain_names(), datetime.now(UTC)))
-    rate_limit = RateLimit(_read_rates(settings))
-    gate = Gate(spool, telemetry.gate, _now_ms, rate_limit)
+    gate = Gate(spool, telemetry.gate, _now_ms, rate_limit := RateLimit(_read_rates(settings)))
     reloader = ConfigReloader(settings, read_settings=reread, on_reload=lambda now: _apply(now, writer, rate_limit))
     maintenance = StoreMaintenance(lambda: reloader.settings, telemetry.maintenance)
     writer = Writer(

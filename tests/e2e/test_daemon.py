@@ -445,7 +445,7 @@ def test_more_channels_than_descriptors_are_waited_for_and_no_reason_to_end(daem
     machines = [add_machine(daemon.dsn) for _ in range(60)]
     for machine_id in machines:
         daemon.guest(machine_id)
-    daemon.wrapper = ["prlimit", "--nofile=80:80"]
+    daemon.wrapper = ["prlimit", "--nofile=50:50"]
     daemon.start()
     eventually(lambda: any("descriptors are kept" in str(line.get("error")) for line in daemon.logged()), "the reason")
     assert daemon.process is not None

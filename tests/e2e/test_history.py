@@ -17,7 +17,7 @@ from support.faults import sample_line
 
 SAMPLES = 'SELECT "timestamp" FROM "SystemMetrics" WHERE "machineId" = %s ORDER BY "uptime"'
 # The agent's clocks run so much faster. It sends again what is not acknowledged within 5 s of its own time.
-SPEED = 40
+SPEED = 20
 AWAY_SECONDS = 600
 BUFFER_BYTES = 128 * 1024 * 1024
 INTERVAL_SECONDS = 10
@@ -103,6 +103,6 @@ def test_what_an_agent_measured_before_guestd_came_is_stored_as_it_was_taken(
     assert times == sorted(times)
     spacings = [(later - earlier).total_seconds() for earlier, later in pairwise(times[:20])]
     # While the lines are sent, too, the agent's clocks run faster than guestd's: some come nearer to each other.
-    assert sum(spacings) > 19 * INTERVAL_SECONDS / 4
+    assert sum(spacings) > 19 * INTERVAL_SECONDS / 2
     assert median(spacings) > INTERVAL_SECONDS / 2
     assert timedelta(minutes=5) < received[0] - times[0] < timedelta(minutes=30)

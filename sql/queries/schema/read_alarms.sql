@@ -31,6 +31,17 @@ WHERE
     )
 UNION ALL
 SELECT
+    'retention' AS "kind",
+    'table ' || plain."relation"
+    || ' has no row in RetentionSetting and grows without limit: insert one with its keepDays' AS "sentence"
+FROM (VALUES ('VmPort'), ('WindowsService'), ('ServiceStateHistory')) AS plain ("relation")
+WHERE
+    NOT EXISTS (
+        SELECT 1 FROM "RetentionSetting" AS setting
+        WHERE setting."relation" = plain."relation"
+    )
+UNION ALL
+SELECT
     'future' AS "kind",
     count(*) || ' chunks of ' || chunk.hypertable_name || ' lie in the future, up to ' || max(chunk.range_end)
     || ': check the clocks of guests and hosts' AS "sentence"

@@ -2,10 +2,16 @@
 
 import asyncio
 from pathlib import Path
+from uuid import UUID
 
 import psycopg
 import pytest
+from tools.harness.waiting import eventually_async
 
+from guestd.store.connection import set_timeouts
+from guestd.vms.model import Shutdown
+from guestd.vms.store import open_vm_store
+from gueststore.queries import query
 from support.daemon import execute, rows
 from support.vm_host import Host, add, hypervisor_with, reconciling, set_desired
 
@@ -79,3 +85,19 @@ async def test_a_host_whose_row_was_deleted_registers_again(dsn: str, tmp_path: 
         await asyncio.to_thread(execute, dsn, *gone, "NOTIFY guestd_wish")
         await host.becomes("one", hostName="host", state="running")
         await host.eventually(lambda: rows(dsn, 'SELECT 1 FROM "MachineLease"'), "it has the lease again")
+
+
+async def test_an_action_waits_for_a_batch_of_the_machines_samples(dsn: str) -> None:
+    """It was left out, and planned again a second later: a busy writer put it off by minutes."""
+    machine_id = add(dsn, "one", status="running", desiredStatus="off")
+    waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    async with open_vm_store(dsn, name="host", uri="test", version="1") as store:
+        await set_timeouts(store._connection, lock_seconds=60)
+        execute(dsn, f"""UPDATE "Machine" SET "hostId" = '{store.host_id}'""")
+        ((since,),) = rows(dsn, 'SELECT "desiredSince" FROM "Machine"')
+        action = Shutdown(machine_id, "one", UUID(int=1), "off", "desired state is off", desired_since=since)
+        with psycopg.connect(dsn) as writing:
+            writing.execute(query("ingest/lock_machines_alone"), {"ids": [machine_id]})
+            beginning = asyncio.create_task(store.begin_action(action, 1, ""))
+            await eventually_async(lambda: beginning.done() or rows(dsn, waits), "it waits")
+        assert await beginning is not None
