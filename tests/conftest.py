@@ -1,7 +1,9 @@
 """Fixtures live in plugins, one concern each; this is the list."""
 
+import gc
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -37,3 +39,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if os.environ.get("GUESTD_FAULTS") == "full":
         for item in items:
             item.add_marker(pytest.mark.timeout(3600), append=False)
+
+
+@pytest.fixture(autouse=True)
+def _unclosed_resources() -> Iterator[None]:
+    """What a test leaves unclosed fails that test, not the one during which the collector happens to find it."""
+    yield
+    gc.collect()
+    gc.freeze()  # what is left lives on: the next test's collection need not look at it

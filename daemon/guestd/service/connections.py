@@ -115,14 +115,22 @@ class Connections:
                 self._warn_refused(exc, RETRY_SECONDS)
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
-            self._make_room()
-            connection = Connection(accepted, group_address(peer[0]))
-            protocol = create_protocol()
-            self._connections[protocol] = connection
-            self._expect(connection, self._deadlines.first_request_seconds)
-            opening = asyncio.create_task(_open(connection, protocol, tls), name="pages-connection")
-            self._opening.add(opening)
-            opening.add_done_callback(self._opening.discard)
+            try:
+                self._add(accepted, peer[0], create_protocol(), tls)
+            except BaseException:
+                accepted.close()
+                raise
+
+    def _add(
+        self, accepted: socket.socket, peer: str, protocol: asyncio.BaseProtocol, tls: ssl.SSLContext | None
+    ) -> None:
+        self._make_room()
+        connection = Connection(accepted, group_address(peer))
+        self._connections[protocol] = connection
+        self._expect(connection, self._deadlines.first_request_seconds)
+        opening = asyncio.create_task(_open(connection, protocol, tls), name="pages-connection")
+        self._opening.add(opening)
+        opening.add_done_callback(self._opening.discard)
 
     async def close(self) -> None:
         """End all, also those that are opening or whose peer does not read. Nothing is accepted any more."""

@@ -80,5 +80,6 @@ async def test_after_a_bug_in_accepting_one_the_next_connections_are_accepted() 
     finally:
         accepting.cancel()
         await asyncio.wait([accepting])
+        await connections.close()
         listener.close()
     assert failures["pages"] == 1
