@@ -8,7 +8,6 @@ exceptions that the caller names in `ends_with`.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -58,16 +57,16 @@ class Supervisor:
 
         Raises only the exceptions of `ends_with`.
         """
-        key, backoff = (name, subject), backoff or Backoff()
+        key, backoff, loop = (name, subject), backoff or Backoff(), asyncio.get_running_loop()
         lived_seconds = 0.0
         self._show(name)
         try:
             while True:
-                started = time.monotonic()
+                started = loop.time()
                 is_done = await self._attempt(key, task, lived_seconds, ends_with, may_return)
                 if is_done:
                     return
-                lived_seconds = time.monotonic() - started
+                lived_seconds = loop.time() - started
                 await asyncio.sleep(backoff.next_delay_seconds(lived_seconds))
         finally:
             self._problems.pop(key, None)
