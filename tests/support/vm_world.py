@@ -94,7 +94,7 @@ class World:
     now: float = BORN
     attempts: dict[UUID, Attempts] = field(default_factory=dict)
     absences: dict[UUID, Absence] = field(default_factory=dict)
-    stops: dict[str, str] = field(default_factory=dict)
+    stops: dict[UUID, str] = field(default_factory=dict)
 
     def plan(self) -> VmPlan:
         names = {each.name for each in self.domains.values()}

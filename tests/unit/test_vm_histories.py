@@ -67,6 +67,8 @@ class History:
         side.seen = replace(
             side.seen, state=state, reason=reason, is_active=is_active, since=self.now, boot=boot
         )  # fmt: skip
+        if not is_active and reason != "migrated":
+            self.abort(self.get_other(side))
 
     def restart_libvirtd(self, side: Side) -> None:
         """It forgets why a domain is off, and guestd connects again."""
@@ -109,9 +111,19 @@ class History:
 
     def migrate(self, side: Side) -> None:
         other = self.get_other(side)
-        if side.seen.state == "running" and not other.seen.is_active:
+        if side.seen.state == "running" and (not other.seen.is_active or other.seen.reason == "starting_up"):
             self.happen(side, "shutoff", "migrated")
             self.happen(other, "running", "migrated")
+
+    def arrive(self, side: Side) -> None:
+        """A migration from the other host to this one begins."""
+        if not side.seen.is_active and self.get_other(side).seen.state == "running":
+            self.happen(side, "paused", "starting_up")
+
+    def abort(self, side: Side) -> None:
+        """It fails, or the connection between the hosts is lost."""
+        if side.seen.reason == "starting_up":
+            self.happen(side, "shutoff", "destroyed")
 
     def move_row(self, side: Side) -> None:
         """Somebody assigns the machine to this host."""
@@ -220,6 +232,8 @@ EVENTS: dict[str, Callable[[History, Side], None]] = {
     "crash": History.crash,
     "start": History.start,
     "migrate": History.migrate,
+    "arrive": History.arrive,
+    "abort": History.abort,
     "row": History.move_row,
     "off": lambda history, _: history.change_desired("off"),
     "running": lambda history, _: history.change_desired("running"),
@@ -253,6 +267,7 @@ def play(steps: list[tuple[str, UUID]]) -> History:
 
 
 ASKED = [("off", HERE), ("run", HERE), ("accepted", HERE)]
+AWAY = [("migrate", HERE), ("run", HERE)]
 TRY = [("minute", HERE), ("minute", HERE), ("run", HERE), ("accepted", HERE)]
 
 
@@ -264,6 +279,7 @@ TRY = [("minute", HERE), ("minute", HERE), ("run", HERE), ("accepted", HERE)]
 @example([*ASKED, ("running", HERE), ("off", HERE), *TRY])
 @example([("migrate", HERE), ("libvirtd", HERE), ("run", HERE), ("moment", HERE), ("run", HERE), ("accepted", HERE)])
 @example([("row", THERE), ("run", THERE), ("accepted", THERE)])
+@example([*AWAY, ("arrive", HERE), ("run", HERE), ("abort", HERE), ("moment", HERE), *TRY])
 @example([("migrate", HERE), ("host", HERE), *[("minute", HERE), ("run", HERE), ("accepted", HERE)] * 3])
 def test_no_guest_is_destroyed_unasked_and_none_is_started_twice(steps: list[tuple[str, UUID]]) -> None:
     play(steps)

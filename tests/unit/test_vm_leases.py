@@ -188,6 +188,63 @@ def test_a_machine_whose_domain_has_another_name_is_reported_and_not_off() -> No
     assert leases_of(machine(facts=facts_of(domain()), lease=OURS), replace(off("destroyed"), name="other")) == []
 
 
+@pytest.mark.parametrize("holder", [None, THERE])
+@pytest.mark.parametrize("seen", [domain(), domain(reason="migrated"), off(), off("destroyed")])
+def test_a_clone_of_a_machines_name_claims_nothing_and_takes_no_lease(seen: Domain, holder: UUID | None) -> None:
+    """The holder does not report, or its domain is off: each was a reason to claim the machine."""
+    for state in ("running", "shutoff", "missing"):
+        facts = DomainFacts(UUID(int=9), state, "unknown", 1, 1, "absent", None)
+        for is_live in (True, False):
+            held = machine(host_id=holder, is_holder_live=is_live, facts=facts)
+            found = plan_of(held, seen)
+            (report,) = found.reports
+            assert (found.writes, found.actions, report.kind) == ((), (), "replaced")
+            for part in (UUID(int=9), seen.uuid, HERE):
+                assert str(part) in report.text
+            # As the report says, where it is the machine's now.
+            accepted = replace(held, host_id=HERE, facts=replace(facts, domain_uuid=None))
+            assert "replaced" not in "".join(steps(accepted, seen))
+            assert any(isinstance(step, KeepFacts) for step in plan_of(accepted, seen).writes)
+
+
+def test_a_clones_own_lease_is_given_back_when_it_ends() -> None:
+    facts = DomainFacts(UUID(int=9), "running", "unknown", 1, 1, "absent", None)
+    assert len(leases_of(machine(host_id=THERE, facts=facts, lease=OURS), off("destroyed"))) == 1
+
+
+def test_a_domain_that_replaced_the_machines_own_on_its_host_has_a_lease_while_it_runs() -> None:
+    facts = DomainFacts(UUID(int=9), "missing", "unknown", 1, 1, "absent", None)
+    (taken,) = leases_of(machine(facts=facts), domain())
+    assert isinstance(taken, TakeLease)
+
+
+def test_the_machines_own_domain_counts_where_another_has_its_name() -> None:
+    held = machine(facts=facts_of(domain()), lease=OURS)
+    own, clone = replace(domain(), name="other"), domain(uuid=UUID(int=9))
+    for seen in ([own, clone], [clone, own]):
+        found = plan.plan_vms([held], seen, attempts={}, absences={}, now=BORN, policy=policy())
+        assert [report.kind for report in found.reports] == ["unmatched", "renamed"]
+
+
+def test_a_machine_that_was_migrated_away_and_is_assigned_to_its_old_host_again_is_reported() -> None:
+    """It was off, should run, and nothing said why."""
+    left_behind = domain(state="shutoff", reason="migrated", since=BORN - ELSEWHERE_SECONDS)
+    for desired, status in (("running", "off"), ("running", "stopped"), ("suspended", "off"), ("off", "running")):
+        held = machine(status=status, desired=desired)
+        (report,) = plan_of(held, left_behind).reports
+        assert (report.kind, "Machine.hostId" in report.text, "virsh start" in report.text) == ("elsewhere", True, True)
+        (stored,) = [step.facts for step in plan_of(held, left_behind).writes if isinstance(step, KeepFacts)]
+        assert stored.problem == report.text
+        # The host to which it was migrated is about to claim it.
+        early = plan_of(held, replace(left_behind, since=BORN - ELSEWHERE_SECONDS + 1))
+        assert (early.reports, early.recheck_seconds) == ((), 1)
+    for status, reached in (("off", "off"), ("stopped", "off"), ("running", "running"), ("off", None)):
+        assert plan_of(machine(status=status, desired=reached), left_behind).reports == ()
+    assert plan_of(machine(status="off", desired="running"), left_behind, is_converging=False).reports == ()
+    assert plan_of(machine(status="building", desired="running"), left_behind).reports == ()
+    assert plan_of(machine(status="off", desired="running", host_id=THERE), left_behind).reports == ()
+
+
 def test_another_host_that_has_the_machines_domain_under_another_name_takes_its_lease() -> None:
     held = machine(host_id=THERE, facts=facts_of(domain()))
     (taken,) = plan_of(held, replace(domain(), name="other")).writes

@@ -95,8 +95,8 @@ class Hypervisor:
         """As of the last successful snapshot; empty before the first."""
         self.observed_at: float | None = None
         """Monotonic time at which that snapshot began."""
-        self.stops: dict[str, str] = {}
-        """Why domains stopped that are not in that snapshot, by name, as far as libvirt has reported it."""
+        self.stops: dict[UUID, str] = {}
+        """Why domains stopped that are not in that snapshot, by UUID, as far as libvirt has reported it."""
         self.error: str | None = "not connected yet"
         self._metrics = metrics
         self._calls = BlockingCalls("libvirt", max_concurrent=1, max_stuck=MAX_STUCK_CALLS, metrics=metrics)
@@ -109,7 +109,7 @@ class Hypervisor:
         self._wake = asyncio.Event()
         self._changed: set[UUID] = set()
         # The last stop of each domain that was reported since the last snapshot began.
-        self._new_stops: dict[str, str] = {}
+        self._new_stops: dict[UUID, str] = {}
         # Of each domain the number of its last lifecycle or reboot event, in this connection.
         self._last_events: dict[UUID, int] = {}
         self._connection_count = self._event_count = 0
@@ -168,8 +168,7 @@ class Hypervisor:
             self._last_events = {
                 uuid: event for uuid, event in self._last_events.items() if uuid in uuids or event > count
             }
-            present = {domain.name for domain in domains}
-            stops = {name: why for name, why in (self.stops | new_stops).items() if name not in present}
+            stops = {uuid: why for uuid, why in (self.stops | new_stops).items() if uuid not in uuids}
             self.stops = dict(list(stops.items())[-MAX_STOPS:])
             self.domains, self.observed_at, self.error = domains, began, None
             self._metrics.snapshot_seconds.observe(time.monotonic() - began)
@@ -292,7 +291,7 @@ class Hypervisor:
 
         def on_lifecycle(_connection: Any, domain: Any, event: int, detail: int, _: object) -> None:
             if event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
-                call_in_loop(loop, self._on_stop_event, domain.name(), name_stop(detail))
+                call_in_loop(loop, self._on_stop_event, UUID(bytes=domain.UUID()), name_stop(detail))
             call_in_loop(loop, self._on_boot_event, UUID(bytes=domain.UUID()))
 
         def on_close(*_: object) -> None:
@@ -324,9 +323,9 @@ class Hypervisor:
         self._last_events[uuid] = self._event_count
         self._on_domain_event(uuid)
 
-    def _on_stop_event(self, name: str, reason: str) -> None:
-        self._new_stops.pop(name, None)  # the dictionary is ordered by the last stop
-        self._new_stops[name] = reason
+    def _on_stop_event(self, uuid: UUID, reason: str) -> None:
+        self._new_stops.pop(uuid, None)  # the dictionary is ordered by the last stop
+        self._new_stops[uuid] = reason
 
     def _on_close_event(self, connection: Any) -> None:
         # The event of an earlier connection may arrive late.

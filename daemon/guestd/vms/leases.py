@@ -37,7 +37,8 @@ def plan_lease(
             return  # it is migrated or started: until that has ended, whoever has the lease keeps it
         mine = Lease(policy.host_id, "", policy.host_boot, domain.uuid)
         if lease is None:
-            yield TakeLease(machine.id, machine.name, None, policy.host_boot, domain.uuid)
+            if is_ours or is_own_domain:
+                yield TakeLease(machine.id, machine.name, None, policy.host_boot, domain.uuid)
         elif (is_ours or lease.host_id == policy.host_id) and is_own_domain and replace(lease, host_name="") != mine:
             yield TakeLease(machine.id, machine.name, lease.host_id, policy.host_boot, domain.uuid)
     elif is_off and _has_ended(lease, domain, policy):

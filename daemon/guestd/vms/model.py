@@ -23,8 +23,8 @@ SETTLED_STATUSES = frozenset({"running", "off", "suspended", "error", *SYNONYMS}
 class DomainFacts:
     """A row of MachineDomain: the domain as the assigned host last observed it.
 
-    `domain_uuid` stays that of the machine's own domain. `reached_since` is the VmRow.desired_since of the last desired
-    state that it reached.
+    `domain_uuid` stays that of the machine's own domain; `state` is missing while another has its name. `reached_since`
+    is the VmRow.desired_since of the last desired state that it reached.
     """
 
     domain_uuid: UUID | None
@@ -40,6 +40,14 @@ class DomainFacts:
     def is_active(self) -> bool:
         """Whether the domain was active."""
         return self.state not in ("shutoff", "missing")
+
+    @property
+    def is_migrated(self) -> bool:
+        """Whether the domain was migrated away and has not run here since; it may be on its way back.
+
+        A domain that was migrated here is running (migrated).
+        """
+        return self.reason == "migrated" and self.state != "running"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ Pure. Invariants of every plan:
 * A status that guestd did not set (building, updating_hardware, any unknown word) means that another program is working
   on the machine: neither the row nor the domain is changed.
 * A machine's domain has its name and the UUID that was first stored. One of its name with another UUID was defined anew
-  or cloned by somebody: it is reported, and never started or stopped.
+  or cloned by somebody: it is reported, never claims the machine, and is never started or stopped. What it does says
+  nothing of how the machine's own domain ended.
 * A domain that is not observed is unknown. Its machine becomes off when this host had the domain, libvirt answers, and
   either has reported how the domain ended, or nobody has claimed the machine for a while (a transient domain has no
   definition that remains). It never does when the domain was migrated away, and it cannot be started.
@@ -27,7 +28,7 @@ from uuid import UUID
 
 from guestd.hypervisor.domains import KNOWN_ENDS, Domain, DomainDescription, Graphics, derive_status
 from guestd.vms.guard import count_allowed, find_held, list_holds
-from guestd.vms.leases import plan_lease
+from guestd.vms.leases import ELSEWHERE_SECONDS, plan_lease
 from guestd.vms.model import (
     SETTLED_STATUSES,
     SYNONYMS,
@@ -60,6 +61,9 @@ MISSING_SECONDS = 60.0
 # A start has succeeded when the machine has run for this long.
 HEALTHY_SECONDS = 600.0
 KIB_PER_GB = 1024 * 1024
+# Reasons that a domain is off which do not show that it has run: libvirtd was restarted, or a start has failed. A
+# libvirtd that is restarted during an incoming migration ends that with `daemon`.
+_NO_END = ("unknown", "failed", "daemon")
 
 
 _Step = Write | PowerAction | VmReport | Recheck
@@ -88,11 +92,11 @@ def plan_vms(
     ]
     steps += [VmReport("unreadable", domain.name, domain.problem) for domain in domains if domain.problem is not None]
     for machine in machines:
-        domain, renamed = by_name.get(machine.name), by_uuid.get(_get_own_uuid(machine))
-        if domain is not None:
+        domain, own = by_name.get(machine.name), by_uuid.get(_get_own_uuid(machine))
+        if own is not None and own is not domain:
+            steps += _plan_renamed(machine, own, policy)
+        elif domain is not None:
             steps += _plan_observed(machine, domain, attempts.get(machine.id), now, policy)
-        elif renamed is not None:
-            steps += _plan_renamed(machine, renamed, policy)
         elif machine.host_id == policy.host_id and _is_settled(machine.status):
             steps += _plan_missing(machine, absences.get(machine.id), now, policy)
     actions = [step for step in steps if isinstance(step, PowerAction)]
@@ -123,7 +127,8 @@ def keep_recent_attempts(
             continue
         if (last.desired, last.desired_since) != (machine.desired, machine.desired_since):
             continue
-        if derive_status(domain) != machine.desired or now - max(domain.since, last.at) < HEALTHY_SECONDS:
+        has_reached = derive_status(domain) == machine.desired and not _is_another(machine, domain)
+        if not has_reached or now - max(domain.since, last.at) < HEALTHY_SECONDS:
             recent[machine.id] = last
     return recent
 
@@ -133,20 +138,23 @@ def find_absences(
     machines: Sequence[VmRow],
     domains: Sequence[Domain],
     *,
-    stops: Mapping[str, str],
+    stops: Mapping[UUID, str],
     host_id: UUID,
     now: float,
 ) -> dict[UUID, Absence]:
     """Find the machines of this host without a domain; `before` are those of the previous run.
 
-    `stops` has libvirt's reason for the last stop of a domain, by its name.
+    `stops` has libvirt's reason for the last stop of a domain, by its UUID.
     """
-    present = {domain.name for domain in domains}
-    return {
-        machine.id: Absence(before[machine.id].since if machine.id in before else now, stops.get(machine.name))
-        for machine in machines
-        if machine.host_id == host_id and machine.name not in present
-    }
+    names, uuids = {domain.name for domain in domains}, {domain.uuid for domain in domains}
+    absences = {}
+    for machine in machines:
+        own_uuid = _get_own_uuid(machine)
+        is_here = machine.name in names if own_uuid is None else own_uuid in uuids
+        if machine.host_id == host_id and not is_here:
+            since = before[machine.id].since if machine.id in before else now
+            absences[machine.id] = Absence(since, None if own_uuid is None else stops.get(own_uuid))
+    return absences
 
 
 def _is_settled(status: str) -> bool:
@@ -156,6 +164,11 @@ def _is_settled(status: str) -> bool:
 def _get_own_uuid(machine: VmRow) -> UUID | None:
     """Get the UUID of the machine's own domain, None if none was ever stored."""
     return None if machine.facts is None else machine.facts.domain_uuid
+
+
+def _is_another(machine: VmRow, domain: Domain) -> bool:
+    """Whether a domain of the machine's name is not the machine's own."""
+    return _get_own_uuid(machine) not in (None, domain.uuid)
 
 
 def _plan_renamed(machine: VmRow, domain: Domain, policy: VmPolicy) -> Iterator[_Step]:
@@ -193,8 +206,11 @@ def _get_stop_reason(facts: DomainFacts | None, absence: Absence | None) -> str:
 
     A domain that was undefined stopped for the reason that was stored while it had a definition.
     """
-    if absence is not None and absence.reason is not None:
-        return absence.reason
+    reported = None if absence is None else absence.reason
+    if facts is not None and _is_still_migrated(facts, reported or "unknown"):
+        return "migrated"
+    if reported is not None:
+        return reported
     return "unknown" if facts is None or facts.is_active else facts.reason
 
 
@@ -223,10 +239,7 @@ def _plan_observed(
         reason = _get_claim_reason(machine, domain)
         if reason is None:
             yield from plan_lease(machine, domain, is_ours=False, is_off=not is_debounced, policy=policy)
-            if domain.is_active and derive_status(domain) is not None:
-                text = f"also runs on host {machine.host_id}, to which it is assigned"
-                yield VmReport("duplicate", machine.name, text)
-                yield Recheck(DUPLICATE_RECHECK_SECONDS)
+            yield from _report_unclaimed(machine, domain, policy)
             return
         yield Claim(machine.id, machine.name, machine.host_id, reason)
     yield from plan_lease(machine, domain, is_ours=True, is_off=not is_debounced, policy=policy)
@@ -247,37 +260,75 @@ def _plan_observed(
     yield from power
 
 
+def _report_unclaimed(machine: VmRow, domain: Domain, policy: VmPolicy) -> Iterator[VmReport | Recheck]:
+    """Report a domain of a machine that this host neither has nor may claim."""
+    if _is_another(machine, domain):
+        text = (
+            f"a domain of this name has the UUID {domain.uuid} here, and the machine's has {_get_own_uuid(machine)}:"
+            " its row is not claimed; rename this domain, or if it is the machine's now, set MachineDomain.domainUuid"
+            f" to NULL and Machine.hostId to {policy.host_id}"
+        )
+        yield VmReport("replaced", machine.name, text)
+    elif domain.is_active and derive_status(domain) is not None:
+        text = f"also runs on host {machine.host_id}, to which it is assigned"
+        yield VmReport("duplicate", machine.name, text)
+        yield Recheck(DUPLICATE_RECHECK_SECONDS)
+
+
 def _plan_power(
     machine: VmRow, domain: Domain, attempts: Attempts | None, now: float, policy: VmPolicy
 ) -> Iterator[PowerAction | VmReport | Recheck]:
     """Plan the power of a machine that is assigned to this host in the store; a claim in this plan may still fail."""
-    own_uuid = _get_own_uuid(machine)
-    if own_uuid not in (None, domain.uuid):
+    if _is_another(machine, domain):
         text = (
-            f"the domain of this name has the UUID {domain.uuid}, and the machine's has {own_uuid}: it is not started"
-            " or stopped; if it is the machine's now, set MachineDomain.domainUuid to NULL"
+            f"the domain of this name has the UUID {domain.uuid}, and the machine's has {_get_own_uuid(machine)}: it is"
+            " not started or stopped; if it is the machine's now, set MachineDomain.domainUuid to NULL"
         )
         yield VmReport("replaced", machine.name, text)
-    elif policy.is_converging and _is_settled(machine.status):
+    elif not policy.is_converging or not _is_settled(machine.status):
+        return
+    elif (domain.state, domain.reason) == ("shutoff", "migrated"):
+        yield from _report_migrated(machine, domain, now)
+    else:
         yield from plan_power(machine, domain, attempts, now, policy)
 
 
-def _keep_migrated(facts: DomainFacts | None, domain: Domain) -> Domain:
-    """Keep the reason of a domain that was migrated away.
+def _report_migrated(machine: VmRow, domain: Domain, now: float) -> Iterator[VmReport | Recheck]:
+    """Report a machine that was migrated away, is assigned to this host, and should have another state."""
+    if machine.desired in (None, SYNONYMS.get(machine.status, machine.status)):
+        return
+    left = domain.since + ELSEWHERE_SECONDS - now
+    if left > 0:
+        yield Recheck(left)  # the host to which it was migrated is about to claim it
+        return
+    text = (
+        "left alone: its domain was migrated away from this host; set Machine.hostId to the host that has it now, or if"
+        " it runs nowhere, start it here: virsh start"
+    )
+    yield VmReport("elsewhere", machine.name, text)
 
-    A libvirtd that is restarted forgets it, as does one where the domain is defined again, and a start that fails.
-    """
-    if facts is None or facts.is_active or (domain.uuid, domain.state) != (facts.domain_uuid, "shutoff"):
+
+def _keep_migrated(facts: DomainFacts | None, domain: Domain) -> Domain:
+    """Keep the reason of a domain that was migrated away."""
+    if facts is None or (domain.uuid, domain.state) != (facts.domain_uuid, "shutoff"):
         return domain
-    is_forgotten = facts.reason == "migrated" and domain.reason in ("unknown", "failed")
-    return replace(domain, reason="migrated") if is_forgotten else domain
+    return replace(domain, reason="migrated") if _is_still_migrated(facts, domain.reason) else domain
+
+
+def _is_still_migrated(facts: DomainFacts, reason: str) -> bool:
+    """Whether a domain that was migrated away has not run here since; it is off or gone again for this reason.
+
+    A libvirtd that is restarted forgets it, as does one where the domain is defined again, and a start that fails. A
+    domain that was only seen on its way here since (a migration back that failed) ended here for any reason.
+    """
+    return facts.is_migrated and (facts.is_active or reason in _NO_END)
 
 
 def _get_claim_reason(machine: VmRow, domain: Domain) -> str | None:
     """Get the reason why this host may claim the machine; None if it may not."""
     facts = machine.facts
     reason = None
-    if derive_status(domain) is None:
+    if derive_status(domain) is None or _is_another(machine, domain):
         pass
     elif machine.host_id is None:
         reason = "not assigned to any host"
@@ -326,13 +377,20 @@ def _build_facts(machine: VmRow, domain: Domain, policy: VmPolicy, problem: str 
         vcpus, memory_kib, channel = 0, 0, "absent"
     if channel == "connected" and not domain.is_active:
         channel = "disconnected"  # it is as last read, where the domain cannot be read now
-    reached_since = None if before is None else before.reached_since
-    if derive_status(domain) == machine.desired:
-        reached_since = machine.desired_since
-    own_uuid = _get_own_uuid(machine) or domain.uuid
-    return DomainFacts(
-        own_uuid, domain.state, domain.reason, vcpus, memory_kib, channel, problem, reached_since
-    )  # fmt: skip
+    facts = DomainFacts(domain.uuid, domain.state, domain.reason, vcpus, memory_kib, channel, problem)
+    if before is None:
+        pass
+    elif _is_another(machine, domain):
+        # The machine's own domain is not here: how it ended decides about its lease, and is kept.
+        reason = _get_stop_reason(before, None)
+        return replace(
+            facts, domain_uuid=before.domain_uuid, state="missing", reason=reason, reached_since=before.reached_since
+        )  # fmt: skip
+    elif before.is_migrated and before.domain_uuid == domain.uuid and derive_status(domain) is None:
+        facts = replace(facts, reason="migrated")
+    is_reached = derive_status(domain) == machine.desired
+    before_since = None if before is None else before.reached_since
+    return replace(facts, reached_since=machine.desired_since if is_reached else before_since)
 
 
 def _get_channel_state(described: DomainDescription, names: Sequence[str]) -> str:

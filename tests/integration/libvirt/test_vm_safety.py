@@ -300,7 +300,7 @@ async def test_another_domain_under_the_machines_name_is_reported_and_not_powere
         host.domain("one").undefine()
         own_connection(host.hypervisor).defineXML(domain_xml("one", 77))
         await host.eventually(lambda: any(text.startswith("replaced: one") for text in host.reports), "it is reported")
-        await host.becomes("one", domainState="shutoff", status="off")
+        await host.becomes("one", domainState="missing", status="off")
         await host.another_run(3)
         assert not host.has_acted
         # As docs/vms.md says, where it is the machine's domain now.
