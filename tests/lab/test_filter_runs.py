@@ -1,5 +1,6 @@
 """Reconcile runs over a host's filters on a real libvirt: the desired state is in force, and stays so."""
 
+import re
 from dataclasses import replace
 from uuid import UUID
 
@@ -132,10 +133,15 @@ def test_many_removals_need_confirmation(filter_host: FilterHost) -> None:
     assert "28 of 67" in filter_host.read_row(SSH)[1]
     status, printed = filter_host.guestd("apply")
     assert (status, len(filter_host.own())) == (1, 67)
-    assert any(line.startswith("held:") for line in printed)
-    status, printed = filter_host.guestd("apply", "--yes")
-    assert (status, len(filter_host.own())) == (0, 39)
-    assert printed[-1] == "39 of 39 filters are in force"
+    (digest,) = re.findall(r"held: all: .* guestd apply --filters (\w+)", "\n".join(printed))
+    assert digest in "\n".join(filter_host.guestd("plan")[1])
+    filter_host.run('DELETE FROM "NWFilter" WHERE "internalName" = %s', filter_host.internal_name("Use Ping"))
+    status, printed = filter_host.guestd("apply", "--filters", digest)
+    assert (status, len(filter_host.own())) == (1, 67), "another filter was removed since the operator read the plan"
+    (other,) = re.findall(rf"held: all: the plan is not {digest} but (\w+) now", "\n".join(printed))
+    status, printed = filter_host.guestd("apply", "--filters", other)
+    assert (status, len(filter_host.own())) == (0, 38)
+    assert printed[-1] == "38 of 38 filters are in force"
     assert filter_host.filters()[edited].rules[0].value("dstportstart") == "2"
 
 
@@ -157,7 +163,8 @@ def test_machines_that_would_lose_their_last_drop_at_once_need_confirmation(filt
     assert {each.name for each in result.reports if each.kind == "held"} == {"all", *tops}
     status, printed = filter_host.guestd("apply", attach="enforce")
     assert (status, sum("would pass, and is blocked now" in line for line in printed)) == (1, 4)
-    status, printed = filter_host.guestd("apply", "--yes", attach="enforce")
+    (digest,) = re.findall(r"guestd apply --filters (\w+)", "\n".join(printed))
+    status, printed = filter_host.guestd("apply", "--filters", digest, attach="enforce")
     assert (status, filter_host.reconcile(ENFORCE).steps) == (0, ()), printed
 
 

@@ -6,8 +6,9 @@ from uuid import UUID
 import pytest
 
 from guestd.filters.desired import DesiredFilters
+from guestd.filters.diff import find_hold
 from guestd.filters.model import Filter, Rule
-from guestd.filters.plan import Guard, plan_filters
+from guestd.filters.plan import Define, FilterPlan, Guard, Remove, digest_plan, plan_filters
 from guestd.filters.snapshot import ObservedFilters
 
 ACCEPT = Rule("accept", "in", 500, "tcp")
@@ -66,3 +67,48 @@ def test_a_plan_that_empties_filters_and_opens_machines_has_both_reasons() -> No
     reason = plan_filters(DesiredFilters(after), ObservedFilters(there, frozenset(there)), Guard(0)).needs_confirmation
     assert reason is not None
     assert reason.startswith("it would remove or empty 2 of 2 filters, and 0 are allowed at once; it would open 2 of 2")
+
+
+def plan_of(*, opened: tuple[str, ...] = (), rules: tuple[Rule, ...] = (DROP,), uuid: int = 7) -> FilterPlan:
+    (definition,) = made(1, *rules).values()
+    actions = Define(definition, "1 rule added"), Remove("ibay-7", UUID(int=uuid), "the store has no such filter")
+    return FilterPlan(actions, (), "it would open many", dict.fromkeys(opened, "tcp in would pass"))
+
+
+def test_a_digest_names_the_definitions_the_removals_and_the_machines_that_a_plan_opens() -> None:
+    plan = plan_of(opened=("ibay-a", "ibay-b"))
+    others = (
+        plan_of(opened=("ibay-a", "ibay-b"), rules=(ACCEPT,)),
+        plan_of(opened=("ibay-a", "ibay-b"), rules=(replace(DROP, is_stateful=False),)),
+        plan_of(opened=("ibay-a", "ibay-b"), uuid=8),
+        plan_of(opened=("ibay-a",)),
+        replace(plan, actions=plan.actions[:1]),
+        replace(plan, actions=plan.actions[1:]),
+    )
+    assert len({digest_plan(each) for each in (plan, *others)}) == 7
+    assert len(digest_plan(plan)) == 12
+    same = replace(plan_of(opened=("ibay-b", "ibay-a")), actions=plan.actions[::-1], needs_confirmation=None)
+    assert digest_plan(same) == digest_plan(plan)
+
+
+def test_the_digest_of_a_plan_is_one_of_what_it_opens() -> None:
+    there = made(3, DROP, ACCEPT)
+    after = {name: replace(each, entries=(ACCEPT,)) for name, each in there.items()}
+    few, all_three = (
+        plan_filters(DesiredFilters(after), ObservedFilters(there, frozenset([*there][:count])), Guard(0))
+        for count in (2, 3)
+    )
+    assert few.actions == all_three.actions
+    assert [*few.opened] == [*there][:2]
+    assert digest_plan(few) != digest_plan(all_three)
+
+
+def test_a_run_applies_the_confirmed_plan_and_no_other() -> None:
+    held, free = plan_of(), replace(plan_of(rules=(ACCEPT,)), needs_confirmation=None)
+    assert find_hold(held, None) == "it would open many"
+    assert find_hold(held, digest_plan(held)) is None
+    assert find_hold(free, None) is None
+    assert find_hold(free, digest_plan(free)) is None
+    other = find_hold(held, "0123456789ab")
+    assert other == f"the plan is not 0123456789ab but {digest_plan(held)} now: it would open many"
+    assert digest_plan(free) in (find_hold(free, digest_plan(held)) or "")

@@ -227,7 +227,7 @@ def test_a_machine_whose_addresses_are_unknown_keeps_those_that_its_filter_passe
     )
     diff = diff_filters(STORE, (), unknown, Guard(9), FilterCache())
     assert diff.plan.actions == ()
-    assert list_reports(diff) == []
+    assert list_reports(diff, None) == []
     # What an operator sets is known.
     changed = replace(STORE, machines=(replace(MACHINE, allowed_ips=("10.0.0.2",)),))
     (action,) = diff_filters(changed, (), unknown, Guard(9), FilterCache()).plan.actions
@@ -271,7 +271,7 @@ def test_an_unreadable_filter_of_a_refused_row_gets_the_addresses_that_it_got(al
             assert reference == Reference(target, (("IP", "10.0.0.1"),))
         else:
             assert diff.desired.filters[name].references == ()
-            assert [each for each in list_reports(diff) if each.kind == "unenforceable"]
+            assert [each for each in list_reports(diff, None) if each.kind == "unenforceable"]
         # Of a machine that did not include it, guestd passes all that there is.
         del before[name]
         diff = diff_filters(bad, (), host, Guard(9), FilterCache())
@@ -286,13 +286,13 @@ def test_each_object_that_cannot_be_read_is_reported_until_it_is_read_or_defined
     skipped = (Skipped("filter", "ibay-a", "bad"), Skipped("filter", "other", "bad"), Skipped("domain", "vm", "bad"))
     host = HostSnapshot(observed, frozenset(), (), {}, {}, skipped=skipped)
     diff = diff_filters(StoreSnapshot((), (), {}), (), host, Guard(9), FilterCache())
-    assert [str(each) for each in list_reports(diff) if each.kind == "unreadable"] == [
+    assert [str(each) for each in list_reports(diff, None) if each.kind == "unreadable"] == [
         "unreadable: ibay-a: libvirt's filter cannot be read: bad",
         "unreadable: other: libvirt's filter cannot be read: bad",
         "unreadable: vm: libvirt's domain cannot be read: bad",
     ]
     there["ibay-a"] = read(HOST).observed.filters["ibay-a"]
-    assert [each.name for each in list_reports(diff) if each.kind == "unreadable"] == ["other", "vm"]
+    assert [each.name for each in list_reports(diff, None) if each.kind == "unreadable"] == ["other", "vm"]
 
 
 def test_the_kernels_rules_of_a_filter_that_cannot_be_read_are_not_inspected() -> None:

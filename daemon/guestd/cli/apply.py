@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 Reconciles the network filters and interfaces of this host with the database once, now, and prints each step with its
 result. Two kinds of steps need an explicit option, because they may take rules from machines that rely on them.
+With --filters it applies exactly the plan that guestd plan printed with this digest, or no step on filters at all.
 With --vms it only confirms the changes of VMs that guestd holds, which the running guestd then makes.
 """
 EPILOG = """\
 examples:
   guestd plan --config /etc/guestd/guestd.toml     # read the plan first
   guestd apply --config /etc/guestd/guestd.toml
-  guestd apply --config /etc/guestd/guestd.toml --yes
-  guestd apply --config /etc/guestd/guestd.toml --vms 3f29c1d0a4be     # the digest that guestd plan prints
+  guestd apply --config /etc/guestd/guestd.toml --filters 8d1f02c7b35e # the digest that guestd plan prints
+  guestd apply --config /etc/guestd/guestd.toml --vms 3f29c1d0a4be     # the same for VMs
 
 --json prints one object:
   done      array of steps that were tried: step, text, result ("done", or the error), and the fields of the step
@@ -33,8 +34,8 @@ examples:
   desired   number of filters that the database defines for this host
 With --vms it prints one object with confirmed: an array of the changes that were confirmed.
 
-exit status: 0 all is done, 1 a step failed or needs --yes, --vms confirmed nothing, or libvirt or the store cannot be
-reached, 2 wrong usage, 78 the configuration must be changed
+exit status: 0 all is done, 1 a step failed or needs --filters, the plan or the changes of VMs are not those of the
+digest, or libvirt or the store cannot be reached, 2 wrong usage, 78 the configuration must be changed
 """
 
 
@@ -48,12 +49,13 @@ def add_parser(subparsers: Subparsers) -> None:
         epilog=EPILOG,
     )
     add_config_option(parser)
-    yes_help = "remove filters, or open machines, even if they are more than filters.most_removals"
-    parser.add_argument("--yes", action="store_true", help=yes_help)
+    filters_help = "apply the held plan of filters that guestd plan prints with this digest, and no other"
+    confirm = parser.add_mutually_exclusive_group()
+    confirm.add_argument("--filters", type=text, metavar="DIGEST", help=filters_help)
     take_help = "replace the filter of interfaces that name another program's filter"
     parser.add_argument("--take", action="store_true", help=take_help)
     vms_help = "confirm the held changes of VMs that guestd plan prints with this digest; touches no filter"
-    parser.add_argument("--vms", type=text, metavar="DIGEST", help=vms_help)
+    confirm.add_argument("--vms", type=text, metavar="DIGEST", help=vms_help)
     add_json_option(parser)
     parser.set_defaults(run=run)
 
@@ -69,7 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _confirm_vms(settings, arguments.vms, as_json=arguments.json)
     if arguments.take and settings.filters.attach != "enforce":
         raise ConfigError('--take replaces the filters of interfaces: set filters.attach = "enforce" first')
-    outcome = asyncio.run(filters_service.run_once(settings, is_confirmed=arguments.yes, may_take_over=arguments.take))
+    outcome = asyncio.run(filters_service.run_once(settings, confirmed=arguments.filters, may_take_over=arguments.take))
     if arguments.json:
         done = [describe_step(action) | {"result": result} for action, result in outcome.steps]
         reports = [describe_step(report) for report in outcome.reports]

@@ -40,7 +40,13 @@ def plan_filter_steps(settings: Settings) -> list[Any]:
         for each in found.machines
         for text in explain.list_doubts(found.compiled, each)
     ]
-    return [*found.plan.actions, *attaching.actions, *diff.list_reports(found), *attaching.reports, *doubts]
+    return [
+        *found.plan.actions,
+        *attaching.actions,
+        *diff.list_reports(found, found.plan.needs_confirmation),
+        *attaching.reports,
+        *doubts,
+    ]
 
 
 def print_steps(steps: Sequence[Any], *, as_json: bool) -> None:

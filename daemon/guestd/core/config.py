@@ -181,7 +181,7 @@ class FiltersSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     interval_seconds: Seconds = 30.0
     """Interval of full reconcile runs, which find manual changes in libvirt; edits of rows apply at once."""
     most_removals: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 20
-    """A plan that removes or empties more filters, or opens more machines, needs confirmation: guestd apply --yes."""
+    """A plan that removes or empties more filters, or opens more machines, needs confirmation by guestd apply."""
     most_removals_share: Annotated[float, Meta(ge=0, le=1)] = 0.5
     """A plan that does so to a larger share of the filters, or machines (0 to 1), needs confirmation as well."""
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from guestd.core.config import Settings
 from guestd.core.errors import ConfigError, SourceLost, StoreUnavailable
 from guestd.doctor.finding import Finding, fault, ok, warning
+from guestd.filters.plan import digest_plan
 from guestd.filters.service import preview_run
 
 
@@ -33,7 +34,7 @@ async def check_filters(settings: Settings) -> AsyncIterator[Finding]:
         fix = "correct or undefine them: guestd filters plan prints why; until then no filter is removed"
         yield warning("filters", f"libvirt's objects that cannot be read: {', '.join(unreadable)}", fix)
     if plan.needs_confirmation is not None:
-        fix = "read guestd filters plan, then confirm it: guestd apply --yes"
+        fix = f"read guestd filters plan, then confirm it: guestd apply --filters {digest_plan(plan)}"
         yield warning("filters", f"needs manual action: {plan.needs_confirmation}", fix)
     if steps:
         fix = "guestd filters plan prints each step, guestd apply does them"

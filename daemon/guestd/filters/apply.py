@@ -21,6 +21,7 @@ from guestd.filters.diff import (
     FilterDiff,
     Permissions,
     diff_filters,
+    find_hold,
     list_reports,
     plan_host_interfaces,
 )
@@ -127,7 +128,7 @@ class FilterRuns:
         return await asyncio.to_thread(diff_filters, store, states, host, self._permissions.guard, self._cache)
 
     async def _reconcile(self, diff: FilterDiff, *, is_fresh: bool) -> RunResult:
-        held = None if self._permissions.is_confirmed else diff.plan.needs_confirmation
+        held = find_hold(diff.plan, self._permissions.confirmed)
         planned = diff.plan.actions
         drifted = sum(isinstance(each, Define) and diff.explain_define(each).startswith("drift") for each in planned)
         steps = await self._apply_definitions(() if held else planned, diff)
@@ -148,7 +149,7 @@ class FilterRuns:
         failures = {_name(action): outcome for action, outcome in failed}
         held_names = {_name(action): held for action in diff.plan.actions} if held else {}
         await self._write_states(diff, held_names | failures, is_fresh=is_fresh)
-        reports = [*list_reports(diff), *kernel_reports, *interfaces.reports]
+        reports = [*list_reports(diff, held), *kernel_reports, *interfaces.reports]
         reports += [FilterReport("failed", name, text) for name, text in failures.items()]
         return RunResult(
             desired=len(diff.desired.filters) + len(diff.compiled.problems),
@@ -156,7 +157,7 @@ class FilterRuns:
             steps=(*steps, *attached),
             drifted=drifted,
             held=held,
-            reports=tuple(each for each in reports if held or each.kind != "held"),
+            reports=tuple(reports),
         )
 
     async def _apply_definitions(self, actions: Sequence[FilterAction], diff: FilterDiff) -> list[tuple[Action, str]]:

@@ -14,19 +14,19 @@ from guestd.filters.cache import FilterCache
 from guestd.filters.desired import CompiledRows, DesiredFilters, add_static_ips, build_desired, compile_rows
 from guestd.filters.interface_plan import InterfacePlan, ObservedInterfaces, plan_interfaces
 from guestd.filters.machine_filter import machine_filter_name
-from guestd.filters.plan import Define, FilterPlan, FilterReport, Guard, plan_filters
+from guestd.filters.plan import Define, FilterPlan, FilterReport, Guard, digest_plan, plan_filters
 from guestd.filters.snapshot import FilterHostState, HostSnapshot, MachineRow, StoreSnapshot, is_stand_in
 
 
 @dataclass(frozen=True, slots=True)
 class Permissions:
-    """What a run may do. An operator allows the last two: `is_confirmed` a plan that removes much, `may_take_over`
-    interfaces that name another filter.
+    """What a run may do. An operator allows the last two: `confirmed` is the digest of the only plan that the run may
+    apply, `may_take_over` allows to take interfaces that name another filter.
     """
 
     guard: Guard
     attach: Literal["off", "report", "enforce"]
-    is_confirmed: bool = False
+    confirmed: str | None = None
     may_take_over: bool = False
 
 
@@ -118,8 +118,19 @@ def _find_installed_addresses(domain: str, store: StoreSnapshot, host: HostSnaps
     return tuple(sorted(found))
 
 
-def list_reports(diff: FilterDiff) -> list[FilterReport]:
-    """The issues of rows and filters that an operator should know of."""
+def find_hold(plan: FilterPlan, confirmed: str | None) -> str | None:
+    """Why a run may do no action of a plan; None where it may. `confirmed` as in Permissions."""
+    if confirmed is None:
+        return plan.needs_confirmation
+    digest = digest_plan(plan)
+    if confirmed == digest:
+        return None
+    reason = plan.needs_confirmation or "nothing in it needs confirmation"
+    return f"the plan is not {confirmed} but {digest} now: {reason}"
+
+
+def list_reports(diff: FilterDiff, held: str | None) -> list[FilterReport]:
+    """The issues of rows and filters that an operator should know of. `held`: why the plan is held, or None."""
     unreadable = [
         FilterReport("unreadable", each.name, f"libvirt's {each.kind} cannot be read: {each.reason}")
         for each in diff.host.skipped
@@ -133,6 +144,8 @@ def list_reports(diff: FilterDiff) -> list[FilterReport]:
         for machine in diff.machines
         for text in diff.compiled.reports[machine.id]
     ]
-    reason = diff.plan.needs_confirmation
-    held = [] if reason is None else [FilterReport("held", "all", f"{reason}: guestd apply --yes allows it")]
-    return [*diff.plan.reports, *problems, *unenforceable, *unreadable, *held]
+    reports = [*diff.plan.reports, *problems, *unenforceable, *unreadable]
+    if held is None:
+        return [each for each in reports if each.kind != "held"]
+    command = f"guestd apply --filters {digest_plan(diff.plan)}"
+    return [*reports, FilterReport("held", "all", f"{held}; to confirm exactly this plan: {command}")]

@@ -20,9 +20,10 @@ run after the next snapshot does it.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 from uuid import UUID
 
@@ -94,11 +95,15 @@ class FilterReport:
 
 @dataclass(frozen=True, slots=True)
 class FilterPlan:
-    """Actions in order, and reports. `needs_confirmation`: why an operator must confirm it before any action."""
+    """Actions in order, and reports. `needs_confirmation`: why an operator must confirm it before any action.
+
+    `opened` are the machine filters that would pass what they block now, each with a sentence on what that is.
+    """
 
     actions: tuple[FilterAction, ...]
     reports: tuple[FilterReport, ...]
     needs_confirmation: str | None = None
+    opened: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +151,16 @@ def plan_filters(desired: DesiredFilters, observed: ObservedFilters, guard: Guar
         *(FilterReport("foreign", name, FOREIGN) for name in _find_foreign(desired, observed)),
         *(FilterReport("held", name, text) for name, text in opened.items() if held),
     )
-    return FilterPlan(actions, reports, "; ".join(held) or None)
+    return FilterPlan(actions, reports, "; ".join(held) or None, opened)
+
+
+def digest_plan(plan: FilterPlan) -> str:
+    """The name of a plan: the same definitions and removals, which open the same machines."""
+    lines = [
+        *(repr(each.definition) if isinstance(each, Define) else f"{each.name} {each.uuid}" for each in plan.actions),
+        *plan.opened,
+    ]
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:12]
 
 
 def _report_conflicts(found: Iterable[tuple[str, ChainConflict]], refused: Collection[str]) -> list[FilterReport]:

@@ -51,10 +51,10 @@ class FilterService:
         }
 
 
-def get_permissions(settings: Settings, *, is_confirmed: bool = False, may_take_over: bool = False) -> Permissions:
+def get_permissions(settings: Settings, *, confirmed: str | None = None, may_take_over: bool = False) -> Permissions:
     """What the settings allow, and what an operator allows in addition."""
     guard = Guard(settings.filters.most_removals, settings.filters.most_removals_share)
-    return Permissions(guard, settings.filters.attach, is_confirmed=is_confirmed, may_take_over=may_take_over)
+    return Permissions(guard, settings.filters.attach, confirmed=confirmed, may_take_over=may_take_over)
 
 
 async def preview_run(settings: Settings) -> tuple[FilterDiff, InterfacePlan]:
@@ -67,10 +67,13 @@ async def preview_run(settings: Settings) -> tuple[FilterDiff, InterfacePlan]:
     return diff, plan_host_interfaces(diff, {}, permissions)
 
 
-async def run_once(settings: Settings, *, is_confirmed: bool, may_take_over: bool) -> RunResult:
-    """One full run, also beside a running guestd; SourceLost or StoreUnavailable where it is impossible."""
+async def run_once(settings: Settings, *, confirmed: str | None, may_take_over: bool) -> RunResult:
+    """One full run, also beside a running guestd; SourceLost or StoreUnavailable where it is impossible.
+
+    `confirmed` as in Permissions.
+    """
     driver = FilterDriver(settings.libvirt.uri, VmMetrics())
-    permissions = get_permissions(settings, is_confirmed=is_confirmed, may_take_over=may_take_over)
+    permissions = get_permissions(settings, confirmed=confirmed, may_take_over=may_take_over)
     async with driver.connect():
         version = await driver.version()
         name = get_host_name(settings.libvirt)

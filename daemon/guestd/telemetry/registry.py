@@ -233,7 +233,7 @@ class FilterMetrics:
         self.desired = gauge("guestd_filters_wanted", "Filters that this host should have: rows and machine filters.")
         self.in_force = gauge("guestd_filters_in_force", "Of those, filters that libvirt has as desired.")
         self.pending = gauge("guestd_filters_pending", "Of those, filters that are not in force.")
-        self.held = gauge("guestd_filters_held", "1 while a plan needs guestd apply --yes.")
+        self.held = gauge("guestd_filters_held", "1 while a plan needs guestd apply --filters.")
         self.drift = counter("guestd_filters_drift", "Filters in force that somebody else changed or removed.")
         self.actions = counter("guestd_filters_actions", "Steps on filters and interfaces.", ["action", "outcome"])
         self.reports = gauge("guestd_filters_reports", "Open issues of filters, by kind.", ["kind"])
