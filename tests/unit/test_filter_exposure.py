@@ -9,53 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guestd.filters.desired import build_desired, compile_rows
 from guestd.filters.explain import decide_packets
-from guestd.filters.exposure import BLOCKING, find_opened
+from guestd.filters.exposure import find_opened
 from guestd.filters.machine_filter import machine_filter_name
 from guestd.filters.model import Filter, Reference, Rule, build_matches
 from guestd.filters.network_services import Policy, Ports
 from guestd.filters.packet_match import Packet
-from guestd.filters.plan import FilterPlan, Guard, plan_filters
-from guestd.filters.snapshot import FilterRow, MachineRow, ObservedFilters, StoreSnapshot, build_stand_in
+from guestd.filters.rule_tree import BLOCKING
+from guestd.filters.snapshot import FilterRow, build_stand_in
+from support.filter_departments import DROP_ALL, filters_of, machines, plan_change
 from support.filter_rows import filter_row, rule_row
 from support.filter_trees import GUEST, generated, lone_packets, ordered_packets, seeded_rows
 
-GUARD = Guard(20, 0.5)
-DROP_ALL = filter_row(
-    rule_row(id=UUID(int=21), action="drop", direction="inout", priority=900, protocol="all"),
-    id=UUID(int=20), name="drop all", internal_name="ibay-drop", uuid=UUID(int=20),
-)  # fmt: skip
 TOP, INNER = "ibay-top", "ibay-inner"
-
-
-def machines(count: int, *, department: tuple[UUID, ...] = (DROP_ALL.id,), is_clean: bool = False) -> list[MachineRow]:
-    return [
-        MachineRow(
-            UUID(int=1000 + number), f"m{number}", f"vm-{number}", (f"10.9.{number // 200}.{number % 200 + 2}",), (),
-            department, is_clean, {"http": Policy(False, True)}, {}, (),
-        )
-        for number in range(count)
-    ]  # fmt: skip
-
-
-def filters_of(rows: Sequence[FilterRow], these: Sequence[MachineRow]) -> dict[str, Filter]:
-    compiled = compile_rows(StoreSnapshot(tuple(rows), tuple(these), {}))
-    return dict(build_desired(compiled, [each.id for each in these]).filters)
-
-
-def plan_change(
-    before: Sequence[MachineRow], after: Sequence[MachineRow], rows: Sequence[FilterRow] = (DROP_ALL,),
-    later_rows: Sequence[FilterRow] | None = None,
-) -> FilterPlan:  # fmt: skip
-    """The plan where the rows of machines, all of them with an interface, change from one to the other."""
-    there = filters_of(rows, before)
-    bound = frozenset(machine_filter_name(each.id) for each in before)
-    known = frozenset((each.name, each.uuid) for each in there.values())
-    compiled = compile_rows(StoreSnapshot(tuple(rows if later_rows is None else later_rows), tuple(after), {}))
-    return plan_filters(
-        build_desired(compiled, [each.id for each in after], known), ObservedFilters(there, bound), GUARD
-    )
 
 
 def test_a_hundred_machines_that_lose_their_drop_all_and_keep_an_accept_need_confirmation() -> None:

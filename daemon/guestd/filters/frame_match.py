@@ -30,7 +30,9 @@ from guestd.filters.variables import list_instances
 
 # What guestd evaluates of rules for frames; the addresses of ARP are those in its header.
 EVALUATED = ADDRESSES | {"arpsrcipaddr", "arpsrcipmask", "arpdstipaddr", "arpdstipmask"}
-# The kinds of frames that each chain and protocol matches.
+# Frames without a packet of IP; the last stands for every protocol that no rule can name.
+WITHOUT_IP = ("arp", "rarp", "vlan", "stp", "other")
+# The kinds of frames that each chain and protocol matches; _ALL matches the others as well.
 _ALL = ("4", "6", "arp", "rarp", "vlan", "stp")
 _KINDS = {"": _ALL, "ip": ("4",), "ipv4": ("4",), "ipv6": ("6",), "mac": _ALL, **{each: (each,) for each in _ALL[2:]}}
 
@@ -38,7 +40,7 @@ _KINDS = {"": _ALL, "ip": ("4",), "ipv4": ("4",), "ipv6": ("6",), "mac": _ALL, *
 def decide(packet: Packet, placed: Sequence[PlacedRule], packet_rules: Sequence[PacketRule]) -> Decision:
     """What happens to a packet. `packet_rules` are those of `placed`. Only IP packets reach them."""
     frame = decide_frame(packet, placed)
-    if frame.action in ("drop", UNKNOWN) or packet.protocol == "arp":
+    if frame.action in ("drop", UNKNOWN) or packet.protocol in WITHOUT_IP:
         return frame
     rule = packet_match.find_deciding_rule(packet, packet_rules)
     if rule is None:
@@ -64,7 +66,7 @@ def _list_groups(packet: Packet, placed: Sequence[PlacedRule]) -> list[list[list
     chains = {each.filter.chain: each.filter.priority for each in rules if each.filter.chain != ROOT}
     groups: dict[tuple[int, int], list[list[PlacedRule]]] = {}
     for chain in sorted(chains):
-        if _kind(packet) in _KINDS.get(chain.partition("-")[0], ()):
+        if _is_of_kind(packet, chain.partition("-")[0]):
             groups.setdefault((chains[chain], -1), []).append(_rules_of_chain(chain, rules))
     for number, each in enumerate(rules):
         if each.filter.chain == ROOT:
@@ -79,7 +81,7 @@ def _process(rules: Sequence[PlacedRule], packet: Packet) -> Decision | None:
         for rule in list_instances(each.rule, each.variables) if each.rule.action != "continue" else ():
             unknown = find_unknown(rule, EVALUATED)
             # What cannot be evaluated may match any frame of its kind.
-            if _is_match(replace(rule, matches=()) if unknown else rule, packet):
+            if is_match(replace(rule, matches=()) if unknown else rule, packet):
                 if unknown:
                     return Decision(UNKNOWN, each, unknown)
                 if rule.action == "return" and not is_root:
@@ -193,11 +195,18 @@ def _rules_of_chain(chain: str, rules: Sequence[PlacedRule]) -> list[PlacedRule]
 
 
 def _kind(packet: Packet) -> str:
-    return "arp" if packet.protocol == "arp" else str(parse_address(packet.source).version)
+    return packet.protocol if packet.protocol in WITHOUT_IP else str(parse_address(packet.source).version)
 
 
-def _is_match(rule: Rule, packet: Packet) -> bool:
-    if _kind(packet) not in _KINDS.get(rule.protocol, ()):
+def _is_of_kind(packet: Packet, name: str) -> bool:
+    """Whether a chain or protocol of this name matches frames of a packet's kind."""
+    kinds = _KINDS.get(name, ())
+    return kinds is _ALL or _kind(packet) in kinds
+
+
+def is_match(rule: Rule, packet: Packet) -> bool:
+    """Whether a rule without variables and without unknown conditions matches the frame of a packet."""
+    if not _is_of_kind(packet, rule.protocol):
         return False
     is_reversed = rule.direction == "inout" and packet.direction == "out"
     mac = rule.value("srcmacaddr")
@@ -208,5 +217,10 @@ def _is_match(rule: Rule, packet: Packet) -> bool:
 
 
 def _is_within(address: str, rule: Rule, side: str) -> bool:
-    network = resolve_network(rule, f"arp{side}" if rule.protocol == "arp" else side)
+    network = resolve_network(rule, name_side(rule, side))
     return network is None or parse_address(address) in network
+
+
+def name_side(rule: Rule, side: str) -> str:
+    """How a rule's conditions on addresses begin; ARP and RARP have addresses of their own."""
+    return f"arp{side}" if rule.protocol in ("arp", "rarp") else side

@@ -79,8 +79,8 @@ class Decision:
 class Packet:
     """A packet; `state` is that of its connection in the kernel, `answer` that it goes back to the connection's opener.
 
-    The addresses of protocol arp are those in its header. `mac` is the sender's address: without it, the machine sends
-    from its own, and others from one that no rule names.
+    The addresses of arp and rarp are those in their headers; rarp, vlan, stp and other are frames without IP. `mac` is
+    the sender's address: without it, the machine sends from its own, and others from one that no rule names.
     """
 
     direction: str
