@@ -11,7 +11,7 @@ from __future__ import annotations
 import struct
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -222,7 +222,7 @@ class Store:
         await self._advance(spool_id, expected, Ledger(frames[-1].seq, expected.owner))
         outcome.machine_ids = frozenset(frame.machine_id for frame in frames)
         known = await self._lock_machines(outcome.machine_ids)
-        await self._lock_against_other_hosts(frames)
+        await self._lock_against_other_hosts(frames, known)
         contents: list[Rows] = []
         reported: list[Event] = []
         for frame in await self._drop_duplicates(frames, outcome):
@@ -249,10 +249,7 @@ class Store:
         dialects = {rows.shared.machine_id: rows.dialect for rows in contents}
         new = {machine_id: each for machine_id, each in dialects.items() if self._dialects.get(machine_id) != each}
         if new:
-            # In the same order for every writer: two hosts may store the samples of one migrated machine.
-            machine_ids = sorted(new)
-            values = {"machine_ids": machine_ids, "dialects": [new[each] for each in machine_ids]}
-            await self._connection.execute(query("ingest/upsert_dialects"), values)
+            await self._connection.execute(query("ingest/upsert_dialects"), _by_machine(new))
         outcome.dialects = new
 
     async def _drop_duplicates(self, frames: Sequence[Prepared], outcome: Outcome) -> list[Prepared]:
@@ -306,10 +303,20 @@ class Store:
         cursor = await self._connection.execute(query("ingest/lock_machines"), {"ids": list(machine_ids)})
         return {machine_id for (machine_id,) in await cursor.fetchall()}
 
-    async def _lock_against_other_hosts(self, frames: Sequence[Prepared]) -> None:
-        """Lock machines with samples at a time of this host: only for others do equal lines of two hosts conflict."""
-        if machine_ids := {frame.machine_id for frame in frames if frame.has_hosts_time}:
-            await self._connection.execute(query("ingest/lock_machines_alone"), {"ids": list(machine_ids)})
+    async def _lock_against_other_hosts(self, frames: Sequence[Prepared], known: set[UUID]) -> None:
+        """Lock machines with samples at a time of this host: only for others do equal lines of two hosts conflict.
+
+        With them those whose dialect may be written later, so that a transaction locks all agents in one order.
+        """
+        dialects, has_hosts_time = {}, False
+        for frame in frames:
+            if not isinstance(frame.content, Rows) or frame.machine_id not in known:
+                continue
+            has_hosts_time |= frame.has_hosts_time
+            if frame.has_hosts_time or self._dialects.get(frame.machine_id) != frame.content.dialect:
+                dialects[frame.machine_id] = frame.content.dialect
+        if has_hosts_time:
+            await self._connection.execute(query("ingest/lock_agents"), _by_machine(dialects))
 
     async def _copy_series(self, tables: Sequence[contract.Table], contents: Sequence[Rows], outcome: Outcome) -> None:
         started = time.perf_counter()
@@ -404,6 +411,12 @@ class Store:
             },
         )
         return cursor.rowcount == 1
+
+
+def _by_machine(dialects: Mapping[UUID, str]) -> dict[str, list[Any]]:
+    """The dialects of agents as parameters, in the same order for every writer: two hosts may store one machine's."""
+    machine_ids = sorted(dialects)
+    return {"machine_ids": machine_ids, "dialects": [dialects[each] for each in machine_ids]}
 
 
 def summarise_refusals(refusals: Sequence[Refusal]) -> str:

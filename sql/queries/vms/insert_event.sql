@@ -3,8 +3,7 @@
 -- %(desired_since)s: timestamptz, may be NULL. %(attempt)s: integer. %(statuses)s: text[], in which guestd may act.
 -- No row when the action must not run: the host no longer holds the machine, it has another domain now, its desired state
 -- has changed, another program works on it, or another host has its lease.
--- Waits, within lock_timeout, for whoever changes the row, and for a batch of the machine's samples: with SKIP LOCKED a
--- guest that reports all the time would keep its own machine from being shut down.
+-- Waits, within lock_timeout, for whoever changes the row.
 WITH due AS (
     SELECT machine."id"
     FROM "Machine" AS machine

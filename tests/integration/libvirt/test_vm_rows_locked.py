@@ -2,17 +2,29 @@
 
 import asyncio
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 from tools.harness.waiting import eventually_async
 
+from guestd.hypervisor.domains import Graphics
 from guestd.store.connection import set_timeouts
-from guestd.vms.model import Shutdown
+from guestd.vms.model import (
+    Claim,
+    DomainFacts,
+    Hold,
+    KeepFacts,
+    KeepGraphics,
+    SetStatus,
+    Shutdown,
+    TakeLease,
+    Write,
+)
 from guestd.vms.store import open_vm_store
-from gueststore.queries import query
 from support.daemon import execute, rows
+from support.faults import sample_line
+from support.spooled import drain, spooled
 from support.vm_host import Host, add, hypervisor_with, reconciling, set_desired
 
 pytestmark = pytest.mark.asyncio
@@ -87,17 +99,48 @@ async def test_a_host_whose_row_was_deleted_registers_again(dsn: str, tmp_path: 
         await host.eventually(lambda: rows(dsn, 'SELECT 1 FROM "MachineLease"'), "it has the lease again")
 
 
-async def test_an_action_waits_for_a_batch_of_the_machines_samples(dsn: str) -> None:
-    """It was left out, and planned again a second later: a busy writer put it off by minutes."""
+WAITS = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+
+
+async def test_an_action_waits_for_somebody_who_changes_its_row(dsn: str) -> None:
+    """It was left out, and planned again a second later."""
     machine_id = add(dsn, "one", status="running", desiredStatus="off")
-    waits = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     async with open_vm_store(dsn, name="host", uri="test", version="1") as store:
         await set_timeouts(store._connection, lock_seconds=60)
         execute(dsn, f"""UPDATE "Machine" SET "hostId" = '{store.host_id}'""")
         ((since,),) = rows(dsn, 'SELECT "desiredSince" FROM "Machine"')
         action = Shutdown(machine_id, "one", UUID(int=1), "off", "desired state is off", desired_since=since)
-        with psycopg.connect(dsn) as writing:
-            writing.execute(query("ingest/lock_machines_alone"), {"ids": [machine_id]})
+        with psycopg.connect(dsn) as changing:
+            changing.execute('UPDATE "Machine" SET "name" = \'x\'')
             beginning = asyncio.create_task(store.begin_action(action, 1, ""))
-            await eventually_async(lambda: beginning.done() or rows(dsn, waits), "it waits")
+            await eventually_async(lambda: beginning.done() or rows(dsn, WAITS), "it waits")
         assert await beginning is not None
+
+
+async def test_a_batch_of_a_machines_samples_delays_nothing_that_is_written_of_its_vm(dsn: str, tmp_path: Path) -> None:
+    """While a guest without a clock reported all the time, its claim, lease and status were skipped again and again."""
+    machine_id = add(dsn, "one", status="running", desiredStatus="off")
+    ((since,),) = rows(dsn, 'SELECT "desiredSince" FROM "Machine"')
+    facts = DomainFacts(UUID(int=1), "running", "booted", 1, 1, "absent", None)
+    action = Shutdown(machine_id, "one", UUID(int=1), "off", "desired state is off", desired_since=since)
+    async with (
+        open_vm_store(dsn, name="host", uri="test", version="1") as store,
+        spooled(tmp_path, machine_id, [sample_line(1, uuid4()).strip()]) as spool,
+    ):
+        writes: list[Write] = [
+            Claim(machine_id, "one", None, "active here"),
+            TakeLease(machine_id, "one", None, "boot 1", UUID(int=1)),
+            SetStatus(machine_id, "one", "running", "off", "it ended"),
+            KeepGraphics(machine_id, "one", Graphics("spice", 5900, None)),
+            KeepFacts(machine_id, "one", facts),
+            Hold(machine_id, "one", since, "one of many"),
+        ]
+        with psycopg.connect(dsn) as blocking:
+            blocking.execute('LOCK TABLE "SystemMetrics" IN EXCLUSIVE MODE')
+            storing = asyncio.create_task(drain(spool, dsn))
+            await eventually_async(lambda: storing.done() or rows(dsn, WAITS), "the batch waits, and has its locks")
+            assert await store.write(writes) == (writes, [])
+            await set_timeouts(store._connection, lock_seconds=0.001)
+            assert await store.begin_action(action, 1, "boot 1") is not None
+            assert not storing.done()
+        assert (await storing).frames["stored"] == 1
