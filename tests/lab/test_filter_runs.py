@@ -168,6 +168,24 @@ def test_machines_that_would_lose_their_last_drop_at_once_need_confirmation(filt
     assert (status, filter_host.reconcile(ENFORCE).steps) == (0, ()), printed
 
 
+def test_what_was_held_stays_held_while_rows_are_set_back_one_by_one(filter_host: FilterHost) -> None:
+    machines = [filter_host.add_machine()[0] for _ in range(3)]
+    for each in machines:
+        filter_host.assign(each, "Drop All")
+    filter_host.reconcile(ENFORCE)
+    filter_host.reconcile(ENFORCE)
+    filter_host.run('DELETE FROM "VMNWFilter" WHERE "vmId" = ANY(%s)', machines)
+    assert filter_host.reconcile(ENFORCE).held is not None
+    for each in machines[:2]:
+        filter_host.assign(each, "Drop All")
+        held = filter_host.reconcile(ENFORCE).held
+        assert held is not None, "one machine alone would have been opened at once"
+    assert "1 of 3 machines, 1 of which were held before" in str(held)
+    assert any("1 of which were held before" in line for line in filter_host.guestd("plan", attach="enforce")[1])
+    filter_host.assign(machines[2], "Drop All")
+    assert filter_host.reconcile(ENFORCE).held is None
+
+
 def test_one_machine_that_loses_its_last_drop_is_opened_at_once(filter_host: FilterHost) -> None:
     machines = [filter_host.add_machine()[0] for _ in range(3)]
     for each in machines:

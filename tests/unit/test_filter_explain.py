@@ -3,6 +3,8 @@
 from dataclasses import replace
 from uuid import UUID
 
+import pytest
+
 from guestd.filters.desired import CompiledRows, compile_rows
 from guestd.filters.explain import (
     Question,
@@ -10,10 +12,11 @@ from guestd.filters.explain import (
     explain_connection,
     list_doubts,
     list_problems,
+    list_unfiltered,
     list_verdicts,
 )
 from guestd.filters.model import Filter, Match, Reference, Rule
-from guestd.filters.snapshot import MachineRow, StoreSnapshot
+from guestd.filters.snapshot import Interface, MachineRow, StoreSnapshot
 from support.filter_rows import filter_row, rule_row
 
 DROPS, PASSES = UUID(int=1), UUID(int=2)
@@ -98,3 +101,26 @@ def test_a_chain_conflict_that_is_a_problem_already_is_not_repeated_as_a_failure
     (problem,) = [line.removeprefix("refused: ") for line in list_problems(found, MACHINE) if "cannot install" in line]
     failures = [("h", "ibay-a", problem), ("h", "ibay-b", f"within {top}: {problem}"), ("h", top, "another")]
     assert [line[-7:] for line in describe_failures(found, MACHINE, failures)] == ["another"]
+
+
+@pytest.mark.parametrize(
+    ("live", "stored", "expected"),
+    [
+        ("", "", "unfiltered: interface 52:54:00:00:00:01 names no filter: everything passes"),
+        (None, "", "unfiltered: interface 52:54:00:00:00:01 names no filter: everything passes"),
+        ("clean-traffic", "ibay-top", "not its filter: interface 52:54:00:00:00:01 names clean-traffic"),
+        ("ibay-top", "", None),
+        (None, "ibay-top", None),
+    ],
+)
+def test_an_interface_that_does_not_name_its_machine_filter_is_told_with_what_to_do(
+    live: str | None, stored: str | None, expected: str | None
+) -> None:
+    each = Interface("vm-web", UUID(int=1), "52:54:00:00:00:01", "vnet0", live, stored)
+    found = list_unfiltered([each, replace(each, domain="vm-other", live="")], MACHINE, "ibay-top")
+    if expected is None:
+        assert found == []
+    else:
+        (line,) = found
+        assert line.startswith(expected)
+        assert 'filters.attach = "enforce"' in line

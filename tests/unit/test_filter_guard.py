@@ -5,10 +5,11 @@ from uuid import UUID
 
 import pytest
 
+from guestd.filters.apply import RecentChanges
 from guestd.filters.desired import DesiredFilters
 from guestd.filters.diff import find_hold
 from guestd.filters.model import Filter, Rule
-from guestd.filters.plan import Define, FilterPlan, Guard, Remove, digest_plan, plan_filters
+from guestd.filters.plan import Define, FilterPlan, Guard, Past, Remove, digest_plan, plan_filters
 from guestd.filters.snapshot import ObservedFilters
 
 ACCEPT = Rule("accept", "in", 500, "tcp")
@@ -112,3 +113,76 @@ def test_a_run_applies_the_confirmed_plan_and_no_other() -> None:
     other = find_hold(held, "0123456789ab")
     assert other == f"the plan is not 0123456789ab but {digest_plan(held)} now: it would open many"
     assert digest_plan(free) in (find_hold(free, digest_plan(held)) or "")
+
+
+def plan_opening(names: list[str], past: Past) -> FilterPlan:
+    """The plan that opens these of ten machines, of which three may be opened at once."""
+    there = made(10, DROP, ACCEPT)
+    after = {name: replace(each, entries=(ACCEPT,)) if name in names else each for name, each in there.items()}
+    return plan_filters(DesiredFilters(after), ObservedFilters(there, frozenset(there)), Guard(20, 0.3), past)
+
+
+def test_machines_that_were_opened_shortly_before_count_together_with_those_of_the_plan() -> None:
+    opened = {"ibay-7": 5.9, "ibay-8": 5.9, "ibay-9": 5.9}
+    plan = plan_opening(["ibay-0"], Past(opened_seconds_ago=opened))
+    assert plan.needs_confirmation is not None
+    assert plan.needs_confirmation.startswith(
+        "it would open 1 of 10 machines, after 3 shortly before, and 3 may be opened at once; ibay-0: tcp in from "
+    )
+    two = {"ibay-7": 0.0, "ibay-8": 0.0}
+    for free in ({**opened, "ibay-7": 6.0}, two, {"ibay-0": 0.0, **two}):
+        assert plan_opening(["ibay-0"], Past(opened_seconds_ago=free)).needs_confirmation is None
+    assert plan_opening([], Past(opened_seconds_ago=opened)).needs_confirmation is None, "closing is never held"
+
+
+def test_a_loop_of_single_edits_is_held_and_a_person_is_not() -> None:
+    names = [*made(10)]
+    for seconds, applied in ((0.5, 3), (1.9, 3), (2.0, 10)):
+        recent, count = RecentChanges(), 0
+        for number, name in enumerate(names):
+            plan = plan_opening([name], recent.get_past(seconds * number))
+            if plan.needs_confirmation is not None:
+                break
+            recent.note(plan, seconds * number)
+            count += 1
+        assert count == applied, seconds
+
+
+def test_an_opening_that_was_held_stays_held_however_few_are_left_until_its_rows_are_set_back() -> None:
+    held = Past(held=frozenset({"ibay-0", "ibay-1"}))
+    plan = plan_opening(["ibay-0", "ibay-2"], held)
+    assert plan.needs_confirmation is not None
+    assert plan.needs_confirmation.startswith(
+        "it would open 2 of 10 machines, 1 of which were held before, and 3 may be opened at once; ibay-0: "
+    )
+    assert plan_opening(["ibay-2"], held).needs_confirmation is None
+    assert plan_opening([], held).needs_confirmation is None
+
+
+def test_filters_that_were_lost_shortly_before_count_together_with_those_of_the_plan() -> None:
+    there = made(5, DROP)
+    after = {name: replace(each, entries=() if name == "ibay-0" else each.entries) for name, each in there.items()}
+
+    def find_reason(lost: dict[str, float]) -> str | None:
+        past = Past(lost_seconds_ago=lost)
+        return plan_filters(DesiredFilters(after), ObservedFilters(there), Guard(20, 0.4), past).needs_confirmation
+
+    reason = "it would remove or empty 1 of 5 filters, after 2 shortly before, and 2 are allowed at once"
+    assert find_reason({"ibay-8": 3.9, "ibay-9": 3.9}) == reason
+    for free in ({"ibay-8": 4.0, "ibay-9": 3.9}, {"ibay-0": 0.0, "ibay-9": 0.0}):
+        assert find_reason(free) is None
+
+
+def test_recent_changes_are_those_of_the_plans_that_were_applied() -> None:
+    recent = RecentChanges()
+    plan = replace(plan_of(opened=("ibay-a",)), lost=frozenset({"ibay-7"}))
+    recent.note(plan, 100.0)
+    assert recent.get_past(101.5) == Past(opened_seconds_ago={"ibay-a": 1.5}, lost_seconds_ago={"ibay-7": 1.5})
+
+
+def test_a_plan_names_the_filters_that_it_removes_and_empties() -> None:
+    there = made(3, DROP)
+    after = {name: replace(each, entries=()) for name, each in there.items() if name == "ibay-0"}
+    known = frozenset((each.name, each.uuid) for each in there.values())
+    plan = plan_filters(DesiredFilters(after, known=known), ObservedFilters(there), Guard(20))
+    assert plan.lost == {*there}

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from guestd.cli.arguments import Subparsers
     from guestd.filters.desired import CompiledRows
     from guestd.filters.packet_match import PlacedRule
-    from guestd.filters.snapshot import MachineRow
+    from guestd.filters.snapshot import HostSnapshot, MachineRow
 
 DESCRIPTION = """\
 The network filters of machines, as the database defines them and libvirt applies them: the effective rules of a
@@ -124,15 +124,15 @@ def _show(arguments: argparse.Namespace) -> int:
 
     if (found := _read_machine(arguments)) is None:
         return EXIT_FAILURE
-    compiled, machine, failures = found
+    compiled, machine, unfiltered, failures = found
     if not arguments.json:
         console = make_console()
-        for line in (*explain.describe_rules(compiled, machine), *failures):
+        for line in (*unfiltered, *explain.describe_rules(compiled, machine), *failures):
             print_line(console, line)
         return 0
     top = compiled.machine_filters[machine.id]
     rules = [_describe_rule(each, compiled.titles) for each in explain.list_rules(compiled, machine) or ()]
-    problems = [*explain.list_problems(compiled, machine), *failures]
+    problems = [*unfiltered, *explain.list_problems(compiled, machine), *failures]
     print_json({"id": machine.id, "name": machine.name, "filter": top.name, "rules": rules, "problems": problems})
     return 0
 
@@ -148,10 +148,10 @@ def _explain(arguments: argparse.Namespace) -> int:
         return EXIT_USAGE
     if (found := _read_machine(arguments)) is None:
         return EXIT_FAILURE
-    compiled, machine, failures = found
+    compiled, machine, unfiltered, failures = found
     if not arguments.json:
         console = make_console()
-        for line in (*explain.explain_connection(compiled, machine, question), *failures):
+        for line in (*unfiltered, *explain.explain_connection(compiled, machine, question), *failures):
             print_line(console, line)
         return 0
     packets = [
@@ -165,14 +165,15 @@ def _explain(arguments: argparse.Namespace) -> int:
         for each in explain.list_verdicts(compiled, machine, question)
     ]
     own_address = explain.find_own_address(machine, question)
-    problems = [*explain.list_problems(compiled, machine), *failures]
+    problems = [*unfiltered, *explain.list_problems(compiled, machine), *failures]
     described = {"id": machine.id, "name": machine.name, "own_address": own_address}
     print_json(described | {"packets": packets, "problems": problems})
     return 0
 
 
-def _read_machine(arguments: argparse.Namespace) -> tuple[CompiledRows, MachineRow, list[str]] | None:
-    """The compiled filters, the machine that is named, and what hosts could not apply of its filters.
+def _read_machine(arguments: argparse.Namespace) -> tuple[CompiledRows, MachineRow, list[str], list[str]] | None:
+    """The compiled filters, the machine that is named, its interfaces on this host that do not name its filter, and
+    what hosts could not apply of its filters.
 
     None, and an error on stderr, where it is not exactly one machine.
     """
@@ -182,7 +183,8 @@ def _read_machine(arguments: argparse.Namespace) -> tuple[CompiledRows, MachineR
 
     settings = read_settings(arguments)
     snapshot = asyncio.run(read_store_snapshot(settings.store.dsn))
-    rows = desired.add_static_ips(snapshot, _read_static_ips(settings.libvirt.uri))
+    host = _observe_host(settings.libvirt.uri)
+    rows = desired.add_static_ips(snapshot, {} if host is None else host.static_ips)
     try:
         machine = explain.find_machine(rows.machines, arguments.machine)
     except ValueError as exc:
@@ -190,7 +192,9 @@ def _read_machine(arguments: argparse.Namespace) -> tuple[CompiledRows, MachineR
         return None
     compiled = desired.compile_rows(rows)
     failures = asyncio.run(read_problems(settings.store.dsn, explain.list_filters(compiled, machine)))
-    return compiled, machine, list(explain.describe_failures(compiled, machine, failures))
+    top = compiled.machine_filters[machine.id].name
+    unfiltered = explain.list_unfiltered(() if host is None else host.interfaces, machine, top)
+    return compiled, machine, unfiltered, list(explain.describe_failures(compiled, machine, failures))
 
 
 def _describe_rule(placed: PlacedRule, titles: Mapping[str, str]) -> dict[str, Any]:
@@ -209,18 +213,18 @@ def _describe_rule(placed: PlacedRule, titles: Mapping[str, str]) -> dict[str, A
     }
 
 
-def _read_static_ips(uri: str) -> Mapping[str, tuple[str, ...]]:
-    """The addresses that this host's libvirt networks give to machines; none, with a note, without libvirt."""
+def _observe_host(uri: str) -> HostSnapshot | None:
+    """This host's libvirt; None, with a note, where it cannot be read."""
     from guestd.cli.terminal import print_error
     from guestd.filters import driver
 
     try:
         host = asyncio.run(driver.observe_host(uri)) if uri else None
     except (SourceLost, ConfigError) as exc:
-        print_error(f"libvirt's networks are left out, their addresses are unknown: {exc}")
-        return {}
-    if host is None:
-        return {}
-    for each in host.skipped:
+        print_error(
+            f"libvirt's networks are left out, their addresses and the filters of interfaces are unknown: {exc}"
+        )
+        return None
+    for each in () if host is None else host.skipped:
         print_error(f"libvirt's {each.kind} {each.name} cannot be read, its addresses are unknown: {each.reason}")
-    return host.static_ips
+    return host

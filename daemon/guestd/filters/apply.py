@@ -9,6 +9,7 @@ in between, the next run can finish.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from uuid import uuid4
@@ -28,8 +29,8 @@ from guestd.filters.diff import (
 from guestd.filters.driver import FilterDriver
 from guestd.filters.interface_plan import Attach, Bind
 from guestd.filters.model import Filter
-from guestd.filters.plan import Define, FilterAction, FilterReport, Remove, list_used
-from guestd.filters.snapshot import FilterHostState, HostSnapshot, MachineRow
+from guestd.filters.plan import Define, FilterAction, FilterPlan, FilterReport, Past, Remove, list_used
+from guestd.filters.snapshot import HELD, FilterHostState, HostSnapshot, MachineRow
 from guestd.filters.store import AuditStep, FilterStore
 
 log = structlog.get_logger()
@@ -59,6 +60,26 @@ class RunResult:
     reports: tuple[FilterReport, ...]
 
 
+class RecentChanges:
+    """When filters were opened and lost, for the guard of the next plans. In memory: a restart allows as many again."""
+
+    def __init__(self) -> None:
+        self._opened: dict[str, float] = {}
+        self._lost: dict[str, float] = {}
+
+    def note(self, plan: FilterPlan, now: float) -> None:
+        """A plan is applied now, by a monotonic clock, in seconds."""
+        self._opened |= dict.fromkeys(plan.opened, now)
+        self._lost |= dict.fromkeys(plan.lost, now)
+
+    def get_past(self, now: float) -> Past:
+        """What a plan must know of it now."""
+        return Past(
+            opened_seconds_ago={name: now - then for name, then in self._opened.items()},
+            lost_seconds_ago={name: now - then for name, then in self._lost.items()},
+        )
+
+
 class FilterRuns:
     """Reconcile runs over one host, through one connection each to libvirt and the store.
 
@@ -66,12 +87,14 @@ class FilterRuns:
     """
 
     def __init__(
-        self, driver: FilterDriver, store: FilterStore, permissions: Permissions, find_flushed: FindFlushed
-    ) -> None:
+        self, driver: FilterDriver, store: FilterStore, permissions: Permissions, find_flushed: FindFlushed,
+        recent: RecentChanges | None = None,
+    ) -> None:  # fmt: skip
         self._driver = driver
         self._store = store
         self._permissions = permissions
         self._find_flushed = find_flushed
+        self._recent = recent or RecentChanges()
         self._host: HostSnapshot | None = None
         self._cache = FilterCache()
 
@@ -125,10 +148,13 @@ class FilterRuns:
     async def _diff(self, host: HostSnapshot) -> FilterDiff:
         store, states = await self._store.read_snapshot(self._cache), await self._store.read_states()
         # On a thread: a thousand new filters take a second, and ingest must not wait for them.
-        return await asyncio.to_thread(diff_filters, store, states, host, self._permissions.guard, self._cache)
+        past = self._recent.get_past(time.monotonic())
+        return await asyncio.to_thread(diff_filters, store, states, host, self._permissions.guard, self._cache, past)
 
     async def _reconcile(self, diff: FilterDiff, *, is_fresh: bool) -> RunResult:
         held = find_hold(diff.plan, self._permissions.confirmed)
+        if not held:
+            self._recent.note(diff.plan, time.monotonic())
         planned = diff.plan.actions
         drifted = sum(isinstance(each, Define) and diff.explain_define(each).startswith("drift") for each in planned)
         steps = await self._apply_definitions(() if held else planned, diff)
@@ -147,7 +173,8 @@ class FilterRuns:
                 "filter step failed, the other steps are done; the next run retries it", step=str(action), error=outcome
             )
         failures = {_name(action): outcome for action, outcome in failed}
-        held_names = {_name(action): held for action in diff.plan.actions} if held else {}
+        names = [*map(_name, diff.plan.actions), *diff.plan.opened] if held else []
+        held_names = dict.fromkeys(names, f"{HELD if diff.plan.needs_confirmation else ''}{held}")
         await self._write_states(diff, held_names | failures, is_fresh=is_fresh)
         reports = [*list_reports(diff, held), *kernel_reports, *interfaces.reports]
         reports += [FilterReport("failed", name, text) for name, text in failures.items()]

@@ -6,7 +6,7 @@ Pure.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 from uuid import UUID
 
@@ -14,7 +14,7 @@ from guestd.filters.cache import FilterCache
 from guestd.filters.desired import CompiledRows, DesiredFilters, add_static_ips, build_desired, compile_rows
 from guestd.filters.interface_plan import InterfacePlan, ObservedInterfaces, plan_interfaces
 from guestd.filters.machine_filter import machine_filter_name
-from guestd.filters.plan import Define, FilterPlan, FilterReport, Guard, digest_plan, plan_filters
+from guestd.filters.plan import Define, FilterPlan, FilterReport, Guard, Past, digest_plan, plan_filters
 from guestd.filters.snapshot import FilterHostState, HostSnapshot, MachineRow, StoreSnapshot, is_stand_in
 
 
@@ -67,15 +67,17 @@ class FilterDiff:
 
 
 def diff_filters(
-    store: StoreSnapshot, states: Iterable[FilterHostState], host: HostSnapshot, guard: Guard, cache: FilterCache
-) -> FilterDiff:
-    """Compare all rows with the libvirt of one host, and plan its filters."""
+    store: StoreSnapshot, states: Iterable[FilterHostState], host: HostSnapshot, guard: Guard, cache: FilterCache,
+    past: Past | None = None,
+) -> FilterDiff:  # fmt: skip
+    """Compare all rows with the libvirt of one host, and plan its filters. What `states` hold is added to `past`."""
     store = add_static_ips(store, {**host.static_ips, **dict(_list_unknown_addresses(store, host))})
     compiled = compile_rows(store, cache, host.observed.filters)
     machines = tuple(machine for machine in store.machines if machine.internal_name in host.domains)
     by_key = {(state.name, state.uuid): state for state in states}
     known = frozenset(key for key, state in by_key.items() if state.is_known)
     desired = build_desired(compiled, frozenset(machine.id for machine in machines), known)
+    past = replace(past or Past(), held=frozenset(state.name for state in by_key.values() if state.is_held))
     return FilterDiff(
         store=store,
         compiled=compiled,
@@ -84,7 +86,7 @@ def diff_filters(
         desired=desired,
         digests={name: cache.digest_filter(each) for name, each in desired.filters.items()},
         host=host,
-        plan=plan_filters(desired, host.observed, guard),
+        plan=plan_filters(desired, host.observed, guard, past),
     )
 
 

@@ -26,7 +26,7 @@ from guestd.filters.packet_match import (
     find_contradictions,
     order_rules,
 )
-from guestd.filters.snapshot import MachineRow
+from guestd.filters.snapshot import Interface, MachineRow
 from guestd.filters.variables import NotEvaluated
 
 # The source port of a client: any of the ephemeral ports; rules that name one are rare.
@@ -83,6 +83,22 @@ def parse_question(protocol: str, peer: str, direction: str) -> Question:
         except ValueError as exc:
             raise ValueError(f"{protocol} needs ADDRESS:PORT: {exc}") from exc
     return Question(protocol, canonical_address(host), port, direction)
+
+
+def list_unfiltered(interfaces: Iterable[Interface], machine: MachineRow, top: str) -> list[str]:
+    """A sentence for each interface of a machine that does not name its machine filter `top`, and what to do."""
+    command = 'set filters.attach = "enforce"'
+    found = []
+    for each in interfaces:
+        current = each.stored if each.live is None else each.live
+        if each.domain != machine.internal_name or current == top:
+            continue
+        if current:
+            text = f"names {current}: that is enforced, and not what follows; {command}, then guestd apply --take"
+        else:
+            text = f"names no filter: everything passes, and nothing of what follows is enforced; {command}"
+        found.append(f"{'not its filter' if current else 'unfiltered'}: interface {each.mac} {text}")
+    return found
 
 
 def list_filters(compiled: CompiledRows, machine: MachineRow) -> set[str]:

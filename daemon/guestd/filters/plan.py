@@ -12,6 +12,8 @@ Pure. These rules hold after every single action of a plan, because guestd may d
 * A refused filter (a row that libvirt would not install as it is, a cycle, a missing target, filters that libvirt
   cannot install together) stays as libvirt last had it.
 * A plan that removes many filters, or opens many machines (`filters.exposure`), waits until an operator confirms it.
+  What the plans shortly before it removed and opened counts as well, so that a loop of single edits waits. A machine
+  whose opening waited stays so: who sets rows back one by one must not open the last ones.
 
 A uuid cannot move to another name, nor a name to another uuid: the old filter and all that include it are removed
 first, which is only done where no interface uses any of them. If that waits for another action of the same plan, the
@@ -97,13 +99,15 @@ class FilterReport:
 class FilterPlan:
     """Actions in order, and reports. `needs_confirmation`: why an operator must confirm it before any action.
 
-    `opened` are the machine filters that would pass what they block now, each with a sentence on what that is.
+    `opened` are the machine filters that would pass what they block now, each with a sentence on what that is; `lost`
+    are the filters that would be removed or emptied.
     """
 
     actions: tuple[FilterAction, ...]
     reports: tuple[FilterReport, ...]
     needs_confirmation: str | None = None
     opened: Mapping[str, str] = field(default_factory=dict)
+    lost: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +118,24 @@ class Guard:
     most_removals_share: float = 1.0
 
 
-def plan_filters(desired: DesiredFilters, observed: ObservedFilters, guard: Guard) -> FilterPlan:
+# A person who clicks through a list needs as long from one change to the next; a program that sets rows does not.
+SECONDS_PER_CHANGE = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What came before a plan: filters whose changes are held; how many seconds ago filters were opened and lost."""
+
+    held: frozenset[str] = frozenset()
+    opened_seconds_ago: Mapping[str, float] = field(default_factory=dict)
+    lost_seconds_ago: Mapping[str, float] = field(default_factory=dict)
+
+
+def plan_filters(
+    desired: DesiredFilters, observed: ObservedFilters, guard: Guard, past: Past | None = None
+) -> FilterPlan:
     """The actions that lead from the observed to the desired state. The guard marks a plan that takes too much away."""
+    past = past or Past()
     refused: dict[str, str] = {}
     conflicts: dict[str, ChainConflict] = {}
     while True:
@@ -142,7 +162,9 @@ def plan_filters(desired: DesiredFilters, observed: ObservedFilters, guard: Guar
     installed = {**remaining, **{each.name: each for each in definitions}}
     standing = ordering.find_standing_conflicts(installed, tops)
     opened = find_opened(observed.bound, observed.filters, installed)
-    checks = (_check_removals(actions, desired, observed, guard), _check_opened(opened, observed, guard))
+    lost = _find_lost(actions, observed)
+    own = sum(is_own(name, desired, observed) for name in observed.filters)
+    checks = (_check_lost(lost, own, guard, past), _check_opened(opened, observed, guard, past))
     held = [reason for reason in checks if reason is not None]
     reports = (
         *(FilterReport("refused", name, text) for name, text in sorted(refused.items())),
@@ -151,7 +173,7 @@ def plan_filters(desired: DesiredFilters, observed: ObservedFilters, guard: Guar
         *(FilterReport("foreign", name, FOREIGN) for name in _find_foreign(desired, observed)),
         *(FilterReport("held", name, text) for name, text in opened.items() if held),
     )
-    return FilterPlan(actions, reports, "; ".join(held) or None, opened)
+    return FilterPlan(actions, reports, "; ".join(held) or None, opened, frozenset(lost))
 
 
 def digest_plan(plan: FilterPlan) -> str:
@@ -234,11 +256,8 @@ def _describe_change(before: Filter | None, after: Filter) -> str:
     return "; ".join(changes) or "the order of its rules and references differs"
 
 
-def _check_removals(
-    actions: Iterable[FilterAction], desired: DesiredFilters, observed: ObservedFilters, guard: Guard
-) -> str | None:
-    """Why an operator must confirm the actions: a removed or emptied filter protects nothing any more."""
-    own = [name for name in observed.filters if is_own(name, desired, observed)]
+def _find_lost(actions: Iterable[FilterAction], observed: ObservedFilters) -> set[str]:
+    """The filters that the actions remove or empty: they protect nothing any more."""
     lost = {action.name for action in actions if isinstance(action, Remove)}
     for action in actions:
         if isinstance(action, Define):
@@ -247,17 +266,34 @@ def _check_removals(
             was_filtering = before is not None and (is_stand_in(before) or before.entries)
             if was_filtering and not action.definition.entries:
                 lost.add(action.definition.name)
-    most = min(float(guard.most_removals), guard.most_removals_share * len(own), len(own) - 1.0)
-    if not lost or len(lost) <= most:
+    return lost
+
+
+def _check_lost(lost: Collection[str], own: int, guard: Guard, past: Past) -> str | None:
+    """Why an operator must confirm that filters are lost; `own` is the number of filters that guestd may remove."""
+    most = min(float(guard.most_removals), guard.most_removals_share * own, own - 1.0)
+    before = _list_recent(past.lost_seconds_ago, most) - {*lost}
+    if not lost or len(lost) + len(before) <= most:
         return None
-    return f"it would remove or empty {len(lost)} of {len(own)} filters, and {max(0, int(most))} are allowed at once"
+    so_far = f", after {len(before)} shortly before" if before else ""
+    allowed = max(0, int(most))
+    return f"it would remove or empty {len(lost)} of {own} filters{so_far}, and {allowed} are allowed at once"
 
 
-def _check_opened(opened: Mapping[str, str], observed: ObservedFilters, guard: Guard) -> str | None:
+def _check_opened(opened: Mapping[str, str], observed: ObservedFilters, guard: Guard, past: Past) -> str | None:
     """Why an operator must confirm that interfaces pass more: one machine's may at once, for that is an edit of it."""
     allowed = int(max(1, min(guard.most_removals, guard.most_removals_share * len(observed.bound))))
-    if len(opened) <= allowed:
+    before = _list_recent(past.opened_seconds_ago, allowed) - opened.keys()
+    held = opened.keys() & past.held
+    if not opened or (len(opened) + len(before) <= allowed and not held):
         return None
     name, text = next(iter(opened.items()))
     share = f"{len(opened)} of {len(observed.bound)} machines"
-    return f"it would open {share}, and {allowed} may be opened at once; {name}: {text}"
+    so_far = f", after {len(before)} shortly before" if before else ""
+    waiting = f", {len(held)} of which were held before" if held else ""
+    return f"it would open {share}{so_far}{waiting}, and {allowed} may be opened at once; {name}: {text}"
+
+
+def _list_recent(seconds_ago: Mapping[str, float], allowed: float) -> set[str]:
+    """What happened so shortly before that a person would not have changed more than `allowed` since."""
+    return {name for name, seconds in seconds_ago.items() if seconds < SECONDS_PER_CHANGE * allowed}

@@ -17,7 +17,7 @@ import structlog
 
 from guestd.core.errors import RowsRejected, SourceLost, StoreUnavailable
 from guestd.core.tasks import Backoff, run_with_retry, wait_for_event, warn_once
-from guestd.filters.apply import FilterRuns, FindFlushed, RunResult
+from guestd.filters.apply import FilterRuns, FindFlushed, RecentChanges, RunResult
 from guestd.filters.diff import Permissions
 from guestd.filters.driver import FilterDriver
 from guestd.filters.plan import RUN_REPORT_KINDS, FilterReport
@@ -47,6 +47,7 @@ class FilterReconciler:
         self._metrics = metrics
         self._wake = asyncio.Event()
         self._is_full_due = True
+        self._recent = RecentChanges()
         self._reported: frozenset[FilterReport] = frozenset()
         self._is_unsupported = False
         self.error: str | None = "no run yet"
@@ -111,7 +112,7 @@ class FilterReconciler:
             log.info(
                 "filter reconciler started", host=self._host_name, uri=self._driver.uri, attach=self._permissions.attach
             )
-            runs = FilterRuns(self._driver, store, self._permissions, self._find_flushed)
+            runs = FilterRuns(self._driver, store, self._permissions, self._find_flushed, self._recent)
             self._is_full_due, is_first = True, True
             last_full = 0.0
             while True:

@@ -78,9 +78,15 @@ class StoreSnapshot:
     services: Mapping[str, Policy]
 
 
+HELD = "held: "
+
+
 @dataclass(frozen=True, slots=True)
 class FilterHostState:
-    """A row of FilterHostState: what a host has of a filter. `is_known`: guestd defined it there."""
+    """A row of FilterHostState: what a host has of a filter. `is_known`: guestd defined it there.
+
+    `problem` begins with HELD where a change of the filter waits until an operator confirms it.
+    """
 
     name: str
     uuid: UUID
@@ -88,6 +94,11 @@ class FilterHostState:
     digest: str | None
     is_bound: bool
     problem: str | None
+
+    @property
+    def is_held(self) -> bool:
+        """Whether a change of the filter waits until an operator confirms it."""
+        return self.problem is not None and self.problem.startswith(HELD)
 
 
 @dataclass(frozen=True, slots=True)
