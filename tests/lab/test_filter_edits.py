@@ -1,6 +1,7 @@
 """Edits during a snapshot of libvirt, and edits that another run applied already."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -10,14 +11,15 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from tools.harness.waiting import eventually
 
-from guestd.filters.apply import FilterRuns, RunResult, assume_kernel_unchanged
+from guestd.filters.apply import FilterRuns, RecentChanges, RunResult, assume_kernel_unchanged
 from guestd.filters.cache import FilterCache
 from guestd.filters.driver import FilterDriver
-from guestd.filters.plan import Define
+from guestd.filters.machine_filter import machine_filter_name
+from guestd.filters.plan import Define, FilterPlan
 from guestd.filters.snapshot import HostSnapshot
 from guestd.filters.store import open_filter_store
 from guestd.telemetry.registry import VmMetrics
-from support.filters import HOST, REPORT, WRITER, FilterHost
+from support.filters import ENFORCE, HOST, REPORT, WRITER, FilterHost
 
 pytestmark = pytest.mark.timeout(600)
 SSH = "Use SSH service"
@@ -59,10 +61,12 @@ Driver = TypeVar("Driver", bound=FilterDriver)
 
 
 @asynccontextmanager
-async def open_runs(host: FilterHost, driver: Driver) -> AsyncIterator[tuple[Driver, FilterRuns]]:
+async def open_runs(
+    host: FilterHost, driver: Driver, recent: RecentChanges | None = None
+) -> AsyncIterator[tuple[Driver, FilterRuns]]:
     store = open_filter_store(make_conninfo(host.dsn, options=WRITER), name=HOST, uri=driver.uri, version="9")
     async with driver.connect(), store as found:
-        yield driver, FilterRuns(driver, found, REPORT, assume_kernel_unchanged)
+        yield driver, FilterRuns(driver, found, REPORT, assume_kernel_unchanged, recent)
 
 
 def is_defined(host: FilterHost, port: str) -> bool:
@@ -134,3 +138,23 @@ def test_a_filter_that_libvirt_refuses_blocks_only_those_that_include_it(filter_
     filter_host.undefine(name)
     assert filter_host.reconcile().in_force == result.desired
     assert filter_host.is_settled()
+
+
+def test_an_opening_is_remembered_and_held_after_others(filter_host: FilterHost) -> None:
+    machines = [filter_host.add_machine()[0] for _ in range(3)]
+    for each in machines:
+        filter_host.assign(each, "Drop All")
+    filter_host.reconcile(ENFORCE)
+    filter_host.reconcile(ENFORCE)
+    before, after = RecentChanges(), RecentChanges()
+    # Later than now: recent, however long the test takes.
+    after.note(FilterPlan((), (), opened={"ibay-another": ""}), time.monotonic() + 3600)
+
+    async def open_machine(number: int, recent: RecentChanges) -> str | None:
+        filter_host.run('DELETE FROM "VMNWFilter" WHERE "vmId" = %s', machines[number])
+        async with open_runs(filter_host, FilterDriver(filter_host.lab.uri, VmMetrics()), recent) as (_, runs):
+            return (await runs.run_full()).held
+
+    assert asyncio.run(open_machine(0, before)) is None
+    assert [*before.get_past(0.0).opened_seconds_ago] == [machine_filter_name(machines[0])]
+    assert "it would open 1 of 3 machines, after 1 shortly before" in str(asyncio.run(open_machine(1, after)))
