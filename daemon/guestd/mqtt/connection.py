@@ -35,7 +35,7 @@ from guestd.mqtt.options import BrokerOptions
 
 ANSWER_SECONDS = 10.0
 TICK_SECONDS = 1.0
-# Packets read before yielding to the event loop: some 3 ms.
+# Packets read before yielding to the event loop: a millisecond or two.
 READ_AT_ONCE, READ_AT_ONCE_BYTES = 100, 1024 * 1024
 # The setting to check, by the broker's reason.
 _REMEDIES = {
@@ -201,11 +201,13 @@ class BrokerConnection:
         """
         if self._lost is not None:
             raise self._lost
+        mids = []
         for message in messages:
             self._unacknowledged_bytes -= len(message.payload)
             self.unacknowledged -= 1
             if message.mid:
-                self._client.ack(message.mid, 1)
+                mids.append(message.mid)
+        self._client.acknowledge(mids)
         self._read_if_room()
 
     def close(self) -> None:
@@ -276,10 +278,9 @@ class BrokerConnection:
         return self._client.has_read_ahead or (isinstance(self._socket, ssl.SSLSocket) and self._socket.pending() > 0)
 
     def _write(self) -> None:
-        """Write what is pending: hundreds of acknowledgements of 4 bytes in one segment."""
+        """Write what is pending."""
         if self._lost is not None:
             return
-        self._cork(1)
         try:
             is_written = self._client.loop_write() == MQTTErrorCode.MQTT_ERR_SUCCESS
         except Exception as exc:
@@ -287,11 +288,6 @@ class BrokerConnection:
             return
         if not is_written:
             self._fail("the connection was lost")
-        self._cork(0)
-
-    def _cork(self, is_on: int) -> None:
-        with suppress(OSError):
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, is_on)
 
     def _keep_alive(self) -> None:
         """Ping when it is quiet, and detect a broker that does not answer, unless we have stopped reading."""
