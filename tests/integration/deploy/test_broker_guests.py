@@ -1,9 +1,10 @@
 """What a guest with a user of its own can do to others at a real mosquitto with the files of deploy/mosquitto."""
 
+import resource
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -266,3 +267,66 @@ def test_a_queue_that_fills_the_memory_of_the_broker_is_received_after_a_restart
         with connected(broker.port, "guestd", "") as daemon:
             daemon.subscribe(METRICS)
             eventually(lambda: daemon.count_received() == 101, "the victim's, and the empty one")
+
+
+def _open_until_refused(stack: ExitStack, port: int, most: int) -> int:
+    """As a stranger, open connections and say nothing; returns how many the broker keeps."""
+    strangers = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(most)]
+    for each in strangers:
+        each.setblocking(False)
+
+    def count_kept() -> int:
+        return sum(1 for each in strangers if not _is_closed(each))
+
+    eventually(lambda: count_kept() < most, "the broker closes what is too much")
+    return count_kept()
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    try:
+        return not connection.recv(1)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+
+
+def test_strangers_use_as_many_connections_as_a_listener_has_and_who_is_connected_is_served(directory: Path) -> None:
+    assert "\nmax_connections " in (DEPLOY / "mosquitto.conf").read_text()
+    own_port = free_port()
+    # What docs/how-to/mqtt.md describes: a listener of its own for guestd.
+    own = [f"acl_file {DEPLOY / 'acl'}", f"listener {own_port} 127.0.0.1", "use_username_as_clientid true"]
+    with (
+        # Of the shipped limit, what a test can use up.
+        shipped_broker(directory, lines=["max_connections 20"], access=own) as broker,
+        connected(broker.port, VICTIM, "") as victim,
+        ExitStack() as stack,
+    ):
+        assert _open_until_refused(stack, broker.port, 100) < 20
+        with connected(own_port, "guestd", "") as daemon:
+            daemon.subscribe(METRICS)
+            victim.publish(range(50))
+            eventually(lambda: daemon.count_received() == 50, "guestd receives what the guest sends")
+
+
+def test_the_limit_of_connections_leaves_the_broker_descriptors_to_save_its_queue(directory: Path) -> None:
+    with shipped_broker(directory, lines=["max_connections 40"]) as broker, ExitStack() as stack:
+        pid = broker.pid()
+        assert pid is not None
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (64, 64))
+        leave_session(broker.port, METRICS)
+        with connected(broker.port, VICTIM, "") as victim:
+            _open_until_refused(stack, broker.port, 100)
+            victim.publish(range(50))
+            eventually(lambda: victim.confirmed == 50, "the broker has them")
+            saved = broker.directory / "queue/mosquitto.db"
+            before = saved.stat().st_mtime_ns if saved.exists() else 0
+            # The second save began after the last message.
+            for _ in range(2):
+                eventually(lambda: saved.exists() and saved.stat().st_mtime_ns > before, "the queue is saved", 60)  # noqa: B023
+                before = saved.stat().st_mtime_ns
+        broker.kill()
+        broker.start()
+        with connected(broker.port, "guestd", "") as daemon:
+            daemon.subscribe(METRICS)
+            eventually(lambda: daemon.count_received() == 50, "what the broker had accepted")
