@@ -1,10 +1,12 @@
 """Hostile guests: the guests' side of channels, which write as fast as they are read, or publishers; until ended.
 
-All publishers together send what a broker and guestd on two cores can pass on: what they sent beyond it would wait at
-the broker, before the messages of others, whatever guestd does.
+All publishers together send at most PUBLISHED_BYTES and PUBLISHED_MESSAGES in a second, which a broker and guestd on
+two cores pass on. What they sent beyond it would wait at the broker, before the messages of others, whatever guestd
+does.
 
 python -m tools.bench.flood KIND SOCKET...: serves each socket as QEMU would and floods its client.
-python -m tools.bench.flood KIND --broker PORT MACHINE...: publishes for each machine, as the user `simulator`.
+python -m tools.bench.flood KIND --broker PORT MACHINE...: publishes for each machine, as the user of that name, whose
+password is its name too. Guests of one user would end each other's connections.
 """
 
 import argparse
@@ -108,7 +110,13 @@ def several_messages() -> bytes:
     return broken * 8 + b"\n"
 
 
+def tiny_messages() -> bytes:
+    """Lines of one byte and of none, which are no messages."""
+    return b"x\n\n" * 1000
+
+
 KINDS: dict[str, Callable[[], bytes]] = {
+    "tiny-messages": tiny_messages,
     "small-frames": small_frames,
     "large-frames": large_frames,
     "hostile-command-lines": hostile_command_lines,
@@ -158,10 +166,10 @@ def _read_on(connection: socket.socket) -> None:
         pass
 
 
-def connect_publisher(port: int, client_id: str) -> socket.socket:
-    """A connection to the broker as the user `simulator`, whose password is its name."""
+def connect_publisher(port: int, user: str) -> socket.socket:
+    """A connection to the broker as this user, whose password is its name."""
     connection = socket.create_connection(("127.0.0.1", port))
-    texts = (client_id.encode(), b"simulator", b"simulator")
+    texts = (user.encode(),) * 3
     rest = b"\0\4MQTT\4\xc2\0\0" + b"".join(struct.pack("!H", len(text)) + text for text in texts)
     connection.sendall(b"\x10" + _length(len(rest)) + rest)
     if connection.recv(4)[3:] != b"\0":

@@ -39,7 +39,7 @@ def run(
     except NotInTime as exc:
         raise SystemExit(f"{parser.prog}: {exc}") from None
     kept = {key: str(value) if isinstance(value, Path) else value for key, value in vars(arguments).items()}
-    _write(arguments.json, {"suite": name, **_measured_on(), "arguments": kept, **figures})
+    _write(arguments.json, {"suite": name, **measured(), "arguments": kept, **figures})
 
 
 def add_load_options(parser: argparse.ArgumentParser, *, guests: int, messages: int, processes: int = 100) -> None:
@@ -87,7 +87,8 @@ def _title(document: str) -> tuple[str, str]:
     return name.removeprefix("./dev bench "), summary
 
 
-def _measured_on() -> dict[str, str]:
+def measured() -> dict[str, str]:
+    """The date, the commit and the machine of a measurement."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "date": time.strftime("%Y-%m-%d"),

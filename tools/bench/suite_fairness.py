@@ -2,7 +2,8 @@
 
 Simulated guests report at an interval while some guests flood (tools/bench/flood.py), in one way after the other. From
 the moment at which guestd received a sample to the commit of its row, as the server stamps it: median and 99th
-percentile of the others, and both as a ratio to the quiet phases of the same run and source.
+percentile of the others, the median also as a ratio to the quiet phases of the same run and source. At the end, the
+rows of docs/benchmarks.md.
 """
 
 import argparse
@@ -10,7 +11,8 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -25,11 +27,12 @@ from tools.bench.daemon import guestd, metric, resident_megabytes, samples
 from tools.bench.fleet import fleet
 from tools.bench.flood import KINDS
 from tools.bench.server import SEED, own_store
-from tools.bench.suite import quantile, run
+from tools.bench.suite import measured, quantile, run
 from tools.harness import broker
 from tools.harness.waiting import eventually, wait_seconds
 
 from guestd.simulator import machine_ids
+from guestd.spool import file
 
 LATENCIES = """
 SELECT extract(epoch FROM pg_xact_commit_timestamp(xmin) - "receivedAt")
@@ -85,14 +88,15 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--hostile", type=int, default=1, help="how many of them are hostile")
     parser.add_argument("--interval", type=float, default=2, help="seconds between two messages of a guest")
     parser.add_argument("--seconds", type=float, default=20, help="how long each phase lasts")
+    parser.add_argument("--silent", action="store_true", help="guestd knows nothing of the hostile ones before")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="what the hostile ones do")
     parser.add_argument("--sources", nargs="+", choices=SOURCES, default=list(SOURCES), help="how all guests report")
 
 
 def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    figures = {}
+    figures, rows = {}, list[str]()
     for name in arguments.sources:
-        machines = arguments.guests + arguments.hostile * len(arguments.kinds)
+        machines = _count_machines(arguments)
         with (
             own_store(machines, track_commit_timestamp="on") as (dsn, directory),
             SOURCES[name](dsn, directory, arguments) as source,
@@ -109,7 +113,13 @@ def _measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 for kind in (QUIET, *kinds, QUIET)
             ]
         figures[name] = {"ratios": _ratios(phases), "phases": [asdict(phase) for phase in phases]}
+        rows += _document(name, arguments, phases)
+    print("\n".join(rows))
     return figures
+
+
+def _count_machines(arguments: argparse.Namespace) -> int:
+    return int(arguments.guests + arguments.hostile * len(arguments.kinds))
 
 
 @contextmanager
@@ -128,12 +138,16 @@ def _virtio(dsn: str, directory: Path, arguments: argparse.Namespace) -> Iterato
 @contextmanager
 def _mqtt(dsn: str, directory: Path, arguments: argparse.Namespace) -> Iterator[Source]:
     own_broker = broker.Broker(directory / "broker", prefix=broker.prefix())
-    for user in broker.USERS:
+    machines = machine_ids(_count_machines(arguments), SEED)
+    others = machines[: arguments.guests - arguments.hostile]
+    for user in (*broker.USERS, *map(str, machines[len(others) :])):
         own_broker.add_user(user, user)
     own_broker.start()
     channels = directory / "c"
     channels.mkdir()
-    others = machine_ids(arguments.guests - arguments.hostile, SEED)
+    reporting = len(others if arguments.silent else machines)
+    if not arguments.silent:
+        _make_known(channels.with_suffix(".spool"), machines)
     table = {"host": "127.0.0.1", "port": own_broker.port, "username": "guestd"}
     table["password_file"] = str(own_broker.directory / "guestd.password")
     lines = "[mqtt]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
@@ -142,15 +156,26 @@ def _mqtt(dsn: str, directory: Path, arguments: argparse.Namespace) -> Iterator[
     try:
         with (
             guestd(dsn, channels, lines) as (pid, url),
-            fleet(publisher, len(others), interval_seconds=arguments.interval, processes=PROCESSES),
+            fleet(publisher, reporting, interval_seconds=arguments.interval, processes=PROCESSES),
         ):
-            eventually(lambda: metric(url, "guestd_frames_accepted_total") > len(others), "all guests publish", 60)
+            eventually(lambda: metric(url, "guestd_frames_accepted_total") > reporting, "all guests publish", 60)
             yield Source(dsn, url, pid, channels, own_broker.port, others)
     finally:
         own_broker.stop()
 
 
 SOURCES = {"virtio": _virtio, "mqtt": _mqtt}
+
+
+def _make_known(spool: Path, machines: Sequence[UUID]) -> None:
+    """Give guestd a spool as if these machines had just reported: nothing of them waits at the broker."""
+    spool.mkdir()
+    connection = file.open_or_create(spool)
+    with connection:
+        connection.execute("BEGIN")
+        now_ms = int(time.time() * 1000)
+        file.replace_senders(connection, {each: file.SenderState(now_ms, None, None) for each in machines})
+    connection.close()
 
 
 def _phase(source: Source, kind: str, seconds: float, hostile: Sequence[UUID]) -> Phase:
@@ -207,10 +232,36 @@ def _is_quiet(url: str) -> bool:
 def _ratios(phases: list[Phase]) -> dict[str, float]:
     """The median of each flooded phase to that of the quiet ones."""
     quiet = statistics.mean(phase.p50_seconds for phase in phases if phase.kind == QUIET)
-    ratios = {phase.kind: phase.p50_seconds / quiet for phase in phases if phase.kind != QUIET}
-    for kind, ratio in ratios.items():
-        print(f"{kind:>24}: median {ratio:.2f} times the quiet")
-    return ratios
+    return {phase.kind: phase.p50_seconds / quiet for phase in phases if phase.kind != QUIET}
+
+
+def _document(source: str, arguments: argparse.Namespace, phases: list[Phase]) -> list[str]:
+    """The rows of docs/benchmarks.md, with the kinds that miss a target."""
+    ratios, quiet = _ratios(phases), [phase for phase in phases if phase.kind == QUIET]
+    p99 = {phase.kind: phase.p99_seconds for phase in phases if phase.kind != QUIET}
+    silent = ", silent before" if arguments.silent else ""
+    who = f"{source}, {arguments.hostile} hostile of {arguments.guests}{silent}"
+    quiet_p50, quiet_p99 = (
+        _range([getattr(phase, name) for phase in quiet]) for name in ("p50_seconds", "p99_seconds")
+    )
+    measured_on = measured()
+    rows = {
+        f"{who}: median of the others, {len(p99)} kinds (quiet {quiet_p50} s) | under 2 times": (
+            f"{_range(ratios.values())} times{_beyond(ratios, 2)}"
+        ),
+        f"{who}: 99th percentile (quiet {quiet_p99} s) | under 1 s": f"{_range(p99.values())} s{_beyond(p99, 1)}",
+    }
+    return [f"| {key} | {value} | {measured_on['date']}, {measured_on['commit']} |" for key, value in rows.items()]
+
+
+def _range(values: Iterable[float]) -> str:
+    ranked = sorted(values)
+    return f"{ranked[0]:.2f} to {ranked[-1]:.2f}"
+
+
+def _beyond(figures: dict[str, float], target: float) -> str:
+    missed = [f"{kind.replace('-', ' ')} {value:.2f}" for kind, value in figures.items() if value >= target]
+    return f"; missed: {', '.join(missed)}" if missed else ""
 
 
 if __name__ == "__main__":
