@@ -91,6 +91,29 @@ async def test_after_a_silence_a_backlog_passes_without_turns(tmp_path: Path) ->
 
 
 @pytest.mark.asyncio
+async def test_on_a_channel_a_backlog_after_a_silence_waits_for_its_turn(tmp_path: Path) -> None:
+    async with busy_gate(tmp_path) as rig:
+        rig.now_ms += 600_000
+        await rig.accept(HEAVY, machine_id=OTHER)
+        for machine_id in (MACHINE, UUID(int=9)):
+            waiting = asyncio.create_task(rig.gate.wait_for_turn(machine_id, [HEAVY]))
+            await asyncio.sleep(0)
+            assert not waiting.done()
+            waiting.cancel()
+
+
+@pytest.mark.asyncio
+async def test_a_machine_whose_channel_is_read_is_not_silent_whatever_comes(tmp_path: Path) -> None:
+    async with busy_gate(tmp_path) as rig:
+        for _ in range(10):
+            rig.now_ms += 5000
+            await rig.gate.pace(MACHINE, size_bytes=1, frames=0)
+        rig.gate.senders[OTHER] = SenderState(rig.now_ms, None, None)
+        assert rig.gate.admit(OTHER, HEAVY)
+        assert rig.gate.admit(MACHINE, HEAVY) is None
+
+
+@pytest.mark.asyncio
 async def test_the_backlog_of_a_machine_of_which_nothing_is_known_passes_without_turns(tmp_path: Path) -> None:
     async with busy_gate(tmp_path) as rig:
         assert rig.gate.admit(OTHER, HEAVY)

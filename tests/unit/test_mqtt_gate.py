@@ -9,9 +9,10 @@ from uuid import UUID
 import pytest
 
 from guestd.ingest.mqtt_gate import MachineMessage, MqttGate
+from guestd.spool.file import SenderState
 from guestd.wire.framing import Framer
 from guestd.wire.line import read_first_line
-from support.gate import MACHINE, OTHER, PLAIN, GateRig, gate_on, marked, numbered, read_lines
+from support.gate import BOOT, MACHINE, OTHER, PLAIN, GateRig, gate_on, marked, numbered, read_lines
 from support.poison import POISON
 
 EVENT = b'{"type":"error_report","error_type":"e"}'
@@ -234,7 +235,7 @@ async def test_poisoned_lines_are_accepted_as_on_a_channel_with_a_number_and_wit
 
 
 @pytest.mark.asyncio
-@pytest.mark.parametrize("line", [numbered(1), b'{"type":"ping"}'])
+@pytest.mark.parametrize("line", [numbered(1)[:-1] + b" " * 300 + b"}", b'{"type":"ping"}' + b" " * 300])
 async def test_who_sends_what_takes_long_to_read_is_read_no_more_though_nothing_of_it_is_kept(
     tmp_path: Path, line: bytes
 ) -> None:
@@ -247,4 +248,33 @@ async def test_who_sends_what_takes_long_to_read_is_read_no_more_though_nothing_
         gate = mqtt_gate(rig, lambda: next(calls) * 60.0)
         await gate.accept([MachineMessage(MACHINE, line)] * 20)
         assert next(calls) == 2
+        assert rig.gate.admits(OTHER, PLAIN)
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    "message", [numbered(1), b'{"type":"ping"}', b"", b" " * 10_001], ids=["duplicate", "ping", "empty", "oversize"]
+)
+async def test_who_is_read_all_the_time_is_not_silent_though_nothing_of_it_is_kept(
+    tmp_path: Path, message: bytes
+) -> None:
+    async with gate_on(tmp_path) as rig:
+        for machine_id in (OTHER, UUID(int=3), UUID(int=4), UUID(int=5)):
+            await rig.gate.accept(machine_id, read_lines(PLAIN))
+        rig.gate.senders[MACHINE] = SenderState(rig.now_ms, BOOT, 1)
+        for _ in range(10):
+            rig.now_ms += 5000
+            await deliver(rig, message)
+        heavy = b"{" * 9000
+        rig.gate.senders[OTHER] = SenderState(rig.now_ms, None, None)
+        assert rig.gate.admit(OTHER, heavy)
+        assert rig.gate.admit(MACHINE, heavy) is None
+
+
+@pytest.mark.asyncio
+async def test_messages_of_which_nothing_is_kept_count_for_the_rate_limit(tmp_path: Path) -> None:
+    async with gate_on(tmp_path) as rig:
+        await deliver(rig, *[b""] * 500)
+        await deliver(rig, PLAIN)
+        assert await rig.payloads() == []
         assert rig.gate.admits(OTHER, PLAIN)

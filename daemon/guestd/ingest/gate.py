@@ -38,7 +38,7 @@ MAX_DEBT_SECONDS = 60.0
 AWAY_SECONDS, MAX_AWAY_SECONDS, BACKLOG_SHARE = 600.0, 86_400.0, 0.01
 # A machine of which nothing is known may have a backlog as well: its agent was there before guestd, its VM came from
 # another host, or the spool was lost. A full buffer of our agent (8 MiB) is up to 200 s of what needs no turn.
-UNKNOWN_SILENT_MS = 600_000
+UNKNOWN_SILENT_MS = 240_000
 # A machine that is held back is checked again this often: more rows may have been charged to it meanwhile.
 RECHECK_SECONDS = 1.0
 # The same for the machine whose turn is next,
@@ -53,6 +53,10 @@ MERGE_ROWS = 3
 QUARANTINED_BYTES_PER_ROW = 256
 # The same for the processor's time that reading a message takes.
 READ_ROWS_PER_SECOND = 50_000
+# Of shorter ones it is less than a row's, and measuring it takes longer: two system calls.
+UNMEASURED_BYTES = 256
+# When a machine returned that was never silent, and after how long.
+_NEVER = (0.0, 0.0)
 
 
 class Gate:
@@ -64,7 +68,7 @@ class Gate:
         self._now_ms = now_ms
         self._rate_limit = rate_limit
         self._returned: dict[UUID, tuple[float, float]] = {}  # when, and after how long
-        self._refused_ms: dict[UUID, int] = {}
+        self._read_ms: dict[UUID, int] = {}
         self._turns = Turns()
         self._next_turn = asyncio.Lock()
         self._waiting_bytes = 0
@@ -116,9 +120,8 @@ class Gate:
     def _charge_rows_of(self, decision: Decision) -> Sequence[Entry]:
         """Charge a machine for the rows of its entries; the entries, with the work of those that need a turn."""
         machine_id, now_seconds = decision.machine_id, asyncio.get_running_loop().time()
-        silent_seconds = self._silent_seconds(machine_id, now_seconds)
         self._rate_limit.charge(machine_id, now_seconds, rows=decision.rows)
-        if self._turns.take_light(machine_id, now_seconds, decision.rows, silent_seconds):
+        if self._turns.take_light(machine_id, now_seconds, decision.rows, 0.0):
             return decision.entries
         self._turns.take_turn(now_seconds, decision.rows)
         return [replace(entry, heavy_rows=decision.rows // len(decision.entries) + 1) for entry in decision.entries]
@@ -126,12 +129,12 @@ class Gate:
     async def wait_for_turn(self, machine_id: UUID, lines: Sequence[bytes]) -> None:
         """Wait until these lines of a machine may be accepted without delaying the others; `accept` takes the turn.
 
-        Returns at once for a machine that sends little, and when memory is short.
+        Returns at once for a machine that sends little, and when memory is short. A silence counts for nothing here:
+        a backlog on a channel waits without loss.
         """
         loop = asyncio.get_running_loop()
         rows, size_bytes, began = sum(map(estimate_rows, lines)), sum(map(len, lines)), loop.time()
-        silent_seconds = self._silent_seconds(machine_id, began)
-        if self._turns.is_light(machine_id, began, rows, silent_seconds):
+        if self._turns.is_light(machine_id, began, rows, 0.0):
             return
         self._turns.note_heavy(machine_id, began)
         if self._waiting_bytes + size_bytes > MAX_WAITING_BYTES:
@@ -162,6 +165,7 @@ class Gate:
         For a source that reads each machine by itself: back-pressure then costs that machine alone, and loses nothing.
         """
         loop = asyncio.get_running_loop()
+        self.note_read(machine_id)
         self._rate_limit.charge(machine_id, loop.time(), size_bytes=size_bytes, frames=frames)
         if not self._rate_limit.wait_seconds(machine_id, loop.time()):
             return
@@ -173,9 +177,11 @@ class Gate:
     def admits(self, machine_id: UUID, payload: bytes) -> bool:
         """Whether a frame of a machine would be admitted now."""
         now_seconds = asyncio.get_running_loop().time()
-        if self._rate_limit.wait_seconds(machine_id, now_seconds) > self._max_debt_seconds(machine_id, now_seconds):
-            return False
+        self.note_read(machine_id)
         silent_seconds = self._silent_seconds(machine_id, now_seconds)
+        allowed_seconds = MAX_DEBT_SECONDS + (silent_seconds * BACKLOG_SHARE if silent_seconds > AWAY_SECONDS else 0.0)
+        if self._rate_limit.wait_seconds(machine_id, now_seconds) > allowed_seconds:
+            return False
 
         def is_admitted(rows: int) -> bool:
             is_light = self._turns.is_light(machine_id, now_seconds, rows, silent_seconds)
@@ -191,9 +197,7 @@ class Gate:
         for one would delay all.
         """
         if not self.admits(machine_id, payload):
-            self.refuse("rate")
-            self._refused_ms[machine_id] = self._now_ms()
-            self._turns.note_heavy(machine_id, asyncio.get_running_loop().time())
+            self.refuse_for_rate(machine_id, payload)
             return None
         now_seconds, rows, heavy_rows = asyncio.get_running_loop().time(), estimate_rows(payload), 0
         if not self._turns.take_light(machine_id, now_seconds, rows, self._silent_seconds(machine_id, now_seconds)):
@@ -202,32 +206,39 @@ class Gate:
         self._rate_limit.charge(machine_id, now_seconds, size_bytes=len(payload), frames=1, rows=rows)
         return heavy_rows
 
-    def _max_debt_seconds(self, machine_id: UUID, now_seconds: float) -> float:
-        silent_seconds = self._silent_seconds(machine_id, now_seconds)
-        return MAX_DEBT_SECONDS + (silent_seconds * BACKLOG_SHARE if silent_seconds > AWAY_SECONDS else 0.0)
+    def refuse_for_rate(self, machine_id: UUID, _payload: bytes) -> None:
+        """What `admit` does with a frame that is not admitted."""
+        self.refuse("rate")
+        self._turns.note_heavy(machine_id, asyncio.get_running_loop().time())
+
+    def note_read(self, machine_id: UUID) -> None:
+        """Note that something of a machine was read, whatever is kept of it, and how long nothing was before."""
+        now_seconds = asyncio.get_running_loop().time()
+        now_ms, last_ms = self._now_ms(), self._read_ms.get(machine_id)
+        self._read_ms[machine_id] = now_ms
+        if last_ms is None:
+            sender = self.senders.get(machine_id)
+            last_ms = now_ms - UNKNOWN_SILENT_MS if sender is None else sender.received_at_ms
+        silent_seconds = min((now_ms - last_ms) / 1000, MAX_AWAY_SECONDS)
+        returned_at_seconds, counted_seconds = self._returned.get(machine_id, _NEVER)
+        if silent_seconds > counted_seconds - (now_seconds - returned_at_seconds):
+            self._returned[machine_id] = (now_seconds, silent_seconds)
 
     def _silent_seconds(self, machine_id: UUID, now_seconds: float) -> float:
         """How long a machine was silent before what it sends now; for as long again that counts."""
-        sender, now_ms = self.senders.get(machine_id), self._now_ms()
-        # What was refused of it may have left no trace in its state.
-        refused_ms = self._refused_ms.get(machine_id, now_ms - UNKNOWN_SILENT_MS if sender is None else 0)
-        last_ms = refused_ms if sender is None else max(refused_ms, sender.received_at_ms)
-        silent_seconds = (now_ms - last_ms) / 1000
-        returned_at_seconds, counted_seconds = self._returned.get(machine_id, (now_seconds, 0.0))
-        if min(silent_seconds, MAX_AWAY_SECONDS) > counted_seconds - (now_seconds - returned_at_seconds):
-            returned_at_seconds, counted_seconds = now_seconds, min(silent_seconds, MAX_AWAY_SECONDS)
-            self._returned[machine_id] = (returned_at_seconds, counted_seconds)
-        return counted_seconds
+        returned_at_seconds, counted_seconds = self._returned.get(machine_id, _NEVER)
+        return counted_seconds if now_seconds - returned_at_seconds <= counted_seconds else 0.0
 
     async def forget(self, is_known: Callable[[UUID], bool]) -> None:
         """Forget machines that are gone. Should one return, the store knows what it has of it."""
-        gone = [machine_id for machine_id in self.senders if not is_known(machine_id)]
+        # Of one that sent nothing to store there is no sender.
+        gone = [machine_id for machine_id in self.senders | self._read_ms if not is_known(machine_id)]
         if not gone:
             return
         for machine_id in gone:
-            del self.senders[machine_id]
+            self.senders.pop(machine_id, None)
+            self._read_ms.pop(machine_id, None)
             self._returned.pop(machine_id, None)
-            self._refused_ms.pop(machine_id, None)
             self._resend_requests.pop(machine_id, None)
             self._truncated.pop(machine_id, None)
         await self._spool.forget(gone)

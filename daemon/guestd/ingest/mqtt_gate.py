@@ -17,13 +17,16 @@ from uuid import UUID
 from guestd.core.transport import Transport
 from guestd.ingest import replay_window
 from guestd.ingest.decision import get_received_at_ms
-from guestd.ingest.gate import MAX_DROPPED, Gate
+from guestd.ingest.gate import MAX_DROPPED, UNMEASURED_BYTES, Gate
 from guestd.ingest.replay_window import ReplayWindow
 from guestd.spool.file import Entry, SenderState
 from guestd.spool.queue import Spool
 from guestd.telemetry.registry import GateMetrics
 from guestd.wire.framing import BLANK
 from guestd.wire.line import FRAGMENT, METRICS, Header, Line, is_stored, read_line, read_lines
+
+# The rows of the turn that a frame of a machine took, 0 if it needs none; None, and counted, if it is refused.
+Admit = Callable[[UUID, bytes], int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,8 +73,9 @@ class MqttGate:
             if not self._spool.fits(len(message.payload), size_bytes):
                 break
             settled += 1
-            for line in self._read(message):
-                entry = self._judge(message.machine_id, line, pending[message.machine_id], senders, now_ms)
+            lines, admit = self._read(message)
+            for line in lines:
+                entry = self._judge(message.machine_id, line, admit, pending[message.machine_id], senders, now_ms)
                 if entry is not None:
                     entries.append(entry)
                     senders[entry.machine_id] = entry.sender
@@ -84,27 +88,42 @@ class MqttGate:
             await self._gate.append(entries)
         return settled
 
-    def _read(self, message: MachineMessage) -> list[Line]:
-        """What a broker delivers is one line; it may be longer than any line of a channel.
+    def _read(self, message: MachineMessage) -> tuple[list[Line], Admit]:
+        """The lines of a message, and what says whether its machine's rate admits each.
 
-        What is refused as a whole is not searched for several messages, which takes longer than all else.
+        What a broker delivers is one line; it may be longer than any line of a channel. What is refused as a whole is
+        not searched for several messages, which takes longer than all else.
         """
-        payload = message.payload
+        machine_id, payload = message.machine_id, message.payload
         try:
-            if len(payload) > self._max_frame_bytes or not self._gate.admits(message.machine_id, payload):
-                return [read_line(payload.lstrip(BLANK))]
-            began = self._cpu_seconds()
+            if len(payload) > self._max_frame_bytes:
+                self._gate.note_read(machine_id)
+                return [read_line(payload.lstrip(BLANK))], self._gate.refuse_for_rate
+            if not self._gate.admits(machine_id, payload):
+                return [read_line(payload.lstrip(BLANK))], self._gate.refuse_for_rate
+            is_measured = len(payload) > UNMEASURED_BYTES
+            began = self._cpu_seconds() if is_measured else 0.0
             try:
-                return read_lines(payload)
+                lines = read_lines(payload)
             finally:
                 # Of a duplicate, or a message that is not stored, nothing else is charged as work.
-                self._gate.charge_reading(message.machine_id, self._cpu_seconds() - began)
+                if is_measured:
+                    self._gate.charge_reading(machine_id, self._cpu_seconds() - began)
+            if not lines:
+                self._gate.charge(machine_id, len(payload))
         except Exception as exc:
-            self._gate.note_bug(message.machine_id, exc)
-            return [Line(METRICS, None, payload)]
+            self._gate.note_bug(machine_id, exc)
+            return [Line(METRICS, None, payload)], self._gate.admit
+        return lines, self._gate.admit
 
     def _judge(
-        self, machine_id: UUID, line: Line, pending_bytes: int, senders: Mapping[UUID, SenderState], now_ms: int
+        self,
+        machine_id: UUID,
+        line: Line,
+        admit: Admit,
+        pending_bytes: int,
+        senders: Mapping[UUID, SenderState],
+        now_ms: int,
     ) -> Entry | None:
         """Decide about a line. One that triggers a bug is kept: otherwise the broker would deliver it for ever.
 
@@ -112,7 +131,7 @@ class MqttGate:
         """
         sender = senders.get(machine_id, self._gate.senders.get(machine_id))
         try:
-            return self._decide(machine_id, line, sender, pending_bytes, now_ms)
+            return self._decide(machine_id, line, admit, sender, pending_bytes, now_ms)
         except Exception as exc:
             self._gate.note_bug(machine_id, exc)
             payload = line.payload or b""
@@ -121,7 +140,7 @@ class MqttGate:
             return Entry(machine_id, line, _get_state(sender, None, None, now_ms), Transport.MQTT)
 
     def _decide(
-        self, machine_id: UUID, line: Line, sender: SenderState | None, pending_bytes: int, now_ms: int
+        self, machine_id: UUID, line: Line, admit: Admit, sender: SenderState | None, pending_bytes: int, now_ms: int
     ) -> Entry | None:
         size_bytes = len(line.payload or b"")
         if line.kind != METRICS and not self._admits_message(line.kind, machine_id):
@@ -133,7 +152,8 @@ class MqttGate:
             if window is None and _is_settled(line.header, sender):
                 self._metrics.duplicate.inc()
                 return None
-        heavy_rows = self._admit(machine_id, line.payload or b"", pending_bytes)
+        has_room = self._has_room(machine_id, size_bytes, pending_bytes)
+        heavy_rows = admit(machine_id, line.payload or b"") if has_room else None
         if heavy_rows is None and line.header is None:
             return None
         state = _get_state(sender, line.header, window, now_ms)
@@ -156,12 +176,6 @@ class MqttGate:
             self._gate.refuse(FRAGMENT)
             return False
         return self._gate.admit_message(kind, machine_id)
-
-    def _admit(self, machine_id: UUID, payload: bytes, pending_bytes: int) -> int | None:
-        """The rows of the turn that a line took, 0 if it needs none; None, and counted, beyond its machine's limits."""
-        if not self._has_room(machine_id, len(payload), pending_bytes):
-            return None
-        return self._gate.admit(machine_id, payload)
 
     def _has_room(self, machine_id: UUID, size_bytes: int, pending_bytes: int) -> bool:
         """Whether a line is within the size limit and its machine's share of the spool; counts it if it is not."""

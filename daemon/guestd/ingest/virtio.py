@@ -32,7 +32,7 @@ from guestd.core.supervision import Supervisor
 from guestd.core.tasks import Backoff, run_with_retry, wait_for_event
 from guestd.ingest.channel_plan import ChannelSocket, Close, Open, plan_channels
 from guestd.ingest.discovery import ChannelDiscovery
-from guestd.ingest.gate import Gate
+from guestd.ingest.gate import UNMEASURED_BYTES, Gate
 from guestd.ingest.partial_lines import PartialLines
 from guestd.telemetry.registry import ChannelMetrics
 from guestd.wire import replies
@@ -312,14 +312,16 @@ class _Reader:
 
     def _read(self, line: bytes | Oversize) -> list[Line]:
         is_first_line, self._is_first_line = self._is_first_line, False
-        began = time.thread_time()
+        is_measured = not isinstance(line, Oversize) and len(line) > UNMEASURED_BYTES
+        began = time.thread_time() if is_measured else 0.0
         try:
             return read_first_line(line) if is_first_line else read_lines(line)
         except Exception as exc:
             self._gate.note_bug(self._machine_id, exc)
             return [Line(METRICS, None, None if isinstance(line, Oversize) else line)]
         finally:
-            self._gate.charge_reading(self._machine_id, time.thread_time() - began)
+            if is_measured:
+                self._gate.charge_reading(self._machine_id, time.thread_time() - began)
 
 
 async def _connect(path: Path) -> socket.socket:
