@@ -3,8 +3,10 @@
 from uuid import UUID
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from guestd.ingest.turns import LIGHT, MAX_OBJECTS, TURN_ROWS_PER_SECOND, Turns, estimate_rows
+from guestd.ingest.turns import LIGHT, MAX_OBJECTS, TURN_ROWS_PER_SECOND, Turns, estimate_rows, rows_beyond_estimate
 
 HOSTILE, GUESTS = UUID(int=1), [UUID(int=number) for number in range(2, 12)]
 BURST = int(LIGHT.burst)
@@ -31,6 +33,14 @@ def with_guests(now_seconds: float = 0.0) -> Turns:
 )
 def test_the_work_of_a_frame_is_estimated_by_its_objects_its_size_and_its_escapes(payload: bytes, rows: int) -> None:
     assert estimate_rows(payload) == rows
+
+
+@given(st.integers(0, 60_000), st.integers(0, 40_000), st.integers(0, 3000), st.integers(0, 3000))
+def test_rows_beyond_the_estimate_are_those_that_it_did_not_show(
+    rows: int, objects: int, applications: int, escapes: int
+) -> None:
+    payload = b"{" * objects + b'exe_path"' * applications + b"\\" * escapes
+    assert rows_beyond_estimate(rows, payload) == max(0, rows - estimate_rows(payload))
 
 
 def test_a_machine_that_sends_what_machines_send_is_never_stopped() -> None:

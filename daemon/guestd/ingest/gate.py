@@ -15,7 +15,7 @@ from guestd.core.bugs import BugLog
 from guestd.core.errors import BadFrame
 from guestd.ingest.decision import Decision
 from guestd.ingest.rate_limit import RateLimit
-from guestd.ingest.turns import TURN_ROWS, Turns, estimate_rows, least_rows
+from guestd.ingest.turns import TURN_ROWS, Turns, estimate_rows, least_rows, rows_beyond_estimate
 from guestd.rows.batch import Prepared
 from guestd.rows.model import Rows
 from guestd.spool.file import Entry, SenderState, from_milliseconds
@@ -176,19 +176,26 @@ class Gate:
 
     def admits(self, machine_id: UUID, payload: bytes) -> bool:
         """Whether a frame of a machine would be admitted now."""
+        return self.find_work(machine_id, payload) is not None
+
+    def find_work(self, machine_id: UUID, payload: bytes) -> int | None:
+        """The work of a frame in rows, if it would be admitted now: for `take`. None if it would not."""
         now_seconds = asyncio.get_running_loop().time()
         self.note_read(machine_id)
         silent_seconds = self._silent_seconds(machine_id, now_seconds)
         allowed_seconds = MAX_DEBT_SECONDS + (silent_seconds * BACKLOG_SHARE if silent_seconds > AWAY_SECONDS else 0.0)
         if self._rate_limit.wait_seconds(machine_id, now_seconds) > allowed_seconds:
-            return False
+            return None
 
         def is_admitted(rows: int) -> bool:
             is_light = self._turns.is_light(machine_id, now_seconds, rows, silent_seconds)
             return is_light or self._has_turn(rows, now_seconds)
 
         # Most of what is refused is so for its size alone, which takes no time to find.
-        return is_admitted(least_rows(payload)) and is_admitted(estimate_rows(payload))
+        if not is_admitted(least_rows(payload)):
+            return None
+        rows = estimate_rows(payload)
+        return rows if is_admitted(rows) else None
 
     def admit(self, machine_id: UUID, payload: bytes) -> int | None:
         """Charge a machine for one frame and return the rows of the turn that it took, 0 if it needs none.
@@ -196,10 +203,15 @@ class Gate:
         None: it is refused (counted as `rate`). For a source where one connection carries many machines, and waiting
         for one would delay all.
         """
-        if not self.admits(machine_id, payload):
+        rows = self.find_work(machine_id, payload)
+        if rows is None:
             self.refuse_for_rate(machine_id, payload)
             return None
-        now_seconds, rows, heavy_rows = asyncio.get_running_loop().time(), estimate_rows(payload), 0
+        return self.take(rows, machine_id, payload)
+
+    def take(self, rows: int, machine_id: UUID, payload: bytes) -> int:
+        """What `admit` does with a frame of so much work that is admitted."""
+        now_seconds, heavy_rows = asyncio.get_running_loop().time(), 0
         if not self._turns.take_light(machine_id, now_seconds, rows, self._silent_seconds(machine_id, now_seconds)):
             self._turns.take_turn(now_seconds, rows)
             heavy_rows = rows
@@ -257,7 +269,7 @@ class Gate:
         """Charge machines for rows of a batch that were not estimated: of a frame that is more than it seemed."""
         for frame in batch:
             if isinstance(frame.content, Rows):
-                self.charge_rows(frame.machine_id, frame.content.count - estimate_rows(frame.payload))
+                self.charge_rows(frame.machine_id, rows_beyond_estimate(frame.content.count, frame.payload))
             elif isinstance(frame.content, BadFrame):
                 self.charge_rows(frame.machine_id, len(frame.payload) // QUARANTINED_BYTES_PER_ROW)
 

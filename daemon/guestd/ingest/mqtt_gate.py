@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from uuid import UUID
 
 from guestd.core.transport import Transport
@@ -99,7 +100,8 @@ class MqttGate:
             if len(payload) > self._max_frame_bytes:
                 self._gate.note_read(machine_id)
                 return [read_line(payload.lstrip(BLANK))], self._gate.refuse_for_rate
-            if not self._gate.admits(machine_id, payload):
+            rows = self._gate.find_work(machine_id, payload)
+            if rows is None:
                 return [read_line(payload.lstrip(BLANK))], self._gate.refuse_for_rate
             is_measured = len(payload) > UNMEASURED_BYTES
             began = self._cpu_seconds() if is_measured else 0.0
@@ -114,7 +116,8 @@ class MqttGate:
         except Exception as exc:
             self._gate.note_bug(machine_id, exc)
             return [Line(METRICS, None, payload)], self._gate.admit
-        return lines, self._gate.admit
+        # One line is the message, whose work is known.
+        return lines, partial(self._gate.take, rows) if len(lines) == 1 else self._gate.admit
 
     def _judge(
         self,

@@ -43,6 +43,13 @@ def least_rows(payload: bytes) -> int:
     return FRAME_ROWS + len(payload) // BYTES_PER_ROW
 
 
+def rows_beyond_estimate(rows: int, payload: bytes) -> int:
+    """How many rows a frame has that its estimate did not show; hardly one has any, and most take one scan to know."""
+    if rows <= least_rows(payload) + min(payload.count(b"{"), MAX_OBJECTS):
+        return 0
+    return max(0, rows - estimate_rows(payload))
+
+
 class Turns:
     """What each machine has sent lately, and when the next heavy frame may go. `now_seconds`: a monotonic clock."""
 
