@@ -291,42 +291,24 @@ def _is_closed(connection: socket.socket) -> bool:
         return True
 
 
-def test_strangers_use_as_many_connections_as_a_listener_has_and_who_is_connected_is_served(directory: Path) -> None:
+def test_strangers_use_as_many_connections_as_a_listener_has_and_leave_descriptors_for_the_others(
+    directory: Path,
+) -> None:
     assert "\nmax_connections " in (DEPLOY / "mosquitto.conf").read_text()
     own_port = free_port()
     # What docs/how-to/mqtt.md describes: a listener of its own for guestd.
     own = [f"acl_file {DEPLOY / 'acl'}", f"listener {own_port} 127.0.0.1", "use_username_as_clientid true"]
     with (
-        # Of the shipped limit, what a test can use up.
-        shipped_broker(directory, lines=["max_connections 20"], access=own) as broker,
+        # Of the shipped limits, what a test can use up.
+        shipped_broker(directory, lines=["max_connections 40"], access=own) as broker,
         connected(broker.port, VICTIM, "") as victim,
         ExitStack() as stack,
     ):
-        assert _open_until_refused(stack, broker.port, 100) < 20
+        pid = broker.pid()
+        assert pid is not None
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (64, 64))
+        assert _open_until_refused(stack, broker.port, 100) < 40
         with connected(own_port, "guestd", "") as daemon:
             daemon.subscribe(METRICS)
             victim.publish(range(50))
             eventually(lambda: daemon.count_received() == 50, "guestd receives what the guest sends")
-
-
-def test_the_limit_of_connections_leaves_the_broker_descriptors_to_save_its_queue(directory: Path) -> None:
-    with shipped_broker(directory, lines=["max_connections 40"]) as broker, ExitStack() as stack:
-        pid = broker.pid()
-        assert pid is not None
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (64, 64))
-        leave_session(broker.port, METRICS)
-        with connected(broker.port, VICTIM, "") as victim:
-            _open_until_refused(stack, broker.port, 100)
-            victim.publish(range(50))
-            eventually(lambda: victim.confirmed == 50, "the broker has them")
-            saved = broker.directory / "queue/mosquitto.db"
-            before = saved.stat().st_mtime_ns if saved.exists() else 0
-            # The second save began after the last message.
-            for _ in range(2):
-                eventually(lambda: saved.exists() and saved.stat().st_mtime_ns > before, "the queue is saved", 60)  # noqa: B023
-                before = saved.stat().st_mtime_ns
-        broker.kill()
-        broker.start()
-        with connected(broker.port, "guestd", "") as daemon:
-            daemon.subscribe(METRICS)
-            eventually(lambda: daemon.count_received() == 50, "what the broker had accepted")
