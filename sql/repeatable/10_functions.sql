@@ -339,3 +339,16 @@ $$;
 
 COMMENT ON FUNCTION public.guestd_keep_port() IS
 'A row of VmPort that somebody has changed is no longer removed automatically.';
+
+CREATE OR REPLACE FUNCTION public.guestd_mark_automatic_port() RETURNS trigger
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    NEW."isAutomatic" := TRUE;
+    RETURN NEW;
+END;
+$$;
+
+COMMENT ON FUNCTION public.guestd_mark_automatic_port() IS
+'A new row of VmPort as only guestd adds them is automatic: a guestd from before migration 18 does not say so.';

@@ -107,6 +107,15 @@ CREATE OR REPLACE TRIGGER "VmPort_announce_filters_delete"
 AFTER DELETE ON "VmPort"
 FOR EACH ROW WHEN (old."enabled" OR old."toEnable") EXECUTE FUNCTION public.guestd_announce_filters();
 
+-- It listens, opens nothing, and was seen before there was a row: people have no reason to add such a row.
+CREATE OR REPLACE TRIGGER "VmPort_mark_automatic"
+BEFORE INSERT ON "VmPort"
+FOR EACH ROW WHEN (
+    new."running" AND NOT new."enabled" AND NOT new."toEnable"
+    AND new."portStart" = new."portEnd" AND new."lastSeen" < new."createdAt"
+)
+EXECUTE FUNCTION public.guestd_mark_automatic_port();
+
 CREATE OR REPLACE TRIGGER "VmPort_keep"
 BEFORE UPDATE OF "vmId", "portStart", "portEnd", "protocol", "enabled", "toEnable" ON "VmPort"
 FOR EACH ROW WHEN (

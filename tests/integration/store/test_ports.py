@@ -110,3 +110,21 @@ async def test_automatic_ports_that_are_gone_are_removed_after_their_retention(d
     assert rows(dsn, """SELECT "due" FROM "RetentionDue" WHERE "relation" = 'VmPort'""") == [(1,)]
     execute(dsn, PRUNE)
     assert rows(dsn, 'SELECT "portStart" FROM "VmPort"') == [(22,)]
+
+
+async def test_ports_that_an_earlier_guestd_adds_are_automatic(dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    columns = '"vmId", "portStart", "portEnd", "protocol", "running", "enabled", "toEnable", "lastSeen"'
+    seen = "now() - INTERVAL '2 seconds'"
+    execute(
+        dsn,
+        # As guestd did before migration 18.
+        f"""INSERT INTO "VmPort" ({columns}) VALUES ('{machine_id}', 22, 22, 'tcp', TRUE, FALSE, FALSE, {seen})""",
+        # People's rows open something, cover a range, or do not listen yet.
+        f"""INSERT INTO "VmPort" ({columns}) VALUES
+        ('{machine_id}', 80, 80, 'tcp', TRUE, TRUE, FALSE, {seen}),
+        ('{machine_id}', 81, 81, 'tcp', TRUE, FALSE, TRUE, {seen}),
+        ('{machine_id}', 90, 99, 'tcp', TRUE, FALSE, FALSE, {seen}),
+        ('{machine_id}', 443, 443, 'tcp', FALSE, FALSE, FALSE, DEFAULT)""",
+    )
+    assert rows(dsn, 'SELECT "portStart" FROM "VmPort" WHERE "isAutomatic"') == [(22,)]
