@@ -63,6 +63,7 @@ QUESTIONS = (
     ("a guest's clock is wrong", "guestd_guest_clock_skew_seconds"),
     ("a batch is retried: the store was lost, a key was occupied", "guestd_store_lost_total"),
     ("", "guestd_key_conflicts_total"),
+    ("a single frame takes the store longer than its deadline", "guestd_frame_timeouts"),
     ("the store's health check fails: roll-ups or retention behind, bloat", "guestd_store_alarms"),
     ("the schema differs from the migrations", "guestd_schema_differences"),
     ("maintenance or roll-ups wait for a lock of another session", "guestd_maintenance_delayed"),

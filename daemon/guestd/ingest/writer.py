@@ -6,6 +6,9 @@ connection. After a lost answer to COMMIT the ledger tells whether they are stor
 
 After an unexpected exception, a bug, the same: a new connection, the ledger, the same rows. Where it always fails, the
 batch is written by halves until the frame is found, which is quarantined if another sample can be written.
+
+A batch that the store does not finish within its deadline is written by halves as well, for a store that answered
+before is only slow. A single frame that takes longer is written again without limit, and reported.
 """
 
 from __future__ import annotations
@@ -29,11 +32,12 @@ from guestd.ingest.bisection import Bisection
 from guestd.ingest.plain_sample import make_plain_sample
 from guestd.ingest.prefetch import OnPrepared, Prefetch
 from guestd.ingest.prepare import CommandLinesOf, Preparer, redact_all
+from guestd.ingest.slow_writes import SlowWrites
 from guestd.rows.batch import Limits, Prepared, split_batch
 from guestd.spool import resume
 from guestd.spool.queue import Spool
 from guestd.store.batch_writer import LedgerMoved, Outcome, Store, open_store
-from guestd.store.connection import KeyConflict
+from guestd.store.connection import WRITE_SECONDS, KeyConflict, NoReply
 from guestd.telemetry.registry import WriterMetrics
 
 log = structlog.get_logger()
@@ -72,9 +76,11 @@ class Writer:
         command_lines_of: CommandLinesOf = redact_all,
         on_prepared: Sequence[OnPrepared] = (),
         on_stored: Sequence[OnStored] = (),
+        write_seconds: float = WRITE_SECONDS,
     ) -> None:
         self._spool = spool
         self._dsn = dsn
+        self._write_seconds = write_seconds
         self._metrics = metrics
         self._on_stored = on_stored
         self._preparer = Preparer(metrics.preparing, command_lines_of)
@@ -85,6 +91,7 @@ class Writer:
         self._moved_seq = 0
         self._committed_seq = 0
         self._bisection = Bisection()
+        self._slow_writes = SlowWrites()
         self._last_bug = ""
         self._bugs = BugLog()
         self._has_resumed = False
@@ -150,7 +157,7 @@ class Writer:
 
     async def _run_connection(self) -> None:
         """One connection's life."""
-        async with open_store(self._dsn) as store:
+        async with open_store(self._dsn, self._write_seconds) as store:
             await self._resume(store)
             self.store_error = None
             while frames := await self._next():
@@ -159,8 +166,9 @@ class Writer:
                 self._uncommitted = [frame for frame in self._uncommitted if frame.seq > self._committed_seq]
 
     async def _write_some(self, store: Store, frames: Sequence[Prepared]) -> None:
-        """Commit the first of these frames: all, unless that fails unexpectedly."""
-        part = self._bisection.choose(frames)
+        """Commit the first of these frames: all, unless that fails unexpectedly or takes too long."""
+        part = self._slow_writes.choose(self._bisection.choose(frames))
+        began = time.monotonic()
         try:
             if part[0].seq == self._bisection.found_seq:
                 await self._quarantine_found(store, part[0])
@@ -170,6 +178,13 @@ class Writer:
                 self._uncommitted = [*part, *self._uncommitted[len(part) :]]
                 self._moved_seq = part[-1].seq
             await self._write(store, part)
+            self._slow_writes.note_written(len(part), time.monotonic() - began)
+            self._metrics.frame_timeouts.set(0)
+        except NoReply as exc:
+            self._note_timeout(part)
+            if len(part) > 1:
+                raise
+            raise NoReply(f"{exc}: frame {part[0].seq} of machine {part[0].machine_id}") from exc
         except _OF_NO_FRAME:
             raise
         except Exception as exc:
@@ -179,6 +194,20 @@ class Writer:
             self._bugs.error("batch could not be written, retrying; report the traceback", exc, frames=len(part))
             # On a new connection: what was committed of it, the ledger knows.
             raise _PartFailed from exc
+
+    def _note_timeout(self, part: Sequence[Prepared]) -> None:
+        """Write fewer frames on the next connection; a single one is reported."""
+        self._slow_writes.note_timeout(part)
+        timeouts = self._slow_writes.timeouts
+        self._metrics.frame_timeouts.set(timeouts)
+        if len(part) > 1:
+            log.warning("store did not finish a batch within its deadline, writing half of it next", frames=len(part))
+        else:
+            log.error(
+                "store did not finish a frame within its deadline, writing it again; the frames behind it wait: find "
+                "out what makes its rows slow, such as a trigger of somebody's on the tables",
+                machine=str(part[0].machine_id), seq=part[0].seq, timeouts=timeouts,
+            )  # fmt: skip
 
     async def _quarantine_found(self, store: Store, frame: Prepared) -> None:
         """Quarantine a frame that fails alone. Raises if another sample fails as well: then it is not the frame."""

@@ -92,10 +92,14 @@ class LedgerMoved(StoreUnavailable):
 
 
 class Store:
-    """Writes the batches of one spool; not for concurrent use. Open with `open_store`."""
+    """Writes the batches of one spool; not for concurrent use. Open with `open_store`.
 
-    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+    Raises NoReply for a batch, or what is read for it, that takes longer than `write_seconds`.
+    """
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any], write_seconds: float) -> None:
         self._connection = connection
+        self._write_seconds = write_seconds
         # What this connection has written: unchanged values are not written again.
         self._dialects: dict[UUID, str] = {}
         self._inventories: dict[UUID, _Inventory] = {}
@@ -121,7 +125,7 @@ class Store:
     async def find_stored_timestamps(self, moments: Sequence[tuple[UUID, datetime]]) -> set[tuple[UUID, datetime]]:
         """Those of these (machine, timestamp) that already have a sample."""
         machine_ids, timestamps = zip(*moments, strict=True)
-        async with store_deadline(WRITE_SECONDS):
+        async with store_deadline(self._write_seconds):
             cursor = await self._connection.execute(
                 query("ingest/read_stored_timestamps"),
                 {"machine_ids": list(machine_ids), "timestamps": list(timestamps)},
@@ -135,7 +139,7 @@ class Store:
         """
         machine_ids, digests, times = zip(*frames, strict=True)
         window = {"earliest": min(times) - SEARCH_WINDOW, "latest": max(times) + SEARCH_WINDOW}
-        async with store_deadline(WRITE_SECONDS):
+        async with store_deadline(self._write_seconds):
             cursor = await self._connection.execute(
                 query("ingest/read_sample_times"),
                 {"machine_ids": list(machine_ids), "digests": list(digests), **window},
@@ -147,7 +151,7 @@ class Store:
         with_rows = [(frame, frame.content) for frame in frames if isinstance(frame.content, Rows)]
         if not with_rows:
             return list(frames)
-        async with store_deadline(WRITE_SECONDS):
+        async with store_deadline(self._write_seconds):
             stored = await self._read_stored_keys([rows for _, rows in with_rows])
         contents = {}
         for frame, rows in with_rows:
@@ -158,7 +162,7 @@ class Store:
     async def write(self, spool_id: UUID, expected: Ledger, frames: Sequence[Prepared]) -> Outcome:
         """Store a batch and advance the ledger to its last frame, or change nothing at all. LedgerMoved: as above."""
         started = time.perf_counter()
-        async with store_deadline(WRITE_SECONDS), self._connection.transaction():
+        async with store_deadline(self._write_seconds), self._connection.transaction():
             outcome = await self._write(spool_id, expected, frames)
         outcome.seconds = time.perf_counter() - started
         self._dialects |= outcome.dialects
@@ -167,7 +171,7 @@ class Store:
 
     async def try_write(self, spool_id: UUID, expected: Ledger, frames: Sequence[Prepared]) -> None:
         """Store a batch as `write` does and undo it: raises what `write` would raise."""
-        async with store_deadline(WRITE_SECONDS), self._connection.transaction(force_rollback=True):
+        async with store_deadline(self._write_seconds), self._connection.transaction(force_rollback=True):
             await self._write(spool_id, expected, frames)
 
     async def store_missing(self, content: Rows | Event, *, sample_at: datetime | None) -> bool:
@@ -457,16 +461,16 @@ def _keys(contents: Sequence[Rows]) -> dict[str, object]:
 
 
 @asynccontextmanager
-async def open_store(dsn: str) -> AsyncIterator[Store]:
+async def open_store(dsn: str, write_seconds: float = WRITE_SECONDS) -> AsyncIterator[Store]:
     """A store on a new connection, with its schema checked, ready for `write`."""
     async with connection_to(dsn) as connection:
-        yield await open_store_on(connection)
+        yield await open_store_on(connection, write_seconds)
 
 
-async def open_store_on(connection: psycopg.AsyncConnection[Any]) -> Store:
+async def open_store_on(connection: psycopg.AsyncConnection[Any], write_seconds: float = WRITE_SECONDS) -> Store:
     """The same on the caller's connection."""
     await check_schema(connection)
     async with store_deadline(WRITE_SECONDS):
         dumpers.register_dumpers(connection)
         await connection.execute(query("ingest/create_incoming"))
-    return Store(connection)
+    return Store(connection, write_seconds)

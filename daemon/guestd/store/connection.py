@@ -57,6 +57,10 @@ class LockHeld(StoreUnavailable):
     """Another session held a lock for longer than `lock_timeout` of this session; nothing was changed."""
 
 
+class NoReply(StoreUnavailable):
+    """The store has not replied within a deadline; whether anything was changed is not known."""
+
+
 class StatementTimeout(StoreUnavailable):
     """The server ended a statement that took longer than `statement_timeout` of this session; nothing was changed."""
 
@@ -192,13 +196,13 @@ async def translate_errors() -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def store_deadline(seconds: float) -> AsyncIterator[None]:
-    """Translate errors, and raise StoreUnavailable when the store has not replied within so many seconds."""
+    """Translate errors, and raise NoReply when the store has not replied within so many seconds."""
     async with translate_errors():
         try:
             async with asyncio.timeout(seconds):
                 yield
         except TimeoutError as exc:
-            raise StoreUnavailable(f"no reply within {seconds:g} s") from exc
+            raise NoReply(f"no reply within {seconds:g} s") from exc
 
 
 async def listen(

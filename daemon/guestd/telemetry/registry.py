@@ -60,6 +60,7 @@ PAGES_CLOSED_HELP = (
     "(refused: the last ones are kept)."
 )
 LOGINS_HELP = "Logins to the pages without success: wrong, busy (not checked, because too many others waited)."
+FRAME_TIMEOUTS_HELP = "How often in a row the store did not finish the one frame that is written alone in time."
 LAG_HELP = "Time from the receipt of a batch's oldest frame to its commit."
 
 
@@ -172,6 +173,7 @@ class WriterMetrics:
         self.quarantined = counter("guestd_frames_quarantined", "Frames quarantined, by reason.", ["reason"])
         self.rows_written = counter("guestd_rows_written", "Rows committed, by table.", ["table"])
         self.store_lost = counter("guestd_store_lost", "Connections to the store that ended or failed.")
+        self.frame_timeouts = Gauge("guestd_frame_timeouts", FRAME_TIMEOUTS_HELP, registry=registry)
         self.key_conflicts = counter("guestd_key_conflicts", "Batches with keys that were occupied by other rows.")
         self.copy_seconds = timed("guestd_copy_seconds", "Of a batch's transaction, the time of its COPY statements.")
         self.write_seconds = timed("guestd_write_seconds", "Time of one batch's transaction.")
