@@ -66,7 +66,7 @@ class SpoolSettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     directory: Directory = "/var/lib/guestd/spool"
     """Directory of the spool file; only one guestd may use it."""
     max_bytes: Bytes = 4 * 1024**3
-    """Size limit of the backlog. When it is reached, guestd stops reading and acknowledging until there is room."""
+    """Size limit of the spool file. When it is reached, guestd stops reading and acknowledging until there is room."""
     machine_share: Annotated[float, Meta(gt=0, le=1)] = 0.1
     """Maximum share of max_bytes that one machine may use (0 to 1)."""
 

@@ -20,7 +20,7 @@ from guestd.ingest import replay_window
 from guestd.ingest.decision import get_received_at_ms
 from guestd.ingest.gate import MAX_DROPPED, UNMEASURED_BYTES, Gate
 from guestd.ingest.replay_window import ReplayWindow
-from guestd.spool.file import Entry, SenderState
+from guestd.spool.file import MOST_OVERHEAD_BYTES, Entry, SenderState
 from guestd.spool.queue import Spool
 from guestd.telemetry.registry import GateMetrics
 from guestd.wire.framing import BLANK
@@ -71,7 +71,7 @@ class MqttGate:
         size_bytes = settled = 0
         now_ms = self._now_ms()
         for message in messages:
-            if not self._spool.fits(len(message.payload), size_bytes):
+            if not self._spool.fits(len(message.payload) + MOST_OVERHEAD_BYTES, size_bytes):
                 break
             settled += 1
             lines, admit = self._read(message)
@@ -183,7 +183,7 @@ class MqttGate:
     def _has_room(self, machine_id: UUID, size_bytes: int, pending_bytes: int) -> bool:
         """Whether a line is within the size limit and its machine's share of the spool; counts it if it is not."""
         reason = "oversize" if size_bytes > self._max_frame_bytes else "share"
-        if reason == "share" and self._spool.has_share(machine_id, size_bytes, pending_bytes):
+        if reason == "share" and self._spool.has_share(machine_id, size_bytes + MOST_OVERHEAD_BYTES, pending_bytes):
             return True
         self._metrics.refused.labels(reason).inc()
         return False

@@ -82,8 +82,10 @@ _REPLACE_SENDERS = "REPLACE INTO sender (machine_id, received_at_ms, boot_id, se
 _SELECT_FRAMES = """
 SELECT seq, machine_id, received_at_ms, payload, channel, kind, boot_id, line_seq, mark
 FROM frame WHERE seq > ? ORDER BY seq LIMIT ?"""
-# A frame's share of the file beside its payload: keys, page headers, the sender row.
+# Of a frame's row beside its payload: its keys, and what a numbered line has more.
 _OVERHEAD_BYTES = 64
+_NUMBER_BYTES = 64
+MOST_OVERHEAD_BYTES = _OVERHEAD_BYTES + _NUMBER_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +118,10 @@ class Entry:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes that it will occupy."""
-        return len(self.line.payload) + _OVERHEAD_BYTES if self.line.payload is not None else 0
+        """Bytes of its row. The file needs more where rows do not fill its pages (`pages`)."""
+        if self.line.payload is None:
+            return 0
+        return len(self.line.payload) + _OVERHEAD_BYTES + (_NUMBER_BYTES if self.line.header is not None else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,8 +216,7 @@ def _open(file: Path) -> sqlite3.Connection:
         version = _check_format(connection, file)
         connection.execute(f"PRAGMA page_size={_PAGE_BYTES}")  # of a new file; others stay as they are
         connection.execute("PRAGMA journal_mode=WAL")
-        (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
-        connection.execute(f"PRAGMA wal_autocheckpoint={_LOG_BYTES // page_bytes}")
+        connection.execute(f"PRAGMA wal_autocheckpoint={_LOG_BYTES // read_page_bytes(connection)}")
         connection.execute("PRAGMA synchronous=FULL")
         # Debian's SQLite overwrites what it deletes unless told not to: trimming would write as much as it frees,
         # and on a full disk need room for it.
@@ -409,9 +412,16 @@ def _from_bytes(below: bytes | None) -> int:
 
 
 def read_sizes(connection: sqlite3.Connection) -> Iterable[tuple[int, UUID, int]]:
-    """(seq, machine, bytes) of every frame, in order."""
-    rows = connection.execute("SELECT seq, machine_id, length(payload) FROM frame ORDER BY seq")
+    """(seq, machine, bytes as `Entry.size_bytes` counts them) of every frame, in order."""
+    rows = connection.execute("SELECT seq, machine_id, length(payload), boot_id IS NOT NULL FROM frame ORDER BY seq")
     # One object a machine: there may be millions of frames.
     machines: dict[bytes, UUID] = {}
-    for seq, key, length in rows:
-        yield seq, machines.setdefault(key, _machine_of(key)), length + _OVERHEAD_BYTES
+    for seq, key, length, is_numbered in rows:
+        row_bytes = length + _OVERHEAD_BYTES + is_numbered * _NUMBER_BYTES
+        yield seq, machines.setdefault(key, _machine_of(key)), row_bytes
+
+
+def read_page_bytes(connection: sqlite3.Connection) -> int:
+    """The size of the file's pages."""
+    (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+    return int(page_bytes)

@@ -27,6 +27,7 @@ from guestd.core.errors import ConfigError, SpoolLost
 from guestd.core.tasks import wait_for_event
 from guestd.spool import file, identity
 from guestd.spool.file import Entry, Frame, SenderState
+from guestd.spool.pages import Pages
 from guestd.telemetry.registry import SpoolMetrics
 
 log = structlog.get_logger()
@@ -67,11 +68,17 @@ class Spool:
         self.last_seq = identity.read_last_seq(writing)
         self.unsettled_seq = identity.mark_unsettled(writing, self.last_seq)
         self.senders_at_open: Mapping[UUID, SenderState] = file.read_senders(writing)
-        self._sizes: deque[tuple[int, UUID, int]] = deque(file.read_sizes(writing))
+        self._page_bytes = file.read_page_bytes(writing)
+        self._pages = Pages(self._page_bytes)
+        # Number, machine and bytes of the file, of every frame in it.
+        self._sizes: deque[tuple[int, UUID, int]] = deque(
+            (seq, machine_id, self._pages.add(row_bytes)) for seq, machine_id, row_bytes in file.read_sizes(writing)
+        )
         self._bytes_by_machine: Counter[UUID] = Counter()
         for _, machine_id, size_bytes in self._sizes:
             self._bytes_by_machine[machine_id] += size_bytes
         self.bytes = sum(self._bytes_by_machine.values())
+        """Bytes of the file that frames take."""
         self.heavy_rows = 0
         """Work of the frames that took a turn and are not stored yet; of those before this start it is not known."""
         self._heavy: deque[tuple[int, int]] = deque()
@@ -215,12 +222,14 @@ class Spool:
         self._count_pending(entries, -1)
         if not self._sizes:
             self._trimmed_at = time.monotonic()
+            self._pages = Pages(self._page_bytes)
         for entry in entries:
             if entry.line.payload is None:
                 continue
-            self._sizes.append((seq, entry.machine_id, entry.size_bytes))
-            self._bytes_by_machine[entry.machine_id] += entry.size_bytes
-            self.bytes += entry.size_bytes
+            size_bytes = self._pages.add(entry.size_bytes)
+            self._sizes.append((seq, entry.machine_id, size_bytes))
+            self._bytes_by_machine[entry.machine_id] += size_bytes
+            self.bytes += size_bytes
             if entry.heavy_rows:
                 self._heavy.append((seq, entry.heavy_rows))
             self.last_seq = seq

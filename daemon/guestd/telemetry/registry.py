@@ -141,7 +141,7 @@ class SpoolMetrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         gauge = partial(Gauge, registry=registry)
         timed = partial(Histogram, registry=registry, buckets=COMMIT_BUCKETS)
-        self.bytes = gauge("guestd_spool_bytes", "Bytes waiting for the store.")
+        self.bytes = gauge("guestd_spool_bytes", "Bytes of the file with frames that wait for the store.")
         self.limit = gauge("guestd_spool_limit_bytes", "Size limit of the spool; guestd stops reading when it is full.")
         self.damaged_files = gauge(
             "guestd_spool_damaged_files", "Damaged spool files that were renamed; their frames may not be stored."
