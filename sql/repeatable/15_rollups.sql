@@ -156,20 +156,37 @@ SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
+    -- A quarter of them; of a single one, one in four.
+    elsewhere CONSTANT integer := (most + floor(random() * 4)::integer) / 4;
+    chosen timestamptz;
     found_machines uuid[];
     found_buckets timestamptz[];
     found_ids bigint[];
     known uuid[];
 BEGIN
+    SELECT min(waits."bucket") + random() * (max(waits."bucket") - min(waits."bucket")) INTO chosen
+    FROM public."RollupPending" AS waits
+    WHERE waits."unit" = wanted_unit AND waits."bucket" < closed;
     SELECT array_agg(due."machineId"), array_agg(due."bucket"), array_agg(due."id")
     INTO found_machines, found_buckets, found_ids
     FROM (
-        SELECT waits."machineId", waits."bucket", waits."id"
-        FROM public."RollupPending" AS waits
-        WHERE waits."unit" = wanted_unit AND waits."bucket" < closed
-        -- The newest first: people read those, and late samples of one machine do not hold up those of the others.
-        ORDER BY waits."bucket" DESC, waits."machineId" DESC, waits."id" DESC
-        LIMIT most
+        (
+            SELECT waits."machineId", waits."bucket", waits."id"
+            FROM public."RollupPending" AS waits
+            WHERE waits."unit" = wanted_unit AND waits."bucket" < closed AND coalesce(waits."retryAt" <= now(), TRUE)
+            -- The newest first: people read those, and late samples of one machine do not hold them up.
+            ORDER BY waits."bucket" DESC, waits."machineId" DESC, waits."id" DESC
+            LIMIT most - elsewhere
+        )
+        UNION
+        (
+            SELECT waits."machineId", waits."bucket", waits."id"
+            FROM public."RollupPending" AS waits
+            WHERE waits."unit" = wanted_unit AND waits."bucket" <= chosen AND coalesce(waits."retryAt" <= now(), TRUE)
+            -- From a time that nobody can choose: a machine whose samples are always late does not hold up older ones.
+            ORDER BY waits."bucket" DESC, waits."machineId" DESC, waits."id" DESC
+            LIMIT elsewhere
+        )
     ) AS due;
     -- Lock the machines as a foreign key would, and first: the deletion of a machine takes its locks in the same order.
     SELECT array_agg(machine."id") INTO known
@@ -194,7 +211,7 @@ END;
 $$;
 
 COMMENT ON FUNCTION public.guestd_take_pending(text, timestamptz, integer) IS
-'Removes the newest closed buckets from RollupPending and returns them as pairs of machine and bucket. A visible row was committed together with its samples.';
+'Removes closed buckets from RollupPending, the newest and a quarter from another time, and returns them as pairs of machine and bucket. A visible row was committed together with its samples.';
 
 CREATE OR REPLACE FUNCTION public.guestd_roll_up_minutes(most integer) RETURNS integer
 LANGUAGE plpgsql
@@ -210,24 +227,11 @@ BEGIN
         RETURN 0;
     END IF;
     SELECT * INTO due FROM public.guestd_take_pending('minute', closed, most);
-    INSERT INTO public."SystemMetricsMinute" AS rolled
-    SELECT pair.machine, pair.bucket, minute.*
-    FROM unnest(due.machines, due.buckets) AS pair (machine, bucket)
-    CROSS JOIN LATERAL public.guestd_system_metrics_between(
-        pair.machine, pair.bucket, pair.bucket + INTERVAL '1 minute'
-    ) AS minute
-    WHERE minute."samples" > 0
-    ON CONFLICT ("machineId", "bucket") DO UPDATE SET
-        %(rollup_updates)s;
-    INSERT INTO public."RollupPending" ("unit", "bucket", "machineId")
-    SELECT DISTINCT 'hour', date_trunc('hour', pair.bucket, 'UTC'), pair.machine
-    FROM unnest(due.machines, due.buckets) AS pair (machine, bucket)
-    WHERE NOT EXISTS (
-        SELECT FROM public."RollupPending" AS waits
-        WHERE waits."unit" = 'hour' AND waits."bucket" = date_trunc('hour', pair.bucket, 'UTC')
-            AND waits."machineId" = pair.machine
-    );
-    PERFORM public.guestd_roll_up_fleet_minutes(ARRAY(SELECT DISTINCT unnest(due.buckets)));
+    BEGIN
+        PERFORM public.guestd_compute_minutes(due.machines, due.buckets);
+    EXCEPTION WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded THEN
+        PERFORM public.guestd_compute_each('minute', due.machines, due.buckets);
+    END;
     PERFORM public.guestd_advance_rollup('SystemMetricsMinute', closed);
     PERFORM public.guestd_advance_rollup('SystemFleetMinute', closed);
     RETURN coalesce(cardinality(due.machines), 0);
@@ -270,10 +274,11 @@ BEGIN
         RETURN 0;
     END IF;
     SELECT * INTO due FROM public.guestd_take_pending('hour', closed, most);
-    PERFORM public.guestd_roll_up_system_hours(due.machines, due.buckets);
-    PERFORM public.guestd_roll_up_process_hours(due.machines, due.buckets);
-    PERFORM public.guestd_roll_up_days(due.machines, due.buckets);
-    PERFORM public.guestd_note_fleet(due.buckets);
+    BEGIN
+        PERFORM public.guestd_compute_hours(due.machines, due.buckets);
+    EXCEPTION WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded THEN
+        PERFORM public.guestd_compute_each('hour', due.machines, due.buckets);
+    END;
     FOREACH relation IN ARRAY ARRAY['SystemMetricsHour', 'ProcessUsageHour', 'ApplicationUsageDay', 'ListeningPortDay'] LOOP
         PERFORM public.guestd_advance_rollup(relation, closed);
     END LOOP;
@@ -562,11 +567,78 @@ BEGIN
     -- The newest first: people read those, and a deleted machine leaves years of them.
     hours := ARRAY(
         SELECT DISTINCT waits."bucket" FROM public."RollupPending" AS waits
-        WHERE waits."unit" = 'fleet'
+        WHERE waits."unit" = 'fleet' AND coalesce(waits."retryAt" <= now(), TRUE)
         ORDER BY waits."bucket" DESC
         LIMIT most
     );
     DELETE FROM public."RollupPending" WHERE "unit" = 'fleet' AND "bucket" = ANY(hours);
+    BEGIN
+        PERFORM public.guestd_compute_fleet(hours);
+    EXCEPTION WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded THEN
+        PERFORM public.guestd_compute_each(
+            'fleet', array_fill('00000000-0000-0000-0000-000000000000'::uuid, ARRAY[cardinality(hours)]), hours
+        );
+    END;
+    PERFORM public.guestd_advance_rollup('ProcessFleetHour', closed);
+    RETURN cardinality(hours);
+END;
+$$;
+
+COMMENT ON FUNCTION public.guestd_roll_up_fleet(integer) IS
+'Recomputes up to that many pending hours of the fleet from those of the machines; returns their number, 0 when none is pending or another session rolls up.';
+
+CREATE OR REPLACE FUNCTION public.guestd_compute_minutes(machines uuid [], buckets timestamptz []) RETURNS void
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    INSERT INTO public."SystemMetricsMinute" AS rolled
+    SELECT pair.machine, pair.bucket, minute.*
+    FROM unnest(machines, buckets) AS pair (machine, bucket)
+    CROSS JOIN LATERAL public.guestd_system_metrics_between(
+        pair.machine, pair.bucket, pair.bucket + INTERVAL '1 minute'
+    ) AS minute
+    WHERE minute."samples" > 0
+    ON CONFLICT ("machineId", "bucket") DO UPDATE SET
+        %(rollup_updates)s;
+    INSERT INTO public."RollupPending" ("unit", "bucket", "machineId")
+    SELECT DISTINCT 'hour', date_trunc('hour', pair.bucket, 'UTC'), pair.machine
+    FROM unnest(machines, buckets) AS pair (machine, bucket)
+    WHERE NOT EXISTS (
+        SELECT FROM public."RollupPending" AS waits
+        WHERE waits."unit" = 'hour' AND waits."bucket" = date_trunc('hour', pair.bucket, 'UTC')
+            AND waits."machineId" = pair.machine
+    );
+    PERFORM public.guestd_roll_up_fleet_minutes(ARRAY(SELECT DISTINCT unnest(buckets)));
+END;
+$$;
+
+COMMENT ON FUNCTION public.guestd_compute_minutes(uuid [], timestamptz []) IS
+'Recomputes minutes of machines and of the fleet, and adds their hours to RollupPending.';
+
+CREATE OR REPLACE FUNCTION public.guestd_compute_hours(machines uuid [], buckets timestamptz []) RETURNS void
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
+    PERFORM public.guestd_roll_up_system_hours(machines, buckets);
+    PERFORM public.guestd_roll_up_process_hours(machines, buckets);
+    PERFORM public.guestd_roll_up_days(machines, buckets);
+    PERFORM public.guestd_note_fleet(buckets);
+END;
+$$;
+
+COMMENT ON FUNCTION public.guestd_compute_hours(uuid [], timestamptz []) IS
+'Recomputes hours of machines, merges them into their days, and adds the hours of the fleet to RollupPending.';
+
+CREATE OR REPLACE FUNCTION public.guestd_compute_fleet(hours timestamptz []) RETURNS void
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+BEGIN
     PERFORM public.guestd_roll_up_fleet_minutes(ARRAY(
         SELECT hour + place * INTERVAL '1 minute' FROM unnest(hours) AS hour, generate_series(0, 59) AS place
     ));
@@ -583,13 +655,39 @@ BEGIN
         ON messages."machineId" = used."machineId" AND messages."bucket" = used."bucket"
     WHERE used."bucket" = ANY(hours) AND messages."bucket" = ANY(hours)
     GROUP BY used."bucket", used."name";
-    PERFORM public.guestd_advance_rollup('ProcessFleetHour', closed);
-    RETURN cardinality(hours);
 END;
 $$;
 
-COMMENT ON FUNCTION public.guestd_roll_up_fleet(integer) IS
-'Recomputes up to that many pending hours of the fleet from those of the machines; returns their number, 0 when none is pending or another session rolls up.';
+COMMENT ON FUNCTION public.guestd_compute_fleet(timestamptz []) IS
+'Recomputes hours of the fleet, and their minutes, from those of the machines.';
+
+CREATE OR REPLACE FUNCTION public.guestd_compute_each(
+    wanted_unit text, machines uuid [], buckets timestamptz []
+) RETURNS void
+LANGUAGE plpgsql
+SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp
+AS $$
+DECLARE
+    pair record;
+BEGIN
+    FOR pair IN SELECT due.machine, due.bucket FROM unnest(machines, buckets) AS due (machine, bucket) LOOP
+        BEGIN
+            CASE wanted_unit
+            WHEN 'minute' THEN PERFORM public.guestd_compute_minutes(ARRAY[pair.machine], ARRAY[pair.bucket]);
+            WHEN 'hour' THEN PERFORM public.guestd_compute_hours(ARRAY[pair.machine], ARRAY[pair.bucket]);
+            ELSE PERFORM public.guestd_compute_fleet(ARRAY[pair.bucket]);
+            END CASE;
+        EXCEPTION WHEN data_exception OR integrity_constraint_violation OR program_limit_exceeded THEN
+            INSERT INTO public."RollupPending" ("unit", "bucket", "machineId", "retryAt", "error")
+            VALUES (wanted_unit, pair.bucket, pair.machine, now() + INTERVAL '1 hour', SQLSTATE || ': ' || SQLERRM);
+        END;
+    END LOOP;
+END;
+$$;
+
+COMMENT ON FUNCTION public.guestd_compute_each(text, uuid [], timestamptz []) IS
+'Recomputes periods one by one; one that fails is pending again, to be tried in an hour.';
 
 CREATE OR REPLACE FUNCTION public.guestd_advance_rollup(rolled text, closed timestamptz) RETURNS void
 LANGUAGE sql
@@ -601,7 +699,7 @@ AS $$
     FROM public."RollupState" AS before
     CROSS JOIN LATERAL (
         -- What is pending before coveredUntil is late: it appears in the view after its roll-up, within a minute or an
-        -- hour, and does not hold up the others.
+        -- hour, and does not hold up the others; nor does what could not be computed.
         SELECT least(
             closed,
             -- An hour is covered when all its minutes are.
@@ -609,17 +707,17 @@ AS $$
                 CASE WHEN rolled IN ('SystemMetricsMinute', 'SystemFleetMinute') THEN 'minute' ELSE 'hour' END,
                 (
                     SELECT min(waits."bucket") FROM public."RollupPending" AS waits
-                    WHERE waits."unit" = 'minute' AND waits."bucket" >= before."coveredUntil"
+                    WHERE waits."unit" = 'minute' AND waits."bucket" >= before."coveredUntil" AND waits."retryAt" IS NULL
                 ),
                 'UTC'
             ),
             CASE WHEN rolled NOT IN ('SystemMetricsMinute', 'SystemFleetMinute') THEN (
                 SELECT min(waits."bucket") FROM public."RollupPending" AS waits
-                WHERE waits."unit" = 'hour' AND waits."bucket" >= before."coveredUntil"
+                WHERE waits."unit" = 'hour' AND waits."bucket" >= before."coveredUntil" AND waits."retryAt" IS NULL
             ) END,
             CASE WHEN rolled = 'ProcessFleetHour' THEN (
                 SELECT min(waits."bucket") FROM public."RollupPending" AS waits
-                WHERE waits."unit" = 'fleet' AND waits."bucket" >= before."coveredUntil"
+                WHERE waits."unit" = 'fleet' AND waits."bucket" >= before."coveredUntil" AND waits."retryAt" IS NULL
             ) END
         ) AS "until"
     ) AS moved

@@ -188,7 +188,10 @@ class RollUps:
         self._per_transaction = {function: most for function, most, _ in kinds}
 
     async def run(self, connection: Connection) -> None:
-        """Give every kind a turn, also when another one fails; what is left waits for the next run."""
+        """Give every kind a turn, also when another one fails; what is left waits for the next run.
+
+        A period that the store rejects is passed over by the functions; RowsRejected at the end then names it.
+        """
         failure: Exception | None = None
         for function, most, limit in self._kinds:
             ends_at, done = time.monotonic() + self._turn_seconds, 0
@@ -204,6 +207,12 @@ class RollUps:
                 # A lock is waited for; anything else needs an operator, and is what is reported of the two.
                 if failure is None or not isinstance(exc, LockHeld):
                     failure = exc
+        failed = await _execute(connection, "rollups/read_failed")
+        for number, unit, bucket, machine_id, error in failed:
+            failure = failure or RowsRejected(
+                f"{number} periods could not be rolled up and are tried again after an hour, the newest is the {unit} "
+                f"of {bucket:%Y-%m-%d %H:%M} of machine {machine_id}: {error}"
+            )
         if failure is not None:
             raise failure
 

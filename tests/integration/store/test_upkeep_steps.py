@@ -14,7 +14,7 @@ from guestd.core.errors import RowsRejected, StoreUnavailable
 from guestd.store import maintenance
 from guestd.store.connection import connection_to
 from guestd.store.locks import IndependentSteps
-from guestd.store.rollups import RollUps
+from guestd.store.rollups import ROLL_UPS, RollUps
 from guestd.telemetry.registry import MaintenanceMetrics
 from support.daemon import add_machine, execute, rows
 from support.reports import refresher_of, report
@@ -125,3 +125,44 @@ async def test_old_periods_of_one_machine_do_not_hold_up_the_newest_of_the_other
     covered = """SELECT "coveredUntil" > now() - INTERVAL '3 minutes' FROM "RollupState"
     WHERE "relation" = 'SystemMetricsMinute'"""
     assert rows(dsn, covered) == [(True,)]
+
+
+MINUTES = 'SELECT "machineId" FROM "SystemMetricsMinute" ORDER BY 1'
+SAMPLE = """INSERT INTO "SystemMetrics" ("machineId", "timestamp", "cpuUsagePercent", "cpuCoresUsage", "totalMemoryKB",
+"usedMemoryKB", "availableMemoryKB", "diskUsageStats", "diskIOStats", "networkStats", "uptime")
+VALUES ('{}', now() - INTERVAL '{} minutes', 0, '[]', 0, 0, 0, '[]', '{{}}', '[]', 0)"""
+
+
+@pytest.mark.parametrize("table", ["SystemMetricsMinute", "SystemMetricsHour"])
+async def test_a_period_that_the_store_rejects_is_reported_and_passed_over(dsn: str, table: str) -> None:
+    machines = sorted(add_machine(dsn) for _ in range(3))
+    execute(
+        dsn,
+        *[SAMPLE.format(machine, age) for machine in machines for age in (180, 240)],
+        f"""ALTER TABLE "{table}" ADD CONSTRAINT refuse CHECK ("machineId" <> '{machines[1]}')""",
+    )
+    rolled = f'SELECT DISTINCT "machineId" FROM "{table}" ORDER BY 1'
+    async with connection_to(dsn) as connection:
+        roll_ups = RollUps(ROLL_UPS)
+        for _ in range(2):
+            with pytest.raises(RowsRejected, match=f"^2 periods could not be .* of machine {machines[1]}: 23514: "):
+                await roll_ups.run(connection)
+            assert rows(dsn, rolled) == [(machines[0],), (machines[2],)]
+        execute(dsn, f'ALTER TABLE "{table}" DROP CONSTRAINT refuse', 'UPDATE "RollupPending" SET "retryAt" = now()')
+        await roll_ups.run(connection)
+    assert rows(dsn, rolled) == [(machine,) for machine in machines]
+    assert rows(dsn, 'SELECT count(*) FROM "RollupPending" WHERE "retryAt" IS NOT NULL') == [(0,)]
+
+
+async def test_late_periods_of_one_machine_do_not_hold_up_older_ones_of_others(dsn: str) -> None:
+    hostile, other = add_machine(dsn), add_machine(dsn)
+    late = f"""INSERT INTO "RollupPending" ("unit", "bucket", "machineId")
+    SELECT 'minute', date_trunc('minute', now(), 'UTC') - number * INTERVAL '1 minute', '{hostile}'
+    FROM generate_series(60, 100) AS number"""
+    execute(dsn, SAMPLE.format(other, 200))
+    with psycopg.connect(dsn, autocommit=True) as owner:
+        owner.execute("SELECT setseed(0.5)")
+        for _ in range(100):
+            owner.execute(late.encode())
+            owner.execute("SELECT guestd_roll_up_minutes(8)")
+    assert rows(dsn, MINUTES) == [(other,)]
