@@ -17,3 +17,10 @@ def test_a_connection_that_is_lost_before_its_first_answer_is_a_store_error(dsn:
         ):
             pass
         assert proxy.cuts == 1
+
+
+def test_a_server_that_is_gone_is_noticed_unless_the_dsn_says_otherwise(dsn: str) -> None:
+    with connect(dsn) as connection:
+        assert conninfo_to_dict(connection.info.dsn)["keepalives_idle"] == "10"
+    with connect(make_conninfo(dsn, keepalives_idle=60)) as connection:
+        assert conninfo_to_dict(connection.info.dsn)["keepalives_idle"] == "60"
