@@ -3,13 +3,14 @@
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from guestd.hypervisor.domains import Domain
 from guestd.vms import plan
-from guestd.vms.guard import count_allowed, digest_changes
-from guestd.vms.model import Hold, VmPlan, VmRow
+from guestd.vms.guard import count_allowed, digest_changes, note_begun
+from guestd.vms.model import BegunChange, Hold, VmPlan, VmRow
 from support.vm_world import BORN, SINCE, THERE, domain, facts_of, machine, policy
 
 
@@ -30,7 +31,7 @@ def test_an_update_of_all_machines_is_held_and_reported() -> None:
     assert (found.actions, len(found.held)) == ((), 12)
     held = [report for report in found.reports if report.kind == "held"]
     assert str(held[0]) == (
-        "held: vm1: shutdown vm1: running, desired state is off: held: one of more than 10 changes at once;"
+        "held: vm1: shutdown vm1: running, desired state is off: held: one of more than 10 changes within 18 s;"
         " guestd plan shows how to confirm it"
     )
     assert len(held) == 12
@@ -130,3 +131,69 @@ def test_the_digest_names_exactly_a_set_of_changes() -> None:
     )
     assert len({digest_changes(each) for each in (first, *others)}) == 5
     assert len(digest_changes(())) == 12
+
+
+def begin_one_by_one(count: int, *, seconds: float, **changes: Any) -> list[int]:
+    """Set the desired states of machines one by one, with so many seconds in between; returns how many began each time.
+
+    None of them reaches its desired state.
+    """
+    began: list[int] = []
+    begun: dict[UUID, BegunChange] = {}
+    for number in range(1, count + 1):
+        now = BORN + seconds * number
+        rows = [replace(row, desired=None) if row.id.int > number else row for row in many(count)]
+        used = policy(begun=begun, **changes)
+        found = plan.plan_vms(rows, running(count), attempts={}, absences={}, now=now, policy=used)
+        begun = note_begun(found.actions, {row.id: row for row in rows}, now, used)
+        began.append(len(found.actions))
+        assert len(found.actions) + len(found.held) == number
+    return began
+
+
+@pytest.mark.parametrize(
+    ("count", "seconds", "most"), [(12, 0.1, 10), (12, 1.7, 10), (4, 0.1, 2), (4, 0.9, 2), (6, 1.3, 3)]
+)
+def test_a_program_that_sets_rows_one_by_one_is_held_like_one_update_of_all(
+    count: int, seconds: float, most: int
+) -> None:
+    began = begin_one_by_one(count, seconds=seconds, most_changes=10, most_changes_share=0.5 if count < 12 else 1.0)
+    assert began == [*range(1, most + 1), *[most] * (count - most)]
+
+
+@pytest.mark.parametrize(("count", "seconds"), [(40, 2.0), (4, 1.0), (5, 1.0), (6, 1.4)])
+def test_a_person_who_clicks_through_a_list_is_not_held(count: int, seconds: float) -> None:
+    began = begin_one_by_one(count, seconds=seconds, most_changes=10, most_changes_share=0.5)
+    assert began == list(range(1, count + 1))
+
+
+def test_a_change_that_began_is_continued_although_others_are_held_and_counted_once() -> None:
+    """A paused guest is resumed, then shut down; the request is repeated."""
+    machines, now = many(4), BORN
+    begun = {row.id: BegunChange(SINCE, now) for row in machines[:2]}
+    found = plan_of(machines, running(4), most_changes_share=0.5, begun=begun)
+    assert [action.name for action in found.actions] == ["vm1", "vm2"]
+    assert [action.name for action in found.held] == ["vm3", "vm4"]
+    assert plan_of(machines[:2], running(2), most_changes=2, begun=begun).held == ()
+    # Of another change of the desired state, or after it was reached, it is a new one.
+    for row in (
+        replace(machines[0], desired_since=SINCE + timedelta(seconds=1)),
+        replace(machines[0], facts=facts_of(domain(), reached_since=SINCE)),
+    ):
+        used = policy(begun={row.id: BegunChange(SINCE, 0.0)})
+        (action,) = plan.plan_vms([row], running(1), attempts={}, absences={}, now=BORN, policy=used).actions
+        assert note_begun([action], {row.id: row}, BORN, used) == {row.id: BegunChange(row.desired_since, BORN)}
+
+
+def test_only_changes_that_nobody_confirmed_are_noted_and_machines_that_are_gone_are_forgotten() -> None:
+    confirmed, crashed, changed = machine(1), machine(2, "off"), machine(3, desired="off", desired_since=SINCE)
+    confirmed = replace(confirmed, desired="off", desired_since=SINCE, confirmed_since=SINCE)
+    seen = domain(2, "shutoff", "crashed")
+    crashed = replace(crashed, desired="running", desired_since=SINCE, facts=facts_of(seen, reached_since=SINCE))
+    rows = [confirmed, crashed, changed]
+    used = policy(begun={machine(9).id: BegunChange(SINCE, BORN), changed.id: BegunChange(SINCE, BORN - 900)})
+    found = plan.plan_vms(rows, [domain(1), seen, domain(3)], attempts={}, absences={}, now=BORN, policy=used)
+    assert len(found.actions) == 3
+    by_id = {row.id: row for row in rows}
+    assert note_begun(found.actions, by_id, BORN, used) == {changed.id: BegunChange(SINCE, BORN - 900)}
+    assert note_begun(found.actions, by_id, BORN, policy()) == {changed.id: BegunChange(SINCE, BORN)}

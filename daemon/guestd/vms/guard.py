@@ -1,8 +1,9 @@
 """Holds the power actions of a plan that changes too many machines at once, until an operator confirms them. Pure.
 
-An UPDATE without its WHERE clause sets the desired state of every machine. What only restores a state that a machine
-has reached before (a guest that crashed is started again) is not held. A change that was held stays held, however few
-of them are left: who sets the rows back one by one must not cause the last ones.
+An UPDATE without its WHERE clause sets the desired state of every machine, and a loop of UPDATEs does so one by one:
+changes that began shortly before count together with those of the plan. What only restores a state that a machine has
+reached before (a guest that crashed is started again) is not held. A change that was held stays held, however few of
+them are left: who sets the rows back one by one must not cause the last ones.
 """
 
 from __future__ import annotations
@@ -11,23 +12,45 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from uuid import UUID
 
-from guestd.vms.model import Hold, PowerAction, Start, VmPolicy, VmRow
+from guestd.vms.model import BegunChange, Hold, PowerAction, Start, VmPolicy, VmRow
 
 # So many machines may always change at once: on a host with few machines a share of them is less than one.
 ALWAYS_ALLOWED = 2
+# A person who clicks through a list needs as long from one change to the next; a program that sets rows does not.
+SECONDS_PER_CHANGE = 2.0
 
 
 def find_held(
-    actions: Sequence[PowerAction], machines: Mapping[UUID, VmRow], policy: VmPolicy
+    actions: Sequence[PowerAction], machines: Mapping[UUID, VmRow], now: float, policy: VmPolicy
 ) -> tuple[PowerAction, ...]:
-    """Find the actions to hold: all that are not confirmed, if they are more than the policy allows at once.
+    """Find the actions to hold: all new changes that are not confirmed, if too many machines change at once.
 
-    Otherwise those that were held before.
+    At once: within `get_window_seconds`. Otherwise those that were held before.
     """
-    changes = tuple(action for action in actions if _is_change(action, machines[action.machine_id]))
-    if len(changes) > count_allowed(machines.values(), policy):
+    changes = tuple(action for action in actions if _is_change(action, machines[action.machine_id], policy))
+    allowed = count_allowed(machines.values(), policy)
+    since = now - get_window_seconds(allowed)
+    recent = {machine_id for machine_id, begun in policy.begun.items() if begun.at > since}
+    if len(recent.union(change.machine_id for change in changes)) > allowed:
         return changes
     return tuple(action for action in changes if machines[action.machine_id].is_held)
+
+
+def get_window_seconds(allowed: int) -> float:
+    """Get the time within which changes of so many machines count as at once."""
+    return SECONDS_PER_CHANGE * (allowed - 1)
+
+
+def note_begun(
+    actions: Iterable[PowerAction], machines: Mapping[UUID, VmRow], now: float, policy: VmPolicy
+) -> dict[UUID, BegunChange]:
+    """Note which changes begin with these actions: `policy.begun` of the machines, and these."""
+    before = {machine_id: begun for machine_id, begun in policy.begun.items() if machine_id in machines}
+    return before | {
+        action.machine_id: BegunChange(action.desired_since, now)
+        for action in actions
+        if _is_change(action, machines[action.machine_id], policy)
+    }
 
 
 def count_allowed(machines: Iterable[VmRow], policy: VmPolicy) -> int:
@@ -51,9 +74,13 @@ def digest_changes(actions: Sequence[PowerAction]) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
 
 
-def _is_change(action: PowerAction, machine: VmRow) -> bool:
+def _is_change(action: PowerAction, machine: VmRow, policy: VmPolicy) -> bool:
+    """Whether an action begins a change that nobody has confirmed."""
     since = machine.desired_since
     if since is None:
         return True
     is_reached = machine.facts is not None and machine.facts.reached_since == since
-    return machine.confirmed_since != since and not (isinstance(action, Start) and is_reached)
+    begun = policy.begun.get(machine.id)
+    # Resumed to be shut down, or asked again: the change is the one that was allowed to begin.
+    is_continued = begun is not None and begun.desired_since == since and not is_reached
+    return not is_continued and machine.confirmed_since != since and not (isinstance(action, Start) and is_reached)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from uuid import UUID
 
@@ -260,12 +261,21 @@ class Attempts:
 
 
 @dataclass(frozen=True, slots=True)
+class BegunChange:
+    """A change of the desired state whose first action began at monotonic time `at`, and that nobody had confirmed."""
+
+    desired_since: datetime | None
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class VmPolicy:
     """What guestd may do on this host, from the configuration.
 
     `host_boot` is the boot of this host's kernel, empty if libvirt is on another machine. `starts_from` is the
     monotonic time before which it starts nothing: the other hosts may be about to report what they run.
-    `silent_hosts` are the other hosts of the store that have not reported recently, by name.
+    `silent_hosts` are the other hosts of the store that have not reported recently, by name. `begun` are the last
+    changes that began, by machine.
     """
 
     host_id: UUID
@@ -278,6 +288,7 @@ class VmPolicy:
     host_boot: str = ""
     starts_from: float = 0.0
     silent_hosts: tuple[str, ...] = ()
+    begun: Mapping[UUID, BegunChange] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from dataclasses import replace
 from uuid import UUID
 
 from guestd.hypervisor.domains import KNOWN_ENDS, Domain, DomainDescription, Graphics, derive_status
-from guestd.vms.guard import count_allowed, find_held, list_holds
+from guestd.vms.guard import count_allowed, find_held, get_window_seconds, list_holds
 from guestd.vms.leases import ELSEWHERE_SECONDS, plan_lease
 from guestd.vms.model import (
     SETTLED_STATUSES,
@@ -101,8 +101,10 @@ def plan_vms(
             steps += _plan_missing(machine, absences.get(machine.id), now, policy)
     actions = [step for step in steps if isinstance(step, PowerAction)]
     by_id = {machine.id: machine for machine in machines}
-    held = find_held(actions, by_id, policy)
-    text = f"one of more than {count_allowed(machines, policy)} changes at once; guestd plan shows how to confirm it"
+    held = find_held(actions, by_id, now, policy)
+    allowed = count_allowed(machines, policy)
+    within = f"{get_window_seconds(allowed):g} s"
+    text = f"one of more than {allowed} changes within {within}; guestd plan shows how to confirm it"
     return VmPlan(
         writes=(*(step for step in steps if isinstance(step, Write)), *list_holds(held, by_id)),
         actions=tuple(action for action in actions if action not in held),

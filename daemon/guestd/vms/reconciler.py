@@ -23,6 +23,7 @@ from guestd.hypervisor.blocking import NotSent
 from guestd.hypervisor.domains import Domain
 from guestd.hypervisor.driver import Hypervisor, Target
 from guestd.telemetry.registry import VmMetrics
+from guestd.vms.guard import note_begun
 from guestd.vms.model import (
     REPORT_KINDS,
     Absence,
@@ -159,10 +160,13 @@ class VmReconciler:
             policy=replace(self._policy, silent_hosts=silent_hosts),
         )
         written, unwritten = await self._write(store, plan)
-        for action in plan.actions:
-            if action.machine_id not in self._acting and not self._is_just_claimed(action, began):
-                self._acting.add(action.machine_id)
-                actions.create_task(self._perform_isolated(store, action), name=f"vms-{action.name}")
+        due = [each for each in plan.actions if each.machine_id not in self._acting]
+        due = [each for each in due if not self._is_just_claimed(each, began)]
+        begun = note_begun(due, {machine.id: machine for machine in machines}, began, self._policy)
+        self._policy = replace(self._policy, begun=begun)
+        for action in due:
+            self._acting.add(action.machine_id)
+            actions.create_task(self._perform_isolated(store, action), name=f"vms-{action.name}")
         self._report((*plan.reports, *unwritten))
         if began - self._heartbeat_at >= HEARTBEAT_SECONDS:
             await store.touch_host()
