@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guestd.hypervisor.domains import KNOWN_ENDS, Graphics
+from guestd.hypervisor.domains import KNOWN_ENDS, Domain, Graphics
 from guestd.vms import plan
-from guestd.vms.model import Absence, DropLease, KeepFacts, Lease, VmPlan, VmRow
+from guestd.vms.model import Absence, DropLease, KeepFacts, Lease, VmPlan, VmRow, Write
 from support.vm_world import (
     BORN,
     HERE,
@@ -169,6 +169,10 @@ def test_what_another_domain_of_the_machines_name_reaches_the_machine_has_not_re
         assert kept == (tried if number == 9 else {})
 
 
+def plan_one(row: VmRow, seen: Domain) -> tuple[Write, ...]:
+    return plan.plan_vms([row], [seen], attempts={}, absences={}, now=BORN, policy=policy()).writes
+
+
 ON_ITS_WAY = [
     ("paused", reason) for reason in ("migration", "save", "dump", "shutting_down", "snapshot", "starting_up")
 ] + [("paused", "postcopy"), ("shutdown", "unknown"), ("nostate", "unknown")]  # fmt: skip
@@ -198,6 +202,16 @@ def test_a_machine_that_was_migrated_away_stays_so_when_its_migration_back_fails
         assert list_writes(plan_gone(seen, reason)) == []
     # It has run here since.
     assert steps(seen, domain(reason="booted")) == []
+    assert [step.facts.reason for step in plan_one(seen, domain(reason="booted")) if isinstance(step, KeepFacts)] == [
+        "booted"
+    ]
+    # It was not migrated away.
+    found = plan_one(replace(row, facts=facts_of(domain())), domain(1, *way, is_active=True))
+    assert [step.facts.reason for step in found if isinstance(step, KeepFacts)] == [way[1]]
+    # Another domain was accepted.
+    accepted = replace(row, facts=replace(migrated, domain_uuid=None))
+    found = plan_one(accepted, domain(1, *way, is_active=True))
+    assert [step.facts.reason for step in found if isinstance(step, KeepFacts)] == [way[1]]
     ran = replace(row, facts=facts_of(domain(reason="migrated")))
     assert steps(ran, domain(state="shutoff", reason="destroyed"))[0].endswith("off: domain is shutoff (destroyed)")
 

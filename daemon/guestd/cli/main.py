@@ -23,6 +23,7 @@ from guestd.cli import (
     show,
     simulate,
     top,
+    vms,
 )
 from guestd.cli.arguments import EXIT_CONFIG, EXIT_FAILURE
 from guestd.core.errors import ConfigError, RowsRejected, SourceLost, StoreUnavailable
@@ -52,7 +53,7 @@ exit status: 0 done, 1 failed (see the message), 2 wrong usage, 78 the configura
 130 interrupted, 141 the reader of stdout has ended (| head)
 """
 # In the order of the overview: the daemon, the host, the machines, the guests.
-_VERBS = (run, setup, check, doctor, plan, apply, filters, quarantine, show, top, secret, agent, simulate)
+_VERBS = (run, setup, check, doctor, plan, apply, vms, filters, quarantine, show, top, secret, agent, simulate)
 
 
 def main(argv: list[str] | None = None) -> int:

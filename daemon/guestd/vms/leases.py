@@ -20,7 +20,7 @@ from guestd.vms.model import DropLease, Lease, Recheck, TakeLease, VmPolicy, VmR
 
 # For as long another host has time to claim a machine that runs there, after this one has stored that it is off here.
 ELSEWHERE_SECONDS = 60.0
-RELEASE = "if it runs nowhere, delete its row of MachineLease (docs/vms.md)"
+RELEASE = "if it runs nowhere: guestd vms release (docs/vms.md)"
 
 
 def plan_lease(

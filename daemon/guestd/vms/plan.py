@@ -209,7 +209,7 @@ def _get_stop_reason(facts: DomainFacts | None, absence: Absence | None) -> str:
     A domain that was undefined stopped for the reason that was stored while it had a definition.
     """
     reported = None if absence is None else absence.reason
-    if facts is not None and _is_still_migrated(facts, reported or "unknown"):
+    if facts is not None and _is_still_migrated(facts, reported):
         return "migrated"
     if reported is not None:
         return reported
@@ -287,12 +287,11 @@ def _plan_power(
             " not started or stopped; if it is the machine's now, set MachineDomain.domainUuid to NULL"
         )
         yield VmReport("replaced", machine.name, text)
-    elif not policy.is_converging or not _is_settled(machine.status):
-        return
-    elif (domain.state, domain.reason) == ("shutoff", "migrated"):
-        yield from _report_migrated(machine, domain, now)
-    else:
-        yield from plan_power(machine, domain, attempts, now, policy)
+    elif policy.is_converging and _is_settled(machine.status):
+        if (domain.state, domain.reason) == ("shutoff", "migrated"):
+            yield from _report_migrated(machine, domain, now)
+        else:
+            yield from plan_power(machine, domain, attempts, now, policy)
 
 
 def _report_migrated(machine: VmRow, domain: Domain, now: float) -> Iterator[VmReport | Recheck]:
@@ -317,7 +316,7 @@ def _keep_migrated(facts: DomainFacts | None, domain: Domain) -> Domain:
     return replace(domain, reason="migrated") if _is_still_migrated(facts, domain.reason) else domain
 
 
-def _is_still_migrated(facts: DomainFacts, reason: str) -> bool:
+def _is_still_migrated(facts: DomainFacts, reason: str | None) -> bool:
     """Whether a domain that was migrated away has not run here since; it is off or gone again for this reason.
 
     A libvirtd that is restarted forgets it, as does one where the domain is defined again, and a start that fails. A
