@@ -18,9 +18,9 @@ from guestd.filters.model import PROTOCOLS, ROOT, Filter, Reference
 from guestd.filters.packet_match import PacketRule, build_packet_rules, order_rules
 from guestd.filters.xml import render_filter
 from support.filter_rows import filter_row, rule_rows
+from support.libvirt import libvirt
 from support.nwfilter import PORT
 
-libvirt = pytest.importorskip("libvirt", reason="libvirt-python is not installed: ./dev builds it where it can")
 pytestmark = pytest.mark.timeout(900)
 # Each includes the one before.
 NAMES = ("ibay-kernel-a", "ibay-kernel-b", "ibay-kernel-c")

@@ -14,9 +14,9 @@ from guestd.filters.xml import render_filter
 from support.faults import Reliability
 from support.filter_rows import filter_row, rule_row
 from support.filters import ENFORCE, FilterHost
+from support.libvirt import libvirt
 from support.nwfilter import PORT
 
-libvirt = pytest.importorskip("libvirt", reason="libvirt-python is not installed: ./dev builds it where it can")
 pytestmark = pytest.mark.timeout(600)
 CHAINS = {"root": "mac", "ipv4": "ip", "ipv4-y": "ip", "arp-x": "arp", "mac": "mac"}
 PRIORITIES = (-750, -10, 100, 500)

@@ -16,8 +16,8 @@ from guestd.filters.machine_filter import machine_filter_name
 from support.daemon import Daemon
 from support.faults import Reliability
 from support.filters import OTHER, FilterHost
+from support.libvirt import libvirt
 
-libvirt = pytest.importorskip("libvirt", reason="libvirt-python is not installed: ./dev builds it where it can")
 pytestmark = pytest.mark.timeout(600)
 SECONDS = 90.0
 RULE = "<rule action='drop' direction='in' priority='7'><all/></rule>"

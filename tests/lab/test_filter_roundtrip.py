@@ -13,8 +13,8 @@ from guestd.filters.snapshot import FilterRow
 from guestd.filters.xml import parse_filter, render_filter
 from support.filter_rows import filter_rows, wild_filter_rows
 from support.filter_xml import filter_entries
+from support.libvirt import libvirt
 
-libvirt = pytest.importorskip("libvirt", reason="libvirt-python is not installed: ./dev builds it where it can")
 pytestmark = pytest.mark.timeout(600)
 COPY = "ibay-copy"
 SPACE = UUID(int=0)

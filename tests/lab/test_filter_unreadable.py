@@ -10,7 +10,8 @@ import pytest
 
 from guestd.filters.machine_filter import machine_filter_name
 from guestd.filters.plan import Define, Remove
-from support.filters import ENFORCE, OTHER, FilterHost, libvirt
+from support.filters import ENFORCE, OTHER, FilterHost
+from support.libvirt import libvirt
 
 pytestmark = pytest.mark.timeout(600)
 

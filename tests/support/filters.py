@@ -28,8 +28,7 @@ from guestd.filters.xml import list_interfaces, parse_filter
 from guestd.telemetry.registry import VmMetrics
 from gueststore.seed import Admin, seed
 from support.daemon import add_machine, command, environment
-
-libvirt = pytest.importorskip("libvirt", reason="libvirt-python is not installed: ./dev builds it where it can")
+from support.libvirt import libvirt
 
 # Runs have the rights of the daemon and no more.
 WRITER = "-c role=guestd_writer"

@@ -288,7 +288,6 @@ def lab() -> Iterator[Lab]:
     """A private libvirtd, for the session."""
     if reason := obstacle():
         pytest.skip(reason)
-    pytest.importorskip("libvirt", reason="libvirt-python is not installed: ./dev builds it where it can")
     with started_lab() as lab:
         yield lab
 
@@ -296,6 +295,7 @@ def lab() -> Iterator[Lab]:
 @contextmanager
 def started_lab(*, beside: Lab | None = None, where: Path | None = None) -> Iterator[Lab]:
     """A private libvirtd; `beside`: in the network of another, so that guests can be migrated."""
+    pytest.importorskip("libvirt", reason="libvirt-python is not installed: ./dev builds it where it can")
     # Of its own: the name of a socket must be short.
     state = Path(tempfile.mkdtemp(prefix="guestd-lab-", dir=where))
     lab = Lab(state, beside=beside)

@@ -6,13 +6,14 @@ from typing import Any
 import pytest
 from tools.harness.lab import Lab
 
+from support.libvirt import libvirt
+
 PORT = "gtap"
 
 
 @pytest.fixture
 def nwfilters(lab: Lab) -> Iterator[Any]:
     """A connection to the lab's libvirt, for each test: another may have killed libvirtd."""
-    libvirt = pytest.importorskip("libvirt")
     libvirt.registerErrorHandler(lambda *_: None, None)
     connection = libvirt.open(lab.uri)
     yield connection
