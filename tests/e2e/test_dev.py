@@ -112,15 +112,15 @@ def test_an_unknown_bench_suite_is_a_usage_error() -> None:
 
 
 def test_arguments_behind_a_group_reach_pytest_and_the_command_is_shown(clone: Path) -> None:
-    done = start(clone / "dev", "test", "unit", "-q", "-k", "one_and_one")
-    assert "\n1 passed in " in done.stdout
+    done = start(clone / "dev", "test", "unit", "-n", "0", "-q", "-k", "one_and_one")
+    assert "\n1 passed, 1 deselected in " in done.stdout
     (shown,) = [line for line in done.stderr.splitlines() if line.startswith("+ python -m pytest ")]
-    assert shown.endswith(" tests/unit -q -k one_and_one")
+    assert shown.endswith(" tests/unit -n 0 -q -k one_and_one")
     assert done.returncode == 0
 
 
 def test_failing_tests_fail_the_command(clone: Path) -> None:
-    assert start(clone / "dev", "test", "unit").returncode == 1
+    assert start(clone / "dev", "test", "unit", "-n", "0").returncode == 1
 
 
 def test_a_new_migration_takes_the_next_number(clone: Path) -> None:
