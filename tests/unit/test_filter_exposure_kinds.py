@@ -5,7 +5,7 @@ from dataclasses import replace
 from uuid import UUID
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from guestd.filters import frame_match
@@ -231,6 +231,7 @@ def list_all_probes(was: RuleTree, becomes: RuleTree) -> list[Packet]:
 
 
 @settings(max_examples=150, deadline=None)
+@example(1945)  # the last rule of a chain, whose filter has the chain's priority, is for another sender
 @given(st.integers(0, 10**9))
 def test_the_fast_comparison_finds_what_a_plain_one_finds(seed: int) -> None:
     dice = random.Random(seed)

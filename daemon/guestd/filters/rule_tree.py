@@ -69,16 +69,19 @@ def build_tree(top: Filter, filters: Mapping[str, Filter]) -> RuleTree:
     return RuleTree(placed, packet_rules, _index_senders(_list_senders(placed)), _index_senders(packet_senders))
 
 
-def _list_senders(placed: Iterable[PlacedRule]) -> Iterator[str | None]:
+def _list_senders(placed: Sequence[PlacedRule]) -> Iterator[str | None]:
     """The only sender whose frames each rule matches; None where it may match those of several.
 
-    None also for the first rule of a chain, because frames pass at the end of a chain that has any rule.
+    None also for the first and the last rule of a chain: frames pass at the end of a chain that has any rule, and the
+    filter of the last one has the chain's priority.
     """
-    met = set[tuple[str, str]]()
-    for each in placed:
-        place = each.filter.chain, each.rule.direction
-        is_for_one = place in met and not find_unknown(each.rule, frame_match.EVALUATED)
-        met.add(place)
+    chains: dict[tuple[str, str], list[int]] = {}
+    for number, each in enumerate(placed):
+        if each.rule.is_link:
+            chains.setdefault((each.filter.chain, each.rule.direction), []).append(number)
+    ends = {number for numbers in chains.values() for number in (numbers[0], numbers[-1])}
+    for number, each in enumerate(placed):
+        is_for_one = number not in ends and not find_unknown(each.rule, frame_match.EVALUATED)
         yield each.rule.value("srcmacaddr") if is_for_one else None
 
 
