@@ -90,14 +90,24 @@ AS $$
         max(ranked.memory_max)
     FROM (
         SELECT
+            hours.hour,
             named.*,
             row_number() OVER (
-                PARTITION BY named.hour
+                PARTITION BY hours.hour
                 ORDER BY named.cpu DESC, named.memory DESC, named.samples DESC, named.name COLLATE "C"
             ) AS place
         FROM (
+            SELECT generate_series(
+                date_bin(INTERVAL '1 hour', min(process."timestamp"), '2000-01-01 00:00:00+00'),
+                max(process."timestamp"),
+                INTERVAL '1 hour'
+            ) AS hour
+            FROM public."ProcessSnapshot" AS process
+            WHERE process."machineId" = machine AND process."timestamp" >= since AND process."timestamp" < until
+        ) AS hours
+        -- Hour by hour: computing the hour of each row takes a tenth of the time.
+        CROSS JOIN LATERAL (
             SELECT
-                date_bin(INTERVAL '1 hour', process."timestamp", '2000-01-01 00:00:00+00') AS hour,
                 process."name" AS name,
                 count(*) AS samples,
                 -- In whole 2^-32 of a percent: a sum of whole numbers is the same in every order, so that an hour that
@@ -107,8 +117,10 @@ AS $$
                 sum(process."memoryUsageKB") AS memory,
                 max(process."memoryUsageKB") AS memory_max
             FROM public."ProcessSnapshot" AS process
-            WHERE process."machineId" = machine AND process."timestamp" >= since AND process."timestamp" < until
-            GROUP BY 1, 2
+            WHERE process."machineId" = machine
+                AND process."timestamp" >= greatest(since, hours.hour)
+                AND process."timestamp" < least(until, hours.hour + INTERVAL '1 hour')
+            GROUP BY process."name"
         ) AS named
     ) AS ranked
     GROUP BY 1, 2
