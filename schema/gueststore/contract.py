@@ -19,7 +19,7 @@ from typing import Annotated, Any, NamedTuple, get_args, get_type_hints
 from uuid import UUID
 
 # The newest migration that this code was written for.
-SCHEMA_VERSION = 20
+SCHEMA_VERSION = 21
 
 # Types of columns, by PostgreSQL's names as psycopg's `Copy.set_types` takes them; where a unit belongs to it, by unit.
 Uuid = Annotated[UUID, "uuid"]

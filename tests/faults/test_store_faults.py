@@ -129,7 +129,7 @@ async def test_the_vm_reconciler_gives_up_a_server_that_stands_still(own_cluster
                 await store.read_machines([])
             # The connection is given up: who waited for it need not wait again.
             with pytest.raises(StoreUnavailable, match="closed"):
-                await store.touch_host()
+                await store.touch_host(0)
         finally:
             signal_server(own_cluster, signal.SIGCONT)
 

@@ -35,6 +35,7 @@ class Host:
         name: str = "host",
         settle_seconds: float = 0.0,
         send_seconds: float = SEND_SECONDS,
+        reports_file: Path | None = None,
         **changes: Any,
     ) -> None:
         self.dsn = dsn
@@ -53,6 +54,7 @@ class Host:
             metrics=VmMetrics(self._registry),
             settle_seconds=settle_seconds,
             send_seconds=send_seconds,
+            reports_file=reports_file,
         )
 
     @property
@@ -126,15 +128,21 @@ class Host:
 
 @asynccontextmanager
 async def reconciling(host: Host) -> AsyncIterator[Host]:
-    async with running(host.hypervisor):
-        tasks = [asyncio.create_task(host.reconciler.run()), asyncio.create_task(host.reconciler.watch_desired_state())]
-        try:
-            await host.eventually(lambda: host.runs or host.reconciler.error not in (None, "not started yet"), "a run")
-            yield host
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
+    async with running(host.hypervisor), reconciling_connected(host):
+        yield host
+
+
+@asynccontextmanager
+async def reconciling_connected(host: Host) -> AsyncIterator[Host]:
+    """Reconcile with a hypervisor that is connected: the test driver has its domains anew for each connection."""
+    tasks = [asyncio.create_task(host.reconciler.run()), asyncio.create_task(host.reconciler.watch_desired_state())]
+    try:
+        await host.eventually(lambda: host.runs or host.reconciler.error not in (None, "not started yet"), "a run")
+        yield host
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 def add(dsn: str, name: str, status: str = "off", **columns: object) -> UUID:

@@ -10,7 +10,7 @@ import pytest
 from guestd.hypervisor.domains import Domain
 from guestd.vms import plan
 from guestd.vms.guard import count_allowed, digest_changes, note_begun
-from guestd.vms.model import BegunChange, Hold, VmPlan, VmRow
+from guestd.vms.model import BegunChange, Hold, Release, VmPlan, VmRow
 from support.vm_world import BORN, SINCE, THERE, domain, facts_of, machine, policy
 
 
@@ -53,7 +53,8 @@ def test_what_was_held_stays_held_however_few_are_left_until_it_is_confirmed() -
     assert not any(isinstance(write, Hold) for write in left.writes)
     both = [*many(1, is_held=True), machine(2, desired="off", desired_since=SINCE)]
     assert [action.name for action in plan_of(both, running(2), most_changes=10).actions] == ["vm2"]
-    assert len(plan_of(many(2, is_held=True, confirmed_since=SINCE), running(2)).actions) == 2
+    # A confirmation ends the hold.
+    assert len(plan_of(many(2, confirmed_since=SINCE), running(2)).actions) == 2
 
 
 def test_a_change_without_a_time_is_held_and_not_recorded() -> None:
@@ -197,3 +198,52 @@ def test_only_changes_that_nobody_confirmed_are_noted_and_machines_that_are_gone
     by_id = {row.id: row for row in rows}
     assert note_begun(found.actions, by_id, BORN, used) == {changed.id: BegunChange(SINCE, BORN - 900)}
     assert note_begun(found.actions, by_id, BORN, policy()) == {changed.id: BegunChange(SINCE, BORN)}
+
+
+def restored(number: int = 1, status: str = "running", **changes: Any) -> VmRow:
+    return machine(number, status, desired_since=SINCE, is_held=True, is_restored=True, **changes)
+
+
+def test_after_a_restore_one_change_is_held_although_it_was_confirmed_or_has_begun_before() -> None:
+    row = restored(desired="off", confirmed_since=SINCE)
+    found = plan_of([row], running(1), begun={row.id: BegunChange(SINCE, 0.0)})
+    (report,) = found.reports
+    assert (found.actions, len(found.held)) == ((), 1)
+    assert report.text == (
+        "shutdown vm1: running, desired state is off: held: the store was restored from a backup since this was"
+        " desired; guestd plan shows how to confirm it"
+    )
+
+
+def test_after_a_restore_a_machine_that_was_stopped_since_the_backup_is_not_started() -> None:
+    seen = domain(1, "shutoff", "destroyed")
+    row = restored(1, "off", desired="running", facts=facts_of(seen, reached_since=SINCE), confirmed_since=SINCE)
+    assert [str(action) for action in plan_of([row], [seen]).held] == ["start vm1: off, desired state is running"]
+
+
+def test_what_is_desired_since_a_restore_is_not_held_because_of_what_was_desired_before() -> None:
+    rows = [*(restored(number, desired="off") for number in range(1, 12)), replace(many(12)[-1])]
+    found = plan_of(rows, running(12), most_changes=1)
+    assert [action.name for action in found.actions] == ["vm12"]
+    assert len(found.held) == 11
+
+
+@pytest.mark.parametrize("is_restored", [True, False])
+def test_a_hold_ends_when_its_desired_state_is_reached(*, is_restored: bool) -> None:
+    row = replace(restored(desired="running"), is_restored=is_restored)
+    ended = Release(row.id, "vm1", SINCE)
+    assert ended in plan_of([row], running(1)).writes
+    assert str(ended) == "hold of vm1: ended, its desired state is reached"
+    for kept in (
+        plan_of([replace(row, is_held=False)], running(1)),
+        plan_of([replace(row, desired="off")], running(1)),
+        plan_of([replace(row, host_id=THERE, facts=facts_of(domain()))], running(1)),
+    ):
+        assert not any(isinstance(write, Release) for write in kept.writes)
+
+
+def test_a_hold_does_not_end_when_a_reboot_from_outside_passes_through_its_desired_state() -> None:
+    row = restored(1, desired="off")
+    for since, is_ended in ((BORN, False), (BORN - plan.SHUTOFF_DEBOUNCE_SECONDS, True)):
+        found = plan_of([row], [domain(1, "shutoff", "shutdown", since=since)])
+        assert any(isinstance(write, Release) for write in found.writes) == is_ended

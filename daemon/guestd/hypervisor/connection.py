@@ -16,7 +16,7 @@ from guestd.core.bugs import BugLog
 from guestd.core.errors import ConfigError, SourceLost
 from guestd.core.text import escape_controls
 from guestd.hypervisor.uri import check_uri
-from guestd.hypervisor.xml import Unreadable
+from guestd.hypervisor.xml import Unreadable, parse_xml
 
 try:
     import libvirt
@@ -99,6 +99,11 @@ def describe_version(connection: Any) -> str:
     """Describe the version of libvirt and the name of the connection's driver; blocks."""
     number = connection.getLibVersion()
     return f"libvirt {number // 1_000_000}.{number // 1000 % 1000}.{number % 1000} {connection.getType()}"
+
+
+def read_host_uuid(connection: Any) -> str:
+    """Read libvirt's UUID of the host, empty if the driver has none; blocks."""
+    return parse_xml(connection.getCapabilities()).findtext("host/uuid", "").strip()
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from guestd.hypervisor.connection import (
     close_unused,
     describe_version,
     open_read_write,
+    read_host_uuid,
     read_xml,
     require_bindings,
     start_closing,
@@ -179,6 +180,16 @@ class Hypervisor:
         """Get the version of libvirt and the name of its hypervisor driver."""
         connection = self._get_connection()
         return await self._call(lambda: describe_version(connection))
+
+    async def get_host_uuid(self) -> str:
+        """Get libvirt's UUID of the host, empty if it has none."""
+        connection = self._get_connection()
+        return await self._call(lambda: read_host_uuid(connection))
+
+    @property
+    def connection_count(self) -> int:
+        """How often this was connected: libvirt may be on another host each time."""
+        return self._connection_count
 
     def action_slot(self) -> AbstractAsyncContextManager[None]:
         """Wait for one of the places for actions, and hold it: whether an action is still due is checked inside."""

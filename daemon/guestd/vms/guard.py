@@ -3,16 +3,17 @@
 An UPDATE without its WHERE clause sets the desired state of every machine, and a loop of UPDATEs does so one by one:
 changes that began shortly before count together with those of the plan. What only restores a state that a machine has
 reached before (a guest that crashed is started again) is not held. A change that was held stays held, however few of
-them are left: who sets the rows back one by one must not cause the last ones.
+them are left: who sets the rows back one by one must not cause the last ones. After the store was restored from a
+backup, each desired state is held that is not reached already (sql/queries/vms/insert_restored_holds.sql).
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from uuid import UUID
 
-from guestd.vms.model import BegunChange, Hold, PowerAction, Start, VmPolicy, VmRow
+from guestd.vms.model import BegunChange, Hold, PowerAction, Start, VmPolicy, VmReport, VmRow
 
 # So many machines may always change at once: on a host with few machines a share of them is less than one.
 ALWAYS_ALLOWED = 2
@@ -25,13 +26,15 @@ def find_held(
 ) -> tuple[PowerAction, ...]:
     """Find the actions to hold: all new changes that are not confirmed, if too many machines change at once.
 
-    At once: within `get_window_seconds`. Otherwise those that were held before.
+    At once: within `get_window_seconds`. Otherwise those that were held before. What is held because the store was
+    restored does not count: it must not hold what is desired since.
     """
     changes = tuple(action for action in actions if _is_change(action, machines[action.machine_id], policy))
     allowed = count_allowed(machines.values(), policy)
     since = now - get_window_seconds(allowed)
     recent = {machine_id for machine_id, begun in policy.begun.items() if begun.at > since}
-    if len(recent.union(change.machine_id for change in changes)) > allowed:
+    counted = (change.machine_id for change in changes if not machines[change.machine_id].is_restored)
+    if len(recent.union(counted)) > allowed:
         return changes
     return tuple(action for action in changes if machines[action.machine_id].is_held)
 
@@ -68,6 +71,16 @@ def list_holds(held: Sequence[PowerAction], machines: Mapping[UUID, VmRow]) -> l
     ]
 
 
+def report_held(held: Iterable[PowerAction], machines: Mapping[UUID, VmRow], policy: VmPolicy) -> Iterator[VmReport]:
+    """Report each action that is held, and why."""
+    allowed = count_allowed(machines.values(), policy)
+    for action in held:
+        why = f"one of more than {allowed} changes within {get_window_seconds(allowed):g} s"
+        if machines[action.machine_id].is_restored:
+            why = "the store was restored from a backup since this was desired"
+        yield VmReport("held", action.name, f"{action}: held: {why}; guestd plan shows how to confirm it")
+
+
 def digest_changes(actions: Sequence[PowerAction]) -> str:
     """The name of a set of changes: the same machines with the same changes of their desired states."""
     lines = sorted(f"{action.machine_id} {action.desired} {action.desired_since}" for action in actions)
@@ -77,7 +90,7 @@ def digest_changes(actions: Sequence[PowerAction]) -> str:
 def _is_change(action: PowerAction, machine: VmRow, policy: VmPolicy) -> bool:
     """Whether an action begins a change that nobody has confirmed."""
     since = machine.desired_since
-    if since is None:
+    if since is None or machine.is_held:
         return True
     is_reached = machine.facts is not None and machine.facts.reached_since == since
     begun = policy.begun.get(machine.id)

@@ -69,7 +69,7 @@ class VmRow:
     """A row of Machine with its console, facts and lease. `is_holder_live`: the assigned host has reported recently.
 
     `desired_since` is when the desired state last changed, `confirmed_since` that of the change that was confirmed.
-    `is_held`: this change was held before.
+    `is_held`: this change was held before; `is_restored`: because the store was restored from a backup since.
     """
 
     id: UUID
@@ -86,6 +86,7 @@ class VmRow:
     confirmed_since: datetime | None = None
     lease: Lease | None = None
     is_held: bool = False
+    is_restored: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,6 +180,18 @@ class Hold:
 
 
 @dataclass(frozen=True, slots=True)
+class Release:
+    """Record that a change that was held is none any more: the desired state is reached."""
+
+    machine_id: UUID
+    name: str
+    desired_since: datetime | None
+
+    def __str__(self) -> str:
+        return f"hold of {self.name}: ended, its desired state is reached"
+
+
+@dataclass(frozen=True, slots=True)
 class PowerAction:
     """One libvirt call that changes a domain, which is to be as it was observed: `state` and `boot`."""
 
@@ -215,7 +228,7 @@ class Destroy(PowerAction):
     """Power the domain off."""
 
 
-Write = Claim | TakeLease | DropLease | SetStatus | KeepGraphics | KeepFacts | Hold
+Write = Claim | TakeLease | DropLease | SetStatus | KeepGraphics | KeepFacts | Hold | Release
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,8 +285,9 @@ class BegunChange:
 class VmPolicy:
     """What guestd may do on this host, from the configuration.
 
-    `host_boot` is the boot of this host's kernel, empty if libvirt is on another machine. `starts_from` is the
-    monotonic time before which it starts nothing: the other hosts may be about to report what they run.
+    `host_boot` is the boot of this host's kernel and `host_machine` the hash of its machine ID, both empty if libvirt
+    is on another machine. `starts_from` is the monotonic time before which it starts nothing: the other hosts may be
+    about to report what they run.
     `silent_hosts` are the other hosts of the store that have not reported recently, by name. `begun` are the last
     changes that began, by machine.
     """
@@ -286,6 +300,7 @@ class VmPolicy:
     most_changes: int
     most_changes_share: float
     host_boot: str = ""
+    host_machine: str = ""
     starts_from: float = 0.0
     silent_hosts: tuple[str, ...] = ()
     begun: Mapping[UUID, BegunChange] = field(default_factory=dict)

@@ -27,7 +27,7 @@ from dataclasses import replace
 from uuid import UUID
 
 from guestd.hypervisor.domains import KNOWN_ENDS, Domain, DomainDescription, Graphics, derive_status
-from guestd.vms.guard import count_allowed, find_held, get_window_seconds, list_holds
+from guestd.vms.guard import find_held, list_holds, report_held
 from guestd.vms.leases import ELSEWHERE_SECONDS, plan_lease
 from guestd.vms.model import (
     SETTLED_STATUSES,
@@ -41,6 +41,7 @@ from guestd.vms.model import (
     KeepGraphics,
     PowerAction,
     Recheck,
+    Release,
     SetStatus,
     VmPlan,
     VmPolicy,
@@ -102,15 +103,12 @@ def plan_vms(
     actions = [step for step in steps if isinstance(step, PowerAction)]
     by_id = {machine.id: machine for machine in machines}
     held = find_held(actions, by_id, now, policy)
-    allowed = count_allowed(machines, policy)
-    within = f"{get_window_seconds(allowed):g} s"
-    text = f"one of more than {allowed} changes within {within}; guestd plan shows how to confirm it"
     return VmPlan(
         writes=(*(step for step in steps if isinstance(step, Write)), *list_holds(held, by_id)),
         actions=tuple(action for action in actions if action not in held),
         reports=(
             *(step for step in steps if isinstance(step, VmReport)),
-            *(VmReport("held", action.name, f"{action}: held: {text}") for action in held),
+            *report_held(held, by_id, policy),
         ),
         recheck_seconds=min((step.seconds for step in steps if isinstance(step, Recheck)), default=None),
         held=held,
@@ -245,6 +243,8 @@ def _plan_observed(
             return
         yield Claim(machine.id, machine.name, machine.host_id, reason)
     yield from plan_lease(machine, domain, is_ours=True, is_off=not is_debounced, policy=policy)
+    if machine.is_held and not is_debounced and derive_status(domain) == machine.desired:
+        yield Release(machine.id, machine.name, machine.desired_since)
     yield from _report_drift(machine, domain)
     power: list[PowerAction | VmReport | Recheck] = []
     problem = None

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from uuid import UUID
 
 import structlog
@@ -24,6 +25,7 @@ from guestd.hypervisor.domains import Domain
 from guestd.hypervisor.driver import Hypervisor, Target
 from guestd.telemetry.registry import VmMetrics
 from guestd.vms.guard import note_begun
+from guestd.vms.identity import HostIdentity
 from guestd.vms.model import (
     REPORT_KINDS,
     Absence,
@@ -39,11 +41,20 @@ from guestd.vms.model import (
     VmPlan,
     VmPolicy,
     VmReport,
+    VmRow,
     Write,
 )
 from guestd.vms.plan import find_absences, keep_recent_attempts, plan_vms
 from guestd.vms.power import record_accepted, record_failed
-from guestd.vms.store import HostLocked, VmStore, listen_for_desired_state, open_vm_store, read_host_machines
+from guestd.vms.reported import Reported
+from guestd.vms.store import (
+    HostLocked,
+    HostRefused,
+    VmStore,
+    listen_for_desired_state,
+    open_vm_store,
+    read_host_machines,
+)
 
 log = structlog.get_logger()
 
@@ -75,7 +86,9 @@ class VmReconciler:
         metrics: VmMetrics,
         settle_seconds: float = SETTLE_SECONDS,
         send_seconds: float = SEND_SECONDS,
+        reports_file: Path | None = None,
     ) -> None:
+        """`reports_file` remembers how often this host has reported to the store; None: only this process does."""
         self._hypervisor = hypervisor
         self._dsn = dsn
         self._host_name = host_name
@@ -94,6 +107,9 @@ class VmReconciler:
         self._bugs = BugLog()
         self._reports: frozenset[VmReport] = frozenset()
         self._heartbeat_at = float("-inf")
+        self._reported = Reported(reports_file, host=host_name, uri=hypervisor.uri)
+        # The connection to libvirt whose host is known to be that of the store.
+        self._identified: int | None = None
         self.error: str | None = "not started yet"
 
     async def run(self) -> None:
@@ -101,7 +117,7 @@ class VmReconciler:
 
         def on_failure(exc: Exception, delay_seconds: float) -> None:
             if str(exc) != self.error:
-                emit = log.error if isinstance(exc, HostLocked | RowsRejected) else log.warning
+                emit = log.error if isinstance(exc, HostLocked | HostRefused | RowsRejected) else log.warning
                 emit("VM reconciler stopped, retrying", error=str(exc), retry_seconds=round(delay_seconds, 1))
             self.error = str(exc)
             self._metrics.reconciler_lost.inc()
@@ -126,7 +142,7 @@ class VmReconciler:
             starts_from = time.monotonic() + self._settle_seconds
             self._policy = replace(self._policy, host_id=store.host_id, starts_from=starts_from)
             log.info("VM reconciler started", host=self._host_name, uri=uri, id=str(store.host_id))
-            self._used_snapshot = None
+            self._used_snapshot = self._identified = None
             # The attempts of this process are more recent than the stored ones.
             self._attempts = await store.read_attempts(time.monotonic()) | self._attempts
             async with unwrapping_task_group() as actions:
@@ -138,10 +154,12 @@ class VmReconciler:
         """Observe, plan, apply; returns the seconds until the next run if no event arrives."""
         if self._hypervisor.observed_at == self._used_snapshot:
             await self._hypervisor.observe()
+        if self._identified != self._hypervisor.connection_count:
+            await self._identify(store)
         began = time.monotonic()
         self._used_snapshot, domains = self._hypervisor.observed_at, self._hypervisor.domains
         self._wake.clear()
-        machines, silent_hosts = await store.read_machines(domains)
+        machines, silent_hosts, reports = await self._read_machines(store, domains)
         self._attempts = keep_recent_attempts(self._attempts, machines, domains, began)
         self._absences = find_absences(
             self._absences,
@@ -169,7 +187,7 @@ class VmReconciler:
             actions.create_task(self._perform_isolated(store, action), name=f"vms-{action.name}")
         self._report((*plan.reports, *unwritten))
         if began - self._heartbeat_at >= HEARTBEAT_SECONDS:
-            await store.touch_host()
+            await self._reported.note(await store.touch_host(reports))
             self._heartbeat_at = began
         self.error = None
         self._metrics.reconcile_seconds.observe(time.monotonic() - began)
@@ -177,6 +195,40 @@ class VmReconciler:
         if any(isinstance(write, Claim) for write in written):
             return 0.0
         return min(RECONCILE_SECONDS, plan.recheck_seconds or RECONCILE_SECONDS)
+
+    async def _identify(self, store: VmStore) -> None:
+        """Check that this is the host of the store's row; raises HostRefused if it may be another one."""
+        connection = self._hypervisor.connection_count
+        uuid = await self._hypervisor.get_host_uuid()
+        if await store.identify(HostIdentity(uuid, self._policy.host_machine, self._policy.host_boot)):
+            log.warning(
+                "libvirt has made up another UUID for this host: after the next restart of the host guestd takes it "
+                "for another one; set host_uuid or host_uuid_source in libvirtd.conf (docs/vms.md)",
+                uuid=uuid,
+            )
+        self._identified = connection
+
+    async def _read_machines(
+        self, store: VmStore, domains: Sequence[Domain]
+    ) -> tuple[list[VmRow], tuple[str, ...], int]:
+        """Read the machines, the hosts that do not report, and how often this one has.
+
+        If the store went back, first hold all that is desired.
+        """
+        machines, silent_hosts = await store.read_machines(domains)
+        # After the machines: if these are of a store that was restored in between, so is this.
+        reports, known = await store.read_reports(), self._reported.reports
+        if reports >= known:
+            return machines, silent_hosts, reports
+        count, reports_now = await store.hold_restored(domains, expected=reports, known=known)
+        await self._reported.note(reports_now)
+        log.error(
+            "store was restored from a backup, or lost transactions: its desired states may be out of date, none that "
+            "is not reached is acted on before it is confirmed or set again; see guestd plan",
+            machines=count, reports=reports, reports_known=known,
+        )  # fmt: skip
+        machines, silent_hosts = await store.read_machines(domains)
+        return machines, silent_hosts, reports_now
 
     async def _write(self, store: VmStore, plan: VmPlan) -> tuple[list[Write], list[VmReport]]:
         writes = [write for write in plan.writes if not (isinstance(write, DropLease) and self._is_acted_on(write))]
@@ -320,7 +372,10 @@ async def preview_vm_plan(hypervisor: Hypervisor, *, dsn: str, host_name: str, p
     # No debounce: a single plan cannot wait for a domain that is off, or gone, to come back.
     long_ago = float("-inf")
     domains: list[Domain] = [replace(domain, since=long_ago) for domain in await hypervisor.observe()]
-    host_id, machines, silent_hosts = await read_host_machines(dsn, name=host_name, uri=hypervisor.uri, domains=domains)
+    identity = HostIdentity(await hypervisor.get_host_uuid(), policy.host_machine, policy.host_boot)
+    host_id, machines, silent_hosts = await read_host_machines(
+        dsn, name=host_name, uri=hypervisor.uri, identity=identity, domains=domains
+    )
     policy = replace(policy, host_id=host_id or UNKNOWN_HOST, silent_hosts=silent_hosts)
     absences = find_absences({}, machines, domains, stops={}, host_id=policy.host_id, now=long_ago)
     return plan_vms(machines, domains, attempts={}, absences=absences, now=time.monotonic(), policy=policy)

@@ -12,8 +12,10 @@ from guestd.hypervisor.driver import Hypervisor
 from guestd.hypervisor.uri import get_transport
 from guestd.telemetry.registry import Telemetry, VmMetrics
 from guestd.vms.guard import digest_changes
+from guestd.vms.identity import hash_machine_id
 from guestd.vms.model import PowerAction, VmPlan, VmPolicy
 from guestd.vms.reconciler import UNKNOWN_HOST, VmReconciler, preview_vm_plan
+from guestd.vms.reported import FILE
 from guestd.vms.store import confirm_changes
 
 
@@ -29,6 +31,7 @@ class VmService:
             host_name=get_host_name(libvirt),
             policy=build_policy(libvirt),
             metrics=metrics,
+            reports_file=Path(settings.spool.directory, FILE),
         )
         self._stats_poller = DomainStatsPoller(libvirt.uri, lambda: hypervisor.domains, metrics=metrics)
         telemetry.add_source(self._stats_poller.build_families)
@@ -68,6 +71,7 @@ def build_policy(settings: LibvirtSettings) -> VmPolicy:
         most_changes=settings.most_changes,
         most_changes_share=settings.most_changes_share,
         host_boot=read_host_boot(settings.uri),
+        host_machine=read_host_machine(settings.uri),
     )
 
 
@@ -75,6 +79,12 @@ def read_host_boot(uri: str) -> str:
     """Read the ID of this host's boot, empty if libvirt is on another machine."""
     file = Path("/proc/sys/kernel/random/boot_id")
     return file.read_text().strip() if get_transport(uri) == "unix" and file.exists() else ""
+
+
+def read_host_machine(uri: str) -> str:
+    """Read the hash of this host's machine ID, empty if libvirt is on another machine or there is none."""
+    file = Path("/etc/machine-id")
+    return hash_machine_id(file.read_text().strip()) if get_transport(uri) == "unix" and file.exists() else ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from guestd.store.connection import (
     set_timeouts,
     store_deadline,
 )
+from guestd.vms.identity import HostIdentity, StoredHost, find_conflict, is_renamed
 from guestd.vms.model import (
     SETTLED_STATUSES,
     Attempts,
@@ -36,6 +37,7 @@ from guestd.vms.model import (
     KeepGraphics,
     Lease,
     PowerAction,
+    Release,
     SetStatus,
     TakeLease,
     VmReport,
@@ -48,7 +50,7 @@ from gueststore.queries import query
 # A host may write only machines that are assigned to it, so claims come first.
 WRITE_ORDER = (
     "vms/update_holder", "vms/take_lease", "vms/delete_lease", "vms/update_status", "vms/upsert_graphics",
-    "vms/upsert_domain", "vms/insert_hold",
+    "vms/upsert_domain", "vms/end_holds", "vms/insert_hold",
 )  # fmt: skip
 # Locked rows of Machine are skipped without a wait; other rows of one machine may keep the others' as long.
 LOCK_SECONDS = 1.0
@@ -60,6 +62,10 @@ class HostLocked(StoreUnavailable):
     """Another guestd manages the machines of this host. Retried, because that one may stop."""
 
 
+class HostRefused(StoreUnavailable):
+    """Another host has registered under this name. Retried, because a person may say that it is this one."""
+
+
 class VmStore:
     """The rows of one host, on one connection. Open with `open_vm_store`."""
 
@@ -68,6 +74,17 @@ class VmStore:
         self.host_id = host_id
         # Actions finish during a reconcile run and must not write into its transaction.
         self._lock = asyncio.Lock()
+
+    async def identify(self, ours: HostIdentity) -> bool:
+        """Register which host this is; returns whether libvirt has made up another UUID for it.
+
+        Raises HostRefused if the row is another host's.
+        """
+        async with self._lock, store_deadline(ROW_SECONDS), self._connection.transaction():
+            stored = await _read_stored_host(self._connection, self.host_id, ours)
+            values = {"host_id": self.host_id, "identity": str(ours), "boot": ours.boot}
+            await self._connection.execute(query("hosts/update_identity"), values)
+        return is_renamed(stored, ours)
 
     async def read_machines(self, domains: Sequence[Domain]) -> tuple[list[VmRow], tuple[str, ...]]:
         """Read the machines of this host and of these domains, and the other hosts that do not report."""
@@ -147,12 +164,41 @@ class VmStore:
             async with self._lock, store_deadline(ROW_SECONDS):
                 await self._connection.execute(query("vms/delete_lease"), values)
 
-    async def touch_host(self) -> None:
-        """Store that libvirt on this host has just answered. StoreUnavailable if the host has no row."""
+    async def read_reports(self) -> int:
+        """Read how often this host has reported. StoreUnavailable if the host has no row."""
         async with self._lock, store_deadline(ROW_SECONDS):
-            cursor = await self._connection.execute(query("hosts/update_last_seen"), {"host_id": self.host_id})
-        if not cursor.rowcount:
+            cursor = await self._connection.execute(query("hosts/read_reports"), {"host_id": self.host_id})
+            row = await cursor.fetchone()
+        if row is None:
             raise StoreUnavailable(f"the row of Host {self.host_id} was deleted: the host registers again")
+        return int(row[0])
+
+    async def touch_host(self, expected: int) -> int:
+        """Store that libvirt on this host has just answered, for the next time after so many; returns how often now.
+
+        StoreUnavailable if the host has no row, or the store was restored meanwhile.
+        """
+        async with self._lock, store_deadline(ROW_SECONDS):
+            return await self._touch_host(expected, expected + 1)
+
+    async def hold_restored(self, domains: Sequence[Domain], *, expected: int, known: int) -> tuple[int, int]:
+        """Hold the desired states of all machines that this host has or may have; returns how many, and the reports.
+
+        `expected` reports are in the store, and guestd knows of `known`.
+        """
+        async with self._lock, store_deadline(ROW_SECONDS), self._connection.transaction():
+            values = _build_selection(self.host_id, domains)
+            cursor = await self._connection.execute(query("vms/insert_restored_holds"), values)
+            return cursor.rowcount, await self._touch_host(expected, known + 1)
+
+    async def _touch_host(self, expected: int, reports: int) -> int:
+        values = {"host_id": self.host_id, "expected": expected, "reports": reports}
+        cursor = await self._connection.execute(query("hosts/update_reports"), values)
+        if not cursor.rowcount:
+            raise StoreUnavailable(
+                f"the row of Host {self.host_id} was deleted, or the store was restored: the host registers again"
+            )
+        return reports
 
 
 @asynccontextmanager
@@ -177,14 +223,19 @@ async def open_vm_store(dsn: str, *, name: str, uri: str, version: str) -> Async
 
 
 async def read_host_machines(
-    dsn: str, *, name: str, uri: str, domains: Sequence[Domain]
+    dsn: str, *, name: str, uri: str, identity: HostIdentity, domains: Sequence[Domain]
 ) -> tuple[UUID | None, list[VmRow], tuple[str, ...]]:
-    """Read a host's ID (None before the first guestd there), its machines and the hosts that do not report."""
+    """Read a host's ID (None before the first guestd there), its machines and the hosts that do not report.
+
+    Raises HostRefused if another host has registered under this name.
+    """
     async with connection_to(dsn) as connection:
         await check_schema(connection)
         async with store_deadline(ROW_SECONDS):
             cursor = await connection.execute(query("hosts/read_host"), {"name": name, "uri": uri})
             (host_id,) = await cursor.fetchone() or (None,)
+            if host_id is not None:
+                await _read_stored_host(connection, host_id, identity)
             return host_id, *await _read_machines(connection, host_id, domains)
 
 
@@ -210,19 +261,41 @@ async def listen_for_desired_state(dsn: str, changed: asyncio.Event) -> None:
     await listen(dsn, "guestd_wish", wake)
 
 
+async def _read_stored_host(connection: psycopg.AsyncConnection[Any], host_id: UUID, ours: HostIdentity) -> StoredHost:
+    """Read which host has registered; raises HostRefused if that is another one."""
+    cursor = await connection.execute(query("hosts/read_identity"), {"host_id": host_id, "boot": ours.boot})
+    row = await cursor.fetchone()
+    if row is None:
+        raise StoreUnavailable(f"the row of Host {host_id} was deleted: the host registers again")
+    name, uri, identity, boot, has_earlier_leases = row
+    stored = StoredHost(identity, boot, has_earlier_leases)
+    conflict = find_conflict(stored, ours)
+    if conflict is not None:
+        raise HostRefused(
+            f"host {name} ({uri}) may be another machine than this one: {conflict}, and this host's is {ours}. If two"
+            " hosts use this name, give this one another libvirt.host_name; if this is that host, confirm it as"
+            f" docs/vms.md says: its row of Host has the id {host_id}"
+        )
+    return stored
+
+
 async def _read_machines(
     connection: psycopg.AsyncConnection[Any], host_id: UUID | None, domains: Sequence[Domain]
 ) -> tuple[list[VmRow], tuple[str, ...]]:
-    values = {
-        "host_id": host_id,
-        "names": [domain.name for domain in domains],
-        "uuids": [domain.uuid for domain in domains],
-    }
+    values = _build_selection(host_id, domains)
     async with connection.cursor(binary=True, row_factory=dict_row) as cursor:
         await cursor.execute(query("vms/read_machines"), values)
         machines = [_build_row(row) for row in await cursor.fetchall()]
         await cursor.execute(query("vms/read_silent_hosts"), {"host_id": host_id})
         return machines, tuple(row["name"] for row in await cursor.fetchall())
+
+
+def _build_selection(host_id: UUID | None, domains: Sequence[Domain]) -> dict[str, Any]:
+    return {
+        "host_id": host_id,
+        "names": [domain.name for domain in domains],
+        "uuids": [domain.uuid for domain in domains],
+    }
 
 
 def _build_row(row: Mapping[str, Any]) -> VmRow:
@@ -257,6 +330,7 @@ def _build_row(row: Mapping[str, Any]) -> VmRow:
         confirmed_since=row["confirmedSince"],
         lease=lease,
         is_held=row["isHeld"],
+        is_restored=row["isRestored"],
     )
 
 
@@ -273,6 +347,8 @@ def _build_statement(write: Write) -> tuple[str, dict[str, Any]]:  # noqa: PLR09
             return "vms/delete_lease", {}
         case SetStatus():
             return "vms/update_status", {"before": write.before, "after": write.after, "reason": write.why}
+        case Release():
+            return "vms/end_holds", {"desired_since": write.desired_since}
         case Hold():
             return "vms/insert_hold", {"desired_since": write.desired_since, "reason": write.why}
         case KeepGraphics(graphics=graphics):

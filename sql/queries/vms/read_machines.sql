@@ -8,14 +8,8 @@ SELECT
     machine."desiredStatus",
     machine."desiredSince",
     machine."confirmedSince",
-    (
-        SELECT count(*) > 0
-        FROM "ReconcileEvent" AS event
-        WHERE
-            event."machineId" = machine."id"
-            AND event."action" = 'hold'
-            AND event."occurredAt" >= machine."desiredSince"
-    ) AS "isHeld",
+    hold."isHeld",
+    hold."isRestored",
     machine."hostId",
     coalesce(host."lastSeen" > now() - INTERVAL '60 seconds', FALSE) AS "isHolderLive",
     machine."cpuCores",
@@ -43,6 +37,17 @@ LEFT JOIN "MachineConfiguration" AS configuration ON machine."id" = configuratio
 LEFT JOIN "MachineDomain" AS domain ON machine."id" = domain."machineId"
 LEFT JOIN "MachineLease" AS lease ON machine."id" = lease."machineId"
 LEFT JOIN "Host" AS leased ON lease."hostId" = leased."id"
+LEFT JOIN LATERAL (
+    SELECT
+        count(*) > 0 AS "isHeld",
+        count(*) FILTER (WHERE event."outcome" = 'restored') > 0 AS "isRestored"
+    FROM "ReconcileEvent" AS event
+    WHERE
+        event."machineId" = machine."id"
+        AND event."action" = 'hold'
+        AND event."outcome" IN ('held', 'restored')
+        AND event."occurredAt" >= coalesce(machine."desiredSince", event."occurredAt")
+) AS hold ON TRUE
 WHERE
     machine."hostId" = %(host_id)s::uuid
     OR lease."hostId" = %(host_id)s::uuid

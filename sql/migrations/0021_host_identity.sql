@@ -1,0 +1,18 @@
+-- compat: 1
+-- Two hosts that use one name are told apart, and a host notices that the store was restored from a backup.
+
+ALTER TABLE "Host"
+ADD COLUMN "identity" text,
+ADD COLUMN "boot" text,
+ADD COLUMN "reports" bigint NOT NULL DEFAULT 0;
+
+COMMENT ON COLUMN "Host"."identity" IS
+'libvirt''s UUID of the host, a slash, and a hash of its machine ID: a guestd on another host is refused. NULL until one has reported it.';
+COMMENT ON COLUMN "Host"."boot" IS
+'The boot of the host''s kernel when its guestd last connected; empty where guestd runs on another machine than libvirt.';
+COMMENT ON COLUMN "Host"."reports" IS
+'How often its guestd has reported; less than guestd remembers after the store was restored from a backup.';
+COMMENT ON COLUMN "ReconcileEvent"."action" IS
+'claim or status, for rows; start, resume, suspend, shutdown or destroy, for domains; hold, for a change that waits for a confirmation.';
+COMMENT ON COLUMN "ReconcileEvent"."outcome" IS
+'done, or what libvirt refused, in its words; of a hold: held or restored while it lasts, then confirmed or reached.';
