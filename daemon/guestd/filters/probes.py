@@ -52,21 +52,24 @@ def list_probes(was: RuleTree, becomes: RuleTree, work: Work) -> Iterator[Packet
     passing = [rule for key, rule in new.items() if key not in kept and (rule.unknown or rule.verdict not in BLOCKING)]
     gone = [rule for key, rule in old.items() if key not in kept and rule.verdict in BLOCKING]
     wide = {id(rule) for rule in passing if named.is_wide(rule)}
+    frames = _find_changed_frames(was, becomes)
     for rule in old.values():
         if rule.verdict in BLOCKING and not rule.unknown:
             work.spend(1 + len(passing) + len(gone))
             meeting = [each for each in (*passing, *gone) if _meet(each, rule)]
-            probed = [rule, *(_intersect(rule, each) for each in meeting if id(each) in wide)] if meeting else []
+            if not meeting and not frames:
+                continue
+            probed = [rule, *(_intersect(rule, each) for each in meeting if id(each) in wide)]
             for packet in (each for one in probed for each in probe_packets(one, named)):
-                work.spend(1 + len(meeting))
-                if find_deciding_rule(packet, meeting) is not None:
+                work.spend(1 + len(meeting) + len(frames))
+                # Its frame may pass now, too, and an old rule accept the packet.
+                if find_deciding_rule(packet, meeting) or any(frame_match.is_match(each, packet) for each in frames):
                     yield packet
-    yield from _list_frame_probes(was, becomes, named, work)
+    yield from _list_frame_probes(was, frames, named, work)
 
 
-def _list_frame_probes(was: RuleTree, becomes: RuleTree, named: Named, work: Work) -> Iterator[Packet]:
-    """As `list_probes`, of the rules for frames. A frame can pass only by what `_find_changed_frames` finds."""
-    changed = _find_changed_frames(was, becomes)
+def _list_frame_probes(was: RuleTree, changed: Sequence[Rule], named: Named, work: Work) -> Iterator[Packet]:
+    """As `list_probes`, of the rules for frames. A frame can pass only by what `_find_changed_frames` found."""
     for placed in was.placed if changed else ():
         if placed.rule.action in BLOCKING and placed.rule.is_link:
             for rule in list_instances(placed.rule, placed.variables):
