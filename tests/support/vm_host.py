@@ -17,6 +17,7 @@ from guestd.hypervisor.driver import Hypervisor
 from guestd.telemetry.registry import VmMetrics
 from guestd.vms.model import VmPolicy
 from guestd.vms.reconciler import SEND_SECONDS, UNKNOWN_HOST, VmReconciler
+from guestd.vms.service import read_host_machine
 from support.daemon import add_machine, rows
 from support.libvirt import domain_xml, own_connection, running, uri_of
 
@@ -45,6 +46,8 @@ class Host:
             "host_id": UNKNOWN_HOST, "is_converging": True, "may_destroy": False, "shutdown_seconds": 1.0,
             "channel_names": ("org.infinibay.agent",), "most_changes": 10, "most_changes_share": 0.5,
             "host_boot": "boot 1",
+            # As guestd's verbs have it, which the tests run on the same host.
+            "host_machine": read_host_machine(hypervisor.uri),
         }  # fmt: skip
         self.reconciler = VmReconciler(
             hypervisor,

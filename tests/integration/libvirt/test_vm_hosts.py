@@ -89,7 +89,7 @@ async def test_another_host_behind_the_same_uri_is_noticed_when_libvirt_is_conne
 ) -> None:
     add(dsn, "one")
     hypervisor = named(hypervisor_with(tmp_path, "one"), "uuid a")
-    async with reconciling(Host(dsn, hypervisor, host_boot="")) as host:
+    async with reconciling(Host(dsn, hypervisor, host_boot="", host_machine="")) as host:
         await host.becomes("one", status="running")
         hypervisor.host_uuid = "uuid b"
         hypervisor._on_close_event(hypervisor._connection)
@@ -99,16 +99,18 @@ async def test_another_host_behind_the_same_uri_is_noticed_when_libvirt_is_conne
 async def test_a_host_of_an_earlier_guestd_is_taken_in_the_boot_of_its_leases_only(dsn: str, tmp_path: Path) -> None:
     add(dsn, "one")
     hypervisor = named(hypervisor_with(tmp_path, "one"), "uuid a")
-    async with reconciling(Host(dsn, hypervisor)) as host:
+    async with reconciling(Host(dsn, hypervisor, host_machine="machine a")) as host:
         await host.becomes("one", status="running")
         await host.eventually(lambda: rows(dsn, 'SELECT 1 FROM "MachineLease"'), "it has a lease")
     execute(dsn, 'UPDATE "Host" SET "identity" = NULL, "boot" = NULL')
-    async with reconciling(Host(dsn, named(hypervisor, "uuid a"), host_boot="boot 2")) as host:
+    async with reconciling(
+        Host(dsn, named(hypervisor, "uuid a"), host_machine="machine a", host_boot="boot 2")
+    ) as host:
         await host.eventually(lambda: host.lost, "it is refused")
         assert "it has leases of an earlier boot and no identity" in str(host.reconciler.error)
-    async with reconciling(Host(dsn, named(hypervisor, "uuid a"))) as host:
+    async with reconciling(Host(dsn, named(hypervisor, "uuid a"), host_machine="machine a")) as host:
         assert host.reconciler.error is None
-    assert rows(dsn, 'SELECT "identity", "boot" FROM "Host"') == [("uuid a/none", "boot 1")]
+    assert rows(dsn, 'SELECT "identity", "boot" FROM "Host"') == [("uuid a/machine a", "boot 1")]
 
 
 async def test_the_host_of_a_preview_need_not_be_registered(dsn: str, tmp_path: Path) -> None:

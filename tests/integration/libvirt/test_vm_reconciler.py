@@ -264,12 +264,12 @@ def has_started(host: Host, times: int) -> bool:
 async def test_a_migrated_machine_is_reassigned_and_the_old_host_does_not_write_it(dsn: str, tmp_path: Path) -> None:
     add(dsn, "one", "running")
     old = Host(dsn, hypervisor_with(tmp_path, "one"), name="old")
-    new = Host(dsn, hypervisor_with(tmp_path, "other"), name="new")
+    new = Host(dsn, hypervisor_with(tmp_path), name="new")
     async with reconciling(old), reconciling(new):
         await old.becomes("one", hostName="old")
         # The test driver cannot migrate: the domain ends on one host and appears, active, on the other.
         old.domain("one").destroy()
-        own_connection(new.hypervisor).createXML(domain_xml("one", 9))
+        own_connection(new.hypervisor).createXML(domain_xml("one", 1))
         await new.becomes("one", hostName="new", domainState="running", status="running")
         await old.another_run()
         await old.becomes("one", hostName="new", status="running")

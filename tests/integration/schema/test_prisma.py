@@ -137,7 +137,8 @@ def default_of(field: dict[str, Any]) -> str | None:
         return "'{}'::text[]"
     if isinstance(default, bool):
         return str(default).lower()
-    if isinstance(default, str):
+    # Prisma writes the number of a BigInt as text.
+    if isinstance(default, str) and field["type"] != "BigInt":
         return f"'{default}'::{'jsonb' if field['type'] == 'Json' else 'text'}"
     return str(default)
 
