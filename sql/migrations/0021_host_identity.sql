@@ -13,6 +13,6 @@ COMMENT ON COLUMN "Host"."boot" IS
 COMMENT ON COLUMN "Host"."reports" IS
 'How often its guestd has reported; less than guestd remembers after the store was restored from a backup.';
 COMMENT ON COLUMN "ReconcileEvent"."action" IS
-'claim or status, for rows; start, resume, suspend, shutdown or destroy, for domains; hold, for a change that waits for a confirmation.';
+'claim or status, for rows; start, resume, suspend, shutdown or destroy, for domains; hold, for a change that waits for a confirmation; release, of a lease; define or remove, for filters; attach or bind, for interfaces.';
 COMMENT ON COLUMN "ReconcileEvent"."outcome" IS
-'done, or what libvirt refused, in its words; of a hold: held or restored while it lasts, then confirmed or reached.';
+'done, or what libvirt refused, in its words; begun, when guestd ended before it was known; of a hold: held or restored while it lasts, then confirmed or reached.';
