@@ -211,7 +211,8 @@ BEGIN
     DELETE FROM public."RollupPending" AS waits
     USING unnest(found_machines, found_buckets, found_ids) AS due (machine, bucket, id)
     WHERE waits."unit" = wanted_unit AND waits."bucket" = due.bucket AND waits."machineId" = due.machine
-        AND waits."id" = due.id;
+        -- What failed before is computed with it: it waits no longer.
+        AND (waits."id" = due.id OR waits."retryAt" IS NOT NULL);
     SELECT array_agg(pair.machine), array_agg(pair.bucket) INTO machines, buckets
     FROM (
         SELECT DISTINCT due.bucket, due.machine

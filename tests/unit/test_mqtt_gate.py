@@ -272,9 +272,10 @@ async def test_who_is_read_all_the_time_is_not_silent_though_nothing_of_it_is_ke
 
 
 @pytest.mark.asyncio
-async def test_messages_of_which_nothing_is_kept_count_for_the_rate_limit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("message", [b"", b'{"type":"ping"}', numbered(1)], ids=["empty", "ping", "duplicate"])
+async def test_messages_of_which_nothing_is_kept_count_for_the_rate_limit(tmp_path: Path, message: bytes) -> None:
     async with gate_on(tmp_path) as rig:
-        await deliver(rig, *[b""] * 500)
+        await deliver(rig, numbered(1), *[message] * 500)
         await deliver(rig, PLAIN)
-        assert await rig.payloads() == []
+        assert await rig.payloads() == [numbered(1)]
         assert rig.gate.admits(OTHER, PLAIN)

@@ -46,7 +46,7 @@ def test_frames_that_take_long_are_written_in_parts_that_fit_into_the_deadline(f
     assert max(sizes) <= 3
     assert timeouts <= 10
     # The next batch does not time out again.
-    assert write_batch(slow, batch(*range(1, frames + 1)), 20)[0] == 0 or frames == 3
+    assert write_batch(slow, batch(*range(1, frames + 1)), 20)[0] == 0
 
 
 def test_after_fast_writes_a_batch_is_written_whole_again() -> None:

@@ -154,6 +154,7 @@ class MqttGate:
             window = self._advance(line.header, sender)
             if window is None and _is_settled(line.header, sender):
                 self._metrics.duplicate.inc()
+                self._gate.charge(machine_id, size_bytes)
                 return None
         has_room = self._has_room(machine_id, size_bytes, pending_bytes)
         heavy_rows = admit(machine_id, line.payload or b"") if has_room else None

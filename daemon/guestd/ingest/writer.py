@@ -172,6 +172,7 @@ class Writer:
         try:
             if part[0].seq == self._bisection.found_seq:
                 await self._quarantine_found(store, part[0])
+                self._metrics.frame_timeouts.set(0)
                 return
             if part[-1].seq > self._moved_seq:
                 part = await self._move(store, part)

@@ -413,7 +413,9 @@ def _from_bytes(below: bytes | None) -> int:
 
 def read_sizes(connection: sqlite3.Connection) -> Iterable[tuple[int, UUID, int]]:
     """(seq, machine, bytes as `Entry.size_bytes` counts them) of every frame, in order."""
-    rows = connection.execute("SELECT seq, machine_id, length(payload), boot_id IS NOT NULL FROM frame ORDER BY seq")
+    # length() and typeof() of a value need its size only: IS NOT NULL reads the payload before it from the disk.
+    sizes = "SELECT seq, machine_id, length(payload), typeof(boot_id) <> 'null' FROM frame ORDER BY seq"
+    rows = connection.execute(sizes)
     # One object a machine: there may be millions of frames.
     machines: dict[bytes, UUID] = {}
     for seq, key, length, is_numbered in rows:

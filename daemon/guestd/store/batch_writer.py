@@ -310,16 +310,15 @@ class Store:
     async def _lock_against_other_hosts(self, frames: Sequence[Prepared], known: set[UUID]) -> None:
         """Lock machines with samples at a time of this host: only for others do equal lines of two hosts conflict.
 
-        With them those whose dialect may be written later, so that a transaction locks all agents in one order.
+        With them those whose dialect is written later: a transaction locks all agents in one order, before other rows.
         """
-        dialects, has_hosts_time = {}, False
+        dialects = {}
         for frame in frames:
             if not isinstance(frame.content, Rows) or frame.machine_id not in known:
                 continue
-            has_hosts_time |= frame.has_hosts_time
             if frame.has_hosts_time or self._dialects.get(frame.machine_id) != frame.content.dialect:
                 dialects[frame.machine_id] = frame.content.dialect
-        if has_hosts_time:
+        if dialects:
             await self._connection.execute(query("ingest/lock_agents"), _by_machine(dialects))
 
     async def _copy_series(self, tables: Sequence[contract.Table], contents: Sequence[Rows], outcome: Outcome) -> None:

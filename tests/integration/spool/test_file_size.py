@@ -11,7 +11,7 @@ from uuid import UUID
 
 import pytest
 
-from guestd.spool.file import Entry, SenderState
+from guestd.spool.file import Entry, SenderState, read_sizes
 from guestd.spool.pages import Pages
 from guestd.spool.queue import Spool, open_spool
 from guestd.telemetry.registry import Telemetry
@@ -90,3 +90,18 @@ async def test_rows_that_share_pages_are_counted_as_they_are() -> None:
     pages = Pages(16 * 1024)
     assert [pages.add(100) for _ in range(10)] == [100] * 10
     assert sum(pages.add(9_000) for _ in range(100)) == pytest.approx(100 * 16 * 1024, rel=0.02)
+
+
+async def test_the_sizes_of_frames_are_found_without_reading_their_payloads(tmp_path: Path) -> None:
+    async with opened(tmp_path) as spool:
+        await fill(spool, cycle([40_000]))
+        frames = spool.frames
+
+    def count_read_bytes() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    with sqlite3.connect(tmp_path / "spool.db") as connection:
+        before = count_read_bytes()
+        assert len([*read_sizes(connection)]) == frames
+        assert count_read_bytes() - before < file_bytes(tmp_path) / 4
+    connection.close()

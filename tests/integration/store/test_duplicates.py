@@ -12,9 +12,11 @@ from tools.harness.waiting import eventually
 
 from guestd.rows.batch import Limits
 from guestd.store.batch_writer import open_store
-from support.daemon import add_machine, metrics_line, rows
+from support.daemon import add_machine, execute, metrics_line, rows
 from support.faults import count_samples, sample_line
 from support.spooled import Tally, drain, entry, spooled
+
+WAITS = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
 
 
 async def through_a_spool_of_its_own(directory: Path, dsn: str, machine_id: UUID, payloads: list[bytes]) -> Tally:
@@ -229,3 +231,19 @@ def insert_sample(dsn: str, machine_id: UUID, at: datetime) -> None:
             "uptime") VALUES (%s, %s, 0, '[]', 0, 0, 0, '[]', '{}', '[]', 0)""",
             (machine_id, at),
         )
+
+
+@pytest.mark.asyncio
+async def test_an_agent_whose_dialect_is_not_known_yet_is_locked_before_any_other_row(tmp_path: Path, dsn: str) -> None:
+    """Two hosts that locked it last and first, and services between, each waited for the other."""
+    machine_id = add_machine(dsn)
+    execute(dsn, f"""INSERT INTO "MachineAgent" ("machineId", "dialect") VALUES ('{machine_id}', 'D2')""")
+    line = metrics_line(datetime.now(UTC).isoformat())
+    with psycopg.connect(dsn) as blocking, psycopg.connect(dsn) as asking:
+        blocking.execute('LOCK TABLE "SystemMetrics" IN EXCLUSIVE MODE')
+        storing = asyncio.create_task(through_a_spool_of_its_own(tmp_path, dsn, machine_id, [line]))
+        await asyncio.to_thread(eventually, lambda: rows(dsn, WAITS), "the batch waits for the table")
+        with pytest.raises(psycopg.errors.LockNotAvailable):
+            asking.execute('SELECT FROM "MachineAgent" FOR UPDATE NOWAIT')
+        blocking.rollback()
+    assert (await storing).frames["stored"] == 1

@@ -154,6 +154,27 @@ async def test_a_period_that_the_store_rejects_is_reported_and_passed_over(dsn: 
     assert rows(dsn, 'SELECT count(*) FROM "RollupPending" WHERE "retryAt" IS NOT NULL') == [(0,)]
 
 
+async def test_a_period_that_failed_waits_no_longer_when_a_later_sample_had_it_computed(dsn: str) -> None:
+    machine_id = add_machine(dsn)
+    execute(
+        dsn,
+        SAMPLE.format(machine_id, 180),
+        """ALTER TABLE "SystemMetricsMinute" ADD CONSTRAINT refuse CHECK (FALSE)""",
+        "SELECT guestd_roll_up_minutes(8)",
+        """ALTER TABLE "SystemMetricsMinute" DROP CONSTRAINT refuse""",
+    )
+    waits = """SELECT "unit", "retryAt" IS NOT NULL FROM "RollupPending" WHERE "unit" = 'minute'"""
+    assert rows(dsn, waits) == [("minute", True)]
+    execute(
+        dsn,
+        """INSERT INTO "RollupPending" ("unit", "bucket", "machineId")
+        SELECT "unit", "bucket", "machineId" FROM "RollupPending" WHERE "unit" = 'minute'""",
+        "SELECT guestd_roll_up_minutes(8)",
+    )
+    assert rows(dsn, MINUTES) == [(machine_id,)]
+    assert rows(dsn, waits) == []
+
+
 async def test_late_periods_of_one_machine_do_not_hold_up_older_ones_of_others(dsn: str) -> None:
     hostile, other = add_machine(dsn), add_machine(dsn)
     late = f"""INSERT INTO "RollupPending" ("unit", "bucket", "machineId")
