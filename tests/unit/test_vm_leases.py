@@ -238,11 +238,28 @@ def test_a_machine_that_was_migrated_away_and_is_assigned_to_its_old_host_again_
         # The host to which it was migrated is about to claim it.
         early = plan_of(held, replace(left_behind, since=BORN - ELSEWHERE_SECONDS + 1))
         assert (early.reports, early.recheck_seconds) == ((), 1)
-    for status, reached in (("off", "off"), ("stopped", "off"), ("running", "running"), ("off", None)):
+    for status, reached in (("off", "off"), ("stopped", "off"), ("off", None), ("running", None)):
         assert plan_of(machine(status=status, desired=reached), left_behind).reports == ()
     assert plan_of(machine(status="off", desired="running"), left_behind, is_converging=False).reports == ()
     assert plan_of(machine(status="building", desired="running"), left_behind).reports == ()
     assert plan_of(machine(status="off", desired="running", host_id=THERE), left_behind).reports == ()
+
+
+@pytest.mark.parametrize(("status", "desired"), [("running", "running"), ("suspended", "suspended")])
+def test_a_machine_that_was_migrated_away_to_a_host_that_died_is_reported_when_its_old_host_has_it_again(
+    status: str, desired: str
+) -> None:
+    """Its status stays as it last was, so its desired state seemed to be reached."""
+    left_behind = domain(state="shutoff", reason="migrated", since=BORN - ELSEWHERE_SECONDS)
+    # A person has released the lease, or has not yet.
+    for lease in (None, THEIRS):
+        held = machine(status=status, desired=desired, lease=lease)
+        (report,) = plan_of(held, left_behind).reports
+        assert (report.kind, "virsh start" in report.text) == ("elsewhere", True)
+        early = plan_of(held, replace(left_behind, since=BORN - ELSEWHERE_SECONDS + 1))
+        assert (early.reports, early.recheck_seconds) == ((), 1)
+    # On a host without guestd it has the lease of the host from which it came.
+    assert plan_of(machine(status=status, desired=desired, lease=OURS), left_behind).reports == ()
 
 
 def test_another_host_that_has_the_machines_domain_under_another_name_takes_its_lease() -> None:

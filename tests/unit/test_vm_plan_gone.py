@@ -220,7 +220,8 @@ def test_what_was_migrated_away_stays_so_when_libvirt_forgets_it() -> None:
     migrated = facts_of(domain(state="shutoff", reason="migrated"))
     forgotten = domain(state="shutoff", reason="unknown")
     for reason in ("unknown", "failed", "daemon"):
-        assert steps(machine(desired="running", facts=migrated), domain(state="shutoff", reason=reason)) == []
+        row = machine(desired="running", facts=migrated, lease=Lease(HERE, "here", "boot 1", UUID(int=101)))
+        assert steps(row, domain(state="shutoff", reason=reason)) == []
         assert list_writes(plan_gone(machine(facts=migrated), reason)) == []
     assert list_writes(plan_gone(machine(facts=migrated), "destroyed"))[0].endswith("gone (destroyed)")
     off = ["status of vm1: running -> off: domain is shutoff (unknown)"]

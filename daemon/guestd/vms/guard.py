@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from uuid import UUID
 
 from guestd.vms.model import BegunChange, Hold, PowerAction, Start, VmPolicy, VmReport, VmRow
@@ -83,8 +84,13 @@ def report_held(held: Iterable[PowerAction], machines: Mapping[UUID, VmRow], pol
 
 def digest_changes(actions: Sequence[PowerAction]) -> str:
     """The name of a set of changes: the same machines with the same changes of their desired states."""
-    lines = sorted(f"{action.machine_id} {action.desired} {action.desired_since}" for action in actions)
+    lines = sorted(f"{action.machine_id} {action.desired} {_name_time(action.desired_since)}" for action in actions)
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:12]
+
+
+def _name_time(time: datetime | None) -> str:
+    """Name a time independently of the time zone in which a session of the store reads it."""
+    return "" if time is None else time.astimezone(UTC).isoformat()
 
 
 def _is_change(action: PowerAction, machine: VmRow, policy: VmPolicy) -> bool:

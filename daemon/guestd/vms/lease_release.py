@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from uuid import UUID
 
 from guestd.store.connection import ROW_SECONDS, check_schema, connection_to, store_deadline
@@ -25,7 +25,8 @@ class ShownLease:
     @property
     def digest(self) -> str:
         """Names exactly this lease: the same host may take it again later."""
-        return hashlib.sha256(f"{self.machine_id} {self.host_id} {self.taken_at}".encode()).hexdigest()[:12]
+        taken_at = self.taken_at.astimezone(UTC).isoformat()
+        return hashlib.sha256(f"{self.machine_id} {self.host_id} {taken_at}".encode()).hexdigest()[:12]
 
 
 async def release_lease(dsn: str, name: str, digest: str | None) -> tuple[ShownLease, bool] | None:

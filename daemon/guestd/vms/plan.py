@@ -243,7 +243,8 @@ def _plan_observed(
             return
         yield Claim(machine.id, machine.name, machine.host_id, reason)
     yield from plan_lease(machine, domain, is_ours=True, is_off=not is_debounced, policy=policy)
-    if machine.is_held and not is_debounced and derive_status(domain) == machine.desired:
+    is_reached = derive_status(domain) == machine.desired and not _is_another(machine, domain)
+    if machine.is_held and is_reached and not is_debounced:
         yield Release(machine.id, machine.name, machine.desired_since)
     yield from _report_drift(machine, domain)
     power: list[PowerAction | VmReport | Recheck] = []
@@ -289,14 +290,19 @@ def _plan_power(
         yield VmReport("replaced", machine.name, text)
     elif policy.is_converging and _is_settled(machine.status):
         if (domain.state, domain.reason) == ("shutoff", "migrated"):
-            yield from _report_migrated(machine, domain, now)
+            yield from _report_migrated(machine, domain, now, policy)
         else:
             yield from plan_power(machine, domain, attempts, now, policy)
 
 
-def _report_migrated(machine: VmRow, domain: Domain, now: float) -> Iterator[VmReport | Recheck]:
-    """Report a machine that was migrated away, is assigned to this host, and should have another state."""
-    if machine.desired in (None, SYNONYMS.get(machine.status, machine.status)):
+def _report_migrated(machine: VmRow, domain: Domain, now: float, policy: VmPolicy) -> Iterator[VmReport | Recheck]:
+    """Report a machine that was migrated away, is assigned to this host, and should have another state.
+
+    Its status is that of the host to which it was migrated. Only if that has no guestd the lease still is this host's.
+    """
+    is_ours = machine.lease is not None and machine.lease.host_id == policy.host_id
+    is_reached = machine.desired == SYNONYMS.get(machine.status, machine.status)
+    if machine.desired is None or (is_reached and (is_ours or machine.desired == "off")):
         return
     left = domain.since + ELSEWHERE_SECONDS - now
     if left > 0:
