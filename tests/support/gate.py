@@ -3,12 +3,13 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import UUID
 
 from guestd.ingest.gate import Gate
+from guestd.ingest.mqtt_gate import MqttGate
 from guestd.ingest.rate_limit import Rate, RateLimit, Rates
 from guestd.spool.file import Frame
 from guestd.spool.queue import Spool, open_spool
@@ -87,6 +88,21 @@ class GateRig:
 
     async def payloads(self) -> list[bytes]:
         return [frame.payload for frame in await self.frames()]
+
+
+def mqtt_gate(
+    rig: GateRig, *, count_missing: Callable[[int], None] | None = None, cpu_seconds: Callable[[], float] = lambda: 0.0
+) -> MqttGate:
+    """The gate behind a broker, in front of that of a rig."""
+    return MqttGate(
+        rig.spool,
+        rig.gate,
+        metrics=rig.telemetry.gate,
+        count_missing=count_missing or rig.telemetry.broker.missing.inc,
+        now_ms=lambda: rig.now_ms,
+        max_frame_bytes=10_000,
+        cpu_seconds=cpu_seconds,
+    )
 
 
 @asynccontextmanager

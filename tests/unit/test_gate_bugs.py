@@ -8,9 +8,20 @@ import pytest
 from structlog.testing import capture_logs
 
 from guestd.ingest.gate import Gate
-from guestd.ingest.mqtt_gate import MachineMessage, MqttGate
+from guestd.ingest.mqtt_gate import MachineMessage
 from guestd.ingest.rate_limit import RateLimit
-from support.gate import DEADLINE_SECONDS, MACHINE, OTHER, PLAIN, RATES, GateRig, gate_on, numbered, read_lines
+from support.gate import (
+    DEADLINE_SECONDS,
+    MACHINE,
+    OTHER,
+    PLAIN,
+    RATES,
+    GateRig,
+    gate_on,
+    mqtt_gate,
+    numbered,
+    read_lines,
+)
 
 EVENT = b'{"type":"error_report","error_type":"e"}'
 PING = b'{"type":"ping"}'
@@ -30,25 +41,13 @@ def broken(missing: int) -> None:
         raise LookupError("a bug")
 
 
-def mqtt_gate(rig: GateRig) -> MqttGate:
-    """A gate that fails with every line before which others are missing."""
-    return MqttGate(
-        rig.spool,
-        rig.gate,
-        metrics=rig.telemetry.gate,
-        count_missing=broken,
-        now_ms=lambda: rig.now_ms,
-        max_frame_bytes=10_000,
-    )
-
-
 def bugs(rig: GateRig) -> float | None:
     return rig.telemetry.registry.get_sample_value("guestd_gate_bugs_total")
 
 
 async def deliver(rig: GateRig, *messages: MachineMessage) -> int:
     async with asyncio.timeout(DEADLINE_SECONDS):
-        return await mqtt_gate(rig).accept(messages)
+        return await mqtt_gate(rig, count_missing=broken).accept(messages)
 
 
 def of_machine(*payloads: bytes) -> Sequence[MachineMessage]:

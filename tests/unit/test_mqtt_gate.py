@@ -2,32 +2,19 @@
 
 import asyncio
 import itertools
-from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
 import pytest
 
-from guestd.ingest.mqtt_gate import MachineMessage, MqttGate
+from guestd.ingest.mqtt_gate import MachineMessage
 from guestd.spool.file import SenderState
 from guestd.wire.framing import Framer
 from guestd.wire.line import read_first_line
-from support.gate import BOOT, MACHINE, OTHER, PLAIN, GateRig, gate_on, marked, numbered, read_lines
+from support.gate import BOOT, MACHINE, OTHER, PLAIN, GateRig, gate_on, marked, mqtt_gate, numbered, read_lines
 from support.poison import POISON
 
 EVENT = b'{"type":"error_report","error_type":"e"}'
-
-
-def mqtt_gate(rig: GateRig, cpu_seconds: Callable[[], float] = lambda: 0.0) -> MqttGate:
-    return MqttGate(
-        rig.spool,
-        rig.gate,
-        metrics=rig.telemetry.gate,
-        count_missing=rig.telemetry.broker.missing.inc,
-        now_ms=lambda: rig.now_ms,
-        max_frame_bytes=10_000,
-        cpu_seconds=cpu_seconds,
-    )
 
 
 async def deliver(rig: GateRig, *lines: bytes) -> None:
@@ -245,7 +232,7 @@ async def test_who_sends_what_takes_long_to_read_is_read_no_more_though_nothing_
         await deliver(rig, numbered(1))
         # Of each message, 60 s: not even one fits.
         calls = itertools.count()
-        gate = mqtt_gate(rig, lambda: next(calls) * 60.0)
+        gate = mqtt_gate(rig, cpu_seconds=lambda: next(calls) * 60.0)
         await gate.accept([MachineMessage(MACHINE, line)] * 20)
         assert next(calls) == 2
         assert rig.gate.admits(OTHER, PLAIN)

@@ -4,8 +4,6 @@ from dataclasses import replace
 from uuid import UUID
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from guestd.hypervisor.domains import KNOWN_ENDS, Domain, Graphics
 from guestd.vms import plan
@@ -15,27 +13,13 @@ from support.vm_world import (
     HERE,
     SINCE,
     THERE,
-    World,
     attempts_of,
-    copied,
     domain,
-    ended,
     facts_of,
     machine,
     policy,
     steps,
-    worlds,
 )
-
-
-@given(worlds(), st.integers(0, 12))
-def test_after_any_prefix_of_a_plan_a_new_plan_leads_to_the_same_end(world: World, done: int) -> None:
-    whole, cut = copied(world), copied(world)
-    whole.settle()
-    first = cut.plan()
-    cut.apply([*first.writes, *first.actions][:done])
-    cut.settle()
-    assert ended(cut) == ended(whole)
 
 
 def plan_gone(row: VmRow, reason: str | None, seconds: float = 1000.0) -> VmPlan:

@@ -14,8 +14,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import socket
-import struct
 import tempfile
 import time
 import uuid
@@ -26,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.bench.daemon import cpu_seconds, guestd, samples
+from tools.bench.flood import connect_publisher, publish
 from tools.bench.server import SEED, own_store
 from tools.bench.suite import add_rounds_option, medians, run
 from tools.harness.broker import Broker, prefix
@@ -130,7 +129,7 @@ def _packets(machines: list[uuid.UUID], messages: int, size_bytes: int) -> bytes
         moment = time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime(start_s + number))
         for machine_id, boot_id in runs.items():
             payload = _payload(boot_id, number, moment, size_bytes)
-            packets.append(_publish(f"guestd/v1/{machine_id}/metrics".encode(), len(packets) % 65535 + 1, payload))
+            packets.append(publish(f"guestd/v1/{machine_id}/metrics".encode(), len(packets) % 65535 + 1, payload))
     return b"".join(packets)
 
 
@@ -158,20 +157,6 @@ def _payload(boot_id: str, seq: int, moment: str, size_bytes: int) -> bytes:
     return f'{head}{body},"unused":"{"x" * padding}"{tail}'.encode()
 
 
-def _publish(topic: bytes, mid: int, payload: bytes) -> bytes:
-    rest = struct.pack("!H", len(topic)) + topic + struct.pack("!H", mid) + payload
-    return b"\x32" + _length(len(rest)) + rest
-
-
-def _length(size: int) -> bytes:
-    encoded = b""
-    while True:
-        size, low = divmod(size, 128)
-        encoded += bytes([low | (0x80 if size else 0)])
-        if not size:
-            return encoded
-
-
 @contextmanager
 def _publisher(port: int, packets: bytes, messages: int) -> Iterator[tuple[int, Event]]:
     """A process that is connected and sends when the event is set."""
@@ -188,12 +173,7 @@ def _publisher(port: int, packets: bytes, messages: int) -> Iterator[tuple[int, 
 
 def _send(port: int, packets: bytes, messages: int, go: Event) -> None:
     os.nice(5)  # a publisher that is ahead only fills the broker's queue
-    connection = socket.create_connection(("127.0.0.1", port))
-    texts = (b"bench", b"simulator", b"simulator")
-    rest = b"\0\4MQTT\4\xc2\0\0" + b"".join(struct.pack("!H", len(text)) + text for text in texts)
-    connection.sendall(b"\x10" + _length(len(rest)) + rest)
-    if connection.recv(4)[3:] != b"\0":
-        raise SystemExit("the broker does not let the publisher in")
+    connection = connect_publisher(port, "bench")
     go.wait()
     connection.setblocking(False)
     unsent, acknowledged_bytes = memoryview(packets), 0

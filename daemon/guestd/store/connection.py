@@ -61,6 +61,11 @@ class NoReply(StoreUnavailable):
     """The store has not replied within a deadline; whether anything was changed is not known."""
 
 
+def choose_reported(failure: Exception | None, exc: Exception) -> Exception:
+    """Of several failures the one that is reported: a lock is waited for, anything else needs an operator."""
+    return exc if failure is None or not isinstance(exc, LockHeld) else failure
+
+
 class StatementTimeout(StoreUnavailable):
     """The server ended a statement that took longer than `statement_timeout` of this session; nothing was changed."""
 

@@ -19,7 +19,7 @@ from guestd.core.config import Settings
 from guestd.core.errors import RowsRejected, StoreUnavailable
 from guestd.core.tasks import Backoff, run_with_retry, wait_for_event, warn_once
 from guestd.store.batch_writer import Outcome
-from guestd.store.connection import REPLY_SECONDS, LockHeld, store_deadline
+from guestd.store.connection import REPLY_SECONDS, choose_reported, store_deadline
 from guestd.store.locks import IndependentSteps
 from guestd.telemetry.registry import MaintenanceMetrics
 from gueststore import catalogue
@@ -188,9 +188,7 @@ async def _enforce_retention(connection: Connection, _: Settings, result: Mainte
         except (StoreUnavailable, RowsRejected) as exc:
             if connection.closed:
                 raise
-            # A lock is waited for; anything else needs an operator, and is what is reported of the two.
-            if failure is None or not isinstance(exc, LockHeld):
-                failure = exc
+            failure = choose_reported(failure, exc)
     if failure is not None:
         raise failure
 

@@ -20,7 +20,7 @@ import structlog
 
 from guestd.core.errors import RowsRejected, StoreUnavailable
 from guestd.core.tasks import Backoff, TaskFunction, run_with_retry, warn_once
-from guestd.store.connection import REPLY_SECONDS, LockHeld, StatementTimeout, set_timeouts, store_deadline
+from guestd.store.connection import REPLY_SECONDS, StatementTimeout, choose_reported, set_timeouts, store_deadline
 from guestd.store.locks import IndependentSteps
 from guestd.telemetry.exposition import Family
 from guestd.telemetry.registry import MaintenanceMetrics, VmMetrics
@@ -204,9 +204,7 @@ class RollUps:
             except (StoreUnavailable, RowsRejected) as exc:
                 if connection.closed:
                     raise
-                # A lock is waited for; anything else needs an operator, and is what is reported of the two.
-                if failure is None or not isinstance(exc, LockHeld):
-                    failure = exc
+                failure = choose_reported(failure, exc)
         failed = await _execute(connection, "rollups/read_failed")
         for number, unit, bucket, machine_id, error in failed:
             failure = failure or RowsRejected(

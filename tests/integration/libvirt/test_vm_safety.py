@@ -5,6 +5,8 @@ import re
 import subprocess
 import threading
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -96,21 +98,28 @@ async def test_a_guest_that_an_earlier_guestd_asked_is_asked_again(dsn: str, tmp
     assert second.asked == 1
 
 
+@asynccontextmanager
+async def shutdown_that_waits(host: Host) -> AsyncIterator[None]:
+    """The shutdown of machine `one` waits while other actions have all places; afterwards its turn comes."""
+    places = host.hypervisor._actions._slots
+    for _ in range(4):
+        await places.acquire()
+    set_desired(host.dsn, "one", "off")
+    await host.eventually(lambda: host.reconciler._acting, "the shutdown waits for its turn")
+    yield
+    for _ in range(4):
+        places.release()
+    await host.eventually(lambda: not host.reconciler._acting, "its turn has come")
+
+
 async def test_an_action_that_waited_for_its_turn_is_not_sent_when_it_is_no_longer_desired(
     dsn: str, tmp_path: Path
 ) -> None:
     add(dsn, "one", desiredStatus="running")
     async with reconciling(Host(dsn, hypervisor_with(tmp_path, "one"))) as host:
         await host.becomes("one", status="running")
-        places = host.hypervisor._actions._slots
-        for _ in range(4):
-            await places.acquire()
-        set_desired(dsn, "one", "off")
-        await host.eventually(lambda: host.reconciler._acting, "the shutdown waits for its turn")
-        set_desired(dsn, "one", "running")
-        for _ in range(4):
-            places.release()
-        await host.eventually(lambda: not host.reconciler._acting, "its turn has come")
+        async with shutdown_that_waits(host):
+            set_desired(dsn, "one", "running")
         await host.another_run()
         assert host.domain("one").isActive()
     assert list_actions(dsn) == []
@@ -123,15 +132,8 @@ async def test_an_action_is_not_sent_when_another_program_works_on_the_machine_o
     add(dsn, "one", desiredStatus="running")
     async with reconciling(Host(dsn, hypervisor_with(tmp_path, "one"))) as host:
         await host.becomes("one", status="running")
-        places = host.hypervisor._actions._slots
-        for _ in range(4):
-            await places.acquire()
-        set_desired(dsn, "one", "off")
-        await host.eventually(lambda: host.reconciler._acting, "the shutdown waits for its turn")
-        execute(dsn, f'UPDATE "Machine" SET {change}')
-        for _ in range(4):
-            places.release()
-        await host.eventually(lambda: not host.reconciler._acting, "its turn has come")
+        async with shutdown_that_waits(host):
+            execute(dsn, f'UPDATE "Machine" SET {change}')
         assert host.domain("one").isActive()
     assert list_actions(dsn) == []
 

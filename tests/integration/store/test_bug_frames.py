@@ -19,7 +19,7 @@ from tools.harness.waiting import eventually
 
 from guestd.core.supervision import Supervisor
 from guestd.core.tasks import Backoff
-from guestd.ingest.mqtt_gate import MachineMessage, MqttGate
+from guestd.ingest.mqtt_gate import MachineMessage
 from guestd.ingest.prefetch import OnPrepared
 from guestd.ingest.writer import Writer
 from guestd.rows.batch import Limits, Prepared
@@ -27,7 +27,7 @@ from guestd.rows.model import Rows
 from guestd.spool.queue import Spool
 from support.daemon import add_machine, execute, metrics_line, rows
 from support.faults import sample_line
-from support.gate import MACHINE, gate_on
+from support.gate import MACHINE, gate_on, mqtt_gate
 from support.proxy import Proxy
 from support.spooled import EVENT, Tally, drain, entry, line, spooled
 
@@ -285,14 +285,7 @@ async def test_a_message_with_which_the_gate_fails_is_stored_once_however_often_
         raise LookupError(f"{missing} are missing")
 
     async with gate_on(tmp_path) as rig:
-        gate = MqttGate(
-            rig.spool,
-            rig.gate,
-            metrics=rig.telemetry.gate,
-            count_missing=broken,
-            now_ms=lambda: rig.now_ms,
-            max_frame_bytes=10_000,
-        )
+        gate = mqtt_gate(rig, count_missing=broken)
         for seq in (1, 5, 5, 2):
             assert await gate.accept([MachineMessage(MACHINE, sample_line(seq, boot_id).strip())]) == 1
         tally = await drain(rig.spool, dsn)
