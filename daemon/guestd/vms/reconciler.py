@@ -143,8 +143,9 @@ class VmReconciler:
             self._policy = replace(self._policy, host_id=store.host_id, starts_from=starts_from)
             log.info("VM reconciler started", host=self._host_name, uri=uri, id=str(store.host_id))
             self._used_snapshot = self._identified = None
-            # The attempts of this process are more recent than the stored ones.
+            # What this process knows is more recent than the stored: attempts, and when its changes began.
             self._attempts = await store.read_attempts(time.monotonic()) | self._attempts
+            self._policy = replace(self._policy, begun={**await store.read_begun(), **self._policy.begun})
             async with unwrapping_task_group() as actions:
                 while True:
                     seconds = await self._reconcile_once(store, actions)
@@ -156,8 +157,13 @@ class VmReconciler:
             await self._hypervisor.observe()
         if self._identified != self._hypervisor.connection_count:
             await self._identify(store)
+            # What was observed before may be of an earlier connection.
+            await self._hypervisor.observe()
+            if self._identified != self._hypervisor.connection_count:
+                return 0.0  # libvirt was connected again meanwhile
         began = time.monotonic()
         self._used_snapshot, domains = self._hypervisor.observed_at, self._hypervisor.domains
+        stops = self._hypervisor.stops
         self._wake.clear()
         machines, silent_hosts, reports = await self._read_machines(store, domains)
         self._attempts = keep_recent_attempts(self._attempts, machines, domains, began)
@@ -165,7 +171,7 @@ class VmReconciler:
             self._absences,
             machines,
             domains,
-            stops=self._hypervisor.stops,
+            stops=stops,
             host_id=store.host_id,
             now=began,
         )
@@ -373,9 +379,9 @@ async def preview_vm_plan(hypervisor: Hypervisor, *, dsn: str, host_name: str, p
     long_ago = float("-inf")
     domains: list[Domain] = [replace(domain, since=long_ago) for domain in await hypervisor.observe()]
     identity = HostIdentity(await hypervisor.get_host_uuid(), policy.host_machine, policy.host_boot)
-    host_id, machines, silent_hosts = await read_host_machines(
+    host_id, machines, silent_hosts, begun = await read_host_machines(
         dsn, name=host_name, uri=hypervisor.uri, identity=identity, domains=domains
     )
-    policy = replace(policy, host_id=host_id or UNKNOWN_HOST, silent_hosts=silent_hosts)
+    policy = replace(policy, host_id=host_id or UNKNOWN_HOST, silent_hosts=silent_hosts, begun=begun)
     absences = find_absences({}, machines, domains, stops={}, host_id=policy.host_id, now=long_ago)
     return plan_vms(machines, domains, attempts={}, absences=absences, now=time.monotonic(), policy=policy)

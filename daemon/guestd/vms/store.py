@@ -29,6 +29,7 @@ from guestd.vms.identity import HostIdentity, StoredHost, find_conflict, is_rena
 from guestd.vms.model import (
     SETTLED_STATUSES,
     Attempts,
+    BegunChange,
     Claim,
     DomainFacts,
     DropLease,
@@ -133,6 +134,11 @@ class VmStore:
                 for machine_id, desired, since, action, attempt, seconds_ago in await cursor.fetchall()
             }
 
+    async def read_begun(self) -> dict[UUID, BegunChange]:
+        """Read which changes of the desired state have begun."""
+        async with self._lock, store_deadline(ROW_SECONDS):
+            return await _read_begun(self._connection, self.host_id)
+
     async def begin_action(self, action: PowerAction, attempt: int, host_boot: str) -> UUID | None:
         """Insert the audit row of an action, and take the lease of a machine that is to start.
 
@@ -224,8 +230,8 @@ async def open_vm_store(dsn: str, *, name: str, uri: str, version: str) -> Async
 
 async def read_host_machines(
     dsn: str, *, name: str, uri: str, identity: HostIdentity, domains: Sequence[Domain]
-) -> tuple[UUID | None, list[VmRow], tuple[str, ...]]:
-    """Read a host's ID (None before the first guestd there), its machines and the hosts that do not report.
+) -> tuple[UUID | None, list[VmRow], tuple[str, ...], dict[UUID, BegunChange]]:
+    """Read a host's ID (None before the first guestd), its machines, the hosts that do not report, and what has begun.
 
     Raises HostRefused if another host has registered under this name.
     """
@@ -236,7 +242,8 @@ async def read_host_machines(
             (host_id,) = await cursor.fetchone() or (None,)
             if host_id is not None:
                 await _read_stored_host(connection, host_id, identity)
-            return host_id, *await _read_machines(connection, host_id, domains)
+            begun = {} if host_id is None else await _read_begun(connection, host_id)
+            return host_id, *await _read_machines(connection, host_id, domains), begun
 
 
 async def confirm_changes(dsn: str, changes: Sequence[PowerAction]) -> set[UUID]:
@@ -288,6 +295,12 @@ async def _read_machines(
         machines = [_build_row(row) for row in await cursor.fetchall()]
         await cursor.execute(query("vms/read_silent_hosts"), {"host_id": host_id})
         return machines, tuple(row["name"] for row in await cursor.fetchall())
+
+
+async def _read_begun(connection: psycopg.AsyncConnection[Any], host_id: UUID) -> dict[UUID, BegunChange]:
+    cursor = await connection.execute(query("vms/read_begun"), {"host_id": host_id})
+    # Long ago: what an earlier guestd began does not count with what begins now.
+    return {machine_id: BegunChange(since, float("-inf")) for machine_id, since in await cursor.fetchall()}
 
 
 def _build_selection(host_id: UUID | None, domains: Sequence[Domain]) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """Two hosts that use one name, one after the other: a real store, and libvirt's test driver."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
+from tools.harness.waiting import eventually
 
 from guestd.hypervisor.driver import Hypervisor
 from guestd.telemetry.registry import VmMetrics
@@ -26,6 +28,19 @@ class NamedHost(Hypervisor):
     async def get_host_uuid(self) -> str:
         """Get libvirt's UUID of the host."""
         return self.host_uuid
+
+
+class MovedHost(NamedHost):
+    """libvirt is connected again, to another host behind the same URI, while it is asked which one it is."""
+
+    async def get_host_uuid(self) -> str:
+        """Get the UUID of the host of the connection that was there when it was asked."""
+        found, number = self.host_uuid, self.connection_count
+        self.host_uuid = "uuid b"
+        if found != self.host_uuid:
+            self._on_close_event(self._connection)
+            await asyncio.to_thread(eventually, lambda: self.connection_count > number, "libvirt is connected again")
+        return found
 
 
 def named(hypervisor: Hypervisor, host_uuid: str) -> NamedHost:
@@ -94,6 +109,16 @@ async def test_another_host_behind_the_same_uri_is_noticed_when_libvirt_is_conne
         hypervisor.host_uuid = "uuid b"
         hypervisor._on_close_event(hypervisor._connection)
         await host.eventually(lambda: "its identity is uuid a/none" in str(host.reconciler.error), "it is refused")
+
+
+async def test_a_host_to_which_libvirt_is_connected_while_the_one_before_is_checked_is_not_taken_for_it(
+    dsn: str, tmp_path: Path
+) -> None:
+    add(dsn, "one")
+    hypervisor = MovedHost(hypervisor_with(tmp_path, "one").uri, VmMetrics())
+    async with reconciling(Host(dsn, hypervisor, host_boot="", host_machine="")) as host:
+        await host.eventually(lambda: "its identity is uuid a/none" in str(host.reconciler.error), "it is refused")
+        assert (host.runs, rows(dsn, 'SELECT 1 FROM "MachineDomain"')) == (0, [])
 
 
 async def test_a_host_of_an_earlier_guestd_is_taken_in_the_boot_of_its_leases_only(dsn: str, tmp_path: Path) -> None:
