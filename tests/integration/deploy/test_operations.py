@@ -22,6 +22,13 @@ def section(title: str, language: str) -> str:
     return str(found)
 
 
+def run_guestd(dsn: str, words: str) -> str:
+    """What a verb of guestd prints."""
+    ours = environment() | {"GUESTD_DATABASE_DSN": dsn}
+    done = subprocess.run(command("guestd", *words.split()), env=ours, capture_output=True, text=True, check=True)
+    return done.stdout
+
+
 def test_the_commands_for_a_store_create_it(cluster: Server, tmp_path: Path) -> None:
     if not isinstance(cluster, Cluster):
         pytest.skip("roles and databases are made on a server of our own only")
@@ -80,8 +87,11 @@ def test_a_host_that_may_still_run_a_machine_cannot_be_retired(dsn: str) -> None
     with pytest.raises(psycopg.errors.ForeignKeyViolation, match="MachineLease_hostId_fkey"):
         execute(dsn, section("Retire a host", "sql"))
     vms = (REPOSITORY / "docs/vms.md").read_text().partition("\n## Leases\n")[2]
-    (release,) = re.findall(r"^(DELETE FROM .*);$", vms.partition("\n## ")[0], re.MULTILINE)
-    execute(dsn, release.replace("...", str(machine)), section("Retire a host", "sql"))
+    show, release = re.findall(r"^guestd (vms release .*?)  +#", vms.partition("\n## ")[0], re.MULTILINE)
+    ((name,),) = rows(dsn, 'SELECT "internalName" FROM "Machine" WHERE "id" = %s', str(machine))
+    shown = run_guestd(dsn, show.replace("NAME", name))
+    run_guestd(dsn, release.replace("NAME", name).replace("DIGEST", shown.split()[-1]))
+    execute(dsn, section("Retire a host", "sql"))
     assert rows(dsn, 'SELECT 1 FROM "Host"') == []
 
 

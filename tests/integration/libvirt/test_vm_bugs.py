@@ -51,7 +51,7 @@ async def test_a_bug_in_the_action_of_one_machine_cancels_no_other(dsn: str, tmp
     hypervisor = buggy_hypervisor(tmp_path, fail)
     for name in ("buggy", "other", "third"):
         add(dsn, name, "running")
-    async with reconciling(Host(dsn, hypervisor)) as host:
+    async with reconciling(Host(dsn, hypervisor, most_changes_share=1.0)) as host:
         await host.becomes("buggy", status="running", hostName="host")
         with capture_logs() as logged:
             for name in ("other", "buggy"):
