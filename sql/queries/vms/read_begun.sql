@@ -1,4 +1,4 @@
--- The machines of a host whose present desired state guestd has begun to bring about: an action for it was allowed.
+-- The machines of a host for whose present desired state an action has been allowed: that change has begun.
 -- %(host_id)s: uuid. Rows: machine, desiredSince.
 SELECT
     machine."id",

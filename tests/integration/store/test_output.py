@@ -36,6 +36,7 @@ VERBS: dict[str, tuple[str, ...]] = {
     "filters explain": ("guestd", "filters", "explain", str(MACHINE), "tcp", "192.0.2.1:80", "in"),
     "filters plan": ("guestd", "filters", "plan"),
     "plan": ("guestd", "plan"),
+    "vms release": ("guestd", "vms", "release", f"{TERMINAL_POISON}{MACHINE}"),
     "check": ("guestd", "check"),
     "doctor": ("guestd", "doctor"),
     "gueststore status": ("gueststore", "status"),
@@ -74,6 +75,11 @@ def poison(connection: Connection) -> None:
     for machine_id in (MACHINE, uuid.uuid4()):
         text = {"name": TERMINAL_POISON, "internalName": f"{TERMINAL_POISON}{machine_id}", "status": TERMINAL_POISON}
         make_machine(connection, id=machine_id, **text)
+    host = insert(connection, "Host", name=TERMINAL_POISON, uri=TERMINAL_POISON, version=TERMINAL_POISON)
+    domain = {"state": TERMINAL_POISON, "reason": TERMINAL_POISON, "channel": "absent"}
+    insert(connection, "MachineDomain", machineId=MACHINE, domainUuid=MACHINE, vcpus=1, memoryKB=1, **domain)
+    lease = {"machineId": MACHINE, "domainUuid": MACHINE, "hostId": host["id"]}
+    insert(connection, "MachineLease", **lease, hostBoot=TERMINAL_POISON)
     common = {"machineId": MACHINE, "timestamp": now}
     figures = {"cpuUsagePercent": 1, "usedMemoryKB": 1, "availableMemoryKB": 1, "diskIOStats": Jsonb({})}
     insert(connection, "SystemMetrics", **SAMPLE, **figures, networkStats=Jsonb([]), **common)
