@@ -213,8 +213,8 @@ def test_after_a_restore_one_change_is_held_although_it_was_confirmed_or_has_beg
     (report,) = found.reports
     assert (found.actions, len(found.held)) == ((), 1)
     assert report.text == (
-        "shutdown vm1: running, desired state is off: held: the store was restored from a backup since this was"
-        " desired; guestd plan shows how to confirm it"
+        "shutdown vm1: running, desired state is off: held: the store was restored from a backup, or this host's row"
+        " deleted, since this was desired; guestd plan shows how to confirm it"
     )
 
 

@@ -81,8 +81,9 @@ class FilterStore:
              "problem": each.problem}
             for each in states
         ]  # fmt: skip
+        # Not in the transaction: the VM reconciler of this host counts its reports in the same row.
+        await self._run("hosts/update_last_seen")
         async with store_deadline(DEADLINE_SECONDS), self._connection.transaction():
-            await self._run("hosts/update_last_seen")
             if rows:
                 await self._run("filters/upsert_states", states=Jsonb(rows))
             if gone:

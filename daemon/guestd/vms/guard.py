@@ -78,7 +78,7 @@ def report_held(held: Iterable[PowerAction], machines: Mapping[UUID, VmRow], pol
     for action in held:
         why = f"one of more than {allowed} changes within {get_window_seconds(allowed):g} s"
         if machines[action.machine_id].is_restored:
-            why = "the store was restored from a backup since this was desired"
+            why = "the store was restored from a backup, or this host's row deleted, since this was desired"
         yield VmReport("held", action.name, f"{action}: held: {why}; guestd plan shows how to confirm it")
 
 

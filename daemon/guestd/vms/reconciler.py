@@ -70,6 +70,9 @@ AGAIN_SECONDS = 1.0
 # hangs, or a guestd that was stopped, may answer when nobody wants it any more.
 SEND_SECONDS = 10.0
 UNKNOWN_HOST = UUID(int=0)
+WENT_BACK = "the store was restored from a backup, or lost transactions"
+# Which of these it is cannot be told: in the last two cases what is desired may be what nobody wants of these domains.
+NEW_ROW = "the row of this host was deleted, or the store is another one, or restored from a backup of before this host"
 _FAILURES = (SourceLost, StoreUnavailable, RowsRejected)
 
 
@@ -165,7 +168,7 @@ class VmReconciler:
         self._used_snapshot, domains = self._hypervisor.observed_at, self._hypervisor.domains
         stops = self._hypervisor.stops
         self._wake.clear()
-        machines, silent_hosts, reports = await self._read_machines(store, domains)
+        machines, silent_hosts = await self._read_machines(store, domains)
         self._attempts = keep_recent_attempts(self._attempts, machines, domains, began)
         self._absences = find_absences(
             self._absences,
@@ -192,8 +195,9 @@ class VmReconciler:
             self._acting.add(action.machine_id)
             actions.create_task(self._perform_isolated(store, action), name=f"vms-{action.name}")
         self._report((*plan.reports, *unwritten))
-        if began - self._heartbeat_at >= HEARTBEAT_SECONDS:
-            await self._reported.note(await store.touch_host(reports))
+        # What was written is lost with a report, if the store loses it: it is then noticed.
+        if written or began - self._heartbeat_at >= HEARTBEAT_SECONDS:
+            await self._reported.note(store.host_id, await store.touch_host(self._reported.reports))
             self._heartbeat_at = began
         self.error = None
         self._metrics.reconcile_seconds.observe(time.monotonic() - began)
@@ -214,27 +218,29 @@ class VmReconciler:
             )
         self._identified = connection
 
-    async def _read_machines(
-        self, store: VmStore, domains: Sequence[Domain]
-    ) -> tuple[list[VmRow], tuple[str, ...], int]:
-        """Read the machines, the hosts that do not report, and how often this one has.
+    async def _read_machines(self, store: VmStore, domains: Sequence[Domain]) -> tuple[list[VmRow], tuple[str, ...]]:
+        """Read the machines, and the hosts that do not report.
 
         If the store went back, first hold all that is desired.
         """
         machines, silent_hosts = await store.read_machines(domains)
         # After the machines: if these are of a store that was restored in between, so is this.
         reports, known = await store.read_reports(), self._reported.reports
-        if reports >= known:
-            return machines, silent_hosts, reports
-        count, reports_now = await store.hold_restored(domains, expected=reports, known=known)
-        await self._reported.note(reports_now)
+        is_new = self._reported.host_id not in (None, store.host_id)
+        if reports >= known and not is_new:
+            await self._reported.note(store.host_id, reports)
+            return machines, silent_hosts
+        why = NEW_ROW if is_new else WENT_BACK
+        count, reports_now = await store.hold_restored(
+            domains, expected=reports, known=0 if is_new else known, is_new=is_new, why=why
+        )
+        await self._reported.note(store.host_id, reports_now)
         log.error(
-            "store was restored from a backup, or lost transactions: its desired states may be out of date, none that "
-            "is not reached is acted on before it is confirmed or set again; see guestd plan",
+            f"{why}: its desired states may be out of date, none that is not reached is acted on before it is "
+            "confirmed, or set to another value and back; see guestd plan",
             machines=count, reports=reports, reports_known=known,
         )  # fmt: skip
-        machines, silent_hosts = await store.read_machines(domains)
-        return machines, silent_hosts, reports_now
+        return await store.read_machines(domains)
 
     async def _write(self, store: VmStore, plan: VmPlan) -> tuple[list[Write], list[VmReport]]:
         writes = [write for write in plan.writes if not (isinstance(write, DropLease) and self._is_acted_on(write))]
@@ -287,14 +293,19 @@ class VmReconciler:
         again_seconds = AGAIN_SECONDS
         try:
             async with self._hypervisor.action_slot():
-                event_id, target = None, _get_target(action, time.monotonic() + self._send_seconds)
+                begun, target = None, _get_target(action, time.monotonic() + self._send_seconds)
                 if self._hypervisor.is_current(target):
                     attempts = self._attempts.get(action.machine_id)
                     attempt = record_accepted(attempts, action, time.monotonic()).accepted
-                    event_id = await store.begin_action(action, attempt, self._policy.host_boot)
+                    begun = await store.begin_action(
+                        action, attempt, self._policy.host_boot, known=self._reported.reports
+                    )
                 # Without a row nothing is recorded: the domain was left alone.
-                if event_id is not None:
+                if begun is not None:
                     again_seconds = 0.0
+                    event_id, reports = begun
+                    # Before libvirt is called: a store that loses this action is noticed.
+                    await self._reported.note(store.host_id, reports)
                     await self._perform_audited(store, action, target, event_id)
         finally:
             self._acting.discard(action.machine_id)

@@ -139,23 +139,27 @@ class VmStore:
         async with self._lock, store_deadline(ROW_SECONDS):
             return await _read_begun(self._connection, self.host_id)
 
-    async def begin_action(self, action: PowerAction, attempt: int, host_boot: str) -> UUID | None:
+    async def begin_action(
+        self, action: PowerAction, attempt: int, host_boot: str, *, known: int
+    ) -> tuple[UUID, int] | None:
         """Insert the audit row of an action, and take the lease of a machine that is to start.
 
-        None if the action must not run: the host, the domain, the desired state, another program's work, another host's
-        lease or a lock forbid it. `attempt` numbers consecutive attempts of the same action, from 1.
+        Returns the row's id, and how often this host has reported now: an action counts as a report. `known` reports
+        are in the store if it did not go back. None if the action must not run: that, the host, the domain, the
+        desired state, another program's work, another host's lease or a lock forbid it. `attempt` numbers consecutive
+        attempts of the same action, from 1.
         """
         values = {
             "host_id": self.host_id, "machine_id": action.machine_id, "name": action.name, "desired": action.desired,
             "action": type(action).__name__.lower(), "reason": action.why, "attempt": attempt,
             "desired_since": action.desired_since, "statuses": sorted(SETTLED_STATUSES), "host_boot": host_boot,
-            "domain_uuid": action.domain_uuid,
+            "domain_uuid": action.domain_uuid, "known": known,
         }  # fmt: skip
         with suppress(*_ONE_MACHINES):
             async with self._lock, store_deadline(ROW_SECONDS):
                 cursor = await self._connection.execute(query("vms/insert_event"), values)
                 row = await cursor.fetchone()
-            return None if row is None else row[0]
+            return None if row is None else (row[0], row[1])
         return None
 
     async def end_action(self, event_id: UUID, outcome: str) -> None:
@@ -179,32 +183,36 @@ class VmStore:
             raise StoreUnavailable(f"the row of Host {self.host_id} was deleted: the host registers again")
         return int(row[0])
 
-    async def touch_host(self, expected: int) -> int:
-        """Store that libvirt on this host has just answered, for the next time after so many; returns how often now.
+    async def touch_host(self, known: int) -> int:
+        """Store that libvirt on this host has just answered; returns how often it has now.
 
-        StoreUnavailable if the host has no row, or the store was restored meanwhile.
+        StoreUnavailable if the host has no row, or the store has fewer than the `known` reports: it went back.
         """
         async with self._lock, store_deadline(ROW_SECONDS):
-            return await self._touch_host(expected, expected + 1)
+            return await self._touch_host(expected=known, known=known)
 
-    async def hold_restored(self, domains: Sequence[Domain], *, expected: int, known: int) -> tuple[int, int]:
+    async def hold_restored(
+        self, domains: Sequence[Domain], *, expected: int, known: int, is_new: bool, why: str
+    ) -> tuple[int, int]:
         """Hold the desired states of all machines that this host has or may have; returns how many, and the reports.
 
-        `expected` reports are in the store, and guestd knows of `known`.
+        `expected` reports are in the store, and guestd knows of `known`. `is_new`: the row of the host is another one
+        than that to which it has reported; it may have all its domains, and no other machine.
         """
         async with self._lock, store_deadline(ROW_SECONDS), self._connection.transaction():
-            values = _build_selection(self.host_id, domains)
+            values = _build_selection(self.host_id, domains) | {"is_new": is_new, "reason": why}
             cursor = await self._connection.execute(query("vms/insert_restored_holds"), values)
-            return cursor.rowcount, await self._touch_host(expected, known + 1)
+            return cursor.rowcount, await self._touch_host(expected=expected, known=known)
 
-    async def _touch_host(self, expected: int, reports: int) -> int:
-        values = {"host_id": self.host_id, "expected": expected, "reports": reports}
+    async def _touch_host(self, *, expected: int, known: int) -> int:
+        values = {"host_id": self.host_id, "expected": expected, "known": known}
         cursor = await self._connection.execute(query("hosts/update_reports"), values)
-        if not cursor.rowcount:
+        row = await cursor.fetchone()
+        if row is None:
             raise StoreUnavailable(
                 f"the row of Host {self.host_id} was deleted, or the store was restored: the host registers again"
             )
-        return reports
+        return int(row[0])
 
 
 @asynccontextmanager

@@ -1,8 +1,9 @@
--- Records that libvirt on a host has answered, if no report was made or lost since the expected one. %(host_id)s: uuid.
--- %(expected)s, %(reports)s: bigint, the number of reports until now, and the new one. A row, if so: id.
+-- Counts a report of a host, whose libvirt has answered, unless the store has fewer than the expected ones: it went back.
+-- %(host_id)s: uuid. %(expected)s: bigint. %(known)s: bigint, the new number is above it. A row, if so: reports.
 UPDATE "Host"
 SET
     "lastSeen" = now(),
-    "reports" = %(reports)s
-WHERE "id" = %(host_id)s AND "reports" = %(expected)s
-RETURNING "id";
+    "reportedAt" = now(),
+    "reports" = greatest("reports", %(known)s::bigint) + 1
+WHERE "id" = %(host_id)s AND "reports" >= %(expected)s::bigint
+RETURNING "reports";

@@ -1,7 +1,9 @@
--- Records that an action on a domain begins; a start takes the machine's lease with it. One row: id.
+-- Records that an action on a domain begins, and counts it as a report of the host; a start takes the machine's lease
+-- with it. One row: id, reports.
 -- %(host_id)s, %(machine_id)s, %(domain_uuid)s: uuid. %(name)s, %(action)s, %(reason)s, %(desired)s, %(host_boot)s: text.
 -- %(desired_since)s: timestamptz, may be NULL. %(attempt)s: integer. %(statuses)s: text[], in which guestd may act.
--- No row when the action must not run: the host no longer holds the machine, it has another domain now, its desired state
+-- %(known)s: bigint, reports that the store has if it did not go back.
+-- No row when the action must not run: the store went back, the host no longer holds the machine, it has another domain now, its desired state
 -- has changed, another program works on it, or another host has its lease.
 -- Waits, within lock_timeout, for whoever changes the row.
 WITH due AS (
@@ -17,6 +19,13 @@ WITH due AS (
     FOR SHARE
 ),
 
+counted AS (
+    UPDATE "Host" AS host SET "reports" = host."reports" + 1
+    FROM due
+    WHERE host."id" = %(host_id)s AND host."reports" >= %(known)s::bigint
+    RETURNING host."reports"
+),
+
 lease AS (
     INSERT INTO "MachineLease" ("machineId", "hostId", "hostBoot", "domainUuid")
     SELECT
@@ -25,6 +34,7 @@ lease AS (
         %(host_boot)s,
         %(domain_uuid)s
     FROM due
+    CROSS JOIN counted
     WHERE %(action)s::text = 'start'
     ON CONFLICT ("machineId") DO UPDATE
         SET
@@ -46,5 +56,6 @@ SELECT
     %(desired)s,
     %(attempt)s::integer
 FROM due
+CROSS JOIN counted
 WHERE %(action)s::text <> 'start' OR EXISTS (SELECT FROM lease)
-RETURNING "id";
+RETURNING "id", (SELECT "reports" FROM counted);

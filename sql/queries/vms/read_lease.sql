@@ -8,7 +8,7 @@ SELECT
     host."name",
     lease."takenAt",
     lease."domainUuid",
-    coalesce(host."lastSeen" > now() - INTERVAL '60 seconds', FALSE),
+    coalesce(coalesce(host."reportedAt", host."lastSeen") > now() - INTERVAL '60 seconds', FALSE),
     coalesce(machine."hostId" = lease."hostId", FALSE),
     domain."state"
 FROM "MachineLease" AS lease

@@ -1,6 +1,7 @@
 -- The machines that a host holds or has a lease of, and those of the given domains, with their graphics, domain facts
 -- and leases. %(host_id)s: uuid, NULL for none. %(names)s: text[]. %(uuids)s: uuid[], of these domains.
--- guestd.vms.store reads the columns by name.
+-- guestd.vms.store reads the columns by name. An earlier guestd writes no reportedAt: its host counts as live by lastSeen,
+-- so that no machine is claimed from it.
 SELECT
     machine."id",
     machine."internalName",
@@ -11,7 +12,7 @@ SELECT
     hold."isHeld",
     hold."isRestored",
     machine."hostId",
-    coalesce(host."lastSeen" > now() - INTERVAL '60 seconds', FALSE) AS "isHolderLive",
+    coalesce(coalesce(host."reportedAt", host."lastSeen") > now() - INTERVAL '60 seconds', FALSE) AS "isHolderLive",
     machine."cpuCores",
     machine."ramGB",
     configuration."machineId" IS NOT NULL AS "hasGraphics",

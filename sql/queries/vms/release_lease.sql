@@ -15,7 +15,7 @@ WITH released AS (
             WHERE
                 machine."id" = lease."machineId"
                 AND machine."hostId" = lease."hostId"
-                AND host."lastSeen" > now() - INTERVAL '60 seconds'
+                AND coalesce(host."reportedAt", host."lastSeen") > now() - INTERVAL '60 seconds'
                 AND domain."state" NOT IN ('shutoff', 'missing')
         )
     RETURNING lease."machineId", lease."hostId"

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from tools.harness.waiting import eventually
 
+from guestd.filters.store import open_filter_store
 from guestd.hypervisor.driver import Hypervisor
 from guestd.telemetry.registry import VmMetrics
 from guestd.vms.identity import HostIdentity
@@ -83,6 +84,53 @@ async def test_a_second_host_that_uses_the_name_of_a_first_one_starts_nothing_an
         execute(dsn, f"""UPDATE "Host" SET "identity" = '{HostIdentity(host_uuid, machine, "")}'""")
         await host.eventually(lambda: host.runs > 1, "it is taken")
         assert rows(dsn, 'SELECT "boot" FROM "Host"') == [("boot b",)]
+
+
+async def test_a_refused_host_whose_filters_are_kept_counts_as_one_that_does_not_report(
+    dsn: str, tmp_path: Path
+) -> None:
+    """It may run the machine, and does not claim it."""
+    add(dsn, "one", desiredStatus="running")
+    here = hypervisor_with(tmp_path, "one")
+    async with reconciling(Host(dsn, here)) as host:
+        await host.becomes("one", status="running")
+    there = named(hypervisor_with(tmp_path), "uuid b")
+    execute(
+        dsn,
+        f"""INSERT INTO "Host" ("name", "uri", "version", "identity") VALUES ('there', '{there.uri}', '1', 'a/a')""",
+    )
+    # This host was restarted, and libvirt does not report how the domain ended.
+    restarted = Host(dsn, off(Path(here.uri.removeprefix("test://"))), host_boot="boot 2")
+    async with (
+        reconciling(Host(dsn, there, name="there")) as refused,
+        open_filter_store(dsn, name="there", uri=there.uri, version="1") as filters,
+        reconciling(restarted) as host,
+    ):
+        await refused.eventually(lambda: refused.lost, "it is refused")
+        await filters.write_states([], [])
+        await host.eventually(lambda: host.machine("one")["problem"], "it is not started")
+        assert "may run on a host that does not report: there" in host.machine("one")["problem"]
+        assert rows(
+            dsn,
+            """SELECT "lastSeen" > now() - INTERVAL '60 s', "reportedAt" FROM "Host"
+            WHERE "name" = 'there'""",
+        ) == [(True, None)]
+
+
+async def test_a_machine_of_a_refused_host_whose_filters_are_kept_is_claimed_where_it_runs(
+    dsn: str, tmp_path: Path
+) -> None:
+    add(dsn, "one")
+    execute(
+        dsn,
+        """INSERT INTO "Host" ("name", "uri", "version", "reportedAt") VALUES ('there', 'b', '1', now() - INTERVAL '1h')
+        """,
+        """UPDATE "Machine" SET "hostId" = (SELECT "id" FROM "Host")""",
+    )
+    async with open_filter_store(dsn, name="there", uri="b", version="1") as filters:
+        await filters.write_states([], [])
+    async with reconciling(Host(dsn, hypervisor_with(tmp_path, "one"))) as host:
+        await host.becomes("one", hostName="host", status="running")
 
 
 async def test_a_uuid_that_libvirt_makes_up_at_each_start_is_another_one_after_a_restart_of_the_host_only(

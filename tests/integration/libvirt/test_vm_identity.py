@@ -34,7 +34,7 @@ async def test_a_clone_on_another_host_claims_nothing_until_it_is_accepted(dsn: 
         await host.becomes("one", status="running", hostName="host")
         host.domain("one").destroy()
         await host.becomes("one", status="running", domainReason="booted")  # it is started again
-    execute(dsn, """UPDATE "Host" SET "lastSeen" = now() - INTERVAL '1 day'""", 'DELETE FROM "MachineLease"')
+    execute(dsn, """UPDATE "Host" SET "reportedAt" = now() - INTERVAL '1 day'""", 'DELETE FROM "MachineLease"')
     async with reconciling(Host(dsn, hypervisor_with_a_clone(tmp_path), name="other")) as other:
         await other.eventually(lambda: any(text.startswith("replaced: one") for text in other.reports), "a report")
         await other.another_run(3)

@@ -8,6 +8,8 @@ import psycopg
 import pytest
 from tools.harness.waiting import eventually_async
 
+from guestd.filters.snapshot import FilterHostState
+from guestd.filters.store import open_filter_store
 from guestd.hypervisor.domains import Graphics
 from guestd.store.connection import set_timeouts
 from guestd.vms.model import (
@@ -90,13 +92,49 @@ async def test_a_row_that_breaks_a_constraint_is_reported_and_does_not_stop_the_
 
 
 async def test_a_host_whose_row_was_deleted_registers_again(dsn: str, tmp_path: Path) -> None:
-    add(dsn, "one")
-    async with reconciling(Host(dsn, hypervisor_with(tmp_path, "one"))) as host:
+    add(dsn, "one", desiredStatus="running")
+    add(dsn, "two")
+    # It waits for a host.
+    add(dsn, "elsewhere", desiredStatus="running")
+    async with reconciling(Host(dsn, hypervisor_with(tmp_path, "one", "two"))) as host:
         await host.becomes("one", status="running")
+        await host.becomes("two", status="running")
         gone = ('DELETE FROM "MachineLease"', 'UPDATE "Machine" SET "hostId" = NULL', 'DELETE FROM "Host"')
-        await asyncio.to_thread(execute, dsn, *gone, "NOTIFY guestd_wish")
+        # In the same transaction, so that guestd cannot act before.
+        unreached = """UPDATE "Machine" SET "desiredStatus" = 'off' WHERE "internalName" = 'two'"""
+        await asyncio.to_thread(execute_together, dsn, *gone, unreached)
         await host.becomes("one", hostName="host", state="running")
-        await host.eventually(lambda: rows(dsn, 'SELECT 1 FROM "MachineLease"'), "it has the lease again")
+        await host.eventually(lambda: len(rows(dsn, 'SELECT 1 FROM "MachineLease"')) == 2, "it has the leases again")
+        # The store may also be another one, or older than the host: what is not reached is held, of its own domains.
+        await host.eventually(lambda: host.reports, "a report")
+        await host.another_run(3)
+        assert [text.partition(", or")[0] for text in host.reports] == [
+            "held: two: shutdown two: running, desired state is off: held: the store was restored from a backup"
+        ]
+        assert rows(dsn, """SELECT "name" FROM "ReconcileEvent" WHERE "outcome" = 'restored'""") == [("two",)]
+        assert not rows(dsn, """SELECT 1 FROM "ReconcileEvent" WHERE "action" = 'hold' AND "name" = 'elsewhere'""")
+        await asyncio.to_thread(set_desired, dsn, "two", "running")
+        await asyncio.to_thread(set_desired, dsn, "two", "off")
+        await host.becomes("two", status="off")
+
+
+def execute_together(dsn: str, *statements: str) -> None:
+    with psycopg.connect(dsn) as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
+
+
+async def test_a_long_write_of_the_filters_does_not_keep_the_row_of_the_host(dsn: str) -> None:
+    """The VM reconciler of the host lost the store: it waits for no lock longer than a second."""
+    state = FilterHostState("f", UUID(int=1), is_known=True, digest=None, is_bound=False, problem=None)
+    async with open_filter_store(dsn, name="host", uri="test", version="1") as store:
+        with psycopg.connect(dsn) as blocking:
+            blocking.execute('LOCK TABLE "FilterHostState" IN EXCLUSIVE MODE')
+            writing = asyncio.create_task(store.write_states([state], []))
+            await eventually_async(lambda: writing.done() or rows(dsn, WAITS), "it waits")
+            execute(dsn, """SET lock_timeout = '1ms'; UPDATE "Host" SET "reports" = 1""")
+            assert not writing.done()
+        await writing
 
 
 WAITS = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
@@ -112,7 +150,7 @@ async def test_an_action_waits_for_somebody_who_changes_its_row(dsn: str) -> Non
         action = Shutdown(machine_id, "one", UUID(int=1), "off", "desired state is off", desired_since=since)
         with psycopg.connect(dsn) as changing:
             changing.execute('UPDATE "Machine" SET "name" = \'x\'')
-            beginning = asyncio.create_task(store.begin_action(action, 1, ""))
+            beginning = asyncio.create_task(store.begin_action(action, 1, "", known=0))
             await eventually_async(lambda: beginning.done() or rows(dsn, WAITS), "it waits")
         assert await beginning is not None
 
@@ -141,6 +179,8 @@ async def test_a_batch_of_a_machines_samples_delays_nothing_that_is_written_of_i
             await eventually_async(lambda: storing.done() or rows(dsn, WAITS), "the batch waits, and has its locks")
             assert await store.write(writes) == (writes, [])
             await set_timeouts(store._connection, lock_seconds=0.001)
-            assert await store.begin_action(action, 1, "boot 1") is not None
+            assert await store.begin_action(action, 1, "boot 1", known=0) is not None
+            # The store went back since the machine was read.
+            assert await store.begin_action(action, 1, "boot 1", known=2) is None
             assert not storing.done()
         assert (await storing).frames["stored"] == 1

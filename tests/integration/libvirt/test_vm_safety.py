@@ -240,7 +240,7 @@ async def test_a_host_whose_last_report_is_in_the_future_counts_as_one_that_does
         await host.becomes("one", status="running")
     # The server's clock was set back since the other host has reported.
     values = """('there', 'test:///there', '1', now() + INTERVAL '1 hour')"""
-    execute(dsn, f'INSERT INTO "Host" ("name", "uri", "version", "lastSeen") VALUES {values}')
+    execute(dsn, f'INSERT INTO "Host" ("name", "uri", "version", "reportedAt") VALUES {values}')
     # This host was restarted.
     second = hypervisor_that_is_off(Path(first.uri.removeprefix("test://")))
     async with reconciling(Host(dsn, second, host_boot="boot 2")) as host:

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
@@ -18,7 +19,7 @@ from tools.harness.cluster import Cluster, prefix
 from gueststore.errors import ConfigurationError, StoreError
 from gueststore.migrations import ADVISORY_LOCK_KEY, migrate, read_status
 from gueststore.scripts import Migration, Scripts, load_scripts, parse_migration
-from support.schema import rows
+from support.schema import insert, make_machine, rows
 
 TABLES = "SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace"
 
@@ -63,6 +64,29 @@ def test_every_earlier_migration_leads_to_the_current_schema(empty_dsn: str, mig
     migrate(empty_dsn, scripts=earlier)
     migrate(empty_dsn)
     assert read_status(empty_dsn).pending == ()
+
+
+def test_a_hold_that_was_confirmed_or_reached_before_migration_21_has_ended(empty_dsn: str) -> None:
+    """Of a confirmed one an earlier guestd left the outcome as it was."""
+    migrate(empty_dsn, scripts=replace(load_scripts(), migrations=load_scripts().migrations[:20], repeatables=()))
+    since = datetime(2026, 12, 1, tzinfo=UTC)
+    with psycopg.connect(empty_dsn, autocommit=True) as connection:
+        for name in ("waits", "confirmed", "reached", "confirmed before"):
+            machine = make_machine(connection, name=name, internalName=name, desiredStatus="off", desiredSince=since)
+            event = {"name": name, "action": "hold", "reason": "", "outcome": "held", "occurredAt": since}
+            insert(connection, "ReconcileEvent", machineId=machine, **event)
+            insert(
+                connection, "MachineDomain",
+                machineId=machine, state="shutoff", reason="shutdown", vcpus=1, memoryKB=1, channel="absent",
+                reachedSince=since if name == "reached" else None,
+            )  # fmt: skip
+        at = """UPDATE "Machine" SET "confirmedSince" = "desiredSince" - INTERVAL %s WHERE "name" = %s"""
+        for ago, name in (("0 h", "confirmed"), ("1 h", "confirmed before")):
+            connection.execute(at.replace("INTERVAL %s", f"INTERVAL '{ago}'").encode(), [name])
+        migrate(empty_dsn)
+        assert dict(rows(connection, 'SELECT "name", "outcome" FROM "ReconcileEvent"')) == {
+            "waits": "held", "confirmed": "confirmed", "reached": "reached", "confirmed before": "held",
+        }  # fmt: skip
 
 
 def test_runs_at_the_same_time_take_turns(empty_dsn: str) -> None:

@@ -132,3 +132,10 @@ def test_a_query_uses_the_index_or_roll_up_that_is_meant_for_it(
     assert not avoids & read
     for table, node in scans:
         assert table not in LARGE or node["Node Type"] in ("Index Scan", "Index Only Scan", "Bitmap Heap Scan"), node
+
+
+def test_the_holds_of_a_machine_are_read_without_its_other_events(filled: Connection) -> None:
+    given = {"host_id": None, "names": ["vm-1"], "uuids": []}
+    (plan,) = explain(filled, query("vms/read_machines"), given)
+    scans = [node for node in list_scans(plan) if node["Relation Name"] == "ReconcileEvent"]
+    assert [node.get("Rows Removed by Filter", 0) for node in scans] == [0]

@@ -97,6 +97,8 @@ def test_the_lease_of_a_machine_that_runs_where_its_host_reports_it_is_not_relea
     [
         """UPDATE "Host" SET "lastSeen" = now() - INTERVAL '61 seconds'""",
         """UPDATE "Host" SET "lastSeen" = NULL""",
+        # Only the filters of this host write: it is refused.
+        """UPDATE "Host" SET "reportedAt" = now() - INTERVAL '61 seconds'""",
         """UPDATE "MachineDomain" SET "state" = 'shutoff'""",
         """UPDATE "MachineDomain" SET "state" = 'missing'""",
         """UPDATE "Machine" SET "hostId" = NULL""",
