@@ -158,12 +158,13 @@ def test_every_key_is_a_key(models: dict[str, Any]) -> None:
 
 
 def test_every_index_is_an_index() -> None:
-    """The parser's answer leaves plain indexes out, so this one reads the page itself."""
+    """The parser leaves plain indexes out, so this one reads the page itself. Prisma cannot write partial ones."""
     text = SCHEMA.read_text("utf-8")
     for name in (name for kind, name in load_catalogue() if kind == "table"):
         block = text.partition(f"\nmodel {name} {{\n")[2].partition("\n}\n")[0]
         written = set(re.findall(r"@@index\(\[(.*)\]\)", block))
-        live = {definition.partition("(")[2].rstrip(")").replace('"', "") for _, definition in of_table("index", name)}
+        whole = [definition for _, definition in of_table("index", name) if " WHERE " not in definition]
+        live = {definition.partition("(")[2].rstrip(")").replace('"', "") for definition in whole}
         assert written == live, name
 
 
