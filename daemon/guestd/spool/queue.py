@@ -14,7 +14,7 @@ import asyncio
 import sqlite3
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,18 @@ from guestd.telemetry.registry import SpoolMetrics
 log = structlog.get_logger()
 
 T = TypeVar("T")
+
+
+def _measure_frames(writing: sqlite3.Connection, pages: Pages) -> Iterator[tuple[int, UUID, int]]:
+    """(seq, machine, bytes of the file) of every frame in it, in order; `pages` counts them."""
+    return ((seq, machine_id, pages.add(row_bytes)) for seq, machine_id, row_bytes in file.read_sizes(writing))
+
+
+def _sum_by_machine(sizes: Iterable[tuple[int, UUID, int]]) -> Counter[UUID]:
+    bytes_by_machine: Counter[UUID] = Counter()
+    for _, machine_id, size_bytes in sizes:
+        bytes_by_machine[machine_id] += size_bytes
+    return bytes_by_machine
 
 
 class Spool:
@@ -71,12 +83,8 @@ class Spool:
         self._page_bytes = file.read_page_bytes(writing)
         self._pages = Pages(self._page_bytes)
         # Number, machine and bytes of the file, of every frame in it.
-        self._sizes: deque[tuple[int, UUID, int]] = deque(
-            (seq, machine_id, self._pages.add(row_bytes)) for seq, machine_id, row_bytes in file.read_sizes(writing)
-        )
-        self._bytes_by_machine: Counter[UUID] = Counter()
-        for _, machine_id, size_bytes in self._sizes:
-            self._bytes_by_machine[machine_id] += size_bytes
+        self._sizes = deque(_measure_frames(writing, self._pages))
+        self._bytes_by_machine = _sum_by_machine(self._sizes)
         self.bytes = sum(self._bytes_by_machine.values())
         """Bytes of the file that frames take."""
         self.heavy_rows = 0
