@@ -22,7 +22,9 @@ def refresher_of(dsn: str, registry: CollectorRegistry | None = None) -> RollupR
 
 def report(dsn: str, machine_id: UUID, *listening: tuple[int, str], age: timedelta = timedelta()) -> datetime:
     """A sample with these listeners and one port that is merely connected."""
-    moment = datetime.now(UTC).replace(microsecond=0) - age
+    now = datetime.now(UTC)
+    # The store keeps milliseconds; whole seconds would give two reports of one second the same key.
+    moment = now.replace(microsecond=now.microsecond // 1000 * 1000) - age
     with psycopg.connect(dsn) as connection:
         connection.execute(
             """INSERT INTO "SystemMetrics" ("machineId", "timestamp", "cpuUsagePercent", "cpuCoresUsage",

@@ -269,17 +269,13 @@ def test_a_queue_that_fills_the_memory_of_the_broker_is_received_after_a_restart
             eventually(lambda: daemon.count_received() == 101, "the victim's, and the empty one")
 
 
-def _open_until_refused(stack: ExitStack, port: int, most: int) -> int:
-    """As a stranger, open connections and say nothing; returns how many the broker keeps."""
-    strangers = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(most)]
+def _open_until_refused(stack: ExitStack, port: int, *, count: int, below: int) -> None:
+    """As a stranger, open connections and say nothing, until the broker has closed all but fewer than `below`."""
+    strangers = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(count)]
     for each in strangers:
         each.setblocking(False)
-
-    def count_kept() -> int:
-        return sum(1 for each in strangers if not _is_closed(each))
-
-    eventually(lambda: count_kept() < most, "the broker closes what is too much")
-    return count_kept()
+    # The broker closes them one after another.
+    eventually(lambda: [_is_closed(each) for each in strangers].count(False) < below, "the broker closes the rest")
 
 
 def _is_closed(connection: socket.socket) -> bool:
@@ -307,7 +303,7 @@ def test_strangers_use_as_many_connections_as_a_listener_has_and_leave_descripto
         pid = broker.pid()
         assert pid is not None
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (64, 64))
-        assert _open_until_refused(stack, broker.port, 100) < 40
+        _open_until_refused(stack, broker.port, count=100, below=40)
         with connected(own_port, "guestd", "") as daemon:
             daemon.subscribe(METRICS)
             victim.publish(range(50))
