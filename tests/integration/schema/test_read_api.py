@@ -86,8 +86,9 @@ async def test_top_processes_are_those_that_used_most(
     busy = {"machineId": fleet[1], "name": "busy", "status": "running", "cpuUsagePercent": 50.0, "memoryUsageKB": 7}
     for minute in range(0, 120, 4):
         insert(connection, "ProcessSnapshot", **busy, processId=99, timestamp=NOW - timedelta(minutes=minute))
-    connection.execute("SELECT guestd_note_pending_of(%s, now() - interval '2 hours')", (fleet[1],))
-    connection.execute("SELECT guestd_note_pending_of(%s, now() - interval '1 hours')", (fleet[1],))
+    # Every hour of NOW - 2 hours to NOW: the last one may be over by now.
+    for hours in range(3):
+        connection.execute("SELECT guestd_note_pending_of(%s, %s)", (fleet[1], NOW - hours * HOUR))
     roll_up(connection)
     found = await read_api.read_top_processes(reader, NOW - span, NOW + timedelta(seconds=1), of=[fleet[1]], most=100)
     assert [used.cpu_percent for used in found] == sorted((used.cpu_percent for used in found), reverse=True)
