@@ -274,8 +274,8 @@ def _open_until_refused(stack: ExitStack, port: int, *, count: int, below: int) 
     strangers = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(count)]
     for each in strangers:
         each.setblocking(False)
-    # The broker closes them one after another.
-    eventually(lambda: [_is_closed(each) for each in strangers].count(False) < below, "the broker closes the rest")
+    # The broker closes them one after another; after 90 s it closes whoever says nothing.
+    eventually(lambda: [_is_closed(each) for each in strangers].count(False) < below, "the broker closes the rest", 30)
 
 
 def _is_closed(connection: socket.socket) -> bool:
